@@ -1,0 +1,203 @@
+"""Open a Bokeh server that runs somewhere else as if it ran here.
+
+>>> import bokeh_ssh
+>>> bokeh_ssh.DirectTunnel("example.org", "me", app="dashboard.py")
+<DirectTunnel to dashboard.py on example.org, new>
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from bokeh_ssh._version import __version__
+
+if TYPE_CHECKING:
+    from bokeh_ssh._direct import DirectTunnel
+    from bokeh_ssh._errors import (
+        AuthenticationError,
+        BokehNotFoundError,
+        BokehSSHError,
+        ChangedHostKeyError,
+        ConfigError,
+        ConnectError,
+        ConnectionLostError,
+        ConnectTimeoutError,
+        ForeignServerError,
+        ForwardError,
+        ForwardingRefusedError,
+        GatewayExposedError,
+        HostKeyError,
+        LaunchError,
+        LaunchTimeoutError,
+        PortInUseError,
+        PromptRequiredError,
+        ProtocolError,
+        PythonNotFoundError,
+        RefusedError,
+        ResolveError,
+        RevokedHostKeyError,
+        ServerExitedError,
+        ServerNotFoundError,
+        SessionError,
+        TargetUnreachableError,
+        TooManyKeysError,
+        TunnelClosedError,
+        UnknownHostKeyError,
+        UsageError,
+    )
+    from bokeh_ssh._events import (
+        AppFailed,
+        Attached,
+        Authenticated,
+        Closed,
+        Connecting,
+        Event,
+        HostKeyAdded,
+        Launched,
+        Launching,
+        Lost,
+        Question,
+        Ready,
+        ReverseForwarded,
+        ServerExited,
+        ServerResponsive,
+        ServerUnresponsive,
+        Warned,
+    )
+    from bokeh_ssh._gateway import GatewayTunnel
+    from bokeh_ssh._local import LocalForward
+    from bokeh_ssh._remote import RemoteForward
+    from bokeh_ssh._target import Host
+
+#: Where each public name lives. Loaded at first use: the command line shows its help without paramiko.
+_HOMES = {
+    "_direct": ("DirectTunnel",),
+    "_errors": (
+        "AuthenticationError",
+        "BokehNotFoundError",
+        "BokehSSHError",
+        "ChangedHostKeyError",
+        "ConfigError",
+        "ConnectError",
+        "ConnectTimeoutError",
+        "ConnectionLostError",
+        "ForeignServerError",
+        "ForwardError",
+        "ForwardingRefusedError",
+        "GatewayExposedError",
+        "HostKeyError",
+        "LaunchError",
+        "LaunchTimeoutError",
+        "PortInUseError",
+        "PromptRequiredError",
+        "ProtocolError",
+        "PythonNotFoundError",
+        "RefusedError",
+        "ResolveError",
+        "RevokedHostKeyError",
+        "ServerExitedError",
+        "ServerNotFoundError",
+        "SessionError",
+        "TargetUnreachableError",
+        "TooManyKeysError",
+        "TunnelClosedError",
+        "UnknownHostKeyError",
+        "UsageError",
+    ),
+    "_events": (
+        "AppFailed",
+        "Attached",
+        "Authenticated",
+        "Closed",
+        "Connecting",
+        "Event",
+        "HostKeyAdded",
+        "Launched",
+        "Launching",
+        "Lost",
+        "Question",
+        "Ready",
+        "ReverseForwarded",
+        "ServerExited",
+        "ServerResponsive",
+        "ServerUnresponsive",
+        "Warned",
+    ),
+    "_gateway": ("GatewayTunnel",),
+    "_local": ("LocalForward",),
+    "_remote": ("RemoteForward",),
+    "_target": ("Host",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "AppFailed",
+    "Attached",
+    "Authenticated",
+    "AuthenticationError",
+    "BokehNotFoundError",
+    "BokehSSHError",
+    "ChangedHostKeyError",
+    "Closed",
+    "ConfigError",
+    "ConnectError",
+    "ConnectTimeoutError",
+    "Connecting",
+    "ConnectionLostError",
+    "DirectTunnel",
+    "Event",
+    "ForeignServerError",
+    "ForwardError",
+    "ForwardingRefusedError",
+    "GatewayExposedError",
+    "GatewayTunnel",
+    "Host",
+    "HostKeyAdded",
+    "HostKeyError",
+    "LaunchError",
+    "LaunchTimeoutError",
+    "Launched",
+    "Launching",
+    "LocalForward",
+    "Lost",
+    "PortInUseError",
+    "PromptRequiredError",
+    "ProtocolError",
+    "PythonNotFoundError",
+    "Question",
+    "Ready",
+    "RefusedError",
+    "RemoteForward",
+    "ResolveError",
+    "ReverseForwarded",
+    "RevokedHostKeyError",
+    "ServerExited",
+    "ServerExitedError",
+    "ServerNotFoundError",
+    "ServerResponsive",
+    "ServerUnresponsive",
+    "SessionError",
+    "TargetUnreachableError",
+    "TooManyKeysError",
+    "TunnelClosedError",
+    "UnknownHostKeyError",
+    "UsageError",
+    "Warned",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    module = _HOME_OF.get(name)
+    if module is None:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    found = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    found.__module__ = __name__  # tracebacks and reprs show the public path
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

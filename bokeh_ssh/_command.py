@@ -1,0 +1,191 @@
+"""How a server is started on a machine of which only the login is known: the text sent there, step by step.
+
+The way there has four steps, so that each does only what it alone can do:
+
+1. The user's login shell, whichever it is, gets one constant command: it says hello and hands over to
+   ``/bin/sh``. Nothing in it means anything to any shell but single quotes (:func:`exec_line`).
+2. ``/bin/sh`` reads the real script as one encoded line from standard input, runs ``setup``, goes to ``cwd``
+   and finds the Python interpreters (:func:`script`).
+3. Python checks itself for the package, hands over to the next interpreter if it lacks it, and reads the
+   supervisor from standard input (:data:`BOOTSTRAP`).
+4. The supervisor reads what to start as JSON (``Launch.spec``): words that no shell has seen.
+
+So what the caller gave travels over standard input alone, and ``ps`` shows no secret before the server's own
+command line. Standard input is only written once the hello has come, so that a start file cannot eat it.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+from bokeh_ssh._launch import OLDEST_BOKEH, OLDEST_PYTHON, Launch, not_an_option
+
+#: Those of ``env`` that decide which Python is found and what it can import: the script needs them as well.
+_EARLY = ("PATH", "PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "PYTHONNOUSERSITE", "LD_LIBRARY_PATH")
+
+
+def _word(path: str) -> str:
+    """Quote a path for the shell, but leave the ``~/`` or ``~user/`` that it starts with to it."""
+    home = re.match(r"~[\w.-]*(/|$)", path, re.ASCII)
+    if not home:
+        return shlex.quote(not_an_option(path))
+    return home.group() + (shlex.quote(path[home.end() :]) if path[home.end() :] else "")
+
+
+def exec_line(mark: str) -> str:
+    """Give the command for the login shell: sh, dash, bash, ksh, zsh, csh, tcsh, fish, ash alike.
+
+    :param mark: letters and digits that mark our lines; they come out joined, so that a start file that
+        prints the command it was started for does not say hello in our place
+    """
+    half = len(mark) // 2
+    hello = f'echo {mark[:half]}"{mark[half:]}"hello'
+    return f"exec /bin/sh -c '{hello}; {_READ.replace('<&3', '')}'"
+
+
+#: Reads one line as :func:`encode` wrote it and runs it. ``read`` takes not one byte more (POSIX).
+_READ = 'IFS= read -r s <&3; eval "$(printf %b "$s")"'
+
+
+def encode(text: str) -> bytes:
+    r"""Write a script as one line for ``printf %b``: octal for all but plain characters."""
+    raw = text.encode("utf-8", "surrogateescape")
+    plain = (chr(byte) if 32 <= byte < 127 and byte != 92 else f"\\0{byte:03o}" for byte in raw)
+    return "".join(plain).encode("ascii") + b"\n"
+
+
+def opening(launch: Launch, mark: str, supervisor: bytes) -> bytes:
+    """Give all that is to be written once the hello has come: script, supervisor, first message."""
+    steps = (launch.setup,) if isinstance(launch.setup, str) else launch.setup
+    lines = [_ASIDE, f"bokeh_ssh_mark={mark}", _TRAP]
+    if any(steps):
+        first = [*lines, _LOGIN.replace("READ", shlex.quote(_READ)).replace("HERE", _READ)]
+        text = encode("\n".join(first)) + encode(script(launch, steps, mark))
+    else:
+        text = encode("\n".join([*lines, script(launch, (), mark)]))
+    return text + b"%d\n" % len(supervisor) + supervisor + launch.spec(mark)
+
+
+def script(launch: Launch, steps: tuple[str, ...], mark: str) -> str:
+    """Write the shell script that runs ``setup``, goes to ``cwd`` and hands over to Python."""
+    lines = [f"bokeh_ssh_mark={mark}", _TRAP] if steps else []
+    known = " ".join(steps)
+    if re.search(r"\b(conda|mamba)\b", known):
+        lines.append(_CONDA)
+    if re.search(r"\b(module|ml)\b", known):
+        lines.append(_MODULE)
+    for number, step in enumerate(steps, 1):
+        lines += [f"bokeh_ssh_at=setup{number}", f"eval {shlex.quote(step)}"]
+        lines += ["bokeh_ssh_r=$?; [ $bokeh_ssh_r = 0 ] || exit $bokeh_ssh_r"]
+    for name in _EARLY:
+        if name in launch.env:
+            lines.append(f"{name}={shlex.quote(launch.env[name])}; export {name}")
+    if launch.cwd is not None:
+        lines += ["bokeh_ssh_at=cwd; unset CDPATH", f"cd {_word(launch.cwd)} || exit 1"]
+    lines += ["bokeh_ssh_at=python; unalias -a 2>/dev/null; set --"]
+    candidates = [launch.python] if launch.python is not None else ["python3", "python"]
+    for path in candidates:
+        lines.append(f"bokeh_ssh_p={_word(path)}")
+        lines.append(
+            'bokeh_ssh_q=$(command -v "$bokeh_ssh_p") && [ -x "$bokeh_ssh_q" ] && set -- "$@" "$bokeh_ssh_q"'
+        )
+    lines.append('[ $# -gt 0 ] || { echo "PATH=$PATH" >&2; exit 127; }')
+    need = shlex.quote(launch.package)
+    lines.append(
+        "exec \"$1\" -c 'import sys; exec(sys.argv[1])' "
+        f'{shlex.quote(BOOTSTRAP)} {mark} {need} 0 "$@" <&3 >&4 3<&- 4>&-'
+    )
+    return "\n".join(lines)
+
+
+#: Puts both ends of the line to the client aside, so that no start file or set-up reads or writes them.
+_ASIDE = "exec 3<&0 4>&1 </dev/null >&2"
+
+#: Tells the client where the script ended, if it does; handing over to Python is not an end.
+_TRAP = (
+    "bokeh_ssh_at=start; trap 'bokeh_ssh_r=$?; "
+    'printf "%s{\\"event\\":\\"failed\\",\\"at\\":\\"%s\\",\\"status\\":%d}\\n" '
+    '"$bokeh_ssh_mark" "$bokeh_ssh_at" $bokeh_ssh_r >&4\' EXIT'
+)
+
+#: `setup` is written for a login shell; people write it in bash. The next line of input is for that one.
+_LOGIN = """\
+bokeh_ssh_at=login
+if command -v bash >/dev/null 2>&1; then exec bash -lc READ; fi
+[ -r /etc/profile ] && . /etc/profile
+[ -r "$HOME/.profile" ] && . "$HOME/.profile"
+HERE"""
+
+#: `conda activate` is a shell function, which "conda init" puts into files for interactive shells only.
+_CONDA = """\
+case $(command -v conda) in conda) ;; *)
+  bokeh_ssh_p=$(command -v conda)
+  for bokeh_ssh_d in "${CONDA_EXE%/*/conda}" "${bokeh_ssh_p%/*/conda}" "$HOME"/miniforge3 \\
+    "$HOME"/mambaforge "$HOME"/miniconda3 "$HOME"/anaconda3 \\
+    /opt/conda /opt/miniforge3 /opt/miniconda3 /opt/anaconda3; do
+    if [ -r "$bokeh_ssh_d/etc/profile.d/conda.sh" ]; then
+      . "$bokeh_ssh_d/etc/profile.d/conda.sh"
+      if [ -r "$bokeh_ssh_d/etc/profile.d/mamba.sh" ]; then . "$bokeh_ssh_d/etc/profile.d/mamba.sh"; fi
+      break
+    fi
+  done ;;
+esac"""
+
+#: `module` is a shell function too; these are where Lmod and Environment Modules put it.
+_MODULE = """\
+if ! command -v module >/dev/null 2>&1; then
+  bokeh_ssh_s=sh; if [ -n "${BASH_VERSION-}" ]; then bokeh_ssh_s=bash; fi
+  for bokeh_ssh_d in "${LMOD_PKG-}/init" "${MODULESHOME-}/init" /usr/share/lmod/lmod/init \\
+    /usr/share/modules/init /usr/share/Modules/init /opt/cray/pe/lmod/lmod/init; do
+    if [ -r "$bokeh_ssh_d/$bokeh_ssh_s" ]; then . "$bokeh_ssh_d/$bokeh_ssh_s"; break; fi
+  done
+fi"""
+
+#: The first Python: argv is this text, the mark, the package, which of the interpreters this is, and they.
+#: It must be understood by Python 2 too, which is still what ``python`` is on some machines.
+BOOTSTRAP = f"""\
+import json, os, re, sys
+sys.path[:] = [p for p in sys.path if p]  # a json.py in the directory of the app is not ours
+code, mark, need, at = sys.argv[1:5]
+paths = sys.argv[5:]
+at = int(at)
+def lacks():
+    if sys.version_info < {OLDEST_PYTHON!r}:
+        return "python", "is Python %d.%d" % sys.version_info[:2]
+    if not need:
+        return
+    from importlib.util import find_spec
+    for name in dict.fromkeys(("bokeh", need)):
+        spec = find_spec(name)
+        if spec is None or not spec.submodule_search_locations:
+            return "package", "has no " + name
+        if name == "bokeh":
+            for entry in os.listdir(os.path.dirname(list(spec.submodule_search_locations)[0])):
+                found = re.match(r"bokeh-(\\d+)\\.(\\d+).*-info$", entry)
+                if found and (int(found.group(1)), int(found.group(2))) < {OLDEST_BOKEH!r}:
+                    return "package", "has Bokeh %s.%s" % found.groups()
+def say(**message):
+    os.write(1, (mark + json.dumps(message) + "\\n").encode("ascii"))
+lack = lacks()
+if lack:
+    say(event="tried", path=paths[at], kind=lack[0], text=lack[1])
+    at += 1
+    if at == len(paths):
+        say(event="failed", at="interpreter", status=1)
+        sys.exit(1)
+    os.execv(paths[at], [paths[at], "-c", "import sys; exec(sys.argv[1])", code, mark, need, str(at)] + paths)
+say(event="python", path=paths[at])
+def take(count):
+    data = b""
+    while len(data) < count:
+        part = os.read(0, count - len(data))
+        if not part:
+            os._exit(3)
+        data += part
+    return data
+head = take(1)
+while head[-1:] != b"\\n":
+    head += take(1)
+exec(compile(take(int(head)), "<bokeh_ssh supervisor>", "exec", 0, True), {{"__name__": "__main__"}})
+"""

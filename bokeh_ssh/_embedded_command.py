@@ -1,0 +1,178 @@
+"""A command that a client of the embedded server runs: a real process, its three streams wired to the channel."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import getpass
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import asyncssh
+
+#: Bytes read from a pipe or a channel at once.
+_CHUNK = 65536
+
+#: What sshd gives a command; nothing of the environment that this process happens to have.
+_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
+
+#: What a client may set (Debian's AcceptEnv).
+_ACCEPT_ENV = ("LANG", "LC_")
+
+if sys.platform == "win32":  # pipes that asyncio can wait for
+    from asyncio.windows_utils import Popen as _Popen
+else:
+    _Popen = subprocess.Popen
+
+
+@dataclass(frozen=True)
+class Account:
+    """Where commands run.
+
+    :param shell: the login shell, run as ``shell -c command``
+    :param home: where commands start; None is this account's home
+    :param env: set for every command, on top of what sshd sets
+    :ivar running: the processes that have not ended, each with the thread that waits for it
+    """
+
+    shell: str
+    home: str | os.PathLike[str] | None
+    env: Mapping[str, str]
+    running: dict[int, threading.Thread] = field(default_factory=dict)
+
+
+class Command(asyncssh.SSHServerProcess[bytes]):
+    """One session of a client; it counts itself in ``sessions`` while its channel is open."""
+
+    def __init__(self, account: Account, sessions: set[Command]) -> None:
+        super().__init__(self._serve, None, 3, False)
+        self._account = account
+        self._sessions = sessions
+        self._popen: subprocess.Popen[bytes] | None = None
+        self._pumps: list[asyncio.Task[None]] = []
+        sessions.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        # Close our end of the pipes and leave the process alone, as sshd does where there is no terminal. What
+        # came before the close still goes to its standard input.
+        for pump in self._pumps[1:]:
+            pump.cancel()
+        self._sessions.discard(self)
+        super().connection_lost(exc)
+
+    def exception_received(self, exc: Exception) -> None:
+        number = getattr(signal, f"SIG{getattr(exc, 'signal', '')}", None)
+        if number is None or self._popen is None or self._popen.poll() is not None:
+            return
+        if sys.platform == "win32":
+            self._popen.terminate()
+        else:
+            os.killpg(self._popen.pid, number)
+
+    async def _serve(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
+        if process.subsystem:
+            process.exit(1)
+            return
+        self._popen = popen = self._start(process.command)
+        ended = self._reap(popen)
+        down = [self._download(popen.stdout, process.stdout), self._download(popen.stderr, process.stderr)]
+        self._pumps = [
+            asyncio.ensure_future(pump) for pump in (self._upload(popen.stdin, process.stdin), *down)
+        ]
+        if process.is_closing():  # before there was anything to cancel
+            for pump in self._pumps[1:]:
+                pump.cancel()
+        await asyncio.wait(self._pumps[1:])
+        status = await ended
+        self._pumps[0].cancel()
+        await asyncio.wait(self._pumps)
+        if process.is_closing():
+            return  # the client has gone; nobody wants the status
+        self.channel.write_eof()
+        if status < 0:
+            process.exit_with_signal(signal.Signals(-status).name.removeprefix("SIG"))
+        else:
+            process.exit(status)
+
+    async def _upload(self, pipe: Any, source: asyncssh.SSHReader[bytes]) -> None:
+        loop = asyncio.get_running_loop()
+        transport, protocol = await loop.connect_write_pipe(
+            lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader()), pipe
+        )
+        sink = asyncio.StreamWriter(transport, protocol, None, loop)
+        try:
+            while data := await source.read(_CHUNK):
+                sink.write(data)
+                await sink.drain()
+        except OSError:
+            pass  # the process reads no more, or the client has gone
+        finally:
+            transport.close()
+
+    async def _download(self, pipe: Any, sink: asyncssh.SSHWriter[bytes]) -> None:
+        source = asyncio.StreamReader()
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(source), pipe
+        )
+        try:
+            while data := await source.read(_CHUNK):
+                sink.write(data)
+                await sink.drain()
+        except OSError:
+            pass  # the client has gone
+        finally:
+            transport.close()
+
+    def _start(self, command: str | None) -> subprocess.Popen[bytes]:
+        shell, home, name = (
+            self._account.shell,
+            os.fspath(self._account.home or Path.home()),
+            getpass.getuser(),
+        )
+        env = {"HOME": home, "USER": name, "LOGNAME": name, "PATH": _PATH, "SHELL": shell}
+        if os.name != "posix":  # without SYSTEMROOT and the like, nothing starts
+            env = dict(os.environ)
+        asked = self.channel.get_environment()
+        env |= {key: value for key, value in asked.items() if key.startswith(_ACCEPT_ENV)} | dict(
+            settings.env
+        )
+        here, there = (self.get_extra_info(key) for key in ("sockname", "peername"))
+        if here and there:
+            env["SSH_CONNECTION"] = f"{there[0]} {there[1]} {here[0]} {here[1]}"
+        run = "-c" if os.name == "posix" else "/c"
+        return _Popen(
+            [shell] if command is None else [shell, run, command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=env,
+            cwd=home,
+            start_new_session=True,
+        )
+
+    def _reap(self, process: subprocess.Popen[bytes]) -> asyncio.Future[int]:
+        """Wait for a process in a thread: asyncio's own ways differ per platform, and kill it on the way out."""
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[int] = loop.create_future()
+        running = self._account.running
+
+        def tell(status: int) -> None:
+            if not ended.done():
+                ended.set_result(status)
+
+        def wait() -> None:
+            status = process.wait()
+            running.pop(process.pid, None)
+            with contextlib.suppress(RuntimeError):  # the server has closed meanwhile
+                loop.call_soon_threadsafe(tell, status)
+
+        running[process.pid] = thread = threading.Thread(target=wait, name="embedded-sshd-wait", daemon=True)
+        thread.start()
+        return ended

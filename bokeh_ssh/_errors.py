@@ -1,0 +1,311 @@
+"""Every error this package raises, in one tree.
+
+    BokehSSHError
+    ├── UsageError                  the caller's input cannot work (also a ValueError)
+    │   └── ConfigError             a line of an ssh config that we may not skip
+    ├── ConnectError                the machine was not reached
+    │   ├── ResolveError            its name has no address
+    │   ├── RefusedError            nothing listens there
+    │   ├── ConnectTimeoutError     nothing answered before the deadline
+    │   └── ProtocolError           something answered, but it is not an SSH server we can talk to
+    ├── HostKeyError                the machine was reached, but is it the right one?
+    │   ├── UnknownHostKeyError
+    │   ├── ChangedHostKeyError
+    │   └── RevokedHostKeyError
+    ├── AuthenticationError         the login was refused
+    │   ├── TooManyKeysError        the server hung up before the right key's turn
+    │   └── PromptRequiredError     a question had to be asked, and nobody can be asked
+    ├── SessionError                logged in, but no command may be run
+    ├── ForwardError
+    │   ├── PortInUseError          local or remote, see ``.side``
+    │   ├── ForwardingRefusedError  the SSH server forbids it
+    │   ├── GatewayExposedError     the gateway would open the port to its network
+    │   └── TargetUnreachableError  the SSH server cannot connect to the target
+    ├── LaunchError                 the remote Bokeh server did not start
+    │   ├── PythonNotFoundError
+    │   ├── BokehNotFoundError
+    │   └── LaunchTimeoutError
+    ├── ServerNotFoundError         nothing to attach to
+    ├── ForeignServerError          somebody else's server listens there
+    ├── ServerExitedError           the remote Bokeh server ended by itself
+    ├── ConnectionLostError         the line went down
+    └── TunnelClosedError           used before it was opened, or after it was closed
+
+Who is to blame is in the branch: ``UsageError`` and ``TunnelClosedError`` are the caller's, the rest is
+the world's, with the cause in ``__cause__``.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class BokehSSHError(Exception):
+    """Anything that goes wrong in bokeh_ssh.
+
+    :param message: what failed, as a sentence without a full stop
+    :param host: the machine it failed on, as the user named it; None where no machine is involved
+    :param hint: the next step, as a sentence without a full stop
+
+    The text is ``host: message; hint``. No attribute ever holds a secret.
+    """
+
+    #: Where on the way it failed; a word for programs and for the progress display.
+    stage: ClassVar[str] = "use"
+
+    def __init__(self, message: str, *, host: str | None = None, hint: str | None = None) -> None:
+        self.message = message
+        self.host = host
+        self.hint = hint
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        text = f"{self.host}: {self.message}" if self.host else self.message
+        return f"{text}; {self.hint}" if self.hint else text
+
+
+class UsageError(BokehSSHError, ValueError):
+    """The caller's input cannot work; nothing was started."""
+
+
+class ConfigError(UsageError):
+    """An ssh config says something that changes who we connect to and that we do not support."""
+
+    stage = "config"
+
+
+class ConnectError(BokehSSHError):
+    """The machine was not reached."""
+
+    stage = "connect"
+
+
+class ResolveError(ConnectError):
+    """The name has no address."""
+
+
+class RefusedError(ConnectError):
+    """No SSH server listens there: the connection was refused or reset."""
+
+
+class ConnectTimeoutError(ConnectError):
+    """Nothing answered before the deadline."""
+
+
+class ProtocolError(ConnectError):
+    """Something answered, but it is not an SSH server that we can talk to."""
+
+
+class HostKeyError(BokehSSHError):
+    """The machine's identity could not be verified. No credential was sent.
+
+    :ivar key_type: such as ``"ssh-ed25519"``
+    :ivar fingerprint: such as ``"SHA256:…"``, as ``ssh-keygen -l`` prints it
+    """
+
+    stage = "host key"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        host: str | None = None,
+        hint: str | None = None,
+        key_type: str = "",
+        fingerprint: str = "",
+    ) -> None:
+        super().__init__(message, host=host, hint=hint)
+        self.key_type = key_type
+        self.fingerprint = fingerprint
+
+
+class UnknownHostKeyError(HostKeyError):
+    """No known_hosts file has a key for this machine."""
+
+
+class ChangedHostKeyError(HostKeyError):
+    """The machine's key is not the one in known_hosts: somebody may be in between."""
+
+
+class RevokedHostKeyError(HostKeyError):
+    """The machine's key is marked ``@revoked`` in known_hosts."""
+
+
+class AuthenticationError(BokehSSHError):
+    """The login was refused.
+
+    :ivar tried: the methods tried, in order, such as ``("publickey id_ed25519", "password")``
+    :ivar allowed: the methods that the server would still have taken
+    """
+
+    stage = "login"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        host: str | None = None,
+        hint: str | None = None,
+        tried: tuple[str, ...] = (),
+        allowed: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(message, host=host, hint=hint)
+        self.tried = tried
+        self.allowed = allowed
+
+
+class TooManyKeysError(AuthenticationError):
+    """The server ended the login after too many keys, before the right one's turn."""
+
+
+class PromptRequiredError(AuthenticationError):
+    """A password, passphrase or code had to be asked for, and there is no ``prompt`` to ask."""
+
+
+class SessionError(BokehSSHError):
+    """Logged in, but the server will not run a command (ForceCommand, nologin, MaxSessions 0)."""
+
+    stage = "session"
+
+
+class ForwardError(BokehSSHError):
+    """A forward could not be set up."""
+
+    stage = "forward"
+
+
+class PortInUseError(ForwardError):
+    """The port is taken.
+
+    :ivar port: its number
+    :ivar side: ``"local"`` (this machine) or ``"remote"``
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        host: str | None = None,
+        hint: str | None = None,
+        port: int = 0,
+        side: str = "local",
+    ) -> None:
+        super().__init__(message, host=host, hint=hint)
+        self.port = port
+        self.side = side
+
+
+class ForwardingRefusedError(ForwardError):
+    """The SSH server forbids the forward (AllowTcpForwarding, PermitOpen, PermitListen, a full port table)."""
+
+
+class GatewayExposedError(ForwardError):
+    """The gateway opened the port to its whole network (``GatewayPorts yes``); it was closed again."""
+
+
+class TargetUnreachableError(ForwardError):
+    """The SSH server could not connect to the forward's target."""
+
+
+class LaunchError(BokehSSHError):
+    """The remote server did not start.
+
+    :ivar log: the last lines that it wrote, standard output and error together
+    :ivar exit_status: its exit status, negative for a signal; None where it did not exit
+    :ivar command: what was run
+    """
+
+    stage = "launch"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        host: str | None = None,
+        hint: str | None = None,
+        log: tuple[str, ...] = (),
+        exit_status: int | None = None,
+        command: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(message, host=host, hint=hint)
+        self.log = log
+        self.exit_status = exit_status
+        self.command = command
+
+    def __str__(self) -> str:
+        tail = "".join(f"\n  | {line}" for line in self.log[-12:])
+        return super().__str__() + tail
+
+
+class PythonNotFoundError(LaunchError):
+    """There is no usable Python where the server should run."""
+
+
+class BokehNotFoundError(LaunchError):
+    """That Python has no Bokeh (or not the package that ``command`` names), or one too old."""
+
+
+class LaunchTimeoutError(LaunchError):
+    """The server did not become ready before the launch deadline."""
+
+
+class ServerNotFoundError(BokehSSHError):
+    """Nothing that could be attached to answers on the port."""
+
+    stage = "attach"
+
+
+class ForeignServerError(BokehSSHError):
+    """The port belongs to another user of that machine.
+
+    :ivar port: its number
+    :ivar owner: the owner's numeric user id
+    """
+
+    stage = "attach"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        host: str | None = None,
+        hint: str | None = None,
+        port: int = 0,
+        owner: int = -1,
+    ) -> None:
+        super().__init__(message, host=host, hint=hint)
+        self.port = port
+        self.owner = owner
+
+
+class ServerExitedError(BokehSSHError):
+    """The remote Bokeh server ended by itself.
+
+    :ivar exit_status: negative for a signal; None where it is not known
+    :ivar log: the last lines that it wrote
+    """
+
+    stage = "server"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        host: str | None = None,
+        hint: str | None = None,
+        exit_status: int | None = None,
+        log: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(message, host=host, hint=hint)
+        self.exit_status = exit_status
+        self.log = log
+
+
+class ConnectionLostError(BokehSSHError):
+    """The SSH connection went down: ended by the server, cut, or silent for too long."""
+
+    stage = "connection"
+
+
+class TunnelClosedError(BokehSSHError):
+    """The tunnel was used before it was opened, or after it was closed."""

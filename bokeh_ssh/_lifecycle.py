@@ -1,0 +1,164 @@
+"""Opening, living and closing, the same for every public object."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from typing import Literal, TypeVar
+
+from bokeh_ssh._errors import BokehSSHError, TunnelClosedError
+from bokeh_ssh._events import Closed, Event, Lost, OnEvent, ignore
+
+log = logging.getLogger("bokeh_ssh")
+
+State = Literal["new", "connecting", "ready", "lost", "closed", "failed"]
+_Self = TypeVar("_Self", bound="Lifecycle")
+#: Windows cannot interrupt a wait; waiting in slices lets Ctrl-C through within one of them.
+_SLICE = 0.5
+
+
+class Lifecycle:
+    """Something that is opened, used and closed, once or several times.
+
+    A subclass opens its parts in :meth:`_start`, each pushed on the stack that is given, and calls
+    :meth:`_lose` when something breaks while it lives.
+    """
+
+    _label = ""
+
+    def __init__(self, on_event: OnEvent | None) -> None:
+        self._listener = on_event or ignore
+        self._state: State = "new"
+        self._stack = contextlib.ExitStack()
+        self._change = threading.Condition()
+        self._error: BokehSSHError | None = None
+        self._opener: threading.Thread | None = None
+        self._cancelled = False
+
+    def _start(self, stack: contextlib.ExitStack) -> None:
+        """Open everything; what must be closed goes on ``stack``."""
+        raise NotImplementedError
+
+    @property
+    def state(self) -> State:
+        """What it does: "new", "connecting", "ready", "lost", "closed" or "failed"."""
+        return self._state
+
+    def open(self: _Self) -> _Self:
+        """Open it; does nothing if it is open. After :meth:`close` it opens anew.
+
+        :raises BokehSSHError: whatever went wrong; nothing is left open then
+        """
+        with self._change:
+            if self._state in ("connecting", "ready", "lost"):
+                return self
+            self._state = "connecting"
+            self._error = None
+            self._cancelled = False
+            self._opener = threading.current_thread()
+            self._stack = stack = contextlib.ExitStack()
+        try:
+            self._start(stack)
+            self._become_ready()
+        except BaseException as exc:
+            self._set("failed")
+            stack.close()
+            if self._cancelled and isinstance(exc, BokehSSHError):
+                self._set("closed")
+                msg = "it was closed while it opened"
+                raise TunnelClosedError(msg, host=self._label) from exc
+            raise
+        finally:
+            self._opener = None
+        return self
+
+    def _become_ready(self) -> None:
+        with self._change:
+            if self._error:  # it broke in the last moment
+                raise self._error
+            if self._cancelled:
+                msg = "it was closed while it opened"
+                raise TunnelClosedError(msg, host=self._label)
+            self._state = "ready"
+            self._change.notify_all()
+
+    def close(self) -> None:
+        """Close it, and end what it started, everywhere; idempotent, from any thread."""
+        with self._change:
+            if self._state == "connecting":
+                self._cancelled = True
+                if self._opener is not threading.current_thread():
+                    # The opener sees its connections end, cleans up by itself and says so.
+                    self._stack.close()
+                    return
+            if self._state in ("new", "closed", "failed"):
+                return
+            self._state = "closed"
+            self._change.notify_all()
+        try:
+            self._stack.close()
+        finally:
+            self._emit(Closed(host=self._label))
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it ends. Ctrl-C ends it: everything is closed, and the wait returns.
+
+        :param timeout: seconds; None waits for ever
+        :returns: False if it still lives after ``timeout`` seconds
+        :raises BokehSSHError: why it ended, if it was not closed by us
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        try:
+            with self._change:
+                while self._state in ("connecting", "ready"):
+                    left = _SLICE if deadline is None else min(_SLICE, deadline - time.monotonic())
+                    if left <= 0:
+                        return False
+                    self._change.wait(left)
+        except KeyboardInterrupt:
+            self.close()
+            return True
+        if self._error:
+            raise self._error
+        return True
+
+    def __enter__(self: _Self) -> _Self:
+        return self.open()
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _lose(self, error: BokehSSHError) -> None:
+        """Note that it broke while it lived; from any thread, never blocks."""
+        with self._change:
+            if self._state not in ("connecting", "ready"):
+                return
+            self._error = self._error or error
+            if self._state == "ready":
+                self._state = "lost"
+            self._change.notify_all()
+        self._emit(Lost(host=error.host or self._label, reason=error.message))
+
+    def _set(self, state: State) -> None:
+        with self._change:
+            self._state = state
+            self._change.notify_all()
+
+    def _check_open(self) -> None:
+        """Refuse to work before it is open and after it is closed.
+
+        :raises TunnelClosedError: in those states
+        """
+        if self._state not in ("ready", "lost", "connecting"):
+            msg = f"the tunnel is {self._state}"
+            hint = "use it in a with statement, or call open() first"
+            raise TunnelClosedError(msg, host=self._label, hint=hint)
+
+    def _emit(self, event: Event) -> None:
+        log.debug("%s", event)
+        try:
+            self._listener(event)
+        except Exception:  # a listener's bug must not take the tunnel down
+            log.exception("on_event failed")

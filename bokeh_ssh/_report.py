@@ -1,0 +1,161 @@
+"""What comes back from the remote machine while a server starts and runs. Parsing only; all is bounded."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+from bokeh_ssh._text import clean
+
+#: Lines kept of what a server, or what ran before it, wrote.
+LINES = 2000
+_LONGEST = 4 << 20  # bytes of one message; what is longer is not ours
+_SHOWN = 8000  # characters kept of a line
+_NOISE = 1 << 14  # bytes after which noise without a line end is cut
+
+# What colours a terminal, sets its title, or moves about on it (ECMA-48: CSI and OSC sequences).
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?)")
+_RECORD = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ ")
+_FAILED = "Error running application handler"
+_WINDOWS = re.compile(r"""CommandNotFoundException|["'«]exec["'»]|\bMicrosoft Windows\b|\bcmd\.exe\b""")
+
+
+def plain(line: str) -> str:
+    """Make a line of a remote program fit to be shown: no escape sequences, no control characters."""
+    if line.isascii() and line.isprintable():  # nearly all are, and they are many
+        return line[:_SHOWN].rstrip()
+    return clean(_ESCAPES.sub("", line).rstrip(), _SHOWN, lines=True)
+
+
+class Tail:
+    """The last lines of a stream of bytes."""
+
+    def __init__(self, limit: int = 200) -> None:
+        self._lines: deque[str] = deque(maxlen=limit)
+        self._rest = b""
+
+    def feed(self, data: bytes) -> None:
+        """Take some more bytes."""
+        *lines, rest = (self._rest + data).split(b"\n")
+        if len(rest) > _NOISE:
+            lines.append(rest)
+            rest = b""
+        self._rest = rest
+        self._lines.extend(plain(line[:_NOISE].decode("utf-8", "replace")) for line in lines[-200:])
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What is kept, without empty lines."""
+        rest = plain(self._rest.decode("utf-8", "replace"))
+        return tuple(line for line in (*self._lines, rest) if line.strip())
+
+
+class Reader:
+    """Finds our messages in a stream where start files may have written anything.
+
+    A message is the mark, then JSON, then a line end; ``hello`` is the one without JSON, since a shell
+    wrote it. A line with the mark that does not parse is noise like any other.
+
+    :ivar noise: the last of what was not ours
+    """
+
+    def __init__(self, mark: str) -> None:
+        self._mark = mark.encode("ascii")
+        self._rest = b""
+        self.noise = Tail()
+
+    def feed(self, data: bytes) -> list[dict[str, Any]]:
+        """Take some more bytes; give the messages that are whole now."""
+        *lines, rest = (self._rest + data).split(b"\n")
+        messages = []
+        for line in lines:
+            noise, mark, text = line.partition(self._mark)
+            message = _parse(text) if mark else None
+            if message is None:
+                self.noise.feed(line + b"\n")
+                continue
+            if noise:
+                self.noise.feed(noise + b"\n")
+            messages.append(message)
+        self._rest = self._keep(rest)
+        return messages
+
+    def _keep(self, rest: bytes) -> bytes:
+        at = rest.find(self._mark)
+        if at >= 0 and len(rest) - at <= _LONGEST:
+            return rest
+        if len(rest) <= _NOISE:
+            return rest
+        keep = rest[-len(self._mark) :] if at < 0 else b""
+        self.noise.feed(rest[: len(rest) - len(keep)])
+        return keep
+
+
+def _parse(text: bytes) -> dict[str, Any] | None:
+    if text.strip() == b"hello":
+        return {"event": "hello"}
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return message if isinstance(message, dict) and isinstance(message.get("event"), str) else None
+
+
+class AppErrors:
+    """Finds "Error running application handler" and its traceback in the server's log lines.
+
+    The record has many lines and nothing marks its end: it ends before the next record, or where the server
+    paused after a line that is not indented, since a record is written at once.
+    """
+
+    def __init__(self) -> None:
+        self._open: list[str] | None = None
+
+    def feed(self, lines: Iterable[str]) -> list[str]:
+        """Take the lines that came at once; give the errors that are whole now."""
+        found = []
+        for line in lines:
+            if self._open is not None and _RECORD.match(line):
+                found.append(self._close())
+            if _FAILED in line:
+                self._open = [line]
+            elif self._open is not None and len(self._open) < LINES:
+                self._open.append(line)
+        if self._open is not None and self._whole(self._open):
+            found.append(self._close())
+        return found
+
+    def _whole(self, lines: list[str]) -> bool:
+        return any("Traceback (most recent call last)" in line for line in lines) and lines[-1][:2] != "  "
+
+    def _close(self) -> str:
+        lines, self._open = self._open or [], None
+        return "\n".join(lines).rstrip()
+
+
+def reason(log: Iterable[str]) -> str:
+    """Find the one line of a failed start that says why; empty where there is none."""
+    lines = [line.strip() for line in log if line.strip()]
+    for i, line in enumerate(lines):
+        found = re.search(r"(Cannot start Bokeh server, .*)", line) or re.search(r"^(?:ERROR: )+(.*)", line)
+        if found:
+            more = lines[i + 1 : i + 2] if found.group(1).endswith(":") else []
+            return " ".join([found.group(1), *more]).rstrip(":")
+    for line in reversed(lines):
+        found = re.search(r"(?:^|\s)error: (.*)", line)
+        if found:
+            return found.group(1)
+    return lines[-1] if lines else ""
+
+
+def port_in_use(log: Iterable[str]) -> bool:
+    """Whether the server said that its port is taken."""
+    return any(re.search(r"port \d+ is already in use", line, re.IGNORECASE) for line in log)
+
+
+def is_windows(text: Iterable[str]) -> bool:
+    """Whether cmd.exe or PowerShell answered in place of a POSIX shell, in whatever language."""
+    return any(_WINDOWS.search(line) for line in text)

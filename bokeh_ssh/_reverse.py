@@ -1,0 +1,179 @@
+"""Have the Bokeh host dial the gateway itself, where bokeh_ssh is installed there and it can log in.
+
+Nothing secret goes to the host: it logs in with keys of its own. The gateway's host key goes there, as we
+have verified it, so that the host need not know the gateway yet.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import secrets
+import shlex
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from bokeh_ssh._command import encode, exec_line
+from bokeh_ssh._connection import Connection
+from bokeh_ssh._errors import BokehSSHError, ConnectionLostError, ForwardError
+from bokeh_ssh._report import Reader
+from bokeh_ssh._target import Target
+
+#: Seconds that the host has to start Python, reach the gateway and log in.
+_TIMEOUT = 30.0
+_STOPPED = "the Bokeh host stopped publishing"
+
+
+class Unavailable(Exception):
+    """The host cannot publish by itself; ``error`` says why."""
+
+    def __init__(self, error: BokehSSHError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class _Publisher:
+    """The far process, as far as it has spoken."""
+
+    def __init__(self, mark: str, lost: Callable[[str], None]) -> None:
+        self._reader = Reader(mark)
+        self._lost = lost
+        self._errors = bytearray()
+        self._change = threading.Condition()
+        self._messages: dict[str, dict[str, Any]] = {}
+        self._ended = False
+        self.leaving = False
+
+    def on_stdout(self, data: bytes) -> None:
+        messages = self._reader.feed(data)
+        with self._change:
+            for message in messages:
+                self._messages[message["event"]] = message
+            self._change.notify_all()
+
+    def on_stderr(self, data: bytes) -> None:
+        self._errors += data
+        del self._errors[:-2000]
+
+    def on_exit(self, status: int | None) -> None:
+        with self._change:
+            self._ended = True
+            published = "port" in self._messages
+            error = self._messages.get("error", {})
+            self._change.notify_all()
+        if published and not self.leaving:
+            self._lost(str(error.get("message", _STOPPED)))
+
+    def wait(self, event: str) -> dict[str, Any] | None:
+        """Wait for a message; None if it does not come."""
+        with self._change:
+            self._change.wait_for(lambda: event in self._messages or self._ended, _TIMEOUT)
+            return self._messages.get(event)
+
+    @property
+    def complaint(self) -> str:
+        """Why it ended, in one line."""
+        error = self._messages.get("error")
+        if error:
+            return str(error.get("message", ""))
+        if "missing" in self._messages:
+            return "no Python there has bokeh_ssh"
+        lines = self._errors.decode("utf-8", "replace").strip().splitlines()
+        return lines[-1][:200] if lines else f"it did not answer within {_TIMEOUT:g} s"
+
+
+@contextlib.contextmanager
+def dialled_back(
+    host: Connection,
+    gateway: Connection,
+    *,
+    target: tuple[str, int],
+    wanted: int,
+    allow_exposed: bool,
+    seen_as: Target | None,
+    python: str | None,
+    env: dict[str, str],
+    on_lost: Callable[[BokehSSHError], None],
+) -> Iterator[int]:
+    """Run the publisher on ``host`` while the context lasts; gives the gateway's port.
+
+    :param target: what to publish, as seen from the host
+    :param wanted: the gateway's port; 0 takes any free one
+    :param seen_as: the gateway's address as the host sees it, where that differs from ours
+    :param python: the interpreter to try first
+    :param on_lost: told when it ends by itself
+    :raises Unavailable: if it cannot be done that way
+    """
+
+    def lost(reason: str) -> None:
+        on_lost(ConnectionLostError(f"{_STOPPED} ({reason})", host=host.name, hint="open it again"))
+
+    mark = secrets.token_hex(16)
+    publisher = _Publisher(mark, lost)
+    session = host.run(
+        exec_line(mark),
+        on_stdout=publisher.on_stdout,
+        on_stderr=publisher.on_stderr,
+        on_exit=publisher.on_exit,
+        timeout=_TIMEOUT,
+    )
+    try:
+        if publisher.wait("hello"):
+            session.write(encode(_script(mark, python, env)))
+            session.write(_spec(mark, gateway, target, wanted, allow_exposed, seen_as))
+        message = publisher.wait("port")
+        if message is None:
+            msg = f"it cannot publish by itself ({publisher.complaint})"
+            hint = 'install bokeh_ssh there and give it a key for the gateway, or use reverse="relay"'
+            raise Unavailable(ForwardError(msg, host=host.name, hint=hint))
+        yield int(message["port"])
+    finally:
+        publisher.leaving = True
+        session.write_eof()  # its order to stop; the gateway's port is free when it has
+        with publisher._change:
+            publisher._change.wait_for(lambda: publisher._ended, 3)
+        session.close()
+
+
+def _script(mark: str, python: str | None, env: dict[str, str]) -> str:
+    lines = [f"{name}={shlex.quote(value)}; export {name}" for name, value in env.items() if name.isidentifier()]
+    names = " ".join(shlex.quote(name) for name in ([python] if python else ["python3", "python"]))
+    lines.append(
+        f"for p in {names}; do "
+        'command -v "$p" >/dev/null 2>&1 && "$p" -c "import bokeh_ssh" </dev/null >/dev/null 2>&1 && '
+        'exec "$p" -u -m bokeh_ssh._publisher; done'
+    )
+    lines.append(f"echo '{mark}{{\"event\":\"missing\"}}'; exit 127")
+    return "\n".join(lines)
+
+
+def _spec(
+    mark: str,
+    gateway: Connection,
+    target: tuple[str, int],
+    wanted: int,
+    allow_exposed: bool,
+    seen_as: Target | None,
+) -> bytes:
+    hop = gateway.hop
+    name = seen_as.host if seen_as else hop.hostname
+    port = (seen_as.port if seen_as else hop.port) or 22
+    key = gateway.transport.host_key_blob
+    kind = key[4 : 4 + int.from_bytes(key[:4], "big")].decode("ascii", "replace")
+    entry = name if port == 22 else f"[{name}]:{port}"
+    message = {
+        "mark": mark,
+        "gateway": name,
+        "port": port,
+        "user": (seen_as.user if seen_as else None) or hop.user,
+        # A certificate cannot be pinned as a key; the host then needs its authority in files of its own.
+        "known_hosts": None if "-cert-" in kind else f"{entry} {kind} {base64.b64encode(key).decode()}\n",
+        "timeout": hop.timeout,
+        "remote_port": wanted,
+        "local_host": target[0],
+        "local_port": target[1],
+        "allow_exposed": allow_exposed,
+    }
+    return json.dumps(message).encode() + b"\n"

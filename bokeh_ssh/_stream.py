@@ -1,0 +1,309 @@
+"""One SSH channel (RFC 4254, section 5), as lean as a forward needs it.
+
+paramiko's own ``Channel`` buffers in two pipes and sends from whichever thread calls; this one hands
+what arrives straight to its sink on the transport thread, and is sent on by the pump thread alone.
+That makes the window two counters with one writer each, so they need no lock.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from paramiko.common import (
+    MSG_CHANNEL_CLOSE,
+    MSG_CHANNEL_DATA,
+    MSG_CHANNEL_EOF,
+    MSG_CHANNEL_OPEN_FAILURE,
+    MSG_CHANNEL_OPEN_SUCCESS,
+    MSG_CHANNEL_REQUEST,
+    MSG_CHANNEL_FAILURE,
+    MSG_CHANNEL_WINDOW_ADJUST,
+)
+
+if TYPE_CHECKING:
+    from paramiko.message import Message
+
+#: What the far side may send before we give credit. The same as OpenSSH's (channels.h).
+WINDOW = 2 * 1024 * 1024
+#: The largest packet of channel data taken; OpenSSH sends 32 KiB at most.
+MAX_PACKET = 32 * 1024
+_ADMINISTRATIVELY_PROHIBITED = 1
+
+
+class Sink(Protocol):
+    """Takes what a stream receives, on the transport thread: must not block and must not raise."""
+
+    def on_data(self, data: bytes) -> None: ...
+    def on_eof(self) -> None: ...
+    def on_close(self) -> None: ...
+    def on_lost(self) -> None: ...
+    def on_window(self) -> None: ...
+
+
+class SessionSink(Sink, Protocol):
+    """What the sink of a session takes besides."""
+
+    def on_stderr(self, data: bytes) -> None: ...
+    def on_reply(self, ok: bool) -> None: ...
+    def on_exit(self, status: int) -> None: ...
+
+
+class Carrier(Protocol):
+    """What a stream needs of its transport."""
+
+    def send_now(self, packet: bytes) -> None: ...
+    def send_later(self, packet: bytes) -> None: ...
+    def forget(self, stream: Stream) -> None: ...
+
+
+class _Nowhere:
+    """Takes what comes before a sink is set, and after the end: nothing may."""
+
+    def on_data(self, data: bytes) -> None: ...
+    def on_eof(self) -> None: ...
+    def on_close(self) -> None: ...
+    def on_lost(self) -> None: ...
+    def on_window(self) -> None: ...
+
+
+_NOWHERE = _Nowhere()
+
+
+class Stream:
+    """An SSH channel.
+
+    :param carrier: the transport
+    :param number: our number for it
+    :param on_open: called on the transport thread when the far side has confirmed it
+    :param on_refused: called there with the reason code and text of RFC 4254, section 5.1, when it has
+        not; code 0 means that the connection died first
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_carrier",
+        "_close_received",
+        "_close_sent",
+        "_credited",
+        "_eof_received",
+        "_granted",
+        "_opened",
+        "_owed",
+        "_received",
+        "_sent",
+        "max_packet",
+        "number",
+        "on_open",
+        "on_refused",
+        "remote_number",
+        "sink",
+    )
+
+    def __init__(
+        self,
+        carrier: Carrier,
+        number: int,
+        on_open: Callable[[Stream], None] | None = None,
+        on_refused: Callable[[int, str], None] | None = None,
+    ) -> None:
+        self._carrier = carrier
+        self.number = number
+        self.remote_number = 0
+        self.on_open = on_open
+        self.on_refused = on_refused
+        self.sink: Sink = _NOWHERE
+        self.max_packet = 0
+        self._opened = False
+        self._granted = 0  # written by the transport thread alone
+        self._sent = 0  # written by the pump thread alone
+        self._received = 0
+        self._credited = WINDOW
+        self._owed = 0
+        self._eof_received = False
+        self._close_sent = False
+        self._close_received = False
+
+    # Sending: the pump thread only, except close().
+
+    def writable(self) -> int:
+        """How many bytes the far side takes now."""
+        return 0 if self._close_sent or self._close_received else self._granted - self._sent
+
+    def send(self, data: memoryview) -> None:
+        """Send at most :meth:`writable` bytes. May block while the connection is full or changes keys."""
+        head = struct.pack(">BI", MSG_CHANNEL_DATA, self.remote_number)
+        limit = self.max_packet
+        for start in range(0, len(data), limit):
+            part = data[start : start + limit]
+            self._sent += len(part)
+            self._carrier.send_now(b"".join((head, struct.pack(">I", len(part)), part)))
+
+    def send_eof(self) -> None:
+        """Tell the far side that no more data comes."""
+        if not self._close_sent and not self._close_received:
+            self._carrier.send_now(struct.pack(">BI", MSG_CHANNEL_EOF, self.remote_number))
+
+    def request(self, kind: bytes, payload: bytes) -> None:
+        """Ask for something on the channel and want a reply (RFC 4254, section 5.4)."""
+        head = struct.pack(">BII", MSG_CHANNEL_REQUEST, self.remote_number, len(kind))
+        self._carrier.send_later(head + kind + b"\x01" + payload)
+
+    def credit(self, count: int) -> None:
+        """Let the far side send ``count`` bytes more, since that many were delivered.
+
+        Callers hold their own lock: this is called from the transport thread and the pump thread.
+        """
+        self._owed += count
+        if self._owed >= WINDOW // 4:
+            owed, self._owed = self._owed, 0
+            self._credited += owed
+            self._carrier.send_later(struct.pack(">BII", MSG_CHANNEL_WINDOW_ADJUST, self.remote_number, owed))
+
+    def close(self) -> None:
+        """Close both directions; idempotent, from any thread, never blocks."""
+        if self._close_sent:
+            return
+        self._close_sent = True
+        if self._opened:
+            self._carrier.send_later(struct.pack(">BI", MSG_CHANNEL_CLOSE, self.remote_number))
+        if self._close_received:
+            self._end()
+
+    # Answering a channel that the far side opened.
+
+    def accept(self) -> None:
+        """Confirm it; :meth:`attach` a sink on the same thread, the pump's, before anything can arrive."""
+        self._opened = True
+        self._carrier.send_later(
+            struct.pack(
+                ">BIIII", MSG_CHANNEL_OPEN_SUCCESS, self.remote_number, self.number, WINDOW, MAX_PACKET
+            )
+        )
+
+    def attach(self, sink: Sink) -> None:
+        """Give what arrives from here on to ``sink``."""
+        self.sink = sink
+        if self._close_received:  # the connection died meanwhile, and told nobody
+            sink.on_lost()
+
+    def reject(self, code: int = _ADMINISTRATIVELY_PROHIBITED, text: bytes = b"") -> None:
+        """Refuse it with a reason code of RFC 4254, section 5.1."""
+        self._close_sent = True
+        self._carrier.send_later(
+            struct.pack(">BIII", MSG_CHANNEL_OPEN_FAILURE, self.remote_number, code, len(text))
+            + text
+            + struct.pack(">I", 0)
+        )
+        self._carrier.forget(self)
+
+    # Receiving: the transport thread. The names are those that paramiko's transport calls on a channel.
+
+    def set_remote(self, number: int, window: int, max_packet: int) -> None:
+        """Note what the far side said when the channel was opened."""
+        self.remote_number = number
+        self._granted = window
+        self.max_packet = max(1, min(max_packet, MAX_PACKET))
+
+    def confirmed(self) -> None:
+        """Tell the opener that the far side has confirmed."""
+        self._opened = True
+        if self._close_sent:  # given up meanwhile: now there is something to close
+            self._carrier.send_later(struct.pack(">BI", MSG_CHANNEL_CLOSE, self.remote_number))
+        elif self.on_open:
+            self.on_open(self)
+
+    def refused(self, code: int, text: str) -> None:
+        """Tell the opener that the far side has refused."""
+        if self.on_refused and not self._close_sent:
+            self._close_sent = True
+            self.on_refused(code, text)
+
+    def _feed(self, message: Message) -> None:
+        data = message.get_binary()
+        if self._take(len(data)):
+            self.sink.on_data(data)
+
+    def _feed_extended(self, message: Message) -> None:
+        kind = message.get_int()
+        data = message.get_binary()
+        if not self._take(len(data)):
+            return
+        on_stderr = getattr(self.sink, "on_stderr", None)
+        if kind == 1 and on_stderr:
+            on_stderr(data)
+        else:  # nobody's data still used the window up
+            self.credit(len(data))
+
+    def _take(self, count: int) -> bool:
+        """Count what arrived; a server that sends past its window is cut off (paramiko does not look)."""
+        if self._close_received or self._eof_received or self._close_sent:
+            return False
+        self._received += count
+        if self._received > self._credited:
+            self.close()
+            self.sink.on_lost()
+            return False
+        return True
+
+    def _window_adjust(self, message: Message) -> None:
+        self._granted += message.get_int()
+        self.sink.on_window()
+
+    def _handle_eof(self, message: Message) -> None:
+        if not self._eof_received:
+            self._eof_received = True
+            self.sink.on_eof()
+
+    def _handle_close(self, message: Message) -> None:
+        self._close_received = True
+        self.sink.on_close()
+        if self._close_sent:
+            self._end()
+        else:
+            self.close()
+
+    def _handle_request(self, message: Message) -> None:
+        kind = message.get_binary()
+        want_reply = message.get_boolean()
+        on_exit = getattr(self.sink, "on_exit", None)
+        if kind == b"exit-status" and on_exit:
+            on_exit(message.get_int())
+        elif kind == b"exit-signal" and on_exit:
+            on_exit(-_signal_number(message.get_binary().decode("ascii", "replace")))
+        elif want_reply:  # keepalive@openssh.com (ClientAliveInterval) among them: any answer will do
+            self._carrier.send_later(struct.pack(">BI", MSG_CHANNEL_FAILURE, self.remote_number))
+
+    def _request_success(self, message: Message) -> None:
+        self._reply(ok=True)
+
+    def _request_failed(self, message: Message) -> None:
+        self._reply(ok=False)
+
+    def _reply(self, *, ok: bool) -> None:
+        on_reply = getattr(self.sink, "on_reply", None)
+        if on_reply:
+            on_reply(ok)
+
+    def _unlink(self) -> None:
+        """The transport died."""
+        if self._opened and not self._close_received:
+            self._close_received = self._close_sent = True
+            self.sink.on_lost()
+        elif not self._opened:
+            self.refused(0, "the connection was lost")
+            self._close_received = self._close_sent = True
+
+    def _end(self) -> None:
+        self.sink = _NOWHERE
+        self.on_open = self.on_refused = None
+        self._carrier.forget(self)
+
+
+def _signal_number(name: str) -> int:
+    """Turn an RFC 4254 signal name ("KILL") into the number that it has everywhere; 1 if unknown."""
+    numbers = {"HUP": 1, "INT": 2, "QUIT": 3, "ILL": 4, "ABRT": 6, "FPE": 8, "KILL": 9, "SEGV": 11}
+    return {**numbers, "PIPE": 13, "ALRM": 14, "TERM": 15}.get(name, 1)
+
+

@@ -1,0 +1,36 @@
+"""Text from elsewhere, made fit to be used: shown in errors and questions, or taken as a path."""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+
+#: "Cc" moves the cursor and colours the terminal, "Cf" turns the reading direction, "Cs" cannot be printed,
+#: "Zl" and "Zp" are line ends that no editor shows as such.
+_UNFIT = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+
+
+def clean(raw: bytes | str, limit: int, *, lines: bool = False, tail: bool = False) -> str:
+    """Decode ``raw`` as UTF-8, drop what could act on a terminal, and cut it to ``limit`` characters.
+
+    :param lines: keep line ends and tabs; otherwise any white space becomes one space
+    :param tail: keep the end rather than the beginning where it is too long
+    """
+    # Cut first: a server may send megabytes, and only a little more than `limit` can matter.
+    raw = raw[-8 * limit :] if tail else raw[: 8 * limit]
+    text = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else raw
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if not lines:
+        text = " ".join(text.split())
+    kept = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in _UNFIT)
+    if len(kept) <= limit:
+        return kept
+    return "…" + kept[-limit:] if tail else kept[:limit] + "…"
+
+
+def expand(path: str) -> Path:
+    """Put the home directory for ``~``; a ``~`` whose home is not known stays."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)

@@ -1,0 +1,343 @@
+"""paramiko's Transport, with its stalls and guesses taken out.
+
+What is different, and why:
+
+- Once the connection is up, one thread sends: the pump's. What the transport thread itself wants said
+  (window credit, answers to requests and closes) is queued for it. paramiko sends such things from the
+  transport thread, where during a key change they wait for that same thread until the connection dies.
+- Global requests are answered in order (RFC 4254, section 4), have a deadline, and "denied" means that
+  the server said so.
+- Channels that the server opens are refused unless they belong to a listener of ours, and each listener
+  has its own handler.
+- It is alive only while its thread is.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import socket
+import struct
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import paramiko
+from paramiko.common import MSG_CHANNEL_OPEN, MSG_GLOBAL_REQUEST, MSG_REQUEST_FAILURE
+from paramiko.common import (
+    MSG_CHANNEL_CLOSE,
+    MSG_CHANNEL_DATA,
+    MSG_CHANNEL_EOF,
+    MSG_CHANNEL_EXTENDED_DATA,
+    MSG_CHANNEL_FAILURE,
+    MSG_CHANNEL_REQUEST,
+    MSG_CHANNEL_SUCCESS,
+    MSG_CHANNEL_WINDOW_ADJUST,
+)
+from paramiko.message import Message
+
+from bokeh_ssh._pump import Pump
+from bokeh_ssh._stream import MAX_PACKET, WINDOW, Stream
+
+#: Answers that wait to be sent; a server that asks faster than it reads has no good intentions.
+_MOST_WAITING = 50_000
+#: Channels that a server may have open through one listener at a time.
+_MOST_INCOMING = 4096
+_RESOURCE_SHORTAGE = 4
+
+#: (stream, origin): decides with ``stream.accept`` or ``stream.reject``, later and on any thread.
+IncomingHandler = Callable[[Stream, "tuple[str, int]"], None]
+
+
+if TYPE_CHECKING:
+
+    class _Base(paramiko.Transport):
+        """The private names of paramiko's that this module uses; a test looks for each of them."""
+
+        _cipher_info: dict[str, Any]
+        _channels: Any
+        active: bool
+
+        def _send_user_message(self, data: Message) -> None: ...
+        def _verify_key(self, host_key: bytes, sig: bytes) -> None: ...
+        def _parse_disconnect(self, m: Message) -> None: ...
+        def _check_banner(self) -> None: ...
+        def _parse_request_success(self, m: Message) -> None: ...
+        def _parse_request_failure(self, m: Message) -> None: ...
+        def _parse_global_request(self, m: Message) -> None: ...
+        def _parse_channel_open(self, m: Message) -> None: ...
+        def _parse_channel_open_success(self, m: Message) -> None: ...
+        def _parse_channel_open_failure(self, m: Message) -> None: ...
+        def _next_channel(self) -> int: ...
+
+else:
+    _Base = paramiko.Transport
+
+
+class Reply:
+    """The answer to a global request, once it is there."""
+
+    def __init__(self) -> None:
+        self._done = threading.Event()
+        self.ok = False
+        self.payload = b""
+        self.lost = False
+
+    def set(self, *, ok: bool = False, payload: bytes = b"", lost: bool = False) -> None:
+        self.ok, self.payload, self.lost = ok, payload, lost
+        self._done.set()
+
+    def wait(self, timeout: float) -> bool:
+        """Wait for the answer; False if none came in ``timeout`` seconds."""
+        return self._done.wait(timeout)
+
+
+class Transport(_Base):
+    """One SSH connection as a client.
+
+    :param sock: connected to the server
+    :param pump: sends everything that is not key exchange or login
+    :param prefer_host_keys: host key algorithms to ask for first, since we know keys of those kinds
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        pump: Pump,
+        *,
+        prefer_host_keys: Sequence[str] = (),
+    ) -> None:
+        self._prefer_host_keys = tuple(prefer_host_keys)
+        super().__init__(sock, default_window_size=WINDOW, default_max_packet_size=MAX_PACKET)
+        options = self.get_security_options()
+        # AES-GCM runs in one pass in OpenSSL; the others need an HMAC per packet from Python besides.
+        gcm = [name for name in ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com") if name in self._cipher_info]
+        options.ciphers = (*gcm, *(name for name in options.ciphers if name not in gcm))
+        self.pump = pump
+        self.host_key_blob = b""
+        self.disconnect_message = ""
+        self.preamble: list[str] = []
+        self._on_end: Callable[[], None] | None = None
+        self._outbox: collections.deque[bytes] = collections.deque()
+        self._replies: collections.deque[Reply] = collections.deque()
+        self._ask_lock = threading.Lock()
+        self._numbers = itertools.count()
+        # paramiko's own map holds channels weakly; a stream lives until both sides have closed it.
+        self._streams: dict[int, Stream] = {}
+        self._listeners: dict[tuple[str, int], IncomingHandler] = {}
+        self._ended = threading.Event()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the connection still works: paramiko's ``is_active`` stays true when its thread has died."""
+        return self.is_alive() and bool(self.is_active())
+
+    # Key exchange.
+
+    @property
+    def preferred_keys(self) -> tuple[str, ...]:
+        # As OpenSSH's order_hostkeyalgs: ask first for the kinds of key that known_hosts has, so that
+        # a server which gained a new kind does not look unknown.
+        usual = tuple(super().preferred_keys)
+        known = set(self._prefer_host_keys)
+        if "ssh-rsa" in known:
+            known |= {"rsa-sha2-512", "rsa-sha2-256"}
+        return (*(k for k in usual if k in known), *(k for k in usual if k not in known))
+
+    def _verify_key(self, host_key: bytes, sig: bytes) -> None:
+        # Kept as sent: a host certificate cannot be had back from paramiko's key object.
+        self.host_key_blob = bytes(host_key)
+        super()._verify_key(host_key, sig)
+
+    def _parse_disconnect(self, m: Message) -> None:
+        m.get_int()
+        self.disconnect_message = m.get_binary()[:500].decode("utf-8", "replace")
+
+    def _check_banner(self) -> None:
+        # As paramiko's, but what came instead of "SSH-" is kept for the error, and each line has the
+        # same deadline (RFC 4253, section 4.2 allows other lines before it).
+        for _ in range(100):
+            try:
+                line = self.packetizer.readline(self.banner_timeout)
+            except Exception as exc:
+                msg = f"no SSH banner: {exc}"
+                raise paramiko.SSHException(msg) from exc
+            if line.startswith("SSH-"):
+                break
+            self.preamble.append(line[:200])
+        else:
+            msg = "no SSH banner in 100 lines"
+            raise paramiko.SSHException(msg)
+        self.remote_version = line
+        version, _, software = line.partition(" ")[0].partition("-")[2].partition("-")
+        if version not in ("2.0", "1.99") or not software:
+            msg = f"the server speaks SSH {version}, not 2.0"
+            raise paramiko.SSHException(msg)
+
+    # Life and death.
+
+    def run(self) -> None:
+        try:
+            super().run()
+        finally:
+            self.packetizer.complete_handshake()  # ends paramiko's timer thread where the handshake failed
+            self._ended.set()
+            with self._ask_lock:
+                waiting, self._replies = list(self._replies), collections.deque()
+            for reply in waiting:
+                reply.set(lost=True)
+            for stream in list(self._streams.values()):
+                stream._unlink()
+            if self._on_end:
+                self._on_end()
+
+    def on_end(self, call: Callable[[], None]) -> None:
+        """Have ``call`` called on the transport thread when the connection has ended, however it did."""
+        self._on_end = call
+        if self._ended.is_set():
+            call()
+
+    def shut(self, timeout: float) -> None:
+        """Close at once and wait up to ``timeout`` seconds for the thread."""
+        self.close()
+        if self.is_alive() and threading.current_thread() is not self:
+            self.join(timeout)
+
+    # Sending.
+
+    def send_now(self, packet: bytes) -> None:
+        """Send on this thread; waits while the connection is full or changes keys. Pump thread only."""
+        self._send_user_message(Message(packet))
+
+    def send_later(self, packet: bytes) -> None:
+        """Send from the pump thread, in order; never blocks."""
+        if len(self._outbox) > _MOST_WAITING:
+            self.packetizer.close()
+            return
+        self._outbox.append(packet)
+        self.pump.post(self._send_one)
+
+    def _send_one(self) -> None:
+        packet = self._outbox.popleft()
+        if self.active:
+            self._send_user_message(Message(packet))
+
+    # Global requests.
+
+    def ask(self, kind: bytes, payload: bytes = b"") -> Reply:
+        """Send a global request that wants a reply (RFC 4254, section 4)."""
+        reply = Reply()
+        packet = struct.pack(">BI", MSG_GLOBAL_REQUEST, len(kind)) + kind + b"\x01" + payload
+        with self._ask_lock:
+            if self._ended.is_set():
+                reply.set(lost=True)
+                return reply
+            self._replies.append(reply)
+            self.send_later(packet)
+        return reply
+
+    def _parse_request_success(self, m: Message) -> None:
+        self._answer(ok=True, payload=m.get_remainder())
+
+    def _parse_request_failure(self, m: Message) -> None:
+        self._answer(ok=False, payload=b"")
+
+    def _answer(self, *, ok: bool, payload: bytes) -> None:
+        with self._ask_lock:
+            reply = self._replies.popleft() if self._replies else None
+        if reply:
+            reply.set(ok=ok, payload=payload)
+
+    def _parse_global_request(self, m: Message) -> None:
+        m.get_binary()
+        if m.get_boolean():  # keepalive@openssh.com among them: a failure is an answer too
+            self.send_later(bytes((MSG_REQUEST_FAILURE,)))
+
+    # Channels.
+
+    def _next_channel(self) -> int:
+        return next(self._numbers)  # one sequence for paramiko's own channels and our streams
+
+    def open_stream(
+        self,
+        kind: bytes,
+        payload: bytes,
+        on_open: Callable[[Stream], None],
+        on_refused: Callable[[int, str], None],
+    ) -> Stream:
+        """Ask for a channel (RFC 4254, section 5.1); returns at once, the callbacks tell."""
+        stream = Stream(self, next(self._numbers), on_open, on_refused)
+        head = struct.pack(">BI", MSG_CHANNEL_OPEN, len(kind)) + kind
+        self._streams[stream.number] = stream
+        self._channels.put(stream.number, stream)
+        if self._ended.is_set():
+            self.forget(stream)
+            stream._unlink()
+        else:
+            self.send_later(head + struct.pack(">III", stream.number, WINDOW, MAX_PACKET) + payload)
+        return stream
+
+    def _parse_channel_open_success(self, m: Message) -> None:
+        stream = self._streams.get(m.get_int())
+        if stream:
+            stream.set_remote(m.get_int(), m.get_int(), m.get_int())
+            stream.confirmed()
+
+    def _parse_channel_open_failure(self, m: Message) -> None:
+        stream = self._streams.get(m.get_int())
+        if stream:
+            code = m.get_int()
+            text = m.get_binary()[:500].decode("utf-8", "replace")
+            self.forget(stream)
+            stream.refused(code, text)
+
+    def forget(self, stream: Stream) -> None:
+        """Drop a channel that both sides have closed."""
+        self._streams.pop(stream.number, None)
+        self._channels.delete(stream.number)
+
+    def listen(self, address: str, port: int, handler: IncomingHandler) -> None:
+        """Hand connections to ``address`` and ``port`` of the server to ``handler``."""
+        self._listeners[address, port] = handler
+
+    def unlisten(self, address: str, port: int) -> None:
+        """Refuse such connections from now on."""
+        self._listeners.pop((address, port), None)
+
+    def _parse_channel_open(self, m: Message) -> None:
+        kind = m.get_binary()
+        stream = Stream(self, next(self._numbers))
+        stream.set_remote(m.get_int(), m.get_int(), m.get_int())
+        if kind != b"forwarded-tcpip":
+            stream.reject()
+            return
+        address, port, origin, origin_port = (
+            m.get_binary().decode("utf-8", "replace"),
+            m.get_int(),
+            m.get_binary()[:200].decode("utf-8", "replace"),
+            m.get_int(),
+        )
+        handler = self._listeners.get((address, port))
+        if handler is None:
+            # Some servers send the address they bound, not the one they were asked for.
+            handler = next((h for (_, p), h in self._listeners.items() if p == port), None)
+        if handler is None:
+            stream.reject()
+        elif len(self._streams) >= _MOST_INCOMING:
+            stream.reject(_RESOURCE_SHORTAGE)
+        else:
+            self._streams[stream.number] = stream
+            self._channels.put(stream.number, stream)
+            handler(stream, (origin, origin_port))
+
+    # Resolved at call time, so that paramiko's own channels (SFTP) work beside our streams.
+    _channel_handler_table: dict[int, Callable[[Any, Message], None]] = {  # noqa: RUF012  # paramiko's own shape
+        MSG_CHANNEL_SUCCESS: lambda channel, m: channel._request_success(m),
+        MSG_CHANNEL_FAILURE: lambda channel, m: channel._request_failed(m),
+        MSG_CHANNEL_DATA: lambda channel, m: channel._feed(m),
+        MSG_CHANNEL_EXTENDED_DATA: lambda channel, m: channel._feed_extended(m),
+        MSG_CHANNEL_WINDOW_ADJUST: lambda channel, m: channel._window_adjust(m),
+        MSG_CHANNEL_REQUEST: lambda channel, m: channel._handle_request(m),
+        MSG_CHANNEL_EOF: lambda channel, m: channel._handle_eof(m),
+        MSG_CHANNEL_CLOSE: lambda channel, m: channel._handle_close(m),
+    }

@@ -1,0 +1,225 @@
+"""Fixtures: machines to log in to, and a clean account to log in from."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import beds
+from beds import Key, Knobs, Machine, until
+
+if TYPE_CHECKING:
+    from docker_bed import Bed, Docker
+
+#: With CI=true nothing is skipped for want of a server: what is missing is an error.
+CI = os.environ.get("CI", "").lower() in ("1", "true")
+
+_ENGINE: pytest.StashKey[Docker | str] = pytest.StashKey()
+
+
+def missing(reason: str) -> None:
+    """Skip the test, or fail it on CI."""
+    if CI:
+        pytest.fail(f"on CI this is an error: {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give each test an empty home, no agent and no askpass: it never sees the developer's own."""
+    home = tmp_path / "home"
+    (home / ".ssh").mkdir(parents=True, mode=0o700)
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(home))
+    for name in list(os.environ):
+        if name.startswith(("SSH_", "BOKEH_")) or name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
+            monkeypatch.delenv(name)
+    return home
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Get the container image ready before the first test, where a test will want it: no test's time pays."""
+    wanted = any(
+        "docker_engine" in getattr(item, "fixturenames", ()) or "[docker" in item.nodeid
+        for item in session.items
+    )
+    if session.config.option.collectonly or not wanted:
+        return
+    try:
+        import docker_bed
+    except ImportError as exc:
+        session.stash[_ENGINE] = f"the docker SDK is not installed ({exc})"
+        return
+    session.stash[_ENGINE] = engine = docker_bed.connect()
+    if not isinstance(engine, str):
+        engine.prepare()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hang up."""
+    engine = session.stash.get(_ENGINE, "")
+    if not isinstance(engine, str):
+        engine.client.close()
+
+
+@pytest.fixture(scope="session")
+def key() -> Key:
+    """A key that may log in to every machine of this session."""
+    return Key.generate()
+
+
+@pytest.fixture(scope="session")
+def _engine(
+    request: pytest.FixtureRequest, key: Key, tmp_path_factory: pytest.TempPathFactory
+) -> Docker | str:
+    engine = request.session.stash[_ENGINE]
+    if not isinstance(engine, str):
+        engine.key, engine.directory = key, tmp_path_factory.mktemp("docker")
+    return engine
+
+
+@pytest.fixture
+def docker_engine(_engine: Docker | str) -> Docker:
+    """Docker, with the image built; the test is skipped where there is none."""
+    if isinstance(_engine, str):
+        missing(_engine)
+    assert not isinstance(_engine, str)
+    return _engine
+
+
+@pytest.fixture(scope="session")
+def _shared(_engine: Docker | str) -> Iterator[Callable[[str], Any]]:
+    """Containers that live as long as the session, made when first asked for."""
+    with ExitStack() as stack:
+        made: dict[str, Any] = {}
+
+        def get(name: str) -> Any:
+            assert not isinstance(_engine, str)
+            if name not in made:
+                make = _engine.machine() if name == "machine" else _engine.bed(name)
+                made[name] = stack.enter_context(make)
+            return made[name]
+
+        yield get
+
+
+@pytest.fixture(params=["embedded", "docker"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """The two servers that every test of ``machine`` and ``machine_with`` runs against."""
+    if request.param == "docker":
+        request.getfixturevalue("docker_engine")
+    return str(request.param)
+
+
+@pytest.fixture
+def machine(kind: str, key: Key, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Machine]:
+    """A machine that allows what sshd's defaults allow; its container is shared by the session."""
+    if kind == "docker":
+        yield request.getfixturevalue("_shared")("machine")
+        return
+    with beds.embedded(Knobs(), key, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def machine_with(
+    kind: str, key: Key, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Callable[..., Machine]]:
+    """Make machines of this test's own: ``machine_with(max_sessions=1)``; the keywords are those of Knobs."""
+    with ExitStack() as stack:
+
+        def make(**knobs: Any) -> Machine:
+            if kind == "docker":
+                return stack.enter_context(request.getfixturevalue("docker_engine").machine(Knobs(**knobs)))
+            return stack.enter_context(beds.embedded(Knobs(**knobs), key, tmp_path))
+
+        yield make
+
+
+@pytest.fixture
+def embedded(key: Key, tmp_path: Path) -> Iterator[Callable[..., Machine]]:
+    """Make embedded servers: ``embedded(knobs, **settings)``; the settings are the server's own."""
+    with ExitStack() as stack:
+        yield lambda knobs=Knobs(), **settings: stack.enter_context(
+            beds.embedded(knobs, key, tmp_path, **settings)
+        )
+
+
+@pytest.fixture
+def sshd(key: Key, tmp_path: Path) -> Iterator[Callable[..., Machine]]:
+    """Make real sshds on this machine: ``sshd(MaxSessions="1")``; the keywords are sshd_config's."""
+    if beds.find_sshd() is None:
+        missing("OpenSSH's sshd is not installed")
+    with ExitStack() as stack:
+        yield lambda **directives: stack.enter_context(beds.local_sshd(key, tmp_path, directives))
+
+
+@pytest.fixture
+def container(docker_engine: Docker) -> Iterator[Callable[..., Any]]:
+    """Make containers of this test's own: ``container(Knobs(...), directives={...}, package=False)``."""
+    with ExitStack() as stack:
+        yield lambda *args, **keywords: stack.enter_context(docker_engine.machine(*args, **keywords))
+
+
+@pytest.fixture
+def bed(docker_engine: Docker) -> Iterator[Callable[..., Bed]]:
+    """Make a gateway bed of this test's own: ``bed("A", gateway=Knobs(...))``."""
+    with ExitStack() as stack:
+        yield lambda *args, **keywords: stack.enter_context(docker_engine.bed(*args, **keywords))
+
+
+@pytest.fixture
+def shape_a(docker_engine: Docker, _shared: Callable[[str], Any]) -> Any:
+    """A gateway, and a Bokeh host that can reach it and that nobody can reach; shared by the session."""
+    return _shared("A")
+
+
+@pytest.fixture
+def shape_b(docker_engine: Docker, _shared: Callable[[str], Any]) -> Any:
+    """As A, and this machine can reach the Bokeh host too; shared by the session."""
+    return _shared("B")
+
+
+@pytest.fixture
+def shape_c(docker_engine: Docker, _shared: Callable[[str], Any]) -> Any:
+    """A gateway, and a Bokeh host that only the gateway can reach; shared by the session."""
+    return _shared("C")
+
+
+def _resources() -> tuple[set[str], set[str]]:
+    """Tell this process's threads, and its open files and sockets (where the system shows them)."""
+    threads = {f"{thread.name} #{thread.ident}" for thread in threading.enumerate()}
+    files = set()
+    place = Path("/proc/self/fd")
+    for entry in os.listdir(place) if place.is_dir() else ():
+        try:
+            files.add(f"{entry} -> {(place / entry).readlink()}")
+        except OSError:
+            continue  # the listing's own descriptor
+    return threads, files
+
+
+@pytest.fixture
+def no_leaks() -> Callable[..., AbstractContextManager[None]]:
+    """Check that a block leaves no thread, open file, socket or listener behind: ``with no_leaks(): ...``."""
+
+    @contextmanager
+    def check(timeout: float = 5) -> Iterator[None]:
+        before = _resources()
+        yield
+
+        def extra() -> list[str]:
+            return sorted(name for old, new in zip(before, _resources(), strict=True) for name in new - old)
+
+        try:
+            until(lambda: not extra(), timeout=timeout)
+        except AssertionError:
+            raise AssertionError(f"left behind: {', '.join(extra())}") from None
+
+    return check

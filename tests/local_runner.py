@@ -1,0 +1,215 @@
+"""A connection that is none: runs commands through a shell of this machine, as ``Connection.run`` does there.
+
+Callbacks come on one thread of the runner's own, in order, and the exit last. Needs POSIX.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def until(predicate: Callable[[], T], deadline: float = 20) -> T:
+    """Wait until ``predicate`` gives something true, and give that; AssertionError after ``deadline`` seconds."""
+    end = time.monotonic() + deadline
+    pause = threading.Event()
+    while not (found := predicate()):
+        assert time.monotonic() < end, f"not within {deadline} s: {predicate}"
+        pause.wait(0.02)
+    return found
+
+
+def processes(marker: str) -> set[int]:
+    """List the processes that have ``marker`` in their command line and are no zombies."""
+    listing = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,stat=,args="], capture_output=True, check=True)
+    rows = [line.split(None, 2) for line in listing.stdout.decode("utf-8", "replace").splitlines()]
+    return {int(row[0]) for row in rows if len(row) == 3 and marker in row[2] and "Z" not in row[1]}
+
+
+class LocalSession:
+    """One command. Leads a process group and session of its own, as under sshd."""
+
+    def __init__(
+        self,
+        argv: list[str],
+        env: Mapping[str, str] | None,
+        cwd: str | Path | None,
+        on_stdout: Callable[[bytes], None],
+        on_stderr: Callable[[bytes], None],
+        on_exit: Callable[[int | None], None],
+    ) -> None:
+        self.process = subprocess.Popen(
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=env,
+            cwd=cwd,
+            start_new_session=True,
+            bufsize=0,
+        )
+        self.written = bytearray()  # all that went to standard input
+        self.received = bytearray()  # all that came from standard output
+        self.signals: list[str] = []
+        self._callbacks = {1: on_stdout, 2: on_stderr}
+        self._on_exit = on_exit
+        self._out = bytearray()
+        self._eof = False
+        self._closed = False
+        self.stalled = threading.Event()  # a test sets it: nothing is read any more
+        self._wake, self._wakes = os.pipe()
+        self._reap = threading.Thread(target=self._wait, name="local session wait")
+        self._loop = threading.Thread(target=self._run, name="local session")
+        self._reap.start()
+        self._loop.start()
+
+    # what Session promises
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+        self._out += data
+        self._poke()
+
+    def write_eof(self) -> None:
+        self._eof = True
+        self._poke()
+
+    def close(self) -> None:
+        self._closed = True
+        self._poke()
+
+    def signal(self, name: str) -> None:
+        self.signals.append(name)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, getattr(signal, f"SIG{name}"))
+
+    # the rest
+
+    def vanish(self) -> None:
+        """End as if the client was killed: both ends of the line just close."""
+        self._out.clear()
+        self.close()
+        self._loop.join(10)
+
+    def join(self) -> None:
+        self._loop.join(10)
+        assert not self._loop.is_alive()
+
+    def _poke(self) -> None:
+        with contextlib.suppress(OSError):
+            os.write(self._wakes, b".")
+
+    def _wait(self) -> None:
+        self.process.wait()
+        self._poke()
+
+    def _run(self) -> None:
+        status: int | None = None
+        try:
+            status = self._pump()
+        finally:
+            self.process.stdout.close()
+            self.process.stderr.close()
+            with contextlib.suppress(OSError):
+                self.process.stdin.close()
+            self._on_exit(status)
+
+    def _pump(self) -> int | None:
+        selector = selectors.DefaultSelector()
+        with selector:
+            selector.register(self._wake, selectors.EVENT_READ, 0)
+            streams = {1: self.process.stdout, 2: self.process.stderr}
+            for number, stream in streams.items():
+                os.set_blocking(stream.fileno(), False)
+                selector.register(stream, selectors.EVENT_READ, number)
+            os.set_blocking(self.process.stdin.fileno(), False)
+            open_streams = 2
+            while True:
+                for key, _ in selector.select(0.5):
+                    if key.data == 0:
+                        os.read(self._wake, 4096)
+                        continue
+                    if self.stalled.is_set():
+                        selector.unregister(key.fileobj)
+                        continue
+                    data = os.read(key.fd, 65536)
+                    if key.data == 1:
+                        self.received += data
+                    if data:
+                        self._callbacks[key.data](data)
+                    else:
+                        selector.unregister(key.fileobj)
+                        open_streams -= 1
+                self._feed()
+                status = self.process.poll()
+                if self._closed:
+                    return None if status is None else status
+                if status is not None and (not open_streams or not self._more(streams, selector)):
+                    return status
+
+    def _more(self, streams: dict[int, object], selector: selectors.BaseSelector) -> bool:
+        # A daemon of a start file may hold the streams open: what is there counts, not their end.
+        return any(key.data for key, _ in selector.select(0))
+
+    def _feed(self) -> None:
+        stdin = self.process.stdin
+        if stdin.closed:
+            return
+        try:
+            while self._out:
+                sent = os.write(stdin.fileno(), self._out[:65536])
+                del self._out[:sent]
+        except BlockingIOError:
+            self._poke()  # a busy wait, but nothing here fills a pipe for long
+            return
+        except BrokenPipeError:
+            self._out.clear()
+            return
+        if self._eof or self._closed:
+            stdin.close()
+
+
+class LocalRunner:
+    """Runs commands through ``[*shell, "-c", command]``.
+
+    :ivar sessions: those made, the newest last
+    """
+
+    name = "local.test"
+
+    def __init__(
+        self,
+        *shell: str,
+        env: Mapping[str, str] | None = None,
+        cwd: str | Path | None = None,
+    ) -> None:
+        self.shell = list(shell or ("/bin/sh",))
+        self.env = env
+        self.cwd = cwd
+        self.commands: list[str] = []
+        self.sessions: list[LocalSession] = []
+
+    def run(
+        self,
+        command: str,
+        *,
+        on_stdout: Callable[[bytes], None],
+        on_stderr: Callable[[bytes], None],
+        on_exit: Callable[[int | None], None],
+        timeout: float,
+    ) -> LocalSession:
+        self.commands.append(command)
+        argv = [*self.shell, "-c", command]
+        session = LocalSession(argv, self.env, self.cwd, on_stdout, on_stderr, on_exit)
+        self.sessions.append(session)
+        return session

@@ -1,0 +1,1244 @@
+"""Logging in: the order of OpenSSH, one connection, no question without a prompt, no secret in any text."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import contextlib
+import getpass
+import hashlib
+import logging
+import os
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import asyncssh
+import paramiko
+import pytest
+
+from auth_servers import (
+    USER,
+    Bed,
+    FakeAgent,
+    Rules,
+    SshAgent,
+    Sshd,
+    banner,
+    client,
+    failure,
+    info_request,
+    make_key,
+)
+from bokeh_ssh import _agent, _auth, _keys, _userauth
+from bokeh_ssh._auth import login
+from bokeh_ssh._errors import (
+    AuthenticationError,
+    BokehSSHError,
+    ConnectionLostError,
+    ConnectTimeoutError,
+    PromptRequiredError,
+    TooManyKeysError,
+    UsageError,
+)
+from bokeh_ssh._events import Question
+from bokeh_ssh._target import Host
+from bokeh_ssh._text import clean
+
+
+@dataclass(frozen=True)
+class Config:
+    """What an ssh config says about keys."""
+
+    identity_files: tuple[str, ...] = ()
+    identities_only: bool = False
+    identity_agent: str | None = None
+
+
+class Person:
+    """Answers questions from a list, and remembers them and the threads that they came on."""
+
+    def __init__(self, *answers: str | None) -> None:
+        self.answers = list(answers)
+        self.questions: list[Question] = []
+        self.threads: set[threading.Thread] = set()
+
+    def __call__(self, question: Question) -> str | None:
+        self.questions.append(question)
+        self.threads.add(threading.current_thread())
+        return self.answers.pop(0)
+
+
+def enter(port: int, config: Config | None = None, timeout: float = 10, **keywords: Any) -> tuple[str, ...]:
+    """Log in over one connection."""
+    with client(port) as transport:
+        return _enter(transport, config, timeout, **keywords)
+
+
+def _enter(
+    transport: paramiko.Transport, config: Config | None = None, timeout: float = 10, **keywords: Any
+) -> tuple[str, ...]:
+    host = Host("far.example", **keywords)
+    return login(transport, host, config or Config(), user=USER, timeout=timeout)
+
+
+@pytest.fixture
+def make_sshd(tmp_path: Path) -> Iterator[Callable[..., Sshd]]:
+    """Start real sshds: ``make_sshd([keys], "Option value")``."""
+    with contextlib.ExitStack() as stack:
+
+        def make(authorized: list[Any], *options: str) -> Sshd:
+            folder = tmp_path / f"sshd{len(os.listdir(tmp_path))}"
+            folder.mkdir()
+            return stack.enter_context(contextlib.closing(Sshd(folder, authorized, *options)))
+
+        yield make
+
+
+@pytest.fixture
+def make_bed() -> Iterator[Callable[..., Bed]]:
+    """Start asyncssh servers: the arguments are those of Rules."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *args, **kw: stack.enter_context(contextlib.closing(Bed(lambda: Rules(*args, **kw))))
+
+
+@pytest.fixture
+def make_agent() -> Iterator[Callable[..., SshAgent]]:
+    """Start real SSH agents that hold the given key files."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *keys, **kw: stack.enter_context(contextlib.closing(SshAgent(*keys, **kw)))
+
+
+@pytest.fixture
+def fake_agent() -> Iterator[Callable[..., FakeAgent]]:
+    """Start agents that do what a script says."""
+    with contextlib.ExitStack() as stack:
+        yield lambda script: stack.enter_context(contextlib.closing(FakeAgent(script)))
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    """A folder for key files."""
+    folder = tmp_path / "keys"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make each test fail that reads the terminal."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        pytest.fail("the library asked the terminal")
+
+    monkeypatch.setattr(builtins, "input", refuse)
+    monkeypatch.setattr(getpass, "getpass", refuse)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(read=refuse, readline=refuse, fileno=refuse))
+
+
+# Keys.
+
+
+@pytest.mark.parametrize(
+    ("kind", "form", "passphrase"),
+    [
+        ("ssh-ed25519", "openssh", None),
+        ("ssh-ed25519", "openssh", "open sesame"),
+        ("ssh-ed25519", "pkcs8-pem", None),
+        ("ecdsa-sha2-nistp256", "openssh", "open sesame"),
+        ("ecdsa-sha2-nistp384", "pkcs1-pem", None),
+        ("ecdsa-sha2-nistp521", "pkcs8-pem", "open sesame"),
+        ("ssh-rsa", "openssh", None),
+        ("ssh-rsa", "pkcs1-pem", "open sesame"),
+    ],
+)
+def test_key_file_formats(
+    make_sshd: Callable[..., Sshd], keys: Path, kind: str, form: str, passphrase: str | None
+) -> None:
+    """A key file in any format that ssh-keygen writes logs in, locked ones with their passphrase."""
+    key = make_key(keys / "id", kind, form=form, passphrase=passphrase)
+    server = make_sshd([key])
+    assert enter(server.port, key_filename=keys / "id", passphrase=passphrase) == ("publickey",)
+    assert "Accepted publickey" in server.log()
+    assert server.connections == 1
+
+
+def test_pkey(make_sshd: Callable[..., Sshd], keys: Path) -> None:
+    """A key at hand logs in, and is tried before key files."""
+    right, wrong = make_key(keys / "right"), make_key(keys / "wrong")
+    server = make_sshd([right])
+    pkey = paramiko.Ed25519Key.from_private_key_file(str(keys / "right"))
+    assert enter(server.port, pkey=pkey, key_filename=keys / "wrong") == ("publickey",)
+    assert "Failed publickey" not in server.log()
+    assert wrong is not right
+
+
+def test_wrong_key(make_sshd: Callable[..., Sshd], keys: Path) -> None:
+    """Row 1: a wrong key is a typed error with what was tried and what is allowed, over one connection."""
+    right = make_key(keys / "right")
+    make_key(keys / "wrong")
+    server = make_sshd([right])
+    with pytest.raises(AuthenticationError) as caught:
+        enter(server.port, key_filename=keys / "wrong")
+    error = caught.value
+    assert error.tried == ("publickey wrong",)
+    assert error.allowed == ("publickey",)
+    assert str(error).startswith(f"far.example: login as {USER} was refused (tried publickey wrong;")
+    assert "authorized_keys" in str(error)
+    assert not isinstance(error, (PromptRequiredError, TooManyKeysError))
+    assert server.connections == 1
+    assert "Failed publickey" in server.log()
+    assert enter(server.port, key_filename=keys / "right") == ("publickey",)  # the control
+
+
+def test_several_keys_one_connection(make_sshd: Callable[..., Sshd], keys: Path) -> None:
+    """Row 1: several keys are tried on one connection, in the order given."""
+    made = [make_key(keys / name) for name in ("a", "b", "c")]
+    server = make_sshd([made[2]])
+    assert enter(server.port, key_filename=[keys / "a", keys / "b", keys / "c"]) == ("publickey",)
+    assert server.connections == 1
+    assert server.log().count("Failed publickey") == 2
+
+
+def test_default_keys_in_ssh_order(make_bed: Callable[..., Bed], account: Path) -> None:
+    """The default keys are tried in the order of ssh, and only where nothing else was named."""
+    made = {
+        name: make_key(account / ".ssh" / name, kind)
+        for name, kind in (
+            ("id_ed25519", "ssh-ed25519"),
+            ("id_ecdsa", "ecdsa-sha2-nistp256"),
+            ("id_rsa", "ssh-rsa"),
+        )
+    }
+    bed = make_bed({"publickey"}, keys=(made["id_ed25519"],))
+    assert enter(bed.port) == ("publickey",)
+    order = [made[name].public_data for name in ("id_rsa", "id_ecdsa", "id_ed25519")]
+    assert list(dict.fromkeys(bed.seen[0].offered)) == order
+    with pytest.raises(AuthenticationError) as caught:
+        enter(bed.port, look_for_keys=False)
+    assert caught.value.tried == ()
+    make_key(account / "other")
+    with pytest.raises(AuthenticationError) as caught:
+        enter(bed.port, Config(identity_files=(str(account / "other"),)))
+    assert caught.value.tried == ("publickey other",)
+
+
+def test_order_of_sources(
+    make_bed: Callable[..., Bed], make_agent: Callable[..., SshAgent], keys: Path
+) -> None:
+    """Explicit keys come first, then the agent's with configured ones in front, then the other configured ones."""
+    names = ("pkey", "explicit", "agent_other", "agent_configured", "configured", "never")
+    made = {name: make_key(keys / name) for name in names}
+    agent = make_agent(keys / "agent_other", keys / "agent_configured")
+    (keys / "agent_configured").unlink()
+    bed = make_bed({"publickey"}, keys=(made["never"],))
+    config = Config((str(keys / "configured"), str(keys / "agent_configured")), identity_agent=agent.path)
+    with pytest.raises(AuthenticationError) as caught:
+        enter(
+            bed.port,
+            config,
+            pkey=paramiko.Ed25519Key.from_private_key_file(str(keys / "pkey")),
+            key_filename=keys / "explicit",
+        )
+    order = [
+        made[name].public_data
+        for name in ("pkey", "explicit", "agent_configured", "agent_other", "configured")
+    ]
+    assert bed.seen[0].offered == order
+    assert caught.value.tried == (
+        "publickey pkey",
+        "publickey explicit",
+        "publickey agent_configured",
+        "publickey agent_other (agent)",
+        "publickey configured",
+    )
+
+
+def test_certificate(make_sshd: Callable[..., Sshd], make_agent: Callable[..., SshAgent], keys: Path) -> None:
+    """A certificate beside the key is used, whether the file or the agent signs."""
+    authority, key = make_key(keys / "authority"), make_key(keys / "id", passphrase="open sesame")
+    certificate = authority.generate_user_certificate(key, "test", principals=[USER])
+    (keys / "id-cert.pub").write_bytes(certificate.export_certificate())
+    server = make_sshd([], f"TrustedUserCAKeys {keys}/authority.pub")
+    assert enter(server.port, key_filename=keys / "id", passphrase="open sesame") == ("publickey",)
+    make_key(keys / "plain")
+    (keys / "open").write_bytes(key.export_private_key())
+    (keys / "open").chmod(0o600)
+    agent = make_agent(keys / "open")
+    assert enter(server.port, Config(identity_agent=agent.path), key_filename=keys / "id") == ("publickey",)
+    assert server.log().count("Accepted publickey") == 2
+    assert "ED25519-CERT" in server.log()
+
+
+def test_rsa_certificate(
+    make_sshd: Callable[..., Sshd], make_agent: Callable[..., SshAgent], keys: Path
+) -> None:
+    """An RSA certificate is signed for with SHA-2, from the file and from the agent that holds both."""
+    authority, key = make_key(keys / "authority"), make_key(keys / "id", "ssh-rsa")
+    certificate = authority.generate_user_certificate(key, "test", principals=[USER])
+    (keys / "id-cert.pub").write_bytes(certificate.export_certificate())
+    server = make_sshd([], f"TrustedUserCAKeys {keys}/authority.pub")
+    assert enter(server.port, key_filename=keys / "id") == ("publickey",)
+    agent = make_agent(keys / "id")  # ssh-add takes the certificate along
+    assert enter(server.port, Config(identity_agent=agent.path)) == ("publickey",)
+    assert server.log().count("RSA-CERT") >= 2
+
+
+def test_rsa_without_common_algorithm(make_sshd: Callable[..., Sshd], keys: Path) -> None:
+    """An RSA key whose signatures the server does not take is passed over and told."""
+    rsa, other = make_key(keys / "rsa", "ssh-rsa"), make_key(keys / "other")
+    server = make_sshd([rsa, other])
+    for names, outcome in ((("rsa", "other"), contextlib.nullcontext()), (("rsa",), pytest.raises(AuthenticationError))):
+        with client(server.port) as transport, outcome as caught:
+            transport.server_extensions = {"server-sig-algs": b"ssh-ed25519,\xff"}
+            assert _enter(transport, key_filename=[keys / name for name in names]) == ("publickey",)
+    assert "takes none of its signature algorithms" in str(caught.value)
+    assert enter(server.port, key_filename=keys / "rsa") == ("publickey",)  # the control
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda folder: folder / "missing", "No such file"),
+        (lambda folder: _write(folder / "garbage", b"not a key\n"), "is not a private key"),
+    ],
+)
+def test_bad_key_file(
+    make_bed: Callable[..., Bed], keys: Path, make: Callable[[Path], Path], text: str
+) -> None:
+    """A key file named by the caller that cannot work is a usage error, before anything is sent."""
+    bed = make_bed({"publickey"})
+    path = make(keys)
+    with pytest.raises(UsageError, match=text) as caught:
+        enter(bed.port, key_filename=path)
+    assert str(path) in str(caught.value)
+    with pytest.raises(UsageError):
+        _keys.check_keys(Host("far.example", key_filename=path))
+
+
+def _write(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def test_bad_pkey(make_bed: Callable[..., Bed], keys: Path) -> None:
+    """A pkey that is none, or is only a public key, is a usage error."""
+    public = paramiko.Ed25519Key(data=make_key(keys / "id").public_data)
+    bed = make_bed({"publickey"})
+    for pkey in ("id_rsa", public):
+        with pytest.raises(UsageError, match="pkey"):
+            enter(bed.port, pkey=pkey)
+
+
+def test_unreadable_default_key(make_bed: Callable[..., Bed], account: Path) -> None:
+    """A default key file that is no key is passed over and told in the error."""
+    (account / ".ssh" / "id_rsa").write_text("-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n-----END\n")
+    good = make_key(account / ".ssh" / "id_ed25519")
+    bed = make_bed({"publickey"}, keys=(good,))
+    assert enter(bed.port) == ("publickey",)
+    other = make_bed({"publickey"})
+    with pytest.raises(AuthenticationError, match="key id_rsa was not used: it is not a private key"):
+        enter(other.port)
+
+
+# Row 3: encrypted keys.
+
+
+@pytest.mark.parametrize(("form", "kind"), [("openssh", "ssh-ed25519"), ("pkcs1-pem", "ssh-rsa")])
+def test_locked_key_and_nobody_to_ask(
+    make_sshd: Callable[..., Sshd], keys: Path, form: str, kind: str
+) -> None:
+    """Row 3: an encrypted key without a passphrase and without a prompt is an error at once, stdin untouched."""
+    server = make_sshd([make_key(keys / "id", kind, form=form, passphrase="open sesame")])
+    (keys / "id.pub").unlink()
+    with pytest.raises(PromptRequiredError, match="passphrase") as caught:
+        enter(server.port, key_filename=keys / "id")
+    assert "key id cannot be used" in str(caught.value)
+    assert enter(server.port, key_filename=keys / "id", passphrase="open sesame") == (
+        "publickey",
+    )  # the control
+
+
+def test_wrong_passphrase(make_sshd: Callable[..., Sshd], keys: Path) -> None:
+    """A passphrase that does not open the key is told so."""
+    server = make_sshd([make_key(keys / "id", passphrase="open sesame")])
+    with pytest.raises(AuthenticationError, match="the passphrase does not open it") as caught:
+        enter(server.port, key_filename=keys / "id", passphrase="wrong")
+    assert not isinstance(caught.value, PromptRequiredError)
+
+
+def test_passphrase_is_asked_for(make_sshd: Callable[..., Sshd], keys: Path) -> None:
+    """A passphrase is asked for up to three times, on the caller's thread, and the password does not serve as one."""
+    server = make_sshd([make_key(keys / "id", passphrase="open sesame")])
+    person = Person("wrong", "wrong again", "open sesame")
+    assert enter(server.port, key_filename=keys / "id", prompt=person, password="open sesame") == (
+        "publickey",
+    )
+    assert [q.kind for q in person.questions] == ["passphrase"] * 3
+    assert person.questions[0].text == f"Enter passphrase for key '{keys / 'id'}': "
+    assert (person.questions[0].host, person.questions[0].echo) == ("far.example", False)
+    assert person.threads == {threading.current_thread()}
+
+
+def test_passphrase_only_for_a_key_that_is_accepted(make_bed: Callable[..., Bed], account: Path) -> None:
+    """As with ssh, nobody is asked for the passphrase of a key that the server does not take."""
+    make_key(account / ".ssh" / "id_ecdsa", "ecdsa-sha2-nistp256", passphrase="one")
+    right = make_key(account / ".ssh" / "id_ed25519", passphrase="two")
+    bed = make_bed({"publickey"}, keys=(right,))
+    person = Person("two")
+    assert enter(bed.port, prompt=person) == ("publickey",)
+    assert len(person.questions) == 1
+    assert "id_ed25519" in person.questions[0].text
+
+
+def test_declined_passphrase_goes_on(make_bed: Callable[..., Bed], account: Path) -> None:
+    """As with ssh, an empty passphrase goes on to the next method."""
+    key = make_key(account / ".ssh" / "id_ed25519", passphrase="open sesame")
+    bed = make_bed({"publickey", "password"}, keys=(key,))
+    person = Person("", "right")
+    assert enter(bed.port, prompt=person) == ("password",)
+    assert [q.kind for q in person.questions] == ["passphrase", "password"]
+
+
+def test_locked_default_key_goes_on(make_bed: Callable[..., Bed], account: Path) -> None:
+    """A locked default key is passed over for the next method; the error of a refusal mentions it."""
+    key = make_key(account / ".ssh" / "id_ed25519", passphrase="open sesame")
+    bed = make_bed({"publickey", "password"}, keys=(key,))
+    assert enter(bed.port, password="right") == ("password",)
+    alone = make_bed({"publickey"}, keys=(key,))
+    with pytest.raises(PromptRequiredError, match="key id_ed25519 was not used: it is encrypted") as caught:
+        enter(alone.port)
+    assert caught.value.tried == ("publickey id_ed25519",)
+
+
+def test_locked_key_in_the_agent(
+    make_sshd: Callable[..., Sshd], make_agent: Callable[..., SshAgent], keys: Path
+) -> None:
+    """Nobody is asked for the passphrase of a key that the agent holds."""
+    key = make_key(keys / "id")
+    agent = make_agent(keys / "id")
+    (keys / "id").write_bytes(
+        key.export_private_key(passphrase="open sesame", rounds=4, ignore_few_rounds=True)
+    )
+    server = make_sshd([key])
+    assert enter(server.port, Config(identity_agent=agent.path), key_filename=keys / "id") == ("publickey",)
+    (keys / "id").unlink()  # only the .pub is left
+    assert enter(server.port, Config(identity_agent=agent.path), key_filename=keys / "id") == ("publickey",)
+    with pytest.raises(AuthenticationError, match="neither there nor in the SSH agent"):
+        enter(server.port, key_filename=keys / "id")
+
+
+# Row 2: many keys.
+
+
+def test_too_many_keys(
+    make_sshd: Callable[..., Sshd], make_agent: Callable[..., SshAgent], keys: Path
+) -> None:
+    """Row 2: with ten agent keys and MaxAuthTries 6 the error names too many keys, and what helps does help."""
+    made = [make_key(keys / f"key{number}") for number in range(10)]
+    agent = make_agent(*(keys / f"key{number}" for number in range(10)))
+    server = make_sshd([made[9]], "MaxAuthTries 6")
+    config = Config(identity_agent=agent.path)
+    with pytest.raises(TooManyKeysError, match="too many keys") as caught:
+        enter(server.port, config)
+    error = caught.value
+    assert len(error.tried) == 6
+    assert "key_filename" in str(error)
+    assert "IdentitiesOnly" in str(error)
+    assert server.connections == 1
+    assert enter(server.port, config, key_filename=keys / "key9") == ("publickey",)
+    assert enter(server.port, Config((str(keys / "key9.pub"),), True, agent.path)) == ("publickey",)
+    log = server.log()
+    assert "Too many authentication failures" in log
+    assert log.count("Failed publickey") == 6
+
+
+def test_identities_only(
+    make_bed: Callable[..., Bed], make_agent: Callable[..., SshAgent], account: Path
+) -> None:
+    """IdentitiesOnly keeps the agent to the configured keys, also where only their .pub files are there."""
+    folder = account / ".ssh"
+    made = [make_key(folder / name) for name in ("id_ed25519", "work")]
+    agent = make_agent(folder / "id_ed25519", folder / "work")
+    (folder / "work").unlink()
+    bed = make_bed({"publickey"}, keys=(made[1],))
+    assert enter(bed.port, Config((str(folder / "work"),), True, agent.path)) == ("publickey",)
+    assert set(bed.seen[0].offered) == {made[1].public_data}
+    with pytest.raises(AuthenticationError):
+        enter(bed.port, Config((), True, agent.path))
+    assert set(bed.seen[1].offered) == {made[0].public_data}  # the default key counts as configured
+    assert enter(bed.port, Config((), False, agent.path)) == ("publickey",)  # the control
+
+
+# Row 5: agents.
+
+
+def test_agent_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """IdentityAgent is a path, "none", "SSH_AUTH_SOCK" or a variable; where it says nothing, SSH_AUTH_SOCK counts."""
+    if sys.platform == "win32":
+        pytest.skip("on Windows paramiko finds the agent")
+    assert _agent.agent_address(None) is None
+    monkeypatch.setenv("SSH_AUTH_SOCK", "/run/agent")
+    monkeypatch.setenv("OTHER", "/run/other")
+    assert _agent.agent_address(None) == "/run/agent"
+    assert _agent.agent_address("SSH_AUTH_SOCK") == "/run/agent"
+    assert _agent.agent_address("none") is None
+    assert _agent.agent_address("$OTHER") == "/run/other"
+    assert _agent.agent_address("${OTHER}") == "/run/other"
+    assert _agent.agent_address("${OTHER}/s") == "/run/other/s"
+    assert _agent.agent_address("${MISSING}") is None
+    assert _agent.agent_address("~/s") == os.path.expanduser("~/s")
+
+
+def test_agent_from_environment(
+    make_sshd: Callable[..., Sshd],
+    make_agent: Callable[..., SshAgent],
+    keys: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The agent of SSH_AUTH_SOCK is used unless forbidden, and its socket is closed again."""
+    server = make_sshd([make_key(keys / "id")])
+    agent = make_agent(keys / "id")
+    monkeypatch.setenv("SSH_AUTH_SOCK", agent.path)
+    before = dict(os.environ)
+    with client(server.port) as transport:
+        open_before = _descriptors()
+        assert _enter(transport) == ("publickey",)
+        assert _descriptors() == open_before
+    assert dict(os.environ) == before
+    with pytest.raises(AuthenticationError):
+        enter(server.port, allow_agent=False)
+    with pytest.raises(AuthenticationError):
+        enter(server.port, Config(identity_agent="none"))
+
+
+def _descriptors() -> set[str]:
+    place = "/proc/self/fd"
+    return set(os.listdir(place)) if os.path.isdir(place) else set()
+
+
+def _send(data: bytes) -> Callable[[socket.socket], None]:
+    def script(conn: socket.socket) -> None:
+        conn.recv(100)
+        conn.sendall(data)
+        conn.shutdown(socket.SHUT_RDWR)
+
+    return script
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        (None, "did not answer within 0.2 s"),
+        (lambda conn: conn.close(), "cannot be used"),
+        (_send(b""), "hung up"),
+        (_send(b"\x00\x00\x00\x09\x0c"), "hung up"),
+        (_send(b"\xff\xff\xff\xff" + b"x" * 100), "message of 4294967295 bytes"),
+        (_send(b"\x00\x00\x00\x01\x05"), "does not tell its keys"),
+        (_send(b"\x00\x00\x00\x05\x0c\xff\xff\xff\xff"), ""),
+    ],
+    ids=["hangs", "closes", "hangs up", "cut short", "boasts", "refuses", "claims"],
+)
+def test_bad_agent(
+    make_bed: Callable[..., Bed],
+    fake_agent: Callable[..., FakeAgent],
+    account: Path,
+    script: Callable[[socket.socket], None] | None,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Row 5: an agent that hangs or talks nonsense is given up soon, and the other methods go on."""
+    assert _agent.LIST_TIMEOUT <= 3
+    monkeypatch.setattr(_agent, "LIST_TIMEOUT", 0.2)
+    key = make_key(account / ".ssh" / "id_ed25519")
+    agent = fake_agent(script)
+    bed = make_bed({"publickey", "password"}, keys=(key,))
+    assert enter(bed.port, Config(identity_agent=agent.path)) == ("publickey",)
+    assert agent.connections == 1  # the fault fired
+    with pytest.raises(AuthenticationError) as caught:
+        enter(bed.port, Config(identity_agent=agent.path), look_for_keys=False, password="wrong")
+    assert told in str(caught.value)
+
+
+def test_dead_agent(make_bed: Callable[..., Bed], account: Path) -> None:
+    """Row 5: a socket path without an agent behind it does not keep the other methods from working."""
+    key = make_key(account / ".ssh" / "id_ed25519")
+    bed = make_bed({"publickey"}, keys=(key,))
+    config = Config(identity_agent=str(account / "nothing"))
+    assert enter(bed.port, config) == ("publickey",)
+    with pytest.raises(AuthenticationError, match="SSH agent cannot be used"):
+        enter(bed.port, config, look_for_keys=False)
+
+
+def _listing(*keys: bytes) -> bytes:
+    body = struct.pack(">BI", 12, len(keys))
+    for key in keys:
+        body += struct.pack(">I", len(key)) + key + struct.pack(">I", 4) + b"\xff\x1b[m"
+    return struct.pack(">I", len(body)) + body
+
+
+def test_agent_that_never_signs(
+    make_bed: Callable[..., Bed],
+    fake_agent: Callable[..., FakeAgent],
+    keys: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A signature may take long (a person confirms it), but not for ever; then the next method is tried."""
+    assert _agent.SIGN_TIMEOUT >= 30
+    monkeypatch.setattr(_agent, "SIGN_TIMEOUT", 0.2)
+    key = make_key(keys / "id")
+
+    def script(conn: socket.socket) -> None:
+        conn.recv(100)
+        conn.sendall(_listing(key.public_data))
+
+    agent = fake_agent(script)
+    bed = make_bed({"publickey", "password"}, keys=(key,))
+    with pytest.raises(AuthenticationError, match=r"did not answer within 0.2 s") as caught:
+        enter(bed.port, Config(identity_agent=agent.path), password="wrong")
+    assert "\x1b" not in str(caught.value)
+    assert enter(bed.port, Config(identity_agent=agent.path), password="right") == ("password",)
+
+
+def test_agent_that_refuses_to_sign(
+    make_bed: Callable[..., Bed], fake_agent: Callable[..., FakeAgent], keys: Path
+) -> None:
+    """A key that the agent will not sign with is told, and the next one is tried."""
+    first, second = make_key(keys / "first"), make_key(keys / "second")
+
+    def script(conn: socket.socket) -> None:
+        conn.recv(100)
+        conn.sendall(_listing(first.public_data))
+        conn.recv(5000)
+        conn.sendall(b"\x00\x00\x00\x01\x05")
+
+    agent = fake_agent(script)
+    bed = make_bed({"publickey"}, keys=(first, second))
+    config = Config((str(keys / "second"),), identity_agent=agent.path)
+    assert enter(bed.port, config) == ("publickey",)
+    with pytest.raises(AuthenticationError, match="the SSH agent refused to sign"):
+        enter(bed.port, Config(identity_agent=agent.path))
+
+
+def test_agent_without_unix_sockets(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Python has no Unix sockets, and no agent is found otherwise, there are no keys and a reason."""
+    monkeypatch.delattr(socket, "AF_UNIX")
+    agent = _agent.Agent("/run/agent")
+    assert agent.list_keys() == ()
+    assert "cannot be used" in agent.trouble
+
+
+class _Pipe:
+    """An agent connection as paramiko makes it on Windows."""
+
+    def __init__(self, *replies: bytes | None) -> None:
+        self._replies = list(replies)
+        self._buffer: bytes | None = b""
+        self.released = threading.Event()
+        self.closed = False
+
+    def send(self, data: bytes) -> None:
+        self._buffer = self._replies.pop(0)
+
+    def recv(self, count: int) -> bytes:
+        if self._buffer is None:
+            self.released.wait(10)
+            return b""
+        data, self._buffer = self._buffer[:count], self._buffer[count:]
+        return data
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_agent_pipe_of_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent whose reads know no deadline is asked with one all the same, and closed."""
+    monkeypatch.setattr(_agent, "SIGN_TIMEOUT", 0.2)
+    pipe = _Pipe(_listing(b"\x00\x00\x00\x01x"), b"\x00\x00\x00\x06\x0e\x00\x00\x00\x01s", None)
+    monkeypatch.setattr(_agent, "_connect", lambda address, deadline: _agent.PipeLine(lambda: pipe))
+    agent = _agent.Agent("")
+    assert [key.blob for key in agent.list_keys()] == [b"\x00\x00\x00\x01x"]
+    assert agent.sign(b"x", b"data", "ssh-ed25519") == b"s"
+    with pytest.raises(_agent.AgentError, match="did not answer"):
+        agent.sign(b"x", b"data", "ssh-ed25519")
+    pipe.released.set()
+    other = _Pipe(_listing())
+    monkeypatch.setattr(_agent, "_connect", lambda address, deadline: _agent.PipeLine(lambda: other))
+    second = _agent.Agent("")
+    assert second.list_keys() == ()
+    second.close()
+    second.close()
+    assert other.closed
+    monkeypatch.setattr(_agent, "_connect", lambda address, deadline: _agent.PipeLine(lambda: None))
+    third = _agent.Agent("")
+    assert third.list_keys() == ()
+    assert "none is running" in third.trouble
+
+
+# Passwords.
+
+
+def test_password(make_bed: Callable[..., Bed]) -> None:
+    """The password given logs in, and nobody is asked."""
+    bed = make_bed({"password"})
+    assert enter(bed.port, password="right", prompt=Person()) == ("password",)
+
+
+def test_wrong_password(make_bed: Callable[..., Bed]) -> None:
+    """Row 1: a wrong password is sent once, over one connection, and the error tells what was tried and allowed."""
+    bed = make_bed({"password"})
+    with pytest.raises(AuthenticationError) as caught:
+        enter(bed.port, password="wrong")
+    error = caught.value
+    assert (error.tried, error.allowed) == (("password",), ("password",))
+    assert not isinstance(error, PromptRequiredError)
+    assert "check the user name, the password" in str(error)
+    assert bed.seen[0].passwords == ["wrong"]
+    assert len(bed.seen) == 1
+
+
+def test_wrong_password_and_a_person(make_bed: Callable[..., Bed]) -> None:
+    """After a wrong password a person is asked up to three times, as by ssh, on one connection."""
+    bed = make_bed({"password"})
+    person = Person("no", "right")
+    assert enter(bed.port, password="wrong", prompt=person) == ("password",)
+    assert [q.text for q in person.questions] == [f"{USER}@far.example's password: "] * 2
+    assert "try again" in person.questions[0].instructions
+    with pytest.raises(AuthenticationError):
+        enter(bed.port, prompt=Person("a", "b", "c"))
+    assert [rules.passwords for rules in bed.seen] == [["wrong", "no", "right"], ["a", "b", "c"]]
+
+
+def test_password_and_nobody_to_ask(make_bed: Callable[..., Bed]) -> None:
+    """Without a password and without a prompt the error is immediate and says what is missing."""
+    bed = make_bed({"password"})
+    with pytest.raises(PromptRequiredError, match="nobody was there to be asked for a password") as caught:
+        enter(bed.port)
+    assert caught.value.allowed == ("password",)
+    assert bed.seen[0].passwords == []
+
+
+def test_declined_password(make_bed: Callable[..., Bed]) -> None:
+    """A person who declines ends the login."""
+    bed = make_bed({"password"})
+    person = Person(None)
+    with pytest.raises(AuthenticationError, match="was not answered"):
+        enter(bed.port, prompt=person)
+    assert len(person.questions) == 1
+
+
+def test_expired_password(make_bed: Callable[..., Bed]) -> None:
+    """Row 20: a password that must be changed is told so, with how."""
+
+    def expired() -> None:
+        raise asyncssh.PasswordChangeRequired("change it")
+
+    bed = make_bed({"password"}, on_answer=expired)
+    with pytest.raises(AuthenticationError, match=f"has expired.*ssh {USER}@far.example"):
+        enter(bed.port, password="right")
+
+
+def test_odd_characters_in_a_password(make_bed: Callable[..., Bed]) -> None:
+    """A password with any character at all is sent or refused, never a Unicode error that would hold it."""
+    bed = make_bed({"password"}, password="schlüssel 鍵")
+    assert enter(bed.port, password="schlüssel 鍵") == ("password",)
+    with pytest.raises(BokehSSHError):
+        enter(bed.port, password="\udcff\ud800")
+
+
+# Row 4: questions.
+
+PASSWORD = ("", "", (("Password: ", False),), ("right",))
+CODE = ("Two factors", "Look at your phone", (("Verification code: ", False),), ("123456",))
+
+
+def test_question_is_asked(make_bed: Callable[..., Bed]) -> None:
+    """Row 4: a question goes to the prompt, on the caller's thread, as the server put it."""
+    bed = make_bed({"keyboard-interactive"}, rounds=(CODE,))
+    person = Person("123456")
+    assert enter(bed.port, prompt=person) == ("keyboard-interactive",)
+    assert person.questions == [
+        Question(
+            kind="interactive",
+            host="far.example",
+            text="Verification code: ",
+            echo=False,
+            instructions="Two factors\nLook at your phone",
+        )
+    ]
+    assert person.threads == {threading.current_thread()}
+
+
+def test_question_and_nobody_to_ask(make_bed: Callable[..., Bed]) -> None:
+    """Row 4: without a prompt the error is immediate and names the question; stdin is not touched."""
+    bed = make_bed({"keyboard-interactive"}, rounds=(CODE,))
+    with pytest.raises(PromptRequiredError, match="Verification code") as caught:
+        enter(bed.port)
+    assert caught.value.tried == ("keyboard-interactive",)
+    assert bed.seen[0].answers == []
+
+
+def test_password_answers_one_hidden_question(make_bed: Callable[..., Bed]) -> None:
+    """The password given answers the first hidden question for a password; a code is asked for after it."""
+    bed = make_bed({"keyboard-interactive"}, rounds=(PASSWORD, CODE))
+    person = Person("123456")
+    assert enter(bed.port, password="right", prompt=person) == ("keyboard-interactive",)
+    assert [q.text for q in person.questions] == ["Verification code: "]
+    with pytest.raises(PromptRequiredError, match="Verification code"):
+        enter(bed.port, password="right")
+
+
+@pytest.mark.parametrize(
+    ("questions", "answered"),
+    [
+        ((("Password: ", False),), True),
+        ((("me@far's password:", False),), True),
+        ((("Passwort: ", False),), True),
+        ((("Mot de passe : ", False),), True),
+        ((("パスワード:", False),), True),
+        ((("Password: ", True),), False),
+        ((("Password: ", False), ("Code: ", False)), False),
+        ((("Verification code: ", False),), False),
+        ((("One-time password (OATH) for `me': ", False),), False),
+        ((("New password: ", False),), False),
+        ((("Passcode or option (1-2): ", False),), False),
+    ],
+)
+def test_which_questions_a_password_answers(questions: tuple[tuple[str, bool], ...], answered: bool) -> None:
+    """Only exactly one hidden question that asks for the account's password gets it."""
+    assert _auth._asks_password(questions) is answered
+
+
+def test_password_is_not_repeated_to_a_second_question(make_bed: Callable[..., Bed]) -> None:
+    """The password given answers one question only: a second one that looks alike goes to the person."""
+    bed = make_bed(
+        {"keyboard-interactive"}, rounds=(PASSWORD, ("", "", (("Password: ", False),), ("other",)))
+    )
+    person = Person("other")
+    assert enter(bed.port, password="right", prompt=person) == ("keyboard-interactive",)
+    assert bed.seen[0].answers == [("right",), ("other",)]
+
+
+def test_unanswerable_question_leaves_the_password(make_bed: Callable[..., Bed]) -> None:
+    """A question that nobody can answer does not keep the password method from working."""
+    bed = make_bed({"keyboard-interactive", "password"}, rounds=(CODE,))
+    assert enter(bed.port, password="right") == ("password",)
+    with pytest.raises(PromptRequiredError, match="Verification code"):
+        enter(bed.port, password="wrong")
+
+
+def test_several_questions_and_empty_rounds(make_bed: Callable[..., Bed]) -> None:
+    """Rounds of several questions are asked one by one; a round without any is answered empty, its text kept."""
+    rounds = (
+        ("", "Sending a push to your phone", (), ()),
+        ("", "", (("First: ", True), ("Second: ", False)), ("1", "2")),
+        ("", "", (), ()),
+    )
+    bed = make_bed({"keyboard-interactive"}, rounds=rounds)
+    person = Person("1", "2")
+    assert enter(bed.port, prompt=person) == ("keyboard-interactive",)
+    assert [(q.text, q.echo) for q in person.questions] == [("First: ", True), ("Second: ", False)]
+    assert person.questions[0].instructions == "Sending a push to your phone"
+    assert person.questions[1].instructions == ""
+    assert bed.seen[0].answers == [(), ("1", "2"), ()]
+
+
+def test_questions_are_asked_again(make_bed: Callable[..., Bed]) -> None:
+    """A wrong answer is asked for again, three times in all, as by ssh."""
+    bed = make_bed({"keyboard-interactive"}, rounds=(CODE,))
+    assert enter(bed.port, prompt=Person("000000", "123456")) == ("keyboard-interactive",)
+    with pytest.raises(AuthenticationError) as caught:
+        enter(bed.port, prompt=Person("1", "2", "3"))
+    assert caught.value.tried == ("keyboard-interactive",)
+    assert len(bed.seen) == 2
+
+
+def test_many_rounds(make_bed: Callable[..., Bed]) -> None:
+    """Fifty rounds of questions are fine; a server that never stops asking is stopped."""
+    empty = ("", "", (), ())
+    bed = make_bed({"keyboard-interactive"}, rounds=(empty,) * 50)
+    assert enter(bed.port) == ("keyboard-interactive",)
+    endless = make_bed({"keyboard-interactive"}, rounds=(empty,) * 100_000)
+    with pytest.raises(AuthenticationError, match="without an end"):
+        enter(endless.port)
+    assert len(endless.seen[0].answers) == 100
+
+
+# Partial success.
+
+
+def test_key_and_then_code(make_bed: Callable[..., Bed], keys: Path) -> None:
+    """Row 4: a key and then a code log in over one connection; without the code's prompt it is an error."""
+    key = make_key(keys / "id")
+    bed = make_bed(("publickey", "keyboard-interactive"), keys=(key,), rounds=(CODE,))
+    person = Person("123456")
+    assert enter(bed.port, key_filename=keys / "id", prompt=person) == ("publickey", "keyboard-interactive")
+    assert len(bed.seen) == 1
+    with pytest.raises(PromptRequiredError, match="the server accepted publickey but wants more") as caught:
+        enter(bed.port, key_filename=keys / "id")
+    assert caught.value.allowed == ("keyboard-interactive",)
+    alone = make_bed(("publickey",), keys=(key,))
+    assert enter(alone.port, key_filename=keys / "id") == ("publickey",)  # the control
+
+
+def test_key_and_then_password(make_bed: Callable[..., Bed], keys: Path) -> None:
+    """A key and then a password log in; a password and then a key, too."""
+    key = make_key(keys / "id")
+    for needs in (("publickey", "password"), ("password", "publickey")):
+        bed = make_bed(needs, keys=(key,))
+        assert enter(bed.port, key_filename=keys / "id", password="right") == needs
+
+
+def test_two_keys(make_sshd: Callable[..., Sshd], keys: Path) -> None:
+    """sshd that wants two different keys gets them, and no key is offered twice."""
+    made = [make_key(keys / name) for name in ("a", "b", "c")]
+    server = make_sshd([made[0], made[2]], "AuthenticationMethods publickey,publickey")
+    files = [keys / "a", keys / "b", keys / "c"]
+    assert enter(server.port, key_filename=files) == ("publickey", "publickey")
+    assert server.connections == 1
+    log = server.log()
+    assert log.count("Partial publickey") == 1
+    assert log.count("Failed publickey") == 1
+    with pytest.raises(AuthenticationError, match="accepted publickey but wants more"):
+        enter(server.port, key_filename=files[:2])
+
+
+def test_methods_that_are_not_allowed_are_not_tried(make_bed: Callable[..., Bed], keys: Path) -> None:
+    """Only what the server allows is tried: no key where it takes passwords only."""
+    key = make_key(keys / "id")
+    bed = make_bed({"password"}, keys=(key,))
+    assert enter(bed.port, key_filename=keys / "id", password="right") == ("password",)
+    assert bed.seen[0].offered == []
+
+
+def test_no_login_needed() -> None:
+    """A server that asks for nothing is entered with ``none``."""
+
+    class Open(Rules):
+        async def begin_auth(self, username: str) -> bool:
+            return False
+
+    with contextlib.closing(Bed(Open)) as bed:
+        assert enter(bed.port) == ("none",)
+
+
+def test_endless_partial_success(make_bed: Callable[..., Bed]) -> None:
+    """A server that is never satisfied is given up."""
+    bed = make_bed(("keyboard-interactive",) * 50, rounds=(("", "", (), ()),))
+    with pytest.raises(AuthenticationError, match="wants more"):
+        enter(bed.port)
+
+
+# Row 20 and 63: what the server says.
+
+
+def test_text_of_a_refusing_server(make_bed: Callable[..., Bed]) -> None:
+    """Row 20: what the server says about the refusal (nologin, an expired account) is in the error."""
+    bed = make_bed(
+        {"password"}, on_begin=banner(b"System is going down for maintenance.\r\nCome back later.\r\n")
+    )
+    with pytest.raises(AuthenticationError) as caught:
+        enter(bed.port, password="wrong")
+    assert "the server said: System is going down for maintenance. Come back later." in str(caught.value)
+    quiet = make_bed({"password"})
+    with pytest.raises(AuthenticationError) as caught:
+        enter(quiet.port, password="wrong")
+    assert "the server said" not in str(caught.value)
+
+
+def test_banner_is_shown_with_the_first_question(make_bed: Callable[..., Bed]) -> None:
+    """The server's banner comes with the first question, once, as ssh shows it."""
+    bed = make_bed({"password"}, on_begin=banner(b"Use your token PIN.\n"))
+    person = Person("wrong", "right")
+    assert enter(bed.port, prompt=person) == ("password",)
+    assert person.questions[0].instructions == "Use your token PIN."
+    assert "token" not in person.questions[1].instructions
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"\x1b[2J\x1b]0;owned\x07\x9b31m",
+        b"\xff\xfe\x80",
+        b"x" * 200_000,
+        "\u202egnp.exe".encode(),
+        b"\x00" * 1000,
+    ],
+    ids=["escapes", "not UTF-8", "long", "right to left", "NUL"],
+)
+def test_hostile_text(make_bed: Callable[..., Bed], text: bytes) -> None:
+    """Row 63: hostile text neither breaks the login nor reaches a person unfiltered or at length."""
+
+    def begin(conn: Any) -> None:
+        for _ in range(20):
+            banner(text)(conn)
+
+    rounds = (
+        (text.decode("latin-1"), text.decode("latin-1"), ((text.decode("latin-1")[:30000], True),), ("1",)),
+    )
+    bed = make_bed({"keyboard-interactive", "password"}, on_begin=begin, rounds=rounds)
+    person = Person("1")
+    assert enter(bed.port, prompt=person) == ("keyboard-interactive",)
+    with pytest.raises(AuthenticationError) as caught:
+        enter(bed.port, password="wrong")
+    question = person.questions[0]
+    for shown in (question.text, question.instructions, str(caught.value)):
+        assert len(shown) < 50_000
+        assert clean(shown, 10**6, lines=True) == shown
+    assert len(str(caught.value)) < 2500
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        info_request(b"Password: "),
+        info_request(count=2**31),
+        failure(b"password"),
+        failure(b"\xff\xfe", partial=True),
+        lambda conn: conn.send_packet(52),
+        lambda conn: conn.send_packet(51),
+        lambda conn: conn.send_packet(6, b"\x00\x00\x00\x0cssh-userauth"),
+        lambda conn: [failure(b"password")(conn) for _ in range(1000)],
+    ],
+    ids=["question", "questions", "refusal", "odd refusal", "success", "cut short", "service", "flood"],
+)
+def test_messages_out_of_turn(make_bed: Callable[..., Bed], act: Callable[[Any], Any]) -> None:
+    """Row 63: a server that answers what was not asked ends in a typed error, not in a login or a hang."""
+    bed = make_bed({"password"}, on_answer=lambda: act(bed.seen[-1].conn), on_begin=None)
+    with client(bed.port) as transport:
+        with pytest.raises(BokehSSHError):
+            _enter(transport, password="wrong", timeout=5)
+    asked = make_bed({"password"}, on_begin=act)
+    with pytest.raises(BokehSSHError):
+        enter(asked.port, password="wrong", timeout=5)
+    calm = make_bed({"password"})
+    assert enter(calm.port, password="right") == ("password",)  # the control
+
+
+def test_too_many_questions_at_once(make_bed: Callable[..., Bed]) -> None:
+    """Row 63: a claim of two thousand million questions costs no memory: the connection is given up."""
+
+    class Liar(Rules):
+        def get_kbdint_challenge(self, username: str, lang: str, submethods: str) -> Any:
+            info_request(count=2**31)(self.conn)
+            return asyncio.get_running_loop().create_future()
+
+    with (
+        contextlib.closing(Bed(lambda: Liar({"keyboard-interactive"}))) as bed,
+        client(bed.port) as transport,
+    ):
+        with pytest.raises(ConnectionLostError, match="2147483648 questions"):
+            _enter(transport, prompt=Person())
+
+
+# The connection ends.
+
+
+def test_hang_up_before_anything_was_tried(make_bed: Callable[..., Bed]) -> None:
+    """A server that hangs up before any credential was tried is a lost connection."""
+    bed = make_bed({"password"}, on_begin=lambda conn: conn.abort())
+    with pytest.raises(ConnectionLostError, match="during login"):
+        enter(bed.port, password="right")
+
+
+def test_hang_up_at_the_password(make_bed: Callable[..., Bed]) -> None:
+    """A server that hangs up in answer to a credential has refused the login, and the error says so."""
+    bed = make_bed({"password"}, on_answer=lambda: bed.seen[-1].conn.abort())
+    with pytest.raises((AuthenticationError, ConnectionLostError), match="password"):
+        enter(bed.port, password="right")
+
+
+def test_last_words(make_bed: Callable[..., Bed]) -> None:
+    """What the server says when it hangs up is in the error."""
+    bed = make_bed({"password"}, on_answer=lambda: bed.seen[-1].conn.disconnect(14, "Go \x1baway"))
+    with pytest.raises(AuthenticationError, match="Go away") as caught:
+        enter(bed.port, password="right")
+    assert caught.value.tried == ("password",)
+    assert not isinstance(caught.value, TooManyKeysError)
+
+
+def test_transport_closed_from_elsewhere(make_bed: Callable[..., Bed]) -> None:
+    """A transport that another thread closes ends the login soon, as a lost connection."""
+
+    def begin(conn: Any) -> Any:
+        transport.close()
+        return asyncio.get_running_loop().create_future()
+
+    async def wait(conn: Any) -> None:
+        await begin(conn)
+
+    bed = make_bed({"password"}, on_begin=wait)
+    with client(bed.port) as transport:
+        started = time.monotonic()
+        with pytest.raises(ConnectionLostError):
+            _enter(transport, password="right", timeout=60)
+        assert time.monotonic() - started < 5
+
+
+# Deadlines and Ctrl-C.
+
+
+async def _never(*args: object) -> None:
+    await asyncio.get_running_loop().create_future()
+
+
+def test_silent_server(make_bed: Callable[..., Bed], keys: Path) -> None:
+    """A server that does not answer is a typed timeout that names the stage, within the timeout given."""
+    bed = make_bed({"publickey"}, on_begin=_never)
+    started = time.monotonic()
+    with pytest.raises(ConnectTimeoutError, match=r"did not answer within 0.3 s during login"):
+        enter(bed.port, timeout=0.3)
+    assert time.monotonic() - started < 5
+
+
+def test_silent_server_after_the_password(
+    make_bed: Callable[..., Bed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer to a password may take as long as a push to a phone takes, but not for ever."""
+    assert _userauth.PERSON_TIMEOUT == 120
+    monkeypatch.setattr(_userauth, "PERSON_TIMEOUT", 0.4)
+    bed = make_bed({"password"}, on_answer=_never)
+    with pytest.raises(ConnectTimeoutError, match=r"within 0.4 s during login \(password\)"):
+        enter(bed.port, password="right", timeout=0.2)
+
+
+def test_endless_banner(make_bed: Callable[..., Bed]) -> None:
+    """Row 63: banners do not put off the deadline."""
+
+    async def begin(conn: Any) -> None:
+        while True:
+            banner(b"wait ")(conn)
+            await asyncio.sleep(0.01)  # the server's pace: a thousand would come within the timeout
+
+    bed = make_bed({"password"}, on_begin=begin)
+    started = time.monotonic()
+    with pytest.raises(ConnectTimeoutError):
+        enter(bed.port, timeout=0.5)
+    assert time.monotonic() - started < 5
+
+
+def test_a_person_may_think_long(make_bed: Callable[..., Bed], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A person's thinking does not count against the timeout."""
+    ahead = 0.0
+
+    def monotonic() -> float:
+        return time.monotonic() + ahead
+
+    def prompt(question: Question) -> str:
+        nonlocal ahead
+        ahead += 3600
+        return "123456" if question.kind == "interactive" else "right"
+
+    monkeypatch.setattr(_userauth, "time", SimpleNamespace(monotonic=monotonic))
+    bed = make_bed(("keyboard-interactive", "password"), rounds=(CODE, CODE))
+    assert enter(bed.port, prompt=prompt, timeout=5) == ("keyboard-interactive", "password")
+    assert ahead == 3 * 3600
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals cannot be aimed at a thread there")
+def test_ctrl_c_while_the_server_is_silent(make_bed: Callable[..., Bed]) -> None:
+    """Row 42: Ctrl-C while the server thinks ends the login at once, with nothing left behind."""
+    main = threading.main_thread().ident
+    assert main is not None
+
+    async def begin(conn: Any) -> None:
+        signal.pthread_kill(main, signal.SIGINT)
+        await _never()
+
+    bed = make_bed({"password"}, on_begin=begin)
+    before = set(threading.enumerate())
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        enter(bed.port, timeout=60)
+    assert time.monotonic() - started < 2
+    assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.parametrize("kind", ["password", "interactive", "passphrase"])
+def test_ctrl_c_at_a_question(make_bed: Callable[..., Bed], keys: Path, kind: str) -> None:
+    """Row 42: Ctrl-C at a question reaches the caller as it is."""
+    key = make_key(keys / "id", passphrase="open sesame")
+    method = {"password": "password", "interactive": "keyboard-interactive", "passphrase": "publickey"}[kind]
+    bed = make_bed({method}, keys=(key,), rounds=(CODE,))
+    before = set(threading.enumerate())
+
+    def prompt(question: Question) -> str:
+        assert question.kind == kind
+        signal.raise_signal(signal.SIGINT)
+        return "never"
+
+    with pytest.raises(KeyboardInterrupt):
+        enter(bed.port, key_filename=keys / "id", prompt=prompt)
+    assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there the agent is a pipe")
+def test_ctrl_c_while_the_agent_is_silent(
+    make_bed: Callable[..., Bed], fake_agent: Callable[..., FakeAgent]
+) -> None:
+    """Row 42: Ctrl-C while an agent hangs ends the login at once."""
+    main = threading.main_thread().ident
+    assert main is not None
+    agent = fake_agent(lambda conn: signal.pthread_kill(main, signal.SIGINT))
+    bed = make_bed({"publickey"})
+    with pytest.raises(KeyboardInterrupt):
+        enter(bed.port, Config(identity_agent=agent.path))
+
+
+# Secrets.
+
+
+def test_no_secret_in_any_text(
+    make_bed: Callable[..., Bed], keys: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Row 61: no password, passphrase or answer is in an error, a repr, a traceback or a log line."""
+    caplog.set_level(logging.DEBUG)
+    canary = "canary-7f3a91"
+    make_key(keys / "id", passphrase="another")
+    texts = []
+    beds = [
+        make_bed({"password"}),
+        make_bed({"keyboard-interactive", "password"}, rounds=(PASSWORD, CODE)),
+        make_bed({"publickey", "keyboard-interactive"}, rounds=(CODE,)),
+        make_bed({"password"}, on_answer=lambda: beds[3].seen[-1].conn.abort()),
+    ]
+    for bed in beds:
+        for prompt in (None, lambda question: canary, lambda question: None):
+            keywords = {
+                "password": canary,
+                "passphrase": canary,
+                "key_filename": keys / "id",
+                "prompt": prompt,
+            }
+            with client(bed.port) as transport:
+                with pytest.raises(BokehSSHError) as caught:
+                    _enter(transport, **keywords)
+                texts.append(
+                    repr(transport.auth_handler) + repr(transport) + repr(vars(transport.auth_handler))
+                )
+            texts.append(repr(Host("far.example", **keywords)))
+            texts += "".join(traceback.format_exception(caught.value)).splitlines()
+            texts += [str(caught.value), repr(caught.value), repr(vars(caught.value))]
+    texts += [record.getMessage() for record in caplog.records]
+    assert any(rules.passwords for bed in beds for rules in bed.seen)  # it was really sent
+    assert any("login as" in text for text in texts)
+    hidden = (canary, canary.encode().hex(), hashlib.sha256(canary.encode()).hexdigest())
+    assert [text for text in texts for secret in hidden if secret in text] == []
+
+
+def test_clean() -> None:
+    """Text from elsewhere is cut, loses what acts on a terminal, and keeps its line ends only where asked for."""
+    assert clean(b"a\x1b[31m\x00b\r\nc\td", 100) == "a[31mb c d"
+    assert clean(b"a\r\nb\rc\td\x9b", 100, lines=True) == "a\nb\nc\td\ufffd"
+    assert clean("abcdef", 3) == "abc…"
+    assert clean("abcdef", 3, tail=True) == "…def"
+    assert clean("\u202eabc\u2028", 10) == "abc"
