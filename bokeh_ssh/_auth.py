@@ -297,7 +297,7 @@ class _Login:
         why = words or ("no reason was given" if hung_up else clean(str(cause), 300))
         if _TOO_MANY.search(words) and self._keys_tried > 1:
             text = f"login as {self.wire.user} was refused: too many keys ({', '.join(self.tried)}): {why}"
-            hint = "name the right one with key_filename=, or with IdentityFile and IdentitiesOnly in the ssh config"
+            hint = "name the right one with key_filename=, or by IdentityFile and IdentitiesOnly"
             return self._error(TooManyKeysError, text, hint)
         tried = f" (tried {', '.join(self.tried)})" if self.tried else ""
         if self.tried and hung_up:

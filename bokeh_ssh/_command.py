@@ -145,8 +145,9 @@ fi"""
 #: The first Python: argv is this text, the mark, the package, which of the interpreters this is, and they.
 #: It must be understood by Python 2 too, which is still what ``python`` is on some machines.
 BOOTSTRAP = f"""\
-import json, os, re, sys
+import sys
 sys.path[:] = [p for p in sys.path if p]  # a json.py in the directory of the app is not ours
+import json, os, re
 code, mark, need, at = sys.argv[1:5]
 paths = sys.argv[5:]
 at = int(at)

@@ -35,7 +35,7 @@ class _Place:
 
     path: str
     mine: bool
-    base: Path
+    base: str
     depth: int
     active: bool
     never: bool
@@ -147,7 +147,7 @@ class Reader:
         :param checked: whether nobody else may be able to write it
         :raises ConfigError: if it cannot be read, or a line may not be passed over
         """
-        base = Path("~/.ssh").expanduser() if mine else Path(path).parent
+        base = "~/.ssh" if mine else str(Path(path).parent)
         self._read(_Place(path, mine, base, depth=0, active=True, never=False), checked=checked)
 
     def _read(self, place: _Place, *, checked: bool) -> None:
@@ -224,7 +224,7 @@ class Reader:
             raise ValueError(msg)
         if "%" in pattern or "${" in pattern:
             pattern = _configtext.expand(pattern, self._tokens(self.hostname()), os.environ)
-        everything = str(place.base / _configtext.home(pattern))
+        everything = str(Path(_configtext.home(place.base), _configtext.home(pattern)))
         for path in sorted(glob.glob(everything)):  # noqa: PTH207  # Path.glob takes no absolute pattern
             depth, never = place.depth + 1, not place.active
             inner = _Place(path, place.mine, place.base, depth, active=place.active, never=never)

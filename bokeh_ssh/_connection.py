@@ -368,7 +368,7 @@ def _connect_hop(hop: Hop, under: Connection | None, on_event: OnEvent) -> Conne
     via = under.name if under else ""
     on_event(Connecting(host=hop.label, address=hop.hostname, port=hop.port, via=via))
     files = hop.known_hosts
-    known = _hostkeys.known_algorithms(hop.known_as, hop.port, files)
+    known = _hostkeys.known_algorithms(hop.known_as, hop.known_port, files)
     with contextlib.ExitStack() as stack:
         transport = _handshake(hop, under, known, stack)
         peer = transport.getpeername()
@@ -377,9 +377,9 @@ def _connect_hop(hop: Hop, under: Connection | None, on_event: OnEvent) -> Conne
             transport.host_key_blob,
             name=hop.known_as,
             address=str(peer[0]) if under is None and isinstance(peer, tuple) else None,
-            port=hop.port,
+            port=hop.known_port,
             files=files,
-            writable=files[0],
+            writable=next(iter(hop.own_known_hosts), None),
             policy=hop.host.host_keys,
             ask=hop.host.prompt,
         )

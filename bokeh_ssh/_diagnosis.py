@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from bokeh_ssh._launch import OLDEST_BOKEH, OLDEST_PYTHON, Launch
 from bokeh_ssh._errors import (
     BokehNotFoundError,
     BokehSSHError,
@@ -16,6 +15,7 @@ from bokeh_ssh._errors import (
     PythonNotFoundError,
     SessionError,
 )
+from bokeh_ssh._launch import OLDEST_BOKEH, OLDEST_PYTHON, Launch
 from bokeh_ssh._report import is_windows, port_in_use, reason
 
 _PYTHON_HINT = 'give python= the path of one, or setup= what makes one available ("conda activate NAME")'

@@ -90,10 +90,9 @@ class DirectTunnel(Tunnel):
         return f"<DirectTunnel to {what} on {self._label}, {self._state}>"
 
     def _start(self, stack: contextlib.ExitStack) -> None:
-        # The local port comes first: the server must be told which origin its pages will have.
-        attaching = not self._serve.must_launch
-        sockets = self._bind(stack, self._serve.attach_port if attaching else BOKEH_PORT)
+        if self._wanted:
+            self._bind(stack, BOKEH_PORT)  # a port that is taken here is told before anything is dialled
         connection = self._connect(stack, self._host)
         address, self._remote_port = self._find_or_launch(stack, connection)
-        stack.enter_context(forwarding(sockets, connection, address, self._remote_port))
+        stack.enter_context(forwarding(self._sockets, connection, address, self._remote_port))
         self._prove(connection.name)

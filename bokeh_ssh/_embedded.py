@@ -1,9 +1,9 @@
 """An SSH server inside this process, on loopback: for the demo, and for tests.
 
-It is built on asyncssh and shares no code with the client side, so that neither can hide the other's mistakes.
-Commands run as real processes of this account; forwarding works in both directions. It behaves like OpenSSH's
-sshd without a terminal, with one difference: the exit status is sent when the command's output has ended, not
-already when the process has.
+It is built on asyncssh and shares no code with the client side, so that neither can hide the other's
+mistakes. Commands run as real processes of this account; forwarding works in both directions. It behaves like
+OpenSSH's sshd without a terminal, with one difference: the exit status is sent when the command's output has
+ended, not already when the process has.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Challenge:
 
 @dataclass(frozen=True)
 class Settings:
-    """How the embedded server behaves; each setting is named after the sshd_config keyword where there is one.
+    """How the embedded server behaves; settings are named after sshd_config's where there is one.
 
     :param user: the only user name that may log in; None takes any (all become this account)
     :param authorized_keys: public keys as lines of an ``authorized_keys`` file
@@ -176,7 +176,7 @@ class EmbeddedServer:
         return self._call(drop())
 
     def known_hosts_line(self, *names: str) -> str:
-        """Give the server's line for a known_hosts file; ``names`` in place of the addresses it listens on."""
+        """Give the server's line for a known_hosts file, under ``names`` or its addresses."""
         addresses = names or (f"[{self.host}]:{self.port}", f"[localhost]:{self.port}")
         return f"{','.join(addresses)} {self.host_key.export_public_key().decode().strip()}\n"
 

@@ -1,4 +1,4 @@
-"""A command that a client of the embedded server runs: a real process, its three streams wired to the channel."""
+"""A command that a client of the embedded server runs: a real process, its streams wired to the channel."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ class Command(asyncssh.SSHServerProcess[bytes]):
         sessions.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        # Close our end of the pipes and leave the process alone, as sshd does where there is no terminal. What
-        # came before the close still goes to its standard input.
+        # Close our end of the pipes and leave the process alone, as sshd does where there is no terminal.
+        # What came before the close still goes to its standard input.
         for pump in self._pumps[1:]:
             pump.cancel()
         self._sessions.discard(self)
@@ -141,7 +141,7 @@ class Command(asyncssh.SSHServerProcess[bytes]):
             env = dict(os.environ)
         asked = self.channel.get_environment()
         env |= {key: value for key, value in asked.items() if key.startswith(_ACCEPT_ENV)} | dict(
-            settings.env
+            self._account.env
         )
         here, there = (self.get_extra_info(key) for key in ("sockname", "peername"))
         if here and there:
@@ -158,7 +158,7 @@ class Command(asyncssh.SSHServerProcess[bytes]):
         )
 
     def _reap(self, process: subprocess.Popen[bytes]) -> asyncio.Future[int]:
-        """Wait for a process in a thread: asyncio's own ways differ per platform, and kill it on the way out."""
+        """Wait for a process in a thread: asyncio's own ways differ by platform, and may kill it."""
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[int] = loop.create_future()
         running = self._account.running

@@ -130,33 +130,27 @@ class GatewayTunnel(Tunnel):
         return self._reverse
 
     def _start(self, stack: contextlib.ExitStack) -> None:
-        attaching = not self._serve.must_launch
-        sockets = self._bind(stack, self._preferred_port() if attaching else BOKEH_PORT)
+        if self._wanted:
+            self._bind(stack, BOKEH_PORT)  # a port that is taken here is told before anything is dialled
         gateway = self._connect(stack, self._gateway)
         if self._bokeh_host is None:
-            port = self._find_published(gateway)
-            self._remote_port = port
+            port = self._remote_port = self._find_published(stack, gateway)
         else:
             via = None if goes_its_own_way(self._bokeh_host) else gateway
             host = self._connect(stack, self._bokeh_host, via)
             address, self._remote_port = self._find_or_launch(stack, host)
             port = self._open_reverse(stack, gateway, host, address)
-        stack.enter_context(forwarding(sockets, gateway, LOOPBACK, port))
+        stack.enter_context(forwarding(self._sockets, gateway, LOOPBACK, port))
         self._prove(self._label)
 
-    def _preferred_port(self) -> int:
-        if self._bokeh_host is None:
-            return self._gateway_port or self._serve.attach_port
-        return self._serve.attach_port
-
-    def _find_published(self, gateway: Connection) -> int:
+    def _find_published(self, stack: contextlib.ExitStack, gateway: Connection) -> int:
         """Find the server that somebody published on the gateway.
 
         :raises ServerNotFoundError: if nothing is published there
         :raises ForeignServerError: if it belongs to another user of the gateway
         """
-        port = self._preferred_port()
-        found = self._attach_to(gateway, port)
+        port = self._gateway_port or self._serve.attach_port
+        found = self._attach_to(stack, gateway, port)
         if not found:
             msg = f"nothing is published on port {port}"
             hint = f"on the Bokeh host, run: bokeh-ssh publish app.py --gateway {self._label}"

@@ -105,7 +105,7 @@ def verify(
         raise case.unknown("and its name cannot stand in a known_hosts file", "give it a HostKeyAlias")
     if policy == "ask":
         _ask(case, verdict, ask)
-    return _remember(case, Path(writable).expanduser())
+    return _remember(case, writable)
 
 
 @dataclass(frozen=True)
@@ -201,14 +201,16 @@ def _shown(entry: Entry) -> str:
     return "[hashed name]" if entry.names.startswith("|") else entry.names
 
 
-def _remember(case: _Case, path: Path) -> HostKeyAdded | None:
+def _remember(case: _Case, writable: str) -> HostKeyAdded | None:
     """Add the key to a file, unless somebody else has done so since.
 
     :raises UnknownHostKeyError: if it cannot be written: a key that is not remembered is taken again and
         again, whoever shows it
     :raises HostKeyError: if the files now speak against it
     """
+    path = Path(writable)
     try:
+        path = path.expanduser()
         with _locked(path) as file:
             verdict = case.judge()
             if verdict.status == "known":
@@ -217,8 +219,8 @@ def _remember(case: _Case, path: Path) -> HostKeyAdded | None:
                 raise case.refusal(verdict)
             key = _publickey.to_text(case.key)
             _append(file, f"{case.listed} {key}\n".encode())
-    except OSError as exc:
-        more = f"and it cannot be remembered in {path} ({exc.strerror or exc})"
+    except (OSError, RuntimeError) as exc:  # RuntimeError: there is no home for "~"
+        more = f"and it cannot be remembered in {path} ({getattr(exc, 'strerror', None) or exc})"
         raise case.unknown(more, "make the file writable, or give known_hosts= another one") from exc
     return HostKeyAdded(
         host=case.host, key_type=case.key.kind, fingerprint=case.key.fingerprint, path=str(path)
@@ -232,7 +234,7 @@ def _find(files: Sequence[str], name: str) -> list[Entry]:
 def _read_file(path: str) -> bytes:
     try:
         return Path(path).expanduser().read_bytes()
-    except OSError as exc:  # as ssh: a file that is not there, or not for us, knows nobody
+    except (OSError, RuntimeError) as exc:  # as ssh: a file that is not there, or not for us, knows nobody
         log.debug("%s is not read: %s", path, exc)
         return b""
 

@@ -57,6 +57,7 @@ class KeyFile:
         self._passphrases = passphrases
         self._text = read(self.path)
         self._key: paramiko.PKey | None = None
+        self._shut: UnusableKeyError | None = None
         head, self._locked = look(self._text)
         if head and key_type(head).startswith("sk-"):
             self._text = None  # a handle for a security key, which only the agent can use
@@ -116,6 +117,8 @@ class KeyFile:
         return self._key
 
     def _unlock(self, text: bytes) -> paramiko.PKey:
+        if self._shut:  # its certificate comes next, and nobody is to be asked twice
+            raise self._shut
         tried = False
         for passphrase in self._passphrases(self.path):
             tried = True
@@ -124,7 +127,8 @@ class KeyFile:
             except WrongPassphraseError:
                 continue
         msg = "the passphrase does not open it" if tried else "it is encrypted, and there is no passphrase"
-        raise UnusableKeyError(msg, locked=True)
+        self._shut = UnusableKeyError(msg, locked=True)
+        raise self._shut
 
 
 class Certified:
@@ -162,7 +166,7 @@ def private_path(path: str) -> Path:
 
 def beside(path: Path, suffix: str) -> Path:
     """Tell the path with ``suffix`` added to its name."""
-    return path.with_name(path.name + suffix)
+    return Path(f"{path}{suffix}")
 
 
 def key_type(blob: bytes) -> str:
@@ -175,7 +179,7 @@ def read(path: Path) -> bytes | None:
     try:
         with path.open("rb") as file:
             return file.read(_MOST_BYTES)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a NUL in the path
         return None
 
 

@@ -92,8 +92,8 @@ class ReadyKey:
     def sign(self, data: bytes, algorithm: str) -> bytes:
         try:
             return signature(self._key, data, algorithm)
-        except (paramiko.SSHException, OSError, ValueError) as exc:
-            msg = "it cannot sign"
+        except (paramiko.SSHException, OSError, ValueError, AttributeError) as exc:
+            msg = "it cannot sign"  # AttributeError: paramiko's, from an agent that was closed
             raise UnusableKeyError(msg) from exc
 
 
@@ -144,10 +144,10 @@ def _check_file(path: Path, name: str) -> None:
     try:
         with path.open("rb") as file:
             text = file.read(1 << 20)
-    except OSError as exc:
+    except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
         if isinstance(exc, FileNotFoundError) and beside(path, ".pub").exists():
             return  # the agent may hold its private half
-        msg = f"key file {path} cannot be read ({exc.strerror})"
+        msg = f"key file {clean(str(path), 300)} cannot be read ({getattr(exc, 'strerror', exc)})"
         raise UsageError(msg, host=name, hint="check key_filename") from exc
     if b"PRIVATE KEY-----" not in text:
         msg = f"key file {path} is not a private key in OpenSSH or PEM format"

@@ -1,7 +1,8 @@
 """known_hosts files: their lines, which lines are for a host, and what follows for a key. Text only.
 
-Follows OpenSSH's ``hostfile.c`` and ``check_host_key()`` of its ``sshconnect.c``. One exception: a key that
-is ``@revoked`` for the host without its port is revoked; ssh lets ``accept-new`` take such a key.
+Follows OpenSSH's ``hostfile.c`` and ``check_host_key()`` of its ``sshconnect.c``, with two exceptions, both
+to the safe side: an unknown key that is ``@revoked`` for the host's bare name is not taken for another port
+either (with ``accept-new`` ssh would), and a tab may follow ``@revoked``.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def _entries(text: bytes, path: str, name: str | None) -> Iterator[Entry]:
             marker, rest = _split_marker(line)
             names, rest = _split(rest)
             if wanted is None or _is_for(wanted, names):
-                yield Entry(marker, names, _read_key(rest, marker), path, number)
+                yield Entry(marker, names, _read_key(rest), path, number)
         except ValueError as exc:
             log.debug("%s line %d is skipped: %s", path, number, exc)
 
@@ -139,14 +140,11 @@ def _is_for(name: str, names: str) -> bool:
     return base64.b64encode(digest).decode() == parts[3]
 
 
-def _read_key(text: str, marker: Marker) -> PublicKey:
+def _read_key(text: str) -> PublicKey:
     kind, rest = _split(text)
-    blob = _split(rest)[0].rstrip("\r\v\f")  # a line end of Windows
-    key = _publickey.read(_decode(blob))
-    if key.certificate and marker != "revoked":  # revoking a certificate revokes the key in it
-        msg = "it has a certificate where a key belongs"
-        raise ValueError(msg)
-    if not key.certificate and _SAME.get(kind, kind) != key.kind:
+    blob = _decode(_split(rest)[0].rstrip("\r\v\f"))  # a line end of Windows
+    key = _publickey.read(blob)
+    if blob[4:][: blob[3]].decode("ascii", "replace") != _SAME.get(kind, kind):
         msg = f"it says {kind[:60]!r}, but has another kind of key"
         raise ValueError(msg)
     return key
@@ -176,36 +174,37 @@ def judge(
     :param now: seconds since 1970
     """
     certificate = key.certificate
-    for entry in (*entries, *without_port):
-        bad = (key.blob, certificate.ca) if certificate else (key.blob,)
+    bad = (key.blob, certificate.ca) if certificate else (key.blob,)
+    for entry in entries:
         if entry.marker == "revoked" and entry.key.blob in bad:
             return Verdict("revoked", entry)
     problem = ""
+    bare = Verdict("unknown")
     if certificate:
         found = [e for e in entries if e.marker == "cert-authority" and e.key.blob == certificate.ca]
         if found:
             problem = certificate.problem(principal, now)
             if not problem:
                 return Verdict("known", found[0])
-        elif (verdict := _vouched(without_port, key, principal, now)).status == "known":
-            return verdict
-        else:
-            problem = verdict.problem
+        elif without_port:
+            bare = judge(without_port, (), key, principal, now)
+            if bare.status == "known":
+                return bare
+            problem = bare.problem
         key = PublicKey(key.kind, key.blob)  # the key alone may be known
     plain = [e for e in entries if not e.marker]
     for entry in plain:
-        if entry.key.blob == key.blob:
+        if entry.key == key:  # a certificate here, without @cert-authority, is another key
             return Verdict("known", entry)
+    if bare.status == "revoked":
+        return bare
     if plain:
         # Any other key makes it a changed one, of another type as well: an attacker has one of each.
         same_kind = [e for e in plain if e.key.kind == key.kind]
         return Verdict("changed", (same_kind or plain)[-1], problem)
-    verdict = _vouched(without_port, key, principal, now)
-    return verdict if verdict.status == "known" else Verdict("unknown", None, problem)
-
-
-def _vouched(entries: Sequence[Entry], key: PublicKey, principal: str, now: float) -> Verdict:
-    return judge(entries, (), key, principal, now) if entries else Verdict("unknown")
+    if without_port:
+        bare = judge(without_port, (), key, principal, now)
+    return bare if bare.status in ("known", "revoked") else Verdict("unknown", None, problem)
 
 
 def algorithms(entries: Sequence[Entry]) -> tuple[str, ...]:

@@ -323,7 +323,7 @@ class Pipe:
 
     # The transport thread's half: what the stream tells.
 
-    def on_data(self, data: bytes) -> None:
+    def on_data(self, data: memoryview) -> None:
         """Take what arrived: to the socket while it fits, else into the backlog."""
         with self._lock:
             if self._done:
@@ -339,7 +339,7 @@ class Pipe:
                     self._pump.post(self.abort)
                     return
             if count < len(data):
-                self._backlog.append(memoryview(data)[count:])
+                self._backlog.append(data[count:])
                 if len(self._backlog) == 1:
                     self._pump.post(self._update)
             if count:

@@ -15,12 +15,13 @@ LINES = 2000
 _LONGEST = 4 << 20  # bytes of one message; what is longer is not ours
 _SHOWN = 8000  # characters kept of a line
 _NOISE = 1 << 14  # bytes after which noise without a line end is cut
+_SHORT = 1000  # bytes kept of a line of noise
 
 # What colours a terminal, sets its title, or moves about on it (ECMA-48: CSI and OSC sequences).
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?)")
 _RECORD = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ ")
 _FAILED = "Error running application handler"
-_WINDOWS = re.compile(r"""CommandNotFoundException|["'«]exec["'»]|\bMicrosoft Windows\b|\bcmd\.exe\b""")
+_WINDOWS = re.compile(r"""CommandNotFoundException|["'«]\s?exec\s?["'»]|\bMicrosoft Windows\b|\bcmd\.exe\b""")
 
 
 def plain(line: str) -> str:
@@ -39,17 +40,18 @@ class Tail:
 
     def feed(self, data: bytes) -> None:
         """Take some more bytes."""
-        *lines, rest = (self._rest + data).split(b"\n")
+        most = self._lines.maxlen or 0
+        *lines, rest = (self._rest + data).rsplit(b"\n", most + 1)  # of a flood, only the end is looked at
         if len(rest) > _NOISE:
             lines.append(rest)
             rest = b""
         self._rest = rest
-        self._lines.extend(plain(line[:_NOISE].decode("utf-8", "replace")) for line in lines[-200:])
+        self._lines.extend(plain(line[-_SHORT:].decode("utf-8", "replace")) for line in lines[-most:])
 
     @property
     def lines(self) -> tuple[str, ...]:
         """What is kept, without empty lines."""
-        rest = plain(self._rest.decode("utf-8", "replace"))
+        rest = plain(self._rest[-_SHORT:].decode("utf-8", "replace"))
         return tuple(line for line in (*self._lines, rest) if line.strip())
 
 
@@ -69,9 +71,12 @@ class Reader:
 
     def feed(self, data: bytes) -> list[dict[str, Any]]:
         """Take some more bytes; give the messages that are whole now."""
-        *lines, rest = (self._rest + data).split(b"\n")
+        whole, _, rest = (self._rest + data).rpartition(b"\n")
         messages = []
-        for line in lines:
+        if whole and self._mark not in whole:
+            self.noise.feed(whole + b"\n")
+            whole = b""
+        for line in whole.split(b"\n") if whole else ():
             noise, mark, text = line.partition(self._mark)
             message = _parse(text) if mark else None
             if message is None:
@@ -129,7 +134,8 @@ class AppErrors:
         return found
 
     def _whole(self, lines: list[str]) -> bool:
-        return any("Traceback (most recent call last)" in line for line in lines) and lines[-1][:2] != "  "
+        starts = [i for i, line in enumerate(lines) if "Traceback (most recent call last)" in line]
+        return bool(starts) and len(lines) > starts[0] + 1 and lines[-1][:2] != "  "
 
     def _close(self) -> str:
         lines, self._open = self._open or [], None

@@ -39,13 +39,26 @@ class Hop:
         return self.config.host_key_alias or self.hostname
 
     @property
-    def known_hosts(self) -> tuple[str, ...]:
-        """The files with known host keys, the one that new keys go to first."""
+    def known_port(self) -> int | None:
+        """The port under which known_hosts has it; a ``HostKeyAlias`` stands there without one."""
+        return None if self.config.host_key_alias else self.port
+
+    @property
+    def own_known_hosts(self) -> tuple[str, ...]:
+        """This account's files with known host keys; the first one gets new keys."""
         if self.host.known_hosts is not None:
-            return (os.fspath(self.host.known_hosts),)
-        mine = self.config.user_known_hosts or ("~/.ssh/known_hosts", "~/.ssh/known_hosts2")
-        system = self.config.global_known_hosts or ("/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2")
-        return tuple(os.path.expanduser(path) for path in (*mine, *system))
+            return (os.path.expanduser(os.fspath(self.host.known_hosts)),)
+        files = self.config.user_known_hosts
+        files = _sshconfig.USER_KNOWN_HOSTS if files is None else files
+        return tuple(os.path.expanduser(path) for path in files)
+
+    @property
+    def known_hosts(self) -> tuple[str, ...]:
+        """All files with known host keys."""
+        if self.host.known_hosts is not None:
+            return self.own_known_hosts
+        files = self.config.global_known_hosts
+        return (*self.own_known_hosts, *(_sshconfig.GLOBAL_KNOWN_HOSTS if files is None else files))
 
 
 def find_hop(host: Host) -> Hop:
@@ -55,7 +68,9 @@ def find_hop(host: Host) -> Hop:
     """
     target = host.target
     path = None if host.ssh_config is None else os.fspath(host.ssh_config)
-    config = _sshconfig.load(path, target.host, user=target.user, port=target.port)
+    config = _sshconfig.load(
+        path, target.host, user=target.user, port=target.port, jump_given=host.jump is not None
+    )
     try:
         account = target.user or config.user or getpass.getuser()
     except (KeyError, OSError, ImportError) as exc:  # no account database entry, as in some containers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.resources
 import logging
+import re
 import secrets
 import threading
 import time
@@ -24,14 +25,18 @@ from bokeh_ssh._events import (
     ServerExited,
     ServerResponsive,
     ServerUnresponsive,
+    Warned,
     ignore,
 )
-from bokeh_ssh._report import LINES, AppErrors, Reader, Tail, plain
 from bokeh_ssh._launch import Launch, line
+from bokeh_ssh._report import LINES, AppErrors, Reader, Tail, plain
 
 __all__ = ["Launch", "Runner", "Server", "Session"]
 
 _log = logging.getLogger("bokeh_ssh")
+
+#: Left as they are in a URL's path (RFC 3986, pchar), since browsers leave them too.
+_UNQUOTED = "/!$&'()*+,;=:@~"
 
 #: Interpreters that are remembered as tried: a bound on what the far side can make us keep.
 _TRIED = 10
@@ -126,8 +131,8 @@ class Server:
 
         Whatever ends this early, Ctrl-C included, also ends what was started; that takes 2 seconds at most.
 
-        :param on_event: gets Launching, Launched, AppFailed, ServerUnresponsive, ServerResponsive and
-            ServerExited; on the connection's thread, so it must not wait for this server
+        :param on_event: gets Launching, Launched, Warned, AppFailed, ServerUnresponsive, ServerResponsive
+            and ServerExited; on the connection's thread, so it must not wait for this server
         :raises SessionError: if the account may not run commands
         :raises PythonNotFoundError: if there is no Python that can be used
         :raises BokehNotFoundError: if no Python there has the package, or only one too old
@@ -167,6 +172,11 @@ class Server:
                     self._changed.wait_for(lambda: self._over, timeout=2)
             raise self._findings().error()
         self._tell(Launched(host=self.host, port=self.port, pid=self.pid, versions=self.versions))
+        for route in self.routes:
+            if not re.fullmatch(r"[\w./~-]+", route, re.ASCII):
+                # Bokeh 3.10 takes the route for a regular expression, and matches it with the quoted path.
+                text = f"Bokeh cannot serve {route}: rename the app, with plain letters, digits, - and _ only"
+                self._tell(Warned(host=self.host, text=text))
 
     def _findings(self) -> Findings:
         return Findings(
@@ -322,7 +332,8 @@ class Server:
         port, pid = int(message["port"]), int(message["pid"])
         if not 0 < port < 65536:
             return
-        self.routes = tuple(quote(plain(route)) for route in message["routes"]) or ("/",)
+        routes = [plain(route) for route in message["routes"]]
+        self.routes = tuple(quote(route, safe=_UNQUOTED) for route in routes) or ("/",)
         self.versions = plain(message["versions"])
         self._set(port=port, pid=pid, _stage="ready")
 

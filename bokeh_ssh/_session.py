@@ -82,9 +82,9 @@ class Session:
 
     # What the stream tells, on the transport thread.
 
-    def on_data(self, data: bytes) -> None:
+    def on_data(self, data: memoryview) -> None:
         self._credit(len(data))
-        self._on_stdout(data)
+        self._on_stdout(bytes(data))
 
     def on_stderr(self, data: bytes) -> None:
         self._credit(len(data))

@@ -103,17 +103,26 @@ def _files(
     """Yield each file to read, whether it is the user's, and whether its owner is checked."""
     if path is None or os.fspath(path).lower() == "none":
         return
-    file = Path(path).expanduser()
-    if file != Path(USER_CONFIG).expanduser():
-        if not file.exists():
-            msg = f"there is no ssh config {file}"
-            raise ConfigError(msg, host=alias, hint="check ssh_config=, or give None to read none")
-        yield str(file), True, False
+    wanted = _place(os.fspath(path))
+    exists = wanted is not None and wanted.exists()
+    if os.fspath(path) == USER_CONFIG or (wanted and wanted == _place(USER_CONFIG)):
+        if exists:
+            yield str(wanted), True, True
+        if system is not None and Path(system).exists():
+            yield system, False, False
         return
-    if file.exists():
-        yield str(file), True, True
-    if system is not None and Path(system).exists():
-        yield system, False, False
+    if not exists:
+        msg = f"there is no ssh config {wanted or os.fspath(path)}"
+        raise ConfigError(msg, host=alias, hint="check ssh_config=, or give None to read none")
+    yield str(wanted), True, False
+
+
+def _place(path: str) -> Path | None:
+    """Put in the home directory; None if there is none."""
+    try:
+        return Path(_configtext.home(path))
+    except ValueError:
+        return None
 
 
 class _Lookup:
@@ -148,7 +157,7 @@ class _Lookup:
         """List what ``%h`` and the others stand for (ssh_config(5), TOKENS); not ``%C`` and ``%j``."""
         here = socket.gethostname()
         return {
-            "d": _configtext.home("~"),
+            **({"d": str(home)} if (home := _place("~")) else {}),
             "h": host,
             "i": str(os.getuid()) if hasattr(os, "getuid") else "",
             "k": lower(self.value("hostkeyalias", str) or "") or self.alias,

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from paramiko.common import (
     MSG_CHANNEL_CLOSE,
-    MSG_CHANNEL_DATA,
     MSG_CHANNEL_EOF,
     MSG_CHANNEL_OPEN_FAILURE,
     MSG_CHANNEL_OPEN_SUCCESS,
@@ -21,6 +20,8 @@ from paramiko.common import (
     MSG_CHANNEL_FAILURE,
     MSG_CHANNEL_WINDOW_ADJUST,
 )
+
+from bokeh_ssh._packetizer import ChannelData
 
 if TYPE_CHECKING:
     from paramiko.message import Message
@@ -35,7 +36,7 @@ _ADMINISTRATIVELY_PROHIBITED = 1
 class Sink(Protocol):
     """Takes what a stream receives, on the transport thread: must not block and must not raise."""
 
-    def on_data(self, data: bytes) -> None: ...
+    def on_data(self, data: memoryview) -> None: ...
     def on_eof(self) -> None: ...
     def on_close(self) -> None: ...
     def on_lost(self) -> None: ...
@@ -53,7 +54,7 @@ class SessionSink(Sink, Protocol):
 class Carrier(Protocol):
     """What a stream needs of its transport."""
 
-    def send_now(self, packet: bytes) -> None: ...
+    def send_now(self, packet: bytes | ChannelData) -> None: ...
     def send_later(self, packet: bytes) -> None: ...
     def forget(self, stream: Stream) -> None: ...
 
@@ -61,7 +62,7 @@ class Carrier(Protocol):
 class _Nowhere:
     """Takes what comes before a sink is set, and after the end: nothing may."""
 
-    def on_data(self, data: bytes) -> None: ...
+    def on_data(self, data: memoryview) -> None: ...
     def on_eof(self) -> None: ...
     def on_close(self) -> None: ...
     def on_lost(self) -> None: ...
@@ -133,12 +134,8 @@ class Stream:
 
     def send(self, data: memoryview) -> None:
         """Send at most :meth:`writable` bytes. May block while the connection is full or changes keys."""
-        head = struct.pack(">BI", MSG_CHANNEL_DATA, self.remote_number)
-        limit = self.max_packet
-        for start in range(0, len(data), limit):
-            part = data[start : start + limit]
-            self._sent += len(part)
-            self._carrier.send_now(b"".join((head, struct.pack(">I", len(part)), part)))
+        self._sent += len(data)
+        self._carrier.send_now(ChannelData(self.remote_number, data, self.max_packet))
 
     def send_eof(self) -> None:
         """Tell the far side that no more data comes."""
@@ -220,10 +217,13 @@ class Stream:
             self._close_sent = True
             self.on_refused(code, text)
 
-    def _feed(self, message: Message) -> None:
-        data = message.get_binary()
+    def feed(self, data: memoryview) -> None:
+        """Take data, from a packet of its own."""
         if self._take(len(data)):
             self.sink.on_data(data)
+
+    def _feed(self, message: Message) -> None:
+        self.feed(memoryview(message.get_binary()))
 
     def _feed_extended(self, message: Message) -> None:
         kind = message.get_int()

@@ -13,8 +13,6 @@ server's process group, which pins the group's number, and waits on a pipe whose
 process was killed; then it ends the group in our place.
 """
 
-# ruff: noqa: PTH - importing pathlib costs milliseconds of a launch
-
 from __future__ import annotations
 
 import collections
@@ -414,7 +412,7 @@ class Supervisor:
                 method = getattr(self, "do_" + message["do"], None)
                 if method:
                     method(message)
-            except (ValueError, TypeError, KeyError):  # noqa: PERF203 - from another version of the client
+            except (ValueError, TypeError, KeyError):  # from another version of the client
                 continue
 
     def do_lease(self, message: dict[str, Any]) -> None:

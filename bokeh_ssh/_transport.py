@@ -15,6 +15,8 @@ What is different, and why:
 from __future__ import annotations
 
 import collections
+import contextlib
+import errno
 import itertools
 import socket
 import struct
@@ -36,6 +38,7 @@ from paramiko.common import (
 )
 from paramiko.message import Message
 
+from bokeh_ssh._packetizer import ChannelData, Packetizer
 from bokeh_ssh._pump import Pump
 from bokeh_ssh._stream import MAX_PACKET, WINDOW, Stream
 
@@ -54,11 +57,13 @@ if TYPE_CHECKING:
     class _Base(paramiko.Transport):
         """The private names of paramiko's that this module uses; a test looks for each of them."""
 
+        packetizer: Packetizer
         _cipher_info: dict[str, Any]
+        _expected_packet: tuple[int, ...]
         _channels: Any
         active: bool
 
-        def _send_user_message(self, data: Message) -> None: ...
+        def _send_user_message(self, data: Message | ChannelData) -> None: ...
         def _verify_key(self, host_key: bytes, sig: bytes) -> None: ...
         def _parse_disconnect(self, m: Message) -> None: ...
         def _check_banner(self) -> None: ...
@@ -108,7 +113,13 @@ class Transport(_Base):
         prefer_host_keys: Sequence[str] = (),
     ) -> None:
         self._prefer_host_keys = tuple(prefer_host_keys)
-        super().__init__(sock, default_window_size=WINDOW, default_max_packet_size=MAX_PACKET)
+        super().__init__(
+            sock,
+            default_window_size=WINDOW,
+            default_max_packet_size=MAX_PACKET,
+            packetizer_class=Packetizer,
+        )
+        self.packetizer.on_data = self._on_data
         options = self.get_security_options()
         # AES-GCM runs in one pass in OpenSSL; the others need an HMAC per packet from Python besides.
         gcm = [name for name in ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com") if name in self._cipher_info]
@@ -139,10 +150,8 @@ class Transport(_Base):
         # As OpenSSH's order_hostkeyalgs: ask first for the kinds of key that known_hosts has, so that
         # a server which gained a new kind does not look unknown.
         usual = tuple(super().preferred_keys)
-        known = set(self._prefer_host_keys)
-        if "ssh-rsa" in known:
-            known |= {"rsa-sha2-512", "rsa-sha2-256"}
-        return (*(k for k in usual if k in known), *(k for k in usual if k not in known))
+        known = [name for name in self._prefer_host_keys if name in usual]
+        return (*known, *(name for name in usual if name not in known))
 
     def _verify_key(self, host_key: bytes, sig: bytes) -> None:
         # Kept as sent: a host certificate cannot be had back from paramiko's key object.
@@ -205,9 +214,16 @@ class Transport(_Base):
 
     # Sending.
 
-    def send_now(self, packet: bytes) -> None:
-        """Send on this thread; waits while the connection is full or changes keys. Pump thread only."""
-        self._send_user_message(Message(packet))
+    def send_now(self, packet: bytes | ChannelData) -> None:
+        """Send on this thread; waits while the connection is full or changes keys. Pump thread only.
+
+        :raises BrokenPipeError: if the connection is no more
+        """
+        try:
+            self._send_user_message(Message(packet) if isinstance(packet, bytes) else packet)
+        except (EOFError, OSError, paramiko.SSHException) as exc:
+            msg = "the SSH connection is gone"
+            raise BrokenPipeError(errno.EPIPE, msg) from exc
 
     def send_later(self, packet: bytes) -> None:
         """Send from the pump thread, in order; never blocks."""
@@ -220,7 +236,8 @@ class Transport(_Base):
     def _send_one(self) -> None:
         packet = self._outbox.popleft()
         if self.active:
-            self._send_user_message(Message(packet))
+            with contextlib.suppress(BrokenPipeError):  # whoever waits for an answer is told by run()
+                self.send_now(packet)
 
     # Global requests.
 
@@ -254,6 +271,17 @@ class Transport(_Base):
             self.send_later(bytes((MSG_REQUEST_FAILURE,)))
 
     # Channels.
+
+    def _on_data(self, packet: bytes, end: int) -> bool:
+        """Take a decrypted packet of channel data, from its padding length on, past paramiko's loop."""
+        if self._expected_packet:  # in a key exchange: paramiko's loop knows what to do with it
+            return False
+        number, length = struct.unpack_from(">II", packet, 2)
+        stream = self._streams.get(number)
+        if stream is None or length != end - 10:
+            return False
+        stream.feed(memoryview(packet)[10:end])
+        return True
 
     def _next_channel(self) -> int:
         return next(self._numbers)  # one sequence for paramiko's own channels and our streams

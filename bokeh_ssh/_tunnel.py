@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import webbrowser
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from bokeh_ssh._attach import check_owner, look, wait_until_ready
 from bokeh_ssh._connection import Connection, connect
 from bokeh_ssh._errors import (
     BokehSSHError,
+    LaunchError,
     LaunchTimeoutError,
     PortInUseError,
     ServerExitedError,
@@ -67,7 +69,9 @@ class Serve:
         if apps and others.get("launch") is False:
             msg = "launch=False attaches to a server that is there, but an app was given"
             raise UsageError(msg, hint="leave out app, or launch")
-        return cls(app=apps, args=tuple(args), **others)
+        made = cls(app=apps, args=tuple(args), **others)
+        made.launch_spec(BOKEH_PORT)  # refuses now what it would refuse later
+        return made
 
     @property
     def must_launch(self) -> bool:
@@ -106,6 +110,7 @@ class Tunnel(Lifecycle):
             check_port(local_port, "local_port")
         self._serve = serve
         self._wanted = local_port
+        self._sockets: list[socket.socket] = []
         self._local_port = 0
         self._remote_port = 0
         self._routes: tuple[str, ...] = ("/",)
@@ -175,12 +180,14 @@ class Tunnel(Lifecycle):
 
     # Parts that both are made of.
 
-    def _bind(self, stack: contextlib.ExitStack, prefer: int) -> list[Any]:
-        sockets = bind(self._wanted, prefer=prefer)
-        for sock in sockets:
-            stack.callback(sock.close)
-        self._local_port = sockets[0].getsockname()[1]
-        return sockets
+    def _bind(self, stack: contextlib.ExitStack, prefer: int) -> None:
+        """Listen on this machine, unless that was done."""
+        if not self._sockets:
+            self._sockets = bind(self._wanted, prefer=prefer)
+            stack.callback(self._sockets.clear)
+            for sock in self._sockets:
+                stack.callback(sock.close)
+            self._local_port = self._sockets[0].getsockname()[1]
 
     def _connect(
         self, stack: contextlib.ExitStack, host: Host, via: Connection | None = None
@@ -195,25 +202,32 @@ class Tunnel(Lifecycle):
         self._server = None
         self._routes = ("/",)
         if not serve.must_launch:
-            port = self._attach(connection)
+            port = self._attach(stack, connection)
             if port:
                 return "localhost", port  # it may listen on ::1 alone
+        self._bind(stack, BOKEH_PORT)  # before the launch: the server must know which origin its pages have
         server = Server.start(connection, serve.launch_spec(self._local_port), on_event=self._told)
         stack.callback(server.stop)
         self._server = server
-        self._routes = tuple(map(quote, server.routes)) or ("/",)
+        self._routes = server.routes or ("/",)
+        for route in self._routes:
+            if quote(route) != route:
+                # Bokeh compares the address as the browser encodes it with the name as it is: always 404.
+                msg = f"Bokeh cannot serve an app under the name {route!r}"
+                hint = "rename the file so that its name has letters, digits, - and _ only"
+                raise LaunchError(msg, host=connection.name, hint=hint, log=self.log)
         return LOOPBACK, server.port
 
-    def _attach(self, connection: Connection) -> int | None:
+    def _attach(self, stack: contextlib.ExitStack, connection: Connection) -> int | None:
         port = self._serve.attach_port
-        found = self._attach_to(connection, port)
+        found = self._attach_to(stack, connection, port)
         if found is None and self._serve.launch is False:
             msg = f"nothing answers on port {port}"
             hint = "start a Bokeh server there, give its remote_port, or let launch=True start one"
             raise ServerNotFoundError(msg, host=connection.name, hint=hint)
         return port if found else None
 
-    def _attach_to(self, connection: Connection, port: int) -> bool | None:
+    def _attach_to(self, stack: contextlib.ExitStack, connection: Connection, port: int) -> bool | None:
         """Check that a Bokeh server answers on ``port``, and that it is ours.
 
         :returns: None where nothing listens; False where something else does, and another port will do
@@ -232,6 +246,9 @@ class Tunnel(Lifecycle):
             raise PortInUseError(msg, host=connection.name, hint=hint, port=port, side="remote")
         if not serve.allow_foreign:
             check_owner(connection, port)
+        # Only now: were that machine this one, our own listener would have answered. The server's own port,
+        # since without more options its pages may come from no other.
+        self._bind(stack, port)
         self._emit(Attached(host=connection.name, port=port))
         if port != self._local_port:
             text = (

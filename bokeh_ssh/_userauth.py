@@ -153,7 +153,7 @@ class UserAuth(AuthHandler):
         return self._verdict(self._ask(message, self._timeout))
 
     def algorithm(self, kind: str) -> str | None:
-        """Choose how a key of type ``kind`` signs (RFC 8308, 8332); None if the server takes no way we know."""
+        """Choose how a key of type ``kind`` signs (RFC 8332); None if the server takes no way we know."""
         if kind not in ("ssh-rsa", "ssh-rsa" + _CERTIFICATE):
             return kind
         ours = [name for name in self.transport.preferred_pubkeys if name in ("rsa-sha2-512", "rsa-sha2-256")]
@@ -237,7 +237,7 @@ class UserAuth(AuthHandler):
         self._waiting = False
         self._inbox.put(reply)
 
-    def _on_service(self, message: Message) -> None:  # noqa: ARG002  # all handlers get it
+    def _on_service(self, message: Message) -> None:  # all handlers get it
         if self.auth_method != "service":
             msg = "the server accepted a service out of turn"
             raise paramiko.SSHException(msg)

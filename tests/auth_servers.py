@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import getpass
+import inspect
 import os
 import shutil
 import socket
@@ -74,7 +75,7 @@ class Sshd:
             reason = "OpenSSH's sshd is not on this machine"
             (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
         if os.geteuid() == 0:
-            os.makedirs("/run/sshd", mode=0o755, exist_ok=True)
+            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         make_key(folder / "host_key")
         (folder / "authorized").write_bytes(b"".join(key.export_public_key() for key in authorized))
         config = [
@@ -99,7 +100,7 @@ class Sshd:
         self._thread.start()
 
     def _serve(self) -> None:
-        with open(self._log, "ab") as log:
+        with self._log.open("ab") as log:
             while True:
                 try:
                     conn, _ = self._listener.accept()
@@ -164,20 +165,23 @@ class Rules(asyncssh.SSHServer):
         self.conn: Any = conn
         success = conn.send_userauth_success
 
-        async def next_method() -> None:
+        def next_method() -> Any:
             # asyncssh's server knows no partial success (RFC 4252, section 5.1); it is made here.
             if isinstance(self.needs, tuple) and len(self.needs) > 1:
                 self.needs = self.needs[1:]
                 conn.send_userauth_failure(True)
-            else:
-                await success()
+                return nothing() if inspect.iscoroutinefunction(success) else None
+            return success()
+
+        async def nothing() -> None:
+            """Stand in for the success that newer versions of asyncssh await."""
 
         self.conn.send_userauth_success = next_method
 
     def _now(self, method: str) -> bool:
         return method in (self.needs if isinstance(self.needs, set) else self.needs[:1])
 
-    async def begin_auth(self, username: str) -> bool:
+    async def begin_auth(self, _username: str) -> bool:
         if self.on_begin:
             result = self.on_begin(self.conn)
             if asyncio.iscoroutine(result):
@@ -187,14 +191,14 @@ class Rules(asyncssh.SSHServer):
     def public_key_auth_supported(self) -> bool:
         return self._now("publickey")
 
-    def validate_public_key(self, username: str, key: Any) -> bool:
+    def validate_public_key(self, _username: str, key: Any) -> bool:
         self.offered.append(key.public_data)
         return self._now("publickey") and key.public_data in self.keys
 
     def password_auth_supported(self) -> bool:
         return self._now("password")
 
-    async def validate_password(self, username: str, password: str) -> bool:
+    async def validate_password(self, _username: str, password: str) -> bool:
         self.passwords.append(password)
         if self.on_answer:
             result = self.on_answer()
@@ -205,7 +209,7 @@ class Rules(asyncssh.SSHServer):
     def kbdint_auth_supported(self) -> bool:
         return self._now("keyboard-interactive")
 
-    def get_kbdint_challenge(self, username: str, lang: str, submethods: str) -> Any:
+    def get_kbdint_challenge(self, _username: str, _lang: str, _submethods: str) -> Any:
         self.round = 0
         return self._question()
 
@@ -213,7 +217,7 @@ class Rules(asyncssh.SSHServer):
         name, instructions, questions, _ = self.rounds[self.round]
         return (name, instructions, "", [(text, echo) for text, echo in questions])
 
-    def validate_kbdint_response(self, username: str, responses: Any) -> Any:
+    def validate_kbdint_response(self, _username: str, responses: Any) -> Any:
         self.answers.append(tuple(responses))
         if tuple(responses) != self.rounds[self.round][3]:
             return False
@@ -284,18 +288,18 @@ def failure(*methods: bytes, partial: bool = False) -> Callable[[Any], None]:
 class SshAgent:
     """OpenSSH's ssh-agent with ``keys`` added; stopped with ``close()``."""
 
-    def __init__(self, *keys: Path, lifetime: tuple[str, ...] = ()) -> None:
+    def __init__(self, *keys: Path) -> None:
         self._folder = tempfile.mkdtemp(prefix="agent")  # a socket's path must be short
-        self.path = os.path.join(self._folder, "s")
+        self.path = f"{self._folder}/s"
         self._process = subprocess.Popen(["ssh-agent", "-D", "-a", self.path], stdout=subprocess.PIPE)
         assert self._process.stdout is not None
         assert b"SSH_AUTH_SOCK" in self._process.stdout.readline()
         for key in keys:
-            self.add(key, *lifetime)
+            self.add(key)
 
-    def add(self, key: Path, *options: str) -> None:
+    def add(self, key: Path) -> None:
         environment = {**os.environ, "SSH_AUTH_SOCK": self.path}
-        subprocess.run(["ssh-add", "-q", *options, str(key)], env=environment, check=True, timeout=10)
+        subprocess.run(["ssh-add", "-q", str(key)], env=environment, check=True, timeout=10)
 
     def close(self) -> None:
         self._process.terminate()
@@ -310,7 +314,7 @@ class FakeAgent:
 
     def __init__(self, script: Callable[[socket.socket], None] | None) -> None:
         self._folder = tempfile.mkdtemp(prefix="agent")
-        self.path = os.path.join(self._folder, "s")
+        self.path = f"{self._folder}/s"
         self.connections = 0
         self._script = script
         self._open: list[socket.socket] = []

@@ -1,7 +1,7 @@
 """The machines that tests log in to, all with one interface: an embedded server, a real sshd, a container.
 
-A :class:`Machine` says how to reach and enter it, and lets a test look at it from inside. What it allows is said
-once, as :class:`Knobs`, and translated for each kind of server.
+A :class:`Machine` says how to reach and enter it, and lets a test look at it from inside. What it allows is
+said once, as :class:`Knobs`, and translated for each kind of server.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 _T = TypeVar("_T")
 
 #: The password of every account in a container, and what the embedded server takes.
-PASSWORD = "correct horse battery staple"  # noqa: S105 - a made-up one
+PASSWORD = "correct horse battery staple"
 
 
 def until(condition: Callable[[], _T], *, timeout: float = 10, what: str = "") -> _T:
@@ -192,7 +192,7 @@ class Machine:
         """Give an ssh config block under which it can be reached from here."""
         return (
             f"Host {alias}\n  HostName {self.host}\n  Port {self.port}\n  User {self.user}\n"
-            f"  IdentityFile {self.key_path}\n  IdentitiesOnly yes\n  HostKeyAlias [{self.host}]:{self.port}\n"
+            f"  IdentityFile {self.key_path}\n  IdentitiesOnly yes\n"
             f"  UserKnownHostsFile {self.known_hosts}\n  GlobalKnownHostsFile none\n"
         )
 
@@ -227,7 +227,7 @@ class Machine:
 
     @contextmanager
     def spawn(self, command: Sequence[str], *, user: str | None = None) -> Iterator[Running]:
-        """Start a command there, not through its SSH server; end it with the ``with`` block (TERM, then KILL)."""
+        """Start a command there, not through its SSH server; its ``with`` block ends it (TERM, then KILL)."""
         base = str(self.execute("mktemp", user=user))
         line = f"echo $$ > {base}.pid; exec {shlex.join(command)} > {base} 2>&1 < /dev/null"
         with self._detached(line, user):

@@ -136,7 +136,8 @@ def machine_with(
 
         def make(**knobs: Any) -> Machine:
             if kind == "docker":
-                return stack.enter_context(request.getfixturevalue("docker_engine").machine(Knobs(**knobs)))
+                engine: Docker = request.getfixturevalue("docker_engine")
+                return stack.enter_context(engine.machine(Knobs(**knobs)))
             return stack.enter_context(beds.embedded(Knobs(**knobs), key, tmp_path))
 
         yield make
@@ -146,9 +147,11 @@ def machine_with(
 def embedded(key: Key, tmp_path: Path) -> Iterator[Callable[..., Machine]]:
     """Make embedded servers: ``embedded(knobs, **settings)``; the settings are the server's own."""
     with ExitStack() as stack:
-        yield lambda knobs=Knobs(), **settings: stack.enter_context(
-            beds.embedded(knobs, key, tmp_path, **settings)
-        )
+
+        def make(knobs: Knobs | None = None, **settings: Any) -> Machine:
+            return stack.enter_context(beds.embedded(knobs or Knobs(), key, tmp_path, **settings))
+
+        yield make
 
 
 @pytest.fixture
@@ -197,9 +200,9 @@ def _resources() -> tuple[set[str], set[str]]:
     threads = {f"{thread.name} #{thread.ident}" for thread in threading.enumerate()}
     files = set()
     place = Path("/proc/self/fd")
-    for entry in os.listdir(place) if place.is_dir() else ():
+    for entry in place.iterdir() if place.is_dir() else ():
         try:
-            files.add(f"{entry} -> {(place / entry).readlink()}")
+            files.add(f"{entry.name} -> {entry.readlink()}")
         except OSError:
             continue  # the listing's own descriptor
     return threads, files

@@ -1,7 +1,7 @@
 """Containers as machines: one image with sshd and Bokeh, single machines, and the three gateway shapes.
 
-Everything made here carries a label with this process's id, is removed at the end, and, where a killed run left
-it behind, by the next run. Ports are published on 127.0.0.1 only.
+Everything made here carries a label with this process's id, is removed at the end, and, where a killed run
+left it behind, by the next run. Ports are published on 127.0.0.1 only.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import docker.errors
 
 from beds import PASSWORD, Key, Knobs, Machine, Result, has_banner, until
 
-CONTEXT = Path(__file__).parent / "docker"
+CONTEXT = Path(__file__).parent / "image"
 LABEL = "bokeh_ssh.tests"
 PYTHON = "/opt/bokeh/bin/python"
 
@@ -41,7 +41,7 @@ class Container(Machine):
     def execute(
         self, command: str | Sequence[str], *, user: str | None = None, data: bytes = b"", timeout: float = 30
     ) -> Result:
-        """Run a command in the container, as root unless ``user`` says otherwise; there is no standard input."""
+        """Run a command in the container, as root unless ``user`` says otherwise; it gets no input."""
         assert not data, "use write() first"
         words = ["sh", "-c", command] if isinstance(command, str) else list(command)
         status, streams = self.server.exec_run(
@@ -230,7 +230,7 @@ class Docker:
             container.reload()
             assert container.status in ("created", "running"), f"{name} ended: {machine.log}"
             if not published:
-                return ("0.0.0.0", 22) in machine.listening()  # noqa: S104 - looked for, not bound
+                return ("0.0.0.0", 22) in machine.listening()
             bindings = container.ports.get("22/tcp")
             machine.port = int(bindings[0]["HostPort"]) if bindings else 0
             return bool(bindings) and has_banner("127.0.0.1", machine.port)
@@ -348,7 +348,8 @@ def download_wheels(arch: str) -> Path:
 def _package() -> bytes:
     """Pack the bokeh_ssh that is tested here."""
     spec = importlib.util.find_spec("bokeh_ssh")
-    assert spec and spec.submodule_search_locations
+    assert spec
+    assert spec.submodule_search_locations
     (place,) = spec.submodule_search_locations
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:

@@ -1,6 +1,7 @@
-"""A connection that is none: runs commands through a shell of this machine, as ``Connection.run`` does there.
+"""A connection that is none: runs commands through a shell of this machine, as ``Connection.run`` would.
 
-Callbacks come on one thread of the runner's own, in order, and the exit last. Needs POSIX.
+:class:`Bench` starts servers on it. Callbacks come on one thread of the runner's own, in order, and the exit
+last. Needs POSIX.
 """
 
 from __future__ import annotations
@@ -10,23 +11,20 @@ import os
 import selectors
 import signal
 import subprocess
+import sys
 import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
-T = TypeVar("T")
+import pytest
 
+from bokeh_ssh._errors import BokehSSHError
+from bokeh_ssh._events import Event
+from bokeh_ssh._server import Launch, Server
 
-def until(predicate: Callable[[], T], deadline: float = 20) -> T:
-    """Wait until ``predicate`` gives something true, and give that; AssertionError after ``deadline`` seconds."""
-    end = time.monotonic() + deadline
-    pause = threading.Event()
-    while not (found := predicate()):
-        assert time.monotonic() < end, f"not within {deadline} s: {predicate}"
-        pause.wait(0.02)
-    return found
+#: A command that starts at once in place of Bokeh.
+FAKE = (sys.executable, "-S", str(Path(__file__).with_name("fake_server.py")))
 
 
 def processes(marker: str) -> set[int]:
@@ -154,10 +152,10 @@ class LocalSession:
                 status = self.process.poll()
                 if self._closed:
                     return None if status is None else status
-                if status is not None and (not open_streams or not self._more(streams, selector)):
+                if status is not None and (not open_streams or not self._more(selector)):
                     return status
 
-    def _more(self, streams: dict[int, object], selector: selectors.BaseSelector) -> bool:
+    def _more(self, selector: selectors.BaseSelector) -> bool:
         # A daemon of a start file may hold the streams open: what is there counts, not their end.
         return any(key.data for key, _ in selector.select(0))
 
@@ -213,3 +211,53 @@ class LocalRunner:
         session = LocalSession(argv, self.env, self.cwd, on_stdout, on_stderr, on_exit)
         self.sessions.append(session)
         return session
+
+
+class Bench:
+    """Starts servers, and ends them with the test."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.path = tmp_path
+        self.events: list[Event] = []
+        self.servers: list[Server] = []
+        self.runners: list[LocalRunner] = []
+
+    def runner(self, *shell: str, **env: str) -> LocalRunner:
+        runner = LocalRunner(*shell, env={**os.environ, **env})
+        self.runners.append(runner)
+        return runner
+
+    def start(self, runner: LocalRunner | None = None, **launch: Any) -> Server:
+        launch.setdefault("python", sys.executable)
+        server = Server.start(runner or self.runner(), Launch(**launch), on_event=self.events.append)
+        self.servers.append(server)
+        return server
+
+    def fails(self, kind: type[BokehSSHError], runner: LocalRunner | None = None, **launch: Any) -> Any:
+        """Start what must fail with exactly ``kind``; all processes of the session must be gone."""
+        runner = runner or self.runner()
+        with pytest.raises(kind) as caught:
+            self.start(runner, **launch)
+        assert type(caught.value) is kind
+        assert caught.value.host == runner.name
+        assert runner.sessions[-1].process.wait(20) is not None
+        return caught.value
+
+    def script(self, name: str, text: str) -> str:
+        path = self.path / name
+        path.write_text(text)
+        path.chmod(0o755)
+        return str(path)
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            for server in self.servers:
+                server.stop()
+        finally:
+            for runner in self.runners:
+                for session in runner.sessions:
+                    session.close()
+                    session.join()

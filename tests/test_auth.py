@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import builtins
 import contextlib
 import getpass
@@ -29,6 +30,7 @@ import pytest
 from auth_servers import (
     USER,
     Bed,
+    Client,
     FakeAgent,
     Rules,
     SshAgent,
@@ -97,7 +99,7 @@ def make_sshd(tmp_path: Path) -> Iterator[Callable[..., Sshd]]:
     with contextlib.ExitStack() as stack:
 
         def make(authorized: list[Any], *options: str) -> Sshd:
-            folder = tmp_path / f"sshd{len(os.listdir(tmp_path))}"
+            folder = tmp_path / f"sshd{len(list(tmp_path.iterdir()))}"
             folder.mkdir()
             return stack.enter_context(contextlib.closing(Sshd(folder, authorized, *options)))
 
@@ -235,7 +237,7 @@ def test_default_keys_in_ssh_order(make_bed: Callable[..., Bed], account: Path) 
 def test_order_of_sources(
     make_bed: Callable[..., Bed], make_agent: Callable[..., SshAgent], keys: Path
 ) -> None:
-    """Explicit keys come first, then the agent's with configured ones in front, then the other configured ones."""
+    """Explicit keys come first, then the agent's, configured ones in front, then other configured ones."""
     names = ("pkey", "explicit", "agent_other", "agent_configured", "configured", "never")
     made = {name: make_key(keys / name) for name in names}
     agent = make_agent(keys / "agent_other", keys / "agent_configured")
@@ -293,16 +295,21 @@ def test_rsa_certificate(
     assert server.log().count("RSA-CERT") >= 2
 
 
-def test_rsa_without_common_algorithm(make_sshd: Callable[..., Sshd], keys: Path) -> None:
+def test_rsa_without_common_algorithm(
+    make_sshd: Callable[..., Sshd], keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An RSA key whose signatures the server does not take is passed over and told."""
     rsa, other = make_key(keys / "rsa", "ssh-rsa"), make_key(keys / "other")
     server = make_sshd([rsa, other])
-    for names, outcome in ((("rsa", "other"), contextlib.nullcontext()), (("rsa",), pytest.raises(AuthenticationError))):
-        with client(server.port) as transport, outcome as caught:
-            transport.server_extensions = {"server-sig-algs": b"ssh-ed25519,\xff"}
-            assert _enter(transport, key_filename=[keys / name for name in names]) == ("publickey",)
-    assert "takes none of its signature algorithms" in str(caught.value)
     assert enter(server.port, key_filename=keys / "rsa") == ("publickey",)  # the control
+
+    def parse(self: Client, _message: paramiko.Message) -> None:
+        self.server_extensions = {"server-sig-algs": b"ssh-ed25519,\xff"}
+
+    monkeypatch.setattr(Client, "_parse_ext_info", parse)
+    assert enter(server.port, key_filename=[keys / "rsa", keys / "other"]) == ("publickey",)
+    with pytest.raises(AuthenticationError, match="takes none of its signature algorithms"):
+        enter(server.port, key_filename=keys / "rsa")
 
 
 @pytest.mark.parametrize(
@@ -350,6 +357,19 @@ def test_unreadable_default_key(make_bed: Callable[..., Bed], account: Path) -> 
         enter(other.port)
 
 
+def test_security_key_handle(make_bed: Callable[..., Bed], account: Path) -> None:
+    """The handle of a security key, with which only an agent can sign, is passed over and told."""
+    kind = b"\x00\x00\x00\x1ask-ssh-ed25519@openssh.com"
+    parts = (b"none", b"none", b"")
+    body = b"openssh-key-v1\x00" + b"".join(struct.pack(">I", len(part)) + part for part in parts)
+    body += struct.pack(">II", 1, len(kind)) + kind + struct.pack(">I", 0)
+    lines = ("-----BEGIN OPENSSH PRIVATE KEY-----", base64.b64encode(body).decode(), "-----END")
+    (account / ".ssh" / "id_ed25519_sk").write_text("\n".join(lines))
+    bed = make_bed({"publickey"})
+    with pytest.raises(AuthenticationError, match="key id_ed25519_sk was not used: its private half"):
+        enter(bed.port)
+
+
 # Row 3: encrypted keys.
 
 
@@ -357,7 +377,7 @@ def test_unreadable_default_key(make_bed: Callable[..., Bed], account: Path) -> 
 def test_locked_key_and_nobody_to_ask(
     make_sshd: Callable[..., Sshd], keys: Path, form: str, kind: str
 ) -> None:
-    """Row 3: an encrypted key without a passphrase and without a prompt is an error at once, stdin untouched."""
+    """Row 3: an encrypted key, no passphrase and no prompt are an error at once, stdin untouched."""
     server = make_sshd([make_key(keys / "id", kind, form=form, passphrase="open sesame")])
     (keys / "id.pub").unlink()
     with pytest.raises(PromptRequiredError, match="passphrase") as caught:
@@ -377,7 +397,7 @@ def test_wrong_passphrase(make_sshd: Callable[..., Sshd], keys: Path) -> None:
 
 
 def test_passphrase_is_asked_for(make_sshd: Callable[..., Sshd], keys: Path) -> None:
-    """A passphrase is asked for up to three times, on the caller's thread, and the password does not serve as one."""
+    """A passphrase is asked for three times, on the caller's thread; the password does not serve as one."""
     server = make_sshd([make_key(keys / "id", passphrase="open sesame")])
     person = Person("wrong", "wrong again", "open sesame")
     assert enter(server.port, key_filename=keys / "id", prompt=person, password="open sesame") == (
@@ -443,7 +463,7 @@ def test_locked_key_in_the_agent(
 def test_too_many_keys(
     make_sshd: Callable[..., Sshd], make_agent: Callable[..., SshAgent], keys: Path
 ) -> None:
-    """Row 2: with ten agent keys and MaxAuthTries 6 the error names too many keys, and what helps does help."""
+    """Row 2: with ten agent keys and MaxAuthTries 6 the error names too many keys, and its advice helps."""
     made = [make_key(keys / f"key{number}") for number in range(10)]
     agent = make_agent(*(keys / f"key{number}" for number in range(10)))
     server = make_sshd([made[9]], "MaxAuthTries 6")
@@ -483,7 +503,7 @@ def test_identities_only(
 
 
 def test_agent_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    """IdentityAgent is a path, "none", "SSH_AUTH_SOCK" or a variable; where it says nothing, SSH_AUTH_SOCK counts."""
+    """IdentityAgent is a path, "none" or a variable; without it SSH_AUTH_SOCK counts."""
     if sys.platform == "win32":
         pytest.skip("on Windows paramiko finds the agent")
     assert _agent.agent_address(None) is None
@@ -496,7 +516,7 @@ def test_agent_address(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _agent.agent_address("${OTHER}") == "/run/other"
     assert _agent.agent_address("${OTHER}/s") == "/run/other/s"
     assert _agent.agent_address("${MISSING}") is None
-    assert _agent.agent_address("~/s") == os.path.expanduser("~/s")
+    assert _agent.agent_address("~/s") == str(Path("~/s").expanduser())
 
 
 def test_agent_from_environment(
@@ -522,8 +542,8 @@ def test_agent_from_environment(
 
 
 def _descriptors() -> set[str]:
-    place = "/proc/self/fd"
-    return set(os.listdir(place)) if os.path.isdir(place) else set()
+    place = Path("/proc/self/fd")
+    return {entry.name for entry in place.iterdir()} if place.is_dir() else set()
 
 
 def _send(data: bytes) -> Callable[[socket.socket], None]:
@@ -646,7 +666,7 @@ class _Pipe:
         self.released = threading.Event()
         self.closed = False
 
-    def send(self, data: bytes) -> None:
+    def send(self, _data: bytes) -> None:
         self._buffer = self._replies.pop(0)
 
     def recv(self, count: int) -> bytes:
@@ -664,7 +684,7 @@ def test_agent_pipe_of_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """An agent whose reads know no deadline is asked with one all the same, and closed."""
     monkeypatch.setattr(_agent, "SIGN_TIMEOUT", 0.2)
     pipe = _Pipe(_listing(b"\x00\x00\x00\x01x"), b"\x00\x00\x00\x06\x0e\x00\x00\x00\x01s", None)
-    monkeypatch.setattr(_agent, "_connect", lambda address, deadline: _agent.PipeLine(lambda: pipe))
+    monkeypatch.setattr(_agent, "_connect", lambda *_: _agent.PipeLine(lambda: pipe))
     agent = _agent.Agent("")
     assert [key.blob for key in agent.list_keys()] == [b"\x00\x00\x00\x01x"]
     assert agent.sign(b"x", b"data", "ssh-ed25519") == b"s"
@@ -672,13 +692,13 @@ def test_agent_pipe_of_windows(monkeypatch: pytest.MonkeyPatch) -> None:
         agent.sign(b"x", b"data", "ssh-ed25519")
     pipe.released.set()
     other = _Pipe(_listing())
-    monkeypatch.setattr(_agent, "_connect", lambda address, deadline: _agent.PipeLine(lambda: other))
+    monkeypatch.setattr(_agent, "_connect", lambda *_: _agent.PipeLine(lambda: other))
     second = _agent.Agent("")
     assert second.list_keys() == ()
     second.close()
     second.close()
     assert other.closed
-    monkeypatch.setattr(_agent, "_connect", lambda address, deadline: _agent.PipeLine(lambda: None))
+    monkeypatch.setattr(_agent, "_connect", lambda *_: _agent.PipeLine(lambda: None))
     third = _agent.Agent("")
     assert third.list_keys() == ()
     assert "none is running" in third.trouble
@@ -694,7 +714,7 @@ def test_password(make_bed: Callable[..., Bed]) -> None:
 
 
 def test_wrong_password(make_bed: Callable[..., Bed]) -> None:
-    """Row 1: a wrong password is sent once, over one connection, and the error tells what was tried and allowed."""
+    """Row 1: a wrong password is sent once, on one connection; the error tells what was tried and allowed."""
     bed = make_bed({"password"})
     with pytest.raises(AuthenticationError) as caught:
         enter(bed.port, password="wrong")
@@ -837,7 +857,7 @@ def test_unanswerable_question_leaves_the_password(make_bed: Callable[..., Bed])
 
 
 def test_several_questions_and_empty_rounds(make_bed: Callable[..., Bed]) -> None:
-    """Rounds of several questions are asked one by one; a round without any is answered empty, its text kept."""
+    """Several questions are asked one by one; a round without any is answered empty, its text kept."""
     rounds = (
         ("", "Sending a push to your phone", (), ()),
         ("", "", (("First: ", True), ("Second: ", False)), ("1", "2")),
@@ -924,7 +944,7 @@ def test_no_login_needed() -> None:
     """A server that asks for nothing is entered with ``none``."""
 
     class Open(Rules):
-        async def begin_auth(self, username: str) -> bool:
+        async def begin_auth(self, _username: str) -> bool:
             return False
 
     with contextlib.closing(Bed(Open)) as bed:
@@ -997,6 +1017,11 @@ def test_hostile_text(make_bed: Callable[..., Bed], text: bytes) -> None:
     assert len(str(caught.value)) < 2500
 
 
+def _flood(conn: Any) -> None:
+    for _ in range(1000):
+        failure(b"password")(conn)
+
+
 @pytest.mark.parametrize(
     "act",
     [
@@ -1004,40 +1029,62 @@ def test_hostile_text(make_bed: Callable[..., Bed], text: bytes) -> None:
         info_request(count=2**31),
         failure(b"password"),
         failure(b"\xff\xfe", partial=True),
-        lambda conn: conn.send_packet(52),
         lambda conn: conn.send_packet(51),
         lambda conn: conn.send_packet(6, b"\x00\x00\x00\x0cssh-userauth"),
-        lambda conn: [failure(b"password")(conn) for _ in range(1000)],
+        _flood,
     ],
-    ids=["question", "questions", "refusal", "odd refusal", "success", "cut short", "service", "flood"],
+    ids=["question", "questions", "refusal", "odd refusal", "cut short", "service", "flood"],
 )
 def test_messages_out_of_turn(make_bed: Callable[..., Bed], act: Callable[[Any], Any]) -> None:
     """Row 63: a server that answers what was not asked ends in a typed error, not in a login or a hang."""
-    bed = make_bed({"password"}, on_answer=lambda: act(bed.seen[-1].conn), on_begin=None)
-    with client(bed.port) as transport:
-        with pytest.raises(BokehSSHError):
-            _enter(transport, password="wrong", timeout=5)
-    asked = make_bed({"password"}, on_begin=act)
-    with pytest.raises(BokehSSHError):
-        enter(asked.port, password="wrong", timeout=5)
+    late = make_bed({"password"}, on_answer=lambda: act(late.seen[-1].conn))
+    early = make_bed({"password"}, on_begin=act)
+    for bed in (late, early):
+        with client(bed.port) as transport:
+            with pytest.raises(BokehSSHError):
+                _enter(transport, password="wrong", timeout=5)
+            assert not transport.is_authenticated()
     calm = make_bed({"password"})
     assert enter(calm.port, password="right") == ("password",)  # the control
+
+
+@pytest.mark.parametrize("number", [51, 52, 60])
+def test_answer_to_nothing(make_bed: Callable[..., Bed], number: int) -> None:
+    """Row 63: a refusal, a success or a question that comes while a person thinks ends the connection."""
+    thinking = asyncio.Event()
+
+    async def begin(conn: Any) -> None:
+        async def later() -> None:
+            await thinking.wait()
+            conn.send_packet(number, b"\x00" * 20)
+
+        tasks.append(asyncio.ensure_future(later()))
+
+    def prompt(_: Question) -> str:
+        tasks[0].get_loop().call_soon_threadsafe(thinking.set)
+        transport.join(10)
+        assert not transport.is_alive()
+        return "right"
+
+    tasks: list[asyncio.Future[None]] = []
+    bed = make_bed({"password"}, on_begin=begin)
+    with client(bed.port) as transport:
+        with pytest.raises(ConnectionLostError, match=r"not asked|out of turn"):
+            _enter(transport, prompt=prompt)
+        assert not transport.is_authenticated()
 
 
 def test_too_many_questions_at_once(make_bed: Callable[..., Bed]) -> None:
     """Row 63: a claim of two thousand million questions costs no memory: the connection is given up."""
 
     class Liar(Rules):
-        def get_kbdint_challenge(self, username: str, lang: str, submethods: str) -> Any:
+        def get_kbdint_challenge(self, _username: str, _lang: str, _submethods: str) -> Any:
             info_request(count=2**31)(self.conn)
             return asyncio.get_running_loop().create_future()
 
-    with (
-        contextlib.closing(Bed(lambda: Liar({"keyboard-interactive"}))) as bed,
-        client(bed.port) as transport,
-    ):
-        with pytest.raises(ConnectionLostError, match="2147483648 questions"):
-            _enter(transport, prompt=Person())
+    bed = Bed(lambda: Liar({"keyboard-interactive"}))
+    with contextlib.closing(bed), pytest.raises(ConnectionLostError, match="2147483648 questions"):
+        enter(bed.port, prompt=Person())
 
 
 # The connection ends.
@@ -1188,7 +1235,7 @@ def test_ctrl_c_while_the_agent_is_silent(
     """Row 42: Ctrl-C while an agent hangs ends the login at once."""
     main = threading.main_thread().ident
     assert main is not None
-    agent = fake_agent(lambda conn: signal.pthread_kill(main, signal.SIGINT))
+    agent = fake_agent(lambda _: signal.pthread_kill(main, signal.SIGINT))
     bed = make_bed({"publickey"})
     with pytest.raises(KeyboardInterrupt):
         enter(bed.port, Config(identity_agent=agent.path))
@@ -1212,7 +1259,7 @@ def test_no_secret_in_any_text(
         make_bed({"password"}, on_answer=lambda: beds[3].seen[-1].conn.abort()),
     ]
     for bed in beds:
-        for prompt in (None, lambda question: canary, lambda question: None):
+        for prompt in (None, lambda _: canary, lambda _: None):
             keywords = {
                 "password": canary,
                 "passphrase": canary,
@@ -1236,7 +1283,7 @@ def test_no_secret_in_any_text(
 
 
 def test_clean() -> None:
-    """Text from elsewhere is cut, loses what acts on a terminal, and keeps its line ends only where asked for."""
+    """Text from elsewhere is cut, loses what acts on a terminal, and keeps line ends only if asked to."""
     assert clean(b"a\x1b[31m\x00b\r\nc\td", 100) == "a[31mb c d"
     assert clean(b"a\r\nb\rc\td\x9b", 100, lines=True) == "a\nb\nc\td\ufffd"
     assert clean("abcdef", 3) == "abc…"

@@ -1,4 +1,4 @@
-"""The beds are what they say; driven by stock OpenSSH's ssh, so that a failure here is no fault of the package."""
+"""The beds are what they say; driven by stock OpenSSH's ssh, so that no failure here is the package's."""
 
 from __future__ import annotations
 
@@ -244,7 +244,7 @@ def test_listeners_are_read_from_proc() -> None:
 
 def reaches(machine: Machine, host: str, port: int = 22) -> bool:
     """Tell whether a machine gets an SSH greeting from another."""
-    look = "import socket, sys; s = socket.create_connection((sys.argv[1], int(sys.argv[2])), 0.7); print(s.recv(4))"
+    look = "import socket, sys; print(socket.create_connection((sys.argv[1], int(sys.argv[2])), 0.7).recv(4))"
     python = machine.python
     return "SSH-" in machine.execute([python, "-c", look, host, str(port)]).stdout
 

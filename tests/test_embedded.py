@@ -1,4 +1,4 @@
-"""The embedded server keeps what sshd promises; the client here is asyncssh's own, so nothing of ours is on both ends."""
+"""The embedded server keeps what sshd promises; its client here is asyncssh's own, not ours."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def test_local_forwarding_carries_half_closes(embedded: Maker) -> None:
 
 
 def test_remote_forwarding_binds_loopback_only(embedded: Maker) -> None:
-    """A remote forward listens on loopback, even where the client asks for every address (GatewayPorts no)."""
+    """A remote forward listens on loopback, even where all addresses are asked for (GatewayPorts no)."""
     machine = embedded()
 
     async def use() -> None:
@@ -246,7 +246,7 @@ def _listens(machine: Machine, port: int) -> bool:
 
 
 def test_gateway_ports_can_open_every_address(embedded: Maker) -> None:
-    """With gateway_ports="yes" the server opens every address where loopback was asked for, as such an sshd does."""
+    """With gateway_ports="yes" the server opens every address though loopback was asked for, as sshd does."""
     machine = embedded(gateway_ports="yes")
 
     async def use() -> None:

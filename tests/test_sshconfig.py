@@ -10,13 +10,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import missing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bokeh_ssh import _sshconfig
 from bokeh_ssh._errors import ConfigError
 from bokeh_ssh._sshconfig import HostConfig, load
+from conftest import missing
 
 SSH = shutil.which("ssh")
 
@@ -496,6 +496,24 @@ def test_no_account(write, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(name, raising=False)
     assert load(write("Match localuser x\nPort 4\nMatch all\nUser u\n"), "a").port is None
+
+
+def test_no_home(write, account: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An account without a home has no config of its own; what needs the home is told."""
+
+    def nobody(*_: object) -> str:
+        raise KeyError
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    monkeypatch.delenv("HOME")
+    system = write("Port 4\n", "system")
+    assert load("~/.ssh/config", "a", system=system).port == 4
+    assert load(write("Port 5\nIdentityFile /x\n"), "a").port == 5
+    for line in ("IdentityFile ~/x", "IdentityFile %d/x", "Include x"):
+        with pytest.raises(ConfigError, match="line 1"):
+            load(write(f"{line}\n"), "a")
+    with pytest.raises(ConfigError, match="no ssh config ~nobody-here/x"):
+        load("~nobody-here/x", "a")
 
 
 def test_without_posix(write, monkeypatch: pytest.MonkeyPatch) -> None:

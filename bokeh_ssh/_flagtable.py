@@ -1,0 +1,268 @@
+"""The flags of the command line, in a table: each is a keyword of the classes, and says so.
+
+The classes themselves are not imported: they bring paramiko, which ``--help`` need not wait for. That table
+and classes agree is tested.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from enum import Enum
+
+import typer
+
+from bokeh_ssh._flags import Flag, under
+
+
+class HostKeys(str, Enum):
+    """The values of ``--host-keys``."""
+
+    strict = "strict"
+    ask = "ask"
+    accept_new = "accept-new"
+
+
+class Reverse(str, Enum):
+    """The values of ``--reverse``."""
+
+    auto = "auto"
+    host = "host"
+    relay = "relay"
+
+
+def _environment(pairs: Sequence[str]) -> dict[str, str]:
+    """Read ``NAME=VALUE`` words; a NAME alone has its value here, so that no secret need be typed."""
+    found = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            if name not in os.environ:
+                msg = f"{name} is not set here; write NAME=VALUE"
+                raise typer.BadParameter(msg, param_hint="'--env'")
+            value = os.environ[name]
+        found[name] = value
+    return found
+
+
+def _jump(targets: Sequence[str]) -> tuple[str, ...]:
+    names = [name.strip() for target in targets for name in target.split(",")]
+    return () if names == ["none"] else tuple(names)
+
+
+def _path(path: str) -> str | None:
+    return None if path == "none" else path
+
+
+def _value(choice: Enum) -> str:
+    return str(choice.value)
+
+
+def _no(_: bool) -> bool:
+    return False
+
+
+#: The login keywords that can be typed: secrets are asked for, and never on a command line that ``ps`` shows.
+LOGIN = under(
+    "Login",
+    Flag("user", str, "NAME", "The login name (ssh -l).", also="-l"),
+    Flag("port", int, "PORT", "The SSH server's port (ssh -p).", also="-p"),
+    Flag(
+        "key_filename",
+        list[str],
+        "FILE",
+        "A private key file; repeat for several (ssh -i).",
+        also="-i",
+        convert=tuple,
+    ),
+    Flag(
+        "jump",
+        list[str],
+        "TARGET",
+        "A machine to go through; repeat, or separate with commas; 'none' goes directly (ssh -J).",
+        also="-J",
+        convert=_jump,
+    ),
+    Flag("known_hosts", str, "FILE", "The file of known host keys."),
+    Flag(
+        "host_keys",
+        HostKeys,
+        "strict|ask|accept-new",
+        "What to do about an unknown host key (default: ask).",
+        convert=_value,
+        default=HostKeys.ask,
+    ),
+    Flag(
+        "ssh_config",
+        str,
+        "FILE",
+        "The ssh config; 'none' reads none (ssh -F).",
+        also="-F",
+        convert=_path,
+    ),
+    Flag("allow_agent", bool, "", "Do not ask the SSH agent.", name="--no-allow-agent", convert=_no),
+    Flag("look_for_keys", bool, "", "Do not try ~/.ssh/id_*.", name="--no-look-for-keys", convert=_no),
+    Flag("timeout", float, "SECONDS", "Time for each stage of connecting (default: 15)."),
+    Flag(
+        "compression", bool, "", "SSH compression, for slow lines (ssh -C).", also="-C", name="--compression"
+    ),
+)
+
+#: How a server is started, wherever it is.
+START = under(
+    "What runs",
+    Flag(
+        "args",
+        list[str],
+        "OPTION",
+        "One more option for bokeh serve; repeat, or write all of them after --.",
+        also="--arg",
+        convert=tuple,
+    ),
+    Flag("command", str, "WORDS", "'bokeh serve', 'panel serve' or your own."),
+    Flag("python", str, "PATH", "The interpreter whose Bokeh is used."),
+    Flag(
+        "setup",
+        list[str],
+        "LINE",
+        "A shell line to run first, such as 'conda activate viz'; repeat.",
+        convert=tuple,
+    ),
+    Flag("cwd", str, "PATH", "The directory to run in."),
+    Flag(
+        "env",
+        list[str],
+        "NAME=VALUE",
+        "A variable for the server; without =VALUE, its value here; repeat.",
+        convert=_environment,
+    ),
+    Flag(
+        "grace",
+        float,
+        "SECONDS",
+        "How long it outlives a bokeh-ssh that has vanished (default: 600; publish: 60).",
+    ),
+    Flag("launch_timeout", float, "SECONDS", "Time to become ready (default: 60)."),
+    Flag(
+        "extra_origins",
+        list[str],
+        "HOST:PORT",
+        "One more address whose pages may embed the app; repeat.",
+        also="--origin",
+        convert=tuple,
+    ),
+)
+
+_LOCAL_PORT = Flag(
+    "local_port", int, "PORT", "The port here; 0 takes any free one (default: 5006, or a free one)."
+)
+
+#: What both tunnels share.
+TUNNEL = (
+    *under(
+        "Ports",
+        _LOCAL_PORT,
+        Flag("remote_port", int, "PORT", "The server's port there (default: any free one; to attach, 5006)."),
+    ),
+    *under(
+        "What runs",
+        Flag(
+            "launch",
+            bool,
+            "",
+            "Always start a server, or only attach to one (default: with an APP, start one; without, attach, "
+            "and start one where none answers).",
+            name="--launch/--attach",
+        ),
+    ),
+    *START,
+    *under(
+        "What runs",
+        Flag("allow_foreign", bool, "", "Attach to a server of another user.", name="--allow-foreign"),
+    ),
+)
+
+_ALLOW_EXPOSED = Flag(
+    "allow_exposed",
+    bool,
+    "",
+    "Go on where the gateway opens the port to its whole network (GatewayPorts yes).",
+    name="--allow-exposed",
+)
+
+#: What a GatewayTunnel has besides.
+GATEWAY = under(
+    "Gateway",
+    Flag("host", str, "TARGET", "The Bokeh host, reached through the gateway; none: it publishes by itself."),
+    Flag(
+        "reverse",
+        Reverse,
+        "auto|host|relay",
+        "Who opens the gateway's port: the Bokeh host, this machine (relay), or the host if it can "
+        "(default: auto).",
+        convert=_value,
+    ),
+    Flag("gateway_port", int, "PORT", "The port on the gateway (default: 5006; with --host any free one)."),
+    Flag("gateway_address", str, "HOST:PORT", "The gateway as the Bokeh host sees it, if that differs."),
+    _ALLOW_EXPOSED,
+)
+
+#: What a RemoteForward takes.
+REMOTE = under(
+    "Ports",
+    Flag("remote_port", int, "PORT", "The port on the gateway; 0 takes any free one (default: 5006)."),
+    Flag(
+        "local_port",
+        int,
+        "PORT",
+        "The server's port; with an APP the one it takes (default: 5006; with an APP any free one).",
+    ),
+    Flag("local_host", str, "HOST", "Where the server already listens (default: this machine)."),
+    Flag(
+        "bind_address", str, "ADDRESS", "Where the gateway listens; anything but loopback opens it to others."
+    ),
+    _ALLOW_EXPOSED,
+)
+
+#: What a LocalForward takes.
+FORWARD = under(
+    "Ports",
+    Flag("remote_port", int, "PORT", "The target's port."),
+    Flag("remote_host", str, "NAME", "The target as HOST sees it (default: HOST itself)."),
+    Flag("local_port", int, "PORT", "The port here (default: any free one)."),
+    Flag("bind_address", str, "ADDRESS", "Where to listen here; anything but loopback opens it to others."),
+)
+
+#: What ``forward -R`` takes besides.
+EXPOSED = under("Ports", _ALLOW_EXPOSED)
+
+#: What the demo takes: its server, app and login are its own.
+DEMO = under("Ports", _LOCAL_PORT)
+
+_NAMES = {flag.keyword: flag.names[0] for flag in (*LOGIN, *TUNNEL, *GATEWAY, *REMOTE, *FORWARD)}
+_MENTION = re.compile(
+    r'\b(?P<name>[a-z_]+)(?:=(?P<value>True|False|"[^"]*"|\(\)|(?=[\s,;.)]|$)))?(?![\w=])',
+)
+
+
+def in_flags(text: str) -> str:
+    """Say with flags what an error says with keywords.
+
+    >>> in_flags('give its remote_port, or let launch=True start one')
+    'give its --remote-port, or let --launch start one'
+    >>> in_flags('host_keys="accept-new" after looking at the host')
+    '--host-keys accept-new after looking at the host'
+    """
+
+    def flag(found: re.Match[str]) -> str:
+        name, value = found["name"], found["value"]
+        known = _NAMES.get(name)
+        if known is None or (value is None and "_" not in name):  # an English word, such as "host" or "app"
+            return found[0]
+        if name == "launch":
+            return "--attach" if value == "False" else "--launch"
+        words = {"()": " none", "True": "", "False": "", "": "", None: ""}
+        return known + words.get(value, " " + (value or "").strip('"'))
+
+    return _MENTION.sub(flag, text)

@@ -1,0 +1,129 @@
+"""One tunnel or forward in the foreground: opened, announced, held until it ends. Signals and exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+import webbrowser
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from bokeh_ssh._display import Display, flush
+from bokeh_ssh._errors import BokehSSHError, UsageError
+from bokeh_ssh._events import Prompt
+from bokeh_ssh._lifecycle import Lifecycle
+from bokeh_ssh._terminal import find_prompt
+from bokeh_ssh._text import clean
+
+FAILED = 1
+MISUSED = 2
+INTERRUPTED = 130
+
+#: What asks a program to end. Where one is ignored (nohup, a shell's &) it stays so.
+_ENDINGS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+#: Seconds within which signals count as one: a closing terminal sends two, and so do some wrappers.
+_TOGETHER = 0.5
+
+
+class Foreground:
+    """What a command works with while it runs.
+
+    :ivar display: shows what happens
+    :ivar prompt: asks the person at the terminal; None where there is none
+    :ivar stack: what is closed after the tunnel
+    """
+
+    def __init__(self, verbose: int) -> None:
+        self._verbose = verbose
+        self.display = Display(moving=not verbose)
+        asking = find_prompt()
+        self.prompt: Prompt | None = self.display.prompt(asking) if asking else None
+        self.stack = contextlib.ExitStack()
+
+    def hold(self, make: Callable[[Foreground], Lifecycle], announce: Callable[[Lifecycle], None]) -> int:
+        """Open what ``make`` makes, announce it, and wait until it ends or is ended.
+
+        :returns: the exit code: 0 also where Ctrl-C ended what stood; 130 where it ended what had yet to open
+        """
+        stood = False
+        with self._signals():
+            try:
+                with self.stack:
+                    thing = make(self)
+                    with thing:
+                        stood = True
+                        self.display.stop()
+                        announce(thing)
+                        thing.wait()
+            except KeyboardInterrupt:
+                self.display.stop()
+                if not stood:
+                    self.display.warn("Interrupted")
+                return 0 if stood else INTERRUPTED
+            except BokehSSHError as exc:
+                self.display.error(exc, trace=self._verbose > 1)
+                return MISUSED if isinstance(exc, UsageError) else FAILED
+            finally:
+                self.display.stop()
+        return 0
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Let each signal that ends a program be a KeyboardInterrupt, and a second one the end at once."""
+        first: list[float] = []
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            now = time.monotonic()
+            if not first:
+                first.append(now)
+                self.display.interrupted()
+                raise KeyboardInterrupt
+            if now - first[0] > _TOGETHER:
+                if self.display.moving:
+                    os.write(2, b"\x1b[?25h\n")  # the moving line hides the cursor
+                flush()
+                os._exit(INTERRUPTED)
+
+        before = {}
+        for name in _ENDINGS:
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, handle)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def show(display: Display, url: str) -> None:
+    """Open the address in a browser, where there is one with a display."""
+    graphical = sys.platform in ("win32", "darwin") or any(
+        os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
+    )
+    if not graphical or not webbrowser.open(url):
+        display.note("No browser was found here; open the address in one yourself")
+
+
+def set_up_logging(verbose: int) -> None:
+    """Log to standard error: nothing, what happens (1), everything of ours (2), paramiko's too (3)."""
+    if not verbose:
+        # Without any handler Python writes warnings to standard error, paramiko's tracebacks among them.
+        logging.getLogger().addHandler(logging.NullHandler())
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
+    logging.getLogger().addHandler(handler)
+    logging.getLogger("bokeh_ssh").setLevel(logging.INFO if verbose == 1 else logging.DEBUG)
+    logging.getLogger("paramiko").setLevel(logging.DEBUG if verbose > 2 else logging.CRITICAL)
+
+
+class _Formatter(logging.Formatter):
+    """Makes what servers sent fit for a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return clean(super().format(record), 20_000, lines=True)

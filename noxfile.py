@@ -1,0 +1,166 @@
+"""Everything that is run on this project, as a list of functions.
+
+    python3 noxfile.py             what to run before a commit: lint, types, layers, docs, tests
+    python3 noxfile.py -s demo     the whole thing on this machine alone
+    python3 noxfile.py -l          what else there is
+
+Nothing has to be installed for that: the first run makes an environment in ``.nox`` and installs nox there.
+``nox`` itself does as well. With CI=true the default is everything: all supported Pythons, and the lowest
+versions of what the package depends on; a missing Python or Docker engine is then an error, not a skip.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+NOX = "nox>=2025.5.1"
+OLDEST = (3, 10)
+
+
+def _pyenv() -> None:
+    """Make all of pyenv's Pythons callable by name, as python3.12; it hides all but the chosen one."""
+    versions = Path(os.environ.get("PYENV_ROOT", "~/.pyenv"), "versions").expanduser()
+    found: dict[int, int] = {}
+    for path in versions.glob("3.*"):
+        match = re.match(r"3\.(\d+)\.(\d+)$", path.name)
+        if match and int(match[1]) >= OLDEST[1]:
+            minor, patch = int(match[1]), int(match[2])
+            found[minor] = max(patch, found.get(minor, 0))
+    # What was chosen comes first; behind it, newer Pythons last, so that a bare "python3" stays what it is.
+    chosen = os.environ.get("PYENV_VERSION", "").split(":")
+    others = [f"3.{minor}.{found[minor]}" for minor in sorted(found)]
+    if others:
+        os.environ["PYENV_VERSION"] = ":".join(dict.fromkeys(filter(None, chosen + others)))
+
+
+def _has_venv(python: str) -> bool:
+    """Tell whether that Python is new enough and can make an environment with pip in it."""
+    check = f"import sys, venv, ensurepip; sys.exit(sys.version_info < {OLDEST})"
+    try:
+        return subprocess.run([python, "-c", check], capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+def _bootstrap() -> int:
+    """Run nox from an environment of its own, made first where it is missing."""
+    place = HERE / ".nox" / "bootstrap"
+    python = place / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    stamp = place / "installed"
+    made_of = f"{NOX} for {sys.executable}"
+    if not stamp.exists() or stamp.read_text(encoding="utf-8") != made_of or not python.exists():
+        names = [sys.executable, *(f"python3.{minor}" for minor in range(13, OLDEST[1] - 1, -1)), "python3"]
+        base = next((name for name in names if _has_venv(name)), None)
+        if base is None:
+            return _complain()
+        print(f"noxfile.py: installing nox into {place}", flush=True)
+        shutil.rmtree(place, ignore_errors=True)
+        subprocess.run([base, "-m", "venv", str(place)], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", NOX], check=True)
+        stamp.write_text(made_of, encoding="utf-8")
+    command = [str(python), "-m", "nox", "-f", str(HERE / "noxfile.py"), *sys.argv[1:]]
+    if os.name != "nt":
+        os.execv(command[0], command)  # one process less between Ctrl-C and what runs
+    return subprocess.run(command, check=False).returncode
+
+
+def _complain() -> int:
+    oldest = ".".join(map(str, OLDEST))
+    print(
+        f"noxfile.py: no Python {oldest} or newer with the venv module was found; install one "
+        "(on Debian and Ubuntu: apt install python3-venv)",
+        file=sys.stderr,
+    )
+    return 1
+
+
+_pyenv()
+if __name__ == "__main__":
+    sys.exit(_bootstrap())
+
+import nox  # noqa: E402 - only inside the environment
+
+CI = os.environ.get("CI", "").lower() in ("1", "true")
+CURRENT = f"{sys.version_info[0]}.{sys.version_info[1]}"
+PYTHONS = sorted({"3.10", "3.11", "3.12", "3.13", CURRENT}, key=lambda name: int(name[2:]))
+PROJECT = nox.project.load_toml(HERE / "pyproject.toml")
+
+nox.needs_version = NOX.removeprefix("nox")
+nox.options.reuse_venv = "yes"
+nox.options.error_on_missing_interpreters = CI
+# The tests come last, so that a run ends with pytest's closing line.
+nox.options.sessions = ["lint", "layers", "types", "docs", "lowest", "tests"]
+if not CI:
+    nox.options.sessions = ["lint", "layers", "types", "docs", f"tests-{CURRENT}"]
+
+
+def _group(name: str) -> list[str]:
+    return list(nox.project.dependency_groups(PROJECT, name))
+
+
+def _lowest() -> list[str]:
+    """Tell the lowest version that the project allows of each of its dependencies."""
+    project = PROJECT["project"]
+    asked = [project["dependencies"], *project["optional-dependencies"].values()]
+    bounds = (re.match(r"([A-Za-z0-9._-]+)>=([0-9.]+)", line) for lines in asked for line in lines)
+    return sorted({f"{bound[1]}=={bound[2]}" for bound in bounds if bound})
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting with ruff."""
+    session.install(*_group("lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def layers(session: nox.Session) -> None:
+    """Check that each module imports only from below."""
+    session.install(*_group("layers"))
+    session.run("lint-imports")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types with mypy, strictly."""
+    session.install(".[demo]", *_group("types"), NOX)
+    session.run("mypy")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation; a warning is an error."""
+    session.install(".[demo]", *_group("docs"))
+    session.run("sphinx-build", "-W", "--keep-going", "-q", "-b", "html", "docs", "docs/_build/html")
+    session.log("the documentation is in docs/_build/html/index.html")
+
+
+@nox.session(python="3.10")
+def lowest(session: nox.Session) -> None:
+    """Run the tests with the lowest versions that the package allows of what it depends on."""
+    constraints = Path(session.create_tmp(), "lowest.txt")
+    constraints.write_text("".join(f"{line}\n" for line in _lowest()), encoding="utf-8")
+    session.install(".[demo]", *_group("test"), "-c", str(constraints))
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """Run the tests; what follows ``--`` goes to pytest."""
+    session.install(".[demo]", *_group("test"))
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(default=False)
+def demo(session: nox.Session) -> None:
+    """Show a Bokeh app through a real tunnel to an SSH server on this machine; Ctrl-C ends it."""
+    session.install("--quiet", ".[demo]")
+    # It stops what it started on Ctrl-C: give it the time.
+    session.run("bokeh-ssh", "demo", *session.posargs, interrupt_timeout=30, terminate_timeout=10)

@@ -1,0 +1,88 @@
+"""Apps for the machines under test, and what drives them from outside."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import subprocess
+import sys
+import urllib.request
+
+from beds import Machine
+from websockets.sync.client import connect
+
+#: A slider, and a text that a Python callback sets.
+SLIDER = """
+from bokeh.io import curdoc
+from bokeh.models import Div, Slider
+
+slider = Slider(start=0, end=10, value=1, name="slider")
+text = Div(text="1", name="text")
+
+
+def moved(attr, old, new):
+    text.text = f"answer {new * 2}"
+
+
+slider.on_change("value", moved)
+curdoc().add_root(slider)
+curdoc().add_root(text)
+"""
+
+#: Its own code raises: Bokeh answers 200 with a blank page.
+BROKEN = "raise RuntimeError('the app is broken')\n"
+
+_PULL = """
+import sys
+from bokeh.client import pull_session
+
+with pull_session(url=sys.argv[1]) as session:
+    session.document.select_one({"name": "slider"}).value = 4
+    session.force_roundtrip()
+    session.pull()
+    print(session.document.select_one({"name": "text"}).text)
+"""
+
+
+def put(machine: Machine, name: str, text: str) -> str:
+    """Write a file into a new directory of the machine's user; gives its path there."""
+    code = (
+        "import base64, pathlib, sys, tempfile\n"
+        "path = pathlib.Path(tempfile.mkdtemp(), sys.argv[1])\n"
+        "path.write_bytes(base64.b64decode(sys.argv[2]))\n"
+        "print(path)"
+    )
+    words = [machine.python, "-c", code, name, base64.b64encode(text.encode()).decode()]
+    done = machine.execute(words, user=machine.user if machine.kind == "docker" else None)
+    assert done.status == 0, done.stderr
+    return str(done)
+
+
+def get(url: str) -> str:
+    """Open a page as a browser would ask for it."""
+    with urllib.request.urlopen(url, timeout=20) as answer:
+        assert answer.status == 200
+        return str(answer.read().decode())
+
+
+def open_websocket(url: str, page: str) -> dict[str, object]:
+    """Open the page's websocket with the page's own origin, as BokehJS does; gives the server's first message."""
+    found = re.search(r'"token":"([^"]+)"', page)
+    assert found, page[:500]
+    origin = re.match(r"https?://[^/]+", url)
+    assert origin
+    address = url.replace("http", "ws", 1).rstrip("/") + "/ws"
+    with connect(address, origin=origin.group(), subprotocols=["bokeh", found.group(1)], open_timeout=20) as ws:
+        return dict(json.loads(ws.recv(timeout=20)))
+
+
+def drive(url: str) -> None:
+    """See that the app answers: a page, a websocket, and a Python callback in a session of another process."""
+    page = get(url)
+    assert "Bokeh" in page
+    assert open_websocket(url, page)["msgtype"] == "ACK"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _PULL, url], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.strip() == "answer 8", done.stderr

@@ -1,0 +1,568 @@
+"""The command line, run as people run it: words in, lines and exit codes out."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import inspect
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import apps
+import pytest
+
+import bokeh_ssh
+from beds import Knobs, Machine, free_port, until
+from bokeh_ssh import _flagtable as flagtable
+from bokeh_ssh._cli import main
+from bokeh_ssh._publication import Publication
+from programs import CLI, ESCAPES, OnTerminal, Program, login, unkeyed
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and terminals of POSIX")
+
+
+@pytest.fixture
+def machine(embedded: Callable[..., Machine]) -> Machine:
+    """A machine on which the tests' own Python is the first."""
+    return embedded(env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"})
+
+
+@pytest.fixture
+def marker() -> str:
+    """A word that no other process has in its command line."""
+    return f"marker-{secrets.token_hex(8)}"
+
+
+@pytest.fixture
+def app(tmp_path: Path, marker: str) -> str:
+    """An app whose path has the marker."""
+    path = tmp_path / f"{marker}.py"
+    path.write_text(apps.SLIDER)
+    return str(path)
+
+
+def get(url: str) -> tuple[int, str]:
+    """Fetch a page with a client other than ours."""
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return answer.status, answer.read().decode()
+
+
+def is_open(port: int) -> bool:
+    """Tell whether something listens on a port of loopback."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2):
+        return True
+    return False
+
+
+def gone(machine: Machine, marker: str, *, but: int = 0) -> None:
+    """Wait until no process has the marker in its command line."""
+    until(lambda: not [pid for pid in machine.pids(marker) if pid != but], what="all processes to end")
+
+
+# Its grammar.
+
+
+@pytest.mark.parametrize("words", [["--help"], ["direct", "--help"], ["demo", "-h"], ["--version"], []])
+def test_help_does_not_load_ssh(words: list[str]) -> None:
+    """Help and usage come without the time that paramiko, sshtunnel and Bokeh take to load."""
+    code = (
+        "import sys\nfrom bokeh_ssh.__main__ import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "print([m for m in ('paramiko', 'sshtunnel', 'asyncssh', 'bokeh') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "bokeh-ssh" in done.stdout
+
+
+#: What is no flag: it is written without one, is asked for, or has no words (an object, a callable).
+NO_FLAGS = {"self", "app", "password", "passphrase", "pkey", "prompt", "on_event", "isolate"}
+
+
+@pytest.mark.parametrize(
+    ("cls", "flags", "positional"),
+    [
+        (bokeh_ssh.DirectTunnel, (*flagtable.TUNNEL, *flagtable.LOGIN), "host"),
+        (bokeh_ssh.GatewayTunnel, (*flagtable.GATEWAY, *flagtable.TUNNEL, *flagtable.LOGIN), "gateway"),
+        (Publication, (*flagtable.REMOTE, *flagtable.START, *flagtable.LOGIN), "gateway"),
+        (bokeh_ssh.RemoteForward, (*flagtable.REMOTE, *flagtable.LOGIN), "gateway"),
+        (bokeh_ssh.LocalForward, (*flagtable.FORWARD, *flagtable.LOGIN), "host"),
+    ],
+)
+def test_flags_are_keywords(cls: type, flags: tuple[flagtable.Flag, ...], positional: str) -> None:
+    """Every keyword of a class is a flag of its command and the other way round, under the same name."""
+
+    def keywords(cls: type) -> set[str]:
+        found = inspect.signature(cls).parameters
+        named = {name for name, p in found.items() if p.kind is not p.VAR_KEYWORD}
+        if cls is Publication:
+            named |= keywords(bokeh_ssh.RemoteForward)
+        if len(named) < len(found):
+            named |= set(bokeh_ssh.Host.__dataclass_fields__) - {"name"}
+        return named
+
+    assert {flag.keyword for flag in flags} == keywords(cls) - NO_FLAGS - {positional}
+    assert len({flag.keyword for flag in flags}) == len(flags)
+    for flag in flags:
+        assert flag.keyword.replace("_", "-") in flag.names[0] or flag.names == ("--launch/--attach",)
+
+
+def test_every_flag_reaches_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is typed arrives as the keyword's own type; what is not typed is left to the class."""
+    given: dict[str, Any] = {}
+
+    class Tunnel:
+        def __init__(self, *args: Any, **keywords: Any) -> None:
+            given.update(keywords, positional=args)
+            raise bokeh_ssh.UsageError("enough")
+
+    monkeypatch.setattr("bokeh_ssh._gateway.GatewayTunnel", Tunnel)
+    monkeypatch.setattr("bokeh_ssh._foreground.find_prompt", lambda: None)
+    monkeypatch.setenv("TOKEN", "secret")
+    words = """gateway me@gw a.py b.py --host inner --reverse relay --gateway-port 1 --gateway-address g:2
+        --allow-exposed --local-port 0 --remote-port 3 --attach --arg=--dev --command bokeh --python py
+        --setup one --setup two --cwd /w --env A=1=2 --env TOKEN --grace 4 --launch-timeout 5
+        --extra-origins x:1 --origin y:2 --allow-foreign -l you -p 6 -i k1 -i k2 -J j1,j2 -J j3
+        --known-hosts kh --host-keys strict -F none --no-allow-agent --no-look-for-keys --timeout 7 -C"""
+    with pytest.raises(SystemExit) as exit_:
+        main([*words.split(), "--", "--args", "x y", "--"])
+    assert exit_.value.code == 2
+    given.pop("on_event")
+    assert given == {
+        "positional": ("me@gw",),
+        "app": ["a.py", "b.py"],
+        "prompt": None,
+        "host": "inner",
+        "reverse": "relay",
+        "gateway_port": 1,
+        "gateway_address": "g:2",
+        "allow_exposed": True,
+        "local_port": 0,
+        "remote_port": 3,
+        "launch": False,
+        "args": ("--dev", "--args", "x y", "--"),
+        "command": "bokeh",
+        "python": "py",
+        "setup": ("one", "two"),
+        "cwd": "/w",
+        "env": {"A": "1=2", "TOKEN": "secret"},
+        "grace": 4.0,
+        "launch_timeout": 5.0,
+        "extra_origins": ("x:1", "y:2"),
+        "allow_foreign": True,
+        "user": "you",
+        "port": 6,
+        "key_filename": ("k1", "k2"),
+        "jump": ("j1", "j2", "j3"),
+        "known_hosts": "kh",
+        "host_keys": "strict",
+        "ssh_config": None,
+        "allow_agent": False,
+        "look_for_keys": False,
+        "timeout": 7.0,
+        "compression": True,
+    }
+    given.clear()
+    with pytest.raises(SystemExit):
+        main(["gateway", "gw", "-J", "none"])
+    given.pop("on_event")
+    assert given == {
+        "positional": ("gw",),
+        "app": None,
+        "prompt": None,
+        "host_keys": "ask",
+        "jump": (),
+    }
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "nonsense",
+        "direct",
+        "direct host --port nonsense",
+        "direct host --password secret",
+        "direct -oProxyCommand=x app.py",
+        "direct ho`st",
+        "direct host app.py --attach",
+        "direct host app.py --env NOT_SET_ANYWHERE",
+        "direct host app.py -- --port 5",
+        "gateway host app.py",
+        "publish app.py",
+        "publish -g host app.py --local-host other",
+        "publish -g host --setup x",
+        "forward host",
+        "forward host -L 1:2",
+        "forward host -L 0:x:99999",
+        "forward host -L 1:x:2 -R 1:x:2",
+        "forward host -L 1:x:2 --remote-port 2",
+        "forward host --remote-port 2 -- x",
+        "demo -- x",
+    ],
+)
+def test_misuse_exits_with_2(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What cannot work is told in a few lines before anything is started, with exit code 2."""
+    with pytest.raises(SystemExit) as exit_:
+        main(words.split())
+    assert exit_.value.code == 2
+    shown = capsys.readouterr()
+    assert shown.err
+    assert "Traceback" not in shown.err
+    assert len(shown.err.splitlines()) <= 6
+    assert "secret" not in shown.err
+
+
+@pytest.mark.parametrize(
+    ("spec", "parts"),
+    [
+        ("6006:localhost:5006", (None, 6006, "localhost", 5006)),
+        ("0:db:5432", (None, 0, "db", 5432)),
+        ("127.0.0.1:1:a.b:2", ("127.0.0.1", 1, "a.b", 2)),
+        ("*:1:x:2", ("*", 1, "x", 2)),
+        (":1:x:2", ("", 1, "x", 2)),
+        ("[::1]:1:[fe80::2]:3", ("::1", 1, "fe80::2", 3)),
+    ],
+)
+def test_forward_is_written_as_in_ssh(spec: str, parts: tuple[object, ...]) -> None:
+    """``-L`` and ``-R`` are read as ssh reads them, IPv6 in brackets included."""
+    from bokeh_ssh._forwards import parse_forward
+
+    assert parse_forward(spec) == parts
+
+
+def test_no_flag_stays_a_keyword_in_errors() -> None:
+    """Next steps name the flags that people can type, and leave ordinary words alone."""
+    said = flagtable.in_flags(
+        'use host_keys="ask", allow_foreign=True, launch=False, jump=() or a longer timeout'
+    )
+    assert said == "use --host-keys ask, --allow-foreign, --attach, --jump none or a longer timeout"
+
+
+# What it does.
+
+
+def test_direct_from_start_to_end(machine: Machine, app: str, marker: str) -> None:
+    """The address is the one line on standard output; the stages are plain lines on standard error; Ctrl-C
+    ends the server there and the port here, with exit code 0."""
+    with Program("direct", machine.host, app, "--local-port", "0", *login(machine)) as program:
+        url = program.address()
+        apps.drive(url)
+        assert machine.pids(marker)
+        program.interrupt()
+        assert program.end() == 0, program
+    assert program.stdout == f"{url}\n"
+    assert url.startswith("http://localhost:")
+    assert url.endswith(f"/{marker}")
+    stages = [
+        "Connecting to 127.0.0.1",
+        "Logged in",
+        "Starting the server",
+        "Started Bokeh",
+        "Ready",
+        "Closed",
+    ]
+    places = [program.stderr.find(stage) for stage in stages]
+    assert -1 not in places, program
+    assert places == sorted(places)
+    assert "\x1b" not in program.stderr
+    gone(machine, marker)
+    assert not is_open(int(url.split(":")[2].split("/")[0]))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signals_end_it_like_ctrl_c(machine: Machine, app: str, marker: str, number: int) -> None:
+    """A service manager's SIGTERM and a closing terminal's SIGHUP end everything cleanly too."""
+    with Program("direct", machine.host, app, "--local-port", "0", *login(machine)) as program:
+        program.address()
+        program.interrupt(number)
+        assert program.end() == 0, program
+    gone(machine, marker)
+
+
+def test_second_ctrl_c_does_not_wait(machine: Machine, tmp_path: Path, marker: str) -> None:
+    """Who presses Ctrl-C again while a stubborn server is being ended gets the prompt back at once; the
+    server is ended all the same."""
+    app = tmp_path / f"{marker}.py"
+    app.write_text(f"{apps.SLIDER}\nimport signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n")
+    with Program("direct", machine.host, str(app), "--local-port", "0", *login(machine)) as program:
+        assert get(program.address())[0] == 200
+        program.interrupt()
+        pause = threading.Event()
+        until(lambda: pause.wait(0.6) or True)  # sooner it would count as the same Ctrl-C
+        assert program.process.poll() is None, program
+        program.interrupt()
+        assert program.end(3) == 130, program
+    gone(machine, marker)
+
+
+def test_ctrl_c_while_connecting() -> None:
+    """Before anything stands, Ctrl-C is an interruption: exit code 130, no traceback."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        words = ["direct", "127.0.0.1", "app.py", "-p", str(silent.getsockname()[1]), "-F", "none"]
+        with Program(*words) as program:
+            program.expect("Connecting")
+            silent.accept()[0].close  # noqa: B018 - it is connected, and waits for a greeting
+            program.interrupt()
+            assert program.end(5) == 130, program
+    assert "Traceback" not in program.stderr
+    assert program.stdout == ""
+
+
+def test_failure_is_told_in_a_few_lines() -> None:
+    """What fails is told with host, cause and next step, with exit code 1; only -vv has the traceback."""
+    words = ["direct", "127.0.0.1", "app.py", "-p", str(free_port()), "-F", "none"]
+    with Program(*words) as program:
+        assert program.end() == 1, program
+    assert "bokeh-ssh: 127.0.0.1: cannot connect" in program.stderr
+    assert "Traceback" not in program.stderr
+    assert len(program.stderr.splitlines()) <= 4
+    with Program(*words, "-vv") as program:
+        assert program.end() == 1
+    assert "Traceback" in program.stderr
+
+
+def test_launch_failure_shows_the_log(machine: Machine, marker: str) -> None:
+    """A server that does not start is told with what it wrote."""
+    with Program("direct", machine.host, f"/nowhere/{marker}.py", *login(machine)) as program:
+        assert program.end() == 1, program
+    assert "ended before it listened" in program.stderr
+    assert "  | " in program.stderr
+    assert program.stdout == ""
+
+
+def test_failing_app_is_shown(machine: Machine, tmp_path: Path) -> None:
+    """An app that raises has a blank page; its traceback is shown instead."""
+    app = tmp_path / "app.py"
+    app.write_text("def broken():\n    return 1 / 0\nbroken()\n")
+    with Program("direct", machine.host, str(app), "--local-port", "0", *login(machine)) as program:
+        get(program.address())
+        program.expect("The app on 127.0.0.1 failed")
+        program.expect("ZeroDivisionError")
+        program.interrupt()
+        assert program.end() == 0, program
+
+
+def test_server_that_ends_ends_it(machine: Machine, app: str, marker: str) -> None:
+    """A server that dies is told, with exit code 1."""
+    with Program("direct", machine.host, app, "--local-port", "0", *login(machine)) as program:
+        port = program.address().split(":")[2].split("/")[0]
+        (pid,) = [int(line) for line in _after(program.stderr, "process ")]
+        os.kill(pid, signal.SIGKILL)
+        assert program.end() == 1, program
+    assert "the Bokeh server ended by itself (signal 9)" in program.stderr
+    assert not is_open(int(port))
+    gone(machine, marker)
+
+
+def _after(text: str, word: str) -> Iterator[str]:
+    for line in text.splitlines():
+        if word in line:
+            yield line.rpartition(word)[2].split()[0]
+
+
+def test_show_opens_the_browser(machine: Machine, app: str, tmp_path: Path) -> None:
+    """--show gives the address to the browser."""
+    note = tmp_path / "shown"
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {note}.part\nmv {note}.part {note}\n')
+    browser.chmod(0o755)
+    words = ["direct", machine.host, app, "--local-port", "0", "--show", *login(machine)]
+    with Program(*words, env={"BROWSER": f"{browser} %s"}) as program:
+        url = program.address()
+        until(note.exists)
+        assert note.read_text() == f"{url}\n"
+        program.interrupt()
+        assert program.end() == 0
+
+
+# Questions.
+
+
+def test_questions_on_the_terminal(embedded: Callable[..., Machine], app: str, tmp_path: Path) -> None:
+    """Host key, password and code are asked for on the terminal; what must be hidden is, what may be shown
+    is; what the server says cannot act on the terminal."""
+    from bokeh_ssh._embedded import Challenge
+
+    challenges = (
+        Challenge({"Password: ": "sesame"}),
+        Challenge({"Code: ": "424242"}, echo=True, instruction="\x1b[2Jlook at your\x07 phone"),
+    )
+    machine = embedded(challenges=challenges, env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"})
+    known = tmp_path / "fresh"
+    words = ["direct", machine.host, app, "--local-port", "0", *unkeyed(machine), "--known-hosts", str(known)]
+    with OnTerminal(*words) as program:
+        program.expect("SHA256:")
+        program.answer("yes/no/[fingerprint])? ", "yes")
+        program.answer("Password: ", "sesame")
+        program.answer("Code: ", "424242")
+        program.expect("Ctrl-C ends it.")
+        screen, raw = program.screen, program.stdout
+        program.type("\x03")
+        assert program.end() == 0, program
+    assert machine.server.host_key.get_fingerprint().encode()
+    assert known.read_text().split()[1:] == machine.server.known_hosts_line("x").split()[1:3]
+    assert "sesame" not in screen
+    assert "424242" in screen
+    assert "http://localhost:" in screen
+    assert "\x1b[2J" not in raw
+    assert "\x07" not in raw
+
+
+def test_hidden_answer_is_never_shown(embedded: Callable[..., Machine]) -> None:
+    """A password is not shown while it is typed, a wrong one may be given again, and Ctrl-C at the question
+    leaves a terminal that shows what is typed."""
+    machine = embedded(Knobs(password=True), password="sesame")
+    words = [*CLI, "direct", machine.host, "app.py", *unkeyed(machine)]
+    shell = ["/bin/sh", "-c", '"$@"; echo "code $?"; stty -a', "sh", *words]
+    with OnTerminal(argv=shell) as program:
+        program.answer("'s password: ", "hunter2")
+        program.expect("'s password: ")
+        program.type("\x03")
+        program.expect("code 130")
+        program.end()
+    assert "hunter2" not in program.stdout
+    assert " echo " in program.stdout.replace("\n", " ").replace(";", " ")
+
+
+def test_no_is_no(machine: Machine, tmp_path: Path) -> None:
+    """Who declines an unknown host key has not connected, and no file has it."""
+    known = tmp_path / "fresh"
+    words = ["direct", machine.host, "app.py", *login(machine), "--known-hosts", str(known)]
+    with OnTerminal(*words) as program:
+        program.answer("yes/no/[fingerprint])? ", "no")
+        assert program.end() == 1, program
+    assert not known.exists()
+    assert machine.server.logins == 0
+
+
+@pytest.mark.parametrize("unknown", [False, True])
+def test_without_a_terminal_nothing_is_asked(
+    embedded: Callable[..., Machine], tmp_path: Path, unknown: bool
+) -> None:
+    """Without a terminal a question is an error with a next step; standard input belongs to somebody else."""
+    machine = embedded(Knobs(password=True))
+    words = [*CLI, "direct", machine.host, "app.py", *unkeyed(machine)]
+    if unknown:
+        words += ["--known-hosts", str(tmp_path / "fresh")]
+    shell = ["/bin/sh", "-c", '"$@"; echo "code $?"; cat', "sh", *words]
+    with Program(argv=shell, stdin=b"for the next program\n") as program:
+        assert program.end() == 0
+    assert program.stdout == "code 1\nfor the next program\n"
+    assert "run it on a terminal" in program.stderr
+    assert "prompt" not in program.stderr
+
+
+# The gateway's two halves, and plain forwards.
+
+
+def test_publish_and_gateway(machine: Machine, app: str, marker: str) -> None:
+    """The Bokeh host serves and publishes with one command, the person opens it with another; each ends what
+    it started."""
+    words = ["publish", app, "-g", machine.host, "--remote-port", "0", *login(machine)]
+    with Program(*words) as published:
+        host, _, port = published.address().partition(":")
+        assert host == machine.host
+        published.expect(f"bokeh-ssh gateway {machine.host} --gateway-port {port}")
+        assert [address for address, number in machine.listening() if number == int(port)] == ["127.0.0.1"]
+        words = ["gateway", machine.host, "--gateway-port", port, "--local-port", "0", *login(machine)]
+        with Program(*words) as opened:
+            url = opened.address()
+            apps.drive(f"{url}{marker}")
+            opened.interrupt()
+            assert opened.end() == 0, opened
+        assert get(f"http://127.0.0.1:{port}/{marker}")[0] == 200
+        published.interrupt()
+        assert published.end() == 0, published
+    assert published.stdout == f"{host}:{port}\n"
+    gone(machine, marker)
+    until(lambda: not is_open(int(port)))
+
+
+def test_publish_killed_takes_its_server_along(machine: Machine, app: str, marker: str) -> None:
+    """A server that was published does not outlive a killed publisher for longer than the grace."""
+    words = ["publish", app, "-g", machine.host, "--remote-port", "0", "--grace", "0", *login(machine)]
+    with Program(*words) as published:
+        published.address()
+        assert machine.pids(marker)
+        published.interrupt(signal.SIGKILL)
+        published.end()
+    gone(machine, marker)
+
+
+def test_publish_needs_a_server(machine: Machine) -> None:
+    """Without an app something must answer already; if nothing does, the next step is told."""
+    words = ["publish", "-g", machine.host, "--local-port", str(free_port()), *login(machine)]
+    with Program(*words) as program:
+        assert program.end() == 1
+    assert "nothing answers on port" in program.stderr
+    assert machine.server.logins == 0
+
+
+def test_publish_tells_a_broken_app(machine: Machine, tmp_path: Path) -> None:
+    """An app that cannot be served is told before the gateway is bothered."""
+    words = ["publish", str(tmp_path / "missing.py"), "-g", machine.host, *login(machine)]
+    with Program(*words) as program:
+        assert program.end() == 1
+    assert "ended before it listened" in program.stderr
+    assert machine.server.logins == 0
+
+
+@pytest.fixture
+def web() -> Iterator[int]:
+    """A web server of another kind; gives its port."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"web")
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("way", ["--remote-port {}", "-L 0:localhost:{}", "-R 0:localhost:{}"])
+def test_forward(machine: Machine, web: int, way: str) -> None:
+    """Any TCP port is forwarded, by flags or as ssh writes it; the address is the line on standard output."""
+    with Program("forward", machine.host, *way.format(web).split(), *login(machine)) as program:
+        address = program.address()
+        assert get(f"http://{address}/") == (200, "web")
+        program.interrupt()
+        assert program.end() == 0, program
+    until(lambda: not is_open(int(address.rpartition(":")[2])))
+
+
+def test_publish_of_a_running_server(machine: Machine, web: int) -> None:
+    """A server that runs is published as it is, and lives on."""
+    words = ["publish", "-g", machine.host, "--local-port", str(web), "--remote-port", "0", *login(machine)]
+    with Program(*words) as program:
+        assert get(f"http://{program.address()}/") == (200, "web")
+        program.interrupt()
+        assert program.end() == 0, program
+    assert get(f"http://127.0.0.1:{web}/") == (200, "web")
+
+
+def test_log_lines_on_request(machine: Machine, web: int) -> None:
+    """-v logs to standard error, without secrets and without escape sequences."""
+    with Program("forward", machine.host, "--remote-port", str(web), "-vv", *login(machine)) as program:
+        program.address()
+        program.interrupt()
+        assert program.end() == 0
+    assert "bokeh_ssh: " in program.stderr
+    assert not ESCAPES.search(program.stderr)

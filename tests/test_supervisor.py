@@ -1,0 +1,386 @@
+"""A server that runs: what is told of it, and how it ends, whatever ends first."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from beds import until
+from bokeh_ssh._errors import ConnectionLostError, LaunchError
+from bokeh_ssh._events import Event, ServerExited, ServerResponsive, ServerUnresponsive
+from bokeh_ssh._server import Server
+
+if os.name != "posix":
+    pytest.skip("the remote side is a POSIX system", allow_module_level=True)
+
+from local_runner import FAKE, Bench, LocalSession, processes
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    """A place to start servers from."""
+    with Bench(tmp_path) as bench:
+        yield bench
+
+
+@pytest.fixture
+def mark() -> str:
+    """A word that no other process has in its command line."""
+    return f"mark-{uuid.uuid4().hex}"
+
+
+class Held:
+    """A fake server with a grandchild, and all that is known of it."""
+
+    def __init__(self, bench: Bench, mark: str, fake: str = "child", **launch: Any) -> None:
+        self.mark = mark
+        self.bench = bench
+        self.go = bench.path / "go"
+        env = {"FAKE": fake, "FAKE_MARK": mark, "FAKE_GO": str(self.go), **launch.pop("env", {})}
+        self.server: Server = bench.start(command=FAKE, env=env, **launch)
+        self.session: LocalSession = bench.runners[-1].sessions[-1]
+        self.supervisor = self.session.process.pid  # each step of the way has replaced the one before
+        if "child" in fake:
+            until(self.grandchildren, what="the grandchild runs")
+
+    def grandchildren(self) -> set[int]:
+        return processes(self.mark)
+
+    def alive(self) -> bool:
+        return alive(self.server.pid)
+
+    def check_gone(self) -> None:
+        """Nothing of the remote side is left."""
+        until(lambda: not self.grandchildren() and not self.alive(), what="the group is gone")
+        assert self.session.process.wait(20) is not None
+
+    def heard(self, event: str) -> list[dict[str, Any]]:
+        """List the messages of one kind that came."""
+        lines = bytes(self.session.received).decode("utf-8", "replace").splitlines()
+        found = (line.partition(self.server._mark)[2] for line in lines)
+        messages = [json.loads(text) for text in found if text.startswith("{")]
+        return [message for message in messages if message["event"] == event]
+
+
+def alive(pid: int) -> bool:
+    done = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
+    return done.stdout.strip()[:1] not in ("", "Z")
+
+
+def kinds(bench: Bench, *wanted: type[Event]) -> list[type[Event]]:
+    return [type(event) for event in bench.events if type(event) in wanted]
+
+
+# --- what is told
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGKILL, -9), (signal.SIGSEGV, -11), (signal.SIGTERM, -15)]
+)
+def test_server_that_is_killed_is_told_with_its_signal(
+    bench: Bench, mark: str, number: int, status: int
+) -> None:
+    """However a server dies, it is told at once, and what it leaves behind is ended."""
+    held = Held(bench, mark)
+    os.kill(held.server.pid, number)
+    assert held.server.wait(20)
+    assert held.server.exit_status == status
+    assert not held.server.lost
+    until(lambda: kinds(bench, ServerExited), what="it is told")
+    assert [event.exit_status for event in bench.events if isinstance(event, ServerExited)] == [status]
+    held.check_gone()
+    assert held.server.stop() is True
+
+
+def test_server_that_exits_is_told_with_its_status(bench: Bench, mark: str) -> None:
+    """A server that ends by itself gives its exit status, and its last words are in the log before that."""
+    held = Held(bench, mark, "child exit")
+    held.go.touch()
+    assert held.server.wait(20)
+    assert held.server.exit_status == 3
+    assert held.server.log[-1] == "last words"
+    held.check_gone()
+
+
+def test_stopped_server_is_unresponsive_not_dead(bench: Bench, mark: str) -> None:
+    """A server that does not run is told apart from one that has ended, and so is that it runs again."""
+    held = Held(bench, mark)
+    os.kill(held.server.pid, signal.SIGSTOP)
+    until(lambda: kinds(bench, ServerUnresponsive), what="it is told")
+    assert not held.server.ended.is_set()
+    os.kill(held.server.pid, signal.SIGCONT)
+    until(lambda: kinds(bench, ServerResponsive), what="it is told")
+    assert kinds(bench, ServerUnresponsive, ServerResponsive, ServerExited) == [
+        ServerUnresponsive,
+        ServerResponsive,
+    ]
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_stopped_server_behind_a_wrapper_is_noticed(bench: Bench) -> None:
+    """Where a wrapper was started, it is still the server itself that is watched."""
+    wrapper = bench.script("wrapper", '#!/bin/sh\n"$@" &\nwait\n')
+    server = bench.start(command=(wrapper, *FAKE))
+    os.kill(server.pid, signal.SIGSTOP)
+    until(lambda: kinds(bench, ServerUnresponsive), what="it is told")
+    os.kill(server.pid, signal.SIGCONT)
+    until(lambda: kinds(bench, ServerResponsive), what="it is told")
+
+
+def test_stopped_server_can_be_ended(bench: Bench, mark: str) -> None:
+    """Ending a server that does not run works, and needs no KILL."""
+    held = Held(bench, mark)
+    os.kill(held.server.pid, signal.SIGSTOP)
+    until(lambda: kinds(bench, ServerUnresponsive), what="it is stopped")
+    assert held.server.stop() is True
+    assert held.server.exit_status == -signal.SIGTERM
+    held.check_gone()
+
+
+# --- stop
+
+
+def test_stop_ends_the_group(bench: Bench, mark: str) -> None:
+    """stop() returns when server and grandchildren are gone, and says so; it can be called again."""
+    held = Held(bench, mark)
+    assert held.server.stop() is True
+    assert not held.grandchildren()
+    assert not held.alive()
+    assert held.server.stop() is True
+    assert held.server.ended.is_set()
+    assert kinds(bench, ServerExited) == []  # we ended it
+    assert held.session.process.wait(20) == 0
+    assert not held.server._pulse.is_alive()
+
+
+def test_stop_kills_what_ignores_term(bench: Bench, mark: str) -> None:
+    """A server and a grandchild that ignore TERM are killed in time."""
+    held = Held(bench, mark, "child deaf")
+    began = time.monotonic()
+    assert held.server.stop(timeout=2) is True
+    assert 1 < time.monotonic() - began < 2.5
+    assert held.server.exit_status == -signal.SIGKILL
+    held.check_gone()
+
+
+def test_stop_returns_when_the_supervisor_cannot_answer(bench: Bench, mark: str) -> None:
+    """A far side that hangs holds stop() no longer than its timeout."""
+    held = Held(bench, mark)
+    os.kill(held.supervisor, signal.SIGSTOP)
+    began = time.monotonic()
+    assert held.server.stop(timeout=0.5) is False
+    assert time.monotonic() - began < 2
+    os.kill(held.supervisor, signal.SIGCONT)
+    held.check_gone()  # the order was waiting for it
+
+
+# --- the client goes
+
+
+def test_client_killed_ends_all_after_the_grace_time(bench: Bench, mark: str) -> None:
+    """When the client is just gone, the server lives on for the grace time, and no longer."""
+    held = Held(bench, mark, grace=1.5)
+    held.session.vanish()
+    began = time.monotonic()
+    assert held.server.lost
+    assert held.alive()
+    held.check_gone()
+    assert 1 < time.monotonic() - began < 15
+
+
+def test_client_killed_ends_what_ignores_term_too(bench: Bench, mark: str) -> None:
+    """The same for a server and a grandchild that ignore TERM."""
+    held = Held(bench, mark, "child deaf", grace=0)
+    held.session.vanish()
+    held.check_gone()
+
+
+def test_client_killed_during_the_launch_ends_all_at_once(bench: Bench, mark: str) -> None:
+    """A server that is not ready yet has nobody to come back for it: it does not get the grace time."""
+    runner = bench.runner()
+
+    def cut() -> None:
+        until(lambda: runner.sessions and b'"started"' in runner.sessions[0].received, what="it was started")
+        until(lambda: processes(mark), what="the grandchild runs")
+        runner.sessions[0].vanish()
+
+    cutter = threading.Thread(target=cut)
+    cutter.start()
+    env = {"FAKE": "silent child", "FAKE_MARK": mark}
+    with pytest.raises((ConnectionLostError, LaunchError)):
+        bench.start(runner, command=FAKE, env=env, grace=600)
+    cutter.join()
+    until(lambda: not processes(mark), what="the group is gone")
+    assert runner.sessions[0].process.wait(20) == 0
+
+
+def test_silent_client_loses_its_lease(bench: Bench, mark: str) -> None:
+    """A client that vanished without closing the line is noticed by its silence."""
+    held = Held(bench, mark, lease=0.9, grace=0.5)
+    held.server._closing.set()  # no heartbeat any more, and the line stays up
+    held.server._pulse.join(5)
+    assert held.alive()
+    held.check_gone()
+    assert held.server.wait(20)
+    assert held.server.exit_status is not None
+
+
+def test_heartbeats_keep_the_lease(bench: Bench, mark: str) -> None:
+    """A client that is there is never taken for silent, though it has nothing to say."""
+    held = Held(bench, mark, lease=0.6, grace=0)
+    began = time.monotonic()
+    until(lambda: len(held.heard("beat")) >= 8, what="heartbeats are answered")
+    assert time.monotonic() - began > 2 * 0.6
+    assert held.alive()
+
+
+def test_client_that_is_heard_again_keeps_its_server(bench: Bench, mark: str) -> None:
+    """Silence that ends within the grace time costs nothing."""
+    held = Held(bench, mark, lease=0.3, grace=600)
+    os.kill(held.supervisor, signal.SIGSTOP)  # nothing arrives for longer than the lease
+    stopped = time.monotonic()
+    until(lambda: time.monotonic() - stopped > 0.6, what="the lease is over")
+    os.kill(held.supervisor, signal.SIGCONT)
+    seen = len(held.heard("beat"))
+    until(lambda: len(held.heard("beat")) > seen + 1, what="it answers again")
+    assert held.alive()
+
+
+def test_flood_is_drained_while_the_client_does_not_read(bench: Bench, mark: str) -> None:
+    """The server writes 8 MiB while nobody reads the line, and is not held up."""
+    report = bench.path / "report.json"
+    runner = bench.runner()
+
+    def stall() -> None:
+        until(lambda: runner.sessions and b'"started"' in runner.sessions[0].received, what="it was started")
+        runner.sessions[0].stalled.set()
+
+    staller = threading.Thread(target=stall)
+    staller.start()
+    env = {"FAKE": "flood", "FAKE_REPORT": str(report)}
+    with pytest.raises(LaunchError):  # ready is never read
+        bench.start(runner, command=FAKE, env=env, timeout=2.5)
+    staller.join()
+    assert report.exists()  # it came past the flood
+    assert len(runner.sessions[0].received) < 4 << 20
+    assert runner.sessions[0].process.wait(20) is not None
+
+
+def test_log_is_bounded(bench: Bench) -> None:
+    """Of many lines the last ones are kept."""
+    server = bench.start(command=FAKE, env={"FAKE": "flood", "FAKE_REPORT": str(bench.path / "r")})
+    assert len(server.log) <= 2000
+    assert "process id" in "".join(server.log[-50:])
+
+
+# --- the supervisor goes
+
+
+def test_supervisor_killed_takes_the_server_with_it(bench: Bench, mark: str) -> None:
+    """With the supervisor killed, its keeper ends the whole group; the client is told."""
+    held = Held(bench, mark, "child deaf", grace=600)
+    os.kill(held.supervisor, signal.SIGKILL)
+    assert held.server.wait(20)
+    held.check_gone()
+    assert held.session.process.returncode == -signal.SIGKILL
+    assert held.server.exit_status is None
+    assert held.server.lost
+    assert [event.exit_status for event in bench.events if isinstance(event, ServerExited)] == [None]
+
+
+def test_supervisor_told_to_end_ends_all(bench: Bench, mark: str) -> None:
+    """TERM, as from a machine that shuts down, ends the server in order; the exit is told."""
+    held = Held(bench, mark)
+    os.kill(held.supervisor, signal.SIGTERM)
+    assert held.server.wait(20)
+    assert held.server.exit_status == -signal.SIGTERM
+    held.check_gone()
+    assert held.session.process.returncode == 0
+
+
+def test_supervisor_survives_hangup_and_interrupt(bench: Bench, mark: str) -> None:
+    """Signals that a closing session may send do not take the server away before its grace time."""
+    held = Held(bench, mark, lease=0.6, grace=600)
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):
+        os.kill(held.supervisor, number)
+    seen = len(held.heard("beat"))
+    until(lambda: len(held.heard("beat")) > seen + 1, what="it answers")
+    assert held.alive()
+
+
+def test_server_gets_signals_as_usual(bench: Bench) -> None:
+    """What the supervisor ignores is not ignored by the server: a pipe of the app's breaks as it should."""
+    text = '#!/bin/sh\nsh -c \'kill -PIPE $$\'\necho "pipe $?"\nexec "$@"\n'
+    check = bench.script("check", text)
+    server = bench.start(command=(check, *FAKE))
+    assert f"pipe {128 + signal.SIGPIPE}" in server.log
+
+
+# --- the protocol
+
+
+def test_first_message_tells_the_protocol(bench: Bench, mark: str) -> None:
+    """The supervisor says which version of the protocol it speaks, and who is who."""
+    held = Held(bench, mark)
+    (started,) = held.heard("started")
+    assert started["protocol"] == 1
+    assert started["supervisor"] == held.supervisor
+    assert started["pid"] == held.server.pid
+
+
+@pytest.mark.parametrize(
+    "junk", [b"\n", b"{}\n", b"nonsense\n", b'{"do": "dance"}\n', b'{"do": 5}\n', b"[]\n", b'"x"\n']
+)
+def test_orders_that_are_not_known_are_skipped(bench: Bench, mark: str, junk: bytes) -> None:
+    """A newer client may say things that this supervisor does not know; they change nothing."""
+    held = Held(bench, mark, lease=100)
+    held.session.write(junk + b"\n")
+    held.server.heartbeat()
+    until(lambda: held.heard("beat"), what="it answers")
+    assert held.alive()
+
+
+def test_lease_and_grace_can_be_changed(bench: Bench, mark: str) -> None:
+    """A later message can give the server more or less time."""
+    held = Held(bench, mark, grace=600)
+    held.session.write(b'{"do": "lease", "grace": 0}\n')
+    until(lambda: held.heard("beat"), what="it has taken it")
+    held.session.vanish()
+    held.check_gone()
+
+
+def python38() -> str:
+    for path in (shutil.which("python3.8"), *map(str, Path("/root/.pyenv/versions").glob("3.8*/bin/python"))):
+        if path and subprocess.run([path, "-c", ""], capture_output=True).returncode == 0:
+            return path
+    pytest.skip("there is no Python 3.8 here")
+
+
+def test_supervisor_runs_on_the_oldest_python(bench: Bench, mark: str) -> None:
+    """Python 3.8 can hold a server: start, log, stop and exit."""
+    python = python38()
+    held = Held(bench, mark, "child deaf", python=python)
+    os.kill(held.server.pid, signal.SIGSTOP)
+    until(lambda: kinds(bench, ServerUnresponsive), what="it is told")
+    assert held.server.stop(timeout=1) is True
+    held.check_gone()
+
+
+def test_supervisor_needs_the_standard_library_only() -> None:
+    """Its text imports nothing of ours, and nothing that has to be installed."""
+    text = Path(sys.modules["bokeh_ssh"].__file__ or "").with_name("_supervisor.py").read_text()
+    assert "bokeh_ssh" not in text
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", text], input=b"", capture_output=True)
+    assert done.returncode == 3  # it ran, and found its input closed
