@@ -106,6 +106,7 @@ class Connection:
     def watch(self) -> None:
         """Start to ask regularly whether the server is still there (``ServerAliveInterval``)."""
         config = self.hop.config
+        self.transport.ask(b"keepalive@openssh.com")  # its answer tells the round trip, for the windows
         interval = _ALIVE_INTERVAL if config.server_alive_interval is None else config.server_alive_interval
         count = config.server_alive_count or _ALIVE_COUNT
         if interval > 0:

@@ -160,6 +160,11 @@ class EmbeddedServer:
         return sum(client.user is not None for client in tuple(self._clients))
 
     @property
+    def sessions(self) -> int:
+        """How many sessions are open, on all connections."""
+        return sum(len(client.sessions) for client in tuple(self._clients))
+
+    @property
     def processes(self) -> tuple[int, ...]:
         """The ids of the commands that still run."""
         return tuple(self._account.running)

@@ -258,7 +258,8 @@ def in_flags(text: str) -> str:
     def flag(found: re.Match[str]) -> str:
         name, value = found["name"], found["value"]
         known = _NAMES.get(name)
-        if known is None or (value is None and "_" not in name):  # an English word, such as "host" or "app"
+        # Without a value some are words of their own, such as "host", "app", and the name of a file.
+        if known is None or (value is None and ("_" not in name or name == "known_hosts")):
             return found[0]
         if name == "launch":
             return "--attach" if value == "False" else "--launch"

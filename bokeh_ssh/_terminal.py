@@ -40,6 +40,9 @@ def ask(question: Question) -> str | None:
     except EOFError:
         _say("\n")
         return None
+    except KeyboardInterrupt:
+        _say("\n")
+        raise
 
 
 def _ask_hidden(text: str) -> str | None:

@@ -21,6 +21,7 @@ import itertools
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,9 @@ _MOST_WAITING = 50_000
 #: Channels that a server may have open through one listener at a time.
 _MOST_INCOMING = 4096
 _RESOURCE_SHORTAGE = 4
+#: Bytes by which the windows of all streams of a connection may grow together: the bound of what slow
+#: readers can make us keep, on top of 2 MiB for each of them.
+_LENT = 64 * 1024 * 1024
 
 #: (stream, origin): decides with ``stream.accept`` or ``stream.reject``, later and on any thread.
 IncomingHandler = Callable[[Stream, "tuple[str, int]"], None]
@@ -84,6 +88,7 @@ class Reply:
 
     def __init__(self) -> None:
         self._done = threading.Event()
+        self.asked = time.monotonic()
         self.ok = False
         self.payload = b""
         self.lost = False
@@ -135,6 +140,9 @@ class Transport(_Base):
         self._numbers = itertools.count()
         # paramiko's own map holds channels weakly; a stream lives until both sides have closed it.
         self._streams: dict[int, Stream] = {}
+        self._lent = 0
+        self._lend_lock = threading.Lock()
+        self._round_trips: collections.deque[float] = collections.deque(maxlen=8)
         self._listeners: dict[tuple[str, int], IncomingHandler] = {}
         self._ended = threading.Event()
 
@@ -263,7 +271,20 @@ class Transport(_Base):
         with self._ask_lock:
             reply = self._replies.popleft() if self._replies else None
         if reply:
+            self._round_trips.append(time.monotonic() - reply.asked)
             reply.set(ok=ok, payload=payload)
+
+    @property
+    def rtt(self) -> float:
+        """The shortest of the last round trips, in seconds; 0 before the first."""
+        return min(self._round_trips, default=0.0)
+
+    def lend(self, count: int) -> int:
+        """Let a stream's window grow by up to ``count`` bytes, or take them back if it is negative."""
+        with self._lend_lock:
+            lent = min(count, _LENT - self._lent)
+            self._lent += lent
+            return lent
 
     def _parse_global_request(self, m: Message) -> None:
         m.get_binary()

@@ -46,7 +46,7 @@ def forwarding(machine: Machine, *flags: str) -> Iterator[subprocess.Popen[str]]
             drain.start()
             yield process
         finally:
-            process.terminate()
+            process.kill()  # a TERM is missed now and then: OpenSSH 9.2 looks for it just before poll()
             process.wait(10)
             drain.join(10)
 

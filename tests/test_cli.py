@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import apps
 import pytest
 
+import apps
 import bokeh_ssh
 from beds import Knobs, Machine, free_port, until
 from bokeh_ssh import _flagtable as flagtable
@@ -245,6 +245,9 @@ def test_no_flag_stays_a_keyword_in_errors() -> None:
         'use host_keys="ask", allow_foreign=True, launch=False, jump=() or a longer timeout'
     )
     assert said == "use --host-keys ask, --allow-foreign, --attach, --jump none or a longer timeout"
+    assert flagtable.in_flags("no known_hosts file has it; launch_timeout") == (
+        "no known_hosts file has it; --launch-timeout"
+    )
 
 
 # What it does.
@@ -310,9 +313,9 @@ def test_ctrl_c_while_connecting() -> None:
         words = ["direct", "127.0.0.1", "app.py", "-p", str(silent.getsockname()[1]), "-F", "none"]
         with Program(*words) as program:
             program.expect("Connecting")
-            silent.accept()[0].close  # noqa: B018 - it is connected, and waits for a greeting
-            program.interrupt()
-            assert program.end(5) == 130, program
+            with silent.accept()[0]:  # it is connected, and waits for a greeting
+                program.interrupt()
+                assert program.end(5) == 130, program
     assert "Traceback" not in program.stderr
     assert program.stdout == ""
 
@@ -422,7 +425,7 @@ def test_hidden_answer_is_never_shown(embedded: Callable[..., Machine]) -> None:
     leaves a terminal that shows what is typed."""
     machine = embedded(Knobs(password=True), password="sesame")
     words = [*CLI, "direct", machine.host, "app.py", *unkeyed(machine)]
-    shell = ["/bin/sh", "-c", '"$@"; echo "code $?"; stty -a', "sh", *words]
+    shell = ["/bin/sh", "-c", 'trap : INT; "$@"; echo "code $?"; stty -a', "sh", *words]
     with OnTerminal(argv=shell) as program:
         program.answer("'s password: ", "hunter2")
         program.expect("'s password: ")

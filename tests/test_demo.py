@@ -28,7 +28,10 @@ def test_demo_from_start_to_end(tmp_path: Path) -> None:
     port, no file."""
     from bokeh.client import pull_session
 
-    with Program("demo", "--no-show", "--local-port", "0", env={"TMPDIR": str(tmp_path)}) as program:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+
+    with Program("demo", "--no-show", "--local-port", "0", env={"TMPDIR": str(temporary)}) as program:
         url = program.address()
         port = int(url.split(":")[2].split("/")[0])
         with urllib.request.urlopen(url, timeout=10) as page:
@@ -60,7 +63,7 @@ def test_demo_from_start_to_end(tmp_path: Path) -> None:
         os.kill(pid, 0)
     with pytest.raises(OSError), socket.create_connection(("127.0.0.1", port), timeout=2):  # noqa: PT011
         pass
-    assert list(tmp_path.iterdir()) == []
+    assert list(temporary.iterdir()) == []
 
 
 def _wave(session: Any) -> list[float]:

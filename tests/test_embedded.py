@@ -275,6 +275,7 @@ def test_what_is_forbidden_is_refused(embedded: Maker) -> None:
                 await connection.create_process("cat")
             first.stdin.write_eof()
             assert (await first.wait()).exit_status == 0
+            await asyncio.to_thread(until, lambda: not machine.server.sessions, what="the session to end")
             assert (await connection.run("echo again")).stdout == "again\n"
 
     asyncio.run(use())

@@ -1,0 +1,78 @@
+"""How the documentation is built. ``nox -s docs`` builds it, and runs the examples in it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+from docutils import nodes
+from docutils.parsers.rst import Directive
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.util import logging
+
+sys.path.insert(0, os.path.abspath(".."))
+
+import bokeh_ssh
+
+project = "bokeh_ssh"
+author = "the bokeh_ssh contributors"
+copyright = author
+version = release = bokeh_ssh.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.doctest"]
+exclude_patterns = ["_build"]
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_default_options = {"members": True, "inherited-members": True}
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 80
+doctest_global_setup = "from bokeh_ssh import *"
+
+# A name that leads nowhere is an error (-n); these are Python's own, whose documentation is not at hand.
+nitpick_ignore_regex = [("py:.*", r"(collections\.abc|os|typing|paramiko)\..*")]
+
+html_theme = "furo"
+html_title = "bokeh_ssh"
+html_static_path = ["_static"]
+html_theme_options = {"footer_icons": []}
+
+for name in bokeh_ssh.__all__:
+    getattr(bokeh_ssh, name)  # each is loaded at first use, and only then has its public path
+
+
+class CommandHelp(Directive):
+    """``command-help:: direct``: what ``bokeh-ssh direct --help`` says, from the program itself."""
+
+    required_arguments = 0
+    optional_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        environ = os.environ | {"COLUMNS": "86", "TERM": "dumb", "NO_COLOR": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, "-m", "bokeh_ssh", *self.arguments, "--help"]
+        said = subprocess.run(command, env=environ, capture_output=True, encoding="utf-8", check=True).stdout  # noqa: S603
+        text = "\n".join(line.rstrip() for line in said.strip("\n").splitlines())
+        return [nodes.literal_block(text, text, language="text")]
+
+
+def plain_errors(app: Sphinx, kind: str, name: str, obj: Any, options: Any, signature: str, returns: str) -> Any:
+    """Leave out how errors are made: who reads the documentation catches them."""
+    return ("", None) if kind == "exception" else None
+
+
+def check_complete(app: Sphinx, env: BuildEnvironment) -> None:
+    """Complain of public names that the reference has not."""
+    documented = {name.removeprefix("bokeh_ssh.") for name in env.domains["py"].data["objects"]}
+    for missing in sorted(set(bokeh_ssh.__all__) - documented - {"__version__"}):
+        logging.getLogger(__name__).warning("%s is not in the API reference", missing)
+
+
+def setup(app: Sphinx) -> None:
+    app.add_directive("command-help", CommandHelp)
+    app.connect("autodoc-process-signature", plain_errors)
+    app.connect("env-check-consistency", check_complete)
