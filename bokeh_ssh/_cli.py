@@ -212,9 +212,9 @@ def demo(
         foreground.display.note(
             f"An SSH server listens on 127.0.0.1, port {host.port}; its keys are made for this demo"
         )
-        return DirectTunnel(
-            host, app=APP, python=demo_python(), on_event=foreground.display.on_event, **keywords
-        )
+        common = _common(foreground)
+        common.pop("prompt")  # its login never asks
+        return DirectTunnel(host, app=APP, python=demo_python(), grace=10, **common, **keywords)
 
     _hold(make, _announce_urls(not no_show), verbose)
 
@@ -246,7 +246,8 @@ def _announce_urls(browse: bool) -> Callable[[Foreground, Any], None]:
 
 
 def _common(foreground: Foreground) -> dict[str, Any]:
-    return {"prompt": foreground.prompt, "on_event": foreground.display.on_event}
+    # This process computes nothing that could slow the tunnel down: no need for another one (isolate).
+    return {"prompt": foreground.prompt, "on_event": foreground.display.on_event, "isolate": False}
 
 
 def _add_args(context: typer.Context, keywords: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ from bokeh_ssh._errors import (
     TargetUnreachableError,
 )
 from bokeh_ssh._events import Authenticated, Connecting, OnEvent, ignore
+from bokeh_ssh._fork import in_child
 from bokeh_ssh._pump import Pump, reset
 from bokeh_ssh._route import Hop, find_route
 from bokeh_ssh._session import Session
@@ -63,6 +64,13 @@ class Connection:
         self._closing = threading.Event()
         self._lock = threading.Lock()
         self._watchdog: threading.Thread | None = None
+        in_child(self, Connection._abandon)
+
+    def _abandon(self) -> None:
+        """Be closed in a forked child: not one byte of its may go out."""
+        self._closing = threading.Event()
+        self._closing.set()
+        self.transport.abandon()
 
     def __repr__(self) -> str:
         state = "closed" if self._closing.is_set() else "lost" if self.lost.is_set() else "open"
@@ -234,15 +242,19 @@ class Connection:
         """Ask for a channel to ``host:port`` (RFC 4254, section 7.2); the callbacks tell, on the connection's thread."""
         self.transport.open_stream(b"direct-tcpip", _tcp(host, port, origin), opened, refused)
 
-    def listen(self, address: str, port: int, handler: IncomingHandler, *, timeout: float = 15) -> int:
+    def listen(self, address: str, port: int, handler: IncomingHandler) -> int:
         """Have the server listen (``ssh -R``; RFC 4254, section 7.1); gives the port, also for ``port=0``.
 
         :raises PortInUseError: the port is taken there
         :raises ForwardingRefusedError: the server forbids it
         """
+        timeout = self.hop.timeout
         ok, payload = self._ask(b"tcpip-forward", _address(address, port), timeout)
+        if ok and not port and len(payload) < 4:
+            msg = "the server listens on a free port, but does not say which port"
+            raise ForwardError(msg, host=self.name, hint="choose a remote_port")
         if ok:
-            bound = struct.unpack(">I", payload[:4])[0] if port == 0 and len(payload) >= 4 else port
+            bound = port or struct.unpack(">I", payload[:4])[0]
             self.transport.listen(address, bound, handler)
             return int(bound)
         hint = "ask the administrator for AllowTcpForwarding and PermitListen"
@@ -351,6 +363,8 @@ def connect(host: Host, *, via: Connection | None = None, on_event: OnEvent = ig
     :raises BokehSSHError: whatever went wrong, by stage; nothing is left open
     """
     route = find_route(host) if via is None else find_route(host)[-1:]
+    for hop in route:
+        _auth.check_keys(hop.host)  # a key file that is missing is told before anything is dialled
     made: list[Connection] = []
     try:
         for hop in route:
@@ -388,10 +402,11 @@ def _connect_hop(hop: Hop, under: Connection | None, on_event: OnEvent) -> Conne
             on_event(added)
         methods = _auth.login(transport, hop.host, hop.config, user=hop.user, timeout=hop.timeout)
         connection = Connection(hop, transport, transport.pump, methods)
-        stack.pop_all()
-    transport.on_end(connection._ended)
-    connection.watch()
-    on_event(Authenticated(host=hop.label, user=hop.user, methods=methods))
+        stack.callback(connection.close)
+        transport.on_end(connection._ended)
+        connection.watch()
+        on_event(Authenticated(host=hop.label, user=hop.user, methods=methods))
+        stack.pop_all()  # the last step: until then Ctrl-C closes it
     return connection
 
 
@@ -417,7 +432,11 @@ def _handshake(
                 stack.push(attempt_stack.pop_all())
                 return transport
             cause = transport.get_exception()
-            hung_up = finished and not transport.preamble and not transport.remote_version
+            # Other bad first words come to the same end each time; this one is worth another try.
+            broke = isinstance(cause, (EOFError, OSError)) or isinstance(
+                getattr(cause, "__cause__", None), (EOFError, OSError)
+            )
+            hung_up = finished and broke and not transport.preamble and not transport.remote_version
         error = _handshake_error(hop, transport, cause, finished=finished, hung_up=hung_up)
         pause = random.uniform(0.2, 0.6) * 2**attempt  # noqa: S311  # jitter, not a secret
         if not hung_up or attempt == _HANG_UP_RETRIES or time.monotonic() + pause > deadline:

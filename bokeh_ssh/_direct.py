@@ -39,6 +39,7 @@ class DirectTunnel(Tunnel):
     :param launch_timeout: seconds for the server to become ready
     :param extra_origins: more ``host:port`` whose pages may embed the app
     :param allow_foreign: attach to a server of another user
+    :param isolate: hold the SSH side in a child process, so that a program that computes cannot slow it
     :param on_event: takes the progress events
     :param login: the login keywords, see :class:`Host`
     :raises UsageError: if an argument cannot work
@@ -63,6 +64,7 @@ class DirectTunnel(Tunnel):
         launch_timeout: float = 60.0,
         extra_origins: Sequence[str] = (),
         allow_foreign: bool = False,
+        isolate: bool = True,
         on_event: OnEvent | None = None,
         **login: Any,
     ) -> None:
@@ -81,7 +83,7 @@ class DirectTunnel(Tunnel):
             extra_origins=extra_origins,
             allow_foreign=allow_foreign,
         )
-        super().__init__(serve, local_port, on_event)
+        super().__init__(serve, local_port, on_event, isolate)
         self._host = as_host(host, user, **login)
         self._label = self._host.target.host
 

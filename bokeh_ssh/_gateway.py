@@ -49,6 +49,8 @@ class GatewayTunnel(Tunnel):
     :raises UsageError: if an argument cannot work
     """
 
+    _shared = (*Tunnel._shared, "_reverse")
+
     def __init__(
         self,
         gateway: str | Host,
@@ -73,6 +75,7 @@ class GatewayTunnel(Tunnel):
         launch_timeout: float = 60.0,
         extra_origins: Sequence[str] = (),
         allow_foreign: bool = False,
+        isolate: bool = True,
         on_event: OnEvent | None = None,
         **login: Any,
     ) -> None:
@@ -91,7 +94,7 @@ class GatewayTunnel(Tunnel):
             extra_origins=extra_origins,
             allow_foreign=allow_foreign,
         )
-        super().__init__(serve, local_port, on_event)
+        super().__init__(serve, local_port, on_event, isolate)
         self._gateway = as_host(gateway, user, **login)
         self._label = self._gateway.target.host
         if reverse not in ("auto", "host", "relay"):

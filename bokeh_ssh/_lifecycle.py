@@ -6,10 +6,12 @@ import contextlib
 import logging
 import threading
 import time
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from bokeh_ssh._errors import BokehSSHError, TunnelClosedError
 from bokeh_ssh._events import Closed, Event, Lost, OnEvent, ignore
+from bokeh_ssh._isolated import Child, is_possible
+from bokeh_ssh._fork import in_child
 
 log = logging.getLogger("bokeh_ssh")
 
@@ -27,15 +29,35 @@ class Lifecycle:
     """
 
     _label = ""
+    #: The attributes that an object in a child process tells the one that is seen here.
+    _shared: tuple[str, ...] = ()
 
-    def __init__(self, on_event: OnEvent | None) -> None:
+    def __new__(cls: type[_Self], *args: Any, **keywords: Any) -> _Self:
+        made = super().__new__(cls)
+        made._recipe = args, keywords  # to make it again in a child process
+        return made
+
+    _recipe: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def __init__(self, on_event: OnEvent | None, isolate: bool) -> None:
         self._listener = on_event or ignore
+        self._isolate = isolate
+        self._child: Child | None = None
         self._state: State = "new"
         self._stack = contextlib.ExitStack()
         self._change = threading.Condition()
         self._error: BokehSSHError | None = None
         self._opener: threading.Thread | None = None
         self._cancelled = False
+        in_child(self, Lifecycle._abandon)
+
+    def _abandon(self) -> None:
+        """Be closed in a forked child, without touching what is the parent's; it can be opened anew there."""
+        self._change = threading.Condition()  # another thread may have held the old one
+        if self._state != "new":
+            self._state = "closed"
+        self._parents = self._stack  # kept, or what ends with it would be ended here
+        self._stack = contextlib.ExitStack()
 
     def _start(self, stack: contextlib.ExitStack) -> None:
         """Open everything; what must be closed goes on ``stack``."""
@@ -60,7 +82,10 @@ class Lifecycle:
             self._opener = threading.current_thread()
             self._stack = stack = contextlib.ExitStack()
         try:
-            self._start(stack)
+            if self._isolate and is_possible():
+                self._start_child(stack)
+            else:
+                self._start(stack)
             self._become_ready()
         except BaseException as exc:
             self._set("failed")
@@ -73,6 +98,19 @@ class Lifecycle:
         finally:
             self._opener = None
         return self
+
+    def _start_child(self, stack: contextlib.ExitStack) -> None:
+        """Have a child process open it, and take over what it found."""
+        args, keywords = self._recipe
+        keywords = {name: value for name, value in keywords.items() if name not in ("on_event", "isolate")}
+        child = self._child = Child(self._label, self._emit, self._lose)
+        stack.callback(child.close)
+        for name, value in child.open(type(self).__name__, args, keywords).items():
+            setattr(self, name, value)
+
+    def facts(self) -> dict[str, Any]:
+        """Tell what an object in another process needs to know to stand for this one."""
+        return {name: getattr(self, name) for name in self._shared}
 
     def _become_ready(self) -> None:
         with self._change:

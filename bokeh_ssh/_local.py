@@ -18,6 +18,7 @@ import sshtunnel
 from bokeh_ssh._connection import Connection, connect
 from bokeh_ssh._errors import PortInUseError, TargetUnreachableError
 from bokeh_ssh._events import OnEvent, Ready, Warned
+from bokeh_ssh._fork import in_child
 from bokeh_ssh._lifecycle import Lifecycle
 from bokeh_ssh._pump import reset
 from bokeh_ssh._target import Host, as_host, check_host, check_port
@@ -175,6 +176,11 @@ class _Server(socketserver.BaseServer):
         sock.setblocking(False)  # a connection may be gone again by the time it is accepted
         self._gone = threading.Event()
         self._ear, self._mouth = socket.socketpair()
+        in_child(self, _Server._abandon)
+
+    def _abandon(self) -> None:
+        for sock in (self.socket, self._ear, self._mouth):
+            sock.close()
 
     @property
     def local_address(self) -> tuple[str, int]:
@@ -265,10 +271,13 @@ class LocalForward(Lifecycle):
     :param local_port: 0 takes any free one; a number takes exactly that one; None prefers 5006
     :param remote_host: the target, as seen from ``host``
     :param bind_address: where to listen on this machine; anything but loopback opens the port to others
+    :param isolate: run it in a child process, so that a program that computes cannot slow it
     :param on_event: takes the progress events
     :param login: the login keywords, see :class:`Host`
     :raises UsageError: if an argument cannot work
     """
+
+    _shared = ("_local_port",)
 
     def __init__(
         self,
@@ -279,10 +288,11 @@ class LocalForward(Lifecycle):
         local_port: int | None = 0,
         remote_host: str = "localhost",
         bind_address: str = "localhost",
+        isolate: bool = False,
         on_event: OnEvent | None = None,
         **login: Any,
     ) -> None:
-        super().__init__(on_event)
+        super().__init__(on_event, isolate)
         self._host = as_host(host, user, **login)
         self._label = self._host.target.host
         check_port(remote_port, "remote_port", zero=False)

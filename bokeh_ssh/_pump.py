@@ -29,6 +29,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from bokeh_ssh._dial import Address, no_delay
+from bokeh_ssh._fork import in_child
 
 log = logging.getLogger("bokeh_ssh.pump")
 
@@ -74,7 +75,7 @@ class Pump:
         self._order = itertools.count()
         self._pipes: set[Pipe] = set()
         self._closing = False
-        self._wake_lock = threading.Lock()
+        self._wake_lock = threading.RLock()  # a signal handler may close what its thread was about to use
         self._woken = False
         self._ear, self._mouth = socket.socketpair()
         self._ear.setblocking(False)
@@ -82,6 +83,14 @@ class Pump:
         self._selector.register(self._ear, selectors.EVENT_READ, self._heard)
         self._thread = threading.Thread(target=self._run, name=f"bokeh-ssh pump {name}", daemon=True)
         self._thread.start()
+        in_child(self, Pump._abandon)
+
+    def _abandon(self) -> None:
+        """Close a forked child's copies of all sockets; the parent's stay as they are."""
+        self._closing = True
+        self._selector.close()
+        for sock in (self._ear, self._mouth, *(pipe._sock for pipe in self._pipes)):
+            sock.close()
 
     def post(self, call: Callable[[], None]) -> None:
         """Run ``call`` on the pump thread, after all that was posted before; never blocks."""

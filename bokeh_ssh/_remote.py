@@ -145,10 +145,13 @@ class RemoteForward(Lifecycle):
     :param bind_address: where the gateway listens; anything but loopback opens the port to its network,
         if its GatewayPorts allows it
     :param allow_exposed: go on where a gateway with ``GatewayPorts yes`` opens a loopback port to its network
+    :param isolate: run it in a child process, so that a program that computes cannot slow it
     :param on_event: takes the progress events
     :param login: the login keywords, see :class:`Host`
     :raises UsageError: if an argument cannot work
     """
+
+    _shared = ("_remote_port",)
 
     def __init__(
         self,
@@ -160,10 +163,11 @@ class RemoteForward(Lifecycle):
         local_host: str = "localhost",
         bind_address: str = LOOPBACK,
         allow_exposed: bool = False,
+        isolate: bool = False,
         on_event: OnEvent | None = None,
         **login: Any,
     ) -> None:
-        super().__init__(on_event)
+        super().__init__(on_event, isolate)
         self._host = as_host(gateway, user, **login)
         self._label = self._host.target.host
         check_port(remote_port, "remote_port")

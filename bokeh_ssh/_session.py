@@ -32,7 +32,7 @@ class Session:
         self._eof = False
         self._eof_sent = False
         self._status: int | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may close while its thread writes
         self.accepted = False
         self.replied = threading.Event()
         self.ended = threading.Event()

@@ -237,6 +237,11 @@ class Stream:
         )
         self._carrier.forget(self)
 
+    @property
+    def asked(self) -> bool:
+        """Whether we have asked for it, and the far side has yet to answer."""
+        return self.on_open is not None and not self._opened
+
     # Receiving: the transport thread. The names are those that paramiko's transport calls on a channel.
 
     def set_remote(self, number: int, window: int, max_packet: int) -> None:

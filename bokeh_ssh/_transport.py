@@ -18,6 +18,7 @@ import collections
 import contextlib
 import errno
 import itertools
+import logging
 import socket
 import struct
 import threading
@@ -43,10 +44,13 @@ from bokeh_ssh._packetizer import ChannelData, Packetizer
 from bokeh_ssh._pump import Pump
 from bokeh_ssh._stream import MAX_PACKET, WINDOW, Stream
 
+log = logging.getLogger("bokeh_ssh.transport")
+
 #: Answers that wait to be sent; a server that asks faster than it reads has no good intentions.
 _MOST_WAITING = 50_000
 #: Channels that a server may have open through one listener at a time.
 _MOST_INCOMING = 4096
+_CONNECT_FAILED = 2
 _RESOURCE_SHORTAGE = 4
 #: Bytes by which the windows of all streams of a connection may grow together: the bound of what slow
 #: readers can make us keep, on top of 2 MiB for each of them.
@@ -94,8 +98,9 @@ class Reply:
         self.lost = False
 
     def set(self, *, ok: bool = False, payload: bytes = b"", lost: bool = False) -> None:
-        self.ok, self.payload, self.lost = ok, payload, lost
-        self._done.set()
+        if not self._done.is_set():
+            self.ok, self.payload, self.lost = ok, payload, lost
+            self._done.set()
 
     def wait(self, timeout: float) -> bool:
         """Wait for the answer; False if none came in ``timeout`` seconds."""
@@ -134,9 +139,9 @@ class Transport(_Base):
         self.disconnect_message = ""
         self.preamble: list[str] = []
         self._on_end: Callable[[], None] | None = None
-        self._outbox: collections.deque[bytes] = collections.deque()
+        # No lock around the two: a signal handler may ask between any two steps of the thread that asks.
+        self._outbox: collections.deque[tuple[bytes, Reply | None]] = collections.deque()
         self._replies: collections.deque[Reply] = collections.deque()
-        self._ask_lock = threading.Lock()
         self._numbers = itertools.count()
         # paramiko's own map holds channels weakly; a stream lives until both sides have closed it.
         self._streams: dict[int, Stream] = {}
@@ -199,10 +204,9 @@ class Transport(_Base):
         finally:
             self.packetizer.complete_handshake()  # ends paramiko's timer thread where the handshake failed
             self._ended.set()
-            with self._ask_lock:
-                waiting, self._replies = list(self._replies), collections.deque()
-            for reply in waiting:
-                reply.set(lost=True)
+            for reply in (*self._replies.copy(), *(asked for _, asked in self._outbox.copy())):
+                if reply:
+                    reply.set(lost=True)
             for stream in list(self._streams.values()):
                 stream._unlink()
             if self._on_end:
@@ -220,6 +224,13 @@ class Transport(_Base):
         if self.is_alive() and threading.current_thread() is not self:
             self.join(timeout)
 
+    def abandon(self) -> None:
+        """Close a forked child's copy of the socket; the parent's connection goes on."""
+        self.active = False
+        self._ended = threading.Event()
+        self._ended.set()
+        self.sock.close()
+
     # Sending.
 
     def send_now(self, packet: bytes | ChannelData) -> None:
@@ -233,16 +244,23 @@ class Transport(_Base):
             msg = "the SSH connection is gone"
             raise BrokenPipeError(errno.EPIPE, msg) from exc
 
-    def send_later(self, packet: bytes) -> None:
-        """Send from the pump thread, in order; never blocks."""
-        if len(self._outbox) > _MOST_WAITING:
+    def send_later(self, packet: bytes, reply: Reply | None = None) -> None:
+        """Send from the pump thread, in order; never blocks. ``reply`` is told what the server answers."""
+        full = len(self._outbox) > _MOST_WAITING
+        if full:
             self.packetizer.close()
-            return
-        self._outbox.append(packet)
-        self.pump.post(self._send_one)
+        else:
+            self._outbox.append((packet, reply))
+            self.pump.post(self._send_one)
+        if reply and (full or self._ended.is_set()):
+            reply.set(lost=True)
 
     def _send_one(self) -> None:
-        packet = self._outbox.popleft()
+        packet, reply = self._outbox.popleft()
+        if reply:
+            self._replies.append(reply)
+            if self._ended.is_set():
+                reply.set(lost=True)
         if self.active:
             with contextlib.suppress(BrokenPipeError):  # whoever waits for an answer is told by run()
                 self.send_now(packet)
@@ -253,12 +271,7 @@ class Transport(_Base):
         """Send a global request that wants a reply (RFC 4254, section 4)."""
         reply = Reply()
         packet = struct.pack(">BI", MSG_GLOBAL_REQUEST, len(kind)) + kind + b"\x01" + payload
-        with self._ask_lock:
-            if self._ended.is_set():
-                reply.set(lost=True)
-                return reply
-            self._replies.append(reply)
-            self.send_later(packet)
+        self.send_later(packet, reply)
         return reply
 
     def _parse_request_success(self, m: Message) -> None:
@@ -268,9 +281,8 @@ class Transport(_Base):
         self._answer(ok=False, payload=b"")
 
     def _answer(self, *, ok: bool, payload: bytes) -> None:
-        with self._ask_lock:
-            reply = self._replies.popleft() if self._replies else None
-        if reply:
+        reply = self._replies.popleft() if self._replies else None
+        if reply:  # otherwise nobody has asked
             self._round_trips.append(time.monotonic() - reply.asked)
             reply.set(ok=ok, payload=payload)
 
@@ -328,13 +340,17 @@ class Transport(_Base):
 
     def _parse_channel_open_success(self, m: Message) -> None:
         stream = self._streams.get(m.get_int())
-        if stream:
+        if stream and stream.asked:
             stream.set_remote(m.get_int(), m.get_int(), m.get_int())
-            stream.confirmed()
+            try:
+                stream.confirmed()
+            except Exception:  # one connection's failure must not end the others
+                log.exception("a channel could not be used")
+                stream.close()
 
     def _parse_channel_open_failure(self, m: Message) -> None:
         stream = self._streams.get(m.get_int())
-        if stream:
+        if stream and stream.asked:
             code = m.get_int()
             text = m.get_binary()[:500].decode("utf-8", "replace")
             self.forget(stream)
@@ -377,7 +393,11 @@ class Transport(_Base):
         else:
             self._streams[stream.number] = stream
             self._channels.put(stream.number, stream)
-            handler(stream, (origin, origin_port))
+            try:
+                handler(stream, (origin, origin_port))
+            except Exception:  # one connection's failure must not end the others
+                log.exception("a forwarded connection failed")
+                stream.reject(_CONNECT_FAILED)
 
     # Resolved at call time, so that paramiko's own channels (SFTP) work beside our streams.
     _channel_handler_table: dict[int, Callable[[Any, Message], None]] = {  # noqa: RUF012  # paramiko's own shape

@@ -104,8 +104,12 @@ class Serve:
 class Tunnel(Lifecycle):
     """What both tunnels offer once they are open."""
 
-    def __init__(self, serve: Serve, local_port: int | None, on_event: OnEvent | None) -> None:
-        super().__init__(on_event)
+    _shared: tuple[str, ...] = ("_local_port", "_remote_port", "_routes")
+
+    def __init__(
+        self, serve: Serve, local_port: int | None, on_event: OnEvent | None, isolate: bool
+    ) -> None:
+        super().__init__(on_event, isolate)
         if local_port is not None:
             check_port(local_port, "local_port")
         self._serve = serve
@@ -115,6 +119,7 @@ class Tunnel(Lifecycle):
         self._remote_port = 0
         self._routes: tuple[str, ...] = ("/",)
         self._server: Server | None = None
+        self._last_log: tuple[str, ...] = ()
 
     @property
     def local_port(self) -> int:
@@ -153,6 +158,9 @@ class Tunnel(Lifecycle):
     @property
     def log(self) -> tuple[str, ...]:
         """The last lines of the server that this tunnel started; empty where it attached to one."""
+        if self._child:
+            self._last_log = self._child.get("log") or self._last_log
+            return self._last_log
         return tuple(self._server.log) if self._server else ()
 
     def show(self) -> bool:

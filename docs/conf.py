@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -13,9 +14,10 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 
-sys.path.insert(0, os.path.abspath(".."))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
-import bokeh_ssh
+import bokeh_ssh  # noqa: E402 - found by that path
 
 project = "bokeh_ssh"
 author = "the bokeh_ssh contributors"
@@ -35,7 +37,8 @@ python_maximum_signature_line_length = 80
 doctest_global_setup = "from bokeh_ssh import *"
 
 # A name that leads nowhere is an error (-n); these are Python's own, whose documentation is not at hand.
-nitpick_ignore_regex = [("py:.*", r"(collections\.abc|os|typing|paramiko)\..*")]
+# Those of ours are private: what they are is said where they occur.
+nitpick_ignore_regex = [("py:.*", r"(collections\.abc|os|typing|bokeh_ssh\._\w+)\..*")]
 
 html_theme = "furo"
 html_title = "bokeh_ssh"
@@ -49,20 +52,21 @@ for name in bokeh_ssh.__all__:
 class CommandHelp(Directive):
     """``command-help:: direct``: what ``bokeh-ssh direct --help`` says, from the program itself."""
 
-    required_arguments = 0
-    optional_arguments = 1
+    required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        environ = os.environ | {"COLUMNS": "86", "TERM": "dumb", "NO_COLOR": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+        environ = os.environ | {"COLUMNS": "86", "TERM": "dumb", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
         command = [sys.executable, "-m", "bokeh_ssh", *self.arguments, "--help"]
-        said = subprocess.run(command, env=environ, capture_output=True, encoding="utf-8", check=True).stdout  # noqa: S603
+        said = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, encoding="utf-8", check=True).stdout
         text = "\n".join(line.rstrip() for line in said.strip("\n").splitlines())
         return [nodes.literal_block(text, text, language="text")]
 
 
-def plain_errors(app: Sphinx, kind: str, name: str, obj: Any, options: Any, signature: str, returns: str) -> Any:
-    """Leave out how errors are made: who reads the documentation catches them."""
-    return ("", None) if kind == "exception" else None
+def tidy(app: Sphinx, kind: str, name: str, obj: Any, options: Any, signature: str, returns: str) -> Any:
+    """Leave out how errors are made: who reads the documentation catches them; name no private type variable."""
+    if kind == "exception":
+        return "", None
+    return signature, "typing.Self" if returns and returns.endswith("._Self") else returns
 
 
 def check_complete(app: Sphinx, env: BuildEnvironment) -> None:
@@ -74,5 +78,5 @@ def check_complete(app: Sphinx, env: BuildEnvironment) -> None:
 
 def setup(app: Sphinx) -> None:
     app.add_directive("command-help", CommandHelp)
-    app.connect("autodoc-process-signature", plain_errors)
+    app.connect("autodoc-process-signature", tidy)
     app.connect("env-check-consistency", check_complete)

@@ -76,7 +76,7 @@ def ignored() -> Iterator[None]:
     """Pass over what a peer that goes away causes."""
     try:
         yield
-    except (OSError, EOFError):
+    except (OSError, EOFError, paramiko.SSHException):
         pass
 
 
@@ -169,6 +169,7 @@ class Server(paramiko.Transport):
         self.fake = fake
         self.seen: list[tuple[str, bytes]] = []
         self.ports: list[int] = []
+        self.raws: list[Raw] = []
         self.logger = _Quiet()  # type: ignore[assignment]  # what it complains about is what we do
 
     def send(self, *parts: int | bytes | str) -> None:
@@ -194,6 +195,14 @@ class Server(paramiko.Transport):
         """How many messages of this kind came."""
         return sum(name == kind for name, _ in self.seen)
 
+    def raw(self, theirs: int) -> Raw:
+        """Confirm the client's channel with one that paramiko knows nothing of."""
+        made = Raw(self._next_channel())
+        self.raws.append(made)
+        self._channels.put(made.number, made)
+        self.send(91, theirs, made.number, 1 << 21, 32768)
+        return made
+
     def _parse_channel_open(self, m: Message) -> None:
         self.note("open", m)
         if self.fake.on_open is None or not self.fake.on_open(self, m):
@@ -212,6 +221,30 @@ class Server(paramiko.Transport):
 
     def _parse_disconnect(self, m: Message) -> None:
         self.note("disconnect", m)
+
+
+class Raw:
+    """A channel whose messages are only kept, as numbers."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.seen: list[int] = []
+
+    def count(self, kind: int) -> int:
+        """How many messages of this number came."""
+        return self.seen.count(kind)
+
+    def _unlink(self) -> None:
+        pass
+
+
+def _route(kind: int, usual: Callable[[Any, Message], None]) -> Callable[[Any, Message], None]:
+    return lambda channel, m: channel.seen.append(kind) if isinstance(channel, Raw) else usual(channel, m)
+
+
+Server._channel_handler_table = {
+    kind: _route(kind, usual) for kind, usual in paramiko.Transport._channel_handler_table.items()
+}
 
 
 class _Quiet:
@@ -329,4 +362,4 @@ def _echo(channel: paramiko.Channel) -> None:
     with ignored():
         while data := channel.recv(32768):
             channel.sendall(data)
-    channel.close()
+        channel.close()

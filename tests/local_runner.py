@@ -66,8 +66,8 @@ class LocalSession:
         self._closed = False
         self.stalled = threading.Event()  # a test sets it: nothing is read any more
         self._wake, self._wakes = os.pipe()
-        self._reap = threading.Thread(target=self._wait, name="local session wait")
-        self._loop = threading.Thread(target=self._run, name="local session")
+        self._reap = threading.Thread(target=self._wait, name="local session wait", daemon=True)
+        self._loop = threading.Thread(target=self._run, name="local session", daemon=True)
         self._reap.start()
         self._loop.start()
 
@@ -99,9 +99,15 @@ class LocalSession:
         self.close()
         self._loop.join(10)
 
-    def join(self) -> None:
+    def end(self) -> None:
+        """Close it, and see to it that the command ends: one that does not is killed, and the test fails."""
+        self.close()
         self._loop.join(10)
-        assert not self._loop.is_alive()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.signal("KILL")
+            raise
 
     def _poke(self) -> None:
         with contextlib.suppress(OSError):
@@ -259,5 +265,4 @@ class Bench:
         finally:
             for runner in self.runners:
                 for session in runner.sessions:
-                    session.close()
-                    session.join()
+                    session.end()

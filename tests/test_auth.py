@@ -767,12 +767,15 @@ def test_expired_password(make_bed: Callable[..., Bed]) -> None:
         enter(bed.port, password="right")
 
 
-def test_odd_characters_in_a_password(make_bed: Callable[..., Bed]) -> None:
-    """A password with any character at all is sent or refused, never a Unicode error that would hold it."""
+def test_odd_characters_in_a_password(make_bed: Callable[..., Bed], keys: Path) -> None:
+    """A password or passphrase may have any character: no Unicode error, which would hold it, comes of it."""
     bed = make_bed({"password"}, password="schlüssel 鍵")
     assert enter(bed.port, password="schlüssel 鍵") == ("password",)
     with pytest.raises(BokehSSHError):
         enter(bed.port, password="\udcff\ud800")
+    locked = make_bed({"publickey"}, keys=(make_key(keys / "id", passphrase="open sesame"),))
+    with pytest.raises(AuthenticationError, match="does not open it"):
+        enter(locked.port, key_filename=keys / "id", passphrase="\udcff\ud800")
 
 
 # Row 4: questions.
@@ -1071,7 +1074,8 @@ def test_answer_to_nothing(make_bed: Callable[..., Bed], number: int) -> None:
     with client(bed.port) as transport:
         with pytest.raises(ConnectionLostError, match=r"not asked|out of turn"):
             _enter(transport, prompt=prompt)
-        assert not transport.is_authenticated()
+        assert transport.auth_handler is not None
+        assert not transport.auth_handler.is_authenticated()
 
 
 def test_too_many_questions_at_once(make_bed: Callable[..., Bed]) -> None:

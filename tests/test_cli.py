@@ -137,6 +137,7 @@ def test_every_flag_reaches_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
         main([*words.split(), "--", "--args", "x y", "--"])
     assert exit_.value.code == 2
     given.pop("on_event")
+    assert given.pop("isolate") is False
     assert given == {
         "positional": ("me@gw",),
         "app": ["a.py", "b.py"],
@@ -175,6 +176,7 @@ def test_every_flag_reaches_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit):
         main(["gateway", "gw", "-J", "none"])
     given.pop("on_event")
+    assert given.pop("isolate") is False
     assert given == {
         "positional": ("gw",),
         "app": None,

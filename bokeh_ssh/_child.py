@@ -1,0 +1,162 @@
+"""The child process that holds the SSH side of one tunnel or forward (``isolate=True``).
+
+Started by ``_isolated``. It runs the same classes as the parent would; standard input brings orders, and its
+end means that the parent is gone: then everything is closed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+import paramiko
+from paramiko.message import Message
+
+import bokeh_ssh
+from bokeh_ssh import _parcel
+from bokeh_ssh._errors import BokehSSHError
+from bokeh_ssh._events import Closed, Event, Lost, Question
+from bokeh_ssh._lifecycle import Lifecycle
+
+
+class _Parent:
+    """The line to the parent."""
+
+    def __init__(self, orders: BinaryIO, reports: BinaryIO) -> None:
+        self.orders = orders
+        self._reports = reports
+        self._lock = threading.Lock()
+        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.gone = threading.Event()
+
+    def tell(self, *message: Any) -> None:
+        """Send a message; a parent that is gone is told nothing."""
+        try:
+            with self._lock:
+                _parcel.write(self._reports, message)
+        except (OSError, ValueError):
+            self.gone.set()
+
+    def on_event(self, event: Event) -> None:
+        """Pass an event on, except those that the parent's own object tells."""
+        if not isinstance(event, (Lost, Closed)):
+            self.tell("event", event)
+
+    def ask(self, number: int) -> Callable[[Question], str | None]:
+        """Make the prompt with that number."""
+
+        def prompt(question: Question) -> str | None:
+            self.tell("question", number, question)
+            answer: str | None = self._answers.get()
+            return answer
+
+        return prompt
+
+    def key(self, number: _parcel.KeyNumber) -> _ParentsKey:
+        """Make the key that signs with the parent's key of that number."""
+        return _ParentsKey(self, number)
+
+    def sign(self, number: int, data: bytes, algorithm: str | None) -> bytes:
+        """Have the parent sign with its key of that number."""
+        self.tell("sign", number, data, algorithm)
+        signature: bytes | None = self._answers.get()
+        if signature is None:
+            msg = "the parent is gone"
+            raise paramiko.SSHException(msg)
+        return signature
+
+    def listen(self, held: Lifecycle) -> None:
+        """Take orders until the parent is gone; then close everything."""
+        try:
+            while True:
+                word, value = _parcel.read(self.orders)
+                if word == "answer":
+                    self._answers.put(value)
+                elif word == "get":
+                    self.tell("got", getattr(held, value))
+        except (EOFError, OSError):
+            pass
+        self.gone.set()
+        self._answers.put(None)
+        held.close()
+
+
+class _ParentsKey(paramiko.PKey):
+    """A key whose private half is the parent's."""
+
+    def __init__(self, parent: _Parent, key: _parcel.KeyNumber) -> None:
+        self._parent = parent
+        self._key = key
+        self.public_blob = None
+
+    @property
+    def name(self) -> str:
+        """Its algorithm, such as ``ssh-ed25519``."""
+        return self._key.name
+
+    @property
+    def _fields(self) -> tuple[object, ...]:
+        return self._key.name, self._key.blob
+
+    def asbytes(self) -> bytes:
+        return self._key.blob
+
+    def get_name(self) -> str:
+        return self._key.name
+
+    def get_bits(self) -> int:
+        return 0
+
+    def can_sign(self) -> bool:
+        return True
+
+    def sign_ssh_data(self, data: bytes, algorithm: str | None = None) -> Message:
+        return Message(self._parent.sign(self._key.number, data, algorithm))
+
+
+class _Relay(logging.Handler):
+    """Sends log records to the parent, made fit to be sent."""
+
+    def __init__(self, parent: _Parent) -> None:
+        super().__init__()
+        self._parent = parent
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        values = {**record.__dict__, "msg": text, "args": None, "exc_info": None, "exc_text": None}
+        self._parent.tell("log", values)
+
+
+def main() -> None:
+    """Run one object for the parent at the other end of the standard streams."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    reports = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what anything prints must not get in between
+    parent = _Parent(sys.stdin.buffer, reports)
+    name, args, keywords, level = _parcel.read(parent.orders)
+    logger = logging.getLogger("bokeh_ssh")
+    logger.setLevel(level)
+    logger.propagate = False
+    logger.addHandler(_Relay(parent))
+    args, keywords = _parcel.unpack((args, keywords), parent.ask, parent.key)
+    made = getattr(bokeh_ssh, name)(*args, **{**keywords, "isolate": False, "on_event": parent.on_event})
+    listener = threading.Thread(target=parent.listen, args=(made,), name="bokeh-ssh parent")
+    listener.start()
+    try:
+        made.open()
+        parent.tell("ready", made.facts())
+        made.wait()
+    except BokehSSHError as exc:
+        word = "lost" if made.state == "lost" else "failed"
+        parent.tell(word, exc, traceback.format_exc())
+    except BaseException:
+        parent.tell("failed", BokehSSHError("the child process failed"), traceback.format_exc())
+        raise
+    listener.join()

@@ -1,0 +1,191 @@
+"""The parent's side of a child process that holds the SSH side (``isolate=True``).
+
+A program that computes holds Python's interpreter lock, and threads of its own that forward would wait for
+it: measured, 6 MB/s and 11 ms. A process of its own waits for nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+from bokeh_ssh import _parcel
+from bokeh_ssh._errors import BokehSSHError, ConnectionLostError
+from bokeh_ssh._events import Event
+from bokeh_ssh._fork import in_child
+
+log = logging.getLogger("bokeh_ssh")
+
+#: Seconds for the child to end what it started, here and there: TERM, wait, KILL of a remote server.
+_GOODBYE = 20.0
+#: Seconds when nobody wants to wait, as after Ctrl-C; the child goes on by itself.
+_HURRY = 1.5
+#: The child finds the package where we have it, whatever its own path would be.
+_BOOT = (
+    "import pickle, struct, sys; i = sys.stdin.buffer; n = i.read(4) or sys.exit(); "
+    "sys.path[:] = pickle.loads(i.read(struct.unpack('>I', n)[0])); "
+    "from bokeh_ssh._child import main; main()"
+)
+
+
+def is_possible() -> bool:
+    """Tell whether this program can start a Python of its own kind."""
+    return bool(sys.executable) and not getattr(sys, "frozen", False)
+
+
+class Child:
+    """A child process with one tunnel or forward in it.
+
+    :param label: the host, for messages
+    :param on_event: gets its events, on a thread of ours
+    :param on_lost: told when it breaks while it lives, or the process ends
+    """
+
+    def __init__(
+        self, label: str, on_event: Callable[[Event], None], on_lost: Callable[[BokehSSHError], None]
+    ) -> None:
+        self._label = label
+        self._on_event = on_event
+        self._on_lost = on_lost
+        self._answers: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._closing = False
+        flags: dict[str, Any] = {"start_new_session": True}
+        if sys.platform == "win32":
+            flags = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+        # Either way, Ctrl-C in the terminal is the parent's alone: the child is told what to do.
+        self._process = subprocess.Popen(  # noqa: S603  # our own interpreter
+            [sys.executable, "-c", _BOOT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, **flags
+        )
+        assert self._process.stdin
+        assert self._process.stdout
+        self._to: BinaryIO = self._process.stdin  # type: ignore[assignment]  # IO[bytes] is one
+        self._from: BinaryIO = self._process.stdout  # type: ignore[assignment]
+        in_child(self, _let_go)
+        self._reader = threading.Thread(target=self._read, name=f"bokeh-ssh child {label}", daemon=True)
+        self._reader.start()
+
+    def open(self, kind: str, args: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Any]:
+        """Have the child make and open an object; gives its facts.
+
+        Questions are asked on this thread.
+
+        :raises BokehSSHError: whatever went wrong there
+        """
+        packer = _parcel.Packer()
+        packed = packer.pack(args), packer.pack(keywords)
+        self._send(sys.path)
+        self._send((kind, *packed, log.getEffectiveLevel()))
+        while True:
+            word, *rest = self._answers.get()
+            if word == "question":
+                number, question = rest
+                self._send(("answer", packer.prompts[number](question)))
+            elif word == "sign":
+                number, data, algorithm = rest
+                self._send(("answer", _sign(packer.keys[number], data, algorithm)))
+            elif word == "ready":
+                facts: dict[str, Any] = rest[0]
+                return facts
+            elif word == "failed":
+                raise _with_cause(*rest)
+            else:
+                raise self._ended()
+
+    def get(self, name: str) -> Any:
+        """Read an attribute of the object there; None if the child is gone."""
+        with self._lock:
+            if self._closing:
+                return None
+            try:
+                _parcel.write(self._to, ("get", name))
+            except (OSError, ValueError):
+                return None
+            word, *rest = self._answers.get()
+        return rest[0] if word == "got" else None
+
+    def close(self) -> None:
+        """Have the child close everything, and end; the last it said is handled before this returns."""
+        hurry = isinstance(sys.exc_info()[1], KeyboardInterrupt)
+        with self._lock:
+            if self._closing:
+                return
+            self._closing = True
+            with contextlib.suppress(OSError, ValueError):
+                self._to.close()  # the order to stop; it needs no reader that is alive
+        try:
+            self._process.wait(_HURRY if hurry else _GOODBYE)
+        except subprocess.TimeoutExpired:
+            if not hurry:
+                self._process.kill()
+                self._process.wait()
+        if threading.current_thread() is not self._reader:
+            self._reader.join(0.1 if hurry else 2)
+
+    def _send(self, message: Any) -> None:
+        try:
+            _parcel.write(self._to, message)
+        except (OSError, ValueError) as exc:
+            raise self._ended() from exc
+
+    def _ended(self) -> ConnectionLostError:
+        msg = "the child process that holds the connection ended"
+        return ConnectionLostError(msg, host=self._label, hint="open it again, or give isolate=False")
+
+    def _read(self) -> None:
+        try:
+            while True:
+                self._take(_parcel.read(self._from))
+        except (EOFError, OSError, ValueError):
+            pass
+        finally:
+            self._process.wait()  # no zombie, also where nobody waited in close()
+            self._from.close()
+            self._answers.put(("ended",))
+            if not self._closing:
+                self._on_lost(self._ended())
+
+    def _take(self, message: tuple[Any, ...]) -> None:
+        word, *rest = message
+        if word == "event":
+            self._on_event(rest[0])
+        elif word == "lost":
+            self._on_lost(_with_cause(*rest))
+        elif word == "log":
+            record = logging.makeLogRecord(rest[0])
+            logger = logging.getLogger(record.name)
+            if logger.isEnabledFor(record.levelno):
+                logger.handle(record)
+        else:
+            self._answers.put(message)
+
+
+def _sign(key: Any, data: bytes, algorithm: str | None) -> bytes:
+    signature = key.sign_ssh_data(data, algorithm)
+    return bytes(getattr(signature, "asbytes", lambda: signature)())
+
+
+class RemoteTraceback(Exception):
+    """Where in the child an error came from; the ``__cause__`` of what is raised here."""
+
+
+def _with_cause(error: BokehSSHError, traceback: str) -> BokehSSHError:
+    error.__cause__ = RemoteTraceback(f"\n{traceback}")
+    return error
+
+
+def _let_go(child: Child) -> None:
+    """Give up a forked copy's ends of the pipes: their end is the sign for the child that its parent is gone."""
+    child._closing = True
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (child._to, child._from):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(null, stream.fileno())  # closing would free a number that the file object closes again
+    os.close(null)

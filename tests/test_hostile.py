@@ -1,0 +1,423 @@
+"""SSH servers that mean harm, or are broken: what they do is bounded and typed, and never a stranger's traceback."""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fakes
+import pytest
+from beds import until
+from fakes import FakeSSH, Listener, Server
+from paramiko.message import Message
+
+import bokeh_ssh._transport
+from bokeh_ssh import (
+    BokehSSHError,
+    ConnectionLostError,
+    ForwardError,
+    ForwardingRefusedError,
+    LocalForward,
+    ProtocolError,
+    RemoteForward,
+)
+from bokeh_ssh._pump import Pump
+from bokeh_ssh._stream import WINDOW, Stream
+
+_DATA, _EOF, _CLOSE = 94, 96, 97
+_OPEN, _OPEN_SUCCESS, _OPEN_FAILURE = 90, 91, 92
+_SUCCESS, _FAILURE = 81, 82
+
+
+def local_forward(fake: FakeSSH, **keywords: Any) -> LocalForward:
+    """Make a forward through the fake; every target echoes there."""
+    machine = fake.machine
+    return LocalForward(machine.host, machine.user, **{"remote_port": 7, **machine.login, **keywords})
+
+
+def remote_forward(fake: FakeSSH, **keywords: Any) -> RemoteForward:
+    """Make a remote forward on the fake."""
+    machine = fake.machine
+    settings = {"remote_port": 0, "local_host": "127.0.0.1", "allow_exposed": True, **machine.login, **keywords}
+    return RemoteForward(machine.host, machine.user, **settings)
+
+
+def check_alive(forward: LocalForward) -> None:
+    """See that a new connection through the forward works."""
+    with socket.create_connection(("127.0.0.1", forward.local_port), timeout=10) as sock:
+        sock.sendall(b"still there?")
+        assert sock.recv(100) == b"still there?"
+    assert forward.state == "ready"
+
+
+def forwarded(server: Server, port: int, *, number: int = 77) -> None:
+    """Open a channel as sshd does when somebody connects to its listener."""
+    server.send(_OPEN, "forwarded-tcpip", number, WINDOW, 32768, "127.0.0.1", port, "10.0.0.1", 1234)
+
+
+@pytest.mark.parametrize(
+    ("kind", "rest"),
+    [
+        ("session", ()),
+        ("x11", ("10.0.0.1", 6010)),
+        ("auth-agent@openssh.com", ()),
+        ("direct-tcpip", ("localhost", 22, "10.0.0.1", 1)),
+        ("forwarded-tcpip", ("127.0.0.1", 1, "10.0.0.1", 1)),
+        ("forwarded-streamlocal@openssh.com", ("/tmp/x", "")),
+        ("forwarded-tcpip", ()),
+        ("nonsense", ()),
+    ],
+)
+def test_channels_nobody_asked_for_are_rejected(tmp_path: Path, kind: str, rest: tuple[Any, ...]) -> None:
+    """A channel that the server opens unasked is refused, whatever its kind; the connection lives (row 64)."""
+    with FakeSSH(tmp_path) as fake, local_forward(fake) as forward:
+        fake.session.send(_OPEN, kind, 77, WINDOW, 32768, *rest)
+        until(lambda: fake.session.count("open failure"), what="the refusal")
+        assert fake.session.count("open success") == 0
+        check_alive(forward)
+
+
+def test_channels_that_were_asked_for_are_taken(tmp_path: Path) -> None:
+    """The control of the above: through a listener of ours, the server may open channels (row 64)."""
+    with Listener(fakes.stay) as target, FakeSSH(tmp_path) as fake:
+        with remote_forward(fake, local_port=target.port) as forward:
+            forwarded(fake.session, forward.remote_port)
+            until(lambda: fake.session.count("open success"), what="the channel")
+            assert target.count == 1
+            forwarded(fake.session, forward.remote_port + 1, number=78)
+            until(lambda: fake.session.count("open failure"), what="the refusal")
+
+
+def test_flood_of_channel_opens_is_answered_without_growing(tmp_path: Path) -> None:
+    """Thousands of unasked channels are refused one by one; nothing of them stays (row 63)."""
+    with FakeSSH(tmp_path) as fake, local_forward(fake) as forward:
+        for number in range(3000):
+            fake.session.send(_OPEN, "session", number, WINDOW, 32768)
+        until(lambda: fake.session.count("open failure") == 3000, timeout=30, what="the refusals")
+        check_alive(forward)
+        assert sum(isinstance(thing, Stream) for thing in gc.get_objects()) < 50
+
+
+def test_flood_through_a_listener_is_capped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Channels through a listener of ours are bounded in number; those above are refused (row 63)."""
+    monkeypatch.setattr(bokeh_ssh._transport, "_MOST_INCOMING", 20)
+    with Listener(fakes.stay) as target, FakeSSH(tmp_path) as fake:
+        with remote_forward(fake, local_port=target.port) as forward:
+            for number in range(30):
+                forwarded(fake.session, forward.remote_port, number=number)
+            until(lambda: fake.session.count("open failure") + fake.session.count("open success") == 30)
+            assert fake.session.count("open success") == 20
+            assert forward.state == "ready"
+
+
+def test_server_that_asks_and_does_not_read_is_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: Any
+) -> None:
+    """One that asks and asks but takes no answers fills no memory: the connection ends, typed (row 63)."""
+    monkeypatch.setattr(bokeh_ssh._transport, "_MOST_WAITING", 500)
+    deaf, stuck, done = threading.Event(), threading.Event(), threading.Event()
+
+    def on_open(server: Server, message: Message) -> bool:
+        if deaf.is_set():  # on the thread that reads: nothing is read any more
+            stuck.set()
+            done.wait(fakes.PATIENCE)
+        return deaf.is_set()
+
+    with no_leaks(), FakeSSH(tmp_path, on_open=on_open) as fake, local_forward(fake) as forward:
+        session = fake.session
+        session.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.set()
+        with socket.create_connection(("127.0.0.1", forward.local_port), timeout=10):
+            assert stuck.wait(10)
+            asked = 0
+            with fakes.ignored():
+                while forward.state == "ready" and asked < 100_000:
+                    session.send(_OPEN, "session", asked, WINDOW, 32768)
+                    asked += 1
+            with pytest.raises(ConnectionLostError):
+                forward.wait(20)
+            assert 500 < asked < 100_000
+        done.set()
+
+
+class Overrun:
+    """Confirms channels to port 9 by itself, and counts what the client answers on them."""
+
+    def __init__(self) -> None:
+        self.theirs: list[int] = []
+
+    def __call__(self, server: Server, message: Message) -> bool:
+        at = message.packet.tell()
+        message.get_binary()
+        number = message.get_int()
+        message.get_int(), message.get_int(), message.get_binary()
+        if message.get_int() != 9:
+            message.packet.seek(at)
+            return False
+        self.theirs.append(number)
+        server.raw(number)
+        return True
+
+
+def test_window_overrun_cuts_that_stream_alone(tmp_path: Path) -> None:
+    """A server that sends more than it was given leave to is cut off, on that channel only (row 63)."""
+    overrun = Overrun()
+    with FakeSSH(tmp_path, on_open=overrun) as fake:
+        with local_forward(fake) as good, local_forward(fake, remote_port=9) as bad:
+            session = fake.session
+            with socket.socket() as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                sock.connect(("127.0.0.1", bad.local_port))
+                until(lambda: len(overrun.theirs) == 2, what="the channel")
+                raw = session.raws[-1]
+                block = struct.pack(">I", 32768) + bytes(32768)
+                for _ in range(64):  # the window: taken, and not one byte of it read
+                    session.send(_DATA, overrun.theirs[-1], block)
+                granted = 0
+                for _ in range(1000):  # past it, and past what is given back for what the socket holds
+                    if raw.count(_CLOSE):
+                        break
+                    session.send(_DATA, overrun.theirs[-1], block)
+                    granted += 1
+                until(lambda: raw.count(_CLOSE), what="the client to close the channel")
+                assert granted < 1000
+                with pytest.raises(ConnectionResetError):
+                    while sock.recv(1 << 20):
+                        pass
+            assert bad.state == "ready"
+            check_alive(good)
+            assert session.is_active()
+
+
+def test_second_answers_are_passed_over(tmp_path: Path) -> None:
+    """A channel that is confirmed twice, or refused after that, goes on; nobody is told twice."""
+    overrun = Overrun()
+    with FakeSSH(tmp_path, on_open=overrun) as fake, local_forward(fake, remote_port=9) as forward:
+        session = fake.session
+        with socket.create_connection(("127.0.0.1", forward.local_port), timeout=10) as sock:
+            until(lambda: len(overrun.theirs) == 2, what="the channel")
+            number = overrun.theirs[-1]
+            session.send(_OPEN_SUCCESS, number, session.raws[-1].number, WINDOW, 32768)
+            session.send(_OPEN_FAILURE, number, 2, "no", "")
+            session.send(_OPEN_SUCCESS, 12345, 1, WINDOW, 32768)
+            session.send(_OPEN_FAILURE, 12345, 2, "no", "")
+            session.send(_DATA, number, "as before")
+            assert sock.recv(100) == b"as before"
+        assert forward.state == "ready"
+
+
+def test_replies_nobody_asked_for_are_passed_over(tmp_path: Path) -> None:
+    """Answers to questions that were not asked disturb nothing, neither now nor at the next question."""
+    with FakeSSH(tmp_path) as fake, local_forward(fake) as forward:
+        for _ in range(50):
+            fake.session.send(_SUCCESS)
+            fake.session.send(_FAILURE)
+        check_alive(forward)
+
+
+def test_garbage_after_the_key_exchange_is_a_typed_loss(tmp_path: Path, no_leaks: Any) -> None:
+    """Bytes that are no packets end the connection: told as a loss, and local connections are reset (row 63)."""
+    with no_leaks(), FakeSSH(tmp_path) as fake, local_forward(fake) as forward:
+        check_alive(forward)
+        with socket.create_connection(("127.0.0.1", forward.local_port), timeout=10) as sock:
+            sock.sendall(b"x")
+            assert sock.recv(1) == b"x"
+            fake.session.sock.sendall(os.urandom(100_000))
+            with pytest.raises(ConnectionLostError):
+                forward.wait(20)
+            with pytest.raises(ConnectionResetError):
+                sock.recv(1)
+        assert forward.state == "lost"
+
+
+@pytest.mark.parametrize("length", [0, 1, 300_000, 0xFFFFFFFF])
+def test_packet_lengths_that_cannot_be_are_refused(tmp_path: Path, length: int) -> None:
+    """A packet that claims a length beyond reason is not waited for (row 63)."""
+    with FakeSSH(tmp_path) as fake, local_forward(fake) as forward:
+        check_alive(forward)
+        # With AES-GCM the length is in the clear: this needs no key.
+        fake.session.sock.sendall(struct.pack(">I", length) + bytes(100))
+        with pytest.raises(ConnectionLostError):
+            forward.wait(5)
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "said"),
+    [
+        (b"\xff\xfe who?\r\nSSH-1.5-old\r\n", ProtocolError, "who?"),
+        (b"SSH-1.5-old\r\n", ProtocolError, "SSH 1.5"),
+        (b"SSH-2.0-\xff\xfe\r\n", ProtocolError, ""),
+        (b"SSH-2.0-ok\r\n" + bytes(4096), ProtocolError, "key exchange"),
+        (b"SSH-2.0-ok\r\n" + b"\xff" * 4096, ProtocolError, "key exchange"),
+        (b"220 mail.example ESMTP\r\n", ProtocolError, "220 mail.example"),
+    ],
+)
+def test_bad_first_words_are_told(
+    text: bytes, error: type[BokehSSHError], said: str, no_leaks: Any
+) -> None:
+    """What cannot be the beginning of SSH is a typed error, in any bytes, after one connection (rows 11, 63)."""
+    with no_leaks(), Listener(fakes.saying(text)) as fake:
+        with pytest.raises(error) as caught:
+            connect_to(fake.port, timeout=10)
+    assert said in str(caught.value)
+    assert fake.count == 1
+
+
+def connect_to(port: int, **keywords: Any) -> None:
+    """Try to open a forward through whatever is at the port."""
+    login = {"ssh_config": None, "allow_agent": False, "look_for_keys": False, **keywords}
+    with LocalForward("127.0.0.1", "me", port=port, remote_port=7, **login):
+        raise AssertionError("it opened")
+
+
+@pytest.mark.parametrize("text", [b"hello\r\n", b"x", b"\n", b"\xff\n"])
+def test_endless_banner_is_bounded(text: bytes, no_leaks: Any) -> None:
+    """Neither endless lines before the version nor one endless line hold us up or fill the memory (row 63)."""
+    sent = [0]
+    began = time.monotonic()
+    with no_leaks(), Listener(fakes.endless(text, sent)) as fake:
+        with pytest.raises(ProtocolError):
+            connect_to(fake.port, timeout=20)
+    assert time.monotonic() - began < 10
+    assert 0 < sent[0] < 16 << 20  # what the sockets hold, and no more
+
+
+def test_banner_that_drips_ends_at_the_deadline(no_leaks: Any) -> None:
+    """A byte now and then does not extend the time there is to connect (row 63)."""
+    drips = threading.Semaphore(0)
+
+    def drip(sock: socket.socket, number: int) -> None:
+        pause = threading.Event()
+        while not pause.wait(0.05):
+            sock.sendall(b"x\n")
+            drips.release()
+
+    began = time.monotonic()
+    with no_leaks(), Listener(drip) as fake, pytest.raises(BokehSSHError) as caught:
+        connect_to(fake.port, timeout=1)
+    assert time.monotonic() - began < 5
+    assert drips.acquire(timeout=0)
+    assert caught.value.stage == "connect"
+
+
+def test_goodbye_in_any_bytes_is_told(tmp_path: Path) -> None:
+    """A disconnect message that is not UTF-8 is shown as well as can be; the loss is typed (row 63, P19)."""
+    with FakeSSH(tmp_path) as fake, local_forward(fake) as forward:
+        fake.session.send(1, 11, struct.pack(">I", 9) + b"\xff\xfe enough" + bytes(4))
+        with pytest.raises(ConnectionLostError, match="enough") as caught:
+            forward.wait(20)
+        assert "\xff" not in str(caught.value)
+
+
+def test_refusal_in_any_bytes_is_told(tmp_path: Path) -> None:
+    """A channel's refusal that is not UTF-8 is a refusal, and the connection lives (row 63, P19)."""
+
+    def refuse(server: Server, message: Message) -> bool:
+        message.get_binary()
+        server.send(_OPEN_FAILURE, message.get_int(), 1, struct.pack(">I", 5) + b"\xff\xfe no" + bytes(4))
+        return True
+
+    with FakeSSH(tmp_path, on_open=refuse) as fake, pytest.raises(ForwardingRefusedError):
+        local_forward(fake).open()
+
+
+def test_silence_after_a_channel_open_has_a_deadline(tmp_path: Path, no_leaks: Any) -> None:
+    """A server that never answers a channel open is told at the deadline (row 63)."""
+    began = time.monotonic()
+    with no_leaks(), FakeSSH(tmp_path, on_open=lambda server, message: True) as fake:
+        with pytest.raises(ConnectionLostError, match="channel"):
+            local_forward(fake, timeout=1).open()
+        assert fake.session.count("open") == 1
+    assert time.monotonic() - began < 6
+
+
+def test_silence_after_a_global_request_has_a_deadline(tmp_path: Path, no_leaks: Any) -> None:
+    """A server that never answers ``tcpip-forward`` is told at the deadline (row 63, P4)."""
+    began = time.monotonic()
+    with no_leaks(), FakeSSH(tmp_path, on_request=lambda server, message: True) as fake:
+        with pytest.raises(ConnectionLostError, match="answer"):
+            remote_forward(fake, timeout=1).open()
+        assert any(b"tcpip-forward" in rest for kind, rest in fake.session.seen if kind == "global request")
+    assert time.monotonic() - began < 6
+
+
+def test_silence_during_the_login_has_a_deadline(tmp_path: Path, no_leaks: Any) -> None:
+    """A server that exchanges keys and then says nothing is told at the deadline (row 63)."""
+    began = time.monotonic()
+    with no_leaks(), FakeSSH(tmp_path, login=threading.Event()) as fake:
+        with pytest.raises(BokehSSHError) as caught:
+            local_forward(fake, timeout=1).open()
+        assert caught.value.stage == "connect"
+        fake.login.set()
+    assert time.monotonic() - began < 6
+
+
+def test_exception_in_a_handler_fails_one_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An OSError with one argument, where a forwarded connection is handled, costs that connection (row 65, P5)."""
+    dial = Pump.dial
+    broken: list[object] = []
+
+    def fail_once(self: Pump, *args: Any) -> None:
+        if not broken:
+            broken.append(args)
+            raise OSError("one argument")
+        dial(self, *args)
+
+    with Listener(fakes.stay) as target, FakeSSH(tmp_path) as fake:
+        with remote_forward(fake, local_port=target.port) as forward:
+            monkeypatch.setattr(Pump, "dial", fail_once)
+            forwarded(fake.session, forward.remote_port)
+            until(lambda: fake.session.count("open failure") == 1, what="the refusal")
+            assert broken
+            forwarded(fake.session, forward.remote_port, number=78)
+            until(lambda: fake.session.count("open success") == 1, what="the next one")
+            assert forward.state == "ready"
+    assert "a forwarded connection failed" in caplog.text
+
+
+def test_data_on_channels_that_do_not_exist_is_a_typed_loss(tmp_path: Path) -> None:
+    """A message for a channel that never was ends the connection, told as a loss (row 63)."""
+    with FakeSSH(tmp_path) as fake, local_forward(fake) as forward:
+        fake.session.send(_DATA, 4711, "what?")
+        with pytest.raises(ConnectionLostError):
+            forward.wait(20)
+
+
+@pytest.mark.parametrize("kind", [_DATA, 93, 95, _EOF, _CLOSE, 98, 99, 100])
+def test_messages_cut_short_do_not_end_us(tmp_path: Path, kind: int, no_leaks: Any) -> None:
+    """A channel message that ends in the middle is survived or told, and leaves nothing behind (row 63)."""
+    overrun = Overrun()
+    with no_leaks(), FakeSSH(tmp_path, on_open=overrun) as fake:
+        with local_forward(fake) as good, local_forward(fake, remote_port=9) as bad:
+            with socket.create_connection(("127.0.0.1", bad.local_port), timeout=10):
+                until(lambda: len(overrun.theirs) == 2, what="the channel")
+                fake.session.send(kind, overrun.theirs[-1])
+                fake.session.send(kind, overrun.theirs[-1], b"\xff\xff\xff\xff")
+                fake.session.send(kind, overrun.theirs[-1], b"\x00\x00")
+                check_alive(good)
+
+
+def test_port_zero_needs_a_port_in_the_answer(tmp_path: Path) -> None:
+    """A server that grants "any free port" without saying which is a typed error, not port 0 (RFC 4254, 7.1)."""
+
+    def grant(server: Server, message: Message) -> bool:
+        threading.Thread(target=server.send, args=(_SUCCESS,)).start()
+        return True
+
+    with FakeSSH(tmp_path, on_request=grant) as fake, pytest.raises(ForwardError, match="which port"):
+        remote_forward(fake).open()
+
+
+def test_fakes_are_gone(no_leaks: Callable[..., Any], tmp_path: Path) -> None:
+    """The control of all the above: a fake that is not bent serves, and leaves nothing behind."""
+    with no_leaks(), FakeSSH(tmp_path) as fake, local_forward(fake) as forward:
+        check_alive(forward)
