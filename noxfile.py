@@ -136,9 +136,11 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the documentation; a warning is an error."""
+    """Build the documentation, and run the examples in it; a warning is an error."""
     session.install(".[demo]", *_group("docs"))
-    session.run("sphinx-build", "-W", "--keep-going", "-q", "-b", "html", "docs", "docs/_build/html")
+    for builder in ("html", "doctest"):
+        options = ("-W", "--keep-going", "-n", "-q", "-b", builder)
+        session.run("sphinx-build", *options, "docs", f"docs/_build/{builder}")
     session.log("the documentation is in docs/_build/html/index.html")
 
 

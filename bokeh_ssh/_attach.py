@@ -1,4 +1,4 @@
-"""A server that is already there: is it one of Bokeh's, does it answer, and whose is it?"""
+"""A server that is already there: whether it is one of Bokeh's, answers, and is ours."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bokeh_ssh._owner import OWNER_COMMAND, find_owner
 from bokeh_ssh._connection import Connection
 from bokeh_ssh._errors import (
     ForeignServerError,
     SessionError,
     TargetUnreachableError,
 )
+from bokeh_ssh._owner import OWNER_COMMAND, find_owner
 
 #: Seconds between two looks at a server that does not answer yet.
 _PAUSE = 0.05

@@ -182,7 +182,9 @@ class Connection:
         if isinstance(opened, tuple):
             code, text = opened
             msg = f"the server refuses to open a session ({text or f'reason {code}'})"
-            hint = "the account may be limited to forwarding; ask the administrator (MaxSessions, ForceCommand)"
+            hint = (
+                "the account may be limited to forwarding; ask the administrator (MaxSessions, ForceCommand)"
+            )
             raise SessionError(msg, host=self.name, hint=hint)
         raw = command.encode()
         opened.request(b"exec", struct.pack(">I", len(raw)) + raw)
@@ -239,7 +241,7 @@ class Connection:
         opened: Callable[[Stream], None],
         refused: Callable[[int, str], None],
     ) -> None:
-        """Ask for a channel to ``host:port`` (RFC 4254, section 7.2); the callbacks tell, on the connection's thread."""
+        """Ask for a channel to ``host:port`` (RFC 4254, section 7.2); the callbacks tell."""
         self.transport.open_stream(b"direct-tcpip", _tcp(host, port, origin), opened, refused)
 
     def listen(self, address: str, port: int, handler: IncomingHandler) -> int:
@@ -327,7 +329,9 @@ class Connection:
     def lost_error(self) -> ConnectionLostError:
         """Make the error for a connection that ended."""
         reason = self.reason or self.transport.disconnect_message or "the line went down"
-        return ConnectionLostError(f"the SSH connection was lost ({reason})", host=self.name, hint="open it again")
+        return ConnectionLostError(
+            f"the SSH connection was lost ({reason})", host=self.name, hint="open it again"
+        )
 
     def _silence(self, what: str, timeout: float) -> ConnectionLostError:
         msg = f"{what} got no answer within {timeout:g} s"

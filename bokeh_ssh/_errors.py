@@ -196,7 +196,7 @@ class PortInUseError(ForwardError):
 
 
 class ForwardingRefusedError(ForwardError):
-    """The SSH server forbids the forward (AllowTcpForwarding, PermitOpen, PermitListen, a full port table)."""
+    """The SSH server forbids the forward (AllowTcpForwarding, PermitOpen, PermitListen)."""
 
 
 class GatewayExposedError(ForwardError):
@@ -299,6 +299,15 @@ class ServerExitedError(BokehSSHError):
         super().__init__(message, host=host, hint=hint)
         self.exit_status = exit_status
         self.log = log
+
+    @classmethod
+    def of(cls, host: str, exit_status: int | None, log: tuple[str, ...]) -> ServerExitedError:
+        """Say how it ended."""
+        how = "" if exit_status is None else f" (exit status {exit_status})"
+        if exit_status is not None and exit_status < 0:
+            how = f" (signal {-exit_status})"
+        msg = f"the Bokeh server ended by itself{how}"
+        return cls(msg, host=host, hint="see its log, and start it again", exit_status=exit_status, log=log)
 
 
 class ConnectionLostError(BokehSSHError):

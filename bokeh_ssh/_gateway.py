@@ -11,7 +11,7 @@ from bokeh_ssh._errors import ServerNotFoundError, UsageError
 from bokeh_ssh._events import OnEvent, ReverseForwarded, Warned
 from bokeh_ssh._local import forwarding
 from bokeh_ssh._remote import is_exposed, listening, to_peer
-from bokeh_ssh._reverse import Unavailable, dialled_back
+from bokeh_ssh._reverse import UnavailableError, dialled_back
 from bokeh_ssh._route import alike, goes_its_own_way
 from bokeh_ssh._target import Host, as_host, check_port, parse_target
 from bokeh_ssh._tunnel import BOKEH_PORT, LOOPBACK, Serve, Tunnel
@@ -184,7 +184,7 @@ class GatewayTunnel(Tunnel):
                         on_lost=self._lose,
                     )
                 )
-            except Unavailable as exc:
+            except UnavailableError as exc:
                 if self._reverse_wanted == "host":
                     raise exc.error from exc
                 reason = str(exc.error)

@@ -61,7 +61,7 @@ class Child:
         if sys.platform == "win32":
             flags = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
         # Either way, Ctrl-C in the terminal is the parent's alone: the child is told what to do.
-        self._process = subprocess.Popen(  # noqa: S603  # our own interpreter
+        self._process = subprocess.Popen(  # our own interpreter
             [sys.executable, "-c", _BOOT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, **flags
         )
         assert self._process.stdin
@@ -172,7 +172,7 @@ def _sign(key: Any, data: bytes, algorithm: str | None) -> bytes:
     return bytes(getattr(signature, "asbytes", lambda: signature)())
 
 
-class RemoteTraceback(Exception):
+class RemoteTraceback(Exception):  # noqa: N818  # it is where an error came from, not one itself
     """Where in the child an error came from; the ``__cause__`` of what is raised here."""
 
 
@@ -182,7 +182,7 @@ def _with_cause(error: BokehSSHError, traceback: str) -> BokehSSHError:
 
 
 def _let_go(child: Child) -> None:
-    """Give up a forked copy's ends of the pipes: their end is the sign for the child that its parent is gone."""
+    """Give up a forked copy's ends of the pipes: the child takes their end for the parent's."""
     child._closing = True
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (child._to, child._from):

@@ -10,8 +10,8 @@ from typing import Any, Literal, TypeVar
 
 from bokeh_ssh._errors import BokehSSHError, TunnelClosedError
 from bokeh_ssh._events import Closed, Event, Lost, OnEvent, ignore
-from bokeh_ssh._isolated import Child, is_possible
 from bokeh_ssh._fork import in_child
+from bokeh_ssh._isolated import Child, is_possible
 
 log = logging.getLogger("bokeh_ssh")
 

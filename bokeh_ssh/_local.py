@@ -30,6 +30,9 @@ _BACKLOG = 128
 _TAKEN = {errno.EADDRINUSE, errno.EACCES, getattr(errno, "WSAEADDRINUSE", 10048), 10013}
 _TRIES = 20
 
+#: Takes sshtunnel's own log lines, which tell of a login that does not take place.
+_SILENT = logging.Logger("sshtunnel", logging.CRITICAL + 1)
+
 Accept = Callable[[socket.socket, "tuple[str, int]"], None]
 
 
@@ -118,7 +121,7 @@ class Forwarder(sshtunnel.SSHTunnelForwarder):  # type: ignore[misc]  # sshtunne
             ssh_address_or_host=("localhost", 22),
             ssh_config_file=None,
             ssh_username="",
-            logger=log,  # without one it installs handlers of its own
+            logger=_SILENT,  # without one it installs handlers of its own
             set_keepalive=0,
             allow_agent=False,
             host_pkey_directories=[],
@@ -338,5 +341,3 @@ class LocalForward(Lifecycle):
         stack.enter_context(forwarding(sockets, connection, *self._remote))
         host = "localhost" if self._bind_address == "localhost" else self._bind_address
         self._emit(Ready(host=self._label, url=f"{host}:{self._local_port}"))
-
-

@@ -8,13 +8,13 @@ _LISTEN = "0A"
 
 
 def find_owner(text: str, port: int) -> tuple[int, int] | None:
-    """Find (our user id, the owner's user id) of the listener on ``port`` in the output of the command.
+    r"""Find (our user id, the owner's user id) of the listener on ``port`` in the output of the command.
 
     Several listeners (one for each family): one that is not ours counts.
 
-    >>> table = "sl local_address rem_address st tx rx tr tm retr uid\\n"
-    >>> row = "0: 0100007F:138E 00000000:0000 0A 00000000:00000000 00:00000000 00000000 1001 0 1 1\\n"
-    >>> find_owner("bokeh-ssh-owner\\n1000\\n" + table + row, 5006)
+    >>> table = "sl local_address rem_address st tx rx tr tm retr uid\n"
+    >>> row = "0: 0100007F:138E 00000000:0000 0A 00000000:00000000 00:00000000 00000000 1001 0 1 1\n"
+    >>> find_owner("bokeh-ssh-owner\n1000\n" + table + row, 5006)
     (1000, 1001)
     """
     lines = text.partition("bokeh-ssh-owner")[2].split("\n")

@@ -51,7 +51,6 @@ class ChannelData:
 
 
 if TYPE_CHECKING:
-
     from typing_extensions import Buffer
 
     class _Base(paramiko.packet.Packetizer):
@@ -130,7 +129,7 @@ class Packetizer(_Base):
                 raise EOFError
             try:
                 got = self.__socket.recv_into(self._view[self._end :])
-            except (socket.timeout, BlockingIOError, InterruptedError):
+            except (TimeoutError, BlockingIOError, InterruptedError):
                 if self.__closed:
                     raise EOFError from None
                 if check_rekey and self.__need_rekey and self._start == self._end:
@@ -305,7 +304,7 @@ class Packetizer(_Base):
         while rest:
             try:
                 rest = rest[self.__socket.send(rest) :]
-            except (socket.timeout, BlockingIOError, InterruptedError):
+            except (TimeoutError, BlockingIOError, InterruptedError):
                 if self.__closed:
                     raise EOFError from None
             except OSError as exc:

@@ -129,14 +129,8 @@ class Publication(RemoteForward):
     def _told(self, event: Event) -> None:
         self._emit(event)
         if isinstance(event, ServerExited):
-            status = event.exit_status
-            how = (
-                "" if status is None else f" (signal {-status})" if status < 0 else f" (exit status {status})"
-            )
             log = self._server.log if self._server else ()
-            msg = f"the Bokeh server ended by itself{how}"
-            hint = "see its log, and publish it again"
-            self._lose(ServerExitedError(msg, host=event.host, hint=hint, exit_status=status, log=log))
+            self._lose(ServerExitedError.of(event.host, event.exit_status, tuple(log)))
 
 
 def _own_python(command: str, setup: Sequence[str]) -> str | None:

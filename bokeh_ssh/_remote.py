@@ -52,7 +52,7 @@ def to_local(connection: Connection, host: str, port: int) -> IncomingHandler:
 
 
 def to_peer(gateway: Connection, peer: Connection, host: str, port: int) -> IncomingHandler:
-    """Make a handler that joins what arrives at ``gateway`` to ``host:port`` as seen from ``peer``: the relay."""
+    """Make a handler that joins what arrives to ``host:port`` as seen from ``peer``: the relay."""
 
     def handle(stream: Stream, origin: tuple[str, int]) -> None:
         def opened(onward: Stream) -> None:
@@ -78,7 +78,7 @@ def _join(gateway: Connection, stream: Stream, peer: Connection, onward: Stream)
 
     def ended(clean: bool) -> None:
         if not clean:
-            for connection, pipe in zip((gateway, peer), pipes):
+            for connection, pipe in zip((gateway, peer), pipes, strict=False):  # the second may not exist yet
                 connection.pump.post(pipe.abort)
 
     stream.accept()
@@ -107,7 +107,9 @@ def listening(
     try:
         if not allow_exposed and address in (LOOPBACK, "localhost") and is_exposed(connection, bound):
             msg = f"it would open port {bound} to its whole network (GatewayPorts yes)"
-            hint = "ask the administrator for GatewayPorts clientspecified, or allow it with allow_exposed=True"
+            hint = (
+                "ask the administrator for GatewayPorts clientspecified, or allow it with allow_exposed=True"
+            )
             raise GatewayExposedError(msg, host=connection.name, hint=hint)
         connection.transport.listen(address, bound, handler)
         yield bound

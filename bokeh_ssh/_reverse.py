@@ -26,7 +26,7 @@ _TIMEOUT = 30.0
 _STOPPED = "the Bokeh host stopped publishing"
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """The host cannot publish by itself; ``error`` says why."""
 
     def __init__(self, error: BokehSSHError) -> None:
@@ -104,7 +104,7 @@ def dialled_back(
     :param seen_as: the gateway's address as the host sees it, where that differs from ours
     :param python: the interpreter to try first
     :param on_lost: told when it ends by itself
-    :raises Unavailable: if it cannot be done that way
+    :raises UnavailableError: if it cannot be done that way
     """
 
     def lost(reason: str) -> None:
@@ -127,7 +127,7 @@ def dialled_back(
         if message is None:
             msg = f"it cannot publish by itself ({publisher.complaint})"
             hint = 'install bokeh_ssh there and give it a key for the gateway, or use reverse="relay"'
-            raise Unavailable(ForwardError(msg, host=host.name, hint=hint))
+            raise UnavailableError(ForwardError(msg, host=host.name, hint=hint))
         yield int(message["port"])
     finally:
         publisher.leaving = True
@@ -138,14 +138,16 @@ def dialled_back(
 
 
 def _script(mark: str, python: str | None, env: dict[str, str]) -> str:
-    lines = [f"{name}={shlex.quote(value)}; export {name}" for name, value in env.items() if name.isidentifier()]
+    lines = [
+        f"{name}={shlex.quote(value)}; export {name}" for name, value in env.items() if name.isidentifier()
+    ]
     names = " ".join(shlex.quote(name) for name in ([python] if python else ["python3", "python"]))
     lines.append(
         f"for p in {names}; do "
         'command -v "$p" >/dev/null 2>&1 && "$p" -c "import bokeh_ssh" </dev/null >/dev/null 2>&1 && '
         'exec "$p" -u -m bokeh_ssh._publisher; done'
     )
-    lines.append(f"echo '{mark}{{\"event\":\"missing\"}}'; exit 127")
+    lines.append(f'echo \'{mark}{{"event":"missing"}}\'; exit 127')
     return "\n".join(lines)
 
 

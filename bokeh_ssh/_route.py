@@ -7,6 +7,7 @@ import getpass
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from bokeh_ssh import _sshconfig
 from bokeh_ssh._errors import ConfigError, UsageError
@@ -45,12 +46,12 @@ class Hop:
 
     @property
     def own_known_hosts(self) -> tuple[str, ...]:
-        """This account's files with known host keys; the first one gets new keys."""
+        """The account's own files with known host keys; the first one gets new keys."""
         if self.host.known_hosts is not None:
-            return (os.path.expanduser(os.fspath(self.host.known_hosts)),)
+            return (str(Path(self.host.known_hosts).expanduser()),)
         files = self.config.user_known_hosts
         files = _sshconfig.USER_KNOWN_HOSTS if files is None else files
-        return tuple(os.path.expanduser(path) for path in files)
+        return tuple(str(Path(path).expanduser()) for path in files)
 
     @property
     def known_hosts(self) -> tuple[str, ...]:
@@ -112,7 +113,9 @@ def find_route(host: Host) -> list[Hop]:
         places = [(h.hostname, h.port, h.user) for h in route]
         if len(set(places)) < len(places) or len(route) > _MOST_HOPS:
             msg = f"the way leads in a circle: {' -> '.join(h.label for h in route)}"
-            raise ConfigError(msg, host=hop.label, hint="check jump= and the ProxyJump lines of your ssh config")
+            raise ConfigError(
+                msg, host=hop.label, hint="check jump= and the ProxyJump lines of your ssh config"
+            )
 
 
 def _jumps(hop: Hop) -> list[Host]:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Protocol
 from paramiko.common import (
     MSG_CHANNEL_CLOSE,
     MSG_CHANNEL_EOF,
+    MSG_CHANNEL_FAILURE,
     MSG_CHANNEL_OPEN_FAILURE,
     MSG_CHANNEL_OPEN_SUCCESS,
     MSG_CHANNEL_REQUEST,
-    MSG_CHANNEL_FAILURE,
     MSG_CHANNEL_WINDOW_ADJUST,
 )
 
@@ -334,7 +334,7 @@ class Stream:
             on_reply(ok)
 
     def _unlink(self) -> None:
-        """The transport died."""
+        """Take it that the transport died."""
         if self._opened and not self._close_received:
             self._close_received = self._close_sent = True
             self.sink.on_lost()
@@ -354,5 +354,3 @@ def _signal_number(name: str) -> int:
     """Turn an RFC 4254 signal name ("KILL") into the number that it has everywhere; 1 if unknown."""
     numbers = {"HUP": 1, "INT": 2, "QUIT": 3, "ILL": 4, "ABRT": 6, "FPE": 8, "KILL": 9, "SEGV": 11}
     return {**numbers, "PIPE": 13, "ALRM": 14, "TERM": 15}.get(name, 1)
-
-

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Union
+from typing import Any, Literal
 
 from bokeh_ssh._errors import UsageError
 from bokeh_ssh._events import Prompt
@@ -15,8 +15,9 @@ from bokeh_ssh._events import Prompt
 HostKeys = Literal["strict", "ask", "accept-new"]
 
 #: OpenSSH refuses these in a host or user name since they reach shells (ssh.c, valid_hostname and
-#: valid_ruser); we run no shell here, but names reach logs, known_hosts lines and the remote side.
-_BAD_HOST = re.compile(r"[^A-Za-z0-9._:%\-\u0080-\U0010ffff]")
+#: valid_ruser); we run no shell here, but names reach logs, known_hosts lines and the remote side. Beyond
+#: ASCII, terminals obey U+0080 to U+009F, and surrogates cannot be written at all.
+_BAD_HOST = re.compile(r"[^A-Za-z0-9._:%\-\u00a1-\ud7ff\ue000-\U0010ffff]")
 _BAD_USER = re.compile(r"[\s'`\"$\\;&<>|(){}\x00-\x1f\x7f]")
 
 
@@ -147,7 +148,7 @@ class Host:
     known_hosts: str | os.PathLike[str] | None = field(default=None, kw_only=True)
     host_keys: HostKeys = field(default="strict", kw_only=True)
     ssh_config: str | os.PathLike[str] | None = field(default="~/.ssh/config", kw_only=True)
-    jump: Union[str, Host, Sequence[str | Host], None] = field(default=None, kw_only=True)
+    jump: str | Host | Sequence[str | Host] | None = field(default=None, kw_only=True)
     prompt: Prompt | None = field(default=None, kw_only=True, repr=False)
     compression: bool = field(default=False, kw_only=True)
 

@@ -27,16 +27,18 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import paramiko
-from paramiko.common import MSG_CHANNEL_OPEN, MSG_GLOBAL_REQUEST, MSG_REQUEST_FAILURE
 from paramiko.common import (
     MSG_CHANNEL_CLOSE,
     MSG_CHANNEL_DATA,
     MSG_CHANNEL_EOF,
     MSG_CHANNEL_EXTENDED_DATA,
     MSG_CHANNEL_FAILURE,
+    MSG_CHANNEL_OPEN,
     MSG_CHANNEL_REQUEST,
     MSG_CHANNEL_SUCCESS,
     MSG_CHANNEL_WINDOW_ADJUST,
+    MSG_GLOBAL_REQUEST,
+    MSG_REQUEST_FAILURE,
 )
 from paramiko.message import Message
 
@@ -75,6 +77,7 @@ if TYPE_CHECKING:
         def _verify_key(self, host_key: bytes, sig: bytes) -> None: ...
         def _parse_disconnect(self, m: Message) -> None: ...
         def _check_banner(self) -> None: ...
+        def _log(self, level: int, msg: str | list[str], *args: object) -> None: ...
         def _parse_request_success(self, m: Message) -> None: ...
         def _parse_request_failure(self, m: Message) -> None: ...
         def _parse_global_request(self, m: Message) -> None: ...
@@ -132,7 +135,9 @@ class Transport(_Base):
         self.packetizer.on_data = self._on_data
         options = self.get_security_options()
         # AES-GCM runs in one pass in OpenSSL; the others need an HMAC per packet from Python besides.
-        gcm = [name for name in ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com") if name in self._cipher_info]
+        gcm = [
+            name for name in ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com") if name in self._cipher_info
+        ]
         options.ciphers = (*gcm, *(name for name in options.ciphers if name not in gcm))
         self.pump = pump
         self.host_key_blob = b""
@@ -153,7 +158,7 @@ class Transport(_Base):
 
     @property
     def alive(self) -> bool:
-        """Whether the connection still works: paramiko's ``is_active`` stays true when its thread has died."""
+        """Whether it still works: paramiko's ``is_active`` stays true when its thread has died."""
         return self.is_alive() and bool(self.is_active())
 
     # Key exchange.
@@ -197,6 +202,11 @@ class Transport(_Base):
             raise paramiko.SSHException(msg)
 
     # Life and death.
+
+    def _log(self, level: int, msg: str | list[str], *args: object) -> None:
+        # What paramiko calls an error, ours tell. Were it logged as one, Python would print it, with a
+        # traceback, wherever nobody has set up logging.
+        super()._log(logging.DEBUG, msg, *args)
 
     def run(self) -> None:
         try:

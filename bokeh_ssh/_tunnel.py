@@ -106,9 +106,7 @@ class Tunnel(Lifecycle):
 
     _shared: tuple[str, ...] = ("_local_port", "_remote_port", "_routes")
 
-    def __init__(
-        self, serve: Serve, local_port: int | None, on_event: OnEvent | None, isolate: bool
-    ) -> None:
+    def __init__(self, serve: Serve, local_port: int | None, on_event: OnEvent | None, isolate: bool) -> None:
         super().__init__(on_event, isolate)
         if local_port is not None:
             check_port(local_port, "local_port")
@@ -197,9 +195,7 @@ class Tunnel(Lifecycle):
                 stack.callback(sock.close)
             self._local_port = self._sockets[0].getsockname()[1]
 
-    def _connect(
-        self, stack: contextlib.ExitStack, host: Host, via: Connection | None = None
-    ) -> Connection:
+    def _connect(self, stack: contextlib.ExitStack, host: Host, via: Connection | None = None) -> Connection:
         connection = stack.enter_context(connect(host, via=via, on_event=self._emit))
         connection.on_lost(lambda _: self._lose(connection.lost_error()))
         return connection
@@ -269,14 +265,7 @@ class Tunnel(Lifecycle):
     def _told(self, event: Event) -> None:
         self._emit(event)
         if isinstance(event, ServerExited):
-            status = event.exit_status
-            how = "" if status is None else f" (signal {-status})" if status < 0 else f" (exit status {status})"
-            msg = f"the Bokeh server ended by itself{how}"
-            log = self._server.log if self._server else ()
-            hint = "see its log, and start it again"
-            self._lose(
-                ServerExitedError(msg, host=event.host, hint=hint, exit_status=status, log=tuple(log))
-            )
+            self._lose(ServerExitedError.of(event.host, event.exit_status, self.log))
 
     def _prove(self, label: str) -> None:
         """Ask through the local port until the server answers: the whole way, without running the app.
@@ -307,7 +296,9 @@ class Tunnel(Lifecycle):
                 hint = "give a longer launch_timeout, or see the log"
                 error = LaunchTimeoutError(msg, host=label, hint=hint, log=self.log)
             else:
-                error = ServerNotFoundError(msg, host=label, hint="check that it runs and that it is a web server")
+                error = ServerNotFoundError(
+                    msg, host=label, hint="check that it runs and that it is a web server"
+                )
             raise error from exc
         self._emit(Ready(host=label, url=f"http://localhost:{self._local_port}{self._routes[0]}"))
 

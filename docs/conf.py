@@ -12,7 +12,7 @@ from docutils import nodes
 from docutils.parsers.rst import Directive
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
-from sphinx.util import logging
+from sphinx.util import inspect, logging
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -31,7 +31,11 @@ myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_default_options = {"members": True, "inherited-members": True}
+autodoc_default_options = {
+    "members": True,
+    "inherited-members": "Exception, BaseException",
+    "exclude-members": "facts, of",  # of use to the package alone
+}
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 80
 doctest_global_setup = "from bokeh_ssh import *"
@@ -55,17 +59,25 @@ class CommandHelp(Directive):
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        environ = os.environ | {"COLUMNS": "86", "TERM": "dumb", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
+        environ = os.environ | {"COLUMNS": "90", "TERM": "dumb", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
         command = [sys.executable, "-m", "bokeh_ssh", *self.arguments, "--help"]
-        said = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, encoding="utf-8", check=True).stdout
+        said = subprocess.run(
+            command, cwd=ROOT, env=environ, capture_output=True, encoding="utf-8", check=True
+        ).stdout
         text = "\n".join(line.rstrip() for line in said.strip("\n").splitlines())
         return [nodes.literal_block(text, text, language="text")]
 
 
 def tidy(app: Sphinx, kind: str, name: str, obj: Any, options: Any, signature: str, returns: str) -> Any:
-    """Leave out how errors are made: who reads the documentation catches them; name no private type variable."""
+    """Leave out how errors are made, since who reads this catches them; show how all else is."""
     if kind == "exception":
         return "", None
+    if kind == "class":  # some have a __new__ that takes anything and hands it on
+        made_of = inspect.signature(obj.__init__, bound_method=True)
+        text = inspect.stringify_signature(
+            made_of, show_return_annotation=False, unqualified_typehints=True
+        )
+        return text, None
     return signature, "typing.Self" if returns and returns.endswith("._Self") else returns
 
 

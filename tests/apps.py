@@ -9,8 +9,9 @@ import subprocess
 import sys
 import urllib.request
 
-from beds import Machine
 from websockets.sync.client import connect
+
+from beds import Machine
 
 #: A slider, and a text that a Python callback sets.
 SLIDER = """
@@ -67,22 +68,28 @@ def get(url: str) -> str:
 
 
 def open_websocket(url: str, page: str) -> dict[str, object]:
-    """Open the page's websocket with the page's own origin, as BokehJS does; gives the server's first message."""
+    """Open a page's websocket with its own origin, as BokehJS does; gives the server's first message."""
     found = re.search(r'"token":"([^"]+)"', page)
     assert found, page[:500]
     origin = re.match(r"https?://[^/]+", url)
     assert origin
     address = url.replace("http", "ws", 1).rstrip("/") + "/ws"
-    with connect(address, origin=origin.group(), subprotocols=["bokeh", found.group(1)], open_timeout=20) as ws:
+    with connect(
+        address, origin=origin.group(), subprotocols=["bokeh", found.group(1)], open_timeout=20
+    ) as ws:
         return dict(json.loads(ws.recv(timeout=20)))
 
 
 def drive(url: str) -> None:
-    """See that the app answers: a page, a websocket, and a Python callback in a session of another process."""
+    """See that the app answers: a page, a websocket, and a Python callback to another process."""
     page = get(url)
     assert "Bokeh" in page
     assert open_websocket(url, page)["msgtype"] == "ACK"
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", _PULL, url], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-W", "ignore", "-c", _PULL, url],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.stdout.strip() == "answer 8", done.stderr

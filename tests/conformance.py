@@ -260,14 +260,16 @@ def check_interleaved(address: tuple[str, int]) -> None:
             job.result(DEADLINE)
 
 
-CHECKS = {name[len("check_") :]: check for name, check in list(globals().items()) if name.startswith("check_")}
+CHECKS = {
+    name[len("check_") :]: check for name, check in list(globals().items()) if name.startswith("check_")
+}
 
 
 def main(words: list[str]) -> None:
     """Run one half from the command line."""
     if words[0] == "serve":
         listener = listen()
-        print(listener.getsockname()[1], flush=True)
+        print(listener.getsockname()[1], flush=True)  # noqa: T201  # whoever started it reads that
         serve(listener)
     else:
         _, name, host, port = words

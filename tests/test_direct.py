@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import apps
 import pytest
-from beds import Machine, Running, until
 
+import apps
+from beds import Machine, Running, until
 from bokeh_ssh import (
     AppFailed,
     Attached,

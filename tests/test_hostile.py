@@ -45,7 +45,13 @@ def local_forward(fake: FakeSSH, **keywords: Any) -> LocalForward:
 def remote_forward(fake: FakeSSH, **keywords: Any) -> RemoteForward:
     """Make a remote forward on the fake."""
     machine = fake.machine
-    settings = {"remote_port": 0, "local_host": "127.0.0.1", "allow_exposed": True, **machine.login, **keywords}
+    settings = {
+        "remote_port": 0,
+        "local_host": "127.0.0.1",
+        "allow_exposed": True,
+        **machine.login,
+        **keywords,
+    }
     return RemoteForward(machine.host, machine.user, **settings)
 
 
@@ -259,9 +265,7 @@ def test_packet_lengths_that_cannot_be_are_refused(tmp_path: Path, length: int) 
         (b"220 mail.example ESMTP\r\n", ProtocolError, "220 mail.example"),
     ],
 )
-def test_bad_first_words_are_told(
-    text: bytes, error: type[BokehSSHError], said: str, no_leaks: Any
-) -> None:
+def test_bad_first_words_are_told(text: bytes, error: type[BokehSSHError], said: str, no_leaks: Any) -> None:
     """What cannot be the beginning of SSH is a typed error, in any bytes, after one connection (rows 11, 63)."""
     with no_leaks(), Listener(fakes.saying(text)) as fake:
         with pytest.raises(error) as caught:

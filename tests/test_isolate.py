@@ -12,13 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import apps
-import conformance
 import paramiko
 import pytest
-from beds import PASSWORD, Machine, until
-from test_forward import target_on
 
+import apps
+import conformance
+from beds import PASSWORD, Machine, until
 from bokeh_ssh import (
     Authenticated,
     Connecting,
@@ -33,6 +32,7 @@ from bokeh_ssh import (
     RefusedError,
     RemoteForward,
 )
+from test_forward import target_on
 
 
 def children() -> list[int]:
@@ -68,7 +68,12 @@ def test_isolated_forwards_conform(machine: Machine, name: str) -> None:
     with (
         target_on(machine) as port,
         LocalForward(
-            machine.host, machine.user, remote_port=port, remote_host="127.0.0.1", isolate=True, **machine.login
+            machine.host,
+            machine.user,
+            remote_port=port,
+            remote_host="127.0.0.1",
+            isolate=True,
+            **machine.login,
         ) as forward,
     ):
         assert children()
@@ -140,7 +145,9 @@ def test_prompts_are_asked_here_on_the_callers_thread(embedded: Callable[..., Ma
 
 
 @pytest.mark.parametrize("kind", [paramiko.Ed25519Key, paramiko.RSAKey, paramiko.ECDSAKey])
-def test_ready_key_stays_here_and_signs_for_the_child(sshd: Callable[..., Machine], tmp_path: Path, kind: Any) -> None:
+def test_ready_key_stays_here_and_signs_for_the_child(
+    sshd: Callable[..., Machine], tmp_path: Path, kind: Any
+) -> None:
     """A ``pkey`` works from the child, of every kind; its private half never goes there (row 61)."""
     path = tmp_path / "key"
     names = {paramiko.Ed25519Key: "ed25519", paramiko.RSAKey: "rsa", paramiko.ECDSAKey: "ecdsa"}
@@ -219,7 +226,7 @@ def test_kill_minus_9_of_the_parent_ends_everything_at_once(machine: Machine, tm
 
 
 def test_ctrl_c_is_the_parents_alone(machine: Machine, tmp_path: Path) -> None:
-    """Ctrl-C, which the terminal sends to the whole group, ends the wait cleanly; the child is told, not hit."""
+    """Ctrl-C goes to the whole group and ends the wait cleanly; the child is told, not hit."""
     app = apps.put(machine, "sliders.py", apps.SLIDER)
     with run_program(machine, app, tmp_path) as program:
         assert program.stdout
@@ -242,7 +249,9 @@ def test_log_records_come_back(machine: Machine, caplog: pytest.LogCaptureFixtur
 def test_a_fork_does_not_keep_the_child_alive(machine: Machine, no_leaks: Any) -> None:
     """A forked copy of this program has no part in the tunnel: the child ends when the parent says so."""
     with no_leaks():
-        forward = LocalForward(machine.host, machine.user, remote_port=1, isolate=True, **machine.login).open()
+        forward = LocalForward(
+            machine.host, machine.user, remote_port=1, isolate=True, **machine.login
+        ).open()
         ear, mouth = os.pipe()
         pid = os.fork()
         if pid == 0:
