@@ -151,7 +151,7 @@ def main() -> None:
     listener.start()
     try:
         made.open()
-        parent.tell("ready", made.facts())
+        parent.tell("ready", made._facts())
         made.wait()
     except BokehSSHError as exc:
         word = "lost" if made.state == "lost" else "failed"

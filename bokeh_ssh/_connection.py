@@ -42,10 +42,14 @@ log = logging.getLogger("bokeh_ssh.connection")
 #: (ServerAliveInterval and ServerAliveCountMax).
 _ALIVE_INTERVAL = 5.0
 _ALIVE_COUNT = 3
+#: Seconds for a server that may be busy to answer a question that costs it nothing.
+_PING = 2.0
 _PROHIBITED = 1
 _CONNECT_FAILED = 2
 #: An sshd that is full (MaxStartups) hangs up before its banner; trying again soon is what helps.
 _HANG_UP_RETRIES = 3
+#: What newer ones say before they do (sshd.c, drop_connection).
+_FULL = ("Exceeded MaxStartups", "Not allowed at this time")
 
 
 class Connection:
@@ -209,7 +213,15 @@ class Connection:
         ours, theirs = socket.socketpair()
         try:
             splice = _Splice(self.pump, theirs)
-            opened = self._open(b"direct-tcpip", _tcp(host, port, ("127.0.0.1", 0)), timeout, splice)
+            try:
+                opened = self._open(b"direct-tcpip", _tcp(host, port, ("127.0.0.1", 0)), timeout, splice)
+            except ConnectionLostError as exc:
+                if not self.alive or not self.ping(_PING):
+                    raise
+                # The server itself answers: it still waits for the target.
+                msg = f"{host} port {port} there did not answer within {timeout:.3g} s"
+                hint = "check that the server can reach it: a firewall may stand between"
+                raise TargetUnreachableError(msg, host=self.name, hint=hint) from exc
             if isinstance(opened, tuple):
                 raise self.refusal(opened[0], opened[1], host, port)
         except BaseException:
@@ -436,17 +448,21 @@ def _handshake(
                 stack.push(attempt_stack.pop_all())
                 return transport
             cause = transport.get_exception()
-            # Other bad first words come to the same end each time; this one is worth another try.
-            broke = isinstance(cause, (EOFError, OSError)) or isinstance(
-                getattr(cause, "__cause__", None), (EOFError, OSError)
-            )
-            hung_up = finished and broke and not transport.preamble and not transport.remote_version
+            hung_up = finished and _hung_up(transport, cause)
         error = _handshake_error(hop, transport, cause, finished=finished, hung_up=hung_up)
         pause = random.uniform(0.2, 0.6) * 2**attempt  # noqa: S311  # jitter, not a secret
         if not hung_up or attempt == _HANG_UP_RETRIES or time.monotonic() + pause > deadline:
             raise error from cause
         time.sleep(pause)
     raise AssertionError  # the loop returns or raises
+
+
+def _hung_up(transport: Transport, cause: BaseException | None) -> bool:
+    """Tell whether the server ended it before its version, which is worth another try."""
+    cause = getattr(cause, "__cause__", None) or cause
+    broke = isinstance(cause, (EOFError, OSError)) and not isinstance(cause, TimeoutError)
+    silent = all(line.startswith(_FULL) for line in transport.preamble)
+    return broke and silent and not transport.remote_version
 
 
 def _reach(hop: Hop, under: Connection | None, timeout: float) -> socket.socket:
@@ -464,17 +480,17 @@ def _handshake_error(
     hop: Hop, transport: Transport, cause: BaseException | None, *, finished: bool, hung_up: bool
 ) -> BokehSSHError:
     where = f"{hop.hostname} port {hop.port}"
-    if transport.preamble:
-        said = transport.preamble[0].strip()[:80]
+    said = transport.preamble[0].strip()[:80] if transport.preamble else ""
+    if hung_up:
+        msg = f"{where} hung up before its version" + (f" ({said})" if said else "")
+        hint = "the server may be full (MaxStartups) or refuse this address; try again later"
+        return RefusedError(msg, host=hop.label, hint=hint)
+    if said:
         msg = f"{where} is not an SSH server: it says {said!r}"
         return ProtocolError(msg, host=hop.label, hint="check the port")
     if not finished or isinstance(cause, socket.timeout) or "timed out" in str(cause):
         msg = f"{where} takes connections but does not answer as an SSH server within {hop.timeout:g} s"
         return ConnectTimeoutError(msg, host=hop.label, hint="check the port, or give a longer timeout")
-    if hung_up:
-        msg = f"{where} hung up before its first word"
-        hint = "the server may be full (MaxStartups) or refuse this address; try again later"
-        return RefusedError(msg, host=hop.label, hint=hint)
     if isinstance(cause, paramiko.ssh_exception.IncompatiblePeer):
         msg = f"no common algorithm with {where} ({cause})"
         return ProtocolError(msg, host=hop.label, hint="the server is too old, or set up too narrowly")

@@ -48,7 +48,7 @@ def resolve(host: str, port: int, *, name: str, timeout: float) -> list[Address]
     try:
         answer = answers.get(timeout=timeout)
     except queue.Empty:
-        msg = f"looking up {host} took more than {timeout:g} s"
+        msg = f"looking up {host} took more than {timeout:.3g} s"
         raise ResolveError(msg, host=name, hint="check the network and the name server") from None
     if isinstance(answer, Exception):
         msg = f"{host} has no address ({_reason(answer)})"
@@ -95,7 +95,7 @@ def dial(host: str, port: int, *, name: str, timeout: float) -> socket.socket:
         kind = RefusedError if _refused(last) else ConnectError
         msg = f"cannot connect to {where} ({_reason(last)})"
         raise kind(msg, host=name, hint=hint) from last
-    msg = f"{where} did not answer within {timeout:g} s"
+    msg = f"{where} did not answer within {timeout:.3g} s"
     raise ConnectTimeoutError(msg, host=name, hint="check the network, a VPN, a firewall, or use jump=")
 
 

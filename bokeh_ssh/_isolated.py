@@ -84,7 +84,7 @@ class Child:
         self._send(sys.path)
         self._send((kind, *packed, log.getEffectiveLevel()))
         while True:
-            word, *rest = self._answers.get()
+            word, *rest = self._next()
             if word == "question":
                 number, question = rest
                 self._send(("answer", packer.prompts[number](question)))
@@ -98,6 +98,11 @@ class Child:
                 raise _with_cause(*rest)
             else:
                 raise self._ended()
+
+    def _next(self) -> tuple[Any, ...]:
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return self._answers.get(timeout=0.5)  # in slices: Windows cannot interrupt a wait
 
     def get(self, name: str) -> Any:
         """Read an attribute of the object there; None if the child is gone."""

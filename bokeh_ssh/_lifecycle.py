@@ -108,7 +108,7 @@ class Lifecycle:
         for name, value in child.open(type(self).__name__, args, keywords).items():
             setattr(self, name, value)
 
-    def facts(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, Any]:
         """Tell what an object in another process needs to know to stand for this one."""
         return {name: getattr(self, name) for name in self._shared}
 

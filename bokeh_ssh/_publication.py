@@ -130,7 +130,7 @@ class Publication(RemoteForward):
         self._emit(event)
         if isinstance(event, ServerExited):
             log = self._server.log if self._server else ()
-            self._lose(ServerExitedError.of(event.host, event.exit_status, tuple(log)))
+            self._lose(ServerExitedError._of(event.host, event.exit_status, tuple(log)))
 
 
 def _own_python(command: str, setup: Sequence[str]) -> str | None:

@@ -117,7 +117,7 @@ class Server:
         self._gone = threading.Event()  # the whole remote process group is, or the session
         self._stopping = False
         self._closing = threading.Event()
-        self._pulse = threading.Thread(target=self._keep_lease, name=f"bokeh_ssh lease {host}", daemon=True)
+        self._pulse = threading.Thread(target=self._keep_lease, name=f"bokeh-ssh lease {host}", daemon=True)
 
     def __repr__(self) -> str:
         state = "ended" if self.ended.is_set() else self._stage

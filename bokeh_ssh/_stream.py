@@ -169,7 +169,7 @@ class Stream:
         """
         self._delivered += count
         self._owed += count
-        if self._owed < self._window // 4:
+        if self._owed < self._window // 4 or self._close_sent:
             return
         more = self._owed + self._resize()
         self._owed = 0
@@ -215,6 +215,7 @@ class Stream:
     def accept(self) -> None:
         """Confirm it; :meth:`attach` a sink on the same thread, the pump's, before anything can arrive."""
         self._opened = True
+        self._mark = time.monotonic()
         self._carrier.send_later(
             struct.pack(
                 ">BIIII", MSG_CHANNEL_OPEN_SUCCESS, self.remote_number, self.number, WINDOW, MAX_PACKET
@@ -253,6 +254,7 @@ class Stream:
     def confirmed(self) -> None:
         """Tell the opener that the far side has confirmed."""
         self._opened = True
+        self._mark = time.monotonic()
         if self._close_sent:  # given up meanwhile: now there is something to close
             self._carrier.send_later(struct.pack(">BI", MSG_CHANNEL_CLOSE, self.remote_number))
         elif self.on_open:

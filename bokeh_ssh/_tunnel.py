@@ -265,7 +265,7 @@ class Tunnel(Lifecycle):
     def _told(self, event: Event) -> None:
         self._emit(event)
         if isinstance(event, ServerExited):
-            self._lose(ServerExitedError.of(event.host, event.exit_status, self.log))
+            self._lose(ServerExitedError._of(event.host, event.exit_status, self.log))
 
     def _prove(self, label: str) -> None:
         """Ask through the local port until the server answers: the whole way, without running the app.

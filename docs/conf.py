@@ -34,7 +34,6 @@ autodoc_typehints = "signature"
 autodoc_default_options = {
     "members": True,
     "inherited-members": "Exception, BaseException",
-    "exclude-members": "facts, of",  # of use to the package alone
 }
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 80
@@ -74,9 +73,7 @@ def tidy(app: Sphinx, kind: str, name: str, obj: Any, options: Any, signature: s
         return "", None
     if kind == "class":  # some have a __new__ that takes anything and hands it on
         made_of = inspect.signature(obj.__init__, bound_method=True)
-        text = inspect.stringify_signature(
-            made_of, show_return_annotation=False, unqualified_typehints=True
-        )
+        text = inspect.stringify_signature(made_of, show_return_annotation=False, unqualified_typehints=True)
         return text, None
     return signature, "typing.Self" if returns and returns.endswith("._Self") else returns
 

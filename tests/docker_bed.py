@@ -6,6 +6,7 @@ left it behind, by the next run. Ports are published on 127.0.0.1 only.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib.util
 import io
@@ -18,6 +19,7 @@ import sys
 import tarfile
 import tempfile
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -303,16 +305,17 @@ class Docker:
 
 def connect() -> Docker | str:
     """Find a docker engine; give it, or why there is none."""
-    try:
-        client = docker.from_env(timeout=300)
-    except docker.errors.DockerException as exc:
-        return f"no docker engine answers ({exc})"
-    try:
-        client.ping()
-    except (docker.errors.DockerException, OSError) as exc:
-        client.close()
-        return f"no docker engine answers ({exc})"
-    return Docker(client)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # the SDK drops its socket where nothing answers
+        try:
+            client = docker.from_env(timeout=300)
+            client.ping()
+        except (docker.errors.DockerException, OSError) as exc:
+            reason = f"no docker engine answers ({exc})"
+        else:
+            return Docker(client)
+        gc.collect()
+    return reason
 
 
 def download_wheels(arch: str) -> Path:

@@ -229,7 +229,9 @@ class Bench:
         self.runners: list[LocalRunner] = []
 
     def runner(self, *shell: str, **env: str) -> LocalRunner:
-        runner = LocalRunner(*shell, env={**os.environ, **env})
+        env = {**os.environ, **env}
+        env.pop("PYTHONUNBUFFERED", None)  # a remote account rarely has it
+        runner = LocalRunner(*shell, env=env)
         self.runners.append(runner)
         return runner
 

@@ -27,6 +27,7 @@ from bokeh_ssh import (
     LocalForward,
     ProtocolError,
     RemoteForward,
+    Warned,
 )
 from bokeh_ssh._pump import Pump
 from bokeh_ssh._stream import WINDOW, Stream
@@ -335,11 +336,21 @@ def test_refusal_in_any_bytes_is_told(tmp_path: Path) -> None:
 def test_silence_after_a_channel_open_has_a_deadline(tmp_path: Path, no_leaks: Any) -> None:
     """A server that never answers a channel open is told at the deadline (row 63)."""
     began = time.monotonic()
-    with no_leaks(), FakeSSH(tmp_path, on_open=lambda server, message: True) as fake:
+    deaf = {"on_open": lambda server, message: True, "on_request": lambda server, message: True}
+    with no_leaks(), FakeSSH(tmp_path, **deaf) as fake:
         with pytest.raises(ConnectionLostError, match="channel"):
             local_forward(fake, timeout=1).open()
         assert fake.session.count("open") == 1
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < 8
+
+
+def test_target_that_never_answers_is_told_as_that(tmp_path: Path, no_leaks: Any) -> None:
+    """Where the server itself answers but its connection to the target does not come about, that is a warning."""
+    told: list[Any] = []
+    with no_leaks(), FakeSSH(tmp_path, on_open=lambda server, message: True) as fake:
+        with local_forward(fake, timeout=1, on_event=told.append) as forward:
+            assert forward.state == "ready"
+        assert any(isinstance(event, Warned) and "did not answer" in event.text for event in told)
 
 
 def test_silence_after_a_global_request_has_a_deadline(tmp_path: Path, no_leaks: Any) -> None:

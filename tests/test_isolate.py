@@ -190,11 +190,12 @@ from bokeh_ssh import DirectTunnel
 print("imported", flush=True)
 tunnel = DirectTunnel(sys.argv[1], sys.argv[2], sys.argv[5], port=int(sys.argv[3]), key_filename=sys.argv[4],
                       known_hosts=sys.argv[6], ssh_config=None, python=sys.argv[7], grace=3).open()
-print(tunnel.url, flush=True)
 try:
+    print(tunnel.url, flush=True)
     tunnel.wait()
-finally:
-    print(tunnel.state, flush=True)
+except KeyboardInterrupt:  # it came before the wait began
+    tunnel.close()
+print(tunnel.state, flush=True)
 """
 
 

@@ -196,9 +196,7 @@ def test_bokeh_starts_through_every_shell(shell: list[str], bench: Bench) -> Non
     app = bench.path / "my 'dir' ü" / "an_app-1.py"
     app.parent.mkdir()
     app.write_text("from bokeh.io import curdoc\nprint('from the app')\n")
-    runner = bench.runner(*shell)
-    runner.env.pop("PYTHONUNBUFFERED", None)
-    server = bench.start(runner, app=(str(app),))
+    server = bench.start(bench.runner(*shell), app=(str(app),))
     assert server.routes == ("/an_app-1",)
     assert server.versions.startswith("Bokeh ")
     assert get(server, "/an_app-1/metadata") == 200

@@ -1,0 +1,615 @@
+"""Reaching a machine: what can stand in the way, and the ways that lead through others."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import re
+import socket
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import fakes
+import pytest
+from beds import Key, Knobs, Machine, until
+from fakes import Listener
+
+from bokeh_ssh import (
+    Authenticated,
+    AuthenticationError,
+    BokehSSHError,
+    ChangedHostKeyError,
+    ConfigError,
+    Connecting,
+    ConnectTimeoutError,
+    DirectTunnel,
+    Event,
+    Host,
+    HostKeyAdded,
+    LocalForward,
+    ProtocolError,
+    RefusedError,
+    RemoteForward,
+    ResolveError,
+    UnknownHostKeyError,
+    UsageError,
+)
+
+_LOGIN: dict[str, Any] = {"ssh_config": None, "allow_agent": False, "look_for_keys": False}
+#: Seconds above a deadline that a busy machine may need.
+_SLACK = 4.0
+
+
+def forward_to(host: str, port: int, **keywords: Any) -> LocalForward:
+    """Make a forward through whatever is at that address."""
+    return LocalForward(host, "me", port=port, remote_port=9, **{**_LOGIN, **keywords})
+
+
+def through(machine: Machine, **keywords: Any) -> LocalForward:
+    """Make a forward through a machine."""
+    return LocalForward(machine.host, machine.user, **{"remote_port": 9, **machine.login, **keywords})
+
+
+@contextmanager
+def within(seconds: float) -> Any:
+    """Check that the block is done in time."""
+    began = time.monotonic()
+    yield
+    took = time.monotonic() - began
+    assert took < seconds, f"took {took:.1f} s"
+
+
+# What answers, and what does not.
+
+
+def test_closed_port_is_refused_at_once(no_leaks: Any) -> None:
+    """Where nothing listens, a typed error names host and port at once (row 11)."""
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        port = gone.getsockname()[1]
+    with no_leaks(), within(_SLACK), pytest.raises(RefusedError, match=f"port {port}") as caught:
+        forward_to("127.0.0.1", port, timeout=20).open()
+    assert isinstance(caught.value.__cause__, OSError)
+    assert caught.value.__cause__.errno == errno.ECONNREFUSED
+    assert (caught.value.stage, caught.value.host) == ("connect", "127.0.0.1")
+
+
+@pytest.mark.parametrize("then", [fakes.hang_up, fakes.stay], ids=["hangs up", "keeps it open"])
+def test_http_server_is_not_an_ssh_server(then: fakes.Handler, no_leaks: Any) -> None:
+    """A port where HTTP answers is told as that, with what it said (row 11)."""
+    text = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n"
+    with no_leaks(), Listener(fakes.saying(text, then=then)) as web:
+        with within(1 + _SLACK), pytest.raises(ProtocolError, match="HTTP/1.1 400") as caught:
+            forward_to("127.0.0.1", web.port, timeout=1).open()
+        assert web.count == 1
+    assert "not an SSH server" in str(caught.value)
+
+
+def test_silent_listener_ends_at_the_connect_deadline(no_leaks: Any) -> None:
+    """One that takes connections and says nothing is told at the deadline, and tried once (row 11)."""
+    with no_leaks(), Listener(fakes.stay) as silent:
+        with within(1 + _SLACK), pytest.raises(ConnectTimeoutError, match="within 1 s"):
+            forward_to("127.0.0.1", silent.port, timeout=1).open()
+        assert silent.count == 1
+
+
+def test_connect_timeout_of_the_ssh_config_counts(account: Path, no_leaks: Any) -> None:
+    """``ConnectTimeout`` is the deadline where ``timeout`` is not given (row 11)."""
+    with no_leaks(), Listener(fakes.stay) as silent:
+        config = account / ".ssh" / "config"
+        config.write_text(f"Host quiet\n  HostName 127.0.0.1\n  Port {silent.port}\n  ConnectTimeout 1\n")
+        with within(1 + _SLACK), pytest.raises(ConnectTimeoutError) as caught:
+            LocalForward("quiet", "me", remote_port=9).open()
+    assert caught.value.host == "quiet"
+
+
+def test_name_without_an_address_is_told(no_leaks: Any) -> None:
+    """A name that does not exist is a typed error (row 12)."""
+    with no_leaks(), pytest.raises(ResolveError, match=r"no-such-host\.invalid") as caught:
+        forward_to("no-such-host.invalid", 22, timeout=10).open()
+    assert isinstance(caught.value.__cause__, socket.gaierror)
+
+
+def test_name_server_that_does_not_answer_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look-up that hangs is given up at the deadline (row 12)."""
+    with ExitStack() as stack:
+        ear, mouth = (stack.enter_context(sock) for sock in socket.socketpair())
+
+        def hang(*args: object, **keywords: object) -> list[Any]:
+            ear.recv(1)
+            raise socket.gaierror(socket.EAI_NONAME, "too late")
+
+        monkeypatch.setattr(socket, "getaddrinfo", hang)
+        with within(0.5 + _SLACK), pytest.raises(ResolveError, match="more than"):
+            forward_to("slow.example", 22, timeout=0.5).open()
+        mouth.send(b"!")
+
+
+def answer_with(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[str, int]) -> list[str]:
+    """Have every look-up answer with these; gives the names that are looked up."""
+    asked: list[str] = []
+    real: Callable[..., list[Any]] = socket.getaddrinfo
+
+    def getaddrinfo(host: str, port: int, *args: object, **keywords: object) -> list[Any]:
+        if host in ("127.0.0.1", "localhost"):  # the server is in this process too
+            return real(host, port, *args, **keywords)
+        asked.append(host)
+        found = []
+        for address, number in addresses:
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            end = (address, number, 0, 0) if family == socket.AF_INET6 else (address, number)
+            found.append((family, socket.SOCK_STREAM, 6, "", end))
+        return found
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return asked
+
+
+def known_as(machine: Machine, name: str, tmp_path: Path) -> str:
+    """Write a known_hosts file in which the machine has another name; gives its path."""
+    key = machine.known_hosts.read_text().split(None, 1)[1]
+    path = tmp_path / f"known_hosts-{name}"
+    path.write_text(f"[{name}]:{machine.port} {key}")
+    return str(path)
+
+
+@pytest.mark.parametrize("dead", ["closed", "silent"])
+def test_dead_ipv6_beside_live_ipv4_falls_back(
+    dead: str,
+    embedded: Callable[..., Machine],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    no_leaks: Any,
+) -> None:
+    """A first address that refuses, or that never answers, costs a moment and not the deadline (row 12)."""
+    machine = embedded()
+    with ExitStack() as stack:
+        if dead == "silent":
+            port = stack.enter_context(fakes.black_hole("::1"))
+        else:
+            with socket.create_server(("::1", 0), family=socket.AF_INET6) as gone:
+                port = gone.getsockname()[1]
+        asked = answer_with(monkeypatch, ("::1", port), ("127.0.0.1", machine.port))
+        login = {**machine.login, "known_hosts": known_as(machine, "both.example", tmp_path)}
+        with no_leaks(), within(_SLACK):
+            with LocalForward("both.example", machine.user, remote_port=9, **login) as forward:
+                assert forward.state == "ready"
+    assert asked[0] == "both.example"
+
+
+def test_addresses_that_all_fail_are_told_together(monkeypatch: pytest.MonkeyPatch, no_leaks: Any) -> None:
+    """Where every address refuses, that is told at once; where one never answers, at the deadline (row 12)."""
+    with fakes.black_hole() as hole, socket.create_server(("127.0.0.1", 0)) as gone:
+        port = gone.getsockname()[1]
+        gone.close()
+        answer_with(monkeypatch, ("127.0.0.1", port), ("127.0.0.1", port))
+        with no_leaks(), within(_SLACK), pytest.raises(RefusedError):
+            forward_to("both.example", 22, timeout=20).open()
+        answer_with(monkeypatch, ("127.0.0.1", port), ("127.0.0.1", hole))
+        with no_leaks(), within(1 + _SLACK), pytest.raises(ConnectTimeoutError):
+            forward_to("both.example", 22, timeout=1).open()
+
+
+def test_dropped_syn_ends_at_the_deadline_and_leaves_nothing(no_leaks: Any) -> None:
+    """Where packets vanish, the deadline holds, and no thread or descriptor stays (row 13)."""
+    with fakes.black_hole() as port, no_leaks():
+        with within(1 + _SLACK), pytest.raises(ConnectTimeoutError, match="did not answer within 1 s") as caught:
+            forward_to("127.0.0.1", port, timeout=1).open()
+    assert "jump=" in str(caught.value)
+
+
+# A server that is full.
+
+
+def test_server_that_is_full_for_a_moment_is_tried_again(embedded: Callable[..., Machine], no_leaks: Any) -> None:
+    """A server that hangs up before its banner (MaxStartups) is tried again a few times (row 19)."""
+    machine = embedded()
+    with Listener(fakes.relay(lambda n: None if n < 2 else (machine.host, machine.port))) as door:
+        known = door_key(machine, door)
+        with no_leaks(), through(machine, port=door.port, known_hosts=known) as forward:
+            assert forward.state == "ready"
+        assert door.count == 3
+
+
+def door_key(machine: Machine, door: Listener) -> str:
+    """Write a known_hosts file with the machine's key under the relay's address; gives its path."""
+    key = machine.known_hosts.read_text().split(None, 1)[1]
+    path = machine.known_hosts.with_name(f"known_hosts-door-{door.port}")
+    path.write_text(f"[127.0.0.1]:{door.port} {key}")
+    return str(path)
+
+
+def test_server_that_stays_full_is_told_after_a_bounded_number_of_tries(no_leaks: Any) -> None:
+    """One that goes on hanging up is told as that, after a few tries and with pauses between them (row 19)."""
+    times: list[float] = []
+
+    def hang_up(sock: socket.socket, number: int) -> None:
+        times.append(time.monotonic())
+
+    with no_leaks(), Listener(hang_up) as full, pytest.raises(RefusedError, match="MaxStartups"):
+        forward_to("127.0.0.1", full.port, timeout=20).open()
+    assert 2 <= len(times) <= 5
+    pauses = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    assert min(pauses) >= 0.15
+    assert sum(pauses) < 10
+
+
+def test_tries_end_at_the_deadline(no_leaks: Any) -> None:
+    """The pauses between tries do not outlast the connect deadline (row 19)."""
+    with no_leaks(), Listener(fakes.hang_up) as full, within(1 + _SLACK), pytest.raises(RefusedError):
+        forward_to("127.0.0.1", full.port, timeout=0.5).open()
+    assert full.count <= 2
+
+
+def test_real_sshd_that_drops_startups(sshd: Callable[..., Machine], no_leaks: Any) -> None:
+    """Against a real sshd that drops what is above MaxStartups: refused while full, let in afterwards (row 19)."""
+    machine = sshd(MaxStartups="1:100:1", LoginGraceTime="30")
+    with no_leaks():
+        with socket.create_connection((machine.host, machine.port), timeout=10) as first:
+            assert first.recv(4) == b"SSH-"  # it takes the one place there is
+            with pytest.raises(RefusedError):
+                through(machine, timeout=1).open()
+        # Its place is free again a moment after we hung up, which is what the tries are for.
+        with through(machine) as forward:
+            assert forward.state == "ready"
+
+
+# Who it is.
+
+
+def unknown_hosts(tmp_path: Path) -> str:
+    """Give the path of a file that knows nobody."""
+    path = tmp_path / "known-nobody"
+    path.touch()
+    return str(path)
+
+
+def test_unknown_key_is_refused_before_any_credential(sshd: Callable[..., Machine], tmp_path: Path) -> None:
+    """An unknown host key is refused, with its fingerprint, before a user name or key is sent (row 6)."""
+    machine = sshd(LogLevel="DEBUG1")
+    log = tmp_path / "sshd.log"
+    with pytest.raises(UnknownHostKeyError, match="SHA256:") as caught:
+        through(machine, known_hosts=unknown_hosts(tmp_path), password="never sent").open()
+    assert caught.value.fingerprint.startswith("SHA256:")
+    assert caught.value.key_type == "ssh-ed25519"
+    until(lambda: "Connection closed by" in log.read_text(), what="sshd to see us go")
+    assert "userauth-request" not in log.read_text()
+    with through(machine):  # the control: a known one gets as far as that
+        until(lambda: "userauth-request" in log.read_text())
+
+
+def test_unknown_key_can_be_accepted_once_and_for_all(embedded: Callable[..., Machine], tmp_path: Path) -> None:
+    """With "accept-new" an unknown key is added, told as an event, and known from then on (row 6)."""
+    machine = embedded()
+    hosts = unknown_hosts(tmp_path)
+    events: list[Event] = []
+    with through(machine, known_hosts=hosts, host_keys="accept-new", on_event=events.append):
+        pass
+    [added] = [event for event in events if isinstance(event, HostKeyAdded)]
+    assert added.path == hosts
+    assert f"[127.0.0.1]:{machine.port} ssh-ed25519" in Path(hosts).read_text()
+    with through(machine, known_hosts=hosts):
+        pass
+
+
+@pytest.mark.parametrize("answer", ["yes", "no", None])
+def test_unknown_key_can_be_asked_about(
+    answer: str | None, embedded: Callable[..., Machine], tmp_path: Path
+) -> None:
+    """With "ask" the question has the fingerprint, and only "yes" lets it pass (row 6)."""
+    machine = embedded()
+    asked: list[Any] = []
+
+    def prompt(question: Any) -> str | None:
+        asked.append(question)
+        return answer
+
+    forward = through(machine, known_hosts=unknown_hosts(tmp_path), host_keys="ask", prompt=prompt)
+    if answer == "yes":
+        with forward:
+            assert forward.state == "ready"
+    else:
+        with pytest.raises(UnknownHostKeyError):
+            forward.open()
+        assert machine.server.logins == 0
+    assert [question.kind for question in asked] == ["host_key"]
+    assert "SHA256:" in asked[0].text + asked[0].instructions
+
+
+@pytest.mark.parametrize("policy", ["strict", "ask", "accept-new"])
+def test_changed_key_is_always_refused(
+    policy: str, embedded: Callable[..., Machine], tmp_path: Path, no_leaks: Any
+) -> None:
+    """A key other than the one on file is refused whatever the policy; the file stays as it was (row 7)."""
+    machine = embedded()
+    hosts = tmp_path / "changed"
+    hosts.write_text(f"[127.0.0.1]:{machine.port} {Key.generate().public}\n")
+    before = hosts.read_bytes()
+    with no_leaks(), pytest.raises(ChangedHostKeyError):
+        through(machine, known_hosts=str(hosts), host_keys=policy, prompt=lambda question: "yes").open()
+    assert hosts.read_bytes() == before
+    assert machine.server.logins == 0
+
+
+def test_revoked_key_is_refused_even_if_listed(embedded: Callable[..., Machine], tmp_path: Path) -> None:
+    """``@revoked`` wins over a plain line with the same key, whichever comes first (row 8)."""
+    from bokeh_ssh import RevokedHostKeyError
+
+    machine = embedded()
+    line = machine.known_hosts.read_text()
+    for text in (f"{line}@revoked * {line.split(None, 1)[1]}", f"@revoked {line}{line}"):
+        hosts = tmp_path / "revoked"
+        hosts.write_text(text)
+        with pytest.raises(RevokedHostKeyError):
+            through(machine, known_hosts=str(hosts), host_keys="accept-new").open()
+    assert machine.server.logins == 0
+
+
+def test_key_that_changes_between_two_openings_is_refused(
+    embedded: Callable[..., Machine], no_leaks: Any
+) -> None:
+    """The same forward, opened anew, refuses a machine that is another one by now (row 10)."""
+    first, second = embedded(), embedded()
+    targets = [first]
+    with Listener(fakes.relay(lambda n: (targets[0].host, targets[0].port))) as door:
+        forward = through(first, port=door.port, known_hosts=door_key(first, door))
+        with no_leaks(), forward:
+            assert forward.state == "ready"
+        targets[0] = second
+        count = door.count
+        with no_leaks(), pytest.raises(ChangedHostKeyError):
+            forward.open()
+        assert door.count == count + 1  # no second try
+        assert second.server.logins == 0
+        targets[0] = first
+        with forward:  # the control
+            assert forward.state == "ready"
+
+
+# Accounts that let nobody in, or not far.
+
+
+def test_forced_command_is_told_with_its_words(container: Callable[..., Any]) -> None:
+    """An account with ForceCommand cannot launch: typed, with what the command said (row 20)."""
+    machine = container(Knobs(), directives={"ForceCommand": "echo 'only backups here' >&2; exit 7"})
+    with pytest.raises(BokehSSHError) as caught:
+        DirectTunnel(machine.host, machine.user, "app.py", python=machine.python, **machine.login).open()
+    assert "only backups here" in str(caught.value)
+    assert caught.value.stage in ("session", "launch")
+    assert caught.value.host == machine.host
+
+
+def test_nologin_shell_is_told_and_still_forwards(container: Callable[..., Any]) -> None:
+    """With nologin as the shell a launch is a typed error with its words; a forward works, as with ssh -N (row 20)."""
+    machine = container()
+    machine.set_shell("/usr/sbin/nologin")
+    with pytest.raises(BokehSSHError, match="account is currently not available") as caught:
+        DirectTunnel(machine.host, machine.user, "app.py", python=machine.python, **machine.login).open()
+    assert caught.value.stage in ("session", "launch")
+    with through(machine) as forward:
+        assert forward.state == "ready"
+
+
+def test_expired_account_is_told_with_the_servers_words(container: Callable[..., Any]) -> None:
+    """An account that has expired is refused at the login, with what the server says about it (row 20)."""
+    machine = container(Knobs(interactive=True))  # with PAM, which has the words
+    with through(machine):
+        pass  # the control
+    machine.execute(["chage", "-E", "0", "alice"])
+    with pytest.raises(BokehSSHError, match="expired") as caught:
+        through(machine).open()
+    assert caught.value.stage == "login"
+    assert isinstance(caught.value, AuthenticationError)
+
+
+# Names that want to be something else.
+
+_HOSTILE = [
+    "-oProxyCommand=touch /tmp/owned",
+    "host\nProxyCommand x",
+    "host;id",
+    "$(id)",
+    "`id`",
+    "a b",
+    "host\x1b[2J",
+    "host\x9b2J",
+    "host\0",
+    "",
+    "@host",
+    "-l@host",
+    "me;id@host",
+    "host:notaport",
+    "host:0",
+    "host:65536",
+    "[::1",
+    "a\udcffb",
+]
+
+
+@pytest.mark.parametrize("name", _HOSTILE)
+def test_hostile_host_names_are_refused_by_the_constructor(name: str) -> None:
+    """A host name that cannot be one is a UsageError, printable, before a file is read or a socket made (row 26)."""
+    makers: list[Callable[[], object]] = [
+        lambda: LocalForward(name, remote_port=1),
+        lambda: LocalForward("host", remote_port=1, remote_host=name),
+        lambda: RemoteForward(name),
+        lambda: DirectTunnel(name),
+        lambda: Host(name),
+    ]
+    if re.match(r"host:", name):
+        del makers[1]  # a target is told apart from its port
+    for make in makers:
+        with pytest.raises(UsageError) as caught:
+            make()
+        text = str(caught.value)
+        assert text.isprintable(), text
+        assert caught.value.hint
+
+
+@pytest.mark.parametrize("user", ["-oProxyCommand=x", "a b", "a\nb", "a;b", "$(a)", "`a`", "a\x1bb", ""])
+def test_hostile_user_names_are_refused_by_the_constructor(user: str) -> None:
+    """A user name that cannot be one is a UsageError, printable (row 26)."""
+    for make in (lambda: Host("host", user), lambda: LocalForward("host", user, remote_port=1)):
+        with pytest.raises(UsageError) as caught:
+            make()
+        assert str(caught.value).isprintable()
+
+
+# Ways through other machines.
+
+
+def host_of(machine: Machine, **changes: Any) -> Host:
+    """Make the Host of a machine."""
+    return Host(machine.host, machine.user, **{**machine.login, **changes})
+
+
+def test_two_hops_log_in_once_each(embedded: Callable[..., Machine], no_leaks: Any) -> None:
+    """``jump`` with two machines goes through both, in order, with one login each and each one's own key."""
+    one, two, three = embedded(), embedded(), embedded()
+    events: list[Event] = []
+    with no_leaks(), through(three, jump=[host_of(one), host_of(two)], on_event=events.append) as forward:
+        assert forward.state == "ready"
+        assert [machine.server.connections for machine in (one, two, three)] == [1, 1, 1]
+    assert [machine.server.logins for machine in (one, two, three)] == [1, 1, 1]
+    assert [e.port for e in events if isinstance(e, Connecting)] == [one.port, two.port, three.port]
+    assert [e.via for e in events if isinstance(e, Connecting)] == ["", "127.0.0.1", "127.0.0.1"]
+    assert len([e for e in events if isinstance(e, Authenticated)]) == 3
+    until(lambda: not any(m.server.connections for m in (one, two, three)), what="all to be closed")
+
+
+def test_hop_that_cannot_reach_the_next_is_told(embedded: Callable[..., Machine], no_leaks: Any) -> None:
+    """Where the machine in between cannot connect, the error names both; nothing stays open."""
+    door, room = embedded(), embedded()
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        closed = gone.getsockname()[1]
+    with no_leaks(), pytest.raises(RefusedError, match=f"cannot connect to 127.0.0.1 port {closed}"):
+        through(room, port=closed, jump=host_of(door)).open()
+    until(lambda: not door.server.connections, what="the hop to be closed")
+
+
+def test_hop_that_forbids_forwarding_is_told(embedded: Callable[..., Machine], no_leaks: Any) -> None:
+    """A jump host that forbids forwarding is told as that (row 17)."""
+    from bokeh_ssh import ForwardingRefusedError
+
+    door, room = embedded(Knobs(local_forward=False)), embedded()
+    with no_leaks(), pytest.raises(ForwardingRefusedError, match="AllowTcpForwarding"):
+        through(room, jump=host_of(door)).open()
+
+
+def test_host_key_behind_a_hop_is_verified(embedded: Callable[..., Machine], tmp_path: Path, no_leaks: Any) -> None:
+    """A machine behind a jump host is verified as any other; the jump host cannot put itself in its place."""
+    door, room = embedded(), embedded()
+    with no_leaks(), pytest.raises(UnknownHostKeyError):
+        through(room, jump=host_of(door), known_hosts=unknown_hosts(tmp_path)).open()
+    assert (door.server.logins, room.server.logins) == (1, 0)
+
+
+def configure(account: Path, *blocks: str) -> None:
+    """Write the ssh config of this account."""
+    (account / ".ssh" / "config").write_text("".join(blocks))
+
+
+def block(machine: Machine, alias: str, *lines: str) -> str:
+    """Give the config block of a machine, with more lines in it."""
+    return machine.ssh_config(alias) + "".join(f"  {line}\n" for line in lines)
+
+
+def test_proxy_jump_of_the_ssh_config_is_followed(account: Path, embedded: Callable[..., Machine]) -> None:
+    """``ProxyJump`` leads through other aliases, each with its own lines; ``jump=()`` goes directly."""
+    one, two, three = embedded(), embedded(), embedded()
+    configure(
+        account,
+        block(one, "one"),
+        block(two, "two", "ProxyJump one"),
+        block(three, "three", "ProxyJump two"),
+    )
+    with LocalForward("three", remote_port=9) as forward:
+        assert forward.state == "ready"
+    assert [machine.server.logins for machine in (one, two, three)] == [1, 1, 1]
+    with LocalForward("three", remote_port=9, jump=()):
+        pass
+    assert [machine.server.logins for machine in (one, two, three)] == [1, 1, 2]
+    with LocalForward("three", remote_port=9, jump="one"):
+        pass
+    assert [machine.server.logins for machine in (one, two, three)] == [2, 1, 3]
+
+
+def test_proxy_jump_list_is_followed(account: Path, embedded: Callable[..., Machine]) -> None:
+    """``ProxyJump a,b`` goes through a and then b, as with ssh."""
+    one, two, three = embedded(), embedded(), embedded()
+    configure(account, block(one, "one"), block(two, "two"), block(three, "three", "ProxyJump one,two"))
+    events: list[Event] = []
+    with LocalForward("three", remote_port=9, on_event=events.append):
+        pass
+    assert [event.host for event in events if isinstance(event, Connecting)] == ["one", "two", "three"]
+    assert [event.via for event in events if isinstance(event, Connecting)] == ["", "one", "two"]
+
+
+def test_jump_wins_over_a_proxy_command(account: Path, embedded: Callable[..., Machine]) -> None:
+    """ProxyCommand is told as unsupported, unless ``jump`` says how to get there, as with ``ssh -J``."""
+    door, room = embedded(), embedded()
+    configure(account, block(door, "door"), block(room, "room", "ProxyCommand nc %h %p"))
+    with pytest.raises(ConfigError, match="ProxyCommand"):
+        LocalForward("room", remote_port=9).open()
+    with LocalForward("room", remote_port=9, jump="door") as forward:
+        assert forward.state == "ready"
+    with LocalForward("room", remote_port=9, jump=()) as forward:
+        assert forward.state == "ready"
+    assert door.server.logins == 1
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        {"one": "ProxyJump two", "two": "ProxyJump one"},
+        {"one": "ProxyJump one"},
+        {"one": "ProxyJump two", "two": "ProxyJump three", "three": "ProxyJump two"},
+    ],
+)
+def test_circle_is_a_config_error(account: Path, lines: dict[str, str]) -> None:
+    """Jump hosts that lead to each other are told before anything is dialled."""
+    text = "".join(f"Host {name}\n  HostName {name}.invalid\n  {line}\n" for name, line in lines.items())
+    configure(account, text)
+    events: list[Event] = []
+    with pytest.raises(ConfigError, match="circle") as caught:
+        LocalForward("one", "me", remote_port=9, on_event=events.append).open()
+    assert caught.value.host == "one"
+    assert events == []
+
+
+def test_no_ssh_config_reads_none(account: Path, embedded: Callable[..., Machine]) -> None:
+    """``ssh_config=None`` reads no file: an alias is only a name then."""
+    machine = embedded()
+    configure(account, block(machine, "room"))
+    with LocalForward("room", remote_port=9):
+        pass  # the control
+    with pytest.raises(ResolveError):
+        LocalForward("room.invalid", remote_port=9, ssh_config=None).open()
+    configure(account, "Host *\n  Port 1\n  User nobody\n  ProxyJump no-such-host.invalid\n")
+    with through(machine) as forward:  # its login says ssh_config=None
+        assert forward.state == "ready"
+
+
+def test_what_is_given_wins_over_the_ssh_config(account: Path, embedded: Callable[..., Machine]) -> None:
+    """User and port that are given count before those of the config, as with ssh."""
+    machine = embedded(None, user="given")
+    configure(account, block(dataclasses.replace(machine, user="other", port=1), "room"))
+    with pytest.raises(BokehSSHError):
+        LocalForward("room", remote_port=9).open()
+    with LocalForward("room", "given", port=machine.port, remote_port=9) as forward:
+        assert forward.state == "ready"
+    with LocalForward(f"given@room:{machine.port}", remote_port=9) as forward:
+        assert forward.state == "ready"
+
+
+def test_connection_is_one_for_everything(embedded: Callable[..., Machine]) -> None:
+    """However many connections go through a forward, there is one login."""
+    machine = embedded()
+    with Listener(fakes.saying(b"hello")) as target, through(machine, remote_port=target.port) as forward:
+        for _ in range(5):
+            with socket.create_connection(("127.0.0.1", forward.local_port), timeout=10) as sock:
+                assert sock.recv(5) == b"hello"
+        assert machine.server.logins == 1
+        assert re.search(r"LocalForward \d+ -> ", repr(forward))
