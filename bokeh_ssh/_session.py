@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 from collections.abc import Callable
 
@@ -55,6 +56,13 @@ class Session:
         with self._lock:
             self._eof = True
         self._pump.post(self._flush)
+
+    def signal(self, name: str) -> None:
+        """Send the command a signal, such as ``"KILL"`` (RFC 4254, section 6.9); there is no answer."""
+        stream = self._stream
+        if stream:
+            raw = name.encode()
+            stream.request(b"signal", struct.pack(">I", len(raw)) + raw, want_reply=False)
 
     def close(self) -> None:
         """Close the channel after what is queued and fits; idempotent."""

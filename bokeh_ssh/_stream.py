@@ -157,10 +157,10 @@ class Stream:
         if not self._close_sent and not self._close_received:
             self._carrier.send_now(struct.pack(">BI", MSG_CHANNEL_EOF, self.remote_number))
 
-    def request(self, kind: bytes, payload: bytes) -> None:
-        """Ask for something on the channel and want a reply (RFC 4254, section 5.4)."""
+    def request(self, kind: bytes, payload: bytes, *, want_reply: bool = True) -> None:
+        """Ask for something on the channel (RFC 4254, section 5.4)."""
         head = struct.pack(">BII", MSG_CHANNEL_REQUEST, self.remote_number, len(kind))
-        self._carrier.send_later(head + kind + b"\x01" + payload)
+        self._carrier.send_later(head + kind + bytes((want_reply,)) + payload)
 
     def credit(self, count: int) -> None:
         """Let the far side send ``count`` bytes more, since that many were delivered.

@@ -8,7 +8,7 @@ import webbrowser
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import unquote
 
 from bokeh_ssh._attach import check_owner, look, wait_until_ready
 from bokeh_ssh._connection import Connection, connect
@@ -215,9 +215,9 @@ class Tunnel(Lifecycle):
         self._server = server
         self._routes = server.routes or ("/",)
         for route in self._routes:
-            if quote(route) != route:
+            if "%" in route:
                 # Bokeh compares the address as the browser encodes it with the name as it is: always 404.
-                msg = f"Bokeh cannot serve an app under the name {route!r}"
+                msg = f"Bokeh cannot serve an app under the name {unquote(route)!r}"
                 hint = "rename the file so that its name has letters, digits, - and _ only"
                 raise LaunchError(msg, host=connection.name, hint=hint, log=self.log)
         return LOOPBACK, server.port

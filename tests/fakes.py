@@ -262,6 +262,7 @@ class _Rules(paramiko.ServerInterface):
         return "none"
 
     def check_auth_none(self, username: str) -> int:
+        self._server.fake.asked.set()
         wait = self._server.fake.login
         if wait:
             wait.wait(PATIENCE)
@@ -285,6 +286,7 @@ class FakeSSH:
     :param on_request: gets each global request; True: it has seen to it
     :param login: an event without which no login is answered
     :ivar sessions: the connections, each a :class:`Server`
+    :ivar asked: set once somebody wants to log in
     """
 
     def __init__(
@@ -298,6 +300,7 @@ class FakeSSH:
         self.on_open = on_open
         self.on_request = on_request
         self.login = login
+        self.asked = threading.Event()
         self.sessions: list[Server] = []
         self._directory = directory
         self._host_key = paramiko.ECDSAKey.generate()

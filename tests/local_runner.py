@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import selectors
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +34,18 @@ def processes(marker: str) -> set[int]:
     listing = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,stat=,args="], capture_output=True, check=True)
     rows = [line.split(None, 2) for line in listing.stdout.decode("utf-8", "replace").splitlines()]
     return {int(row[0]) for row in rows if len(row) == 3 and marker in row[2] and "Z" not in row[1]}
+
+
+def pythons(version: str) -> list[str]:
+    """List the interpreters of one version, such as "3.8", that this machine has on PATH or in pyenv."""
+    home = Path(pwd.getpwuid(os.getuid()).pw_dir)  # HOME is the test's own
+    versions = Path(os.environ.get("PYENV_ROOT", home / ".pyenv")) / "versions"
+    found = [shutil.which(f"python{version}"), *map(str, sorted(versions.glob(f"{version}*/bin/python")))]
+    return [
+        path
+        for path in found
+        if path and subprocess.run([path, "-c", ""], capture_output=True).returncode == 0
+    ]
 
 
 class LocalSession:

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -38,7 +37,7 @@ from conftest import missing
 if os.name != "posix":
     pytest.skip("the remote side is a POSIX system", allow_module_level=True)
 
-from local_runner import FAKE, Bench, LocalRunner, processes
+from local_runner import FAKE, Bench, LocalRunner, processes, pythons
 
 SHELLS = ["sh", "dash", "bash", "csh", "tcsh", "fish", "zsh", "busybox sh"]
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30)
@@ -385,20 +384,12 @@ def test_python_that_does_not_start(bench: Bench) -> None:
     assert error.exit_status == 126
 
 
-def old_pythons() -> Iterator[str]:
-    for name in ("python2.7", "python2", "python3.6", "python3.7"):
-        found = [shutil.which(name), *map(str, Path("/root/.pyenv/versions").glob(f"{name[6:]}*/bin/python"))]
-        for path in found:
-            if path and subprocess.run([path, "-c", ""], capture_output=True).returncode == 0:
-                yield path
-
-
 def test_python_too_old(bench: Bench) -> None:
     """A Python that the supervisor cannot run on is told with its version, Python 2 included."""
-    pythons = sorted(set(old_pythons()))
-    if not pythons:
+    old = [path for version in ("2.7", "3.6", "3.7") for path in pythons(version)]
+    if not old:
         pytest.skip("there is no Python older than 3.8 here")
-    for python in pythons:
+    for python in old:
         error = bench.fails(PythonNotFoundError, python=python)
         assert f"{python} is Python " in str(error)
         assert "3.8 or newer" in str(error)
