@@ -21,6 +21,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 NOX = "nox>=2025.5.1"
 OLDEST = (3, 10)
+#: A file's tests stay together, since they share containers.
+TWO_AT_A_TIME = ("-n", "2", "--dist", "loadfile")
 
 
 def _pyenv() -> None:
@@ -157,7 +159,7 @@ def lowest(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests; what follows ``--`` goes to pytest."""
     session.install(".[demo]", *_group("test"))
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *(session.posargs or TWO_AT_A_TIME))
 
 
 @nox.session(default=False)

@@ -16,6 +16,7 @@ from bokeh_ssh._errors import (
     TargetUnreachableError,
 )
 from bokeh_ssh._owner import OWNER_COMMAND, find_owner
+from bokeh_ssh._wait import wait
 
 #: Seconds between two looks at a server that does not answer yet.
 _PAUSE = 0.05
@@ -118,7 +119,7 @@ def check_owner(connection: Connection, port: int) -> None:
     except SessionError:
         return
     session.write_eof()
-    ended.wait(connection.hop.timeout)
+    wait(ended, connection.hop.timeout)
     session.close()
     found = find_owner(b"".join(chunks).decode("utf-8", "replace"), port)
     if found is None:

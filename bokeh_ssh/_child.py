@@ -25,6 +25,9 @@ from bokeh_ssh._errors import BokehSSHError
 from bokeh_ssh._events import Closed, Event, Lost, Question
 from bokeh_ssh._lifecycle import Lifecycle
 
+#: Seconds that an opening which nobody wants any more may take to notice.
+_GOODBYE = 2.0
+
 
 class _Parent:
     """The line to the parent."""
@@ -35,6 +38,7 @@ class _Parent:
         self._lock = threading.Lock()
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.gone = threading.Event()
+        self.done = threading.Event()
 
     def tell(self, *message: Any) -> None:
         """Send a message; a parent that is gone is told nothing."""
@@ -86,6 +90,8 @@ class _Parent:
         self.gone.set()
         self._answers.put(None)
         held.close()
+        if not self.done.wait(_GOODBYE):
+            os._exit(1)  # it still tries to reach a machine, where it has nothing yet
 
 
 class _ParentsKey(paramiko.PKey):
@@ -159,4 +165,6 @@ def main() -> None:
     except BaseException:
         parent.tell("failed", BokehSSHError("the child process failed"), traceback.format_exc())
         raise
+    finally:
+        parent.done.set()
     listener.join()

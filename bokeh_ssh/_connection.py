@@ -35,6 +35,7 @@ from bokeh_ssh._session import Session
 from bokeh_ssh._stream import Stream
 from bokeh_ssh._target import Host
 from bokeh_ssh._transport import IncomingHandler, Transport
+from bokeh_ssh._wait import wait
 
 log = logging.getLogger("bokeh_ssh.connection")
 
@@ -192,7 +193,7 @@ class Connection:
             raise SessionError(msg, host=self.name, hint=hint)
         raw = command.encode()
         opened.request(b"exec", struct.pack(">I", len(raw)) + raw)
-        if not session.replied.wait(max(0.0, deadline - time.monotonic())) and not session.ended.is_set():
+        if not wait(session.replied, deadline - time.monotonic()) and not session.ended.is_set():
             session.close()
             raise self._silence("running a command", timeout)
         if not session.accepted:
@@ -317,7 +318,7 @@ class Connection:
 
         stream = self.transport.open_stream(kind, payload, opened, refused)
         try:
-            if not answered.wait(timeout):
+            if not wait(answered, timeout):
                 raise self._silence("opening a channel", timeout)
         except BaseException:
             stream.close()
@@ -443,7 +444,7 @@ def _handshake(
             attempt_stack.callback(transport.shut, 0.5)
             done = threading.Event()
             transport.start_client(event=done)
-            finished = done.wait(max(0.1, deadline - time.monotonic()))
+            finished = wait(done, max(0.1, deadline - time.monotonic()))
             if finished and transport.alive:
                 stack.push(attempt_stack.pop_all())
                 return transport

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import queue
 import selectors
 import socket
 import threading
@@ -11,6 +10,7 @@ import time
 from collections.abc import Sequence
 
 from bokeh_ssh._errors import ConnectError, ConnectTimeoutError, RefusedError, ResolveError
+from bokeh_ssh._wait import SLICE, wait
 
 Address = tuple[socket.AddressFamily, tuple[object, ...]]
 
@@ -35,21 +35,22 @@ def resolve(host: str, port: int, *, name: str, timeout: float) -> list[Address]
         thread of its own when it takes longer
     :raises ResolveError: if it has none, or the look-up did not answer in time
     """
-    answers: queue.SimpleQueue[list[Address] | OSError | UnicodeError] = queue.SimpleQueue()
+    answers: list[list[Address] | OSError | ValueError] = []
+    answered = threading.Event()
 
     def look_up() -> None:
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            answers.put([(family, address) for family, _, _, _, address in found])
-        except (OSError, UnicodeError) as exc:  # UnicodeError: a label too long for IDNA
-            answers.put(exc)
+            answers.append([(family, address) for family, _, _, _, address in found])
+        except (OSError, ValueError) as exc:  # UnicodeError among them: a label too long for IDNA
+            answers.append(exc)
+        answered.set()
 
     threading.Thread(target=look_up, name=f"bokeh-ssh resolve {host}", daemon=True).start()
-    try:
-        answer = answers.get(timeout=timeout)
-    except queue.Empty:
+    if not wait(answered, timeout):
         msg = f"looking up {host} took more than {timeout:.3g} s"
-        raise ResolveError(msg, host=name, hint="check the network and the name server") from None
+        raise ResolveError(msg, host=name, hint="check the network and the name server")
+    answer = answers[0]
     if isinstance(answer, Exception):
         msg = f"{host} has no address ({_reason(answer)})"
         hint = "check the spelling and the HostName line of your ssh config"
@@ -127,7 +128,7 @@ class _Race:
                 if self._left:
                     continue
                 return None
-            pause = min(left, _STAGGER) if self._left else left
+            pause = min(left, _STAGGER if self._left else SLICE)
             for key, _ in self._selector.select(pause):
                 sock = key.fileobj
                 assert isinstance(sock, socket.socket)

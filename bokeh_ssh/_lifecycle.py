@@ -12,13 +12,12 @@ from bokeh_ssh._errors import BokehSSHError, TunnelClosedError
 from bokeh_ssh._events import Closed, Event, Lost, OnEvent, ignore
 from bokeh_ssh._fork import in_child
 from bokeh_ssh._isolated import Child, is_possible
+from bokeh_ssh._wait import SLICE
 
 log = logging.getLogger("bokeh_ssh")
 
 State = Literal["new", "connecting", "ready", "lost", "closed", "failed"]
 _Self = TypeVar("_Self", bound="Lifecycle")
-#: Windows cannot interrupt a wait; waiting in slices lets Ctrl-C through within one of them.
-_SLICE = 0.5
 
 
 class Lifecycle:
@@ -112,29 +111,38 @@ class Lifecycle:
         """Tell what an object in another process needs to know to stand for this one."""
         return {name: getattr(self, name) for name in self._shared}
 
+    def _check_wanted(self) -> None:
+        """Stop opening what is being closed; for waits that would not notice.
+
+        :raises TunnelClosedError: if it is
+        """
+        if self._cancelled:
+            msg = "it was closed while it opened"
+            raise TunnelClosedError(msg, host=self._label)
+
     def _become_ready(self) -> None:
         with self._change:
             if self._error:  # it broke in the last moment
                 raise self._error
-            if self._cancelled:
-                msg = "it was closed while it opened"
-                raise TunnelClosedError(msg, host=self._label)
+            self._check_wanted()
             self._state = "ready"
             self._change.notify_all()
 
     def close(self) -> None:
         """Close it, and end what it started, everywhere; idempotent, from any thread."""
         with self._change:
-            if self._state == "connecting":
-                self._cancelled = True
-                if self._opener is not threading.current_thread():
-                    # The opener sees its connections end, cleans up by itself and says so.
-                    self._stack.close()
-                    return
+            opening = self._state == "connecting"
+            self._cancelled = self._cancelled or opening
+            elsewhere = opening and self._opener is not threading.current_thread()
             if self._state in ("new", "closed", "failed"):
                 return
-            self._state = "closed"
-            self._change.notify_all()
+            if not elsewhere:
+                self._state = "closed"
+                self._change.notify_all()
+        if elsewhere:
+            # The opener sees its connections end, cleans up by itself and says so.
+            self._stack.close()
+            return
         try:
             self._stack.close()
         finally:
@@ -151,7 +159,7 @@ class Lifecycle:
         try:
             with self._change:
                 while self._state in ("connecting", "ready"):
-                    left = _SLICE if deadline is None else min(_SLICE, deadline - time.monotonic())
+                    left = SLICE if deadline is None else min(SLICE, deadline - time.monotonic())
                     if left <= 0:
                         return False
                     self._change.wait(left)

@@ -41,12 +41,13 @@ def bind(port: int | None, *, prefer: int = 5006, address: str = "localhost") ->
 
     Both, since a browser tries ``::1`` first: another user's listener there would get its requests.
 
-    :param port: None prefers ``prefer`` and takes a free one where that is taken; 0 takes any free one
+    :param port: None prefers ``prefer`` and takes a free one nearby where that is taken; 0 takes any free one
     :param address: an address of this machine; everything but loopback opens the port to the network
     :raises PortInUseError: the port that was asked for by number is taken
     """
     addresses = ["127.0.0.1", "::1"] if address == "localhost" else [address]
-    wanted = [prefer, *[0] * _TRIES] if port is None else [0] * _TRIES if port == 0 else [port]
+    any_free = [0] * _TRIES
+    wanted = [*nearby(prefer), *any_free] if port is None else any_free if port == 0 else [port]
     last: OSError | None = None
     for candidate in wanted:
         try:
@@ -56,6 +57,15 @@ def bind(port: int | None, *, prefer: int = 5006, address: str = "localhost") ->
     msg = f"local port {port or prefer} on {address} cannot be had ({last.strerror if last else ''})"
     hint = "choose another local_port, 0 for any free one, or end what listens there"
     raise PortInUseError(msg, hint=hint, port=port or 0, side="local") from last
+
+
+def nearby(port: int) -> list[int]:
+    """List the ports that are tried in turn where ``port`` is only preferred.
+
+    A server that is published for others lets pages from all of these in (``--allow-websocket-origin``), so
+    that one of them serves as well as the first.
+    """
+    return list(range(port, min(port + 10, 65536)))
 
 
 def _bind_all(port: int, addresses: list[str]) -> list[socket.socket]:

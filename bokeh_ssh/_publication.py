@@ -14,6 +14,7 @@ from typing import Any
 from bokeh_ssh._errors import ServerExitedError, ServerNotFoundError, UsageError
 from bokeh_ssh._events import Attached, Event, OnEvent, ServerExited
 from bokeh_ssh._launch import Launch
+from bokeh_ssh._local import nearby
 from bokeh_ssh._remote import LOOPBACK, RemoteForward
 from bokeh_ssh._server import Server
 from bokeh_ssh._shell import Shell
@@ -80,7 +81,9 @@ class Publication(RemoteForward):
             if local_host is not None:
                 msg = "local_host says where a server already listens, but an app was given"
                 raise UsageError(msg, hint="leave out app, or local_host")
-            page = remote_port or BOKEH_PORT  # the other half takes the same number on the person's machine
+            # The other half takes the same number on the person's machine, or one nearby.
+            pages = nearby(remote_port or BOKEH_PORT)
+            origins = [f"{name}:{page}" for page in pages for name in ("localhost", "127.0.0.1")]
             self._launch = Launch(
                 app=tuple(app),
                 args=tuple(args),
@@ -90,7 +93,7 @@ class Publication(RemoteForward):
                 cwd=cwd,
                 env=dict(env or {}),
                 port=local_port or None,
-                origins=(f"localhost:{page}", f"127.0.0.1:{page}", *extra_origins),
+                origins=(*origins, *extra_origins),
                 grace=grace,
                 timeout=launch_timeout,
             )

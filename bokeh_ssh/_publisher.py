@@ -50,7 +50,8 @@ def main(stdin: TextIO = sys.stdin, stdout: TextIO = sys.stdout) -> int:
             local_host=spec["local_host"],
             allow_exposed=spec["allow_exposed"],
         )
-        threading.Thread(target=_close_at_eof, args=(stdin, forward), name="bokeh-ssh orders", daemon=True).start()
+        orders = (stdin, forward)
+        threading.Thread(target=_close_at_eof, args=orders, name="bokeh-ssh orders", daemon=True).start()
         try:
             with forward:
                 tell(event="port", port=forward.remote_port)

@@ -20,6 +20,7 @@ from bokeh_ssh._connection import Connection
 from bokeh_ssh._errors import BokehSSHError, ConnectionLostError, ForwardError
 from bokeh_ssh._report import Reader
 from bokeh_ssh._target import Target
+from bokeh_ssh._wait import wait_for
 
 #: Seconds that the host has to start Python, reach the gateway and log in.
 _TIMEOUT = 30.0
@@ -69,7 +70,7 @@ class _Publisher:
     def wait(self, event: str) -> dict[str, Any] | None:
         """Wait for a message; None if it does not come."""
         with self._change:
-            self._change.wait_for(lambda: event in self._messages or self._ended, _TIMEOUT)
+            wait_for(self._change, lambda: event in self._messages or self._ended, _TIMEOUT)
             return self._messages.get(event)
 
     @property
@@ -133,7 +134,7 @@ def dialled_back(
         publisher.leaving = True
         session.write_eof()  # its order to stop; the gateway's port is free when it has
         with publisher._change:
-            publisher._change.wait_for(lambda: publisher._ended, 3)
+            wait_for(publisher._change, lambda: publisher._ended, 3)
         session.close()
 
 

@@ -30,6 +30,7 @@ from bokeh_ssh._events import (
 )
 from bokeh_ssh._launch import Launch, line
 from bokeh_ssh._report import LINES, AppErrors, Reader, Tail, plain
+from bokeh_ssh._wait import wait, wait_for
 
 __all__ = ["Launch", "Runner", "Server", "Session"]
 
@@ -126,13 +127,21 @@ class Server:
     # --- starting
 
     @classmethod
-    def start(cls, runner: Runner, launch: Launch, *, on_event: OnEvent = ignore) -> Server:
+    def start(
+        cls,
+        runner: Runner,
+        launch: Launch,
+        *,
+        on_event: OnEvent = ignore,
+        on_begin: Callable[[Server], object] = lambda server: None,
+    ) -> Server:
         """Start a server and wait until it listens.
 
         Whatever ends this early, Ctrl-C included, also ends what was started; that takes 2 seconds at most.
 
         :param on_event: gets Launching, Launched, Warned, AppFailed, ServerUnresponsive, ServerResponsive
             and ServerExited; on the connection's thread, so it must not wait for this server
+        :param on_begin: gets it before anything is started; :meth:`cancel` then works from another thread
         :raises SessionError: if the account may not run commands
         :raises PythonNotFoundError: if there is no Python that can be used
         :raises BokehNotFoundError: if no Python there has the package, or only one too old
@@ -142,10 +151,11 @@ class Server:
         :raises ConnectionLostError: if the connection goes down meanwhile
         """
         server = cls(runner.name, launch, on_event)
+        on_begin(server)
         try:
             server._start(runner)
         except BaseException:
-            server._abort()
+            server.cancel()
             raise
         return server
 
@@ -162,14 +172,15 @@ class Server:
         self._answer_hello()
         self._pulse.start()
         with self._changed:
-            done = self._changed.wait_for(
+            done = wait_for(
+                self._changed,
                 lambda: self._stage == "ready" or self._failed or self._exited or self._over,
-                timeout=deadline - time.monotonic(),
+                deadline - time.monotonic(),
             )
         if self._stage != "ready":
             if done:  # what else it wrote is on its way
                 with self._changed:
-                    self._changed.wait_for(lambda: self._over, timeout=2)
+                    wait_for(self._changed, lambda: self._over, 2)
             raise self._findings().error()
         self._tell(Launched(host=self.host, port=self.port, pid=self.pid, versions=self.versions))
         for route in self.routes:
@@ -204,15 +215,15 @@ class Server:
         file = importlib.resources.files("bokeh_ssh") / "_supervisor.py"
         session.write(opening(self.launch, self._mark, file.read_bytes()))
 
-    def _abort(self) -> None:
-        """End what a failed start has started, as well as can be done within a moment."""
+    def cancel(self) -> None:
+        """End what a start has started so far, as well as can be done within a moment; idempotent."""
         self._stopping = True
         session = self._session
         try:
-            if session and not self._over:
+            if session and not self._over and not self._closing.is_set():
                 if self._stage in ("server", "ready"):
                     session.write(line({"do": "stop", "patience": _ABORT / 3}))
-                    self._gone.wait(_ABORT)
+                    wait(self._gone, _ABORT)
                 elif isinstance(session, Signals):  # a start file or setup that blocks knows no other end
                     session.signal("KILL")
         finally:
@@ -262,7 +273,7 @@ class Server:
         try:
             if self._session and not self._gone.is_set():
                 self._session.write(line({"do": "stop", "patience": timeout * 0.6}))
-                self._gone.wait(timeout)
+                wait(self._gone, timeout)
             return self._gone.is_set() and not self.lost
         finally:
             self.close()

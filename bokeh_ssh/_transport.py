@@ -45,6 +45,7 @@ from paramiko.message import Message
 from bokeh_ssh._packetizer import ChannelData, Packetizer
 from bokeh_ssh._pump import Pump
 from bokeh_ssh._stream import MAX_PACKET, WINDOW, Stream
+from bokeh_ssh._wait import wait
 
 log = logging.getLogger("bokeh_ssh.transport")
 
@@ -107,7 +108,7 @@ class Reply:
 
     def wait(self, timeout: float) -> bool:
         """Wait for the answer; False if none came in ``timeout`` seconds."""
-        return self._done.wait(timeout)
+        return wait(self._done, timeout)
 
 
 class Transport(_Base):

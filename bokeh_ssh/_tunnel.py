@@ -210,7 +210,12 @@ class Tunnel(Lifecycle):
             if port:
                 return "localhost", port  # it may listen on ::1 alone
         self._bind(stack, BOKEH_PORT)  # before the launch: the server must know which origin its pages have
-        server = Server.start(connection, serve.launch_spec(self._local_port), on_event=self._told)
+        server = Server.start(
+            connection,
+            serve.launch_spec(self._local_port),
+            on_event=self._told,
+            on_begin=lambda begun: stack.callback(begun.cancel),  # closing while it opens ends the start too
+        )
         stack.callback(server.stop)
         self._server = server
         self._routes = server.routes or ("/",)
@@ -279,6 +284,7 @@ class Tunnel(Lifecycle):
         def broken() -> None:
             if self._error:
                 raise self._error
+            self._check_wanted()
 
         try:
             wait_until_ready(

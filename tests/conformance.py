@@ -17,6 +17,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 BLOCK = bytes(range(251)) * 4177  # about 1 MiB, with no period that divides a packet size
 DEADLINE = 60.0
@@ -138,8 +139,8 @@ def flood(sock: socket.socket, count: int, stalled: Callable[[], None]) -> bytes
 
 
 def handle(sock: socket.socket) -> None:
-    """Behave as the first line says."""
-    with sock:
+    """Behave as the first line says; whoever asked may go away at any time."""
+    with sock, suppress(ConnectionError):
         sock.settimeout(DEADLINE)
         line = b""
         while not line.endswith(b"\n"):

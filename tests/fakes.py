@@ -1,4 +1,4 @@
-"""Peers that misbehave: plain sockets, a relay that can be told to fail, and SSH servers with one handler bent."""
+"""Peers that misbehave: plain sockets, a relay that can fail, and SSH servers with one handler bent."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import paramiko
-from beds import Key, Machine
 from paramiko.message import Message
+
+from beds import Key, Machine
 
 #: What a handler gets: the connection, and how many came before it.
 Handler = Callable[[socket.socket, int], None]
@@ -101,7 +102,7 @@ def saying(text: bytes, *, then: Handler = hang_up) -> Handler:
 
 
 def endless(text: bytes, sent: list[int]) -> Handler:
-    """Make a handler that says ``text`` over and over until the client goes; ``sent`` gets the bytes taken."""
+    """Make a handler that says ``text`` over and over; ``sent`` gets how many bytes the client took."""
 
     def say(sock: socket.socket, number: int) -> None:
         block = text * (65536 // len(text))
@@ -173,7 +174,7 @@ class Server(paramiko.Transport):
         self.logger = _Quiet()  # type: ignore[assignment]  # what it complains about is what we do
 
     def send(self, *parts: int | bytes | str) -> None:
-        """Send a message: the number first; then ints as uint32, strings as SSH strings, bytes as they are."""
+        """Send a message: its number, then ints as uint32, strings as SSH strings, bytes as they are."""
         message = bytes((parts[0],)) if isinstance(parts[0], int) else b""
         for part in parts[1:]:
             if isinstance(part, int):

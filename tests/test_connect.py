@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import itertools
 import re
 import socket
 import time
@@ -12,11 +13,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import fakes
 import pytest
-from beds import Key, Knobs, Machine, until
-from fakes import Listener
 
+import fakes
+from beds import Key, Knobs, Machine, until
 from bokeh_ssh import (
     Authenticated,
     AuthenticationError,
@@ -37,6 +37,7 @@ from bokeh_ssh import (
     UnknownHostKeyError,
     UsageError,
 )
+from fakes import Listener
 
 _LOGIN: dict[str, Any] = {"ssh_config": None, "allow_agent": False, "look_for_keys": False}
 #: Seconds above a deadline that a busy machine may need.
@@ -81,7 +82,7 @@ def test_http_server_is_not_an_ssh_server(then: fakes.Handler, no_leaks: Any) ->
     """A port where HTTP answers is told as that, with what it said (row 11)."""
     text = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n"
     with no_leaks(), Listener(fakes.saying(text, then=then)) as web:
-        with within(1 + _SLACK), pytest.raises(ProtocolError, match="HTTP/1.1 400") as caught:
+        with within(1 + _SLACK), pytest.raises(ProtocolError, match=r"HTTP/1\.1 400") as caught:
             forward_to("127.0.0.1", web.port, timeout=1).open()
         assert web.count == 1
     assert "not an SSH server" in str(caught.value)
@@ -173,14 +174,14 @@ def test_dead_ipv6_beside_live_ipv4_falls_back(
                 port = gone.getsockname()[1]
         asked = answer_with(monkeypatch, ("::1", port), ("127.0.0.1", machine.port))
         login = {**machine.login, "known_hosts": known_as(machine, "both.example", tmp_path)}
-        with no_leaks(), within(_SLACK):
-            with LocalForward("both.example", machine.user, remote_port=9, **login) as forward:
-                assert forward.state == "ready"
+        forward = LocalForward("both.example", machine.user, remote_port=9, **login)
+        with no_leaks(), within(_SLACK), forward:
+            assert forward.state == "ready"
     assert asked[0] == "both.example"
 
 
 def test_addresses_that_all_fail_are_told_together(monkeypatch: pytest.MonkeyPatch, no_leaks: Any) -> None:
-    """Where every address refuses, that is told at once; where one never answers, at the deadline (row 12)."""
+    """Where every address refuses it is told at once; where one never answers, at the deadline (row 12)."""
     with fakes.black_hole() as hole, socket.create_server(("127.0.0.1", 0)) as gone:
         port = gone.getsockname()[1]
         gone.close()
@@ -194,16 +195,22 @@ def test_addresses_that_all_fail_are_told_together(monkeypatch: pytest.MonkeyPat
 
 def test_dropped_syn_ends_at_the_deadline_and_leaves_nothing(no_leaks: Any) -> None:
     """Where packets vanish, the deadline holds, and no thread or descriptor stays (row 13)."""
-    with fakes.black_hole() as port, no_leaks():
-        with within(1 + _SLACK), pytest.raises(ConnectTimeoutError, match="did not answer within 1 s") as caught:
-            forward_to("127.0.0.1", port, timeout=1).open()
+    with (
+        fakes.black_hole() as port,
+        no_leaks(),
+        within(1 + _SLACK),
+        pytest.raises(ConnectTimeoutError, match="did not answer within 1 s") as caught,
+    ):
+        forward_to("127.0.0.1", port, timeout=1).open()
     assert "jump=" in str(caught.value)
 
 
 # A server that is full.
 
 
-def test_server_that_is_full_for_a_moment_is_tried_again(embedded: Callable[..., Machine], no_leaks: Any) -> None:
+def test_server_that_is_full_for_a_moment_is_tried_again(
+    embedded: Callable[..., Machine], no_leaks: Any
+) -> None:
     """A server that hangs up before its banner (MaxStartups) is tried again a few times (row 19)."""
     machine = embedded()
     with Listener(fakes.relay(lambda n: None if n < 2 else (machine.host, machine.port))) as door:
@@ -222,7 +229,7 @@ def door_key(machine: Machine, door: Listener) -> str:
 
 
 def test_server_that_stays_full_is_told_after_a_bounded_number_of_tries(no_leaks: Any) -> None:
-    """One that goes on hanging up is told as that, after a few tries and with pauses between them (row 19)."""
+    """One that goes on hanging up is told as that, after a few tries with pauses between them (row 19)."""
     times: list[float] = []
 
     def hang_up(sock: socket.socket, number: int) -> None:
@@ -231,7 +238,7 @@ def test_server_that_stays_full_is_told_after_a_bounded_number_of_tries(no_leaks
     with no_leaks(), Listener(hang_up) as full, pytest.raises(RefusedError, match="MaxStartups"):
         forward_to("127.0.0.1", full.port, timeout=20).open()
     assert 2 <= len(times) <= 5
-    pauses = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
     assert min(pauses) >= 0.15
     assert sum(pauses) < 10
 
@@ -244,7 +251,7 @@ def test_tries_end_at_the_deadline(no_leaks: Any) -> None:
 
 
 def test_real_sshd_that_drops_startups(sshd: Callable[..., Machine], no_leaks: Any) -> None:
-    """Against a real sshd that drops what is above MaxStartups: refused while full, let in afterwards (row 19)."""
+    """A real sshd that drops what is above MaxStartups: refused while full, let in afterwards (row 19)."""
     machine = sshd(MaxStartups="1:100:1", LoginGraceTime="30")
     with no_leaks():
         with socket.create_connection((machine.host, machine.port), timeout=10) as first:
@@ -280,7 +287,9 @@ def test_unknown_key_is_refused_before_any_credential(sshd: Callable[..., Machin
         until(lambda: "userauth-request" in log.read_text())
 
 
-def test_unknown_key_can_be_accepted_once_and_for_all(embedded: Callable[..., Machine], tmp_path: Path) -> None:
+def test_unknown_key_can_be_accepted_once_and_for_all(
+    embedded: Callable[..., Machine], tmp_path: Path
+) -> None:
     """With "accept-new" an unknown key is added, told as an event, and known from then on (row 6)."""
     machine = embedded()
     hosts = unknown_hosts(tmp_path)
@@ -382,7 +391,7 @@ def test_forced_command_is_told_with_its_words(container: Callable[..., Any]) ->
 
 
 def test_nologin_shell_is_told_and_still_forwards(container: Callable[..., Any]) -> None:
-    """With nologin as the shell a launch is a typed error with its words; a forward works, as with ssh -N (row 20)."""
+    """With nologin as shell a launch is a typed error with its words; a forward works, as ssh -N (row 20)."""
     machine = container()
     machine.set_shell("/usr/sbin/nologin")
     with pytest.raises(BokehSSHError, match="account is currently not available") as caught:
@@ -430,7 +439,7 @@ _HOSTILE = [
 
 @pytest.mark.parametrize("name", _HOSTILE)
 def test_hostile_host_names_are_refused_by_the_constructor(name: str) -> None:
-    """A host name that cannot be one is a UsageError, printable, before a file is read or a socket made (row 26)."""
+    """A host name that cannot be one is a UsageError, printable, before anything else happens (row 26)."""
     makers: list[Callable[[], object]] = [
         lambda: LocalForward(name, remote_port=1),
         lambda: LocalForward("host", remote_port=1, remote_host=name),
@@ -498,7 +507,9 @@ def test_hop_that_forbids_forwarding_is_told(embedded: Callable[..., Machine], n
         through(room, jump=host_of(door)).open()
 
 
-def test_host_key_behind_a_hop_is_verified(embedded: Callable[..., Machine], tmp_path: Path, no_leaks: Any) -> None:
+def test_host_key_behind_a_hop_is_verified(
+    embedded: Callable[..., Machine], tmp_path: Path, no_leaks: Any
+) -> None:
     """A machine behind a jump host is verified as any other; the jump host cannot put itself in its place."""
     door, room = embedded(), embedded()
     with no_leaks(), pytest.raises(UnknownHostKeyError):

@@ -1,4 +1,4 @@
-"""SSH servers that mean harm, or are broken: what they do is bounded and typed, and never a stranger's traceback."""
+"""SSH servers that mean harm, or are broken: what they do is bounded, and typed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fakes
 import pytest
-from beds import until
-from fakes import FakeSSH, Listener, Server
 from paramiko.message import Message
 
 import bokeh_ssh._transport
+import fakes
+from beds import until
 from bokeh_ssh import (
     BokehSSHError,
     ConnectionLostError,
@@ -31,6 +30,7 @@ from bokeh_ssh import (
 )
 from bokeh_ssh._pump import Pump
 from bokeh_ssh._stream import WINDOW, Stream
+from fakes import FakeSSH, Listener, Server
 
 _DATA, _EOF, _CLOSE = 94, 96, 97
 _OPEN, _OPEN_SUCCESS, _OPEN_FAILURE = 90, 91, 92
@@ -83,7 +83,7 @@ def forwarded(server: Server, port: int, *, number: int = 77) -> None:
     ],
 )
 def test_channels_nobody_asked_for_are_rejected(tmp_path: Path, kind: str, rest: tuple[Any, ...]) -> None:
-    """A channel that the server opens unasked is refused, whatever its kind; the connection lives (row 64)."""
+    """A channel that the server opens unasked is refused, whatever it is; the connection lives (row 64)."""
     with FakeSSH(tmp_path) as fake, local_forward(fake) as forward:
         fake.session.send(_OPEN, kind, 77, WINDOW, 32768, *rest)
         until(lambda: fake.session.count("open failure"), what="the refusal")
@@ -93,13 +93,16 @@ def test_channels_nobody_asked_for_are_rejected(tmp_path: Path, kind: str, rest:
 
 def test_channels_that_were_asked_for_are_taken(tmp_path: Path) -> None:
     """The control of the above: through a listener of ours, the server may open channels (row 64)."""
-    with Listener(fakes.stay) as target, FakeSSH(tmp_path) as fake:
-        with remote_forward(fake, local_port=target.port) as forward:
-            forwarded(fake.session, forward.remote_port)
-            until(lambda: fake.session.count("open success"), what="the channel")
-            assert target.count == 1
-            forwarded(fake.session, forward.remote_port + 1, number=78)
-            until(lambda: fake.session.count("open failure"), what="the refusal")
+    with (
+        Listener(fakes.stay) as target,
+        FakeSSH(tmp_path) as fake,
+        remote_forward(fake, local_port=target.port) as forward,
+    ):
+        forwarded(fake.session, forward.remote_port)
+        until(lambda: fake.session.count("open success"), what="the channel")
+        assert target.count == 1
+        forwarded(fake.session, forward.remote_port + 1, number=78)
+        until(lambda: fake.session.count("open failure"), what="the refusal")
 
 
 def test_flood_of_channel_opens_is_answered_without_growing(tmp_path: Path) -> None:
@@ -115,13 +118,16 @@ def test_flood_of_channel_opens_is_answered_without_growing(tmp_path: Path) -> N
 def test_flood_through_a_listener_is_capped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Channels through a listener of ours are bounded in number; those above are refused (row 63)."""
     monkeypatch.setattr(bokeh_ssh._transport, "_MOST_INCOMING", 20)
-    with Listener(fakes.stay) as target, FakeSSH(tmp_path) as fake:
-        with remote_forward(fake, local_port=target.port) as forward:
-            for number in range(30):
-                forwarded(fake.session, forward.remote_port, number=number)
-            until(lambda: fake.session.count("open failure") + fake.session.count("open success") == 30)
-            assert fake.session.count("open success") == 20
-            assert forward.state == "ready"
+    with (
+        Listener(fakes.stay) as target,
+        FakeSSH(tmp_path) as fake,
+        remote_forward(fake, local_port=target.port) as forward,
+    ):
+        for number in range(30):
+            forwarded(fake.session, forward.remote_port, number=number)
+        until(lambda: fake.session.count("open failure") + fake.session.count("open success") == 30)
+        assert fake.session.count("open success") == 20
+        assert forward.state == "ready"
 
 
 def test_server_that_asks_and_does_not_read_is_cut_off(
@@ -176,31 +182,33 @@ class Overrun:
 def test_window_overrun_cuts_that_stream_alone(tmp_path: Path) -> None:
     """A server that sends more than it was given leave to is cut off, on that channel only (row 63)."""
     overrun = Overrun()
-    with FakeSSH(tmp_path, on_open=overrun) as fake:
-        with local_forward(fake) as good, local_forward(fake, remote_port=9) as bad:
-            session = fake.session
-            with socket.socket() as sock:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-                sock.connect(("127.0.0.1", bad.local_port))
-                until(lambda: len(overrun.theirs) == 2, what="the channel")
-                raw = session.raws[-1]
-                block = struct.pack(">I", 32768) + bytes(32768)
-                for _ in range(64):  # the window: taken, and not one byte of it read
-                    session.send(_DATA, overrun.theirs[-1], block)
-                granted = 0
-                for _ in range(1000):  # past it, and past what is given back for what the socket holds
-                    if raw.count(_CLOSE):
-                        break
-                    session.send(_DATA, overrun.theirs[-1], block)
-                    granted += 1
-                until(lambda: raw.count(_CLOSE), what="the client to close the channel")
-                assert granted < 1000
-                with pytest.raises(ConnectionResetError):
-                    while sock.recv(1 << 20):
-                        pass
-            assert bad.state == "ready"
-            check_alive(good)
-            assert session.is_active()
+    with (
+        FakeSSH(tmp_path, on_open=overrun) as fake,
+        local_forward(fake) as good,
+        local_forward(fake, remote_port=9) as bad,
+    ):
+        session = fake.session
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.connect(("127.0.0.1", bad.local_port))
+            until(lambda: len(overrun.theirs) == 2, what="the channel")
+            raw = session.raws[-1]
+            block = struct.pack(">I", 32768) + bytes(32768)
+            for _ in range(64):  # the window: taken, and not one byte of it read
+                session.send(_DATA, overrun.theirs[-1], block)
+            granted = 0
+            for _ in range(1000):  # past it, and past what is given back for what the socket holds
+                if raw.count(_CLOSE):
+                    break
+                session.send(_DATA, overrun.theirs[-1], block)
+                granted += 1
+            until(lambda: raw.count(_CLOSE), what="the client to close the channel")
+            assert granted < 1000
+            with pytest.raises(ConnectionResetError):
+                fakes.stay(sock)
+        assert bad.state == "ready"
+        check_alive(good)
+        assert session.is_active()
 
 
 def test_second_answers_are_passed_over(tmp_path: Path) -> None:
@@ -230,7 +238,7 @@ def test_replies_nobody_asked_for_are_passed_over(tmp_path: Path) -> None:
 
 
 def test_garbage_after_the_key_exchange_is_a_typed_loss(tmp_path: Path, no_leaks: Any) -> None:
-    """Bytes that are no packets end the connection: told as a loss, and local connections are reset (row 63)."""
+    """Bytes that are no packets are told as a loss, and local connections are reset (row 63)."""
     with no_leaks(), FakeSSH(tmp_path) as fake, local_forward(fake) as forward:
         check_alive(forward)
         with socket.create_connection(("127.0.0.1", forward.local_port), timeout=10) as sock:
@@ -267,10 +275,9 @@ def test_packet_lengths_that_cannot_be_are_refused(tmp_path: Path, length: int) 
     ],
 )
 def test_bad_first_words_are_told(text: bytes, error: type[BokehSSHError], said: str, no_leaks: Any) -> None:
-    """What cannot be the beginning of SSH is a typed error, in any bytes, after one connection (rows 11, 63)."""
-    with no_leaks(), Listener(fakes.saying(text)) as fake:
-        with pytest.raises(error) as caught:
-            connect_to(fake.port, timeout=10)
+    """What cannot be the beginning of SSH is a typed error, in any bytes, at the first try (rows 11, 63)."""
+    with no_leaks(), Listener(fakes.saying(text)) as fake, pytest.raises(error) as caught:
+        connect_to(fake.port, timeout=10)
     assert said in str(caught.value)
     assert fake.count == 1
 
@@ -284,12 +291,11 @@ def connect_to(port: int, **keywords: Any) -> None:
 
 @pytest.mark.parametrize("text", [b"hello\r\n", b"x", b"\n", b"\xff\n"])
 def test_endless_banner_is_bounded(text: bytes, no_leaks: Any) -> None:
-    """Neither endless lines before the version nor one endless line hold us up or fill the memory (row 63)."""
+    """Neither endless lines before the version nor one endless line hold us up or fill memory (row 63)."""
     sent = [0]
     began = time.monotonic()
-    with no_leaks(), Listener(fakes.endless(text, sent)) as fake:
-        with pytest.raises(ProtocolError):
-            connect_to(fake.port, timeout=20)
+    with no_leaks(), Listener(fakes.endless(text, sent)) as fake, pytest.raises(ProtocolError):
+        connect_to(fake.port, timeout=20)
     assert time.monotonic() - began < 10
     assert 0 < sent[0] < 16 << 20  # what the sockets hold, and no more
 
@@ -345,7 +351,7 @@ def test_silence_after_a_channel_open_has_a_deadline(tmp_path: Path, no_leaks: A
 
 
 def test_target_that_never_answers_is_told_as_that(tmp_path: Path, no_leaks: Any) -> None:
-    """Where the server itself answers but its connection to the target does not come about, that is a warning."""
+    """Where the server answers, but its own connection to the target never comes about, that is a warning."""
     told: list[Any] = []
     with no_leaks(), FakeSSH(tmp_path, on_open=lambda server, message: True) as fake:
         with local_forward(fake, timeout=1, on_event=told.append) as forward:
@@ -377,7 +383,7 @@ def test_silence_during_the_login_has_a_deadline(tmp_path: Path, no_leaks: Any) 
 def test_exception_in_a_handler_fails_one_connection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An OSError with one argument, where a forwarded connection is handled, costs that connection (row 65, P5)."""
+    """An OSError with one argument where a connection is handled costs that connection alone (row 65, P5)."""
     dial = Pump.dial
     broken: list[object] = []
 
@@ -387,15 +393,18 @@ def test_exception_in_a_handler_fails_one_connection(
             raise OSError("one argument")
         dial(self, *args)
 
-    with Listener(fakes.stay) as target, FakeSSH(tmp_path) as fake:
-        with remote_forward(fake, local_port=target.port) as forward:
-            monkeypatch.setattr(Pump, "dial", fail_once)
-            forwarded(fake.session, forward.remote_port)
-            until(lambda: fake.session.count("open failure") == 1, what="the refusal")
-            assert broken
-            forwarded(fake.session, forward.remote_port, number=78)
-            until(lambda: fake.session.count("open success") == 1, what="the next one")
-            assert forward.state == "ready"
+    with (
+        Listener(fakes.stay) as target,
+        FakeSSH(tmp_path) as fake,
+        remote_forward(fake, local_port=target.port) as forward,
+    ):
+        monkeypatch.setattr(Pump, "dial", fail_once)
+        forwarded(fake.session, forward.remote_port)
+        until(lambda: fake.session.count("open failure") == 1, what="the refusal")
+        assert broken
+        forwarded(fake.session, forward.remote_port, number=78)
+        until(lambda: fake.session.count("open success") == 1, what="the next one")
+        assert forward.state == "ready"
     assert "a forwarded connection failed" in caplog.text
 
 
@@ -411,18 +420,22 @@ def test_data_on_channels_that_do_not_exist_is_a_typed_loss(tmp_path: Path) -> N
 def test_messages_cut_short_do_not_end_us(tmp_path: Path, kind: int, no_leaks: Any) -> None:
     """A channel message that ends in the middle is survived or told, and leaves nothing behind (row 63)."""
     overrun = Overrun()
-    with no_leaks(), FakeSSH(tmp_path, on_open=overrun) as fake:
-        with local_forward(fake) as good, local_forward(fake, remote_port=9) as bad:
-            with socket.create_connection(("127.0.0.1", bad.local_port), timeout=10):
-                until(lambda: len(overrun.theirs) == 2, what="the channel")
-                fake.session.send(kind, overrun.theirs[-1])
-                fake.session.send(kind, overrun.theirs[-1], b"\xff\xff\xff\xff")
-                fake.session.send(kind, overrun.theirs[-1], b"\x00\x00")
-                check_alive(good)
+    with (
+        no_leaks(),
+        FakeSSH(tmp_path, on_open=overrun) as fake,
+        local_forward(fake) as good,
+        local_forward(fake, remote_port=9) as bad,
+    ):
+        with socket.create_connection(("127.0.0.1", bad.local_port), timeout=10):
+            until(lambda: len(overrun.theirs) == 2, what="the channel")
+            fake.session.send(kind, overrun.theirs[-1])
+            fake.session.send(kind, overrun.theirs[-1], b"\xff\xff\xff\xff")
+            fake.session.send(kind, overrun.theirs[-1], b"\x00\x00")
+            check_alive(good)
 
 
 def test_port_zero_needs_a_port_in_the_answer(tmp_path: Path) -> None:
-    """A server that grants "any free port" without saying which is a typed error, not port 0 (RFC 4254, 7.1)."""
+    """A server that grants any free port without saying which is a typed error (RFC 4254, section 7.1)."""
 
     def grant(server: Server, message: Message) -> bool:
         threading.Thread(target=server.send, args=(_SUCCESS,)).start()

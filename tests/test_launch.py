@@ -205,7 +205,7 @@ def test_bokeh_starts_through_every_shell(shell: list[str], bench: Bench) -> Non
     assert [type(event) for event in bench.events] == [Launching, Launched]
     assert server.stop() is True
     assert server.exit_status == 0
-    assert "Received signal SIGTERM, shutting down" in server.log
+    assert any(line.startswith("Received signal") for line in server.log)
     with pytest.raises(OSError):  # noqa: PT011 - whichever way it refuses
         get(server, "/")
 

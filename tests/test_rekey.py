@@ -1,4 +1,4 @@
-"""New keys in the middle of everything: whoever asks for them, no byte is lost and nothing stalls (row 54, P1)."""
+"""New keys in the middle of everything: whoever asks for them, no byte is lost, nothing stalls (row 54)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import conformance
 import pytest
-from beds import Machine, until
-from conformance import DEADLINE, MIB, ask, pattern, read_all, read_exactly
 
+import conformance
+from beds import Machine, until
 from bokeh_ssh import ConnectionLostError, LocalForward, RemoteForward
 from bokeh_ssh._packetizer import Packetizer
 from bokeh_ssh._transport import Transport
+from conformance import DEADLINE, MIB, ask, pattern, read_all, read_exactly
 
 SOURCE = Path(conformance.__file__).read_text(encoding="utf-8")
 LIMIT = MIB  # what OpenSSH takes in its config, and asyncssh too
@@ -51,7 +51,11 @@ def storm(address: tuple[str, int]) -> None:
 
 #: The same as a program, for the other machine.
 STORM = "\n".join(
-    (SOURCE.partition('if __name__ == "__main__"')[0], inspect.getsource(storm), "storm(('127.0.0.1', int(sys.argv[1])))")
+    (
+        SOURCE.partition('if __name__ == "__main__"')[0],
+        inspect.getsource(storm),
+        "storm(('127.0.0.1', int(sys.argv[1])))",
+    )
 )
 
 
@@ -93,7 +97,12 @@ def remote_way(machine: Machine) -> Iterator[Callable[[], None]]:
         threading.Thread(target=conformance.serve, args=(listener,), daemon=True).start()
         port = listener.getsockname()[1]
         with RemoteForward(
-            machine.host, machine.user, remote_port=0, local_port=port, local_host="127.0.0.1", **machine.login
+            machine.host,
+            machine.user,
+            remote_port=0,
+            local_port=port,
+            local_host="127.0.0.1",
+            **machine.login,
         ) as forward:
 
             def work() -> None:
@@ -143,7 +152,10 @@ def test_client_asks_for_new_keys(
 
 @WAYS
 def test_both_ask_for_new_keys(
-    way: Any, machine_with: Callable[..., Machine], keys: dict[Transport, int], monkeypatch: pytest.MonkeyPatch
+    way: Any,
+    machine_with: Callable[..., Machine],
+    keys: dict[Transport, int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With tiny limits on both sides the two never wait for each other (row 54)."""
     monkeypatch.setattr(Packetizer, "REKEY_BYTES", LIMIT)
@@ -193,7 +205,10 @@ def test_new_keys_on_demand_while_idle_and_while_asking(
 
 
 def test_connection_that_dies_in_a_key_exchange_is_told(
-    embedded: Callable[..., Machine], keys: dict[Transport, int], monkeypatch: pytest.MonkeyPatch, no_leaks: Any
+    embedded: Callable[..., Machine],
+    keys: dict[Transport, int],
+    monkeypatch: pytest.MonkeyPatch,
+    no_leaks: Any,
 ) -> None:
     """A line that is cut while keys are exchanged is a loss like any other, and closing is quick (row 54)."""
     machine = embedded()
