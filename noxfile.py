@@ -21,8 +21,6 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 NOX = "nox>=2025.5.1"
 OLDEST = (3, 10)
-#: A file's tests stay together, since they share containers.
-TWO_AT_A_TIME = ("-n", "2", "--dist", "loadfile")
 
 
 def _pyenv() -> None:
@@ -93,6 +91,9 @@ CURRENT = f"{sys.version_info[0]}.{sys.version_info[1]}"
 PYTHONS = sorted({"3.10", "3.11", "3.12", "3.13", CURRENT}, key=lambda name: int(name[2:]))
 PROJECT = nox.project.load_toml(HERE / "pyproject.toml")
 
+#: A file's tests stay together: they share containers. On CI what fails has a second chance, and is listed.
+TWO_AT_A_TIME = ("-n", "2", "--dist", "loadfile", *(("--reruns", "1") if CI else ()))
+
 nox.needs_version = NOX.removeprefix("nox")
 nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = CI
@@ -152,7 +153,7 @@ def lowest(session: nox.Session) -> None:
     constraints = Path(session.create_tmp(), "lowest.txt")
     constraints.write_text("".join(f"{line}\n" for line in _lowest()), encoding="utf-8")
     session.install(".[demo]", *_group("test"), "-c", str(constraints))
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *(session.posargs or TWO_AT_A_TIME))
 
 
 @nox.session(python=PYTHONS)

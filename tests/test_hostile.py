@@ -112,7 +112,8 @@ def test_flood_of_channel_opens_is_answered_without_growing(tmp_path: Path) -> N
             fake.session.send(_OPEN, "session", number, WINDOW, 32768)
         until(lambda: fake.session.count("open failure") == 3000, timeout=30, what="the refusals")
         check_alive(forward)
-        assert sum(isinstance(thing, Stream) for thing in gc.get_objects()) < 50
+        gc.collect()  # what other tests left in circles is not what this one is about
+        assert sum(type(thing) is Stream for thing in gc.get_objects()) < 50
 
 
 def test_flood_through_a_listener_is_capped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -420,7 +421,7 @@ def test_data_on_channels_that_do_not_exist_is_a_typed_loss(tmp_path: Path) -> N
 def test_messages_cut_short_do_not_end_us(tmp_path: Path, kind: int, no_leaks: Any) -> None:
     """A channel message that ends in the middle is survived or told, and leaves nothing behind (row 63)."""
     overrun = Overrun()
-    with (
+    with (  # noqa: SIM117  # the peer is there before the connection
         no_leaks(),
         FakeSSH(tmp_path, on_open=overrun) as fake,
         local_forward(fake) as good,

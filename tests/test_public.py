@@ -505,7 +505,8 @@ _ELSEWHERE = """
     for name in ("fcntl", "pwd", "grp", "termios", "tty", "resource", "readline", "posix_spawn", "crypt"):
         sys.modules[name] = None
     for name in (
-        "chown fchmod fchown fork forkpty get_blocking getegid geteuid getgid getgroups getlogin getpgid getuid "
+        "chown fchmod fchown fork forkpty get_blocking getegid geteuid getgid getgroups getlogin "
+        "getpgid getuid "
         "killpg mkfifo register_at_fork set_blocking setpgid setsid uname wait4 waitpid "
         "O_CLOEXEC O_NOFOLLOW O_NONBLOCK WNOHANG"
     ).split():
