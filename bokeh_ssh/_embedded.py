@@ -336,12 +336,16 @@ class _Client(asyncssh.SSHServer):
         ways = {"no": "localhost", "yes": "", "clientspecified": "" if host == "*" else host}
         bind = ways[self.settings.gateway_ports]
         try:
-            return await self.conn.forward_local_port(bind, port, host, port)
+            listener = await self.conn.forward_local_port(bind, port, host, port)
         except OSError:
             if bind != "localhost":
                 raise
             # "localhost" may have an IPv6 address that cannot be bound here; sshd too makes do with one.
-            return await self.conn.forward_local_port(self.server.host, port, host, port)
+            listener = await self.conn.forward_local_port(self.server.host, port, host, port)
+        if self not in self.server._clients:  # gone meanwhile: asyncssh closes only those that it had then
+            listener.close()
+            raise ConnectionAbortedError
+        return listener
 
     def unix_server_requested(self, listen_path: str) -> Awaitable[asyncssh.SSHListener] | bool:
         return self._listen_unix(listen_path) if self.settings.streamlocal else False

@@ -250,14 +250,22 @@ def test_tries_end_at_the_deadline(no_leaks: Any) -> None:
     assert full.count <= 2
 
 
+def only_one(machine: Machine) -> socket.socket | None:
+    """Take a place before the login; None where there is none yet."""
+    sock = socket.create_connection((machine.host, machine.port), timeout=10)
+    if sock.recv(4) == b"SSH-":
+        return sock
+    sock.close()
+    return None
+
+
 def test_real_sshd_that_drops_startups(sshd: Callable[..., Machine], no_leaks: Any) -> None:
     """A real sshd that drops what is above MaxStartups: refused while full, let in afterwards (row 19)."""
     machine = sshd(MaxStartups="1:100:1", LoginGraceTime="30")
     with no_leaks():
-        with socket.create_connection((machine.host, machine.port), timeout=10) as first:
-            assert first.recv(4) == b"SSH-"  # it takes the one place there is
-            with pytest.raises(RefusedError):
-                through(machine, timeout=1).open()
+        first = until(lambda: only_one(machine), what="the one place there is")
+        with first, pytest.raises(RefusedError):
+            through(machine, timeout=1).open()
         # Its place is free again a moment after we hung up, which is what the tries are for.
         with through(machine) as forward:
             assert forward.state == "ready"

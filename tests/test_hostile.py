@@ -64,9 +64,9 @@ def check_alive(forward: LocalForward) -> None:
     assert forward.state == "ready"
 
 
-def forwarded(server: Server, port: int, *, number: int = 77) -> None:
+def forwarded(server: Server, port: int, *, number: int = 77, kind: str = "forwarded-tcpip") -> None:
     """Open a channel as sshd does when somebody connects to its listener."""
-    server.send(_OPEN, "forwarded-tcpip", number, WINDOW, 32768, "127.0.0.1", port, "10.0.0.1", 1234)
+    server.send(_OPEN, kind, number, WINDOW, 32768, "127.0.0.1", port, "10.0.0.1", 1234)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +105,19 @@ def test_channels_that_were_asked_for_are_taken(tmp_path: Path) -> None:
         until(lambda: fake.session.count("open failure"), what="the refusal")
 
 
+@pytest.mark.parametrize("kind", ["x11", "direct-tcpip", "auth-agent@openssh.com"])
+def test_listener_takes_its_own_kind_alone(tmp_path: Path, kind: str) -> None:
+    """A channel of another kind is not taken for a forwarded one, even if it names our listener (row 64)."""
+    with (
+        Listener(fakes.stay) as target,
+        FakeSSH(tmp_path) as fake,
+        remote_forward(fake, local_port=target.port) as forward,
+    ):
+        forwarded(fake.session, forward.remote_port, kind=kind)
+        until(lambda: fake.session.count("open failure"), what="the refusal")
+        assert target.count == 0
+
+
 def test_flood_of_channel_opens_is_answered_without_growing(tmp_path: Path) -> None:
     """Thousands of unasked channels are refused one by one; nothing of them stays (row 63)."""
     with FakeSSH(tmp_path) as fake, local_forward(fake) as forward:
@@ -136,6 +149,7 @@ def test_server_that_asks_and_does_not_read_is_cut_off(
 ) -> None:
     """One that asks and asks but takes no answers fills no memory: the connection ends, typed (row 63)."""
     monkeypatch.setattr(bokeh_ssh._transport, "_MOST_WAITING", 500)
+    many = 30_000  # by far more than fit into the sockets between us
     deaf, stuck, done = threading.Event(), threading.Event(), threading.Event()
 
     def on_open(server: Server, message: Message) -> bool:
@@ -152,12 +166,12 @@ def test_server_that_asks_and_does_not_read_is_cut_off(
             assert stuck.wait(10)
             asked = 0
             with fakes.ignored():
-                while forward.state == "ready" and asked < 100_000:
+                while forward.state == "ready" and asked < many:
                     session.send(_OPEN, "session", asked, WINDOW, 32768)
                     asked += 1
             with pytest.raises(ConnectionLostError):
                 forward.wait(20)
-            assert 500 < asked < 100_000
+            assert 500 < asked < many
         done.set()
 
 
@@ -212,7 +226,7 @@ def test_window_overrun_cuts_that_stream_alone(tmp_path: Path) -> None:
         assert session.is_active()
 
 
-def test_second_answers_are_passed_over(tmp_path: Path) -> None:
+def test_second_answers_are_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A channel that is confirmed twice, or refused after that, goes on; nobody is told twice."""
     overrun = Overrun()
     with FakeSSH(tmp_path, on_open=overrun) as fake, local_forward(fake, remote_port=9) as forward:
@@ -227,6 +241,7 @@ def test_second_answers_are_passed_over(tmp_path: Path) -> None:
             session.send(_DATA, number, "as before")
             assert sock.recv(100) == b"as before"
         assert forward.state == "ready"
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_replies_nobody_asked_for_are_passed_over(tmp_path: Path) -> None:
@@ -421,18 +436,18 @@ def test_data_on_channels_that_do_not_exist_is_a_typed_loss(tmp_path: Path) -> N
 def test_messages_cut_short_do_not_end_us(tmp_path: Path, kind: int, no_leaks: Any) -> None:
     """A channel message that ends in the middle is survived or told, and leaves nothing behind (row 63)."""
     overrun = Overrun()
-    with (  # noqa: SIM117  # the peer is there before the connection
+    with (
         no_leaks(),
         FakeSSH(tmp_path, on_open=overrun) as fake,
         local_forward(fake) as good,
         local_forward(fake, remote_port=9) as bad,
+        socket.create_connection(("127.0.0.1", bad.local_port), timeout=10),
     ):
-        with socket.create_connection(("127.0.0.1", bad.local_port), timeout=10):
-            until(lambda: len(overrun.theirs) == 2, what="the channel")
-            fake.session.send(kind, overrun.theirs[-1])
-            fake.session.send(kind, overrun.theirs[-1], b"\xff\xff\xff\xff")
-            fake.session.send(kind, overrun.theirs[-1], b"\x00\x00")
-            check_alive(good)
+        until(lambda: len(overrun.theirs) == 2, what="the channel")
+        fake.session.send(kind, overrun.theirs[-1])
+        fake.session.send(kind, overrun.theirs[-1], b"\xff\xff\xff\xff")
+        fake.session.send(kind, overrun.theirs[-1], b"\x00\x00")
+        check_alive(good)
 
 
 def test_port_zero_needs_a_port_in_the_answer(tmp_path: Path) -> None:

@@ -487,11 +487,15 @@ def test_close_in_a_signal_handler_at_any_moment(
         signal.setitimer(signal.ITIMER_REAL, 0)
         assert tunnel.state == "closed", tunnel.state
     say("done", cut)
-    say("threads", sorted(t.name for t in threading.enumerate() if t is not threading.main_thread()))
+    pause, deadline = threading.Event(), time.monotonic() + 5
+    while threading.active_count() > 1 and time.monotonic() < deadline:
+        pause.wait(0.02)
+    say("threads", threading.active_count())
     """
     running = program(code, "RemoteForward", *at(machine), remote_port=0, **machine.login)
     assert (running.end(60), running.errors) == (0, ""), running.errors
     assert int(running.wait_for("done").split()[1]) > 3  # the proof that it fell into the opening
+    assert running.said[-1] == "threads 1"
     until(lambda: not machine.server._clients, what="the server to see all of them go")
 
 
