@@ -472,13 +472,16 @@ def test_without_a_terminal_nothing_is_asked(
 def test_publish_and_gateway(machine: Machine, app: str, marker: str) -> None:
     """The Bokeh host serves and publishes with one command, the person opens it with another; each ends what
     it started."""
-    words = ["publish", app, "-g", machine.host, "--remote-port", "0", *login(machine)]
+    # Before Tornado 6.6 a page may come only from where the publication says: here, an unusual port.
+    local = str(free_port())
+    origin = f"localhost:{local}"
+    words = ["publish", app, "-g", machine.host, "--remote-port", "0", "--origin", origin, *login(machine)]
     with Program(*words) as published:
         host, _, port = published.address().partition(":")
         assert host == machine.host
         published.expect(f"bokeh-ssh gateway {machine.host} --gateway-port {port}")
         assert [address for address, number in machine.listening() if number == int(port)] == ["127.0.0.1"]
-        words = ["gateway", machine.host, "--gateway-port", port, "--local-port", "0", *login(machine)]
+        words = ["gateway", machine.host, "--gateway-port", port, "--local-port", local, *login(machine)]
         with Program(*words) as opened:
             url = opened.address()
             apps.drive(f"{url}{marker}")
