@@ -474,11 +474,14 @@ def test_close_in_a_signal_handler_at_any_moment(
     code = """
     import random
 
+    began = time.monotonic()
+    with tunnel:
+        opening = time.monotonic() - began
     signal.signal(signal.SIGALRM, lambda number, frame: tunnel.close())
     random.seed(5)
     cut = 0
     for _ in range(40):
-        signal.setitimer(signal.ITIMER_REAL, random.uniform(0.001, 0.12))
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(0.001, 1.5 * opening + 0.03))
         try:
             with tunnel:
                 tunnel.wait(0.02)
