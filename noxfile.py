@@ -164,6 +164,13 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Measure against other SSH forwards; ``-- --quick`` for a look, ``-- --help`` for more."""
+    session.install(".", *_group("bench"))
+    session.run("python", "-m", "benchmarks", *session.posargs, env={"PYTHONPATH": "tests"})
+
+
+@nox.session(default=False)
 def demo(session: nox.Session) -> None:
     """Show a Bokeh app through a real tunnel to an SSH server on this machine; Ctrl-C ends it."""
     session.install("--quiet", ".[demo]")

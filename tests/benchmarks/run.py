@@ -1,0 +1,302 @@
+"""Run it all: every peer under every load, in turn, on one SSH server; then tell."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import beds
+from benchmarks import browser, facts, plot, process, report, starts
+from benchmarks.process import Child, PeerError
+from benchmarks.rows import FORWARDS, QUICK, Results, Row, Scale, goals, other_rows, rows
+
+_ROOT = Path(__file__).resolve().parent.parent.parent
+_STATIC = _ROOT / "docs" / "_static"
+#: Seconds for a peer to stand.
+_START = 30.0
+#: Loads that can check every byte, which costs time: done before what is timed.
+_CHECKED = ("download", "upload", "downloads", "round_trips")
+
+Tell = Callable[[str], None]
+
+
+class Bench:
+    """What all rows share: one SSH server, one target, one long link to the server.
+
+    :param stack: takes what must be ended
+    :param tell: takes a line for each thing that was measured
+    """
+
+    def __init__(
+        self, stack: ExitStack, scale: Scale, only: Sequence[str], peers: Sequence[str], tell: Tell
+    ) -> None:
+        self.scale = scale
+        self.results: Results = {}
+        self.notes: list[str] = []
+        self._only = only
+        self._peers = peers
+        self._tell = tell
+        self._directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-")))
+        self._machine = stack.enter_context(beds.local_sshd(beds.Key.generate(), self._directory, {}))
+        self._target = self._serve(stack, "target", {})
+        far = self._serve(stack, "delay", {"port": self._machine.port, "delay": scale.delay})
+        known = self._machine.known_hosts.read_text(encoding="ascii").replace(
+            str(self._machine.port), str(far)
+        )
+        path = self._directory / "known_hosts-far"
+        path.write_text(known, encoding="ascii")
+        self._far = replace(self._machine, port=far, known_hosts=path)
+
+    def _serve(self, stack: ExitStack, module: str, order: dict[str, Any]) -> int:
+        return int(stack.enter_context(Child(module, order, self._directory)).hear(_START)["port"])
+
+    def _wanted(self, row: Row) -> list[str]:
+        if self._only and row.key not in self._only:
+            return []
+        return [peer for peer in row.peers if not self._peers or peer in self._peers]
+
+    def _rotated(self, row: Row, number: int) -> list[str]:
+        """List the peers of a row that have not failed it, beginning with another one in each round."""
+        peers = self._wanted(row)
+        start = number % len(peers) if peers else 0
+        failed = [peer for peer, found in self.results.get(row.key, {}).items() if "failed" in found[-1]]
+        return [peer for peer in peers[start:] + peers[:start] if peer not in failed]
+
+    def _note(self, row: Row, peer: str, found: dict[str, Any]) -> None:
+        self.results.setdefault(row.key, {}).setdefault(peer, []).append(found)
+        self._tell(f"{row.title}: {peer}: {report.cell(row, found)}")
+
+    def _order(self, row: Row, peer: str, target: int | None = None) -> dict[str, Any]:
+        machine = self._far if row.slow else self._machine
+        return {
+            "peer": peer,
+            "host": machine.host,
+            "port": machine.port,
+            "user": machine.user,
+            "key": str(machine.key_path),
+            "known_hosts": str(machine.known_hosts),
+            "target": target or self._target,
+            "remote": row.remote,
+            "ssh": machine.ssh("true")[:-2],
+        }
+
+    # Rows that are loads on a forward.
+
+    def forwards(self) -> None:
+        """Measure all rows that are loads on a forward."""
+        for row in rows(self.scale):
+            if row.load in _CHECKED and not row.busy:
+                for peer in self._wanted(row):
+                    self._check(row, peer)
+            for number in range(1 if row.once else self.scale.rounds):
+                for peer in self._rotated(row, number):
+                    try:
+                        found = self._measure(row, peer)
+                    except PeerError as exc:
+                        found = {"failed": str(exc)}
+                    self._note(row, peer, found)
+
+    def _check(self, row: Row, peer: str) -> None:
+        words = dict(row.words)
+        if row.load != "round_trips":
+            words["size"] = min(words["size"], self.scale.checked)
+        try:
+            with Child("peers", self._order(row, peer), self._directory) as forward:
+                self._load(row, forward.hear(_START)["port"], words | {"verify": True})
+        except PeerError as exc:
+            self._note(row, peer, {"failed": str(exc)})
+
+    def _load(
+        self, row: Row, port: int, words: dict[str, Any], meanwhile: Callable[[], None] | None = None
+    ) -> Any:
+        patience = row.words["limit"] + 30
+        order = {"load": row.load, "port": port, **words}
+        with Child("loads", order, self._directory) as driver:
+            if meanwhile:
+                driver.hear(patience)
+                meanwhile()
+                driver.tell("go on")
+            return driver.hear(patience)
+
+    def _measure(self, row: Row, peer: str) -> dict[str, Any]:
+        with Child("peers", self._order(row, peer), self._directory) as forward:
+            opened = forward.hear(_START)
+            port, pids = opened["port"], opened["pids"]
+            if row.busy:
+                forward.tell("busy")
+                forward.hear(_START)
+            if row.load == "hold":
+                return self._hold(row, port, pids)
+            began = process.cpu(pids)
+            found = self._load(row, port, row.words | {"verify": False})
+            if peer != "raw":
+                found |= {"cpu": process.cpu(pids) - began, "peak": process.status(pids, "VmHWM")}
+            return dict(found)
+
+    def _hold(self, row: Row, port: int, pids: list[int]) -> dict[str, Any]:
+        """Hold connections, and look at what they cost the client while they stand."""
+        warm = replace(row, load="round_trips")
+        self._load(warm, port, {"size": 200, "count": 40, "limit": row.words["limit"], "verify": True})
+        before = {name: process.status(pids, name) for name in ("VmRSS", "Threads")}
+        cost: dict[str, Any] = {}
+
+        def look() -> None:
+            more = {name: process.status(pids, name) - before[name] for name in before}
+            cost["each"] = more["VmRSS"] / row.words["count"]
+            cost["threads"] = more["Threads"]
+
+        found = self._load(row, port, row.words | {"verify": True}, look)
+        count = row.words["count"]
+        if found["served"] < count:
+            return {"failed": f"{found['served']} of {count} served: {found['why']}", **cost}
+        return found | cost
+
+    # The others.
+
+    def others(self) -> None:
+        """Measure starts, and a page in a browser."""
+        attach, import_, launch, page, drag = other_rows(self.scale)
+        for number in range(self.scale.rounds):
+            for peer in self._rotated(attach, number):
+                self._attach(attach, peer)
+            if self._wanted(import_):
+                for _ in range(self.scale.imports):
+                    self._note_all(import_, starts.imports())
+        app = self._directory / "app.py"
+        app.write_text(starts.APP, encoding="utf-8")
+        try:
+            for _ in range(self.scale.launches * self.scale.rounds if self._wanted(launch) else 0):
+                self._note_all(launch, starts.launches(self._machine, app))
+            if self._wanted(page) or self._wanted(drag):
+                self._pages(page, drag, app)
+        except PeerError as exc:
+            self._skip(str(exc))
+
+    def _note_all(self, row: Row, found: dict[str, dict[str, Any]]) -> None:
+        for peer, one in found.items():
+            self._note(row, peer, one)
+
+    def _skip(self, reason: str) -> None:
+        self.notes.append(reason)
+        self._tell(reason)
+
+    def _attach(self, row: Row, peer: str) -> None:
+        order = self._order(row, peer) | {"attach": self.scale.attaches}
+        try:
+            with Child("peers", order, self._directory) as forward:
+                for time in forward.hear(self.scale.patience)["times"]:
+                    self._note(row, peer, {"time": time})
+        except PeerError as exc:
+            self._note(row, peer, {"failed": str(exc)})
+
+    def _pages(self, page: Row, drag: Row, app: Path) -> None:
+        program = browser.find()
+        if program is None:
+            self._skip("skipped: the page rows, since there is no Chromium here (apt install chromium)")
+            return
+        with (
+            starts.bokeh_server(app, "--allow-websocket-origin", "*") as (port, _),
+            browser.browser(program) as chromium,
+        ):
+            chromium.measure(f"http://127.0.0.1:{port}/{app.stem}", 1)  # its own first time
+            for number in range(self.scale.rounds):
+                for peer in self._rotated(replace(page, peers=("raw", *FORWARDS)), number):
+                    self._page(page, drag, peer, chromium, port, app.stem)
+
+    def _page(self, page: Row, drag: Row, peer: str, chromium: browser.Browser, port: int, name: str) -> None:
+        try:
+            with Child("peers", self._order(page, peer, port), self._directory) as forward:
+                local = forward.hear(_START)["port"]
+                loaded, times = chromium.measure(f"http://127.0.0.1:{local}/{name}", self.scale.drag)
+        except PeerError as exc:
+            self._note(page, peer, {"failed": str(exc)})
+            return
+        self._note(page, peer, {"time": loaded})
+        self._note(drag, peer, browser.summary(times))
+
+
+def measure(
+    scale: Scale, *, only: Sequence[str] = (), peers: Sequence[str] = (), tell: Tell
+) -> dict[str, Any]:
+    """Measure everything; gives what is kept as JSON.
+
+    :param only: keys of rows; empty is all; likewise ``peers``
+    """
+    _raise_limits(scale)
+    machine = facts.gather()
+    with ExitStack() as stack:
+        bench = Bench(stack, scale, only, peers, tell)
+        bench.forwards()
+        bench.others()
+    return {
+        "machine": machine,
+        "scale": asdict(scale),
+        "results": bench.results,
+        "notes": bench.notes,
+        "goals": [
+            {
+                "work": goal.work,
+                "goal": goal.text,
+                "measured": goal.measure(bench.results),
+                "reached": goal.reached(bench.results),
+            }
+            for goal in goals(scale)
+        ],
+    }
+
+
+def _raise_limits(scale: Scale) -> None:
+    """Allow as many open files as the row with the most connections needs; what is started inherits it."""
+    try:
+        import resource
+    except ImportError:
+        return  # Windows has no such limit
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * scale.held + 500
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run it from the command line."""
+    parser = argparse.ArgumentParser(prog="nox -s bench --", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small sizes, one round: does it work at all")
+    parser.add_argument("--rounds", type=int, help="how often each peer has its turn (default: 5)")
+    parser.add_argument("--only", default="", help="rows, by key, with commas")
+    parser.add_argument("--peers", default="", help="peers, by key, with commas")
+    parser.add_argument("--out", type=Path, help="the directory for benchmark.json, .md and .svg")
+    parser.add_argument("--again", type=Path, help="measure nothing: tell what that JSON file holds")
+    options = parser.parse_args(argv)
+    scale = QUICK if options.quick else Scale()
+    scale = replace(scale, rounds=options.rounds or scale.rounds)
+    only, peers = ([name for name in text.split(",") if name] for text in (options.only, options.peers))
+    if options.again:
+        kept = json.loads(options.again.read_text(encoding="utf-8"))
+    else:
+        kept = measure(
+            scale, only=only, peers=peers, tell=lambda line: print(line, file=sys.stderr, flush=True)
+        )
+    print(report.text(kept))
+    # Only a whole run replaces the figures in the documentation.
+    place = options.out or (None if options.quick or only or peers else _STATIC)
+    if place:
+        write(kept, place)
+        print(f"written: benchmark.json, benchmark.md and benchmark.svg in {os.path.relpath(place)}")
+    return 0
+
+
+def write(kept: dict[str, Any], place: Path) -> None:
+    """Write the figures, the tables of the documentation, and the picture."""
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "benchmark.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    (place / "benchmark.md").write_text(report.markdown(kept), encoding="utf-8")
+    (place / "benchmark.svg").write_text(plot.draw(kept), encoding="utf-8")
