@@ -47,7 +47,7 @@ def served() -> Any:
 
 
 def test_every_peer_here_carries_every_byte(tmp_path: Path) -> None:
-    """A tiny run: ``ssh`` and both ways of ours pass all loads, bytes checked, and the figures are written."""
+    """A tiny run: ``ssh`` and both ways of ours pass all loads, bytes checked, and figures are written."""
     if beds.find_sshd() is None:
         missing("OpenSSH's sshd is not installed")
     run = pytest.importorskip("benchmarks.run", reason="the benchmark reads /proc and sends POSIX signals")
