@@ -61,8 +61,9 @@ class Child:
 
     def _read(self) -> None:
         assert self.process.stdout
-        for line in self.process.stdout:
-            self._said.put(line)
+        with self.process.stdout as lines:
+            for line in lines:
+                self._said.put(line)
         self._said.put("")
 
     def tell(self, message: Any) -> None:
