@@ -52,6 +52,7 @@ class _Line:
             if left > 0:
                 return left
             if data is None:
+                self._under_way.clear()  # told once: a sink that has ended by then cannot be told again
                 self.sink.shutdown(socket.SHUT_WR)
                 self.done = True
                 return None
