@@ -440,12 +440,14 @@ def _handshake(
             attempt_stack.callback(pump.close)
             transport = Transport(sock, pump, prefer_host_keys=known)
             transport.use_compression(hop.host.compression or bool(hop.config.compression))
-            transport.banner_timeout = transport.handshake_timeout = hop.timeout
+            # Ours is the deadline that tells what happened; paramiko's own only ends its thread.
+            transport.banner_timeout = transport.handshake_timeout = hop.timeout + 5
             attempt_stack.callback(transport.shut, 0.5)
             done = threading.Event()
             transport.start_client(event=done)
             finished = wait(done, max(0.1, deadline - time.monotonic()))
             if finished and transport.alive:
+                transport.packetizer.settle()
                 stack.push(attempt_stack.pop_all())
                 return transport
             cause = transport.get_exception()

@@ -27,8 +27,17 @@ MAX_PACKET_LENGTH = 256 * 1024 + 1024
 #: The longest line before the key exchange; RFC 4253, section 4.2 allows 255 characters.
 _MAX_LINE = 8192
 _TAG = 16
+#: Linux alone has it.
+_QUICKACK = getattr(socket, "TCP_QUICKACK", 0)
+#: How long a system call may wait, as a ``struct timeval``: paramiko's own 0.1 s.
+_TIMEOUT = struct.pack("@ll", 0, 100_000)
 _MASK = (1 << 64) - 1
 _NOTHING = memoryview(b"")
+_channel_data = struct.Struct(">BII").pack
+_uint32 = struct.Struct(">I").pack
+_read_uint32 = struct.Struct(">I").unpack_from
+#: A packet's padding length as a byte, by its value.
+_BYTE = [bytes((value,)) for value in range(256)]
 
 
 class ChannelData:
@@ -43,11 +52,11 @@ class ChannelData:
 
     def payloads(self) -> list[tuple[bytes, memoryview]]:
         """Split them (RFC 4254, section 5.2)."""
-        found = []
-        for start in range(0, len(self.data), self.limit):
-            part = self.data[start : start + self.limit]
-            found.append((struct.pack(">BII", MSG_CHANNEL_DATA, self.number, len(part)), part))
-        return found
+        number, data, limit, size = self.number, self.data, self.limit, len(self.data)
+        if size <= limit:
+            return [(_channel_data(MSG_CHANNEL_DATA, number, size), data)]
+        parts = [data[start : start + limit] for start in range(0, size, limit)]
+        return [(_channel_data(MSG_CHANNEL_DATA, number, len(part)), part) for part in parts]
 
 
 if TYPE_CHECKING:
@@ -74,7 +83,8 @@ class Packetizer(_Base):
     so the base's private attributes can be used as they are written there.
 
     :ivar on_data: takes the decrypted packet of channel data and its end without padding, and tells whether
-        it was taken
+        it was taken; it may gather them until
+    :ivar on_pause: is called, which is before anything else is handed on and before it waits for more
     """
 
     if TYPE_CHECKING:
@@ -105,12 +115,16 @@ class Packetizer(_Base):
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(sock)
+        self._quick = False
+        self._gathering = False
         self._buffer = bytearray(_READ_AHEAD)
         self._view = memoryview(self._buffer)
         self._start = 0
         self._end = 0
         self._random = b""
+        self._random_at = 0
         self.on_data: Callable[[bytes, int], bool] | None = None
+        self.on_pause: Callable[[], None] = _nothing
 
     # Reading: the transport thread only.
 
@@ -128,6 +142,8 @@ class Packetizer(_Base):
             if self.handshake_timed_out():
                 raise EOFError
             try:
+                if self._quick:
+                    self.__socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
                 got = self.__socket.recv_into(self._view[self._end :])
             except (TimeoutError, BlockingIOError, InterruptedError):
                 if self.__closed:
@@ -142,6 +158,21 @@ class Packetizer(_Base):
             if not got:
                 raise EOFError
             self._end += got
+
+    def settle(self) -> None:
+        """Use the socket for good, once the first keys are in use: only then is nothing timed by paramiko.
+
+        Python makes a ``poll`` before each call on a socket with a timeout; the kernel's own timeouts need
+        none. And sshd holds a small packet back until the one before is acknowledged (Nagle's algorithm,
+        which it leaves on for forwards without a terminal) while the kernel delays that by 40 ms.
+        """
+        sock = self.__socket
+        if _QUICKACK and sock.family != getattr(socket, "AF_UNIX", None):
+            self._quick = True
+        if os.name == "posix":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEOUT)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEOUT)
+            sock.settimeout(None)
 
     def _make_room(self, count: int) -> None:
         rest = bytes(self._view[self._start : self._end])
@@ -182,30 +213,47 @@ class Packetizer(_Base):
         self._end += len(data)
 
     def read_message(self) -> tuple[int, Message]:
-        """Read a packet; channel data is handed on at once, and the next packet read."""
+        """Read a packet; channel data is handed on by the way, together with what of it came with it."""
         if not self.__aead_in or self.__compress_engine_in is not None:
             kind, message = super().read_message()
             return kind, message
         while True:
+            if self._gathering and not self._has_packet():
+                self._pause()
             packet, end = self._read_packet()
             kind = packet[1]
             if kind == MSG_CHANNEL_DATA and self.on_data is not None and self.on_data(packet, end):
+                self._gathering = True
                 if self.__need_rekey:
+                    self._pause()
                     raise NeedRekeyException  # lets the transport begin; it asks us again
                 continue
+            if self._gathering:
+                self._pause()
             message = Message(packet[2:end])
             message.seqno = (self.__sequence_number_in - 1) & 0xFFFFFFFF
             return kind, message
 
+    def _pause(self) -> None:
+        self._gathering = False
+        self.on_pause()
+
+    def _has_packet(self) -> bool:
+        """Tell whether a whole packet is in the buffer."""
+        there = self._end - self._start
+        return there >= 4 and there >= 4 + int(_read_uint32(self._buffer, self._start)[0]) + _TAG
+
     def _read_packet(self) -> tuple[bytes, int]:
         """Read and decrypt one (RFC 5647, section 7.3); gives it from the padding length on, and its end."""
-        self._fill(4, check_rekey=True)
-        (length,) = struct.unpack_from(">I", self._buffer, self._start)
+        if self._end - self._start < 4:
+            self._fill(4, check_rekey=True)
+        (length,) = _read_uint32(self._buffer, self._start)
         if not 5 <= length <= MAX_PACKET_LENGTH:
             msg = f"a packet of {length} bytes"
             raise SSHException(msg)
         whole = 4 + length + _TAG
-        self._fill(whole)
+        if self._end - self._start < whole:
+            self._fill(whole)
         at = self._start
         try:
             packet: bytes = self.__block_engine_in.decrypt(
@@ -252,18 +300,14 @@ class Packetizer(_Base):
 
     def send_message(self, data: Message | ChannelData) -> None:
         """Send a message, or as many packets as channel data needs."""
-        fast = self.__aead_out and self.__compress_engine_out is None
-        if isinstance(data, ChannelData):
-            if not fast:
+        if not self.__aead_out or self.__compress_engine_out is not None:
+            if isinstance(data, ChannelData):
                 for head, part in data.payloads():
                     super().send_message(Message(head + bytes(part)))
-                return
-            payloads = data.payloads()
-        elif fast:
-            payloads = [(data.asbytes(), _NOTHING)]
-        else:
-            super().send_message(data)
+            else:
+                super().send_message(data)
             return
+        payloads = data.payloads() if isinstance(data, ChannelData) else [(data.asbytes(), _NOTHING)]
         with self.__write_lock:
             out: list[bytes] = []
             for head, part in payloads:
@@ -272,25 +316,26 @@ class Packetizer(_Base):
             self.write_all(whole)
             self.__sent_bytes += len(whole)
             self.__sent_packets += len(payloads)
-            if not self.__need_rekey and (
+            if (
                 self.__sent_packets >= self.REKEY_PACKETS or self.__sent_bytes >= self.REKEY_BYTES
-            ):
+            ) and not self.__need_rekey:
                 self._want_new_keys()
 
     def _build(self, head: bytes, part: memoryview, out: list[bytes]) -> None:
         """Pad and encrypt one packet; what is padded is all but its length (RFC 5647, section 7.2)."""
         size = 1 + len(head) + len(part)
         padding = 4 + (-(size + 4)) % self.__block_size_out
-        if len(self._random) < padding:
-            self._random = os.urandom(4096)
-        noise, self._random = self._random[:padding], self._random[padding:]
-        length = struct.pack(">I", size + padding)
-        plain = b"".join((bytes((padding,)), head, part, noise))
+        at = self._random_at
+        if at + padding > len(self._random):
+            self._random, at = os.urandom(4096), 0
+        self._random_at = at + padding
+        length = _uint32(size + padding)
+        plain = b"".join((_BYTE[padding], head, part, self._random[at : at + padding]))
         out.append(length)
         out.append(self.__block_engine_out.encrypt(self.__iv_out, plain, length))
         self.__iv_out = _next(self.__iv_out)
         following = (self.__sequence_number_out + 1) & 0xFFFFFFFF
-        if following == 0 and not self._initial_kex_done:
+        if not following and not self._initial_kex_done:
             msg = "Sequence number rolled over during initial kex!"
             raise SSHException(msg)
         self.__sequence_number_out = following
@@ -303,12 +348,19 @@ class Packetizer(_Base):
         rest = memoryview(out)
         while rest:
             try:
-                rest = rest[self.__socket.send(rest) :]
+                sent = self.__socket.send(rest)
+                if sent == len(rest):
+                    return
+                rest = rest[sent:]
             except (TimeoutError, BlockingIOError, InterruptedError):
                 if self.__closed:
                     raise EOFError from None
             except OSError as exc:
                 raise EOFError from exc
+
+
+def _nothing() -> None:
+    pass
 
 
 def _next(iv: bytes) -> bytes:

@@ -36,8 +36,17 @@ log = logging.getLogger("bokeh_ssh.pump")
 #: Bytes read from a local socket at a time: large enough that Python's cost per read does not matter,
 #: small enough that sixteen busy sockets take fair turns.
 _CHUNK = 128 * 1024
+#: Parts for one system call; POSIX lets a kernel refuse more than 16 (IOV_MAX), none here has less than 1024.
+_MOST_PARTS = 512
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, 0 s
 _WINDOWS_RESET = struct.pack("hh", 1, 0)
+
+
+def _send(sock: socket.socket, parts: list[memoryview]) -> int:
+    """Send as much as fits; gives how much that was."""
+    if len(parts) == 1 or not hasattr(sock, "sendmsg"):  # Windows has none
+        return sock.send(parts[0])
+    return sock.sendmsg(parts[:_MOST_PARTS])
 
 
 class Stream(Protocol):
@@ -74,6 +83,7 @@ class Pump:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._pipes: set[Pipe] = set()
+        self._chunk = memoryview(bytearray(_CHUNK))
         self._closing = False
         self._wake_lock = threading.RLock()  # a signal handler may close what its thread was about to use
         self._woken = False
@@ -95,6 +105,8 @@ class Pump:
     def post(self, call: Callable[[], None]) -> None:
         """Run ``call`` on the pump thread, after all that was posted before; never blocks."""
         self._calls.append(call)
+        if threading.get_ident() == self._thread.ident:
+            return  # it looks before it sleeps
         with self._wake_lock:
             if self._woken or self._closing:
                 return
@@ -185,7 +197,9 @@ class Pump:
 
     def _turn(self) -> None:
         pause = None
-        if self._timers:
+        if self._calls:
+            pause = 0.0
+        elif self._timers:
             pause = max(0.0, self._timers[0][0] - time.monotonic())
         for key, mask in self._selector.select(pause):
             self._call(key.data, mask)
@@ -277,12 +291,13 @@ class Pipe:
         room = self._stream.writable()
         if room <= 0:
             return
+        chunk = self._pump._chunk
         try:
-            data = self._sock.recv(min(room, _CHUNK))
+            count = self._sock.recv_into(chunk, min(room, _CHUNK))
         except (BlockingIOError, InterruptedError):
             return
-        if data:
-            self._stream.send(memoryview(data))
+        if count:
+            self._stream.send(chunk[:count])  # encrypted when that returns
             return
         self._sock_eof = True
         self._stream.send_eof()
@@ -332,25 +347,29 @@ class Pipe:
 
     # The transport thread's half: what the stream tells.
 
-    def on_data(self, data: memoryview) -> None:
+    def on_data(self, parts: list[memoryview]) -> None:
         """Take what arrived: to the socket while it fits, else into the backlog."""
         with self._lock:
             if self._done:
                 return
             count = 0
-            if not self._backlog:
+            waiting = bool(self._backlog)
+            if not waiting:
                 try:
-                    count = self._sock.send(data)
+                    count = _send(self._sock, parts)
                 except (BlockingIOError, InterruptedError):
                     pass
                 except OSError as exc:
                     log.debug("a local connection went away: %s", exc)
                     self._pump.post(self.abort)
                     return
-            if count < len(data):
-                self._backlog.append(data[count:])
-                if len(self._backlog) == 1:
-                    self._pump.post(self._update)
+            sent = count
+            for part in parts:
+                if sent < len(part):
+                    self._backlog.append(part[sent:])
+                sent = max(0, sent - len(part))
+            if self._backlog and not waiting:
+                self._pump.post(self._update)
             if count:
                 self._stream.credit(count)
 

@@ -90,9 +90,10 @@ class Session:
 
     # What the stream tells, on the transport thread.
 
-    def on_data(self, data: memoryview) -> None:
+    def on_data(self, parts: list[memoryview]) -> None:
+        data = b"".join(parts)
         self._credit(len(data))
-        self._on_stdout(bytes(data))
+        self._on_stdout(data)
 
     def on_stderr(self, data: bytes) -> None:
         self._credit(len(data))

@@ -32,14 +32,14 @@ WINDOW = 2 * 1024 * 1024
 #: What it may grow to on a link that is long and fast: 32 MiB fill 2.5 Gbit/s at 100 ms.
 MOST_WINDOW = 32 * 1024 * 1024
 #: The largest packet of channel data taken; OpenSSH sends 32 KiB at most.
-MAX_PACKET = 32 * 1024
+MAX_PACKET = 128 * 1024
 _ADMINISTRATIVELY_PROHIBITED = 1
 
 
 class Sink(Protocol):
     """Takes what a stream receives, on the transport thread: must not block and must not raise."""
 
-    def on_data(self, data: memoryview) -> None: ...
+    def on_data(self, parts: list[memoryview]) -> None: ...
     def on_eof(self) -> None: ...
     def on_close(self) -> None: ...
     def on_lost(self) -> None: ...
@@ -69,7 +69,7 @@ class Carrier(Protocol):
 class _Nowhere:
     """Takes what comes before a sink is set, and after the end: nothing may."""
 
-    def on_data(self, data: memoryview) -> None: ...
+    def on_data(self, parts: list[memoryview]) -> None: ...
     def on_eof(self) -> None: ...
     def on_close(self) -> None: ...
     def on_lost(self) -> None: ...
@@ -266,13 +266,13 @@ class Stream:
             self._close_sent = True
             self.on_refused(code, text)
 
-    def feed(self, data: memoryview) -> None:
-        """Take data, from a packet of its own."""
-        if self._take(len(data)):
-            self.sink.on_data(data)
+    def feed(self, parts: list[memoryview]) -> None:
+        """Take data, in the order it came."""
+        if self._take(sum(map(len, parts))):
+            self.sink.on_data(parts)
 
     def _feed(self, message: Message) -> None:
-        self.feed(memoryview(message.get_binary()))
+        self.feed([memoryview(message.get_binary())])
 
     def _feed_extended(self, message: Message) -> None:
         kind = message.get_int()

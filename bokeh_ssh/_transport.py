@@ -54,6 +54,7 @@ _MOST_WAITING = 50_000
 #: Channels that a server may have open through one listener at a time.
 _MOST_INCOMING = 4096
 _CONNECT_FAILED = 2
+_numbers = struct.Struct(">II").unpack_from
 _RESOURCE_SHORTAGE = 4
 #: Bytes by which the windows of all streams of a connection may grow together: the bound of what slow
 #: readers can make us keep, on top of 2 MiB for each of them.
@@ -73,6 +74,8 @@ if TYPE_CHECKING:
         _expected_packet: tuple[int, ...]
         _channels: Any
         active: bool
+        clear_to_send: threading.Event
+        clear_to_send_lock: threading.Lock
 
         def _send_user_message(self, data: Message | ChannelData) -> None: ...
         def _verify_key(self, host_key: bytes, sig: bytes) -> None: ...
@@ -134,6 +137,9 @@ class Transport(_Base):
             packetizer_class=Packetizer,
         )
         self.packetizer.on_data = self._on_data
+        self.packetizer.on_pause = self._hand_on
+        self._gathered: list[memoryview] = []  # what came for one stream at a time, of one read
+        self._gathered_for: Stream | None = None
         options = self.get_security_options()
         # AES-GCM runs in one pass in OpenSSL; the others need an HMAC per packet from Python besides.
         gcm = [
@@ -249,8 +255,13 @@ class Transport(_Base):
 
         :raises BrokenPipeError: if the connection is no more
         """
+        message = Message(packet) if isinstance(packet, bytes) else packet
         try:
-            self._send_user_message(Message(packet) if isinstance(packet, bytes) else packet)
+            with self.clear_to_send_lock:
+                if self.clear_to_send.is_set() and self.active:  # paramiko itself asks in 0.1 s steps
+                    self.packetizer.send_message(message)
+                    return
+            self._send_user_message(message)
         except (EOFError, OSError, paramiko.SSHException) as exc:
             msg = "the SSH connection is gone"
             raise BrokenPipeError(errno.EPIPE, msg) from exc
@@ -320,12 +331,22 @@ class Transport(_Base):
         """Take a decrypted packet of channel data, from its padding length on, past paramiko's loop."""
         if self._expected_packet:  # in a key exchange: paramiko's loop knows what to do with it
             return False
-        number, length = struct.unpack_from(">II", packet, 2)
+        number, length = _numbers(packet, 2)
         stream = self._streams.get(number)
         if stream is None or length != end - 10:
             return False
-        stream.feed(memoryview(packet)[10:end])
+        if stream is not self._gathered_for:
+            self._hand_on()
+            self._gathered_for = stream
+        self._gathered.append(memoryview(packet)[10:end])
         return True
+
+    def _hand_on(self) -> None:
+        """Give a stream what came for it: many packets, one system call."""
+        stream, self._gathered_for = self._gathered_for, None
+        if stream:
+            parts, self._gathered = self._gathered, []
+            stream.feed(parts)
 
     def _next_channel(self) -> int:
         return next(self._numbers)  # one sequence for paramiko's own channels and our streams
