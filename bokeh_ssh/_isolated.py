@@ -28,8 +28,11 @@ _GOODBYE = 20.0
 #: Seconds when nobody wants to wait, as after Ctrl-C; the child goes on by itself.
 _HURRY = 1.5
 #: The child finds the package where we have it, whatever its own path would be.
+#: And paramiko gets no invoke: it asks for one directive of an ssh_config reader that we do not use, and it is
+#: a quarter of what there is to import.
 _BOOT = (
     "import pickle, struct, sys; i = sys.stdin.buffer; n = i.read(4) or sys.exit(); "
+    "sys.modules['invoke'] = None; "
     "sys.path[:] = pickle.loads(i.read(struct.unpack('>I', n)[0])); "
     "from bokeh_ssh._child import main; main()"
 )
