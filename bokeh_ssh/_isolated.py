@@ -28,7 +28,7 @@ _GOODBYE = 20.0
 #: Seconds when nobody wants to wait, as after Ctrl-C; the child goes on by itself.
 _HURRY = 1.5
 #: The child finds the package where we have it, whatever its own path would be.
-#: And paramiko gets no invoke: it asks for one directive of an ssh_config reader that we do not use, and it is
+#: And paramiko gets no invoke: it asks for one directive of an ssh_config reader that we do not use, and is
 #: a quarter of what there is to import.
 _BOOT = (
     "import pickle, struct, sys; i = sys.stdin.buffer; n = i.read(4) or sys.exit(); "
