@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 
 from bokeh_ssh._errors import ConnectError, ConnectTimeoutError, RefusedError, ResolveError
-from bokeh_ssh._wait import SLICE, wait
+from bokeh_ssh._wait import SLICE, heed, wait
 
 Address = tuple[socket.AddressFamily, tuple[object, ...]]
 
@@ -120,6 +120,7 @@ class _Race:
     def run(self, deadline: float) -> socket.socket | None:
         """Return the winner, or None when all failed or the deadline came."""
         while (left := deadline - time.monotonic()) > 0:
+            heed()
             if self._left:
                 won = self._start(*self._left.pop(0))
                 if won:

@@ -20,6 +20,7 @@ from bokeh_ssh import _parcel
 from bokeh_ssh._errors import BokehSSHError, ConnectionLostError
 from bokeh_ssh._events import Event
 from bokeh_ssh._fork import in_child
+from bokeh_ssh._wait import SLICE, heed
 
 log = logging.getLogger("bokeh_ssh")
 
@@ -104,8 +105,9 @@ class Child:
 
     def _next(self) -> tuple[Any, ...]:
         while True:
+            heed()
             with contextlib.suppress(queue.Empty):
-                return self._answers.get(timeout=0.5)  # in slices: Windows cannot interrupt a wait
+                return self._answers.get(timeout=SLICE)  # Windows cannot interrupt a longer wait
 
     def get(self, name: str) -> Any:
         """Read an attribute of the object there; None if the child is gone."""

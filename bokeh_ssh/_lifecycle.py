@@ -12,7 +12,7 @@ from bokeh_ssh._errors import BokehSSHError, TunnelClosedError
 from bokeh_ssh._events import Closed, Event, Lost, OnEvent, ignore
 from bokeh_ssh._fork import in_child
 from bokeh_ssh._isolated import Child, is_possible
-from bokeh_ssh._wait import SLICE
+from bokeh_ssh._wait import SLICE, wanted
 
 log = logging.getLogger("bokeh_ssh")
 
@@ -81,10 +81,11 @@ class Lifecycle:
             self._opener = threading.current_thread()
             self._stack = stack = contextlib.ExitStack()
         try:
-            if self._isolate and is_possible():
-                self._start_child(stack)
-            else:
-                self._start(stack)
+            with wanted(self._check_wanted):
+                if self._isolate and is_possible():
+                    self._start_child(stack)
+                else:
+                    self._start(stack)
             self._become_ready()
         except BaseException as exc:
             self._set("failed")
@@ -144,7 +145,8 @@ class Lifecycle:
             self._stack.close()
             return
         try:
-            self._stack.close()
+            with wanted(None):  # a signal handler may close what this very thread opens
+                self._stack.close()
         finally:
             self._emit(Closed(host=self._label))
 

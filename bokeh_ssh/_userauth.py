@@ -28,6 +28,7 @@ from paramiko.common import (
 from paramiko.message import Message
 
 from bokeh_ssh._text import clean
+from bokeh_ssh._wait import heed
 
 #: Seconds for the answer to a password or a code, at least: the server may itself be waiting for a person
 #: (a push to a phone). sshd's LoginGraceTime.
@@ -196,6 +197,7 @@ class UserAuth(AuthHandler):
             self.transport.join(_SLICE)
             raise EndedError from exc
         while (left := deadline - time.monotonic()) > 0:
+            heed()
             try:
                 reply = self._inbox.get(timeout=min(left, _SLICE))
             except queue.Empty:

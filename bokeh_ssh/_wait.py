@@ -1,23 +1,53 @@
-"""Waits that let Ctrl-C through.
+"""Waits that let Ctrl-C through, and end when nobody wants any more what is waited for.
 
 Nothing interrupts a wait for a lock on Windows; elsewhere a signal that comes in the moment before the wait
-begins is not noticed by it. So waits of any length are cut into slices.
+begins is not noticed by it. So waits of any length are cut into slices, and between two slices the thread
+looks whether it should go on at all: see :func:`wanted`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-#: Seconds; Ctrl-C is heard within one.
+#: Seconds; Ctrl-C, and a close from another thread, are heard within one.
 SLICE = 0.5
+
+
+class _Here(threading.local):
+    check: Callable[[], None] | None = None
+
+
+_here = _Here()
+
+
+@contextlib.contextmanager
+def wanted(check: Callable[[], None] | None) -> Iterator[None]:
+    """Have every wait of this thread call ``check`` between its slices, while the context lasts.
+
+    :param check: raises to end the wait; None looks at nothing
+    """
+    before, _here.check = _here.check, check
+    try:
+        yield
+    finally:
+        _here.check = before
+
+
+def heed() -> None:
+    """Raise what :func:`wanted` says, if this thread's work is no longer wanted; cleaning up always is."""
+    if _here.check and not sys.exc_info()[0]:
+        _here.check()
 
 
 def wait(event: threading.Event, timeout: float) -> bool:
     """Wait until the event is set; False if that takes more than ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
     while not event.wait(max(0.0, min(SLICE, deadline - time.monotonic()))):
+        heed()
         if time.monotonic() >= deadline:
             return False
     return True
@@ -27,6 +57,7 @@ def wait_for(condition: threading.Condition, met: Callable[[], object], timeout:
     """Wait, holding ``condition``, until ``met``; False if that takes more than ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
     while not met():
+        heed()
         left = deadline - time.monotonic()
         if left <= 0:
             return False
