@@ -15,7 +15,7 @@ import pytest
 
 import beds
 import conformance
-from benchmarks import delay, loads, plot, report, target
+from benchmarks import delay, loads, plot, report, run, target
 from benchmarks.rows import QUICK, TITLES, Results, goals, other_rows, rows
 from conftest import missing
 
@@ -180,3 +180,17 @@ def test_what_a_peer_has_not_is_no_failure() -> None:
     kept = invented(**{"remote-download__sshtunnel": [{"failed": "not offered: it has no remote forward"}]})
     assert "not offered" in report.text(kept)
     assert "failed" not in report.text(kept)
+
+
+def test_parts_of_a_run_are_put_together() -> None:
+    """A run in parts tells what a run in one would; a row that is in two parts is refused."""
+    whole = invented(download__ours=[{"rate": 12.5}])
+    halves = [{**whole, "results": {}, "notes": ["n"]} for _ in range(2)]
+    for number, (key, found) in enumerate(whole["results"].items()):
+        halves[number % 2]["results"] = halves[number % 2]["results"] | {key: found}
+    again = run.together(halves)
+    assert again["goals"] == whole["goals"]
+    assert again["notes"] == ["n"]
+    assert report.text({**again, "notes": []}) == report.text(whole)
+    with pytest.raises(ValueError, match="download"):
+        run.together([*halves, whole])

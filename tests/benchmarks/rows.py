@@ -163,6 +163,7 @@ def other_rows(scale: Scale) -> list[Row]:
     return [
         Row("attach", "attach: to the first byte", (MILLISECONDS,)),
         Row("import", "import", (MILLISECONDS,)),
+        Row("first-use", "import, with what connects", (MILLISECONDS,)),
         Row("launch", "launch: to ready", (MILLISECONDS,)),
         Row("page", "page load", (MILLISECONDS,)),
         Row("drag", f"slider drag, {scale.drag} steps", (MEDIAN, P99)),

@@ -163,13 +163,13 @@ class Bench:
 
     def others(self) -> None:
         """Measure starts, and a page in a browser."""
-        attach, import_, launch, page, drag = other_rows(self.scale)
+        attach, import_, first_use, launch, page, drag = other_rows(self.scale)
         for number in range(self.scale.rounds):
             for peer in self._rotated(attach, number):
                 self._attach(attach, peer)
-            if self._wanted(import_):
-                for _ in range(self.scale.imports):
-                    self._note_all(import_, starts.imports())
+            for row, used in ((import_, False), (first_use, True)):
+                for _ in range(self.scale.imports if self._wanted(row) else 0):
+                    self._note_all(row, starts.imports(used=used))
         app = self._directory / "app.py"
         app.write_text(starts.APP, encoding="utf-8")
         try:
@@ -236,21 +236,41 @@ def measure(
         bench = Bench(stack, scale, only, peers, tell)
         bench.forwards()
         bench.others()
+    return _keep(machine, scale, bench.results, bench.notes)
+
+
+def _keep(machine: dict[str, Any], scale: Scale, results: Results, notes: list[str]) -> dict[str, Any]:
     return {
         "machine": machine,
         "scale": asdict(scale),
-        "results": bench.results,
-        "notes": bench.notes,
+        "results": results,
+        "notes": notes,
         "goals": [
             {
                 "work": goal.work,
                 "goal": goal.text,
-                "measured": goal.measure(bench.results),
-                "reached": goal.reached(bench.results),
+                "measured": goal.measure(results),
+                "reached": goal.reached(results),
             }
             for goal in goals(scale)
         ],
     }
+
+
+def together(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Put the parts of a run together, which were measured one after the other with ``--only``.
+
+    :raises ValueError: if two parts have the same row: what is compared must come from one run
+    """
+    results: Results = {}
+    for part in parts:
+        if twice := results.keys() & part["results"].keys():
+            msg = f"measured twice: {', '.join(sorted(twice))}"
+            raise ValueError(msg)
+        results |= part["results"]
+    first = parts[0]
+    notes = list(dict.fromkeys(note for part in parts for note in part["notes"]))
+    return _keep(first["machine"], Scale(**first["scale"]), results, notes)
 
 
 def _raise_limits(scale: Scale) -> None:
@@ -274,13 +294,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="rows, by key, with commas")
     parser.add_argument("--peers", default="", help="peers, by key, with commas")
     parser.add_argument("--out", type=Path, help="the directory for benchmark.json, .md and .svg")
-    parser.add_argument("--again", type=Path, help="measure nothing: tell what that JSON file holds")
+    parser.add_argument(
+        "--again", type=Path, action="append", help="measure nothing: tell what these JSON files hold"
+    )
     options = parser.parse_args(argv)
     scale = QUICK if options.quick else Scale()
     scale = replace(scale, rounds=options.rounds or scale.rounds)
     only, peers = ([name for name in text.split(",") if name] for text in (options.only, options.peers))
     if options.again:
-        kept = json.loads(options.again.read_text(encoding="utf-8"))
+        kept = together([json.loads(path.read_text(encoding="utf-8")) for path in options.again])
     else:
         kept = measure(
             scale, only=only, peers=peers, tell=lambda line: print(line, file=sys.stderr, flush=True)
