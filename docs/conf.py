@@ -15,7 +15,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util import inspect, logging
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
 import bokeh_ssh  # noqa: E402 - found by that path
 
@@ -24,8 +24,8 @@ author = "the bokeh_ssh contributors"
 copyright = author
 version = release = bokeh_ssh.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.doctest"]
-exclude_patterns = ["_build"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.doctest", "screens"]
+exclude_patterns = ["_build", "_static/*.md"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
@@ -37,11 +37,11 @@ autodoc_default_options = {
 }
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 80
-doctest_global_setup = "from bokeh_ssh import *"
+doctest_global_setup = "from bokeh_ssh import *; from bokeh_ssh.testing import machine"
 
 # A name that leads nowhere is an error (-n); these are Python's own, whose documentation is not at hand.
 # Those of ours are private: what they are is said where they occur.
-nitpick_ignore_regex = [("py:.*", r"(collections\.abc|os|typing|bokeh_ssh\._\w+)\..*")]
+nitpick_ignore_regex = [("py:.*", r"(collections\.abc|os|pathlib|typing|bokeh_ssh\._\w+)\..*")]
 
 html_theme = "furo"
 html_title = "bokeh_ssh"

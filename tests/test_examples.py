@@ -1,0 +1,141 @@
+"""Every Python example of the documentation and the README runs, on machines that are all this one."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextlib
+import inspect
+import os
+import re
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import apps
+import bokeh_ssh
+from bokeh_ssh import DirectTunnel, RemoteForward, testing
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [
+    page
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    if "```python" in page.read_text()
+]
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="shell programs as stand-ins")
+
+
+def examples(page: Path) -> list[tuple[int, str]]:
+    """List the Python blocks of a page, each with its line."""
+    text = page.read_text(encoding="utf-8")
+    found = re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [(text.count("\n", 0, match.start()) + 1, match[1]) for match in found]
+
+
+def fill(folder: Path) -> None:
+    """Put there what the examples name."""
+    for name in ("dashboard.py", "app.py", "projects/dashboard.py", "myapp/main.py", "helpers.py"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(apps.SLIDER.replace('"slider"', '"frequency"'))
+    (folder / "data").mkdir(exist_ok=True)
+    (folder / "data" / "table.csv").write_text("1,2\n")
+
+
+@pytest.fixture
+def everywhere(
+    account: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[testing.SSHMachine]:
+    """A machine that all the names of the documentation lead to, by the ssh config, with what they need."""
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    with testing.machine(env={"PATH": path, "BOKEH_SSH_DIR": os.environ["BOKEH_SSH_DIR"]}) as machine:
+        fill(machine.home)
+        (machine.home / ".bash_profile").write_text(f"conda() {{ :; }}\nmodule() {{ :; }}\nPATH={path}\n")
+        known_hosts = tmp_path / "known_hosts"
+        line = Path(str(machine.host.known_hosts)).read_text().partition(" ")[2]
+        names = f"[{machine.host.target.host}]:{machine.host.port},[localhost]:{machine.host.port}"
+        known_hosts.write_text(f"{names} {line}")
+        here = tmp_path / "here"
+        here.mkdir()
+        fill(here)
+        monkeypatch.chdir(here)
+        config = f"""
+Host node*
+  HostName localhost
+Host *
+  HostName {machine.host.target.host}
+  Port {machine.host.port}
+  IdentityFile {machine.host.key_filename}
+  UserKnownHostsFile {known_hosts}
+"""
+        (account / ".ssh" / "config").write_text(config)
+        (account / ".ssh" / "config").chmod(0o600)
+        for name in ("cluster", "node"):
+            key = account / ".ssh" / name
+            key.write_bytes(Path(str(machine.host.key_filename)).read_bytes())
+            key.chmod(0o600)
+        yield machine
+
+
+@contextlib.contextmanager
+def published() -> Iterator[None]:
+    """Publish an app on the gateway, as the Bokeh host of shape A does."""
+    with (
+        DirectTunnel("remote.host", "me", app="dashboard.py", signed=False) as tunnel,
+        RemoteForward("gateway.host", "me", local_port=tunnel.remote_port, name="dashboard"),
+    ):
+        yield
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_examples_run(page: Path, everywhere: testing.SSHMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks of a page run one after the other; what would wait for its end does not, and what would open
+    a browser opens none."""
+    seen: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda url: seen.append(url) or True)  # type: ignore[func-returns-value]
+    monkeypatch.setattr("bokeh_ssh._lifecycle.Lifecycle.wait", lambda self, timeout=None: True)
+
+    async def ended(self: Any) -> None:
+        return None
+
+    monkeypatch.setattr("bokeh_ssh._awaiting.Awaiting.ended", ended)
+    space: dict[str, Any] = {name: getattr(bokeh_ssh, name) for name in bokeh_ssh.__all__}
+    space |= {"asyncio": asyncio, "urllib": urllib, "my_tool": SimpleNamespace(check=seen.append)}
+    space |= {"signal": __import__("signal"), "getpass": __import__("getpass")}
+    needs = published() if page.stem in ("gateway", "README") else contextlib.nullcontext()
+    with needs, contextlib.ExitStack() as stack:
+        for line, text in examples(page):
+            code = compile("\n" * line + text, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            result = eval(code, space)
+            if inspect.iscoroutine(result):
+                asyncio.run(result)
+            for value in list(space.values()):
+                if hasattr(value, "close") and isinstance(value, DirectTunnel):
+                    stack.callback(value.close)
+            for name in [name for name in space if name.startswith("test_")]:
+                space.pop(name)(everywhere)
+    assert examples(page)
+
+
+def test_nothing_is_passed_over() -> None:
+    """The pages that people read first have examples, and these are found."""
+    assert {"README", "direct", "gateway", "launching", "notebook", "testing", "tutorial"} <= {
+        page.stem for page in PAGES
+    }
+    assert sum(len(examples(page)) for page in PAGES) > 20
+
+
+def test_tests_that_the_pages_name_exist() -> None:
+    """A promise that is said to be tested by a test is."""
+    named = {
+        name
+        for page in (ROOT / "docs").glob("*.md")
+        for name in re.findall(r"\b(test_\w+)`", page.read_text(encoding="utf-8"))
+    }
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    assert len(named) > 40
+    assert [name for name in sorted(named) if f"def {name}(" not in code] == []
