@@ -91,8 +91,9 @@ CURRENT = f"{sys.version_info[0]}.{sys.version_info[1]}"
 PYTHONS = sorted({"3.10", "3.11", "3.12", "3.13", CURRENT}, key=lambda name: int(name[2:]))
 PROJECT = nox.project.load_toml(HERE / "pyproject.toml")
 
-#: A file's tests stay together: they share containers. On CI what fails has a second chance, and is listed.
-TWO_AT_A_TIME = ("-n", "2", "--dist", "loadfile", *(("--reruns", "1") if CI else ()))
+#: Most of a test is waiting. A file's tests stay together: they share containers. On CI what fails has a
+#: second chance, and is listed.
+THREE_AT_A_TIME = ("-n", "3", "--dist", "loadfile", *(("--reruns", "1") if CI else ()))
 
 nox.needs_version = NOX.removeprefix("nox")
 nox.options.reuse_venv = "yes"
@@ -133,7 +134,7 @@ def layers(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check the types with mypy, strictly."""
-    session.install(".[demo]", *_group("types"), NOX)
+    session.install(".[demo,dev]", *_group("types"), NOX)
     session.run("mypy")
 
 
@@ -152,15 +153,15 @@ def lowest(session: nox.Session) -> None:
     """Run the tests with the lowest versions that the package allows of what it depends on."""
     constraints = Path(session.create_tmp(), "lowest.txt")
     constraints.write_text("".join(f"{line}\n" for line in _lowest()), encoding="utf-8")
-    session.install(".[demo]", *_group("test"), "-c", str(constraints))
-    session.run("pytest", *(session.posargs or TWO_AT_A_TIME))
+    session.install(".[demo,dev]", *_group("test"), "-c", str(constraints))
+    session.run("pytest", *(session.posargs or THREE_AT_A_TIME))
 
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """Run the tests; what follows ``--`` goes to pytest."""
-    session.install(".[demo]", *_group("test"))
-    session.run("pytest", *(session.posargs or TWO_AT_A_TIME))
+    session.install(".[demo,dev]", *_group("test"))
+    session.run("pytest", *(session.posargs or THREE_AT_A_TIME))
 
 
 @nox.session(default=False)
@@ -168,6 +169,13 @@ def bench(session: nox.Session) -> None:
     """Measure against other SSH forwards; ``-- --quick`` for a look, ``-- --help`` for more."""
     session.install(".", *_group("bench"))
     session.run("python", "-m", "benchmarks", *session.posargs, env={"PYTHONPATH": "tests"})
+
+
+@nox.session(default=False)
+def soak(session: nox.Session) -> None:
+    """Open, close, stall and break connections for 10 minutes (``-- --minutes 1``); nothing may grow."""
+    session.install(".[demo]", *_group("test"))
+    session.run("python", "-m", "soak", *session.posargs, env={"PYTHONPATH": "tests"})
 
 
 @nox.session(default=False)

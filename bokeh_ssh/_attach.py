@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import re
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from bokeh_ssh._connection import Connection
+from bokeh_ssh._endpoint import Endpoint
 from bokeh_ssh._errors import (
     ForeignServerError,
+    ForwardError,
     SessionError,
     TargetUnreachableError,
 )
@@ -24,10 +28,11 @@ _PAUSE = 0.05
 
 @dataclass(frozen=True)
 class Found:
-    """What answered an HTTP request: its status and its ``Server`` header."""
+    """What answered an HTTP request: its status, and its ``Server`` and ``Location`` headers."""
 
     status: int
     software: str
+    location: str = ""
 
     @property
     def is_bokeh(self) -> bool:
@@ -35,50 +40,61 @@ class Found:
         return self.software.startswith("TornadoServer")
 
 
+def ask(connection: Connection, target: Endpoint, path: str, *, timeout: float) -> Found:
+    """Send a GET request to ``target`` as seen from the server.
+
+    :raises TargetUnreachableError: if nothing listens there
+    :raises ForwardingRefusedError: the SSH server forbids it
+    :raises OSError: if what listens gives no HTTP answer in time
+    """
+    sock = connection.open_socket(target, timeout=timeout)
+    client = http.client.HTTPConnection("localhost", timeout=timeout)
+    with contextlib.closing(client):
+        client.sock = sock
+        sock.settimeout(timeout)
+        try:
+            client.request("GET", path)
+            answer = client.getresponse()
+        except http.client.HTTPException as exc:
+            msg = f"no HTTP answer: {exc!r}"
+            raise OSError(msg) from exc
+        return Found(answer.status, answer.getheader("Server") or "", answer.getheader("Location") or "")
+
+
+def find_route(connection: Connection, target: Endpoint, *, timeout: float) -> str:
+    """Find the path of a server's app; ``"/"`` where it serves none or several."""
+    try:
+        path = urlsplit(ask(connection, target, "/", timeout=timeout).location).path
+    except (OSError, ValueError, ForwardError):
+        return "/"
+    return path if re.fullmatch(r"/[\w./~-]+", path, re.ASCII) else "/"
+
+
 def look(connection: Connection, port: int, *, timeout: float) -> Found | None:
-    """Ask what answers on ``port`` of the server's loopback; None where nothing listens.
+    """Find out what answers on ``port`` of the server's loopback; None where nothing listens.
 
     Asks for ``/metadata``, which starts no session and runs no app.
 
     :raises ForwardingRefusedError: the SSH server forbids it
     """
     try:
-        sock = connection.open_socket("localhost", port, timeout=timeout)
+        return ask(connection, ("localhost", port), "/metadata", timeout=timeout)
     except TargetUnreachableError:
         return None
-    client = http.client.HTTPConnection("localhost", port, timeout=timeout)
-    with contextlib.closing(client):
-        client.sock = sock
-        sock.settimeout(timeout)
-        try:
-            client.request("GET", "/metadata")
-            answer = client.getresponse()
-        except (OSError, http.client.HTTPException):
-            return Found(0, "")  # something listens, but speaks no HTTP
-        return Found(answer.status, answer.getheader("Server") or "")
-
-
-def get(port: int, path: str, *, timeout: float) -> Found:
-    """Ask through a local port: proves the whole way.
-
-    :raises OSError: if the way is broken, or nothing answers in time
-    """
-    client = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
-    with contextlib.closing(client):
-        try:
-            client.request("GET", path)
-            answer = client.getresponse()
-            return Found(answer.status, answer.getheader("Server") or "")
-        except http.client.HTTPException as exc:
-            msg = f"no HTTP answer: {exc!r}"
-            raise OSError(msg) from exc
+    except OSError:
+        return Found(0, "")  # something listens, but speaks no HTTP
 
 
 def wait_until_ready(
-    port: int, path: str, *, timeout: float, accept: Callable[[Found], bool], broken: Callable[[], None]
+    look: Callable[[float], Found],
+    *,
+    timeout: float,
+    accept: Callable[[Found], bool],
+    broken: Callable[[], None],
 ) -> None:
-    """Ask through a local port until the answer is acceptable.
+    """Ask until the answer is acceptable.
 
+    :param look: asks, within that many seconds
     :param broken: raises if there is no point in going on
     :raises TimeoutError: if it was not within ``timeout`` seconds, with the last answer as its text
     """
@@ -88,11 +104,11 @@ def wait_until_ready(
     while (left := deadline - time.monotonic()) > 0:
         broken()
         try:
-            found = get(port, path, timeout=min(left, 10.0))
+            found = look(min(left, 10.0))
             if accept(found):
                 return
             last = f"status {found.status}"
-        except OSError as exc:
+        except (OSError, TargetUnreachableError) as exc:
             last = str(exc)
         pause.wait(_PAUSE)
     broken()

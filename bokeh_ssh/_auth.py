@@ -229,8 +229,9 @@ class _Login:
             return None
         answers = []
         said = asked.instructions
+        reusable = _asks_password(questions)
         for text, echo in questions:
-            answers.append(self._ask("interactive", text, echo=echo, instructions=said))
+            answers.append(self._ask("interactive", text, echo=echo, instructions=said, reusable=reusable))
             said = ""
         return answers
 
@@ -249,7 +250,7 @@ class _Login:
         else:
             again = "Permission denied, please try again." if self._passwords else ""
             text = f"{self.wire.user}@{self.name}'s password: "
-            password = self._ask("password", text, instructions=again)
+            password = self._ask("password", text, instructions=again, reusable=True)
         self._passwords += 1
         self._note_try("password")
         reply = self.wire.send_password(password)
@@ -258,9 +259,13 @@ class _Login:
         msg = f"the password of {self.wire.user} has expired"
         raise self._error(AuthenticationError, msg, f"change it with ssh {self.wire.user}@{self.name}")
 
-    def _ask(self, kind: str, text: str, *, echo: bool = False, instructions: str = "") -> str:
+    def _ask(
+        self, kind: str, text: str, *, echo: bool = False, instructions: str = "", reusable: bool = False
+    ) -> str:
         instructions = "\n".join(part for part in (self.wire.news(), instructions) if part)
-        question = Question(kind=kind, host=self.name, text=text, echo=echo, instructions=instructions)
+        question = Question(
+            kind=kind, host=self.name, text=text, echo=echo, instructions=instructions, reusable=reusable
+        )
         answer = self.host.prompt(question) if self.host.prompt else None
         if answer is None:
             raise self._error(AuthenticationError, f"{clean(text, 200)!r} was not answered", "")

@@ -6,6 +6,8 @@ end means that the parent is gone: then everything is closed.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import os
 import queue
@@ -22,7 +24,7 @@ from paramiko.message import Message
 import bokeh_ssh
 from bokeh_ssh import _parcel
 from bokeh_ssh._errors import BokehSSHError
-from bokeh_ssh._events import Closed, Event, Lost, Question
+from bokeh_ssh._events import Event, Question
 from bokeh_ssh._lifecycle import Lifecycle
 
 #: Seconds that an opening which nobody wants any more may take to notice.
@@ -49,9 +51,14 @@ class _Parent:
             self.gone.set()
 
     def on_event(self, event: Event) -> None:
-        """Pass an event on, except those that the parent's own object tells."""
-        if not isinstance(event, (Lost, Closed)):
-            self.tell("event", event)
+        """Pass an event on."""
+        self.tell("event", event)
+
+    def on_state(self, held: Lifecycle) -> None:
+        """Pass on what the object does now."""
+        error = held._error
+        trace = "".join(traceback.format_exception(error)) if error else ""
+        self.tell("state", held.state, error, trace, held._facts())
 
     def ask(self, number: int) -> Callable[[Question], str | None]:
         """Make the prompt with that number."""
@@ -157,14 +164,18 @@ def main() -> None:
     listener.start()
     try:
         made.open()
-        parent.tell("ready", made._facts())
-        made.wait()
     except BokehSSHError as exc:
-        word = "lost" if made.state == "lost" else "failed"
-        parent.tell(word, exc, traceback.format_exc())
+        parent.tell("failed", exc, traceback.format_exc())
     except BaseException:
         parent.tell("failed", BokehSSHError("the child process failed"), traceback.format_exc())
         raise
+    else:
+        parent.tell("ready", made._facts())
+        made._on_state = functools.partial(parent.on_state, made)
+        if made.state != "ready":  # it broke in between
+            parent.on_state(made)
+        with contextlib.suppress(BokehSSHError):  # its state has told the parent
+            made.wait()
     finally:
         parent.done.set()
     listener.join()

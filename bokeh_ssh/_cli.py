@@ -8,17 +8,41 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from bokeh_ssh._aliases import complete_host
+from bokeh_ssh._announcement import announce as tell_supervisor
+from bokeh_ssh._cliwork import (
+    add_args,
+    announce_urls,
+    common,
+    do,
+    hold,
+    leave,
+    other_half,
+    take_no_args,
+    visit,
+)
 from bokeh_ssh._flags import takes
-from bokeh_ssh._flagtable import DEMO, EXPOSED, FORWARD, GATEWAY, LOGIN, REMOTE, START, TUNNEL
+from bokeh_ssh._flagtable import (
+    ATTACH,
+    DEMO,
+    EXPOSED,
+    FORWARD,
+    GATEWAY,
+    LOGGED,
+    LOGIN,
+    OUTPUT,
+    REMOTE,
+    START,
+    TUNNEL,
+    VISIT,
+)
 from bokeh_ssh._version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from bokeh_ssh._foreground import Foreground
     from bokeh_ssh._lifecycle import Lifecycle
 
@@ -27,17 +51,34 @@ _EPILOG = "A flag does what the keyword of the same name does in Python. Passwor
 app = typer.Typer(
     name="bokeh-ssh",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=_EPILOG,
 )
 
 Target = Annotated[
-    str, typer.Argument(metavar="HOST", help="A name, user@host:port, or an alias of the ssh config.")
+    str,
+    typer.Argument(
+        metavar="HOST",
+        help="A name, user@host:port, or an alias of the ssh config.",
+        autocompletion=complete_host,
+    ),
+]
+Machine = Annotated[
+    str,
+    typer.Argument(
+        metavar="HOST",
+        help="A name, user@host:port, or an alias of the ssh config; '.' is this machine.",
+        autocompletion=complete_host,
+    ),
 ]
 GatewayTarget = Annotated[
-    str, typer.Argument(metavar="GATEWAY", help="A name, user@host:port, or an alias of the ssh config.")
+    str,
+    typer.Argument(
+        metavar="GATEWAY",
+        help="A name, user@host:port, or an alias of the ssh config.",
+        autocompletion=complete_host,
+    ),
 ]
 Apps = Annotated[
     Optional[list[str]],  # noqa: UP045 - evaluated at run time
@@ -74,7 +115,7 @@ def _top(
 
 
 @app.command()
-@takes(*TUNNEL, *LOGIN)
+@takes(*TUNNEL, *LOGIN, *LOGGED)
 def direct(
     context: typer.Context,
     host: Target,
@@ -87,18 +128,49 @@ def direct(
 
     Like `bokeh serve APP` there and `ssh -NL 5006:localhost:5006 HOST` here.
     """
-    _add_args(context, keywords)
+    add_args(context, keywords)
 
     def make(foreground: Foreground) -> Lifecycle:
         from bokeh_ssh._direct import DirectTunnel
 
-        return DirectTunnel(host, app=apps or None, **_common(foreground), **keywords)
+        return DirectTunnel(host, app=apps or None, **common(foreground), **keywords)
 
-    _hold(make, _announce_urls(show), verbose)
+    hold(make, announce_urls(show, host), verbose, keywords)
 
 
 @app.command()
-@takes(*GATEWAY, *TUNNEL, *LOGIN)
+@takes(*ATTACH, *LOGIN, *LOGGED)
+def attach(
+    context: typer.Context,
+    host: Target,
+    name: Annotated[
+        Optional[str],  # noqa: UP045 - evaluated at run time
+        typer.Argument(
+            metavar="NAME",
+            help="Its id, app or route, as `ls` shows them; none: the only one.",
+            show_default=False,
+        ),
+    ] = None,
+    show: Show = False,
+    verbose: Verbose = 0,
+    **keywords: Any,
+) -> None:
+    """Open a server of yours that runs on HOST: left running, or waiting for somebody to come back.
+
+    It is as if this command had started it; one that was left running goes on running at the end.
+    """
+    take_no_args(context)
+
+    def make(foreground: Foreground) -> Lifecycle:
+        from bokeh_ssh._direct import DirectTunnel
+
+        return DirectTunnel(host, server=name or "*", **common(foreground), **keywords)
+
+    hold(make, announce_urls(show, host), verbose, keywords)
+
+
+@app.command()
+@takes(*GATEWAY, *TUNNEL, *LOGIN, *LOGGED)
 def gateway(
     context: typer.Context,
     gateway: GatewayTarget,
@@ -111,23 +183,71 @@ def gateway(
 
     Like `ssh -NR 5006:localhost:5006 GATEWAY` on the Bokeh host and `ssh -NL ...` to it here.
     """
-    _add_args(context, keywords)
+    add_args(context, keywords)
 
     def make(foreground: Foreground) -> Lifecycle:
         from bokeh_ssh._gateway import GatewayTunnel
 
-        return GatewayTunnel(gateway, app=apps or None, **_common(foreground), **keywords)
+        return GatewayTunnel(gateway, app=apps or None, **common(foreground), **keywords)
 
-    _hold(make, _announce_urls(show), verbose)
+    hold(make, announce_urls(show), verbose, keywords)
 
 
 @app.command()
-@takes(*REMOTE, *START, *LOGIN)
+@takes(*GATEWAY, *TUNNEL, *LOGIN, *LOGGED)
+def up(
+    context: typer.Context,
+    which: Annotated[
+        Optional[str],  # noqa: UP045 - evaluated at run time
+        typer.Argument(metavar="NAME", help="One of several in the file.", show_default=False),
+    ] = None,
+    show: Show = False,
+    verbose: Verbose = 0,
+    **keywords: Any,
+) -> None:
+    """Open the app of this project: as pyproject.toml ([tool.bokeh-ssh]) or bokeh-ssh.toml says.
+
+    Flags count before what stands there.
+    """
+    add_args(context, keywords)
+    wanted = [show]
+
+    def make(foreground: Foreground) -> Lifecycle:
+        from pathlib import Path
+
+        from bokeh_ssh._direct import DirectTunnel
+        from bokeh_ssh._gateway import GatewayTunnel
+        from bokeh_ssh._settings import load
+
+        settings = load(which, Path.cwd())
+        foreground.display.note(f"As {settings.path} says")
+        every = {**settings.keywords, **common(foreground), **keywords}
+        wanted[0] = bool(every.pop("show", False)) or show
+        gateway = every.pop("gateway", None)
+        if gateway is None:
+            return DirectTunnel(every.pop("host"), **every)
+        return GatewayTunnel(gateway, **every)
+
+    def announce(foreground: Foreground, tunnel: Any) -> None:
+        announce_urls(wanted[0])(foreground, tunnel)
+
+    hold(make, announce, verbose, keywords)
+
+
+@app.command()
+@takes(*REMOTE, *START, *LOGIN, *LOGGED)
 def publish(
     context: typer.Context,
     gateway: Annotated[
         str,
-        typer.Option("--gateway", "-g", metavar="TARGET", help="Where to publish it.", show_default=False),
+        typer.Option(
+            "--gateway",
+            "-g",
+            metavar="TARGET",
+            help="Where to publish it.",
+            show_default=False,
+            autocompletion=complete_host,
+        ),
     ],
     apps: Annotated[
         Optional[list[str]],  # noqa: UP045 - evaluated at run time
@@ -137,31 +257,39 @@ def publish(
             show_default=False,
         ),
     ] = None,
+    detach: Annotated[
+        bool,
+        typer.Option(
+            "--detach", metavar="", help="Leave all of it running in the background; see ls and stop."
+        ),
+    ] = False,
     verbose: Verbose = 0,
     **keywords: Any,
 ) -> None:
-    """On the Bokeh host: serve APP, or take the server that runs, and publish it on a gateway's port.
+    """On the Bokeh host: serve APP, or take the server that runs, and publish it on a gateway.
 
-    Like `bokeh serve APP` and `ssh -NR 5006:localhost:5006 GATEWAY`.
+    Like `bokeh serve APP` and `ssh -NR 5006:localhost:5006 GATEWAY`; --detach is like `nohup` and `ssh -f`.
     """
-    _add_args(context, keywords)
+    if detach:
+        leave(context, gateway, verbose, keywords)
+    add_args(context, keywords)
 
     def make(foreground: Foreground) -> Lifecycle:
         from bokeh_ssh._publication import Publication
 
-        return Publication(gateway, app=apps or (), **_common(foreground), **keywords)
+        return Publication(gateway, app=apps or (), **common(foreground), **keywords)
 
     def announce(foreground: Foreground, publication: Any) -> None:
-        port = publication.remote_port
+        where = publication.remote_socket or publication.remote_port
+        tell_supervisor(where, routes=publication.routes)
         foreground.display.addresses(foreground.display.ready)
-        more = "" if port == 5006 else f" --gateway-port {port}"
-        foreground.display.hint(f"Open it on your own machine with: bokeh-ssh gateway {gateway}{more}")
+        foreground.display.hint(f"Open it on your own machine with: {other_half(gateway, where)}")
 
-    _hold(make, announce, verbose)
+    hold(make, announce, verbose, keywords)
 
 
 @app.command()
-@takes(*FORWARD, *EXPOSED, *LOGIN)
+@takes(*FORWARD, *EXPOSED, *LOGIN, *OUTPUT)
 def forward(
     context: typer.Context,
     host: Target,
@@ -180,21 +308,92 @@ def forward(
 
     Like `ssh -N -L` and `ssh -N -R`.
     """
-    _take_no_args(context)
+    take_no_args(context)
 
     def make(foreground: Foreground) -> Lifecycle:
         from bokeh_ssh._forwards import make_forward
 
-        return make_forward(host, local, remote, keywords | _common(foreground))
+        return make_forward(host, local, remote, keywords | common(foreground))
 
     def announce(foreground: Foreground, _: Any) -> None:
         foreground.display.addresses(foreground.display.ready)
 
-    _hold(make, announce, verbose)
+    hold(make, announce, verbose, keywords)
+
+
+@app.command("ls")
+@takes(*VISIT, *OUTPUT)
+def list_(context: typer.Context, host: Machine, verbose: Verbose = 0, **keywords: Any) -> None:
+    """List your servers on HOST: in use, left running, or waiting for somebody to come back.
+
+    Like `ps` there, for what bokeh-ssh has started.
+    """
+    take_no_args(context)
+
+    def look(foreground: Foreground) -> None:
+        from bokeh_ssh._inventory import find
+
+        foreground.display.servers(find(host, **visit(foreground, keywords)))
+
+    do(look, verbose, keywords)
 
 
 @app.command()
-@takes(*DEMO)
+@takes(*VISIT, *OUTPUT)
+def stop(
+    context: typer.Context,
+    host: Machine,
+    name: Annotated[
+        Optional[str],  # noqa: UP045 - evaluated at run time
+        typer.Argument(
+            metavar="NAME",
+            help="Its id, app or route, as `ls` shows them; none: the only one.",
+            show_default=False,
+        ),
+    ] = None,
+    verbose: Verbose = 0,
+    **keywords: Any,
+) -> None:
+    """End one of your servers on HOST, and all that it started, whoever uses it."""
+    take_no_args(context)
+
+    def end_it(foreground: Foreground) -> None:
+        from bokeh_ssh._inventory import end
+
+        foreground.display.ended(end(host, name, **visit(foreground, keywords)))
+
+    do(end_it, verbose, keywords)
+
+
+@app.command()
+@takes(*START, *(flag for flag in LOGIN if flag.keyword != "reconnect"), *OUTPUT)
+def doctor(context: typer.Context, host: Target, verbose: Verbose = 0, **keywords: Any) -> None:
+    """Check everything on the way to a server on HOST, and say what to do about what does not work.
+
+    Logs in, tries what a tunnel would do, starts a server for a moment. Exit code 1 if a tunnel cannot work.
+    """
+    add_args(context, keywords)
+
+    def look(foreground: Foreground) -> int:
+        from bokeh_ssh._checkup import examine
+        from bokeh_ssh._serve import Serve
+        from bokeh_ssh._target import Host
+
+        start = {flag.keyword for flag in START} & keywords.keys()
+        serve = Serve.check(None, launch=True, **{name: keywords.pop(name) for name in start})
+        code = 0
+        for finding in examine(
+            Host(host, **keywords, prompt=foreground.prompt), serve, foreground.display.begin
+        ):
+            foreground.display.finding(finding)
+            code = 1 if finding.verdict == "bad" else code
+        return code
+
+    do(look, verbose, keywords)
+
+
+@app.command()
+@takes(*DEMO, *LOGGED)
 def demo(
     context: typer.Context,
     no_show: Annotated[bool, typer.Option("--no-show", metavar="", help="Only print the address.")] = False,
@@ -202,7 +401,7 @@ def demo(
     **keywords: Any,
 ) -> None:
     """Try it without another machine: an SSH server on this one, a Bokeh app on it, and a tunnel to that."""
-    _take_no_args(context)
+    take_no_args(context)
 
     def make(foreground: Foreground) -> Lifecycle:
         from bokeh_ssh._demo import APP, demo_machine, demo_python
@@ -210,56 +409,13 @@ def demo(
 
         host = foreground.stack.enter_context(demo_machine())
         foreground.display.note(
-            f"An SSH server listens on 127.0.0.1, port {host.port}; its keys are made for this demo"
+            f"An SSH server listens on 127.0.0.1, port {host.port}, with keys made for this demo"
         )
-        common = _common(foreground)
-        common.pop("prompt")  # its login never asks
-        return DirectTunnel(host, app=APP, python=demo_python(), grace=10, **common, **keywords)
+        shared = common(foreground)
+        shared.pop("prompt")  # its login never asks
+        return DirectTunnel(host, app=APP, python=demo_python(), grace=10, **shared, **keywords)
 
-    _hold(make, _announce_urls(not no_show), verbose)
-
-
-def _hold(
-    make: Callable[[Foreground], Lifecycle], announce: Callable[[Foreground, Any], None], verbose: int
-) -> NoReturn:
-    from bokeh_ssh._foreground import Foreground, set_up_logging
-
-    set_up_logging(verbose)
-    foreground = Foreground(verbose)
-
-    def announce_and_tell(thing: Lifecycle) -> None:
-        announce(foreground, thing)
-        foreground.display.hint("Ctrl-C ends it.")
-
-    raise typer.Exit(foreground.hold(make, announce_and_tell))
-
-
-def _announce_urls(browse: bool) -> Callable[[Foreground, Any], None]:
-    def announce(foreground: Foreground, tunnel: Any) -> None:
-        from bokeh_ssh._foreground import show
-
-        foreground.display.addresses(*tunnel.urls)
-        if browse:
-            show(foreground.display, tunnel.url)
-
-    return announce
-
-
-def _common(foreground: Foreground) -> dict[str, Any]:
-    # This process computes nothing that could slow the tunnel down: no need for another one (isolate).
-    return {"prompt": foreground.prompt, "on_event": foreground.display.on_event, "isolate": False}
-
-
-def _add_args(context: typer.Context, keywords: dict[str, Any]) -> None:
-    """Add what stood after ``--``."""
-    if context.obj["args"]:
-        keywords["args"] = (*keywords.get("args", ()), *context.obj["args"])
-
-
-def _take_no_args(context: typer.Context) -> None:
-    if context.obj["args"]:
-        msg = f"nothing can be given to bokeh serve here: {context.obj['args'][0]}"
-        raise typer.BadParameter(msg, param_hint="'--'")
+    hold(make, announce_urls(not no_show), verbose, keywords)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -270,4 +426,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
     # The parser would mix what follows "--" into the apps; it is for bokeh serve, word for word.
     end = words.index("--") if "--" in words else len(words)
-    app(args=words[:end], obj={"args": words[end + 1 :]}, prog_name="bokeh-ssh")
+    rest = {"obj": {"args": words[end + 1 :], "words": words[:end]}, "prog_name": "bokeh-ssh"}
+    if "--json" not in words[:end]:
+        app(args=words[:end], **rest)
+    try:
+        code = app(args=words[:end], standalone_mode=False, **rest)
+    except Exception as exc:
+        say = getattr(exc, "format_message", None)  # typer's own errors, by whatever name it has for them
+        if say is None:
+            raise
+        from bokeh_ssh._jsonlines import record
+
+        told: dict[str, Any] = {
+            "type": "UsageError",
+            "stage": "use",
+            "host": None,
+            "hint": "see --help",
+            "log": [],
+        }
+        print(record("error", **told, message=say(), exit_code=2))
+        code = 2
+    sys.exit(code)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Mapping, Sequence
 
 from bokeh_ssh._launch import OLDEST_BOKEH, OLDEST_PYTHON, Launch, not_an_option
 
@@ -55,7 +56,39 @@ def encode(text: str) -> bytes:
     return "".join(plain).encode("ascii") + b"\n"
 
 
-def opening(launch: Launch, mark: str, supervisor: bytes) -> bytes:
+def errand(
+    pythons: Sequence[str],
+    env: Mapping[str, str],
+    mark: str,
+    program: bytes,
+    order: bytes,
+    libraries: str = "",
+) -> bytes:
+    """Give all that is to be written once the hello has come, for a program that no setup runs before.
+
+    :param pythons: interpreters; the first that runs is taken
+    :param env: variables; those that Python needs early are set
+    :param order: a line of JSON
+    :param libraries: the LD_LIBRARY_PATH of the first interpreter, which a module may have set
+    """
+    lines = _early(env)
+    check = f"import sys, array, socket; sys.exit(sys.version_info < {OLDEST_PYTHON!r})"
+    for number, path in enumerate(pythons):
+        where = ""
+        if libraries and not number:
+            where = f"LD_LIBRARY_PATH={shlex.quote(libraries)}; export LD_LIBRARY_PATH; "
+        begin = f"{where}exec {_START} {shlex.quote(_ALONE + _TAKE)}"
+        lines += [f"p={_word(path)}", f"if ({where}check); then {begin}; fi"]
+    lines.insert(0, f'check() {{ "$p" -S -c {shlex.quote(check)} </dev/null >/dev/null 2>&1; }}')
+    lines.append(f"""echo '{mark}{{"event":"refused","why":"python"}}'; exit 127""")
+    return encode("\n".join(lines)) + b"%d\n" % len(program) + program + order
+
+
+#: Runs a text as Python, without what an installation adds.
+_START = '"$p" -S -c "import sys; exec(sys.argv[1])"'
+
+
+def opening(launch: Launch, mark: str, supervisor: bytes, token: str = "", key: str = "") -> bytes:
     """Give all that is to be written once the hello has come: script, supervisor, first message."""
     steps = (launch.setup,) if isinstance(launch.setup, str) else launch.setup
     lines = [_ASIDE, f"bokeh_ssh_mark={mark}", _TRAP]
@@ -64,7 +97,7 @@ def opening(launch: Launch, mark: str, supervisor: bytes) -> bytes:
         text = encode("\n".join(first)) + encode(script(launch, steps, mark))
     else:
         text = encode("\n".join([*lines, script(launch, (), mark)]))
-    return text + b"%d\n" % len(supervisor) + supervisor + launch.spec(mark)
+    return text + b"%d\n" % len(supervisor) + supervisor + launch.spec(mark, token, key)
 
 
 def script(launch: Launch, steps: tuple[str, ...], mark: str) -> str:
@@ -78,9 +111,7 @@ def script(launch: Launch, steps: tuple[str, ...], mark: str) -> str:
     for number, step in enumerate(steps, 1):
         lines += [f"bokeh_ssh_at=setup{number}", f"eval {shlex.quote(step)}"]
         lines += ["bokeh_ssh_r=$?; [ $bokeh_ssh_r = 0 ] || exit $bokeh_ssh_r"]
-    for name in _EARLY:
-        if name in launch.env:
-            lines.append(f"{name}={shlex.quote(launch.env[name])}; export {name}")
+    lines += _early(launch.env)
     if launch.cwd is not None:
         lines += ["bokeh_ssh_at=cwd; unset CDPATH", f"cd {_word(launch.cwd)} || exit 1"]
     lines += ["bokeh_ssh_at=python; unalias -a 2>/dev/null; set --"]
@@ -97,6 +128,10 @@ def script(launch: Launch, steps: tuple[str, ...], mark: str) -> str:
         f'{shlex.quote(BOOTSTRAP)} {mark} {need} 0 "$@" <&3 >&4 3<&- 4>&-'
     )
     return "\n".join(lines)
+
+
+def _early(env: Mapping[str, str]) -> list[str]:
+    return [f"{name}={shlex.quote(env[name])}; export {name}" for name in _EARLY if name in env]
 
 
 #: Puts both ends of the line to the client aside, so that no start file or set-up reads or writes them.
@@ -142,9 +177,33 @@ if ! command -v module >/dev/null 2>&1; then
   done
 fi"""
 
+#: Reads a program from standard input, its length on a line before it, and runs it.
+_TAKE = """\
+def take(count):
+    data = b""
+    while len(data) < count:
+        part = os.read(0, count - len(data))
+        if not part:
+            os._exit(3)
+        data += part
+    return data
+head = take(1)
+while head[-1:] != b"\\n":
+    head += take(1)
+exec(compile(take(int(head)), "<bokeh_ssh supervisor>", "exec", 0, True), {"__name__": "__main__"})
+"""
+
+#: What that needs where nothing has run before it.
+_ALONE = """\
+import sys
+sys.path[:] = [p for p in sys.path if p]  # a json.py in the home is not ours
+import os
+"""
+
 #: The first Python: argv is this text, the mark, the package, which of the interpreters this is, and they.
 #: It must be understood by Python 2 too, which is still what ``python`` is on some machines.
-BOOTSTRAP = f"""\
+BOOTSTRAP = (
+    f"""\
 import sys
 sys.path[:] = [p for p in sys.path if p]  # a json.py in the directory of the app is not ours
 import json, os, re
@@ -177,16 +236,6 @@ if lack:
         sys.exit(1)
     os.execv(paths[at], [paths[at], "-c", "import sys; exec(sys.argv[1])", code, mark, need, str(at)] + paths)
 say(event="python", path=paths[at])
-def take(count):
-    data = b""
-    while len(data) < count:
-        part = os.read(0, count - len(data))
-        if not part:
-            os._exit(3)
-        data += part
-    return data
-head = take(1)
-while head[-1:] != b"\\n":
-    head += take(1)
-exec(compile(take(int(head)), "<bokeh_ssh supervisor>", "exec", 0, True), {{"__name__": "__main__"}})
 """
+    + _TAKE
+)

@@ -1,41 +1,42 @@
-"""One SSH connection: reached, verified and logged in to, through all its hops."""
+"""One SSH connection, once it is up: its life, and what it carries."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import random
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable
 
-import paramiko
-
-from bokeh_ssh import _auth, _hostkeys
-from bokeh_ssh._dial import dial
+from bokeh_ssh._endpoint import (
+    AGENT_REQUEST,
+    HERE,
+    Endpoint,
+    Origin,
+    bound_port,
+    cancelling,
+    in_words,
+    listening,
+    opening,
+)
 from bokeh_ssh._errors import (
-    BokehSSHError,
     ConnectionLostError,
-    ConnectTimeoutError,
     ForwardError,
     ForwardingRefusedError,
     PortInUseError,
-    ProtocolError,
-    RefusedError,
     SessionError,
     TargetUnreachableError,
 )
-from bokeh_ssh._events import Authenticated, Connecting, OnEvent, ignore
 from bokeh_ssh._fork import in_child
 from bokeh_ssh._pump import Pump, reset
-from bokeh_ssh._route import Hop, find_route
+from bokeh_ssh._route import Hop
 from bokeh_ssh._session import Session
 from bokeh_ssh._stream import Stream
-from bokeh_ssh._target import Host
-from bokeh_ssh._transport import IncomingHandler, Transport
+from bokeh_ssh._transport import IncomingHandler, Reply, Transport
 from bokeh_ssh._wait import wait
+from bokeh_ssh._watchdog import Watchdog
 
 log = logging.getLogger("bokeh_ssh.connection")
 
@@ -47,14 +48,11 @@ _ALIVE_COUNT = 3
 _PING = 2.0
 _PROHIBITED = 1
 _CONNECT_FAILED = 2
-#: An sshd that is full (MaxStartups) hangs up before its banner; trying again soon is what helps.
-_HANG_UP_RETRIES = 3
-#: What newer ones say before they do (sshd.c, drop_connection).
-_FULL = ("Exceeded MaxStartups", "Not allowed at this time")
+_UNKNOWN_TYPE = 3
 
 
 class Connection:
-    """A verified, authenticated SSH connection. Made by :func:`connect`; a context manager."""
+    """A verified, authenticated SSH connection. Made by ``_handshake.connect``; a context manager."""
 
     def __init__(self, hop: Hop, transport: Transport, pump: Pump, methods: tuple[str, ...]) -> None:
         self.hop = hop
@@ -68,7 +66,7 @@ class Connection:
         self._under: Connection | None = None
         self._closing = threading.Event()
         self._lock = threading.Lock()
-        self._watchdog: threading.Thread | None = None
+        self._watchdog: Watchdog | None = None
         in_child(self, Connection._abandon)
 
     def _abandon(self) -> None:
@@ -123,29 +121,27 @@ class Connection:
         interval = _ALIVE_INTERVAL if config.server_alive_interval is None else config.server_alive_interval
         count = config.server_alive_count or _ALIVE_COUNT
         if interval > 0:
-            name = f"bokeh-ssh watchdog {self.name}"
-            self._watchdog = threading.Thread(
-                target=self._keep_watch, args=(interval, count), name=name, daemon=True
-            )
+            self._watchdog = Watchdog(self.transport, interval, count, self._note, self.name)
             self._watchdog.start()
 
-    def _keep_watch(self, interval: float, count: int) -> None:
-        pending: list[tuple[float, Callable[[float], bool]]] = []
-        while not self._closing.wait(interval) and not self.lost.is_set():
-            # One question an interval, and the oldest must be answered within count intervals.
-            pending.append((time.monotonic(), self.transport.ask(b"keepalive@openssh.com").wait))
-            while pending and pending[0][1](0):
-                pending.pop(0)
-            if pending and time.monotonic() - pending[0][0] > interval * (count - 1):
-                with self._lock:
-                    self.reason = self.reason or f"the server did not answer for {interval * count:g} s"
-                self.transport.shut(0)
-                return
+    def _note(self, reason: str) -> None:
+        """Note why it is about to end; the first reason counts."""
+        with self._lock:
+            self.reason = self.reason or reason
+
+    def give_up(self, reason: str) -> None:
+        """End it as lost, at once; never blocks."""
+        self._note(reason)
+        self.transport.shut(0)
 
     def ping(self, timeout: float) -> bool:
         """Ask the server for any answer; False if none comes within ``timeout`` seconds."""
-        reply = self.transport.ask(b"keepalive@openssh.com")
+        reply = self.ask()
         return reply.wait(timeout) and not reply.lost
+
+    def ask(self) -> Reply:
+        """Ask the server for any answer; never blocks."""
+        return self.transport.ask(b"keepalive@openssh.com")
 
     def close(self) -> None:
         """End the connection and those of its hops; idempotent, within two seconds on a dead line."""
@@ -159,8 +155,8 @@ class Connection:
             self.pump.drain(0.5)
         self.transport.shut(0.5)
         self.pump.close(0.5)
-        if self._watchdog and threading.current_thread() is not self._watchdog:
-            self._watchdog.join(0.5)
+        if self._watchdog:
+            self._watchdog.stop(0.5)
         if self._under:
             self._under.close()
 
@@ -174,10 +170,12 @@ class Connection:
         on_stderr: Callable[[bytes], None],
         on_exit: Callable[[int | None], None],
         timeout: float,
+        agent: bool = False,
     ) -> Session:
         """Run a command through the user's login shell, without a terminal (``ssh -T host command``).
 
         :param on_exit: gets the exit status (negative for a signal), or None where none came
+        :param agent: have the server offer it an SSH agent (``ssh -A``), which :func:`_lending.lent` answers
         :raises SessionError: if the server refuses
         :raises ConnectionLostError: if the line goes down, or nothing answers within ``timeout`` seconds
         """
@@ -191,6 +189,8 @@ class Connection:
                 "the account may be limited to forwarding; ask the administrator (MaxSessions, ForceCommand)"
             )
             raise SessionError(msg, host=self.name, hint=hint)
+        if agent:
+            opened.request(AGENT_REQUEST, b"", want_reply=False)
         raw = command.encode()
         opened.request(b"exec", struct.pack(">I", len(raw)) + raw)
         if not wait(session.replied, deadline - time.monotonic()) and not session.ended.is_set():
@@ -204,8 +204,8 @@ class Connection:
             raise SessionError(msg, host=self.name, hint="the account may be limited to forwarding")
         return session
 
-    def open_socket(self, host: str, port: int, *, timeout: float) -> socket.socket:
-        """Connect to ``host:port`` as seen from the server (``ssh -W``); gives a local socket.
+    def open_socket(self, target: Endpoint, *, timeout: float) -> socket.socket:
+        """Connect to ``target`` as seen from the server (``ssh -W``); gives a local socket.
 
         :raises ForwardingRefusedError: the server forbids it
         :raises TargetUnreachableError: the server cannot connect there
@@ -215,81 +215,107 @@ class Connection:
         try:
             splice = _Splice(self.pump, theirs)
             try:
-                opened = self._open(b"direct-tcpip", _tcp(host, port, ("127.0.0.1", 0)), timeout, splice)
+                opened = self._open(*opening(target, HERE), timeout, splice)
             except ConnectionLostError as exc:
                 if not self.alive or not self.ping(_PING):
                     raise
                 # The server itself answers: it still waits for the target.
-                msg = f"{host} port {port} there did not answer within {timeout:.3g} s"
+                msg = f"{in_words(target)} there did not answer within {timeout:.3g} s"
                 hint = "check that the server can reach it: a firewall may stand between"
                 raise TargetUnreachableError(msg, host=self.name, hint=hint) from exc
             if isinstance(opened, tuple):
-                raise self.refusal(opened[0], opened[1], host, port)
+                raise self.refusal(*opened, target)
         except BaseException:
             ours.close()
             theirs.close()
             raise
         return ours
 
-    def forward(self, sock: socket.socket, host: str, port: int, origin: tuple[str, int]) -> None:
-        """Join an accepted local connection to ``host:port`` as seen from the server; returns at once.
+    def forward(
+        self,
+        sock: socket.socket,
+        target: Endpoint,
+        origin: Origin,
+        check: Callable[[Callable[[bool], None]], None] | None = None,
+    ) -> None:
+        """Join an accepted local connection to ``target`` as seen from the server; returns at once.
 
         Where the server refuses, the local connection is reset.
+
+        :param check: tells, once the server has connected, whether anything may go there
         """
 
         def refused(code: int, text: str) -> None:
-            log.info("%s: %s port %d: %s", self.name, host, port, text or f"refused, reason {code}")
+            log.info("%s: %s: %s", self.name, in_words(target), text or f"refused, reason {code}")
             reset(sock)
 
         def opened(stream: Stream) -> None:
+            if check:
+                check(lambda fine: go_on(stream) if fine else give_up(stream))
+            else:
+                go_on(stream)
+
+        def go_on(stream: Stream) -> None:
             stream.attach(self.pump.splice(sock, stream))
 
-        self.open_tcp(host, port, origin, opened, refused)
+        def give_up(stream: Stream) -> None:
+            self.pump.post(stream.close)
+            reset(sock)
 
-    def open_tcp(
+        self.open_stream(target, origin, opened, refused)
+
+    def open_stream(
         self,
-        host: str,
-        port: int,
-        origin: tuple[str, int],
+        target: Endpoint,
+        origin: Origin,
         opened: Callable[[Stream], None],
         refused: Callable[[int, str], None],
     ) -> None:
-        """Ask for a channel to ``host:port`` (RFC 4254, section 7.2); the callbacks tell."""
-        self.transport.open_stream(b"direct-tcpip", _tcp(host, port, origin), opened, refused)
+        """Ask for a channel to ``target``; the callbacks tell."""
+        self.transport.open_stream(*opening(target, origin), opened, refused)
 
-    def listen(self, address: str, port: int, handler: IncomingHandler) -> int:
-        """Have the server listen (``ssh -R``; RFC 4254, section 7.1); gives the port, also for ``port=0``.
+    def listen(self, where: Endpoint, handler: IncomingHandler) -> Endpoint:
+        """Have the server listen (``ssh -R``); gives where it does, with the real port for ``port=0``.
 
         :raises PortInUseError: the port is taken there
-        :raises ForwardingRefusedError: the server forbids it
+        :raises ForwardingRefusedError: the server forbids it; with a socket, it may also be in the way of a
+            file, or in a folder that is not there
         """
         timeout = self.hop.timeout
-        ok, payload = self._ask(b"tcpip-forward", _address(address, port), timeout)
-        if ok and not port and len(payload) < 4:
+        ok, payload = self._ask(*listening(where), timeout)
+        if isinstance(where, str):
+            if ok:
+                self.transport.listen(where, handler)
+                return where
+            msg = f"the server refuses to listen on {in_words(where)}"
+            hint = "ask the administrator for AllowStreamLocalForwarding"
+            raise ForwardingRefusedError(msg, host=self.name, hint=hint)
+        address, port = where
+        bound = port or bound_port(payload)
+        if ok and not bound:
             msg = "the server listens on a free port, but does not say which port"
             raise ForwardError(msg, host=self.name, hint="choose a remote_port")
-        if ok:
-            bound = port or struct.unpack(">I", payload[:4])[0]
-            self.transport.listen(address, bound, handler)
-            return int(bound)
+        if ok and bound:
+            self.transport.listen((address, bound), handler)
+            return address, bound
         hint = "ask the administrator for AllowTcpForwarding and PermitListen"
         if port:
             # The refusal has no reason in it; whether another port is to be had tells which it was.
-            free, payload = self._ask(b"tcpip-forward", _address(address, 0), timeout)
-            if free and len(payload) >= 4:
-                other = struct.unpack(">I", payload[:4])[0]
-                self._ask(b"cancel-tcpip-forward", _address(address, other), timeout)
+            free, payload = self._ask(*listening((address, 0)), timeout)
+            other = bound_port(payload)
+            if free and other:
+                self._ask(*cancelling((address, other)), timeout)
                 msg = f"port {port} is taken, or not permitted"
                 hint = "choose another remote_port, or 0 for any free one"
                 raise PortInUseError(msg, host=self.name, hint=hint, port=port, side="remote")
         msg = f"the server refuses to listen on {address} port {port}"
         raise ForwardingRefusedError(msg, host=self.name, hint=hint)
 
-    def unlisten(self, address: str, port: int, *, timeout: float = 2) -> None:
+    def unlisten(self, where: Endpoint, *, timeout: float = 2) -> None:
         """Have the server stop listening; quietly, since a dead connection has stopped by itself."""
-        self.transport.unlisten(address, port)
+        self.transport.unlisten(where)
         with contextlib.suppress(ConnectionLostError):
-            self._ask(b"cancel-tcpip-forward", _address(address, port), timeout)
+            self._ask(*cancelling(where), timeout)
 
     # Waiting for the server's answers.
 
@@ -327,16 +353,25 @@ class Connection:
             raise self.lost_error()
         return refusal[0] if refusal else stream
 
-    def refusal(self, code: int, text: str, host: str, port: int) -> ForwardError:
-        """Make the error for a channel to ``host:port`` that was refused with this reason."""
-        where = f"{host} port {port}"
+    def refusal(self, code: int, text: str, target: Endpoint) -> ForwardError:
+        """Make the error for a channel to ``target`` that was refused with this reason."""
+        where = in_words(target)
+        is_path = isinstance(target, str)
         if code == _PROHIBITED:
             msg = f"the server forbids forwarding to {where}"
-            hint = "ask the administrator for AllowTcpForwarding and PermitOpen"
-            return ForwardingRefusedError(msg, host=self.name, hint=hint)
+            names = "AllowStreamLocalForwarding" if is_path else "AllowTcpForwarding and PermitOpen"
+            return ForwardingRefusedError(msg, host=self.name, hint=f"ask the administrator for {names}")
+        if code == _UNKNOWN_TYPE and is_path:
+            msg = f"the server cannot forward to {where}, or to any other"
+            return ForwardingRefusedError(msg, host=self.name, hint="use a port in place of the socket")
         if code == _CONNECT_FAILED:
             msg = f"nothing answers on {where} there ({text or 'connect failed'})"
-            return TargetUnreachableError(msg, host=self.name, hint="check that the server runs and the port")
+            hint = "check that the server runs and the port"
+            if is_path:  # OpenSSH gives this reason for all, a prohibition too
+                hint = (
+                    "check that the server runs and the path, and that AllowStreamLocalForwarding is not off"
+                )
+            return TargetUnreachableError(msg, host=self.name, hint=hint)
         return ForwardError(f"no channel to {where} ({text or f'reason {code}'})", host=self.name)
 
     def lost_error(self) -> ConnectionLostError:
@@ -360,142 +395,3 @@ class _Splice:
 
     def opened(self, stream: Stream) -> None:
         stream.attach(self._pump.splice(self._sock, stream))
-
-
-def _address(host: str, port: int) -> bytes:
-    raw = host.encode()
-    return struct.pack(">I", len(raw)) + raw + struct.pack(">I", port)
-
-
-def _tcp(host: str, port: int, origin: tuple[str, int]) -> bytes:
-    return _address(host, port) + _address(*origin)
-
-
-def connect(host: Host, *, via: Connection | None = None, on_event: OnEvent = ignore) -> Connection:
-    """Connect and log in, through all hops (``ssh``).
-
-    Every host key is verified before any credential is sent.
-
-    :param via: an open connection to go through; stays open when this one is closed
-    :raises BokehSSHError: whatever went wrong, by stage; nothing is left open
-    """
-    route = find_route(host) if via is None else find_route(host)[-1:]
-    for hop in route:
-        _auth.check_keys(hop.host)  # a key file that is missing is told before anything is dialled
-    made: list[Connection] = []
-    try:
-        for hop in route:
-            under = made[-1] if made else via
-            made.append(_connect_hop(hop, under, on_event))
-            if len(made) > 1:
-                made[-1]._under = made[-2]
-    except BaseException:
-        for connection in reversed(made):
-            connection.close()
-        raise
-    return made[-1]
-
-
-def _connect_hop(hop: Hop, under: Connection | None, on_event: OnEvent) -> Connection:
-    via = under.name if under else ""
-    on_event(Connecting(host=hop.label, address=hop.hostname, port=hop.port, via=via))
-    files = hop.known_hosts
-    known = _hostkeys.known_algorithms(hop.known_as, hop.known_port, files)
-    with contextlib.ExitStack() as stack:
-        transport = _handshake(hop, under, known, stack)
-        peer = transport.getpeername()
-        added = _hostkeys.verify(
-            hop.label,
-            transport.host_key_blob,
-            name=hop.known_as,
-            address=str(peer[0]) if under is None and isinstance(peer, tuple) else None,
-            port=hop.known_port,
-            files=files,
-            writable=next(iter(hop.own_known_hosts), None),
-            policy=hop.host.host_keys,
-            ask=hop.host.prompt,
-        )
-        if added:
-            on_event(added)
-        methods = _auth.login(transport, hop.host, hop.config, user=hop.user, timeout=hop.timeout)
-        connection = Connection(hop, transport, transport.pump, methods)
-        stack.callback(connection.close)
-        transport.on_end(connection._ended)
-        connection.watch()
-        on_event(Authenticated(host=hop.label, user=hop.user, methods=methods))
-        stack.pop_all()  # the last step: until then Ctrl-C closes it
-    return connection
-
-
-def _handshake(
-    hop: Hop, under: Connection | None, known: tuple[str, ...], stack: contextlib.ExitStack
-) -> Transport:
-    """Reach the server and exchange keys; the transport and its pump are put on ``stack``."""
-    deadline = time.monotonic() + hop.timeout
-    for attempt in range(_HANG_UP_RETRIES + 1):
-        with contextlib.ExitStack() as attempt_stack:
-            sock = _reach(hop, under, max(0.1, deadline - time.monotonic()))
-            attempt_stack.callback(sock.close)
-            pump = Pump(hop.label)
-            attempt_stack.callback(pump.close)
-            transport = Transport(sock, pump, prefer_host_keys=known)
-            transport.use_compression(hop.host.compression or bool(hop.config.compression))
-            # Ours is the deadline that tells what happened; paramiko's own only ends its thread.
-            transport.banner_timeout = transport.handshake_timeout = hop.timeout + 5
-            attempt_stack.callback(transport.shut, 0.5)
-            done = threading.Event()
-            transport.start_client(event=done)
-            finished = wait(done, max(0.1, deadline - time.monotonic()))
-            if finished and transport.alive:
-                transport.packetizer.settle()
-                stack.push(attempt_stack.pop_all())
-                return transport
-            cause = transport.get_exception()
-            hung_up = finished and _hung_up(transport, cause)
-        error = _handshake_error(hop, transport, cause, finished=finished, hung_up=hung_up)
-        pause = random.uniform(0.2, 0.6) * 2**attempt  # noqa: S311  # jitter, not a secret
-        if not hung_up or attempt == _HANG_UP_RETRIES or time.monotonic() + pause > deadline:
-            raise error from cause
-        time.sleep(pause)
-    raise AssertionError  # the loop returns or raises
-
-
-def _hung_up(transport: Transport, cause: BaseException | None) -> bool:
-    """Tell whether the server ended it before its version, which is worth another try."""
-    cause = getattr(cause, "__cause__", None) or cause
-    broke = isinstance(cause, (EOFError, OSError)) and not isinstance(cause, TimeoutError)
-    silent = all(line.startswith(_FULL) for line in transport.preamble)
-    return broke and silent and not transport.remote_version
-
-
-def _reach(hop: Hop, under: Connection | None, timeout: float) -> socket.socket:
-    if under is None:
-        return dial(hop.hostname, hop.port, name=hop.label, timeout=timeout)
-    try:
-        return under.open_socket(hop.hostname, hop.port, timeout=timeout)
-    except TargetUnreachableError as exc:
-        msg = f"{under.name} cannot connect to {hop.hostname} port {hop.port}"
-        hint = f"check the name as {under.name} sees it, and that an SSH server runs there"
-        raise RefusedError(msg, host=hop.label, hint=hint) from exc
-
-
-def _handshake_error(
-    hop: Hop, transport: Transport, cause: BaseException | None, *, finished: bool, hung_up: bool
-) -> BokehSSHError:
-    where = f"{hop.hostname} port {hop.port}"
-    said = transport.preamble[0].strip()[:80] if transport.preamble else ""
-    if hung_up:
-        msg = f"{where} hung up before its version" + (f" ({said})" if said else "")
-        hint = "the server may be full (MaxStartups) or refuse this address; try again later"
-        return RefusedError(msg, host=hop.label, hint=hint)
-    if said:
-        msg = f"{where} is not an SSH server: it says {said!r}"
-        return ProtocolError(msg, host=hop.label, hint="check the port")
-    if not finished or isinstance(cause, socket.timeout) or "timed out" in str(cause):
-        msg = f"{where} takes connections but does not answer as an SSH server within {hop.timeout:g} s"
-        return ConnectTimeoutError(msg, host=hop.label, hint="check the port, or give a longer timeout")
-    if isinstance(cause, paramiko.ssh_exception.IncompatiblePeer):
-        msg = f"no common algorithm with {where} ({cause})"
-        return ProtocolError(msg, host=hop.label, hint="the server is too old, or set up too narrowly")
-    said = transport.disconnect_message or str(cause or "it hung up")
-    return ProtocolError(f"the key exchange with {where} failed ({said})", host=hop.label)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import importlib.util
-import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,33 +37,11 @@ def demo_machine() -> Iterator[Host]:
     :raises BokehSSHError: if what it needs is not installed
     """
     check_installed()
-    import asyncssh
+    from bokeh_ssh._machine import machine
 
-    from bokeh_ssh._embedded import EmbeddedServer, Settings
-
-    with tempfile.TemporaryDirectory(prefix="bokeh-ssh-demo-", ignore_cleanup_errors=True) as folder:
-        key = asyncssh.generate_private_key("ssh-ed25519")
-        key_file = Path(folder, "key")
-        key_file.touch(0o600)
-        key_file.write_bytes(key.export_private_key())
-        home = Path(folder, "home")
-        home.mkdir()
-        shutil.copyfile(Path(__file__).with_name("_demo_app.py"), home / APP)
-        settings = Settings(authorized_keys=(key.export_public_key().decode(),), home=home)
-        with EmbeddedServer(settings) as server:
-            known_hosts = Path(folder, "known_hosts")
-            server.write_known_hosts(known_hosts)
-            yield Host(
-                server.host,
-                getpass.getuser(),
-                port=server.port,
-                key_filename=os.fspath(key_file),
-                known_hosts=os.fspath(known_hosts),
-                ssh_config=None,
-                allow_agent=False,
-                look_for_keys=False,
-                jump=(),
-            )
+    with machine() as made:
+        shutil.copyfile(Path(__file__).with_name("_demo_app.py"), made.home / APP)
+        yield made.host
 
 
 def demo_python() -> str:

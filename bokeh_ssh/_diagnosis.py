@@ -13,10 +13,15 @@ from bokeh_ssh._errors import (
     LaunchTimeoutError,
     PortInUseError,
     PythonNotFoundError,
+    ServerExitedError,
+    ServerGoneError,
+    ServerNotFoundError,
+    ServerTakenError,
     SessionError,
+    UploadError,
 )
 from bokeh_ssh._launch import OLDEST_BOKEH, OLDEST_PYTHON, Launch
-from bokeh_ssh._report import is_windows, port_in_use, reason
+from bokeh_ssh._report import is_windows, plain, port_in_use, reason
 
 _PYTHON_HINT = 'give python= the path of one, or setup= what makes one available ("conda activate NAME")'
 
@@ -26,7 +31,7 @@ class Findings:
     """What was seen of a start that failed.
 
     :param stage: how far it came: ``login`` (nothing of ours ran), ``shell``, ``python`` (the script was
-        sent), ``server`` (it was started)
+        sent), ``depot`` (the app is being brought), ``server`` (it was started)
     :param failed: the message that told where it ended; None where none came
     :param tried: the interpreters that could not be used, and why
     :param over: whether the session ended
@@ -34,6 +39,7 @@ class Findings:
     :param exit_status: how the server ended; None where it did not
     :param log: what the server wrote
     :param before: what start files and ``setup`` wrote
+    :param timeout: seconds that it was given; None is the launch's own
     """
 
     host: str
@@ -48,6 +54,7 @@ class Findings:
     exit_status: int | None = None
     log: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
+    timeout: float | None = None
 
     def error(self) -> BokehSSHError:
         """Name the cause and the next step."""
@@ -81,6 +88,12 @@ class Findings:
         if at == "spawn":
             msg = f"{self.argv[0]!r} could not be started ({failed.get('text', '')})"
             return self._make(LaunchError, msg, "give command= a program of that machine", status)
+        if at == "socket":
+            msg = f"there is no place for its socket ({failed.get('text', '')})"
+            return self._make(LaunchError, msg, "write {port} into command in place of {socket}", status)
+        if at == "depot":
+            msg = f"no folder could be made for the app ({failed.get('text', '')})"
+            return self._make(UploadError, msg, "see whether /tmp there is full", status)
         if at == "interpreter":
             return self._of_interpreters(status)
         if at == "python":
@@ -120,7 +133,7 @@ class Findings:
         return self._make(LaunchError, f"the server ended before it listened ({how}): {why}", hint, status)
 
     def _of_deadline(self) -> LaunchError:
-        seconds = f"{self.launch.timeout:g} s"
+        seconds = f"{self.launch.timeout if self.timeout is None else self.timeout:g} s"
         if self.stage == "login":
             msg = f"the login shell did not run our command within {seconds}"
             hint = "a start file (such as ~/.bashrc) may be slow or wait for input; try: ssh HOST true"
@@ -142,10 +155,36 @@ class Findings:
             msg = f"the account does not run commands (exit status {status}): {said or 'it said nothing'}"
             hint = "ask for a login shell, or attach to a server that is there with launch=False"
             return SessionError(msg, host=self.host, hint=hint)
-        if self.stage == "server":
+        if self.stage in ("depot", "server"):
             return self._make(LaunchError, "the supervisor of the server was ended", "try again", status)
         if self.launch.setup and not self.tried and self.failed is None and status == 0:
             msg = "the login shell that setup runs in ended by itself"
             return self._make(LaunchError, msg, "a start file (such as ~/.bash_profile) may end it", status)
         msg = f"Python ended before it ran anything (exit status {status}): {said or 'it said nothing'}"
         return self._make(PythonNotFoundError, msg, _PYTHON_HINT, status)
+
+
+def refused(host: str, message: dict[str, Any]) -> BokehSSHError:
+    """Say why a server could not be had back, or ended: the error for an errand's ``refused`` message."""
+    why = message.get("why")
+    if why == "exited":
+        status, log = message.get("status"), message.get("log")
+        lines = tuple(plain(str(text)) for text in log) if isinstance(log, list) else ()
+        return ServerExitedError._of(host, status if isinstance(status, int) else None, lines)
+    if why == "attached":
+        msg = "another client is attached to the server"
+        return ServerTakenError(msg, host=host, hint="end that one first, or detach it")
+    if why == "starting":
+        msg = "the server is still being started by another client"
+        return ServerTakenError(msg, host=host, hint="try again in a moment")
+    if why == "elsewhere":
+        msg = f"this is {plain(str(message.get('node')))}, and the server runs on another machine"
+        return ServerNotFoundError(msg, host=host, hint="name that machine itself, or try again")
+    if why == "python":
+        msg = "there is no Python any more that runs"
+        return PythonNotFoundError(msg, host=host, hint=_PYTHON_HINT)
+    if why == "gone":
+        msg = "the server is no longer there: stopped, out of its grace time, or the machine restarted"
+        return ServerGoneError(msg, host=host, hint="start it again")
+    msg = f"the server's supervisor does not answer ({plain(str(message.get('text', why)))})"
+    return LaunchTimeoutError(msg, host=host, hint="the machine may be overloaded; try again")

@@ -8,11 +8,13 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from bokeh_ssh._errors import ConnectError, ConnectTimeoutError, RefusedError, ResolveError
 from bokeh_ssh._wait import SLICE, heed, wait
 
-Address = tuple[socket.AddressFamily, tuple[object, ...]]
+#: A family, and an address as sockets of it take one.
+Address = tuple[socket.AddressFamily, Any]
 
 #: Seconds that one address has for itself before the next is tried beside it (RFC 8305, section 5).
 _STAGGER = 0.25

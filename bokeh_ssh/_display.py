@@ -3,115 +3,69 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Sequence
 
-from rich.console import Console
+from rich import box
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.panel import Panel
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from bokeh_ssh._errors import BokehSSHError, PromptRequiredError, UnknownHostKeyError
-from bokeh_ssh._events import (
-    AppFailed,
-    Attached,
-    Authenticated,
-    Closed,
-    Connecting,
-    Event,
-    HostKeyAdded,
-    Launched,
-    Launching,
-    Prompt,
-    Question,
-    Ready,
-    ReverseForwarded,
-    ServerResponsive,
-    ServerUnresponsive,
-    Warned,
-)
+from bokeh_ssh._checkup import Finding
+from bokeh_ssh._errors import BokehSSHError
+from bokeh_ssh._events import Event, Prompt, Question, Ready, Uploading
 from bokeh_ssh._flagtable import in_flags
+from bokeh_ssh._phrases import HEAD, LONGEST, Line, describe, in_words, next_step, row
+from bokeh_ssh._servers import RemoteServer
 from bokeh_ssh._text import clean
 
-Kind = Literal["begin", "done", "note", "warn", "fail"]
-
-_LONGEST = 1000
 _LOG_LINES = 12
-_TRYING = "Trying the whole way"
+_BAR = 20  # columns
+_FRAME = 6  # columns that a box takes
+#: Lines of an error, with its next step, and of what failed at least, on 80 columns; -vv shows all of it. The
+#: server's own last lines come besides.
+_ERROR_LINES = 5
+_LEAST_LINES = 2
+_COLUMNS = 80
 _STYLES = {"done": "green", "note": "dim", "warn": "yellow", "fail": "red"}
 _MARKS = {"done": "✓", "note": "·", "warn": "!", "fail": "✗"}
 _ASCII_MARKS = {"done": "+", "note": "-", "warn": "!", "fail": "x"}
 
 
-@dataclass(frozen=True)
-class Line:
-    """What an event looks like: one line, more below it, and what is waited for after it."""
-
-    kind: Kind
-    text: str
-    more: str = ""
-    then: str = ""
-
-
-def describe(event: Event) -> Line | None:
-    """Say an event in words; None for those that an error or another event tells better."""
-    host = event.host
-    if isinstance(event, Connecting):
-        via = f" through {event.via}" if event.via else ""
-        return Line("begin", f"Connecting to {host}, port {event.port}{via}")
-    if isinstance(event, HostKeyAdded):
-        return Line("note", f"Added the {event.key_type} key of {host} ({event.fingerprint}) to {event.path}")
-    if isinstance(event, Authenticated):
-        return Line("done", f"Logged in to {host} as {event.user} ({', '.join(event.methods)})")
-    if isinstance(event, Launching):
-        return Line("begin", f"Starting the server on {host}")
-    if isinstance(event, Launched):
-        text = f"Started {event.versions} on {host}, port {event.port}, process {event.pid}"
-        return Line("done", text, then=_TRYING)
-    if isinstance(event, Attached):
-        return Line("done", f"Found a server on port {event.port} of {host}", then=_TRYING)
-    if isinstance(event, ReverseForwarded):
-        by = "the Bokeh host" if event.by == "host" else "this machine"
-        return Line("done", f"Port {event.port} of {host} leads to it, opened by {by}", event.reason, _TRYING)
-    if isinstance(event, Ready):
-        return Line("done", "Ready")
-    if isinstance(event, AppFailed):
-        return Line("fail", f"The app on {host} failed, and its page is blank", event.traceback)
-    if isinstance(event, ServerUnresponsive):
-        return Line("warn", f"The server on {host} does not respond: its process is stopped")
-    if isinstance(event, ServerResponsive):
-        return Line("note", f"The server on {host} responds again")
-    if isinstance(event, Warned):
-        return Line("warn", f"{host}: {event.text}")
-    if isinstance(event, Closed):
-        return Line("note", "Closed")
-    return None
+_KINDS = {"good": "done", "note": "warn", "bad": "fail"}
 
 
 class Display:
     """Shows progress: with a moving line on a terminal, as plain lines elsewhere.
 
     :param moving: whether a line may move at all; it would garble log lines
+    :param quiet: show the address, and what is wrong; nothing else
     :ivar ready: what the last :class:`Ready` said opens it
     """
 
-    def __init__(self, *, moving: bool = True) -> None:
+    def __init__(self, *, moving: bool = True, quiet: bool = False) -> None:
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self._moving = moving and self._console.is_terminal and not self._console.is_dumb_terminal
+        able = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._moving = moving and able and not quiet
+        self._quiet = quiet
         self._marks = _MARKS if self._console.encoding.startswith("utf") else _ASCII_MARKS
+        self._bar = "━━" if self._console.encoding.startswith("utf") else "#-"
         self._lock = threading.RLock()
         self._live: Live | None = None
         self._spinner = Spinner("dots" if self._console.encoding.startswith("utf") else "line", style="cyan")
         self._stage = ""
-        self._began = 0.0
+        self._due = 0.0  # when the stage began, or what it says will be tried
+        self._opened = time.monotonic()  # when it all began
         self._interrupted = False
+        self._part = 0.0  # of what is being brought there, that has arrived
         self.ready = ""
 
     @property
@@ -125,22 +79,20 @@ class Display:
         """Show an event; from any thread."""
         if isinstance(event, Ready):
             self.ready = event.url
+        if isinstance(event, Uploading):
+            self._part = event.sent / event.size if 0 < event.sent < event.size else 0.0
         line = describe(event)
         if line is None:
             return
         with self._lock:
             if line.kind == "begin":
-                self._begin(clean(line.text, _LONGEST))
+                self._begin(line)
             else:
                 self._write(line)
 
     def note(self, text: str) -> None:
         """Show a line that says how things are."""
         self._write(Line("note", text))
-
-    def done(self, text: str) -> None:
-        """Show a line that says what works now."""
-        self._write(Line("done", text))
 
     def warn(self, text: str) -> None:
         """Show a line that says what does not work as hoped."""
@@ -149,36 +101,85 @@ class Display:
     def hint(self, text: str) -> None:
         """Show a line without a mark: what can be done now."""
         with self._lock:
-            self._console.print(Text(text, style="dim"))
+            if not self._quiet:
+                self._console.print(Text(text, style="dim"))
+
+    def log_lines(self, lines: Sequence[str]) -> None:
+        """Show what the server wrote."""
+        with self._lock:
+            for line in lines:
+                self._console.print(Text(f"  | {clean(line, LONGEST)}", style="dim"))
 
     def addresses(self, *texts: str) -> None:
         """Write addresses on standard output, each as one line by itself."""
         with self._lock:
             self._stop()
             console = Console(highlight=False, soft_wrap=True)
-            if console.is_terminal:
-                console.print()
-                for text in texts:
-                    link = f" link {text}" if text.startswith("http") else ""
-                    console.print(Text(f"  {text}", style=f"bold cyan{link}"))
-                console.print()
+            if console.is_terminal and not self._quiet:
+                console.print(_framed(console, texts))
             else:
                 sys.stdout.writelines(f"{text}\n" for text in texts)
                 sys.stdout.flush()
 
-    def error(self, error: BokehSSHError, *, trace: bool = False) -> None:
+    def servers(self, servers: Sequence[RemoteServer]) -> None:
+        """Write a table of servers on standard output; elsewhere than on a terminal, parted by tabs."""
+        with self._lock:
+            self._stop()
+            console = Console(highlight=False)
+            if not console.is_terminal:
+                sys.stdout.writelines("\t".join(row(server)) + "\n" for server in servers)
+            elif servers:
+                table = Table(*HEAD, box=None, pad_edge=False, header_style="dim")
+                for server in servers:
+                    table.add_row(*map(Text, row(server)))
+                console.print(table)
+            else:
+                self.hint("There is no server of yours")
+
+    def begin(self, text: str) -> None:
+        """Say what is done now, to a person who watches."""
+        with self._lock:
+            if self._moving:
+                self._begin(Line("begin", text))
+
+    def finding(self, finding: Finding) -> None:
+        """Write what was found on standard output; elsewhere than on a terminal, parted by tabs."""
+        with self._lock:
+            self._stop()
+            console = Console(highlight=False, soft_wrap=True)
+            text, hint = in_flags(clean(finding.text, LONGEST)), in_flags(clean(finding.hint, LONGEST))
+            if not console.is_terminal:
+                sys.stdout.write("\t".join((finding.verdict, finding.check, text, hint)).rstrip() + "\n")
+                sys.stdout.flush()
+            elif finding.verdict == "bad" or not self._quiet:
+                kind = _KINDS[finding.verdict]
+                mark = (f"{self._marks[kind]} ", f"bold {_STYLES[kind]}")
+                console.print(Text.assemble(mark, (f"{finding.check}: ", "bold"), text))
+                if hint:
+                    console.print(Text(f"    {hint}", style="" if finding.verdict == "bad" else "dim"))
+
+    def ended(self, server: RemoteServer) -> None:
+        """Say which server was ended."""
+        with self._lock:
+            self.stop()
+            what = " ".join(server.apps) or "the server"
+            self._write(Line("done", f"Ended {what} on {server.host} ({server.id})"))
+
+    def error(self, error: BokehSSHError, exit_code: int, *, trace: bool = False) -> None:
         """Show an error: what failed, the last lines of a log where there is one, and the next step."""
         with self._lock:
             self.stop()
             if trace:
                 text = "".join(traceback.format_exception(error))
                 self._console.print(Text(clean(text, 100_000, lines=True), style="dim"))
-            where = f"{error.host}: " if error.host else ""
-            text = clean(f"{where}{in_flags(error.message)}", _LONGEST)
+            hint = next_step(error)
+            left = _ERROR_LINES - math.ceil((len(hint) + 2) / _COLUMNS)
+            most = max(_LEAST_LINES, left) * _COLUMNS - len("bokeh-ssh: …")
+            text = f"{error.host}: " * bool(error.host) + in_words(error)
+            text = clean(text, LONGEST if trace else most)
             self._console.print(Text.assemble(("bokeh-ssh: ", "bold red"), (text, "bold")))
             for line in getattr(error, "log", ())[-_LOG_LINES:]:
-                self._console.print(Text(f"  | {clean(line, _LONGEST)}", style="dim"))
-            hint = _hint(error)
+                self._console.print(Text(f"  | {clean(line, LONGEST)}", style="dim"))
             if hint:
                 self._console.print(Text(f"  {hint}"))
 
@@ -213,7 +214,9 @@ class Display:
             with self._lock:
                 if stage and not self._stage:
                     self._stage = stage
-                    self._began += time.monotonic() - began  # what a person takes to type is not the stage's
+                    pause = time.monotonic() - began  # what a person takes to type is not the stage's
+                    self._due += pause
+                    self._opened += pause
                     self._start()
 
     def stop(self) -> None:
@@ -222,12 +225,18 @@ class Display:
             self._stop()
             self._stage = ""
 
-    def _begin(self, text: str) -> None:
-        if not self._moving:
-            self._console.print(Text(text))
-        self._stage = text
-        self._began = time.monotonic()
+    def _begin(self, line: Line) -> None:
+        text = clean(line.text, LONGEST)
+        if not self._moving and not self._quiet:
+            when = f" in {line.wait:.0f} s" if line.wait else ""
+            why = f": {clean(line.more, LONGEST)}" if line.more else ""
+            self._console.print(Text(f"{text}{when}{why}"))
+        self._await(text, line.wait)
         self._start()
+
+    def _await(self, stage: str, wait: float = 0.0) -> None:
+        self._stage = stage
+        self._due = time.monotonic() + wait
 
     def _start(self) -> None:
         if self._moving and self._live is None:
@@ -247,20 +256,32 @@ class Display:
             live.stop()
 
     def _moving_line(self) -> Table:
-        seconds = time.monotonic() - self._began
+        now = time.monotonic()
         text = Text("Closing" if self._interrupted else self._stage, no_wrap=True, overflow="ellipsis")
-        if seconds >= 1 and not self._interrupted:
-            text.append(f"  {seconds:.0f} s", style="dim")
+        part = self._part
+        if part and not self._interrupted:
+            full = round(part * _BAR)
+            text.append("  ")
+            text.append(self._bar[0] * full, style="cyan")
+            text.append(self._bar[1] * (_BAR - full) + f" {part:4.0%}", style="dim")
+        if self._due > now and not self._interrupted:
+            text.append(f" in {math.ceil(self._due - now)} s")
+        elif now - self._due >= 1 and not self._interrupted:
+            text.append(f"  {now - self._due:.0f} s", style="dim")
         row = Table.grid(padding=(0, 1))
         row.add_row(self._spinner, text)
         return row
 
     def _write(self, line: Line) -> None:
         with self._lock:
+            if self._quiet and not line.loud and line.kind not in ("warn", "fail"):
+                return
             self._stop()
-            text = Text(clean(line.text, _LONGEST))
+            text = Text(clean(line.text, LONGEST))
             if line.kind == "done" and self._stage:
-                text.append(f"  {time.monotonic() - self._began:.1f} s", style="dim")
+                now = time.monotonic()
+                total = f", {now - self._opened:.1f} s in all" if line.total else ""
+                text.append(f"  {now - self._due:.1f} s{total}", style="dim")
             if line.kind == "done":
                 self._stage = ""
             mark = (f"{self._marks[line.kind]} ", f"bold {_STYLES[line.kind]}") if self._moving else ""
@@ -268,18 +289,23 @@ class Display:
             for more in clean(line.more, 20_000, lines=True, tail=True).splitlines():
                 self._console.print(Text(f"  | {more}", style="dim"))
             if line.then:
-                self._stage, self._began = line.then, time.monotonic()
+                self._await(line.then)
             if self._stage:
                 self._start()
 
 
-def _hint(error: BokehSSHError) -> str:
-    if isinstance(error, PromptRequiredError):
-        return "run it on a terminal, where it can ask, or name a key with --key-filename"
-    if isinstance(error, UnknownHostKeyError) and "prompt=" in (error.hint or ""):
-        how = "or use --host-keys accept-new after comparing the fingerprint"
-        return f"run it on a terminal, where it can ask, {how}"
-    return clean(in_flags(error.hint or ""), _LONGEST)
+def _framed(console: Console, texts: Sequence[str]) -> RenderableType:
+    """Put addresses in a box; where they do not fit into one, they stand alone, whole."""
+    rows = [
+        Text(text, style=f"bold cyan link {text}" if text.startswith("http") else "bold cyan")
+        for text in texts
+    ]
+    if max(map(len, texts), default=0) + _FRAME > console.width:
+        return Group("", *rows, "")
+    plain = not console.encoding.startswith("utf") or console.is_dumb_terminal
+    return Panel.fit(
+        Group(*rows), box=box.ASCII if plain else box.ROUNDED, padding=(0, 2), border_style="cyan"
+    )
 
 
 def flush() -> None:

@@ -18,21 +18,26 @@
     ├── SessionError                logged in, but no command may be run
     ├── ForwardError
     │   ├── PortInUseError          local or remote, see ``.side``
+    │   ├── SocketInUseError        the same for the path of a Unix socket
     │   ├── ForwardingRefusedError  the SSH server forbids it
     │   ├── GatewayExposedError     the gateway would open the port to its network
     │   └── TargetUnreachableError  the SSH server cannot connect to the target
     ├── LaunchError                 the remote Bokeh server did not start
     │   ├── PythonNotFoundError
     │   ├── BokehNotFoundError
-    │   └── LaunchTimeoutError
+    │   ├── LaunchTimeoutError
+    │   └── UploadError             the app could not be brought there
     ├── ServerNotFoundError         nothing to attach to
+    │   └── ServerGoneError         the server that was there is no more
+    ├── ServerTakenError            another client holds the server
     ├── ForeignServerError          somebody else's server listens there
     ├── ServerExitedError           the remote Bokeh server ended by itself
     ├── ConnectionLostError         the line went down
     └── TunnelClosedError           used before it was opened, or after it was closed
 
 Who is to blame is in the branch: ``UsageError`` and ``TunnelClosedError`` are the caller's, the rest is
-the world's, with the cause in ``__cause__``.
+the world's, with the cause in ``__cause__``. Those that may pass by themselves have ``temporary`` set; a
+tunnel that is being made again tries on after one of them, and ends with any other.
 """
 
 from __future__ import annotations
@@ -52,6 +57,8 @@ class BokehSSHError(Exception):
 
     #: Where on the way it failed; a word for programs and for the progress display.
     stage: ClassVar[str] = "use"
+    #: Whether the same may work a little later, with nothing done about it.
+    temporary: ClassVar[bool] = False
 
     def __init__(self, message: str, *, host: str | None = None, hint: str | None = None) -> None:
         self.message = message
@@ -78,6 +85,7 @@ class ConnectError(BokehSSHError):
     """The machine was not reached."""
 
     stage = "connect"
+    temporary = True
 
 
 class ResolveError(ConnectError):
@@ -181,6 +189,8 @@ class PortInUseError(ForwardError):
     :ivar side: ``"local"`` (this machine) or ``"remote"``
     """
 
+    temporary = True
+
     def __init__(
         self,
         message: str,
@@ -195,16 +205,48 @@ class PortInUseError(ForwardError):
         self.side = side
 
 
+class SocketInUseError(ForwardError):
+    """A Unix socket is served by another program, or something that is no socket of ours is in its place.
+
+    :ivar path: where it is
+    :ivar side: ``"local"`` (this machine) or ``"remote"``
+    """
+
+    temporary = True
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        host: str | None = None,
+        hint: str | None = None,
+        path: str = "",
+        side: str = "local",
+    ) -> None:
+        super().__init__(message, host=host, hint=hint)
+        self.path = path
+        self.side = side
+
+
 class ForwardingRefusedError(ForwardError):
-    """The SSH server forbids the forward (AllowTcpForwarding, PermitOpen, PermitListen)."""
+    """The SSH server forbids the forward.
+
+    AllowTcpForwarding, PermitOpen and PermitListen are the settings for ports, AllowStreamLocalForwarding the
+    one for Unix sockets.
+    """
 
 
 class GatewayExposedError(ForwardError):
-    """The gateway opened the port to its whole network (``GatewayPorts yes``); it was closed again."""
+    """The gateway opened the port to its network, or the socket to its other users; it was closed again.
+
+    ``GatewayPorts yes`` does the one, a folder that everybody may write to the other.
+    """
 
 
 class TargetUnreachableError(ForwardError):
     """The SSH server could not connect to the forward's target."""
+
+    temporary = True
 
 
 class LaunchError(BokehSSHError):
@@ -248,9 +290,30 @@ class BokehNotFoundError(LaunchError):
 class LaunchTimeoutError(LaunchError):
     """The server did not become ready before the launch deadline."""
 
+    temporary = True
+
+
+class UploadError(LaunchError):
+    """The app that was to be brought there could not be read here, or not be stored there."""
+
+    stage = "upload"
+
 
 class ServerNotFoundError(BokehSSHError):
     """Nothing that could be attached to answers on the port."""
+
+    stage = "attach"
+    temporary = True
+
+
+class ServerGoneError(ServerNotFoundError):
+    """The server that was there is no more: stopped, out of its grace time, or the machine restarted."""
+
+    temporary = False
+
+
+class ServerTakenError(BokehSSHError):
+    """Another client holds the server, and nobody said that it is to be taken away from it."""
 
     stage = "attach"
 
@@ -314,6 +377,7 @@ class ConnectionLostError(BokehSSHError):
     """The SSH connection went down: ended by the server, cut, or silent for too long."""
 
     stage = "connection"
+    temporary = True
 
 
 class TunnelClosedError(BokehSSHError):

@@ -38,6 +38,14 @@ class HostKeyAdded(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HostKeyVerified(Event):
+    """The machine was reached, and has shown that it is the right one. No credential was sent yet."""
+
+    key_type: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Authenticated(Event):
     """The login succeeded, with these methods in order (two where the server wants two)."""
 
@@ -53,27 +61,62 @@ class Launching(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Uploading(Event):
+    """The app is being brought there: of ``size`` bytes in ``files``, ``sent`` have arrived.
+
+    Told at the start, with 0, at the end, and in between at most ten times a second.
+    """
+
+    files: int
+    size: int
+    sent: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Updated(Event):
+    """Changes of the app were brought there (``dev=True``): ``changed`` and ``removed`` are paths in it."""
+
+    changed: tuple[str, ...]
+    removed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Launched(Event):
-    """The remote server listens on ``port`` of its own loopback."""
+    """The remote server listens: on ``port`` of its own loopback, or on ``socket``, a path there."""
 
     port: int
     pid: int
     versions: str
+    socket: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attached(Event):
-    """A server that was already there answers on ``port``."""
+    """A server that was already there: found on ``port``, or one of your own that was left running.
 
-    port: int
+    :param port: on that machine; 0 where it listens on a socket
+    :param name: what it was published under
+    :param id: what names it there, where it is one of your own
+    :param pid: its process there, likewise
+    """
+
+    port: int = 0
+    name: str = ""
+    id: str = ""
+    pid: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReverseForwarded(Event):
-    """The gateway's ``port`` leads to the server; ``by`` tells who dialled: "host" or "relay"."""
+    """The gateway's ``port``, or private ``socket``, leads to the server.
 
-    port: int
+    :param by: who dialled: "host" or "relay"
+    :param reason: why it was not the host, where it could have been
+    """
+
     by: str
+    port: int = 0
+    socket: str = ""
     reason: str = ""
 
 
@@ -93,12 +136,17 @@ class AppFailed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ServerUnresponsive(Event):
-    """The remote server process exists but does not run (stopped)."""
+    """The remote server process exists but does not answer.
+
+    :param reason: ``"stopped"``: it does not run; ``"busy"``: it runs, and has answered nothing for a while
+    """
+
+    reason: str = "stopped"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerResponsive(Event):
-    """The remote server runs again."""
+    """The remote server answers again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,15 +157,51 @@ class ServerExited(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServerTaken(Event):
+    """Another client has taken the remote server over; it runs on, and is no longer ours."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Lost(Event):
-    """The connection went down."""
+    """What stood is down; :class:`Reconnecting` follows where it is made again, and nothing else does."""
 
     reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reconnecting(Event):
+    """The connection is made again in ``delay`` seconds.
+
+    :param attempt: 1 for the first one after a loss
+    :param reason: why it was lost, or why the attempt before this one failed
+    """
+
+    attempt: int
+    delay: float
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconnected(Event):
+    """It works again, at the same local address.
+
+    :param same_server: whether the remote server is the one from before, with its sessions; False where it
+        had ended and was started anew. True where no server was started by us
+    """
+
+    same_server: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Closed(Event):
-    """The tunnel ended; everything it started was ended too."""
+    """The tunnel ended; everything it started was ended too, as far as it could be reached.
+
+    :param server: what became of the remote server: ``"ended"``; ``"left"``: it was there before, and runs
+        on; ``"unreached"``: it could not be told to end, and does so by itself within its grace time; empty
+        where there was none
+    """
+
+    server: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +220,7 @@ class Question:
     :param text: the question itself
     :param echo: whether the answer may be shown while it is typed
     :param instructions: what the server wants said before the question
+    :param reusable: whether the answer will do for the next login too: a password or a passphrase, not a code
     """
 
     kind: str
@@ -143,6 +228,7 @@ class Question:
     text: str
     echo: bool = False
     instructions: str = ""
+    reusable: bool = False
 
 
 #: Takes a question, gives the answer; None declines. For ``"host_key"``, ``"yes"`` accepts.

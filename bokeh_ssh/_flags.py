@@ -25,6 +25,7 @@ class Flag:
     :param convert: makes the keyword's value of what was typed; not called where nothing was
     :param default: what counts as typed where nothing was
     :param panel: the heading that it stands under
+    :param complete: lists what a half-typed value can become, for a shell
     """
 
     keyword: str
@@ -37,6 +38,7 @@ class Flag:
     convert: Callable[[Any], Any] = lambda value: value
     default: Any = None
     panel: str = ""
+    complete: Callable[[str], list[str]] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -47,7 +49,12 @@ class Flag:
     def parameter(self) -> inspect.Parameter:
         """Give it as a parameter of a function, as typer wants it: None where it was not typed."""
         option = typer.Option(
-            *self.names, help=self.help, rich_help_panel=self.panel, metavar=self.metavar, show_default=False
+            *self.names,
+            help=self.help,
+            rich_help_panel=self.panel,
+            metavar=self.metavar,
+            show_default=False,
+            autocompletion=self.complete,
         )
         return inspect.Parameter(
             self.keyword,

@@ -13,6 +13,7 @@ from enum import Enum
 
 import typer
 
+from bokeh_ssh._aliases import complete_host
 from bokeh_ssh._flags import Flag, under
 
 
@@ -63,6 +64,21 @@ def _no(_: bool) -> bool:
     return False
 
 
+#: How it is told what happens.
+OUTPUT = under(
+    "Output",
+    Flag(
+        "json", bool, "", "Tell what happens as JSON objects, one a line, on standard output.", name="--json"
+    ),
+    Flag("quiet", bool, "", "Show the address, and what is wrong; nothing else.", also="-q", name="--quiet"),
+)
+
+#: The same, where there is a server.
+LOGGED = (
+    *OUTPUT,
+    *under("Output", Flag("log", bool, "", "Show what the server writes, as it comes.", name="--log")),
+)
+
 #: The login keywords that can be typed: secrets are asked for, and never on a command line that ``ps`` shows.
 LOGIN = under(
     "Login",
@@ -83,6 +99,7 @@ LOGIN = under(
         "A machine to go through; repeat, or separate with commas; 'none' goes directly (ssh -J).",
         also="-J",
         convert=_jump,
+        complete=complete_host,
     ),
     Flag("known_hosts", str, "FILE", "The file of known host keys."),
     Flag(
@@ -107,6 +124,13 @@ LOGIN = under(
     Flag(
         "compression", bool, "", "SSH compression, for slow lines (ssh -C).", also="-C", name="--compression"
     ),
+    Flag("reconnect", bool, "", "End when the line goes down.", name="--no-reconnect", convert=_no),
+)
+
+#: The same for what looks at a machine once, and asks a program there.
+VISIT = (
+    *(flag for flag in LOGIN if flag.keyword != "reconnect"),
+    *under("What runs", Flag("python", str, "PATH", "An interpreter there (default: the first that runs).")),
 )
 
 #: How a server is started, wherever it is.
@@ -120,7 +144,12 @@ START = under(
         also="--arg",
         convert=tuple,
     ),
-    Flag("command", str, "WORDS", "'bokeh serve', 'panel serve' or your own."),
+    Flag(
+        "command",
+        str,
+        "WORDS",
+        "'bokeh serve', 'panel serve' or your own; any web server, with {port} where its port goes.",
+    ),
     Flag("python", str, "PATH", "The interpreter whose Bokeh is used."),
     Flag(
         "setup",
@@ -158,12 +187,28 @@ _LOCAL_PORT = Flag(
     "local_port", int, "PORT", "The port here; 0 takes any free one (default: 5006, or a free one)."
 )
 
+_ALLOW_OTHERS = Flag(
+    "allow_others",
+    bool,
+    "",
+    "Let the other users of this machine use the port here, as ssh -L does.",
+    name="--allow-others",
+)
+
 #: What both tunnels share.
 TUNNEL = (
     *under(
         "Ports",
         _LOCAL_PORT,
         Flag("remote_port", int, "PORT", "The server's port there (default: any free one; to attach, 5006)."),
+        Flag(
+            "forwards",
+            list[str],
+            "[BIND:]PORT:HOST:HOSTPORT",
+            "One more port to forward meanwhile, as ssh -L writes it; repeat.",
+            also="--forward -L",
+            convert=tuple,
+        ),
     ),
     *under(
         "What runs",
@@ -179,7 +224,44 @@ TUNNEL = (
     *START,
     *under(
         "What runs",
+        Flag("ready", str, "PATH", "The page that tells that a server of another kind is ready (--command)."),
+        Flag("upload", bool, "", "Bring APP from here: a script or a folder, without what git ignores."),
+        Flag(
+            "bring",
+            list[str],
+            "PATH",
+            "A file or folder to bring along, to lie beside APP; repeat (uploads APP too).",
+            convert=tuple,
+        ),
+        Flag(
+            "server",
+            str,
+            "NAME",
+            "Take over one of your servers there: its id, app or route, as ls shows them; '*': the only one.",
+        ),
+        Flag("detach", bool, "", "Leave the server running at the end, on purpose."),
+        Flag("dev", bool, "", "Start anew when the app's files change; with --upload, those here."),
         Flag("allow_foreign", bool, "", "Attach to a server of another user.", name="--allow-foreign"),
+        _ALLOW_OTHERS,
+        Flag(
+            "signed",
+            bool,
+            "",
+            "Have the server answer only to signed sessions, or leave it open to the other users of its "
+            "machine (default: a private socket; signed where there is none).",
+            name="--signed/--open",
+        ),
+    ),
+)
+
+#: What opens a server that runs.
+ATTACH = (
+    *under("Ports", _LOCAL_PORT, _ALLOW_OTHERS),
+    *under(
+        "What runs",
+        Flag("detach", bool, "", "Have it run on from now on, if it does not anyway."),
+        Flag("python", str, "PATH", "An interpreter there (default: the first that runs)."),
+        Flag("grace", float, "SECONDS", "How long it outlives a bokeh-ssh that has vanished (default: 600)."),
     ),
 )
 
@@ -194,7 +276,13 @@ _ALLOW_EXPOSED = Flag(
 #: What a GatewayTunnel has besides.
 GATEWAY = under(
     "Gateway",
-    Flag("host", str, "TARGET", "The Bokeh host, reached through the gateway; none: it publishes by itself."),
+    Flag(
+        "host",
+        str,
+        "TARGET",
+        "The Bokeh host, reached through the gateway; none: it publishes by itself.",
+        complete=complete_host,
+    ),
     Flag(
         "reverse",
         Reverse,
@@ -203,15 +291,32 @@ GATEWAY = under(
         "(default: auto).",
         convert=_value,
     ),
-    Flag("gateway_port", int, "PORT", "The port on the gateway (default: 5006; with --host any free one)."),
+    Flag("name", str, "NAME", "What was published under that name (default: the only one)."),
+    Flag(
+        "gateway_port", int, "PORT", "The port on the gateway (default: what was published by name, or 5006)."
+    ),
     Flag("gateway_address", str, "HOST:PORT", "The gateway as the Bokeh host sees it, if that differs."),
+    Flag(
+        "forward_agent",
+        bool,
+        "",
+        "Lend your SSH agent to the Bokeh host for its login to the gateway (ssh -A, for a moment).",
+        also="-A",
+        name="--forward-agent",
+    ),
     _ALLOW_EXPOSED,
 )
 
 #: What a RemoteForward takes.
 REMOTE = under(
     "Ports",
-    Flag("remote_port", int, "PORT", "The port on the gateway; 0 takes any free one (default: 5006)."),
+    Flag("name", str, "NAME", "Publish it under this name, for you alone (default: the app's)."),
+    Flag(
+        "remote_port",
+        int,
+        "PORT",
+        "A port on the gateway in place of a name, open to its other users; 0 takes any free one.",
+    ),
     Flag(
         "local_port",
         int,
@@ -219,6 +324,13 @@ REMOTE = under(
         "The server's port; with an APP the one it takes (default: 5006; with an APP any free one).",
     ),
     Flag("local_host", str, "HOST", "Where the server already listens (default: this machine)."),
+    Flag("local_socket", str, "PATH", "The Unix socket that the server already listens on."),
+    Flag(
+        "remote_socket",
+        str,
+        "PATH",
+        "A Unix socket on the gateway in place of a port; only you may connect to it.",
+    ),
     Flag(
         "bind_address", str, "ADDRESS", "Where the gateway listens; anything but loopback opens it to others."
     ),
@@ -230,8 +342,11 @@ FORWARD = under(
     "Ports",
     Flag("remote_port", int, "PORT", "The target's port."),
     Flag("remote_host", str, "NAME", "The target as HOST sees it (default: HOST itself)."),
+    Flag("remote_socket", str, "PATH", "A Unix socket on HOST as the target, in place of a port."),
     Flag("local_port", int, "PORT", "The port here (default: any free one)."),
+    Flag("local_socket", str, "PATH", "A Unix socket here in place of a port; only you may connect to it."),
     Flag("bind_address", str, "ADDRESS", "Where to listen here; anything but loopback opens it to others."),
+    _ALLOW_OTHERS,
 )
 
 #: What ``forward -R`` takes besides.

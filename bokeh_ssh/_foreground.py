@@ -12,9 +12,11 @@ import webbrowser
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from bokeh_ssh._backlog import Backlog
 from bokeh_ssh._display import Display, flush
 from bokeh_ssh._errors import BokehSSHError, UsageError
 from bokeh_ssh._events import Prompt
+from bokeh_ssh._jsonlines import JsonDisplay
 from bokeh_ssh._lifecycle import Lifecycle
 from bokeh_ssh._terminal import find_prompt
 from bokeh_ssh._text import clean
@@ -37,9 +39,15 @@ class Foreground:
     :ivar stack: what is closed after the tunnel
     """
 
-    def __init__(self, verbose: int) -> None:
+    def __init__(
+        self, verbose: int = 0, *, json: bool = False, quiet: bool = False, log: bool = False
+    ) -> None:
+        if json and quiet:
+            msg = "--json and --quiet cannot be given together"
+            raise UsageError(msg, hint="leave out --quiet: with --json nothing else is written")
         self._verbose = verbose
-        self.display = Display(moving=not verbose)
+        self.display = JsonDisplay() if json else Display(moving=not verbose, quiet=quiet)
+        self._backlog = Backlog(self.display.log_lines) if log else None
         asking = find_prompt()
         self.prompt: Prompt | None = self.display.prompt(asking) if asking else None
         self.stack = contextlib.ExitStack()
@@ -54,10 +62,14 @@ class Foreground:
             try:
                 with self.stack:
                     thing = make(self)
+                    if self._backlog:
+                        thing._on_log = self._backlog.put  # type: ignore[attr-defined]  # what has a server has it
                     with thing:
                         stood = True
                         self.display.stop()
                         announce(thing)
+                        if self._backlog:
+                            self._backlog.start()
                         thing.wait()
             except KeyboardInterrupt:
                 self.display.stop()
@@ -65,11 +77,35 @@ class Foreground:
                     self.display.warn("Interrupted")
                 return 0 if stood else INTERRUPTED
             except BokehSSHError as exc:
-                self.display.error(exc, trace=self._verbose > 1)
-                return MISUSED if isinstance(exc, UsageError) else FAILED
+                self.display.stop()
+                if self._backlog:
+                    self._backlog.close()
+                return self.fail(exc)
             finally:
                 self.display.stop()
+                if self._backlog:
+                    self._backlog.close()
         return 0
+
+    def do(self, action: Callable[[Foreground], int | None]) -> int:
+        """Do something that ends by itself; gives the exit code, that which it gives if it does."""
+        with self._signals():
+            try:
+                return action(self) or 0
+            except KeyboardInterrupt:
+                self.display.stop()
+                self.display.warn("Interrupted")
+                return INTERRUPTED
+            except BokehSSHError as exc:
+                return self.fail(exc)
+            finally:
+                self.display.stop()
+
+    def fail(self, error: BokehSSHError) -> int:
+        """Tell an error; gives the exit code."""
+        code = MISUSED if isinstance(error, UsageError) else FAILED
+        self.display.error(error, code, trace=self._verbose > 1)
+        return code
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -100,7 +136,7 @@ class Foreground:
                 signal.signal(number, handler)
 
 
-def show(display: Display, url: str) -> None:
+def show(display: Display | JsonDisplay, url: str) -> None:
     """Open the address in a browser, where there is one with a display."""
     graphical = sys.platform in ("win32", "darwin") or any(
         os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")

@@ -6,15 +6,19 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from bokeh_ssh._agent import Agent, agent_address
+from bokeh_ssh._attach import ask, check_owner, find_route
 from bokeh_ssh._connection import Connection
-from bokeh_ssh._errors import ServerNotFoundError, UsageError
-from bokeh_ssh._events import OnEvent, ReverseForwarded, Warned
-from bokeh_ssh._local import forwarding
+from bokeh_ssh._endpoint import Endpoint, check_name
+from bokeh_ssh._errors import ForwardError, ServerNotFoundError, TargetUnreachableError, UsageError
+from bokeh_ssh._events import Attached, OnEvent, ReverseForwarded, Warned
+from bokeh_ssh._private import private_socket, published
 from bokeh_ssh._remote import is_exposed, listening, to_peer
 from bokeh_ssh._reverse import UnavailableError, dialled_back
 from bokeh_ssh._route import alike, goes_its_own_way
+from bokeh_ssh._serve import BOKEH_PORT, LOOPBACK, Serve
 from bokeh_ssh._target import Host, as_host, check_port, parse_target
-from bokeh_ssh._tunnel import BOKEH_PORT, LOOPBACK, Serve, Tunnel
+from bokeh_ssh._tunnel import Tunnel
 
 Reverse = Literal["auto", "host", "relay"]
 
@@ -42,8 +46,13 @@ class GatewayTunnel(Tunnel):
     :param app: an app or several to serve: paths on the Bokeh host
     :param reverse: who opens the gateway's port: the Bokeh host itself ("host", needs bokeh_ssh and a login
         there), this machine ("relay"), or the host if it can ("auto")
-    :param gateway_port: the port on the gateway; None takes 5006 for the local half, otherwise any free one
+    :param name: for the local half, what it was published under; None takes the only one
+    :param gateway_port: the port on the gateway; None takes what is published by name, or else 5006, for the
+        local half; otherwise a socket that only this account there may use, and a free port where that cannot
+        be had
     :param gateway_address: ``host:port`` of the gateway as seen from the Bokeh host, where that differs
+    :param forward_agent: lend this machine's SSH agent to the Bokeh host while that logs in to the gateway
+        (like ``ssh -A``, but for that one login)
     :param allow_exposed: go on where a gateway with ``GatewayPorts yes`` opens the port to its network
     :param args: and all others: as for :class:`DirectTunnel`
     :raises UsageError: if an argument cannot work
@@ -59,8 +68,10 @@ class GatewayTunnel(Tunnel):
         host: str | Host | None = None,
         app: str | Sequence[str] | None = None,
         reverse: Reverse = "auto",
+        name: str | None = None,
         gateway_port: int | None = None,
         gateway_address: str | None = None,
+        forward_agent: bool = False,
         allow_exposed: bool = False,
         args: Sequence[str] = (),
         command: str | Sequence[str] = "bokeh serve",
@@ -69,12 +80,22 @@ class GatewayTunnel(Tunnel):
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
         local_port: int | None = None,
+        forwards: str | Sequence[str] = (),
         remote_port: int | None = None,
+        upload: bool = False,
+        bring: str | Sequence[str] = (),
+        dev: bool = False,
+        ready: str | None = None,
         launch: bool | None = None,
+        server: str | None = None,
+        detach: bool = False,
         grace: float = 600.0,
         launch_timeout: float = 60.0,
         extra_origins: Sequence[str] = (),
         allow_foreign: bool = False,
+        allow_others: bool = False,
+        signed: bool | None = None,
+        reconnect: bool = True,
         isolate: bool = True,
         on_event: OnEvent | None = None,
         **login: Any,
@@ -88,13 +109,22 @@ class GatewayTunnel(Tunnel):
             cwd=cwd,
             env=env,
             remote_port=remote_port,
+            forwards=forwards,
+            upload=upload,
+            bring=bring,
+            dev=dev,
+            ready=ready,
             launch=launch,
+            server=server,
+            detach=detach,
             grace=grace,
             launch_timeout=launch_timeout,
             extra_origins=extra_origins,
             allow_foreign=allow_foreign,
+            allow_others=allow_others,
+            signed=signed,
         )
-        super().__init__(serve, local_port, on_event, isolate)
+        super().__init__(serve, local_port, on_event, isolate, reconnect)
         self._gateway = as_host(gateway, user, **login)
         self._label = self._gateway.target.host
         if reverse not in ("auto", "host", "relay"):
@@ -102,10 +132,25 @@ class GatewayTunnel(Tunnel):
             raise UsageError(msg, host=self._label, hint='use "auto", "host" or "relay"')
         if gateway_port is not None:
             check_port(gateway_port, "gateway_port")
-        if host is None and (serve.must_launch or serve.args):
-            msg = "there is no host to start a server on"
+        if host is None and (serve.must_launch or serve.args or serve.server or serve.detach):
+            msg = "there is no host to start a server on, or to find one"
             hint = "give host=, or publish the app from the Bokeh host and leave out app"
             raise UsageError(msg, host=self._label, hint=hint)
+        if name is not None:
+            check_name(name)
+            if host is not None or gateway_port is not None:
+                msg = "name finds what is published already, " + (
+                    "but a host was given" if host is not None else "but a port was given"
+                )
+                raise UsageError(msg, host=self._label, hint="leave out one of the two")
+        if forward_agent and (host is None or reverse == "relay"):
+            msg = "forward_agent is for a host that logs in to the gateway, " + (
+                "but none is given" if host is None else "and a relay does not"
+            )
+            raise UsageError(msg, host=self._label, hint='give host=, and reverse="host" or "auto"')
+        self._forward_agent = forward_agent
+        self._name = name
+        self._by_name = name is not None  # else it is what was found
         self._reverse_wanted: Reverse = reverse
         self._reverse: Literal["host", "relay"] | None = None
         self._gateway_port = gateway_port
@@ -132,55 +177,121 @@ class GatewayTunnel(Tunnel):
         """Who opened the gateway's port: "host" or "relay"; None where somebody had published already."""
         return self._reverse
 
-    def _start(self, stack: contextlib.ExitStack) -> None:
-        if self._wanted:
-            self._bind(stack, BOKEH_PORT)  # a port that is taken here is told before anything is dialled
-        gateway = self._connect(stack, self._gateway)
+    def _join(self, line: contextlib.ExitStack) -> bool:
+        gateway = self._connect(line, self._gateway)
+        end: Endpoint
         if self._bokeh_host is None:
-            port = self._remote_port = self._find_published(stack, gateway)
+            self._lead_forwards(line, gateway)
+            end = self._find_published(gateway)
+            same = True
         else:
             via = None if goes_its_own_way(self._bokeh_host) else gateway
-            host = self._connect(stack, self._bokeh_host, via)
-            address, self._remote_port = self._find_or_launch(stack, host)
-            port = self._open_reverse(stack, gateway, host, address)
-        stack.enter_context(forwarding(self._sockets, gateway, LOOPBACK, port))
-        self._prove(self._label)
+            host = self._connect(line, self._bokeh_host, via)
+            self._lead_forwards(line, host)
+            wanted = self._choose_end(gateway)
+            target, same = self._find_or_launch(line, host)
+            end = self._open_reverse(line, gateway, host, target, wanted)
+        self._open_way(line, gateway, end, self._label)
+        return same
 
-    def _find_published(self, stack: contextlib.ExitStack, gateway: Connection) -> int:
-        """Find the server that somebody published on the gateway.
+    def _prepare(self, stack: contextlib.ExitStack) -> None:
+        super()._prepare(stack)
+        self._reverse = None
+        if self._bokeh_host is None and not self._by_name:
+            self._name = None
+
+    def _choose_end(self, gateway: Connection) -> Endpoint:
+        """Choose where the gateway is to listen: on a socket that only this account may use, or on a port.
+
+        A port is open to all who can log in there, so a server behind one answers to signed sessions only.
+        """
+        path = None
+        if self._gateway_port is None and self._serve.signed is not False:
+            path = private_socket(gateway)
+        self._must_sign = path is None
+        return path or (LOOPBACK, self._gateway_port or 0)
+
+    def _find_published(self, gateway: Connection) -> Endpoint:
+        """Find the server that somebody published on the gateway: by name, or else on a port.
 
         :raises ServerNotFoundError: if nothing is published there
+        :raises UsageError: if several are
         :raises ForeignServerError: if it belongs to another user of the gateway
         """
+        if not (self._gateway_port or self._serve.remote_port):
+            path = self._find_named(gateway)
+            if path:
+                return path
+        return (LOOPBACK, self._find_port(gateway))
+
+    def _find_named(self, gateway: Connection) -> str | None:
+        if self._attached and self._name is None:
+            return None  # it was a port before
+        names = published(gateway)
+        if self._name is None and len(names) > 1:
+            msg = f"several are published there: {', '.join(sorted(names))}"
+            raise UsageError(msg, host=self._label, hint="say which, with name")
+        name = self._name or next(iter(names), None)
+        if name is None:
+            return None
+        path, timeout = names.get(name, ""), gateway.hop.timeout
+        try:
+            is_bokeh = bool(path) and ask(gateway, path, "/metadata", timeout=timeout).is_bokeh
+        except (TargetUnreachableError, OSError):
+            path = ""
+        if not path:
+            there = f" (there are: {', '.join(sorted(names))})" if names.keys() - {name} else ""
+            msg = f"nothing is published under the name {name!r}{there}"
+            hint = f"on the Bokeh host, run: bokeh-ssh publish app.py --gateway {self._label} --name {name}"
+            raise ServerNotFoundError(msg, host=self._label, hint=hint)
+        if not is_bokeh:
+            msg = f"what is published under the name {name!r} is not a Bokeh server"
+            raise ServerNotFoundError(msg, host=self._label, hint="use LocalForward with its remote_socket")
+        self._bind(BOKEH_PORT)
+        self._fate = "left"
+        if not self._attached:
+            self._routes = (find_route(gateway, path, timeout=timeout),)
+            self._emit(Attached(host=self._label, name=name))
+        self._attached, self._name = True, name
+        return path
+
+    def _find_port(self, gateway: Connection) -> int:
         port = self._gateway_port or self._serve.attach_port
-        found = self._attach_to(stack, gateway, port)
+        found = self._attach_to(gateway, port)
         if not found:
             msg = f"nothing is published on port {port}"
             hint = f"on the Bokeh host, run: bokeh-ssh publish app.py --gateway {self._label}"
             raise ServerNotFoundError(msg, host=self._label, hint=hint)
+        self._remote_port = port
+        self._attached = True
         if not self._allow_exposed and is_exposed(gateway, port):
             text = f"port {port} is open to the gateway's whole network (GatewayPorts yes)"
             self._emit(Warned(host=self._label, text=text))
         return port
 
     def _open_reverse(
-        self, stack: contextlib.ExitStack, gateway: Connection, host: Connection, address: str
-    ) -> int:
-        """Have the gateway listen for the server on ``host``; gives the gateway's port."""
-        wanted = self._gateway_port or 0
-        reason = ""
+        self,
+        line: contextlib.ExitStack,
+        gateway: Connection,
+        host: Connection,
+        target: Endpoint,
+        wanted: Endpoint,
+    ) -> Endpoint:
+        """Have the gateway listen for the server on ``host``; gives where it does."""
+        reason, again = "", self._reverse is not None
         if self._reverse_wanted != "relay":
             try:
-                port = stack.enter_context(
+                end = line.enter_context(
                     dialled_back(
                         host,
                         gateway,
-                        target=(address, self._remote_port),
+                        target=target,
                         wanted=wanted,
                         allow_exposed=self._allow_exposed,
                         seen_as=self._gateway_address,
                         python=self._serve.python,
                         env=dict(self._serve.env or {}),
+                        agent=self._lend_agent(gateway),
                         on_lost=self._lose,
                     )
                 )
@@ -189,13 +300,34 @@ class GatewayTunnel(Tunnel):
                     raise exc.error from exc
                 reason = str(exc.error)
             else:
-                self._reverse = "host"
-                self._emit(ReverseForwarded(host=self._label, port=port, by="host"))
-                return port
-        handler = to_peer(gateway, host, address, self._remote_port)
-        port = stack.enter_context(
-            listening(gateway, LOOPBACK, wanted, handler, allow_exposed=self._allow_exposed)
+                if isinstance(end, tuple) and not self._serve.allow_foreign:
+                    check_owner(gateway, end[1])
+                return self._tell_reverse("host", end)
+        handler = to_peer(gateway, host, target)
+        end = line.enter_context(
+            listening(gateway, wanted, handler, allow_exposed=self._allow_exposed, again=again)
         )
-        self._reverse = "relay"
-        self._emit(ReverseForwarded(host=self._label, port=port, by="relay", reason=reason))
-        return port
+        return self._tell_reverse("relay", end, reason)
+
+    def _lend_agent(self, gateway: Connection) -> Agent | None:
+        """Give the agent that the host is to have for a moment; the one that would log in there from here.
+
+        :raises UnavailableError: if it is wanted, and there is none
+        """
+        if not self._forward_agent:
+            return None
+        address = agent_address(gateway.hop.config.identity_agent)
+        if address is None:
+            msg = "there is no SSH agent here to lend"
+            hint = "start one, add your key to it (ssh-add), and leave IdentityAgent unset"
+            raise UnavailableError(ForwardError(msg, host=self._label, hint=hint))
+        return Agent(address)
+
+    def _tell_reverse(self, by: Literal["host", "relay"], end: Endpoint, reason: str = "") -> Endpoint:
+        self._reverse = by
+        if isinstance(end, tuple) and not self._key and self._serve.signed is None:
+            text = f"port {end[1]} is open to the other users of the gateway"
+            self._emit(Warned(host=self._label, text=text))
+        where = {"socket": end} if isinstance(end, str) else {"port": end[1]}
+        self._emit(ReverseForwarded(host=self._label, by=by, reason=reason, **where))
+        return end

@@ -46,6 +46,11 @@ def fingerprint(key: bytes) -> str:
     return _read_anyhow(key).fingerprint
 
 
+def kind(key: bytes) -> str:
+    """Give the type of a public key, such as ``"ssh-ed25519"``; of a certificate, that of the key in it."""
+    return _read_anyhow(key).kind
+
+
 def known_algorithms(name: str, port: int | None, files: Sequence[str]) -> tuple[str, ...]:
     """List the host key algorithms that can be verified, best first, so that the server is asked for them.
 
@@ -179,8 +184,10 @@ def _ask(case: _Case, verdict: Verdict, ask: Callable[[Question], str | None] | 
         "Are you sure you want to continue connecting (yes/no/[fingerprint])? ",
     ]
     text = "\n".join(lines)
-    for _ in range(_MOST_ANSWERS):
-        answer = (ask(Question(kind="host_key", host=case.host, text=text, echo=True)) or "").strip()
+    for attempt in range(_MOST_ANSWERS):
+        # The first text has the fingerprint in it: its answer is for this key alone.
+        question = Question(kind="host_key", host=case.host, text=text, echo=True, reusable=not attempt)
+        answer = (ask(question) or "").strip()
         if answer.lower() == "yes" or answer == print_of:
             return
         if answer.lower() in ("", "no"):

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from bokeh_ssh import _parcel
 from bokeh_ssh._errors import BokehSSHError, ConnectionLostError
-from bokeh_ssh._events import Event
+from bokeh_ssh._events import Event, Lost
 from bokeh_ssh._fork import in_child
 from bokeh_ssh._wait import SLICE, heed
 
@@ -44,22 +44,28 @@ def is_possible() -> bool:
     return bool(sys.executable) and not getattr(sys, "frozen", False)
 
 
+#: (state, error, facts)
+OnState = Callable[[Any, "BokehSSHError | None", "dict[str, Any]"], None]
+
+
 class Child:
     """A child process with one tunnel or forward in it.
 
     :param label: the host, for messages
     :param on_event: gets its events, on a thread of ours
-    :param on_lost: told when it breaks while it lives, or the process ends
+    :param on_state: told each state that it has once it stood, with the error behind it, where there is one,
+        and what has changed of its facts; "failed" too if the process ends by itself
     """
 
-    def __init__(
-        self, label: str, on_event: Callable[[Event], None], on_lost: Callable[[BokehSSHError], None]
-    ) -> None:
+    def __init__(self, label: str, on_event: Callable[[Event], None], on_state: OnState) -> None:
         self._label = label
         self._on_event = on_event
-        self._on_lost = on_lost
+        self._on_state = on_state
+        self._packer = _parcel.Packer()
+        self._stands = False
         self._answers: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # one writer at a time
+        self._getting = threading.Lock()
         self._closing = False
         flags: dict[str, Any] = {"start_new_session": True}
         if sys.platform == "win32":
@@ -79,22 +85,17 @@ class Child:
     def open(self, kind: str, args: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Any]:
         """Have the child make and open an object; gives its facts.
 
-        Questions are asked on this thread.
+        Questions are asked on this thread; those of a later reconnection on one of their own.
 
         :raises BokehSSHError: whatever went wrong there
         """
-        packer = _parcel.Packer()
-        packed = packer.pack(args), packer.pack(keywords)
+        packed = self._packer.pack(args), self._packer.pack(keywords)
         self._send(sys.path)
         self._send((kind, *packed, log.getEffectiveLevel()))
         while True:
             word, *rest = self._next()
-            if word == "question":
-                number, question = rest
-                self._send(("answer", packer.prompts[number](question)))
-            elif word == "sign":
-                number, data, algorithm = rest
-                self._send(("answer", _sign(packer.keys[number], data, algorithm)))
+            if word in ("question", "sign"):
+                self._answer(word, *rest)
             elif word == "ready":
                 facts: dict[str, Any] = rest[0]
                 return facts
@@ -109,14 +110,32 @@ class Child:
             with contextlib.suppress(queue.Empty):
                 return self._answers.get(timeout=SLICE)  # Windows cannot interrupt a longer wait
 
+    def _answer(self, word: str, number: int, *asked: Any) -> None:
+        """Ask the person, or have the key sign, and send what that gave."""
+        if word == "question":
+            answer = self._packer.prompts[number](*asked)
+        else:
+            answer = _sign(self._packer.keys[number], *asked)
+        self._send(("answer", answer))
+
+    def _answer_meanwhile(self, *message: Any) -> None:
+        try:
+            self._answer(*message)
+        except BokehSSHError:  # the child is gone
+            pass
+        except Exception:  # whatever it is, it is the prompt's, and nobody above us would see it
+            log.exception("prompt failed")
+            with contextlib.suppress(BokehSSHError):
+                self._send(("answer", None))
+
     def get(self, name: str) -> Any:
         """Read an attribute of the object there; None if the child is gone."""
-        with self._lock:
+        with self._getting:
             if self._closing:
                 return None
             try:
-                _parcel.write(self._to, ("get", name))
-            except (OSError, ValueError):
+                self._send(("get", name))
+            except BokehSSHError:
                 return None
             word, *rest = self._answers.get()
         return rest[0] if word == "got" else None
@@ -124,7 +143,7 @@ class Child:
     def close(self) -> None:
         """Have the child close everything, and end; the last it said is handled before this returns."""
         hurry = isinstance(sys.exc_info()[1], KeyboardInterrupt)
-        with self._lock:
+        with self._getting:
             if self._closing:
                 return
             self._closing = True
@@ -141,7 +160,8 @@ class Child:
 
     def _send(self, message: Any) -> None:
         try:
-            _parcel.write(self._to, message)
+            with self._lock:
+                _parcel.write(self._to, message)
         except (OSError, ValueError) as exc:
             raise self._ended() from exc
 
@@ -160,20 +180,28 @@ class Child:
             self._from.close()
             self._answers.put(("ended",))
             if not self._closing:
-                self._on_lost(self._ended())
+                ended = self._ended()
+                self._on_state("failed", ended, {})
+                self._on_event(Lost(host=self._label, reason=ended.message))
 
     def _take(self, message: tuple[Any, ...]) -> None:
         word, *rest = message
         if word == "event":
             self._on_event(rest[0])
-        elif word == "lost":
-            self._on_lost(_with_cause(*rest))
+        elif word == "state":
+            state, error, traceback, facts = rest
+            self._on_state(state, _with_cause(error, traceback) if error else None, facts)
+        elif word in ("question", "sign") and self._stands:
+            threading.Thread(
+                target=self._answer_meanwhile, args=message, name=f"bokeh-ssh ask {self._label}", daemon=True
+            ).start()
         elif word == "log":
             record = logging.makeLogRecord(rest[0])
             logger = logging.getLogger(record.name)
             if logger.isEnabledFor(record.levelno):
                 logger.handle(record)
         else:
+            self._stands = self._stands or word == "ready"
             self._answers.put(message)
 
 

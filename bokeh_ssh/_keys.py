@@ -207,7 +207,7 @@ def _asker(host: Host) -> Callable[[Path], Iterator[str]]:
         for _ in range(PASSPHRASE_TRIES if host.prompt else 0):
             text = f"Enter passphrase for key '{clean(str(path), 300)}': "
             answer = host.prompt and host.prompt(
-                Question(kind="passphrase", host=host.target.host, text=text)
+                Question(kind="passphrase", host=host.target.host, text=text, reusable=True)
             )
             if not answer:  # as with ssh, an empty answer goes on to the next key
                 return

@@ -1,30 +1,53 @@
-"""Opening, living and closing, the same for every public object."""
+"""Opening, living, coming back and closing, the same for every public object.
+
+::
+
+    new ──▶ connecting ──▶ ready ──▶ lost ──▶ reconnecting ──▶ ready
+                 │           │        ▲ │          │
+                 │           │        └─┼──────────┤ it may pass
+                 ▼           ▼          ▼          ▼
+               failed      failed    closed      failed
+"""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
+import random
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
+from bokeh_ssh._awaiting import Awaiting
 from bokeh_ssh._errors import BokehSSHError, TunnelClosedError
-from bokeh_ssh._events import Closed, Event, Lost, OnEvent, ignore
+from bokeh_ssh._events import Closed, Event, Lost, OnEvent, Reconnected, Reconnecting, ignore
 from bokeh_ssh._fork import in_child
 from bokeh_ssh._isolated import Child, is_possible
 from bokeh_ssh._wait import SLICE, wanted
 
 log = logging.getLogger("bokeh_ssh")
 
-State = Literal["new", "connecting", "ready", "lost", "closed", "failed"]
+State = Literal["new", "connecting", "ready", "lost", "reconnecting", "closed", "failed"]
 _Self = TypeVar("_Self", bound="Lifecycle")
 
+_OPEN = ("connecting", "ready", "lost", "reconnecting")
+#: Seconds until the second attempt after a loss, and the most that two attempts are apart. The first is made
+#: at once, give or take: many clients may have lost the same server.
+_FIRST_PAUSE = 1.0
+_LONGEST_PAUSE = 30.0
+#: Seconds that ``close()`` waits for an attempt that is under way to give up.
+_GIVING_UP = 2.0
+#: Seconds that it waits for another thread that closes the same thing.
+_OTHERS = 15.0
 
-class Lifecycle:
-    """Something that is opened, used and closed, once or several times.
 
-    A subclass opens its parts in :meth:`_start`, each pushed on the stack that is given, and calls
-    :meth:`_lose` when something breaks while it lives.
+class Lifecycle(Awaiting):
+    """Something that is opened, used and closed, once or several times; with ``async with`` too.
+
+    A subclass opens what stays while lines come and go in :meth:`_prepare`, and everything that goes over SSH
+    in :meth:`_join`, which is called again after a loss. When something breaks it calls :meth:`_lose`.
     """
 
     _label = ""
@@ -38,16 +61,27 @@ class Lifecycle:
 
     _recipe: tuple[tuple[Any, ...], dict[str, Any]]
 
-    def __init__(self, on_event: OnEvent | None, isolate: bool) -> None:
+    def __init__(self, on_event: OnEvent | None, isolate: bool, reconnect: bool) -> None:
         self._listener = on_event or ignore
         self._isolate = isolate
+        self._reconnect = bool(reconnect)
         self._child: Child | None = None
+        self._missed: tuple[State, BokehSSHError | None, dict[str, Any]] | None = None
         self._state: State = "new"
-        self._stack = contextlib.ExitStack()
+        self._stack = contextlib.ExitStack()  # what stays; below it
+        self._line = contextlib.ExitStack()  # what goes over SSH
         self._change = threading.Condition()
         self._error: BokehSSHError | None = None
         self._opener: threading.Thread | None = None
+        self._recovery: threading.Thread | None = None
         self._cancelled = False
+        self._ending = threading.Event()
+        self._ended = True  # whether there is nothing to close
+        self._closer: threading.Thread | None = None  # who closes it now
+        self._closed = threading.Event()
+        self._fate = ""  # what became of the remote server, see Closed
+        #: For the child process: told each new state.
+        self._on_state: Callable[[], object] = _nothing
         in_child(self, Lifecycle._abandon)
 
     def _abandon(self) -> None:
@@ -55,16 +89,34 @@ class Lifecycle:
         self._change = threading.Condition()  # another thread may have held the old one
         if self._state != "new":
             self._state = "closed"
-        self._parents = self._stack  # kept, or what ends with it would be ended here
-        self._stack = contextlib.ExitStack()
+        self._recovery = None
+        self._parents = self._stack, self._line  # kept, or what ends with them would be ended here
+        self._stack, self._line = contextlib.ExitStack(), contextlib.ExitStack()
 
-    def _start(self, stack: contextlib.ExitStack) -> None:
-        """Open everything; what must be closed goes on ``stack``."""
+    # What a subclass brings.
+
+    def _prepare(self, stack: contextlib.ExitStack) -> None:
+        """Open what outlives a loss; what must be closed goes on ``stack``."""
+
+    def _join(self, line: contextlib.ExitStack) -> bool:
+        """Open everything that goes over SSH; what must be closed goes on ``line``.
+
+        :returns: whether the remote server, if there is one, is the one from before
+        """
         raise NotImplementedError
+
+    def _hurry(self) -> None:
+        """Make sure that closing the line waits for nobody who does not answer."""
+
+    # Opening.
 
     @property
     def state(self) -> State:
-        """What it does: "new", "connecting", "ready", "lost", "closed" or "failed"."""
+        """What it does.
+
+        "new", "connecting", "ready", "lost" (down, and waiting to try again), "reconnecting" (trying),
+        "closed" or "failed" (it ended by itself; :meth:`wait` raises why).
+        """
         return self._state
 
     def open(self: _Self) -> _Self:
@@ -73,23 +125,29 @@ class Lifecycle:
         :raises BokehSSHError: whatever went wrong; nothing is left open then
         """
         with self._change:
-            if self._state in ("connecting", "ready", "lost"):
+            if self._state in _OPEN:
                 return self
-            self._state = "connecting"
             self._error = None
             self._cancelled = False
+            self._ending = threading.Event()
+            self._ended = False
             self._opener = threading.current_thread()
-            self._stack = stack = contextlib.ExitStack()
+            self._stack, self._line = contextlib.ExitStack(), contextlib.ExitStack()
+            self._set("connecting")
         try:
             with wanted(self._check_wanted):
                 if self._isolate and is_possible():
-                    self._start_child(stack)
+                    self._start_child(self._stack)
                 else:
-                    self._start(stack)
+                    self._prepare(self._stack)
+                    self._join(self._line)
             self._become_ready()
         except BaseException as exc:
+            self._ending.set()
+            self._ended = True
             self._set("failed")
-            stack.close()
+            self._end_line()
+            self._stack.close()
             if self._cancelled and isinstance(exc, BokehSSHError):
                 self._set("closed")
                 msg = "it was closed while it opened"
@@ -103,9 +161,29 @@ class Lifecycle:
         """Have a child process open it, and take over what it found."""
         args, keywords = self._recipe
         keywords = {name: value for name, value in keywords.items() if name not in ("on_event", "isolate")}
-        child = self._child = Child(self._label, self._emit, self._lose)
+        child = self._child = Child(self._label, self._pass_on, self._follow)
         stack.callback(child.close)
-        for name, value in child.open(type(self).__name__, args, keywords).items():
+        self._take_facts(child.open(type(self).__name__, args, keywords))
+
+    def _pass_on(self, event: Event) -> None:
+        """Tell what happened in the child process; that it has closed is told once we have."""
+        if isinstance(event, Closed):
+            self._fate = event.server
+        else:
+            self._emit(event)
+
+    def _follow(self, state: State, error: BokehSSHError | None, facts: dict[str, Any]) -> None:
+        """Be as the object in the child process is."""
+        with self._change:
+            if self._state == "connecting":  # it broke before we had heard that it stands
+                self._missed = state, error, facts
+            elif self._state in _OPEN and state != "closed":
+                self._take_facts(facts)
+                self._error = error
+                self._set(state)
+
+    def _take_facts(self, facts: dict[str, Any]) -> None:
+        for name, value in facts.items():
             setattr(self, name, value)
 
     def _facts(self) -> dict[str, Any]:
@@ -126,32 +204,148 @@ class Lifecycle:
             if self._error:  # it broke in the last moment
                 raise self._error
             self._check_wanted()
-            self._state = "ready"
-            self._change.notify_all()
+            self._set("ready")
+            missed, self._missed = self._missed, None
+            if missed:
+                self._follow(*missed)
+
+    # Losing the line, and making it again.
+
+    def _lose(self, error: BokehSSHError) -> None:
+        """Note that it broke; from any thread, never blocks."""
+        recovery = None
+        with self._change:
+            if self._state in ("connecting", "reconnecting"):
+                self._error = self._error or error  # the attempt that is under way fails with it
+            if self._state != "ready":
+                return
+            if self._reconnect and error.temporary:
+                self._set("lost")
+                name = f"bokeh-ssh reconnect {self._label}"
+                recovery = threading.Thread(
+                    target=self._recover, args=(error.message,), name=name, daemon=True
+                )
+                self._recovery = recovery
+            else:
+                self._error = error
+                self._set("failed")
+        self._emit(Lost(host=error.host or self._label, reason=error.message))
+        if recovery:
+            recovery.start()
+
+    def _recover(self, reason: str) -> None:
+        """Make the line again, however often that takes.
+
+        :param reason: why it was lost
+        """
+        for attempt in itertools.count(1):
+            if self._ending.is_set():
+                return
+            self._end_line()
+            pause = _pause(attempt)
+            self._emit(Reconnecting(host=self._label, attempt=attempt, delay=pause, reason=reason))
+            if self._ending.wait(pause) or not self._try_again():
+                return
+            try:
+                with wanted(self._check_wanted):
+                    same = self._join(self._line)
+                self._become_ready()
+            except BokehSSHError as exc:
+                reason = exc.message
+                if not self._go_on_after(exc):
+                    return
+            except Exception as exc:  # a defect of ours; nobody above us would see it
+                log.exception("making the connection again failed")
+                self._go_on_after(BokehSSHError(f"making the connection again failed ({exc!r})"))
+                return
+            else:
+                self._emit(Reconnected(host=self._label, same_server=same))
+                return
+
+    def _try_again(self) -> bool:
+        with self._change:
+            if self._state != "lost":
+                return False
+            self._error = None
+            self._line = contextlib.ExitStack()
+            self._set("reconnecting")
+            return True
+
+    def _go_on_after(self, error: BokehSSHError) -> bool:
+        """Note that an attempt failed; tells whether another one may do better."""
+        with self._change:
+            if self._state == "reconnecting" and error.temporary:
+                self._error = None
+                self._set("lost")
+                return True
+            failed = self._state == "reconnecting"
+            if failed:
+                self._error = error
+                self._set("failed")
+        self._end_line()
+        if failed:
+            self._emit(Lost(host=error.host or self._label, reason=str(error)))
+        return False
+
+    def _end_line(self) -> None:
+        """Close everything that goes over SSH."""
+        with wanted(None):
+            self._line.close()
+
+    @property
+    def _leaving(self) -> bool:
+        """Whether the line is being closed for good, and not because it is made again."""
+        return self._state in ("closed", "failed") or self._ending.is_set()
+
+    # Closing.
 
     def close(self) -> None:
-        """Close it, and end what it started, everywhere; idempotent, from any thread."""
-        with self._change:
-            opening = self._state == "connecting"
-            self._cancelled = self._cancelled or opening
-            elsewhere = opening and self._opener is not threading.current_thread()
-            if self._state in ("new", "closed", "failed"):
-                return
-            if not elsewhere:
-                self._state = "closed"
-                self._change.notify_all()
-        if elsewhere:
-            # The opener sees its connections end, cleans up by itself and says so.
+        """Close it, and end what it started, everywhere; idempotent, from any thread.
+
+        Where another thread closes it already, waits until that is done, so that a program may end then.
+        """
+        whose = self._claim()
+        if whose == "opener":
+            # It sees its connections end, cleans up by itself and says so.
+            self._end_line()
             self._stack.close()
+        elif whose == "other":
+            self._closed.wait(_OTHERS)
+        if whose != "ours":
             return
+        recovery = self._recovery
         try:
             with wanted(None):  # a signal handler may close what this very thread opens
+                self._hurry()
+                self._line.close()
+                if recovery and recovery.is_alive() and recovery is not threading.current_thread():
+                    recovery.join(_GIVING_UP)
+                self._line.close()  # what an attempt that was under way still added
                 self._stack.close()
         finally:
-            self._emit(Closed(host=self._label))
+            self._recovery = None
+            self._emit(Closed(host=self._label, server=self._fate))
+            self._closer = None
+            self._closed.set()
+
+    def _claim(self) -> Literal["ours", "opener", "other", "nobody"]:
+        """Find out whose part it is to close it, and begin."""
+        here = threading.current_thread()
+        with self._change:
+            if self._ended:
+                # A signal handler may be in the middle of the very thread that closes it.
+                return "nobody" if self._closer in (None, here) else "other"
+            self._cancelled = self._cancelled or self._state in ("connecting", "reconnecting")
+            self._ending.set()
+            if self._state == "connecting" and self._opener is not here:
+                return "opener"
+            self._ended, self._closer = True, here
+            self._closed.clear()
+            self._set("closed")
+            return "ours"
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it ends. Ctrl-C ends it: everything is closed, and the wait returns.
+        """Wait until it ends; a line that is made again is no end. Ctrl-C closes it, and the wait returns.
 
         :param timeout: seconds; None waits for ever
         :returns: False if it still lives after ``timeout`` seconds
@@ -160,7 +354,7 @@ class Lifecycle:
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
             with self._change:
-                while self._state in ("connecting", "ready"):
+                while self._state in _OPEN:
                     left = SLICE if deadline is None else min(SLICE, deadline - time.monotonic())
                     if left <= 0:
                         return False
@@ -178,28 +372,18 @@ class Lifecycle:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _lose(self, error: BokehSSHError) -> None:
-        """Note that it broke while it lived; from any thread, never blocks."""
-        with self._change:
-            if self._state not in ("connecting", "ready"):
-                return
-            self._error = self._error or error
-            if self._state == "ready":
-                self._state = "lost"
-            self._change.notify_all()
-        self._emit(Lost(host=error.host or self._label, reason=error.message))
-
     def _set(self, state: State) -> None:
         with self._change:
             self._state = state
             self._change.notify_all()
+        self._on_state()
 
     def _check_open(self) -> None:
         """Refuse to work before it is open and after it is closed.
 
         :raises TunnelClosedError: in those states
         """
-        if self._state not in ("ready", "lost", "connecting"):
+        if self._state not in _OPEN:
             msg = f"the tunnel is {self._state}"
             hint = "use it in a with statement, or call open() first"
             raise TunnelClosedError(msg, host=self._label, hint=hint)
@@ -210,3 +394,15 @@ class Lifecycle:
             self._listener(event)
         except Exception:  # a listener's bug must not take the tunnel down
             log.exception("on_event failed")
+
+
+def _nothing() -> None:
+    pass
+
+
+def _pause(attempt: int) -> float:
+    """Seconds before an attempt: none to speak of, then twice as long each time; with jitter."""
+    if attempt == 1:
+        return random.uniform(0, 0.2)  # noqa: S311  # jitter, not a secret
+    longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** (attempt - 2))
+    return longest * random.uniform(0.75, 1.0)  # noqa: S311

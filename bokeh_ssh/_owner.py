@@ -1,10 +1,43 @@
-"""Who owns a listening port, from Linux's own tables. Pure text."""
+"""Who owns a port, or the other end of a connection, from Linux's own tables. Pure text."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
 
 #: Works in every login shell. The marker tells the user id from what start files may print.
 OWNER_COMMAND = "echo bokeh-ssh-owner; id -u; cat /proc/net/tcp /proc/net/tcp6"
 _LISTEN = "0A"
+
+#: (the owner's user id, the number of the socket): another listener on the same port has another number.
+Listener = tuple[int, int]
+
+
+class _Row(NamedTuple):
+    """One socket as ``/proc/net/tcp`` has it: addresses and state as they are written there."""
+
+    local: str
+    remote: str
+    state: str
+    uid: int
+    inode: int
+
+    @property
+    def port(self) -> int:
+        """The port of this end."""
+        return int(self.local.rpartition(":")[2], 16)
+
+
+def _rows(text: str) -> Iterator[_Row]:
+    """Read the rows of a table; what is none is passed over, since the far side may say anything."""
+    for line in text.splitlines():
+        fields = line.split()
+        try:
+            row = _Row(fields[1], fields[2], fields[3], int(fields[7]), int(fields[9]))
+            row.port  # noqa: B018 - raises if it is no number
+        except (ValueError, IndexError):
+            continue
+        yield row
 
 
 def find_owner(text: str, port: int) -> tuple[int, int] | None:
@@ -17,18 +50,38 @@ def find_owner(text: str, port: int) -> tuple[int, int] | None:
     >>> find_owner("bokeh-ssh-owner\n1000\n" + table + row, 5006)
     (1000, 1001)
     """
-    lines = text.partition("bokeh-ssh-owner")[2].split("\n")
-    digits = [line.strip() for line in lines if line.strip().isdigit()]
+    said = text.partition("bokeh-ssh-owner")[2]
+    digits = [line.strip() for line in said.split("\n") if line.strip().isdecimal() and len(line) < 20]
     if not digits:
         return None
     me = int(digits[0])
-    owners = set()
-    for line in lines:
-        fields = line.split()
-        if len(fields) > 9 and fields[3] == _LISTEN and fields[7].isdigit():
-            _, _, hexport = fields[1].rpartition(":")
-            if hexport and int(hexport, 16) == port:
-                owners.add(int(fields[7]))
+    owners = {uid for uid, _ in listeners(said, port)}
     if not owners:
         return None
     return me, next((owner for owner in owners if owner != me), me)
+
+
+def listeners(text: str, port: int) -> frozenset[Listener]:
+    """Find who listens on ``port`` in rows of ``/proc/net/tcp`` and ``tcp6``.
+
+    >>> row = "0: 0100007F:138E 00000000:0000 0A 00000000:00000000 00:00000000 00000000 1001 0 77 1"
+    >>> listeners(row, 5006)
+    frozenset({(1001, 77)})
+    """
+    return frozenset((row.uid, row.inode) for row in _rows(text) if row.state == _LISTEN and row.port == port)
+
+
+def find_peer(text: str, theirs: str, ours: str) -> tuple[int, int] | None:
+    """Find who owns the end ``theirs`` of a connection to ``ours`` in ``/proc/net/tcp`` (or ``tcp6``).
+
+    :param theirs: as the table writes addresses, likewise ``ours``
+    :returns: the user id, and the number of the socket, which is 0 once it is closed
+
+    >>> row = "0: 0100007F:D431 0100007F:138E 01 00000000:00000000 00:00000000 00000000 1001 0 77 1"
+    >>> find_peer(row, "0100007F:D431", "0100007F:138E")
+    (1001, 77)
+    """
+    for row in _rows(text):
+        if row.local == theirs and row.remote == ours and row.state != _LISTEN:
+            return row.uid, row.inode
+    return None

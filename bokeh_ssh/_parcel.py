@@ -11,7 +11,7 @@ import dataclasses
 import pickle
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from bokeh_ssh._target import Host
@@ -35,6 +35,13 @@ class KeyNumber:
     blob: bytes
 
 
+@dataclass(frozen=True)
+class HostFields:
+    """Stands for a :class:`Host`, which by itself is not pickled with a secret in it."""
+
+    fields: dict[str, Any] = field(repr=False)
+
+
 class Packer:
     """Packs arguments, and keeps the prompts and keys that it found in them."""
 
@@ -46,7 +53,7 @@ class Packer:
         """Make a value fit to be sent."""
         if isinstance(value, Host):
             fields = {f.name: self.pack(getattr(value, f.name)) for f in dataclasses.fields(value)}
-            return dataclasses.replace(value, **fields)
+            return HostFields(fields)
         if isinstance(value, dict):
             return {name: self.pack(item) for name, item in value.items()}
         if isinstance(value, (list, tuple)):
@@ -68,9 +75,8 @@ def unpack(value: Any, prompt: Callable[[int], Any], key: Callable[[KeyNumber], 
     """
 
     def undo(value: Any) -> Any:
-        if isinstance(value, Host):
-            fields = {f.name: undo(getattr(value, f.name)) for f in dataclasses.fields(value)}
-            return dataclasses.replace(value, **fields)
+        if isinstance(value, HostFields):
+            return Host(**{name: undo(item) for name, item in value.fields.items()})
         if isinstance(value, dict):
             return {name: undo(item) for name, item in value.items()}
         if isinstance(value, (list, tuple)):

@@ -7,14 +7,15 @@ import importlib.util
 import os
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bokeh_ssh._errors import ServerExitedError, ServerNotFoundError, UsageError
-from bokeh_ssh._events import Attached, Event, OnEvent, ServerExited
+from bokeh_ssh._endpoint import as_name, in_words
+from bokeh_ssh._entrance import nearby
+from bokeh_ssh._errors import ForwardError, ServerExitedError, ServerNotFoundError, UsageError
+from bokeh_ssh._events import Attached, Event, OnEvent, ServerExited, Warned
 from bokeh_ssh._launch import Launch
-from bokeh_ssh._local import nearby
 from bokeh_ssh._remote import LOOPBACK, RemoteForward
 from bokeh_ssh._server import Server
 from bokeh_ssh._shell import Shell
@@ -38,7 +39,9 @@ class Publication(RemoteForward):
     :param grace: seconds that the server outlives this program, should that vanish
     :param launch_timeout: seconds for the server to become ready
     :param extra_origins: more ``host:port`` whose pages may embed the app
-    :param remote_port: the port on the gateway; 0 takes any free one
+    :param remote_port: the port on the gateway, open to its other users; 0 takes any free one. None publishes
+        by name, and takes 5006 where that cannot be had
+    :param name: see :class:`RemoteForward`; None takes the app's
     :param local_port: None is 5006 without an app, and any free one with it
     :param local_host: where the server already listens
     :param others: as for :class:`RemoteForward`
@@ -60,27 +63,36 @@ class Publication(RemoteForward):
         grace: float = 60.0,
         launch_timeout: float = 60.0,
         extra_origins: Sequence[str] = (),
-        remote_port: int = BOKEH_PORT,
+        remote_port: int | None = None,
+        name: str | None = None,
         local_port: int | None = None,
         local_host: str | None = None,
         on_event: OnEvent | None = None,
         **others: Any,
     ) -> None:
+        elsewhere = others.get("remote_socket") is not None or "bind_address" in others
+        self._may_be_a_port = name is None and remote_port is None and not elsewhere
+        if self._may_be_a_port:
+            name = as_name(_stem(app[0]) if app else "bokeh")
         super().__init__(
             gateway,
             user,
-            remote_port=remote_port,
+            remote_port=BOKEH_PORT if remote_port is None else remote_port,
+            name=name,
             local_port=local_port or BOKEH_PORT,
             local_host=local_host or "localhost",
             on_event=on_event,
             **others,
         )
+        #: For the command line: gets the server's lines as they come. Must not block.
+        self._on_log: Callable[[list[str]], object] = _nothing
         self._launch: Launch | None = None
         self._server: Server | None = None
         if app:
-            if local_host is not None:
-                msg = "local_host says where a server already listens, but an app was given"
-                raise UsageError(msg, hint="leave out app, or local_host")
+            given = "local_host" if local_host is not None else "local_socket" if self.local_socket else ""
+            if given:
+                msg = f"{given} says where a server already listens, but an app was given"
+                raise UsageError(msg, hint=f"leave out app, or {given}")
             # The other half takes the same number on the person's machine, or one nearby.
             pages = nearby(remote_port or BOKEH_PORT)
             origins = [f"{name}:{page}" for page in pages for name in ("localhost", "127.0.0.1")]
@@ -93,6 +105,7 @@ class Publication(RemoteForward):
                 cwd=cwd,
                 env=dict(env or {}),
                 port=local_port or None,
+                socket=not local_port,
                 origins=(*origins, *extra_origins),
                 grace=grace,
                 timeout=launch_timeout,
@@ -102,38 +115,86 @@ class Publication(RemoteForward):
             raise UsageError(msg, hint="name one, or leave out what is for starting it")
 
     def __repr__(self) -> str:
-        what = ", ".join(self._launch.app) if self._launch else f"port {self.local_port}"
-        return f"<Publication of {what} on {self._label}:{self._remote_port}, {self._state}>"
+        what = ", ".join(self._launch.app) if self._launch else in_words(self._target)
+        where = self._name or self._socket or self._remote_port
+        return f"<Publication of {what} on {self._label}:{where}, {self._state}>"
 
     @property
     def routes(self) -> tuple[str, ...]:
         """The paths of its apps; ``"/"`` where the server was not started here."""
         return (self._server.routes if self._server else ()) or ("/",)
 
-    def _start(self, stack: contextlib.ExitStack) -> None:
+    def _prepare(self, stack: contextlib.ExitStack) -> None:
+        super()._prepare(stack)
         if self._launch:
-            self._server = server = Server.start(Shell(), self._launch, on_event=self._told)
-            stack.callback(server.stop)
-            self._target = (LOOPBACK, server.port)
+            self._server = server = Server.start(
+                Shell(), self._launch, on_event=self._told, on_begin=self._begin
+            )
+            stack.callback(self._stop, server)
+            self._target = server.socket or (LOOPBACK, server.port)
+            if server.no_socket or not server.socket:
+                why = f" ({server.no_socket})" if server.no_socket else ""
+                text = f"other users of this machine can open the server on its port {server.port}{why}"
+                self._emit(Warned(host=server.host, text=text))
         else:
             self._check_answer()
-        super()._start(stack)
+            self._fate = "left"
+
+    def _join(self, line: contextlib.ExitStack) -> bool:
+        try:
+            same = super()._join(line)
+        except ForwardError as exc:
+            if not self._may_be_a_port or self._again or exc.temporary:
+                raise
+            text = f"it cannot be published by name ({exc.message}), so it is on a port"
+            self._emit(Warned(host=self._label, text=text))
+            line.close()
+            self._name = self._socket = None
+            self._remote_port = BOKEH_PORT
+            same = super()._join(line)
+        if self._remote_port:
+            text = f"port {self._remote_port} is open to the other users of the gateway"
+            self._emit(Warned(host=self._label, text=text))
+        return same
+
+    def _begin(self, server: Server) -> None:
+        server.on_log = self._on_log
+
+    def _stop(self, server: Server) -> None:
+        if server.stop():
+            self._fate = "ended"
 
     def _check_answer(self) -> None:
-        host, port = self._target
+        target = self._target
+        host = "localhost" if isinstance(target, str) else target[0]
         try:
-            socket.create_connection(self._target, _CONNECT_TIMEOUT).close()
+            if isinstance(target, str):
+                with socket.socket(socket.AF_UNIX) as probe:
+                    probe.settimeout(_CONNECT_TIMEOUT)
+                    probe.connect(target)
+            else:
+                socket.create_connection(target, _CONNECT_TIMEOUT).close()
         except OSError as exc:
-            msg = f"nothing answers on port {port} ({exc.strerror or exc})"
+            where = in_words(target) if isinstance(target, str) else f"port {target[1]}"
+            msg = f"nothing answers on {where} ({exc.strerror or exc})"
             hint = "name an app to start, start the server first, or give its local_port"
             raise ServerNotFoundError(msg, host=host, hint=hint) from exc
-        self._emit(Attached(host=host, port=port))
+        if not isinstance(target, str):
+            self._emit(Attached(host=host, port=target[1]))
 
     def _told(self, event: Event) -> None:
         self._emit(event)
         if isinstance(event, ServerExited):
             log = self._server.log if self._server else ()
             self._lose(ServerExitedError._of(event.host, event.exit_status, tuple(log)))
+
+
+def _nothing(_: list[str]) -> None:
+    pass
+
+
+def _stem(app: str) -> str:
+    return Path(app.rstrip("/")).name.removesuffix(".py").removesuffix(".ipynb")
 
 
 def _own_python(command: str, setup: Sequence[str]) -> str | None:

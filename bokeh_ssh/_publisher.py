@@ -43,13 +43,7 @@ def main(stdin: TextIO = sys.stdin, stdout: TextIO = sys.stdout) -> int:
             known_hosts=os.fspath(known_hosts) if pinned else None,
             timeout=spec["timeout"],
         )
-        forward = RemoteForward(
-            gateway,
-            remote_port=spec["remote_port"],
-            local_port=spec["local_port"],
-            local_host=spec["local_host"],
-            allow_exposed=spec["allow_exposed"],
-        )
+        forward = RemoteForward(gateway, **spec["forward"])
         orders = (stdin, forward)
         threading.Thread(target=_close_at_eof, args=orders, name="bokeh-ssh orders", daemon=True).start()
         try:

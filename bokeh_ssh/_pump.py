@@ -38,6 +38,8 @@ log = logging.getLogger("bokeh_ssh.pump")
 _CHUNK = 128 * 1024
 #: Parts for one system call; POSIX lets a kernel refuse more than 16 (IOV_MAX), none here has less than 1024.
 _MOST_PARTS = 512
+#: Seconds between two tries of a Unix socket that has more connections than it accepts.
+_RETRY = 0.02
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, 0 s
 _WINDOWS_RESET = struct.pack("hh", 1, 0)
 
@@ -438,6 +440,17 @@ class _Dial:
             return
         if code == 0:
             self._done(sock, None)
+            return
+        if code == errno.EAGAIN and family == getattr(socket, "AF_UNIX", None):
+            # Its queue is full; it is not connecting, and nothing tells when there is room.
+            sock.close()
+            self._timeout -= _RETRY
+            if self._timeout > 0:
+                self._left.insert(0, (family, address))
+                self._pump.later(_RETRY, self.next)
+            else:
+                self._error = OSError(code, "its queue is full")
+                self.next()
             return
         if code not in (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EAGAIN, 10035):
             sock.close()

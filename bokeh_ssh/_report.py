@@ -22,10 +22,17 @@ _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)
 _RECORD = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ ")
 _FAILED = "Error running application handler"
 _WINDOWS = re.compile(r"""CommandNotFoundException|["'«]\s?exec\s?["'»]|\bMicrosoft Windows\b|\bcmd\.exe\b""")
+_SESSION_ID = re.compile(r"(?<=session-id)=[^\s&'\"]+")
 
 
 def plain(line: str) -> str:
-    """Make a line of a remote program fit to be shown: no escape sequences, no control characters."""
+    """Make a line of a remote program fit to be shown: no escape sequences, control characters, session ids.
+
+    >>> plain("404 GET /favicon.ico?bokeh-session-id=Xy3.z-_ (0.0.0.0)")
+    '404 GET /favicon.ico?bokeh-session-id=… (0.0.0.0)'
+    """
+    if "session-id=" in line:  # whoever has one gets into the session; tornado logs whole addresses
+        line = _SESSION_ID.sub("=…", line)
     if line.isascii() and line.isprintable():  # nearly all are, and they are many
         return line[:_SHOWN].rstrip()
     return clean(_ESCAPES.sub("", line).rstrip(), _SHOWN, lines=True)

@@ -1,6 +1,7 @@
 """Have the Bokeh host dial the gateway itself, where bokeh_ssh is installed there and it can log in.
 
-Nothing secret goes to the host: it logs in with keys of its own. The gateway's host key goes there, as we
+Nothing secret goes to the host: it logs in with keys of its own, or has the login signed by an agent that
+it is lent for that (``_lending``). The gateway's host key goes there, as we
 have verified it, so that the host need not know the gateway yet.
 """
 
@@ -15,9 +16,12 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from bokeh_ssh._agent import Agent
 from bokeh_ssh._command import encode, exec_line
 from bokeh_ssh._connection import Connection
+from bokeh_ssh._endpoint import Endpoint
 from bokeh_ssh._errors import BokehSSHError, ConnectionLostError, ForwardError
+from bokeh_ssh._lending import lent
 from bokeh_ssh._report import Reader
 from bokeh_ssh._target import Target
 from bokeh_ssh._wait import wait_for
@@ -90,20 +94,22 @@ def dialled_back(
     host: Connection,
     gateway: Connection,
     *,
-    target: tuple[str, int],
-    wanted: int,
+    target: Endpoint,
+    wanted: Endpoint,
     allow_exposed: bool,
     seen_as: Target | None,
     python: str | None,
     env: dict[str, str],
+    agent: Agent | None,
     on_lost: Callable[[BokehSSHError], None],
-) -> Iterator[int]:
-    """Run the publisher on ``host`` while the context lasts; gives the gateway's port.
+) -> Iterator[Endpoint]:
+    """Run the publisher on ``host`` while the context lasts; gives where the gateway listens.
 
     :param target: what to publish, as seen from the host
-    :param wanted: the gateway's port; 0 takes any free one
+    :param wanted: where the gateway is to listen; port 0 takes any free one
     :param seen_as: the gateway's address as the host sees it, where that differs from ours
     :param python: the interpreter to try first
+    :param agent: lent to the host while it logs in to the gateway; None: it has a login of its own
     :param on_lost: told when it ends by itself
     :raises UnavailableError: if it cannot be done that way
     """
@@ -119,17 +125,25 @@ def dialled_back(
         on_stderr=publisher.on_stderr,
         on_exit=publisher.on_exit,
         timeout=_TIMEOUT,
+        agent=agent is not None,
     )
     try:
-        if publisher.wait("hello"):
-            session.write(encode(_script(mark, python, env)))
-            session.write(_spec(mark, gateway, target, wanted, allow_exposed, seen_as))
-        message = publisher.wait("port")
+        spec = _spec(mark, gateway, target, wanted, allow_exposed, seen_as)
+        with lent(host, agent, spec["user"]) if agent else contextlib.nullcontext():
+            if publisher.wait("hello"):
+                session.write(encode(_script(mark, python, env)))
+                session.write(json.dumps(spec).encode() + b"\n")
+            message = publisher.wait("port")
         if message is None:
             msg = f"it cannot publish by itself ({publisher.complaint})"
-            hint = 'install bokeh_ssh there and give it a key for the gateway, or use reverse="relay"'
+            hint = "install bokeh_ssh there and give it a key for the gateway"
+            hint += (
+                ', or use reverse="relay"'
+                if agent
+                else ', lend it your SSH agent with forward_agent=True, or use reverse="relay"'
+            )
             raise UnavailableError(ForwardError(msg, host=host.name, hint=hint))
-        yield int(message["port"])
+        yield wanted if isinstance(wanted, str) else (wanted[0], int(message["port"]))
     finally:
         publisher.leaving = True
         session.write_eof()  # its order to stop; the gateway's port is free when it has
@@ -155,18 +169,18 @@ def _script(mark: str, python: str | None, env: dict[str, str]) -> str:
 def _spec(
     mark: str,
     gateway: Connection,
-    target: tuple[str, int],
-    wanted: int,
+    target: Endpoint,
+    wanted: Endpoint,
     allow_exposed: bool,
     seen_as: Target | None,
-) -> bytes:
+) -> dict[str, Any]:
     hop = gateway.hop
     name = seen_as.host if seen_as else hop.hostname
     port = (seen_as.port if seen_as else hop.port) or 22
     key = gateway.transport.host_key_blob
     kind = key[4 : 4 + int.from_bytes(key[:4], "big")].decode("ascii", "replace")
     entry = name if port == 22 else f"[{name}]:{port}"
-    message = {
+    return {
         "mark": mark,
         "gateway": name,
         "port": port,
@@ -174,9 +188,14 @@ def _spec(
         # A certificate cannot be pinned as a key; the host then needs its authority in files of its own.
         "known_hosts": None if "-cert-" in kind else f"{entry} {kind} {base64.b64encode(key).decode()}\n",
         "timeout": hop.timeout,
-        "remote_port": wanted,
-        "local_host": target[0],
-        "local_port": target[1],
-        "allow_exposed": allow_exposed,
+        # The whole way is made again here; what it lost may be somebody else's by then.
+        "forward": _keywords(target, wanted) | {"allow_exposed": allow_exposed, "reconnect": False},
     }
-    return json.dumps(message).encode() + b"\n"
+
+
+def _keywords(target: Endpoint, wanted: Endpoint) -> dict[str, Any]:
+    """Give both ends as the publisher's ``RemoteForward`` takes them."""
+    there = {"remote_socket": wanted} if isinstance(wanted, str) else {"remote_port": wanted[1]}
+    if isinstance(target, str):
+        return {**there, "local_socket": target}
+    return {**there, "local_host": target[0], "local_port": target[1]}

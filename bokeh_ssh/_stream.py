@@ -180,9 +180,11 @@ class Stream:
     def _resize(self) -> int:
         """Fit the window to the link; gives the bytes by which it changes.
 
-        A whole window in less than two round trips means that the far side waits for credit, so twice the
-        window is of use, if the reader keeps up and the connection has memory to lend. When the reader no
-        longer keeps up, what was lent is given back: what waits here is what the window lets in.
+        A window in two round trips or less means that the far side waits for credit, so twice the window is
+        of use, if the reader keeps up and the connection has memory to lend. Three quarters are looked at:
+        credit goes out in quarters and a bit, so that the last of them falls short, and waiting for it would
+        cost a round trip each time. When the reader no longer keeps up, what was lent is given back: what
+        waits here is what the window lets in.
         """
         waiting = self._received - self._delivered
         if waiting > self._window // 2 and self._window > WINDOW:
@@ -190,11 +192,13 @@ class Stream:
             self._window -= back
             self._carrier.lend(-back)
             return -back
-        if self._delivered - self._marked < self._window:
+        if not self._mark:  # from the first data on: before that, a program has yet to ask for it
+            self._mark = time.monotonic()
+        if self._delivered - self._marked < self._window * 3 // 4:
             return 0
         now = time.monotonic()
         took, self._mark, self._marked = now - self._mark, now, self._delivered
-        if took > 2 * self._carrier.rtt or waiting > self._window // 8 or self._window >= MOST_WINDOW:
+        if took > 1.5 * self._carrier.rtt or waiting > self._window // 8 or self._window >= MOST_WINDOW:
             return 0
         more = self._carrier.lend(self._window)
         self._window += more
@@ -215,7 +219,6 @@ class Stream:
     def accept(self) -> None:
         """Confirm it; :meth:`attach` a sink on the same thread, the pump's, before anything can arrive."""
         self._opened = True
-        self._mark = time.monotonic()
         self._carrier.send_later(
             struct.pack(
                 ">BIIII", MSG_CHANNEL_OPEN_SUCCESS, self.remote_number, self.number, WINDOW, MAX_PACKET
@@ -254,7 +257,6 @@ class Stream:
     def confirmed(self) -> None:
         """Tell the opener that the far side has confirmed."""
         self._opened = True
-        self._mark = time.monotonic()
         if self._close_sent:  # given up meanwhile: now there is something to close
             self._carrier.send_later(struct.pack(">BI", MSG_CHANNEL_CLOSE, self.remote_number))
         elif self.on_open:

@@ -165,6 +165,20 @@ class Host:
             msg = f"timeout={self.timeout!r} is not a time"
             raise UsageError(msg, host=target.host, hint="give seconds above 0, or None for the default")
 
+    def __reduce__(self) -> Any:
+        # A pickle is a file before long, or goes to another program.
+        secret = next((n for n in ("password", "passphrase", "pkey") if getattr(self, n) is not None), None)
+        if secret:
+            msg = f"a Host with a {secret} is not pickled; make it anew where it is needed, or use prompt"
+            raise TypeError(msg)
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return _host, (fields,)
+
+    def __deepcopy__(self, memo: object = None) -> Host:
+        return self
+
+    __copy__ = __deepcopy__
+
     @property
     def target(self) -> Target:
         """``name`` taken apart, with ``user`` and ``port`` where they were given."""
@@ -180,6 +194,10 @@ class Host:
         if isinstance(given, (str, os.PathLike)):
             return (os.fspath(given),)
         return tuple(os.fspath(path) for path in given)
+
+
+def _host(fields: dict[str, Any]) -> Host:
+    return Host(**fields)
 
 
 #: The names of the login keywords: what a public class passes on to :class:`Host`.

@@ -42,6 +42,7 @@ from paramiko.common import (
 )
 from paramiko.message import Message
 
+from bokeh_ssh._endpoint import Endpoint, Origin, forwarded
 from bokeh_ssh._packetizer import ChannelData, Packetizer
 from bokeh_ssh._pump import Pump
 from bokeh_ssh._stream import MAX_PACKET, WINDOW, Stream
@@ -61,7 +62,7 @@ _RESOURCE_SHORTAGE = 4
 _LENT = 64 * 1024 * 1024
 
 #: (stream, origin): decides with ``stream.accept`` or ``stream.reject``, later and on any thread.
-IncomingHandler = Callable[[Stream, "tuple[str, int]"], None]
+IncomingHandler = Callable[[Stream, Origin], None]
 
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ class Transport(_Base):
         self._lent = 0
         self._lend_lock = threading.Lock()
         self._round_trips: collections.deque[float] = collections.deque(maxlen=8)
-        self._listeners: dict[tuple[str, int], IncomingHandler] = {}
+        self._listeners: dict[Endpoint, IncomingHandler] = {}
         self._ended = threading.Event()
 
     @property
@@ -393,32 +394,21 @@ class Transport(_Base):
         self._streams.pop(stream.number, None)
         self._channels.delete(stream.number)
 
-    def listen(self, address: str, port: int, handler: IncomingHandler) -> None:
-        """Hand connections to ``address`` and ``port`` of the server to ``handler``."""
-        self._listeners[address, port] = handler
+    def listen(self, where: Endpoint, handler: IncomingHandler) -> None:
+        """Hand connections to ``where`` on the server to ``handler``."""
+        self._listeners[where] = handler
 
-    def unlisten(self, address: str, port: int) -> None:
+    def unlisten(self, where: Endpoint) -> None:
         """Refuse such connections from now on."""
-        self._listeners.pop((address, port), None)
+        self._listeners.pop(where, None)
 
     def _parse_channel_open(self, m: Message) -> None:
         kind = m.get_binary()
         stream = Stream(self, next(self._numbers))
         stream.set_remote(m.get_int(), m.get_int(), m.get_int())
-        if kind != b"forwarded-tcpip":
-            stream.reject()
-            return
-        address, port, origin, origin_port = (
-            m.get_binary().decode("utf-8", "replace"),
-            m.get_int(),
-            m.get_binary()[:200].decode("utf-8", "replace"),
-            m.get_int(),
-        )
-        handler = self._listeners.get((address, port))
-        if handler is None:
-            # Some servers send the address they bound, not the one they were asked for.
-            handler = next((h for (_, p), h in self._listeners.items() if p == port), None)
-        if handler is None:
+        found = forwarded(kind, m.get_remainder())
+        handler = self._find_listener(found[0]) if found else None
+        if found is None or handler is None:
             stream.reject()
         elif len(self._streams) >= _MOST_INCOMING:
             stream.reject(_RESOURCE_SHORTAGE)
@@ -426,10 +416,18 @@ class Transport(_Base):
             self._streams[stream.number] = stream
             self._channels.put(stream.number, stream)
             try:
-                handler(stream, (origin, origin_port))
+                handler(stream, found[1])
             except Exception:  # one connection's failure must not end the others
                 log.exception("a forwarded connection failed")
                 stream.reject(_CONNECT_FAILED)
+
+    def _find_listener(self, where: Endpoint) -> IncomingHandler | None:
+        handler = self._listeners.get(where)
+        if handler is None and isinstance(where, tuple):
+            # Some servers send the address they bound, not the one they were asked for.
+            same = (h for at, h in self._listeners.items() if isinstance(at, tuple) and at[1] == where[1])
+            handler = next(same, None)
+        return handler
 
     # Resolved at call time, so that paramiko's own channels (SFTP) work beside our streams.
     _channel_handler_table: dict[int, Callable[[Any, Message], None]] = {  # noqa: RUF012  # paramiko's own shape

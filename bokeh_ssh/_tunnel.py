@@ -3,121 +3,80 @@
 from __future__ import annotations
 
 import contextlib
-import socket
+import dataclasses
 import webbrowser
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote
 
-from bokeh_ssh._attach import check_owner, look, wait_until_ready
-from bokeh_ssh._connection import Connection, connect
+from bokeh_ssh import _client, _notebook
+from bokeh_ssh._attach import Found, ask, check_owner, find_route, look, wait_until_ready
+from bokeh_ssh._connection import Connection
+from bokeh_ssh._endpoint import Endpoint
+from bokeh_ssh._entrance import Entrance, bind, enter
 from bokeh_ssh._errors import (
     BokehSSHError,
+    ForwardError,
     LaunchError,
     LaunchTimeoutError,
     PortInUseError,
     ServerExitedError,
+    ServerGoneError,
     ServerNotFoundError,
-    UsageError,
+    ServerTakenError,
 )
-from bokeh_ssh._events import Attached, Event, OnEvent, Ready, ServerExited, Warned
-from bokeh_ssh._lifecycle import Lifecycle
-from bokeh_ssh._local import bind
-from bokeh_ssh._server import Launch, Server
-from bokeh_ssh._target import Host, check_port
-
-BOKEH_PORT = 5006
-LOOPBACK = "127.0.0.1"
-
-
-@dataclass(frozen=True)
-class Serve:
-    """What is to run on the Bokeh host, and how it is found: the keywords that both tunnels share."""
-
-    app: tuple[str, ...] = ()
-    args: tuple[str, ...] = ()
-    command: str | tuple[str, ...] = "bokeh serve"
-    python: str | None = None
-    setup: str | tuple[str, ...] = ()
-    cwd: str | None = None
-    env: Mapping[str, str] | None = None
-    remote_port: int | None = None
-    launch: bool | None = None
-    grace: float = 600.0
-    launch_timeout: float = 60.0
-    extra_origins: tuple[str, ...] = ()
-    allow_foreign: bool = False
-
-    @classmethod
-    def check(cls, app: str | Sequence[str] | None, args: Sequence[str], **others: Any) -> Serve:
-        """Make it of what the caller gave.
-
-        :raises UsageError: if something cannot work
-        """
-        for name in ("args", "extra_origins"):
-            if isinstance(others.get(name, args), str):
-                msg = f"{name} is one string"
-                raise UsageError(msg, hint=f'give a list: {name}=["--option", "value"]')
-        if others.get("remote_port") is not None:
-            check_port(others["remote_port"], "remote_port")
-        others["extra_origins"] = tuple(others["extra_origins"])
-        for name in ("command", "setup"):
-            if not isinstance(others[name], str):
-                others[name] = tuple(others[name])
-        apps = (app,) if isinstance(app, str) else tuple(app or ())
-        if apps and others.get("launch") is False:
-            msg = "launch=False attaches to a server that is there, but an app was given"
-            raise UsageError(msg, hint="leave out app, or launch")
-        made = cls(app=apps, args=tuple(args), **others)
-        made.launch_spec(BOKEH_PORT)  # refuses now what it would refuse later
-        return made
-
-    @property
-    def must_launch(self) -> bool:
-        """Whether to start a server without looking for one."""
-        return bool(self.app or self.launch)
-
-    @property
-    def attach_port(self) -> int:
-        """The port to look for a server on."""
-        return self.remote_port or BOKEH_PORT
-
-    def launch_spec(self, local_port: int) -> Launch:
-        """Say what to start for a page that will be opened at ``local_port`` here."""
-        origins = (f"localhost:{local_port}", f"127.0.0.1:{local_port}", *self.extra_origins)
-        return Launch(
-            app=self.app,
-            args=self.args,
-            command=self.command,
-            python=self.python,
-            setup=self.setup,
-            cwd=self.cwd,
-            env=dict(self.env or {}),
-            port=self.remote_port or None,
-            origins=origins,
-            grace=self.grace,
-            timeout=self.launch_timeout,
-        )
+from bokeh_ssh._events import Attached, Event, OnEvent, ServerExited, ServerTaken, Warned
+from bokeh_ssh._guard import Guard
+from bokeh_ssh._link import Link
+from bokeh_ssh._local import Passage
+from bokeh_ssh._mirror import Mirror
+from bokeh_ssh._sentry import watching
+from bokeh_ssh._serve import ANY, BOKEH_PORT, LOOPBACK, Serve
+from bokeh_ssh._server import Server
+from bokeh_ssh._servers import RemoteServer, choose, list_servers
+from bokeh_ssh._signing import new_session_id
+from bokeh_ssh._target import check_port
 
 
-class Tunnel(Lifecycle):
+class Tunnel(Link):
     """What both tunnels offer once they are open."""
 
-    _shared: tuple[str, ...] = ("_local_port", "_remote_port", "_routes")
+    _shared: tuple[str, ...] = (
+        "_local_port",
+        "_remote_port",
+        "_routes",
+        "_key",
+        "_id",
+        "_stays",
+        "_forwards",
+    )
 
-    def __init__(self, serve: Serve, local_port: int | None, on_event: OnEvent | None, isolate: bool) -> None:
-        super().__init__(on_event, isolate)
+    def __init__(
+        self, serve: Serve, local_port: int | None, on_event: OnEvent | None, isolate: bool, reconnect: bool
+    ) -> None:
+        super().__init__(on_event, isolate, reconnect)
         if local_port is not None:
             check_port(local_port, "local_port")
         self._serve = serve
         self._wanted = local_port
-        self._sockets: list[socket.socket] = []
+        self._entrance: Entrance | None = None
         self._local_port = 0
         self._remote_port = 0
+        self._key = ""  # what session ids must be signed with
+        self._id = ""  # what names the server on its machine
+        self._stays = False  # whether it runs on when this ends
+        self._forwards: tuple[str, ...] = ()
+        self._passages: list[Passage] = []
         self._routes: tuple[str, ...] = ("/",)
         self._server: Server | None = None
+        self._mirror: Mirror | None = None
+        self._no_sockets = False
+        self._must_sign = False  # whether others can get to the server, wherever it listens itself
+        self._left_behind = False
+        self._attached = False
         self._last_log: tuple[str, ...] = ()
+        #: For the command line: gets the server's lines as they come. Must not block.
+        self._on_log: Callable[[list[str]], object] = _nothing
 
     @property
     def local_port(self) -> int:
@@ -132,18 +91,46 @@ class Tunnel(Lifecycle):
     def remote_port(self) -> int:
         """The port of the Bokeh server (of the gateway, where only the gateway is known).
 
+        0 where it listens on a Unix socket that only your account there may use: the default for a server
+        that is started.
+
         :raises TunnelClosedError: if the tunnel is not open
         """
         self._check_open()
         return self._remote_port
 
     @property
+    def server(self) -> str | None:
+        """What names the server among those of your account there, for ``server=`` of a later tunnel.
+
+        None where it was only found, or where the machine has no private directory to find it by.
+        """
+        return self._id or None
+
+    @property
+    def detached(self) -> bool:
+        """Whether the server runs on when the tunnel is closed: left on purpose, or not started here."""
+        return self._stays
+
+    @property
     def urls(self) -> tuple[str, ...]:
         """The addresses to open, one for each app.
 
+        Where the server answers only to signed sessions, each address carries the id of a new one: it opens
+        one page, for whoever has it.
+
         :raises TunnelClosedError: if the tunnel is not open
         """
-        return tuple(f"http://localhost:{self.local_port}{route}" for route in self._routes)
+        return tuple(f"http://localhost:{self.local_port}{route}{self._query()}" for route in self._routes)
+
+    @property
+    def forwards(self) -> tuple[str, ...]:
+        """What ``forwards=`` has opened here: an address such as ``localhost:6006`` each, in their order.
+
+        :raises TunnelClosedError: if the tunnel is not open
+        """
+        self._check_open()
+        return self._forwards
 
     @property
     def url(self) -> str:
@@ -161,18 +148,45 @@ class Tunnel(Lifecycle):
             return self._last_log
         return tuple(self._server.log) if self._server else ()
 
-    def show(self) -> bool:
-        """Open the first app in the browser; False if no browser was found."""
+    def show(self, *, inline: bool | None = None, height: int | str = 600) -> bool:
+        """Show the first app: in the cell of a notebook, elsewhere in the browser.
+
+        :param inline: False opens the browser from a notebook too
+        :param height: of the frame in the cell: pixels, or what CSS takes
+        :returns: False if no browser was found
+        """
+        if _notebook.is_here() if inline is None else inline:
+            _notebook.display(_notebook.frame(self.url, height))
+            return True
         return webbrowser.open(self.url)
+
+    def _repr_html_(self) -> str:
+        """Be a status and a link in a notebook."""
+        text, _, state = repr(self).strip("<>").rpartition(", ")
+        return _notebook.summary(text, state, self.url if state == "ready" else "")
 
     def pull_session(self, **kwargs: Any) -> Any:
         """Open a session of the first app from this program (``bokeh.client.pull_session``).
 
+        It works in a notebook too, where Bokeh's own does not.
+
         :param kwargs: passed on, such as ``session_id`` or ``arguments``
         :raises UsageError: if Bokeh is not installed here
         """
-        client = _import_bokeh("bokeh.client")
-        return client.pull_session(url=f"http://127.0.0.1:{self.local_port}{self._routes[0]}", **kwargs)
+        return _client.pull(self._client_url, self._key, **kwargs)
+
+    def push_session(self, document: Any = None, **kwargs: Any) -> Any:
+        """Open a session with a document of this program's (``bokeh.client.push_session``), likewise.
+
+        :param document: None takes the current one (``curdoc()``)
+        :param kwargs: passed on, such as ``session_id``
+        :raises UsageError: if Bokeh is not installed here
+        """
+        return _client.push(self._client_url, self._key, document, **kwargs)
+
+    @property
+    def _client_url(self) -> str:
+        return f"http://127.0.0.1:{self.local_port}{self._routes[0]}"
 
     def server_document(self, **kwargs: Any) -> str:
         """Give the ``<script>`` that embeds the first app in a page (``bokeh.embed.server_document``).
@@ -181,62 +195,217 @@ class Tunnel(Lifecycle):
 
         :raises UsageError: if Bokeh is not installed here
         """
-        embed = _import_bokeh("bokeh.embed")
-        return str(embed.server_document(url=self.url, **kwargs))
+        url = f"http://localhost:{self.local_port}{self._routes[0]}"
+        return _client.embed(url, self._query(), **kwargs)
+
+    def _query(self) -> str:
+        return f"?bokeh-session-id={new_session_id(self._key)}" if self._key else ""
 
     # Parts that both are made of.
 
-    def _bind(self, stack: contextlib.ExitStack, prefer: int) -> None:
-        """Listen on this machine, unless that was done."""
-        if not self._sockets:
-            self._sockets = bind(self._wanted, prefer=prefer)
-            stack.callback(self._sockets.clear)
-            for sock in self._sockets:
-                stack.callback(sock.close)
-            self._local_port = self._sockets[0].getsockname()[1]
-
-    def _connect(self, stack: contextlib.ExitStack, host: Host, via: Connection | None = None) -> Connection:
-        connection = stack.enter_context(connect(host, via=via, on_event=self._emit))
-        connection.on_lost(lambda _: self._lose(connection.lost_error()))
-        return connection
-
-    def _find_or_launch(self, stack: contextlib.ExitStack, connection: Connection) -> tuple[str, int]:
-        """Attach to a server or start one, as the keywords say; gives its address on the host's loopback."""
-        serve = self._serve
+    def _prepare(self, stack: contextlib.ExitStack) -> None:
+        self._entrance = None
         self._server = None
+        self._no_sockets = False
+        self._key = ""
+        self._id = ""
+        self._stays = False
+        self._left_behind = False
+        self._attached = False
+        self._fate = ""
         self._routes = ("/",)
-        if not serve.must_launch:
-            port = self._attach(stack, connection)
+        if self._serve.bundle:
+            self._mirror = Mirror(self._serve.bundle, self._emit)
+            if self._serve.dev:
+                stack.enter_context(self._mirror.watching())
+        self._passages = [
+            Passage(stack, listen, target, self._label, self._emit, private=not self._serve.allow_others)
+            for listen, target in self._serve.forwards
+        ]
+        self._forwards = tuple(passage.name for passage in self._passages)
+        if self._wanted:
+            self._bind(BOKEH_PORT)  # a port that is taken here is told before anything is dialled
+
+    def _bind(self, prefer: int) -> Entrance:
+        """Listen on this machine, unless that is done; stays until the tunnel is closed."""
+        if self._entrance is None:
+            tell = None if self._serve.allow_others else self._warn
+            self._entrance = enter(self._stack, bind(self._wanted, prefer=prefer), tell)
+            self._local_port = self._entrance.port
+        return self._entrance
+
+    def _lead_forwards(self, line: contextlib.ExitStack, connection: Connection) -> None:
+        for passage in self._passages:
+            passage.lead(line, connection)
+
+    def _warn(self, text: str) -> None:
+        self._emit(Warned(host=self._label, text=text))
+
+    def _find_or_launch(self, line: contextlib.ExitStack, connection: Connection) -> tuple[Endpoint, bool]:
+        """Have a server, as the keywords say: the one from before, one that is there, or a new one.
+
+        :returns: where it listens on the host, and whether it is the one from before
+        """
+        if self._server:
+            return self._have_again(line, connection, self._server)
+        if self._serve.server is not None:
+            return self._take_over(line, connection, self._serve.server), False
+        if not self._serve.must_launch:
+            port = self._attach(connection)
             if port:
-                return "localhost", port  # it may listen on ::1 alone
-        self._bind(stack, BOKEH_PORT)  # before the launch: the server must know which origin its pages have
+                return ("localhost", port), True  # it may listen on ::1 alone
+        return self._launch(line, connection), False
+
+    def _launch(self, line: contextlib.ExitStack, connection: Connection) -> Endpoint:
+        self._bind(BOKEH_PORT)  # before the launch: the server must know which origin its pages have
+        launch = self._serve.launch_spec(self._local_port)
+        if self._no_sockets:
+            launch = dataclasses.replace(launch, socket=False)
+        if self._must_sign and launch.sign:
+            launch = dataclasses.replace(launch, sign=True)
         server = Server.start(
             connection,
-            serve.launch_spec(self._local_port),
+            launch,
             on_event=self._told,
-            on_begin=lambda begun: stack.callback(begun.cancel),  # closing while it opens ends the start too
+            on_begin=lambda begun: self._begin(line, begun, begun.cancel),
+            bring=self._mirror.bring if self._mirror else _nothing,
         )
-        stack.callback(server.stop)
-        self._server = server
-        self._routes = server.routes or ("/",)
+        self._take(line, server)
         for route in self._routes:
             if "%" in route:
                 # Bokeh compares the address as the browser encodes it with the name as it is: always 404.
                 msg = f"Bokeh cannot serve an app under the name {unquote(route)!r}"
                 hint = "rename the file so that its name has letters, digits, - and _ only"
                 raise LaunchError(msg, host=connection.name, hint=hint, log=self.log)
-        return LOOPBACK, server.port
+        if server.socket and not _leads_to(connection, server.socket):
+            # It listens, as its supervisor has seen, so what is missing is the permission
+            # (AllowStreamLocalForwarding), which OpenSSH does not tell from a socket that nobody serves.
+            self._no_sockets = True
+            server.stop()
+            return self._launch(line, connection)
+        return self._where(server)
 
-    def _attach(self, stack: contextlib.ExitStack, connection: Connection) -> int | None:
+    def _take_over(self, line: contextlib.ExitStack, connection: Connection, name: str) -> Endpoint:
+        """Take over a server of the account that runs, as if it had been started here.
+
+        :raises ServerNotFoundError: if there is none of that name
+        :raises UsageError: if there are several
+        :raises ServerTakenError: if somebody uses it
+        """
+        every = [each for each in list_servers(connection, python=self._serve.python) if not each.elsewhere]
+        found = choose(every, None if name == ANY else name, host=connection.name)
+        self._bind(next(iter(found.pages), BOKEH_PORT))
+        server = Server.adopt(
+            connection,
+            found.ticket,
+            launch=self._serve.launch_spec(self._local_port),
+            on_event=self._told,
+            on_begin=lambda begun: self._begin(line, begun, begun.close),
+            timeout=self._serve.launch_timeout,
+        )
+        self._take(line, server)
+        self._emit(Attached(host=connection.name, port=server.port, id=found.id, pid=server.pid))
+        self._check_pages(connection, found)
+        return self._where(server)
+
+    def _check_pages(self, connection: Connection, found: RemoteServer) -> None:
+        if found.pages and self._local_port not in found.pages:
+            text = (
+                f"the server takes pages from localhost:{found.pages[0]}, so this one may stay blank; free "
+                "that port here and open it again"
+            )
+            self._emit(Warned(host=connection.name, text=text))
+
+    def _begin(self, line: contextlib.ExitStack, server: Server, end: Callable[[], object]) -> None:
+        server.on_log = self._on_log
+        line.callback(end)  # closing while it opens ends the start too
+
+    def _where(self, server: Server) -> Endpoint:
+        return server.socket or (LOOPBACK, server.port)
+
+    def _have_again(
+        self, line: contextlib.ExitStack, connection: Connection, before: Server
+    ) -> tuple[Endpoint, bool]:
+        """Take over the server of the line before; start it anew where it has ended."""
+        ticket = before.ticket
+        if ticket is None:  # it was lost while it started, and ends by itself: nobody had seen it
+            return self._launch(line, connection), False
+        try:
+            server = Server.adopt(
+                connection,
+                ticket,
+                launch=before.launch,
+                on_event=self._told,
+                on_begin=lambda begun: self._begin(line, begun, begun.close),
+            )
+        except (ServerGoneError, ServerExitedError) as exc:
+            if self._serve.server is not None:
+                raise
+            text = f"{exc.message}, so it is started anew; pages that were open have to be loaded again"
+            self._emit(Warned(host=connection.name, text=text))
+            return self._launch(line, connection), False
+        self._take(line, server)
+        return self._where(server), True
+
+    def _take(self, line: contextlib.ExitStack, server: Server) -> None:
+        line.callback(self._let_go, server)
+        if self._mirror:
+            line.callback(self._mirror.keep, None)
+            self._mirror.keep(server)
+        self._server = server
+        self._left_behind = False
+        self._remote_port = server.port
+        self._key = server.key
+        self._id = server.ticket.id if server.ticket else ""
+        self._routes = server.routes or ("/",)
+        why = server.no_socket
+        if self._serve.plain and server.port:
+            why = "write {socket} into command in place of {port}, if it can listen on one"
+        if why and not server.key and self._serve.signed is None:
+            text = f"other users of that machine can open the server ({why})"
+            self._emit(Warned(host=server.host, text=text))
+
+    def _let_go(self, server: Server) -> None:
+        """End the server; or leave it for its grace where the line is to be made again."""
+        if not self._leaving:
+            server.close()
+            self._left_behind = True
+        elif server.detached:
+            server.close()
+            self._fate = "left"
+        elif not server.stop() and server.lost:
+            self._tell_left_behind()
+        else:
+            self._fate = "ended"
+
+    def _hurry(self) -> None:
+        super()._hurry()
+        if self._left_behind:
+            self._tell_left_behind()
+
+    def _tell_left_behind(self) -> None:
+        """Say what becomes of a server that could not be told to end."""
+        self._fate = "left" if self._server and self._server.detached else "unreached"
+        if self._server and not self._server.detached:
+            text = f"the server could not be told to end; it does so by itself within {self._serve.grace:g} s"
+            self._emit(Warned(host=self._server.host, text=text))
+
+    def _attach(self, connection: Connection) -> int | None:
         port = self._serve.attach_port
-        found = self._attach_to(stack, connection, port)
+        found = self._attach_to(connection, port)
         if found is None and self._serve.launch is False:
             msg = f"nothing answers on port {port}"
             hint = "start a Bokeh server there, give its remote_port, or let launch=True start one"
             raise ServerNotFoundError(msg, host=connection.name, hint=hint)
+        if found:
+            self._remote_port = port
+        elif self._attached:  # it will be back, and another one would not be it
+            msg = f"nothing answers on port {port} any more"
+            raise ServerNotFoundError(msg, host=connection.name, hint="start it again")
+        self._attached = self._attached or bool(found)
         return port if found else None
 
-    def _attach_to(self, stack: contextlib.ExitStack, connection: Connection, port: int) -> bool | None:
+    def _attach_to(self, connection: Connection, port: int) -> bool | None:
         """Check that a Bokeh server answers on ``port``, and that it is ours.
 
         :returns: None where nothing listens; False where something else does, and another port will do
@@ -257,7 +426,12 @@ class Tunnel(Lifecycle):
             check_owner(connection, port)
         # Only now: were that machine this one, our own listener would have answered. The server's own port,
         # since without more options its pages may come from no other.
-        self._bind(stack, port)
+        again = self._entrance is not None and self._attached
+        self._bind(port)
+        self._fate = "left"
+        if again:
+            return True
+        self._routes = (find_route(connection, ("localhost", port), timeout=connection.hop.timeout),)
         self._emit(Attached(host=connection.name, port=port))
         if port != self._local_port:
             text = (
@@ -271,28 +445,39 @@ class Tunnel(Lifecycle):
         self._emit(event)
         if isinstance(event, ServerExited):
             self._lose(ServerExitedError._of(event.host, event.exit_status, self.log))
+        elif isinstance(event, ServerTaken):
+            msg = "another client has taken the server over"
+            self._lose(ServerTakenError(msg, host=event.host, hint="start one of your own with launch=True"))
 
-    def _prove(self, label: str) -> None:
-        """Ask through the local port until the server answers: the whole way, without running the app.
+    def _open_way(
+        self, line: contextlib.ExitStack, connection: Connection, target: Endpoint, label: str
+    ) -> None:
+        """Lead local connections to the server, once it has answered that way; no app is run for that.
 
         :raises LaunchTimeoutError: if a server that we started does not answer in time
         :raises ServerNotFoundError: if one that we attached to does not
         """
-        launched = self._server is not None
-        path = self._routes[0].rstrip("/") + "/metadata"
+        launched, plain = self._server is not None, self._serve.plain
+        path = self._serve.ready or (self._routes[0] if plain else self._routes[0].rstrip("/") + "/metadata")
 
         def broken() -> None:
             if self._error:
                 raise self._error
             self._check_wanted()
 
+        def accept(found: Found) -> bool:
+            # A launched route answers 200; of other servers it is not known what they answer.
+            if self._serve.ready:
+                return 200 <= found.status < 400
+            return (
+                found.status == 200 if launched and not plain and not self._serve.server else found.status > 0
+            )
+
         try:
             wait_until_ready(
-                self._local_port,
-                path,
+                lambda timeout: ask(connection, target, path, timeout=timeout),
                 timeout=self._serve.launch_timeout if launched else 15.0,
-                # A launched route answers 200; of an attached server the routes are not known.
-                accept=lambda found: found.status == 200 if launched else found.status > 0,
+                accept=accept,
                 broken=broken,
             )
         except TimeoutError as exc:
@@ -302,18 +487,30 @@ class Tunnel(Lifecycle):
                 hint = "give a longer launch_timeout, or see the log"
                 error = LaunchTimeoutError(msg, host=label, hint=hint, log=self.log)
             else:
-                error = ServerNotFoundError(
-                    msg, host=label, hint="check that it runs and that it is a web server"
-                )
+                hint = "check that it runs and that it is a web server"
+                error = ServerNotFoundError(msg, host=label, hint=hint)
             raise error from exc
-        self._emit(Ready(host=label, url=f"http://localhost:{self._local_port}{self._routes[0]}"))
+        entrance = self._bind(BOKEH_PORT)
+        guard = Guard(self._local_port, self._serve.extra_origins, check_origin=launched and not plain)
+        # Sockets are in folders that nobody else may enter; a port can become another user's at any time.
+        sentry = None
+        if isinstance(target, tuple) and not self._serve.allow_foreign:
+            sentry = line.enter_context(watching(connection, target[1], self._lose))
+        line.enter_context(entrance.leading(connection, target, guard, sentry.ask if sentry else None))
+        if self._serve.detach and self._server and not self._server.detached:
+            self._server.keep()
+        self._stays = self._server is None or self._server.detached
+        self._tell_ready(label, f"http://localhost:{self._local_port}{self._routes[0]}{self._query()}")
 
 
-def _import_bokeh(name: str) -> Any:
-    import importlib
+def _nothing(_: object) -> None:
+    pass
 
+
+def _leads_to(connection: Connection, path: str) -> bool:
+    """Tell whether the SSH server connects us to a socket."""
     try:
-        return importlib.import_module(name)
-    except ImportError as exc:
-        msg = "Bokeh is not installed here"
-        raise UsageError(msg, hint="install it with: pip install 'bokeh-ssh[bokeh]'") from exc
+        connection.open_socket(path, timeout=connection.hop.timeout).close()
+    except ForwardError:
+        return False
+    return True

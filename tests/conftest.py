@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import signal
 import threading
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +35,8 @@ def missing(reason: str) -> None:
 
 
 @pytest.fixture(autouse=True)
-def account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give each test an empty home, no agent and no askpass: it never sees the developer's own."""
+def account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Give each test an empty home, no agent and no askpass, and no servers of the account's but its own."""
     home = tmp_path / "home"
     (home / ".ssh").mkdir(parents=True, mode=0o700)
     for name in ("HOME", "USERPROFILE"):
@@ -40,7 +44,13 @@ def account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in list(os.environ):
         if name.startswith(("SSH_", "BOKEH_")) or name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
             monkeypatch.delenv(name)
-    return home
+    place = Path("/tmp", f"bokeh-ssh-test-{uuid.uuid4().hex[:8]}")  # tmp_path is too long for sockets
+    monkeypatch.setenv("BOKEH_SSH_DIR", str(place))
+    yield home
+    for record in place.glob("*/record"):  # a server that was left on purpose, where its test has failed
+        with suppress(OSError, ValueError, KeyError):
+            os.kill(json.loads(record.read_text())["supervisor"], signal.SIGTERM)
+    shutil.rmtree(place, ignore_errors=True)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -197,7 +207,9 @@ def shape_c(docker_engine: Docker, _shared: Callable[[str], Any]) -> Any:
 
 def _resources() -> tuple[set[str], set[str]]:
     """Tell this process's threads, and its open files and sockets (where the system shows them)."""
-    threads = {f"{thread.name} #{thread.ident}" for thread in threading.enumerate()}
+    # asyncio's pool resolves names for the embedded server's loop, and lives as long as that.
+    every = [thread for thread in threading.enumerate() if not thread.name.startswith("asyncio_")]
+    threads = {f"{thread.name} #{thread.ident}" for thread in every}
     files = set()
     place = Path("/proc/self/fd")
     for entry in place.iterdir() if place.is_dir() else ():

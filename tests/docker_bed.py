@@ -36,6 +36,16 @@ LABEL = "bokeh_ssh.tests"
 PYTHON = "/opt/bokeh/bin/python"
 
 
+@dataclass
+class Silence:
+    """A network that drops packets.
+
+    :ivar dropped: how many, once it is over: proof that it was felt
+    """
+
+    dropped: int = 0
+
+
 @dataclass(kw_only=True, eq=False)
 class Container(Machine):
     """A machine in a container; ``server`` is the docker SDK's object (pause, kill, ...)."""
@@ -70,6 +80,25 @@ class Container(Machine):
         with tarfile.open(fileobj=buffer, mode="w") as tar:
             tar.addfile(info, io.BytesIO(content))
         self.server.put_archive("/", buffer.getvalue())
+
+    @contextmanager
+    def silent(self) -> Iterator[Silence]:
+        """Drop every packet to and from its sshd while the context lasts, as a broken network does."""
+        self._iptables("-I", "INPUT", "-p", "tcp", "--dport", "22", "-j", "DROP")
+        self._iptables("-I", "OUTPUT", "-p", "tcp", "--sport", "22", "-j", "DROP")
+        silence = Silence()
+        try:
+            yield silence
+        finally:
+            table = self._iptables("-L", "INPUT", "1", "-v", "-x", "-n")
+            silence.dropped = int(table.split()[0])
+            self._iptables("-D", "INPUT", "1")
+            self._iptables("-D", "OUTPUT", "1")
+
+    def _iptables(self, *words: str) -> str:
+        status, said = self.server.exec_run(["iptables", "-w", *words], user="root")
+        assert status == 0, said
+        return str(said.decode(errors="replace"))
 
     def set_shell(self, shell: str, *, user: str = "alice") -> None:
         """Give a user another login shell, such as ``/bin/csh``."""
@@ -194,7 +223,7 @@ class Docker:
             labels=self.labels,
             environment=environment | dict(env or {}),
             init=True,
-            cap_add=["NET_ADMIN"] if firewall else [],
+            cap_add=["NET_ADMIN"],  # for its firewall, and for Container.silent()
             ports={"22/tcp": ("127.0.0.1", None)} if published else {},
             **self._first_network(networks, name),
         )

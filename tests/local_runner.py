@@ -7,6 +7,7 @@ last. Needs POSIX.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pwd
 import selectors
@@ -21,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from beds import until
 from bokeh_ssh._errors import BokehSSHError
 from bokeh_ssh._events import Event
 from bokeh_ssh._server import Launch, Server
@@ -249,9 +251,15 @@ class Bench:
         self.runners.append(runner)
         return runner
 
-    def start(self, runner: LocalRunner | None = None, **launch: Any) -> Server:
+    def start(
+        self,
+        runner: LocalRunner | None = None,
+        bring: Callable[[Server], object] = lambda server: None,
+        **launch: Any,
+    ) -> Server:
         launch.setdefault("python", sys.executable)
-        server = Server.start(runner or self.runner(), Launch(**launch), on_event=self.events.append)
+        runner = runner or self.runner()
+        server = Server.start(runner, Launch(**launch), on_event=self.events.append, bring=bring)
         self.servers.append(server)
         return server
 
@@ -282,3 +290,45 @@ class Bench:
             for runner in self.runners:
                 for session in runner.sessions:
                     session.end()
+
+
+class Held:
+    """A fake server with a grandchild, and all that is known of it."""
+
+    def __init__(self, bench: Bench, mark: str, fake: str = "child", **launch: Any) -> None:
+        self.mark = mark
+        self.bench = bench
+        self.go = bench.path / "go"
+        env = {"FAKE": fake, "FAKE_MARK": mark, "FAKE_GO": str(self.go), **launch.pop("env", {})}
+        self.server: Server = bench.start(command=FAKE, env=env, **launch)
+        self.session: LocalSession = bench.runners[-1].sessions[-1]
+        self.supervisor = self.session.process.pid  # each step of the way has replaced the one before
+        if "child" in fake:
+            until(self.grandchildren, what="the grandchild runs")
+
+    def grandchildren(self) -> set[int]:
+        return processes(self.mark)
+
+    def alive(self) -> bool:
+        return alive(self.server.pid)
+
+    def check_gone(self) -> None:
+        """Nothing of the remote side is left."""
+        until(lambda: not self.grandchildren() and not self.alive(), what="the group is gone")
+        assert self.session.process.wait(20) is not None
+
+    def heard(self, event: str) -> list[dict[str, Any]]:
+        """List the messages of one kind that came."""
+        lines = bytes(self.session.received).decode("utf-8", "replace").splitlines()
+        found = (line.partition(self.server._mark)[2] for line in lines)
+        messages = [json.loads(text) for text in found if text.startswith("{")]
+        return [message for message in messages if message["event"] == event]
+
+
+def alive(pid: int) -> bool:
+    done = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
+    return done.stdout.strip()[:1] not in ("", "Z")
+
+
+def kinds(bench: Bench, *wanted: type[Event]) -> list[type[Event]]:
+    return [type(event) for event in bench.events if type(event) in wanted]

@@ -36,6 +36,7 @@ class Program:
         self.stdout = ""
         self.stderr = ""
         self._stdin = stdin
+        self._own = env or {}  # what is not of the tests' own environment
         self.process = self._start([*argv, *words], os.environ | (env or {}))
         self._threads = self._read()
 
@@ -131,14 +132,14 @@ class OnTerminal(Program):
         def take_terminal() -> None:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
-        env = {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"} | env
+        env = env | {"TERM": "xterm-256color", "COLUMNS": "160"} | self._own
         try:
             return subprocess.Popen(
                 words,
                 stdin=slave,
                 stdout=slave,
                 stderr=slave,
-                env=env | {"TERM": "xterm-256color", "COLUMNS": "160"},
+                env=env,
                 start_new_session=True,
                 preexec_fn=take_terminal,
             )

@@ -25,6 +25,7 @@ from beds import Knobs, Machine, free_port, until
 from bokeh_ssh import _flagtable as flagtable
 from bokeh_ssh._cli import main
 from bokeh_ssh._publication import Publication
+from cable import Cable
 from programs import CLI, ESCAPES, OnTerminal, Program, login, unkeyed
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and terminals of POSIX")
@@ -113,7 +114,10 @@ def test_flags_are_keywords(cls: type, flags: tuple[flagtable.Flag, ...], positi
     assert {flag.keyword for flag in flags} == keywords(cls) - NO_FLAGS - {positional}
     assert len({flag.keyword for flag in flags}) == len(flags)
     for flag in flags:
-        assert flag.keyword.replace("_", "-") in flag.names[0] or flag.names == ("--launch/--attach",)
+        assert flag.keyword.replace("_", "-") in flag.names[0] or flag.names[0] in (
+            "--launch/--attach",
+            "--signed/--open",
+        )
 
 
 def test_every_flag_reaches_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,6 +209,14 @@ def test_every_flag_reaches_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
         "forward host",
         "forward host -L 1:2",
         "forward host -L 0:x:99999",
+        "forward host -L 1:/x:2",
+        "forward host -L 1:rel/ative",
+        "forward host -L [1:x:2",
+        "forward host -R /x:/y:/z",
+        "forward host --remote-socket x",
+        "forward host --remote-socket /x --remote-port 1",
+        "forward host --local-socket /x",
+        "publish -g host app.py --local-socket /x",
         "forward host -L 1:x:2 -R 1:x:2",
         "forward host -L 1:x:2 --remote-port 2",
         "forward host --remote-port 2 -- x",
@@ -226,12 +238,18 @@ def test_misuse_exits_with_2(words: str, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     ("spec", "parts"),
     [
-        ("6006:localhost:5006", (None, 6006, "localhost", 5006)),
-        ("0:db:5432", (None, 0, "db", 5432)),
-        ("127.0.0.1:1:a.b:2", ("127.0.0.1", 1, "a.b", 2)),
-        ("*:1:x:2", ("*", 1, "x", 2)),
-        (":1:x:2", ("", 1, "x", 2)),
-        ("[::1]:1:[fe80::2]:3", ("::1", 1, "fe80::2", 3)),
+        ("6006:localhost:5006", ((None, 6006), ("localhost", 5006))),
+        ("0:db:5432", ((None, 0), ("db", 5432))),
+        ("127.0.0.1:1:a.b:2", (("127.0.0.1", 1), ("a.b", 2))),
+        ("*:1:x:2", (("*", 1), ("x", 2))),
+        (":1:x:2", (("", 1), ("x", 2))),
+        ("[::1]:1:[fe80::2]:3", (("::1", 1), ("fe80::2", 3))),
+        ("5006:/run/a.sock", ((None, 5006), "/run/a.sock")),
+        ("lo:5:/x/y", (("lo", 5), "/x/y")),
+        ("/run/a.sock:db:5432", ("/run/a.sock", ("db", 5432))),
+        ("/a:/b", ("/a", "/b")),
+        ("/a\\:b:x:1", ("/a:b", ("x", 1))),
+        ("[/a:b]:x:1", ("/a:b", ("x", 1))),
     ],
 )
 def test_forward_is_written_as_in_ssh(spec: str, parts: tuple[object, ...]) -> None:
@@ -269,11 +287,12 @@ def test_direct_from_start_to_end(machine: Machine, app: str, marker: str) -> No
     assert url.endswith(f"/{marker}")
     stages = [
         "Connecting to 127.0.0.1",
+        "its host key is known",
         "Logged in",
-        "Starting the server",
+        "Launching the server",
         "Started Bokeh",
         "Ready",
-        "Closed",
+        "Closed the way to 127.0.0.1; its server has ended",
     ]
     places = [program.stderr.find(stage) for stage in stages]
     assert -1 not in places, program
@@ -469,6 +488,32 @@ def test_without_a_terminal_nothing_is_asked(
 # The gateway's two halves, and plain forwards.
 
 
+def test_loss_and_return_are_told(machine: Machine, app: str, tmp_path: Path) -> None:
+    """A line that goes down is told with its reason, and so is its return; the address stays as it is."""
+    with Cable(machine.host, machine.port) as cable:
+        there = cable.machine(machine, tmp_path)
+        with Program("direct", there.host, app, *login(there)) as program:
+            url = program.address()
+            cable.pull()
+            program.expect("127.0.0.1: the SSH connection was lost (the line went down)")
+            program.expect("Back")
+            apps.drive(url)
+            program.interrupt()
+            assert program.end() == 0, program
+    assert program.stdout == f"{url}\n"
+
+
+def test_line_that_is_not_made_again_ends_it(machine: Machine, app: str, tmp_path: Path) -> None:
+    """With ``--no-reconnect`` a line that goes down is an error, and the exit code says so."""
+    with Cable(machine.host, machine.port) as cable:
+        there = cable.machine(machine, tmp_path)
+        with Program("direct", there.host, app, "--no-reconnect", "--grace", "1", *login(there)) as program:
+            program.address()
+            cable.pull()
+            assert program.end() == 1, program
+    assert "the SSH connection was lost" in program.stderr
+
+
 def test_publish_and_gateway(machine: Machine, app: str, marker: str) -> None:
     """The Bokeh host serves and publishes with one command, the person opens it with another; each ends what
     it started."""
@@ -484,7 +529,7 @@ def test_publish_and_gateway(machine: Machine, app: str, marker: str) -> None:
         words = ["gateway", machine.host, "--gateway-port", port, "--local-port", local, *login(machine)]
         with Program(*words) as opened:
             url = opened.address()
-            apps.drive(f"{url}{marker}")
+            apps.drive(url)
             opened.interrupt()
             assert opened.end() == 0, opened
         assert get(f"http://127.0.0.1:{port}/{marker}")[0] == 200

@@ -10,14 +10,16 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from bokeh_ssh import _supervisor
+from bokeh_ssh import _group, _readiness
 from bokeh_ssh._command import encode, exec_line, opening
-from bokeh_ssh._diagnosis import Findings
+from bokeh_ssh._diagnosis import Findings, refused
 from bokeh_ssh._errors import LaunchError, SessionError, UsageError
-from bokeh_ssh._launch import Launch
+from bokeh_ssh._events import Event
+from bokeh_ssh._hearing import Hearing
+from bokeh_ssh._launch import Launch, line
 from bokeh_ssh._report import AppErrors, Reader, Tail, is_windows, plain, port_in_use, reason
 from conftest import missing
 
@@ -360,7 +362,7 @@ def test_launch_error_shows_log_status_and_command() -> None:
 )
 def test_port_and_route_are_read_from_the_log(url: str, port: int, route: str) -> None:
     """The port and the routes come from Bokeh's line, whatever host it names."""
-    facts = _supervisor.Facts()
+    facts = _readiness.Facts()
     assert facts.read("Starting Bokeh server version 3.9.2 (running on Tornado 6.5.1)") is None
     assert facts.read(f"2026 Bokeh app running at: {url}") is None
     assert facts.read("2026 Starting Bokeh server with process id: 77") == {
@@ -374,7 +376,7 @@ def test_port_and_route_are_read_from_the_log(url: str, port: int, route: str) -
 
 def test_restarted_server_is_read_anew() -> None:
     """With --dev the server starts over in the same process: its new port counts, its old routes do not."""
-    facts = _supervisor.Facts()
+    facts = _readiness.Facts()
     for port in (1, 2):
         facts.read("Starting Bokeh server version 3 (running on Tornado 6)")
         facts.read(f"Bokeh app running at: http://h:{port}/a{port}")
@@ -387,4 +389,93 @@ def test_restarted_server_is_read_anew() -> None:
 @pytest.mark.skipif(os.name != "posix", reason="the supervisor needs POSIX")
 def test_members_sees_this_process() -> None:
     """The process table is read, on this system, well enough to find ourselves in our group."""
-    assert os.getpid() in _supervisor.members(os.getpgrp())
+    assert os.getpid() in _group.members(os.getpgrp())
+
+
+# --- what a far side says of its server, whatever it is
+
+HEARD = sorted(name[len("_heard_") :] for name in vars(Hearing) if name.startswith("_heard_"))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+FIELDS = [
+    "argv",
+    "at",
+    "id",
+    "key",
+    "lines",
+    "log",
+    "path",
+    "pid",
+    "port",
+    "routes",
+    "socket",
+    "status",
+    "text",
+]
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(
+        st.builds(
+            lambda event, fields: {**fields, "event": event},
+            st.sampled_from([*HEARD, "nonsense"]),
+            st.dictionaries(st.sampled_from([*FIELDS, "versions", "why", "token", "kind"]), JSON, max_size=6),
+        ),
+        max_size=12,
+    )
+)
+@example([{"event": "ready", "port": float("inf"), "pid": 1, "routes": [], "versions": ""}])
+@example([{"event": "exit", "status": float("nan")}, {"event": "exit", "status": float("-inf")}])
+def test_any_message_is_survived(messages: list[dict[str, Any]]) -> None:
+    """A hostile or newer far side says what it likes: no error, and what is known keeps its kind (row 63)."""
+
+    class Deaf(Hearing):
+        def _say(self, **message: Any) -> None:
+            line(message)
+
+    told: list[Event] = []
+    heard = Deaf("host", Launch(), told.append)
+    for message in messages:
+        heard._hear(message)
+    assert 0 <= heard.port < 65536
+    assert all(isinstance(route, str) and route.isascii() for route in heard.routes)
+    assert all(isinstance(text, str) for text in (*heard.log, *heard._argv, heard.versions, heard.socket))
+    assert heard.exit_status is None or isinstance(heard.exit_status, int)
+    assert all(event.host == "host" and repr(event) for event in told)
+    if heard._failed:
+        findings = Findings(host="host", launch=Launch(), stage="python", argv=(), failed=heard._failed)
+        assert str(findings.error())
+        assert str(refused("host", heard._failed))
+
+
+@given(st.binary(max_size=200))
+def test_any_word_of_readiness_is_survived(raw: bytes) -> None:
+    """What a command says of itself is a port or a socket, or nothing."""
+    word = _readiness.told(raw.decode("utf-8", "replace"))
+    assert word is None or word["port"] or word["socket"]
+    assert _readiness.told('{"port": 5, "routes": 7}') is None
+    assert _readiness.told('{"port": Infinity}') is None
+    assert _readiness.told("[]") is None
+
+
+def test_words_that_look_secret_are_masked() -> None:
+    """In what is told of a command line, the values of such options are hidden, and nothing else is."""
+    words = ["x", "--cookie-secret", "A", "--api-key=B", "--ssl-keyfile", "f", "--token", "C", "key", "D"]
+    shown = [_readiness.mask(*pair) for pair in zip(["", *words], words, strict=False)]
+    assert shown == [
+        "x",
+        "--cookie-secret",
+        "***",
+        "--api-key=***",
+        "--ssl-keyfile",
+        "f",
+        "--token",
+        "***",
+        "key",
+        "D",
+    ]
+    assert _readiness.mask("", "--session-token-expiration=600") == "--session-token-expiration=600"

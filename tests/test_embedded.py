@@ -299,16 +299,18 @@ def test_permit_lists_name_what_is_allowed(embedded: Maker) -> None:
     asyncio.run(use())
 
 
-def test_unix_sockets_are_forwarded_both_ways(embedded: Maker, tmp_path: Path) -> None:
+def test_unix_sockets_are_forwarded_both_ways(embedded: Maker) -> None:
     """Unix sockets can be reached and listened on; the listener is private to its owner."""
     machine = embedded()
+    place = Path(os.environ["BOKEH_SSH_DIR"])  # a short one; it is removed at the end
+    place.mkdir(mode=0o700)
 
     async def use() -> None:
-        target, listen = str(tmp_path / "target"), str(tmp_path / "listen")
+        target, listen = str(place / "target"), str(place / "listen")
         server = await asyncio.start_unix_server(echo, target)
         async with server, connect(machine) as connection:
             await connection.forward_remote_path(listen, target)
-            assert (tmp_path / "listen").stat().st_mode & 0o777 == 0o600
+            assert (place / "listen").stat().st_mode & 0o777 == 0o600
             reader, writer = await connection.open_unix_connection(listen)
             writer.write(b"around")
             writer.write_eof()

@@ -65,12 +65,12 @@ def test_shape_a_publish_there_and_open_here(shape_a: Any) -> None:
         assert running.running, running.log
         with GatewayTunnel(gateway_of(shape_a)) as tunnel:
             assert tunnel.reverse is None
-            assert tunnel.remote_port == 5006
-            apps.drive(f"{tunnel.url}sliders")
+            assert tunnel.remote_port == 0
+            apps.drive(tunnel.url)
         assert running.running
     until(lambda: not shape_a.bokehhost.pids(app), what="the published server to end")
     until(
-        lambda: 5006 not in {p for _, p in shape_a.gateway.listening()}, what="the gateway's port to be free"
+        lambda: str(shape_a.gateway.execute("ls /tmp/bokeh-ssh-*/pub-*")) == "", what="the socket to be gone"
     )
 
 
@@ -138,7 +138,8 @@ def test_auto_relays_where_the_host_cannot(bed: Any) -> None:
     made = bed("C", package=False)
     app = apps.put(made.bokehhost, "sliders.py", apps.SLIDER)
     keywords = {
-        "host": host_of(made), "app": app, "python": made.bokehhost.python, "gateway_address": "gateway:22"
+        "host": host_of(made), "app": app, "python": made.bokehhost.python, "signed": False,
+        "gateway_address": "gateway:22",
     }  # fmt: skip
     events: list[Event] = []
     with GatewayTunnel(gateway_of(made), on_event=events.append, **keywords) as tunnel:
@@ -189,14 +190,18 @@ def test_gateway_that_exposes_the_port_is_refused(bed: Any) -> None:
     made = bed("C", directives={"GatewayPorts": "yes"})
     app = apps.put(made.bokehhost, "sliders.py", apps.SLIDER)
     keywords = {
-        "host": host_of(made), "app": app, "python": made.bokehhost.python, "gateway_address": "gateway:22"
+        "host": host_of(made), "app": app, "python": made.bokehhost.python, "signed": False,
+        "gateway_address": "gateway:22",
     }  # fmt: skip
     with pytest.raises(GatewayExposedError):
         GatewayTunnel(gateway_of(made), reverse="relay", **keywords).open()
     with pytest.raises(BokehSSHError, match="GatewayPorts"):
         GatewayTunnel(gateway_of(made), reverse="host", **keywords).open()
+    before = made.gateway.listening()
     with GatewayTunnel(gateway_of(made), reverse="relay", allow_exposed=True, **keywords) as tunnel:
         apps.drive(tunnel.url)
+        opened = {address for address, _ in made.gateway.listening() - before}
+        assert opened & {"0.0.0.0", "::"}  # the control: this is what the network would get
 
 
 def test_password_of_the_gateway_is_not_told_to_the_host() -> None:

@@ -604,10 +604,10 @@ def test_exception_in_the_body_is_kept_when_the_line_is_down_too(
     """An exception in the body comes out as it was, even where closing finds the line down (row 46)."""
     machine = embedded()
     with no_leaks():
-        forward = LocalForward(machine.host, machine.user, remote_port=1, **machine.login)
+        forward = LocalForward(machine.host, machine.user, remote_port=1, reconnect=False, **machine.login)
         with pytest.raises(ZeroDivisionError), forward:  # noqa: PT012 - what the body does is the point
             assert machine.server.drop_connections() == 1
-            until(lambda: forward.state == "lost", what="the loss")
+            until(lambda: forward.state == "failed", what="the loss")
             raise ZeroDivisionError
         assert forward.state == "closed"
 

@@ -19,13 +19,13 @@ import apps
 import conformance
 from beds import PASSWORD, Machine, until
 from bokeh_ssh import (
-    Authenticated,
     Connecting,
     ConnectionLostError,
     DirectTunnel,
     Event,
     GatewayTunnel,
     Host,
+    HostKeyVerified,
     LocalForward,
     PortInUseError,
     Question,
@@ -141,7 +141,7 @@ def test_prompts_are_asked_here_on_the_callers_thread(embedded: Callable[..., Ma
     [(question, thread)] = asked
     assert question.kind == "password"
     assert thread is threading.current_thread()
-    assert [type(event) for event in events][:2] == [Connecting, Authenticated]
+    assert [type(event) for event in events][:2] == [Connecting, HostKeyVerified]
 
 
 @pytest.mark.parametrize("kind", [paramiko.Ed25519Key, paramiko.RSAKey, paramiko.ECDSAKey])
@@ -179,7 +179,7 @@ def test_child_that_dies_is_noticed(machine: Machine) -> None:
         os.kill(child, signal.SIGKILL)
         with pytest.raises(ConnectionLostError):
             forward.wait(20)
-        assert forward.state == "lost"
+        assert forward.state == "failed"
     assert forward.state == "closed"
 
 

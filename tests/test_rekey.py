@@ -233,5 +233,7 @@ def test_connection_that_dies_in_a_key_exchange_is_told(
 @contextmanager
 def remote_way_of(machine: Machine) -> Iterator[RemoteForward]:
     """Open a remote forward to nowhere."""
-    with RemoteForward(machine.host, machine.user, remote_port=0, **machine.login) as forward:
+    with RemoteForward(
+        machine.host, machine.user, remote_port=0, reconnect=False, **machine.login
+    ) as forward:
         yield forward

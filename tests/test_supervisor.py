@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -12,19 +12,18 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from beds import until
+from bokeh_ssh._cargo import program
 from bokeh_ssh._errors import ConnectionLostError, LaunchError
-from bokeh_ssh._events import Event, ServerExited, ServerResponsive, ServerUnresponsive
-from bokeh_ssh._server import Server
+from bokeh_ssh._events import ServerExited, ServerResponsive, ServerUnresponsive
 
 if os.name != "posix":
     pytest.skip("the remote side is a POSIX system", allow_module_level=True)
 
-from local_runner import FAKE, Bench, LocalSession, processes, pythons
+from local_runner import FAKE, Bench, Held, kinds, processes, pythons
 
 
 @pytest.fixture
@@ -38,48 +37,6 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 def mark() -> str:
     """A word that no other process has in its command line."""
     return f"mark-{uuid.uuid4().hex}"
-
-
-class Held:
-    """A fake server with a grandchild, and all that is known of it."""
-
-    def __init__(self, bench: Bench, mark: str, fake: str = "child", **launch: Any) -> None:
-        self.mark = mark
-        self.bench = bench
-        self.go = bench.path / "go"
-        env = {"FAKE": fake, "FAKE_MARK": mark, "FAKE_GO": str(self.go), **launch.pop("env", {})}
-        self.server: Server = bench.start(command=FAKE, env=env, **launch)
-        self.session: LocalSession = bench.runners[-1].sessions[-1]
-        self.supervisor = self.session.process.pid  # each step of the way has replaced the one before
-        if "child" in fake:
-            until(self.grandchildren, what="the grandchild runs")
-
-    def grandchildren(self) -> set[int]:
-        return processes(self.mark)
-
-    def alive(self) -> bool:
-        return alive(self.server.pid)
-
-    def check_gone(self) -> None:
-        """Nothing of the remote side is left."""
-        until(lambda: not self.grandchildren() and not self.alive(), what="the group is gone")
-        assert self.session.process.wait(20) is not None
-
-    def heard(self, event: str) -> list[dict[str, Any]]:
-        """List the messages of one kind that came."""
-        lines = bytes(self.session.received).decode("utf-8", "replace").splitlines()
-        found = (line.partition(self.server._mark)[2] for line in lines)
-        messages = [json.loads(text) for text in found if text.startswith("{")]
-        return [message for message in messages if message["event"] == event]
-
-
-def alive(pid: int) -> bool:
-    done = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
-    return done.stdout.strip()[:1] not in ("", "Z")
-
-
-def kinds(bench: Bench, *wanted: type[Event]) -> list[type[Event]]:
-    return [type(event) for event in bench.events if type(event) in wanted]
 
 
 # --- what is told
@@ -373,8 +330,59 @@ def test_supervisor_runs_on_the_oldest_python(bench: Bench, mark: str) -> None:
 
 
 def test_supervisor_needs_the_standard_library_only() -> None:
-    """Its text imports nothing of ours, and nothing that has to be installed."""
-    text = Path(sys.modules["bokeh_ssh"].__file__ or "").with_name("_supervisor.py").read_text()
-    assert "bokeh_ssh" not in text
-    done = subprocess.run([sys.executable, "-I", "-S", "-c", text], input=b"", capture_output=True)
-    assert done.returncode == 3  # it ran, and found its input closed
+    """What is sent brings all of ours that it imports, and imports nothing that has to be installed."""
+    for name in ("supervisor", "errand"):
+        code = f"import sys; exec(sys.stdin.buffer.read({len(program(name))}))"
+        words = [sys.executable, "-I", "-S", "-c", code]
+        done = subprocess.run(words, input=program(name), capture_output=True, cwd="/")
+        assert done.returncode == 3, done.stderr  # it ran, and found its input closed
+
+
+# --- a server that does not answer
+
+BLOCKS = """
+import time
+from pathlib import Path
+from bokeh.plotting import curdoc
+go = Path({go!r})
+Path({began!r}).touch()
+while not go.exists():
+    time.sleep(0.05)
+"""
+
+
+@pytest.mark.parametrize("on_socket", [False, True], ids=["port", "socket"])
+def test_server_that_computes_for_long_is_told_as_busy(bench: Bench, on_socket: bool) -> None:
+    """One that runs and answers nothing is told apart from a stopped one; so is that it answers again."""
+    go, began = bench.path / "go", bench.path / "began"
+    app = bench.script("app.py", BLOCKS.format(go=str(go), began=str(began)))
+    server = bench.start(app=(app,), watch=0.5, socket=on_socket)
+    until(lambda: "Unused sessions" in str(server.log), what="it has written all it has to say")
+    silent = len(server.log)
+    seen = time.monotonic()
+    until(lambda: time.monotonic() - seen > 1.6, what="it was looked at some times")
+    assert kinds(bench, ServerUnresponsive) == []  # the control: one that answers is left in peace
+    assert len(server.log) == silent  # and its log too
+    sock = socket.socket(socket.AF_UNIX if on_socket else socket.AF_INET)
+    with sock:
+        sock.connect(server.socket if on_socket else ("127.0.0.1", server.port))
+        sock.sendall(b"GET /app HTTP/1.1\r\nHost: x\r\n\r\n")
+        until(began.exists, what="its event loop is held up")
+        until(lambda: kinds(bench, ServerUnresponsive), what="it is told")
+        assert [event.reason for event in bench.events if isinstance(event, ServerUnresponsive)] == ["busy"]
+        go.touch()
+        until(lambda: kinds(bench, ServerResponsive), what="it is told that it answers")
+    assert kinds(bench, ServerUnresponsive, ServerResponsive) == [ServerUnresponsive, ServerResponsive]
+
+
+def test_stopped_server_is_not_told_as_busy_too(bench: Bench) -> None:
+    """A process that is halted has one reason not to answer, not two."""
+    server = bench.start(watch=0.3)
+    os.kill(server.pid, signal.SIGSTOP)
+    until(lambda: kinds(bench, ServerUnresponsive), what="it is told")
+    stopped = time.monotonic()
+    until(lambda: time.monotonic() - stopped > 1, what="it would have been looked at")
+    os.kill(server.pid, signal.SIGCONT)
+    until(lambda: kinds(bench, ServerResponsive), what="it is told")
+    told = [event for event in bench.events if isinstance(event, ServerUnresponsive)]
+    assert [event.reason for event in told] == ["stopped"]

@@ -1,0 +1,37 @@
+"""The programs that are sent to the remote machine: some of our modules, as one text."""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+
+#: Modules as the program's own, whatever is installed there; ``main`` of the last one is what runs.
+_FRAME = """\
+import sys, types
+def load(name, text):
+    module = types.ModuleType(name)
+    if text is None:
+        module.__path__ = []
+    sys.modules[name] = module
+    exec(compile(text or "", "<" + name + ">", "exec", 0, True), module.__dict__)
+    return module
+load("bokeh_ssh", None)
+"""
+
+
+_PARTS = {
+    "supervisor": ("_place", "_depot", "_door", "_group", "_readiness", "_wire", "_supervisor"),
+    "errand": ("_place", "_door", "_errand"),
+}
+
+
+@functools.cache
+def program(name: str) -> bytes:
+    """Give the text of ``"supervisor"`` or ``"errand"``, with what it needs."""
+    folder = importlib.resources.files("bokeh_ssh")
+    lines = [_FRAME]
+    for module in _PARTS[name]:
+        text = (folder / f"{module}.py").read_text(encoding="utf-8")
+        lines.append(f"last = load({f'bokeh_ssh.{module}'!r}, {text!r})\n")
+    lines.append("last.main()\n")
+    return "".join(lines).encode()

@@ -1,0 +1,247 @@
+"""What ``bokeh-ssh doctor`` looks at: everything on the way to a server, one thing after the other.
+
+Nothing is guessed from settings: each check tries what a tunnel would do, and undoes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from bokeh_ssh._connection import Connection
+from bokeh_ssh._endpoint import Origin
+from bokeh_ssh._entrance import bind
+from bokeh_ssh._errors import (
+    BokehSSHError,
+    ForwardError,
+    ForwardingRefusedError,
+    HostKeyError,
+    PortInUseError,
+    ResolveError,
+    TargetUnreachableError,
+    UsageError,
+)
+from bokeh_ssh._events import Authenticated, Connecting, Event, HostKeyAdded, HostKeyVerified
+from bokeh_ssh._handshake import connect
+from bokeh_ssh._private import private_directory, private_socket, published
+from bokeh_ssh._remote import is_exposed
+from bokeh_ssh._route import find_route
+from bokeh_ssh._serve import BOKEH_PORT, LOOPBACK, Serve
+from bokeh_ssh._server import Server
+from bokeh_ssh._servers import list_servers
+from bokeh_ssh._stream import Stream
+from bokeh_ssh._target import Host
+
+Verdict = Literal["good", "note", "bad"]
+
+#: Milliseconds of a round trip from which on a page feels it.
+_SLOW = 150.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    :ivar check: what, in a word or two
+    :ivar verdict: "good"; "note" is what works otherwise than it best would; "bad" stops a tunnel
+    :ivar hint: what to do about it; empty where there is nothing
+    """
+
+    check: str
+    verdict: Verdict
+    text: str
+    hint: str = ""
+
+
+def examine(host: Host, serve: Serve, begin: Callable[[str], None]) -> Iterator[Finding]:
+    """Look at all there is on the way to a server on ``host``; what is bad ends it where nothing can follow.
+
+    A server is started there for a moment, with no app, as ``serve`` says.
+
+    :param begin: told what is looked at next
+    """
+    yield _check_port_here()
+    try:
+        names = [
+            f"{hop.label} is {hop.hostname}, port {hop.port}, user {hop.user}" for hop in find_route(host)
+        ]
+    except BokehSSHError as exc:
+        yield _bad("name", exc)
+        return
+    yield Finding("name", "good", ", then ".join(names))
+    begin("Connecting")
+    met: list[Finding] = []
+    try:
+        connection = connect(host, on_event=_Meeting(met).on_event)
+    except BokehSSHError as exc:
+        yield from met
+        yield _bad(_stage(exc), exc)
+        return
+    with connection:
+        yield from met
+        yield from _examine_machine(connection, serve, begin)
+
+
+def _examine_machine(connection: Connection, serve: Serve, begin: Callable[[str], None]) -> Iterator[Finding]:
+    checks: dict[str, Callable[[], Finding]] = {
+        "round trip": lambda: _check_round_trip(connection),
+        "forwarding": lambda: _check_forwarding(connection),
+        "sockets": lambda: _check_sockets(connection),
+        "as a gateway": lambda: _check_gateway(connection),
+        "server": lambda: _check_server(connection, serve, sockets=seen["sockets"].verdict == "good"),
+        "your servers": lambda: _check_servers(connection, serve.python),
+    }
+    seen: dict[str, Finding] = {}
+    for name, check in checks.items():
+        begin(f"Looking at: {name}")
+        try:
+            seen[name] = check()
+        except BokehSSHError as exc:
+            seen[name] = _bad(name, exc)
+        yield seen[name]
+        if not connection.alive:
+            return
+
+
+def _bad(check: str, error: BokehSSHError) -> Finding:
+    text = f"{error.message}".strip()
+    last = next(reversed(getattr(error, "log", ())), "")
+    return Finding(check, "bad", f"{text} ({last})" if last and last not in text else text, error.hint or "")
+
+
+def _stage(error: BokehSSHError) -> str:
+    if isinstance(error, (ResolveError, UsageError)):
+        return "name"
+    if isinstance(error, HostKeyError):
+        return "host key"
+    return {"connect": "port", "auth": "login"}.get(error.stage, error.stage)
+
+
+class _Meeting:
+    """Turns the events of connecting into findings."""
+
+    def __init__(self, found: list[Finding]) -> None:
+        self._found = found
+        self._began = time.monotonic()
+
+    def on_event(self, event: Event) -> None:
+        took = f" ({time.monotonic() - self._began:.1f} s)"
+        if isinstance(event, Connecting):
+            self._began = time.monotonic()
+        elif isinstance(event, HostKeyAdded):
+            text = f"the {event.key_type} key of {event.host} was added to {event.path}"
+            self._found.append(Finding("host key", "note", text))
+        elif isinstance(event, HostKeyVerified):
+            self._found.append(Finding("port", "good", f"{event.host} answers as an SSH server{took}"))
+            text = f"that of {event.host} is known ({event.key_type} {event.fingerprint})"
+            self._found.append(Finding("host key", "good", text))
+            self._began = time.monotonic()
+        elif isinstance(event, Authenticated):
+            text = f"{event.user} is logged in to {event.host} by {' and '.join(event.methods)}{took}"
+            self._found.append(Finding("login", "good", text))
+
+
+def _check_port_here() -> Finding:
+    try:
+        for sock in bind(BOKEH_PORT):
+            sock.close()
+    except PortInUseError:
+        text = f"port {BOKEH_PORT} is taken here, so that a tunnel takes the next free one"
+        return Finding("this machine", "note", text)
+    return Finding("this machine", "good", f"port {BOKEH_PORT} is free here")
+
+
+def _check_round_trip(connection: Connection) -> Finding:
+    for _ in range(3):
+        connection.ping(connection.hop.timeout)
+    took = connection.transport.rtt * 1000
+    if took > _SLOW:
+        hint = "the first page takes a dozen of these; --compression helps where the line is thin as well"
+        return Finding("round trip", "note", f"{took:.0f} ms, which is felt", hint)
+    return Finding("round trip", "good", f"{took:.1f} ms")
+
+
+def _check_forwarding(connection: Connection) -> Finding:
+    """Ask for what a tunnel would: whether something listens there does not matter."""
+    what = f"to port {BOKEH_PORT} there"
+    try:
+        connection.open_socket((LOOPBACK, BOKEH_PORT), timeout=connection.hop.timeout).close()
+    except TargetUnreachableError:
+        return Finding("forwarding", "good", f"allowed {what}, where nothing listens")
+    except ForwardingRefusedError as exc:
+        return Finding("forwarding", "bad", f"the server forbids it {what}", exc.hint or "")
+    return Finding("forwarding", "good", f"allowed {what}, where something listens (see --attach)")
+
+
+def _check_sockets(connection: Connection) -> Finding:
+    folder = private_directory(connection)
+    if folder is None:
+        text = "there is no private directory, so servers listen on a port, with signed sessions"
+        return Finding("sockets", "note", text, "name one in BOKEH_SSH_DIR there, of mode 700")
+    if private_socket(connection) is None:
+        text = "they cannot be forwarded, so servers listen on a port, with signed sessions"
+        return Finding("sockets", "note", text, "ask the administrator for AllowStreamLocalForwarding")
+    return Finding("sockets", "good", f"private ones work, in {folder}")
+
+
+def _check_gateway(connection: Connection) -> Finding:
+    def refuse(stream: Stream, origin: Origin) -> None:
+        stream.reject()
+
+    try:
+        where = connection.listen((LOOPBACK, 0), refuse)
+    except ForwardError as exc:
+        text = "it cannot be one by port: the server refuses to listen for others"
+        return Finding("as a gateway", "note", text, exc.hint or "")
+    try:
+        exposed = is_exposed(connection, int(where[1]))
+    finally:
+        connection.unlisten(where)
+    names = sorted(published(connection))
+    text = "it can be one" + (f"; published there: {', '.join(names)}" if names else "")
+    if exposed:
+        text = "its ports are open to its whole network (GatewayPorts yes)"
+        hint = "publish by name, which uses a private socket, or ask for GatewayPorts clientspecified"
+        return Finding("as a gateway", "note", text, hint)
+    return Finding("as a gateway", "good", text)
+
+
+def _check_server(connection: Connection, serve: Serve, *, sockets: bool) -> Finding:
+    began = time.monotonic()
+    launch = serve.launch_spec(BOKEH_PORT)
+    server = Server.start(connection, dataclasses.replace(launch, socket=launch.socket and sockets))
+    took = time.monotonic() - began
+    server.stop()
+    where = "a private socket" if server.socket else f"port {server.port}"
+    text = f"{server.versions} started in {took:.1f} s, on {where}"
+    there, here = _version(server.versions), _version_here()
+    if here and there and here.split(".")[:2] != there.split(".")[:2]:
+        hint = f"pages do not mind; for pull_session, install the same one: pip install 'bokeh~={there}'"
+        return Finding("server", "note", f"{text}; Bokeh here is {here}", hint)
+    return Finding("server", "good", text)
+
+
+def _version(text: str) -> str:
+    found = re.search(r"Bokeh\D*(\d+\.\d+(?:\.\d+)?)", text)
+    return found[1] if found else ""
+
+
+def _version_here() -> str:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version("bokeh")
+    return ""
+
+
+def _check_servers(connection: Connection, python: str | None) -> Finding:
+    every = list_servers(connection, python=python)
+    if not every:
+        return Finding("your servers", "good", "none runs there")
+    names = ", ".join(f"{each.id} ({' '.join(each.apps) or each.state})" for each in every)
+    hint = f"bokeh-ssh attach {connection.name} opens one, bokeh-ssh stop {connection.name} ends one"
+    return Finding("your servers", "note", f"{len(every)}: {names}", hint)

@@ -1,0 +1,106 @@
+"""The folder where what a client brings is kept while its server runs, and no longer.
+
+Runs on the remote machine: standard library only, Python 3.8 or newer, any POSIX system. Names come from the
+client and have slashes between their parts; none leads out of the folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import BinaryIO
+
+
+class Depot:
+    """A new, empty folder that only its owner may enter.
+
+    :param path: where it is to be; None for the system's temporary directory
+    :ivar size: bytes that have been stored
+    :ivar fault: why something could not be stored; empty while all could
+    """
+
+    def __init__(self, path: str | None) -> None:
+        if path:
+            os.mkdir(path, 0o700)
+        else:
+            import tempfile  # as long as the rest of a launch's imports
+
+            path = tempfile.mkdtemp(prefix="bokeh-ssh-app-")
+        self.path = path
+        self.size = 0
+        self.fault = ""
+        self._name = ""  # of the file that is being written
+        self._file: BinaryIO | None = None
+
+    def at(self, name: str) -> str:
+        """Give the path of what has this name.
+
+        :raises ValueError: if that would be outside
+        """
+        parts = name.split("/")
+        if any(part in ("", ".", "..") or "\0" in part for part in parts):
+            raise ValueError(name)
+        return os.path.join(self.path, *parts)
+
+    def try_to(self, store: Callable[..., object], *args: object) -> None:
+        """Do one of the following; why that was not possible is noted, for the first that was not."""
+        try:
+            store(*args)
+        except (OSError, ValueError) as exc:
+            self.fault = self.fault or f"{args[0]}: {getattr(exc, 'strerror', None) or exc!r}"
+
+    def put(self, name: str, data: bytes, last: bool, runs: bool) -> None:
+        """Add to a file; nobody sees it under its name before the last part is there."""
+        path = self.at(name)
+        hidden = os.path.join(os.path.dirname(path), ".bokeh-ssh-part")
+        if name != self._name or self._file is None:
+            self.close()
+            os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(hidden)  # its mode would be that of another file
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            self._file = os.fdopen(os.open(hidden, flags, 0o700 if runs else 0o600), "wb")
+            self._name = name
+        self._file.write(data)
+        self.size += len(data)
+        if last:
+            self.close()
+            os.replace(hidden, path)
+
+    def link(self, name: str, to: str) -> None:
+        """Make a symbolic link to another name in here."""
+        path = self.at(name)
+        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+        hidden = os.path.join(os.path.dirname(path), ".bokeh-ssh-link")
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(hidden)
+        os.symlink(os.path.relpath(self.at(to), os.path.dirname(path)), hidden)
+        os.replace(hidden, path)
+
+    def drop(self, name: str) -> None:
+        """Remove a file, and the folders that are empty then."""
+        path = self.at(name)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        with contextlib.suppress(OSError):
+            while os.path.dirname(path) != self.path:
+                path = os.path.dirname(path)
+                os.rmdir(path)
+
+    def close(self) -> None:
+        """Let go of a file that is half there."""
+        file, self._file, self._name = self._file, None, ""
+        if file:
+            file.close()
+
+    def remove(self) -> None:
+        """Remove it and all that is in it, what the server has put there too; quietly, and more than once."""
+        import shutil  # as long as the rest of a launch's imports
+
+        with contextlib.suppress(OSError):
+            self.close()
+        shutil.rmtree(self.path, ignore_errors=True)

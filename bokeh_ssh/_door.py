@@ -1,0 +1,202 @@
+"""The supervisor's control socket, from inside and from outside: one request, with descriptors, one answer.
+
+Runs on the remote machine: standard library only, Python 3.8 or newer, any POSIX system. A request and an
+answer are one line of JSON each. The directory's permissions say who may knock (see ``_place``).
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import json
+import os
+import socket
+import struct
+import sys
+import time
+
+from bokeh_ssh._place import CONTROL, KEEP, Place, places
+
+TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+GUESTS = 32  # that may stand in the door at once
+PATIENCE = 10.0  # seconds until one that does not say what it wants is shown out
+LONGEST = 1 << 16  # bytes of a request
+
+
+def peer(sock: socket.socket) -> int | None:
+    """Give the user who is on the other end; None where the system does not tell."""
+    try:
+        if hasattr(socket, "SO_PEERCRED"):
+            raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+            return int(struct.unpack("3i", raw)[1])
+        if sys.platform == "darwin" or "bsd" in sys.platform:
+            raw = sock.getsockopt(0, 1, 76)  # SOL_LOCAL, LOCAL_PEERCRED, struct xucred
+            return int(struct.unpack("2I", raw[:8])[1])
+    except (OSError, struct.error):
+        pass
+    return None
+
+
+class Guest:
+    """One who knocked.
+
+    :ivar request: what it wants, once it has said it
+    :ivar fds: the descriptors that it has handed in; whoever takes them empties the list
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.since = time.monotonic()
+        self.request: dict[str, Any] | None = None
+        self.fds: list[int] = []
+        self._data = b""
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    def listen(self) -> bool:
+        """Read some more of the request; False where none will come."""
+        try:
+            data, more, _, _ = self.sock.recvmsg(LONGEST, socket.CMSG_SPACE(16))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        for level, kind, raw in more:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                numbers = array.array("i")
+                numbers.frombytes(raw[: len(raw) - len(raw) % numbers.itemsize])
+                self.fds.extend(numbers)
+        self._data += data
+        if not data or len(self._data) > LONGEST or len(self.fds) > 2:
+            return False
+        if b"\n" in self._data:
+            try:
+                request = json.loads(self._data.partition(b"\n")[0])
+            except ValueError:
+                return False
+            if not isinstance(request, dict):
+                return False
+            self.request = request
+        return True
+
+    def answer(self, **message: Any) -> None:
+        """Tell it something; one that does not listen is not waited for."""
+        self.sock.settimeout(1.0)
+        with contextlib.suppress(OSError):
+            self.sock.sendall(json.dumps(message).encode("ascii") + b"\n")
+
+    def close(self) -> None:
+        """Show it out."""
+        self.sock.close()
+        while self.fds:
+            os.close(self.fds.pop())
+
+
+class Door:
+    """The inside.
+
+    :param path: of the socket
+    """
+
+    def __init__(self, path: str) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        try:
+            self.sock.bind(path)
+            os.chmod(path, 0o600)
+            self.sock.listen(GUESTS)
+        except OSError:
+            self.sock.close()
+            raise
+        self.sock.setblocking(False)
+        self.guests: dict[int, Guest] = {}
+
+    def fds(self) -> list[int]:
+        """List what to wait for."""
+        return [self.sock.fileno(), *self.guests]
+
+    def open(self, fd: int) -> Guest | None:
+        """Deal with what came; give a guest that has said what it wants, which is the caller's then."""
+        if fd == self.sock.fileno():
+            with contextlib.suppress(OSError):
+                sock, _ = self.sock.accept()
+                sock.setblocking(False)
+                guest = Guest(sock)
+                if peer(sock) in (None, 0, os.geteuid()) and len(self.guests) < GUESTS:
+                    self.guests[guest.fileno()] = guest
+                else:
+                    guest.close()
+            return None
+        guest = self.guests[fd]
+        if not guest.listen():
+            del self.guests[fd]
+            guest.close()
+        elif guest.request is not None:
+            del self.guests[fd]
+            return guest
+        return None
+
+    def tidy(self) -> None:
+        """Show out who has stood there for too long."""
+        late = [fd for fd, guest in self.guests.items() if time.monotonic() - guest.since > PATIENCE]
+        for fd in late:
+            self.guests.pop(fd).close()
+
+
+def knock(
+    path: str, request: dict[str, Any], fds: Sequence[int] = (), timeout: float = 5.0
+) -> tuple[socket.socket, dict[str, Any]]:
+    """Ask a supervisor for something.
+
+    :returns: the connection, still open, and the answer
+    :raises ConnectionRefusedError: if there is none any more; FileNotFoundError likewise
+    :raises OSError: if it does not answer
+    """
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.settimeout(timeout)
+        sock.connect(path)
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds).tobytes())] if fds else []
+        sock.sendmsg([json.dumps(request).encode("ascii") + b"\n"], rights)
+        data = b""
+        while b"\n" not in data:
+            part = sock.recv(LONGEST)
+            if not part:
+                raise ConnectionResetError
+            data += part
+        return sock, json.loads(data.partition(b"\n")[0])
+    except ValueError:
+        sock.close()
+        raise ConnectionAbortedError from None
+    except BaseException:
+        sock.close()
+        raise
+
+
+def vacant(place: Place) -> bool:
+    """Whether the supervisor of a place is no more."""
+    for _ in range(3):  # macOS refuses also where many knock at once
+        sock = socket.socket(socket.AF_UNIX)
+        try:
+            sock.settimeout(1.0)
+            sock.connect(place.at(CONTROL))
+        except (ConnectionRefusedError, FileNotFoundError):
+            time.sleep(0.02)
+            continue
+        except OSError:
+            pass
+        finally:
+            sock.close()
+        return False
+    return True
+
+
+def sweep() -> None:
+    """Remove the places of supervisors that were killed, and records that nobody came for."""
+    for place in places():
+        if vacant(place) and ("ended" not in place.read() or place.age() > KEEP):
+            place.remove()

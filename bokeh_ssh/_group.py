@@ -1,0 +1,85 @@
+"""A process group with a keeper, which pins its number, and ends it where we were killed.
+
+Runs on the remote machine: standard library only, Python 3.8 or newer, any POSIX system.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+
+TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PATIENCE = 5.0  # seconds between TERM and KILL where nobody says otherwise
+
+
+def look(pid: int) -> tuple[int, str]:
+    """Give the group of a process and the letter of its state; ``(0, "")`` where /proc does not say."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            text = stat.read()
+        state, _, group = text.rpartition(b")")[2].split()[:3]  # the name before may hold anything
+    except (OSError, ValueError):
+        return 0, ""
+    return int(group), state.decode()
+
+
+def members(group: int) -> set[int]:
+    """List the processes of a group that still run; a zombie does not."""
+    if os.path.exists("/proc/self/stat"):
+        table = [(int(name), *look(int(name))) for name in os.listdir("/proc") if name.isdigit()]
+    else:
+        with os.popen("ps -A -o pid=,pgid=,stat=") as ps:  # noqa: S605, S607 - where ps is, PATH knows
+            table = [(int(pid), int(its), state) for pid, its, state in (row.split()[:3] for row in ps)]
+    return {pid for pid, its, state in table if its == group and state[:1] not in ("Z", "X")}
+
+
+def send(group: int, *signals: int) -> None:
+    """Send signals to a process group; one that is gone needs none."""
+    for number in signals:
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: EPERM for a group of zombies
+            os.killpg(group, number)
+
+
+def start_keeper(leave: Callable[[], object]) -> tuple[int, int]:
+    """Fork the keeper; give its process id, which is the group's too, and the pipe that it waits on.
+
+    :param leave: removes what a supervisor that was killed cannot
+    """
+    waits, lifeline = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            keep(waits, leave)
+        finally:
+            os._exit(0)
+    os.setpgid(pid, pid)  # here too, so that the group exists before the server joins it
+    os.close(waits)
+    return pid, lifeline
+
+
+def keep(lifeline: int, leave: Callable[[], object]) -> None:
+    """Wait until the pipe ends, which means that the supervisor was killed; then end this group."""
+    os.setpgid(0, 0)
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is sent to the whole group, and we are in it
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in range(3):  # the session must not be held open by us
+        os.dup2(null, number)
+    if lifeline != 3:
+        os.dup2(lifeline, 3)
+    os.closerange(4, 256)
+    while os.read(3, 1):
+        pass
+    me = os.getpid()
+    send(me, signal.SIGTERM, signal.SIGCONT)
+    deadline = time.monotonic() + PATIENCE
+    while members(me) - {me} and time.monotonic() < deadline:
+        time.sleep(0.05)
+    leave()
+    send(me, signal.SIGKILL)

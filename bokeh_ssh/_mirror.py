@@ -1,0 +1,215 @@
+"""Brings a bundle to where a server runs, and with ``dev`` each change of it after that."""
+
+from __future__ import annotations
+
+import base64
+import collections
+import contextlib
+import importlib.util
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from bokeh_ssh._bundle import Bundle, Contents, Item
+from bokeh_ssh._errors import BokehSSHError, UploadError, UsageError
+from bokeh_ssh._events import OnEvent, Updated, Uploading, Warned
+
+_CHUNK = 96 << 10  # bytes of a file in one message
+_STEP = 256 << 10  # bytes after which the far side is asked how far it is
+_AHEAD = 16  # such steps that may be under way
+_EACH = 512  # what a message costs besides its bytes
+_SILENCE = 30.0  # seconds without any progress
+_TELLING = 0.1  # seconds between two events of progress
+_SETTLE = 100  # milliseconds without another change: editors write in several steps
+_SHOWN = 5  # names in a warning
+
+
+class Depository(Protocol):
+    """What takes files: a server there."""
+
+    @property
+    def host(self) -> str: ...
+    def order(self, **message: Any) -> None: ...
+    def mark(self) -> int: ...
+    def arrived(self, mark: int, timeout: float) -> None: ...
+
+
+class Mirror:
+    """Keeps what is there as it is here.
+
+    :param bundle: what is to be there
+    :param on_event: gets Uploading, Updated and Warned
+    """
+
+    def __init__(self, bundle: Bundle, on_event: OnEvent) -> None:
+        self._bundle = bundle
+        self._on_event = on_event
+        self._there: dict[str, Item] = {}
+        self._to: Depository | None = None
+        self._change = threading.Condition()
+        self._dirty = False
+        self._over = threading.Event()
+
+    def bring(self, to: Depository) -> None:
+        """Bring all of it to where nothing is yet.
+
+        :raises UploadError: if something cannot be read here, or stored there
+        :raises ConnectionLostError: if the line goes down
+        """
+        contents = self._bundle.scan()
+        self._warn(to, contents)
+        files, size = len(contents.items), contents.size
+        told = float("-inf")
+
+        def tell(sent: int) -> None:
+            nonlocal told
+            if time.monotonic() - told >= _TELLING:
+                told = time.monotonic()
+                self._on_event(Uploading(host=to.host, files=files, size=size, sent=min(sent, size)))
+
+        tell(0)
+        _deliver(to, contents.items.values(), (), tell)
+        self._on_event(Uploading(host=to.host, files=files, size=size, sent=size))
+        self._there = contents.items
+
+    def keep(self, to: Depository | None) -> None:
+        """Bring changes there from now on, those too that were made since the last; None: nowhere."""
+        with self._change:
+            self._to = to
+            self._dirty = True
+            self._change.notify_all()
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Notice changes, and bring them, while the context lasts."""
+        threads = [threading.Thread(target=self._keep_up, name="bokeh-ssh mirror", daemon=True)]
+        folders = [root for root in self._bundle.roots if root.is_dir()]
+        # Editors replace a file by another one, so it is its folder that has to be watched.
+        files = {root.parent for root in self._bundle.roots if not root.is_dir()}
+        for roots, deep in ((folders, True), (sorted(files), False)):
+            if roots:
+                work = threading.Thread(
+                    target=self._watch, args=(roots, deep), name="bokeh-ssh watch", daemon=True
+                )
+                threads.append(work)
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            with self._change:
+                self._change.notify_all()
+            for thread in threads:
+                thread.join(2)
+
+    def _watch(self, roots: list[Path], deep: bool) -> None:
+        import watchfiles
+
+        options = {"step": _SETTLE, "debounce": 10 * _SETTLE, "rust_timeout": 500}
+        for _ in watchfiles.watch(
+            *roots,
+            recursive=deep,
+            watch_filter=None,
+            stop_event=self._over,
+            raise_interrupt=False,
+            **options,  # type: ignore[arg-type]  # they are all numbers
+        ):
+            with self._change:
+                self._dirty = True
+                self._change.notify_all()
+
+    def _keep_up(self) -> None:
+        while True:
+            with self._change:
+                self._change.wait_for(lambda: (self._dirty and self._to) or self._over.is_set())
+                if self._over.is_set():
+                    return
+                self._dirty, to = False, self._to
+            if to:
+                self._catch_up(to)
+
+    def _catch_up(self, to: Depository) -> None:
+        try:
+            now = self._bundle.scan().items
+            removed = tuple(name for name in self._there if name not in now)
+            changed = [item for name, item in now.items() if self._there.get(name) != item]
+            if changed or removed:
+                _deliver(to, changed, removed, lambda sent: None)
+                self._there = now
+                names = tuple(item.name for item in changed)
+                self._on_event(Updated(host=to.host, changed=names, removed=removed))
+        except UploadError as exc:
+            self._on_event(Warned(host=to.host, text=f"a change was not brought there: {exc.message}"))
+        except BokehSSHError:
+            pass  # the line is down, as others tell; keep() comes again when it is back
+
+    def _warn(self, to: Depository, contents: Contents) -> None:
+        left = contents.left_out
+        if left:
+            more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
+            text = f"left out of what is brought there: {', '.join(left[:_SHOWN])}{more}"
+            self._on_event(Warned(host=to.host, text=text))
+
+
+def check_watching() -> None:
+    """Refuse to promise to notice changes where nothing can.
+
+    :raises UsageError: if watchfiles is not installed
+    """
+    if importlib.util.find_spec("watchfiles") is None:
+        msg = "dev=True with upload needs watchfiles, not installed here"
+        raise UsageError(msg, hint="install it with: pip install 'bokeh-ssh[dev]'")
+
+
+def _deliver(
+    to: Depository, changed: Iterable[Item], removed: Iterable[str], told: Callable[[int], None]
+) -> None:
+    """Send it all, and wait until it is there.
+
+    :param told: gets how many bytes have arrived, now and then
+    """
+    under_way: collections.deque[tuple[int, int]] = collections.deque()
+    sent = since = 0
+
+    def mark(most: int) -> None:
+        under_way.append((to.mark(), sent))
+        while len(under_way) > most:
+            number, size = under_way.popleft()
+            to.arrived(number, _SILENCE)
+            told(size)
+
+    for name in removed:
+        to.order(do="drop", name=name)
+    for item in changed:
+        for message, count in _messages(item):
+            to.order(**message)
+            sent += count
+            since += count + _EACH
+            if since >= _STEP:
+                since = 0
+                mark(_AHEAD)
+    mark(0)
+
+
+def _messages(item: Item) -> Iterator[tuple[dict[str, Any], int]]:
+    """Say what makes an item there; with the bytes of each."""
+    if item.link:
+        yield {"do": "link", "name": item.name, "to": item.link}, 0
+        return
+    try:
+        with item.path.open("rb") as file:
+            last = False
+            while not last:
+                data = file.read(_CHUNK)
+                last = len(data) < _CHUNK
+                text = base64.b64encode(data).decode("ascii")
+                message = {"do": "put", "name": item.name, "data": text, "last": last, "runs": item.runs}
+                yield message, len(data)
+    except FileNotFoundError:
+        return  # gone since we looked; who watches sees that
+    except OSError as exc:
+        msg = f"{item.path} cannot be read ({exc.strerror})"
+        raise UploadError(msg, hint="name the files that the app needs, or have it ignored") from exc

@@ -1,0 +1,186 @@
+"""The private directory where the servers of an account are found again, on the machine that they run on.
+
+Runs there, as a part of the supervisor and of what comes after it: standard library only, Python 3.8 or
+newer, any POSIX system.
+
+::
+
+    /tmp/bokeh-ssh-UID/     ours, 0700; ~/.bokeh-ssh-NODE where that cannot be had
+        1f2e3d4c/           one server
+            control         the supervisor's socket: see _door
+            record          what is known of it, as JSON
+            server          the server's own socket, where it has one
+            apps            what its client has brought: see _depot
+
+Who may enter the directory may do with the servers what their owner may; nobody else can even see them. Not
+XDG_RUNTIME_DIR, which goes away with the last login; nor TMPDIR, which may differ from one login to the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import stat
+import time
+
+TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+CONTROL = "control"
+RECORD = "record"
+SERVER = "server"
+APPS = "apps"
+#: Names it as the only place where it is set; for machines where neither /tmp nor the home will do.
+SETTING = "BOKEH_SSH_DIR"
+LONGEST = 100  # bytes of a socket's path: 103 on macOS, 107 on Linux
+TOUCH = 1200.0  # seconds; what cleans /tmp by age leaves what is younger than some days
+KEEP = 86400.0  # seconds that a record tells how a server ended when nobody was there
+
+_ID = re.compile(r"[0-9a-f]{8}")
+
+
+def node() -> str:
+    """Give the machine's name; a home may be shared by many."""
+    return os.uname().nodename
+
+
+def candidates() -> list[str]:
+    """List the directories that may be used, the preferred one first."""
+    given = os.environ.get(SETTING)
+    if given:
+        return [given]
+    name = re.sub(r"[^\w.-]", "_", node())[:32]
+    home = os.path.expanduser("~")
+    shared = f"/tmp/bokeh-ssh-{os.getuid()}"  # noqa: S108 - what is found there is looked at: see usable()
+    return [shared] + ([f"{home}/.bokeh-ssh-{name}"] if home[:1] == "/" else [])
+
+
+def usable(path: str) -> str:
+    """Say why a directory may not be used; empty where it is ours alone and a socket in it can be named."""
+    try:
+        found = os.lstat(path)
+        above = os.stat(os.path.dirname(path))
+    except OSError as exc:
+        return exc.strerror or "cannot be looked at"
+    if not stat.S_ISDIR(found.st_mode):
+        return "is no directory"
+    if found.st_uid != os.geteuid():
+        return "belongs to another user"
+    if stat.S_IMODE(found.st_mode) & 0o777 != 0o700:
+        return f"has mode {stat.S_IMODE(found.st_mode):o}, not 700"
+    if above.st_mode & 0o022 and not above.st_mode & stat.S_ISVTX:
+        return "can be replaced by other users"
+    if len(os.fsencode(path)) + 1 + 8 + 1 + len(CONTROL) > LONGEST:
+        return "has too long a name for sockets"
+    return ""
+
+
+class Place:
+    """The directory of one server."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.id = os.path.basename(path)
+        self.touched = time.monotonic()
+
+    def at(self, name: str) -> str:
+        """Give the path of a file in it."""
+        return os.path.join(self.path, name)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Write the record; whoever reads meanwhile gets the old one or the new one, whole."""
+        with contextlib.suppress(OSError):  # a full disk must not take the server away
+            fd = os.open(self.at(RECORD + ".new"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(fd, "w", encoding="ascii") as file:
+                json.dump(record, file)
+            os.replace(self.at(RECORD + ".new"), self.at(RECORD))
+
+    def read(self) -> dict[str, Any]:
+        """Read the record; empty where there is none that can be read."""
+        try:
+            with open(self.at(RECORD), encoding="ascii") as file:
+                record = json.load(file)
+        except (OSError, ValueError):
+            return {}
+        return record if isinstance(record, dict) else {}
+
+    def touch(self) -> None:
+        """Let it look used, every now and then."""
+        if time.monotonic() - self.touched > TOUCH:
+            self.touched = time.monotonic()
+            for path in (self.path, *map(self.at, (CONTROL, RECORD, SERVER))):
+                with contextlib.suppress(OSError):
+                    os.utime(path)
+
+    def age(self) -> float:
+        """How many seconds ago it was last touched."""
+        try:
+            return time.time() - os.lstat(self.path).st_mtime
+        except OSError:
+            return 0.0
+
+    def clear(self) -> None:
+        """Remove all but the record."""
+        with contextlib.suppress(OSError):
+            for name in set(os.listdir(self.path)) - {RECORD}:
+                if os.path.isdir(self.at(name)) and not os.path.islink(self.at(name)):
+                    import shutil  # as long as the rest of a launch's imports
+
+                    shutil.rmtree(self.at(name), ignore_errors=True)
+                else:
+                    os.unlink(self.at(name))
+
+    def remove(self) -> None:
+        """Remove it, and the directory above if no other is in it."""
+        self.clear()
+        with contextlib.suppress(OSError):
+            os.unlink(self.at(RECORD))
+        with contextlib.suppress(OSError):
+            os.rmdir(self.path)
+        with contextlib.suppress(OSError):
+            os.rmdir(os.path.dirname(self.path))
+
+
+def make(fill: Any) -> tuple[Place | None, Any, str]:
+    """Make a place; nobody sees it before ``fill``, which is given its path, has made what belongs in it.
+
+    :returns: the place and what ``fill`` gave; or None, None and why there is none
+    """
+    why = []
+    for root in candidates():
+        for _ in range(3):  # who removes the last place removes the directory above too
+            with contextlib.suppress(OSError):
+                os.mkdir(root, 0o700)
+            fault = usable(root)
+            if fault:
+                continue
+            hidden = os.path.join(root, "." + os.urandom(4).hex())
+            shown = os.path.join(root, os.urandom(4).hex())
+            try:
+                os.mkdir(hidden, 0o700)
+                filled = fill(hidden)
+                os.rename(hidden, shown)
+            except OSError as exc:
+                fault = exc.strerror or "cannot be used"
+                Place(hidden).remove()
+                continue
+            return Place(shown), filled, ""
+        why.append(f"{root} {fault}")
+    return None, None, ", ".join(why)
+
+
+def places() -> Iterator[Place]:
+    """List the places of this account, those left by a supervisor that was killed too."""
+    for root in candidates():
+        if usable(root):
+            continue
+        for name in sorted(os.listdir(root)):
+            place = Place(os.path.join(root, name))
+            if _ID.fullmatch(name):
+                yield place
+            elif name[:1] == "." and place.age() > 3600:  # killed while it was made
+                place.remove()

@@ -1,0 +1,180 @@
+"""What tells that a server listens, and where: its log lines, its socket, or its own word.
+
+Runs on the remote machine: standard library only, Python 3.8 or newer, any POSIX system.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import json
+import os
+import re
+import socket
+import stat
+import struct
+
+TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+#: Numbers a descriptor that a command of the caller's own writes a line of JSON to once it is ready.
+READY_FD = "BOKEH_SSH_READY_FD"
+
+_STARTING = re.compile(r"Starting Bokeh server version (\S+) \(running on Tornado ([^\s)]+)\)")
+_RUNNING = re.compile(r"Bokeh app running at: https?://\S*?:(\d+)(/.*?)?\s*$")
+_PROCESS = re.compile(r"Starting Bokeh server with process id: (\d+)")
+
+
+class Facts:
+    """What Bokeh's log lines say about where it listens. The host in them is never used."""
+
+    def __init__(self) -> None:
+        self.versions = ""
+        self.port = 0
+        self.routes: list[str] = []
+
+    def read(self, line: str) -> dict[str, Any] | None:
+        """Take one line; give a ``ready`` message when it was the last of those that matter."""
+        found = _STARTING.search(line)
+        if found:  # also when --dev starts the server anew
+            self.versions, self.port, self.routes = "Bokeh {}, Tornado {}".format(*found.groups()), 0, []
+            return None
+        found = _RUNNING.search(line)
+        if found:
+            self.port = int(found.group(1))
+            route = found.group(2) or "/"
+            if route not in self.routes:  # each process of --num-procs says the same
+                self.routes.append(route)
+            return None
+        found = _PROCESS.search(line)
+        if not found or not self.port:
+            return None
+        return {
+            "event": "ready",
+            "port": self.port,
+            "pid": int(found.group(1)),
+            "routes": self.routes or ["/"],
+            "versions": self.versions,
+        }
+
+
+def told(line: str) -> dict[str, Any] | None:
+    """Read what a command says of itself: ``port`` or ``socket``, and maybe ``routes`` and ``versions``."""
+    try:
+        word = json.loads(line)
+        port, path = int(word.get("port", 0)), str(word.get("socket", ""))
+        if not port and not path:
+            return None
+        return {
+            "event": "ready",
+            "port": port,
+            "socket": path,
+            "routes": [str(route) for route in word.get("routes", ["/"])],
+            "versions": str(word.get("versions", "")),
+        }
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):  # JSON has Infinity
+        return None
+
+
+def listener(path: str) -> int | None:
+    """Give the process that listens on a socket, 0 if the system does not tell; None if none does."""
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.setblocking(False)
+        sock.connect(path)
+        if hasattr(socket, "SO_PEERCRED"):
+            return int(struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
+    except BlockingIOError:  # it listens, and is busy
+        return 0
+    except OSError:
+        return None
+    finally:
+        sock.close()
+    return 0
+
+
+def close_to_others(path: str) -> bool:
+    """See to it that nobody else may connect to a socket; False if that cannot be had."""
+    with contextlib.suppress(OSError):
+        if os.lstat(path).st_mode & 0o077:
+            os.chmod(path, 0o600)
+        found = os.lstat(path)
+        return stat.S_ISSOCK(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
+    return False
+
+
+def routes_of(apps: Sequence[str], prefix: str, globs: bool) -> list[str]:
+    """Give the routes that Bokeh serves apps at: on a socket it does not say them.
+
+    :param apps: paths, as on the command line
+    :param prefix: the value of ``--prefix``
+    :param globs: whether the paths are patterns (``--glob``)
+    """
+    paths = [path for app in apps for path in (sorted(glob.glob(app)) if globs else [app])]
+    front = "/" + prefix.strip("/") if prefix.strip("/") else ""
+    routes = []
+    for path in paths:
+        name = os.path.basename(os.path.abspath(path))
+        routes.append(front + "/" + (name if os.path.isdir(path) else os.path.splitext(name)[0]))
+    return sorted(dict.fromkeys(routes)) or [front + "/"]
+
+
+class Watch:
+    """Looks now and then whether a server still answers: its event loop, without a request or a log line.
+
+    A connection whose sending side is closed at once is closed by any server that gets to look at it. One
+    that computes for long, or hangs, does not get to it.
+
+    :ivar busy: whether the last look had no answer in time
+    """
+
+    def __init__(self, pause: float) -> None:
+        self.pause = pause  # seconds between two looks, and until one counts as not answered
+        self.busy = False
+        self.sock: socket.socket | None = None
+        self.due = 0.0
+        self.full = False  # the server's queue is; there is no connection to wait for
+
+    def fds(self) -> list[int]:
+        """List what to wait for."""
+        return [self.sock.fileno()] if self.sock and not self.full else []
+
+    def look(self, now: float, port: int, path: str) -> None:
+        """Look, if it is time to."""
+        if now < self.due:
+            return
+        self.busy = self.sock is not None
+        self.drop()
+        self.due = now + self.pause
+        self.full = False
+        self.sock = socket.socket(socket.AF_UNIX if path else socket.AF_INET)
+        try:
+            self.sock.settimeout(0.1)  # it takes longer only where the queue of a server is full
+            self.sock.connect(path or ("127.0.0.1", port))
+            self.sock.shutdown(socket.SHUT_WR)
+        except (socket.timeout, BlockingIOError):
+            self.full = True
+        except OSError:  # nobody listens there: then there is nothing to look at
+            self.drop()
+
+    def answered(self) -> None:
+        """Take note that something came."""
+        self.busy = False
+        self.drop()
+
+    def drop(self) -> None:
+        """Give the connection up."""
+        sock, self.sock = self.sock, None
+        if sock:
+            sock.close()
+
+
+def mask(before: str, word: str) -> str:
+    """Hide a word of a command line that its option, or its name, says is a secret."""
+    telling = r"(?i)-.*(secret|passw|credential|token$|key$)[\w-]*$"
+    name, equals, _ = word.partition("=")
+    if equals and re.match(telling, name):
+        return name + "=***"
+    return "***" if re.match(telling, before) else word

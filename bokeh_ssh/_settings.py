@@ -1,0 +1,176 @@
+"""What ``bokeh-ssh up`` opens: a table in the project's ``pyproject.toml``, or a ``bokeh-ssh.toml``.
+
+It says what an app needs, and comes from whoever wrote the project. So it may not lower a guard of who opens
+it: neither the check of host keys, nor who gets in on this machine. It lends no agent, listens on loopback
+alone, and brings nothing along that is not in its own folder. How to log in is the person's own business, and
+stands in their ``~/.ssh/config``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bokeh_ssh._errors import UsageError
+from bokeh_ssh._flagtable import GATEWAY, START, TUNNEL
+from bokeh_ssh._forwardspec import parse_forward
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_FILE = "bokeh-ssh.toml"
+_PROJECT = "pyproject.toml"
+_APPS = "apps"
+#: What is no flag of the tunnels, and what is a login's but changes nothing about whom to trust.
+_OTHERS: dict[str, Any] = {
+    "gateway": str, "host": str, "app": list[str], "show": bool, "user": str, "port": int, "jump": list[str],
+}  # fmt: skip
+_KINDS = {flag.keyword: flag.kind for flag in (*GATEWAY, *TUNNEL, *START)} | _OTHERS
+_LOGIN = frozenset(
+    {"password", "passphrase", "pkey", "key_filename", "known_hosts", "host_keys", "ssh_config", "prompt"}
+)
+#: What opens something to others, or lends something of the person's own.
+_GUARDS = frozenset({"allow_exposed", "allow_foreign", "allow_others", "forward_agent"})
+_LOOPBACK = (None, "localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One app of a project.
+
+    :ivar path: the file that says so
+    :ivar keywords: those of a tunnel, and ``gateway``, ``host`` and ``show``
+    """
+
+    path: Path
+    keywords: Mapping[str, Any]
+
+
+def load(name: str | None, start: Path) -> Settings:
+    """Find the closest file that has settings, from ``start`` upwards, and read the app of that name.
+
+    :param name: None takes what stands outside of ``apps``, or the only app there is
+    :raises UsageError: if there is none, or it says what it may not
+    """
+    for folder in (start, *start.parents):
+        for file in (folder / _FILE, folder / _PROJECT):
+            table = _read(file)
+            if table is not None:
+                return Settings(file, _app(table, name, file))
+    msg = f"there is no {_FILE} here or above, nor a {_PROJECT} with [tool.bokeh-ssh]"
+    raise UsageError(msg, hint='write one: host = "me@remote.host" and app = "dashboard.py"')
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, UnicodeDecodeError) as exc:
+        msg = f"{file} cannot be read ({exc})"
+        raise UsageError(msg) from exc
+    try:
+        table: dict[str, Any] = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        msg = f"{file} is no TOML ({exc})"
+        raise UsageError(msg, hint="see toml.io") from exc
+    if file.name == _FILE:
+        return table
+    tool = table.get("tool")
+    found = tool.get("bokeh-ssh") if isinstance(tool, dict) else None
+    if found is not None and not isinstance(found, dict):
+        msg = f"{file}: tool.bokeh-ssh is no table"
+        raise UsageError(msg, hint="write [tool.bokeh-ssh]")
+    return found
+
+
+def _app(table: dict[str, Any], name: str | None, file: Path) -> dict[str, Any]:
+    """Give the keywords of one app: what stands outside of ``apps`` counts for all of them."""
+    common = {key: value for key, value in table.items() if key != _APPS}
+    apps = table.get(_APPS, {})
+    if not isinstance(apps, dict) or not all(isinstance(app, dict) for app in apps.values()):
+        msg = f"{file}: {_APPS} is no table of tables"
+        raise UsageError(msg, hint="write [apps.NAME], or [tool.bokeh-ssh.apps.NAME]")
+    if name is None and len(apps) == 1 and "app" not in common:
+        name = next(iter(apps))
+    if name is not None and name not in apps:
+        known = f"there are {', '.join(apps)}" if apps else f"there is no table {_APPS}"
+        msg = f"{file} has no app {name!r} ({known})"
+        raise UsageError(msg, hint="run it without a name, or with one of those")
+    if name is None and apps and not {"host", "gateway"} & common.keys():
+        msg = f"{file} has several apps: {', '.join(apps)}"
+        raise UsageError(msg, hint="say which: bokeh-ssh up NAME")
+    every = common | (apps[name] if name is not None else {})
+    keywords = {key.replace("-", "_"): value for key, value in every.items()}
+    for key, value in keywords.items():
+        keywords[key] = _checked(key, value, file)
+    if not {"host", "gateway"} & keywords.keys():
+        msg = f"{file} does not say where the app runs"
+        raise UsageError(msg, hint='add host = "me@remote.host", or gateway')
+    return _rooted(keywords, file.parent)
+
+
+def _checked(key: str, value: Any, file: Path) -> Any:
+    """Give a value as the tunnel's keyword takes it.
+
+    :raises UsageError: if there is no such keyword, or it takes something else
+    """
+    if key in _LOGIN:
+        msg = f"{file}: {key} has no place in a project"
+        raise UsageError(msg, hint="what logs you in belongs into your ~/.ssh/config")
+    if key in _GUARDS or (key == "signed" and value is False):
+        msg = f"{file}: {key} has no place in a project, which may not open anything to others"
+        raise UsageError(msg, hint="say it on the command line, where you want it")
+    kind = _KINDS.get(key)
+    if kind is None:
+        msg = f"{file}: there is no setting {key!r}"
+        raise UsageError(msg, hint=f"there are {', '.join(sorted(_KINDS))}")
+    if key == "env":
+        fits = isinstance(value, dict) and all(isinstance(each, str) for each in value.values())
+    elif kind == list[str]:
+        value = (value,) if isinstance(value, str) else value
+        fits = isinstance(value, (list, tuple)) and all(isinstance(each, str) for each in value)
+        value = tuple(value) if fits else value
+    elif kind is float:
+        fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+    elif kind in (bool, int):
+        fits = type(value) is kind
+    else:
+        fits = isinstance(value, str)
+    if not fits:
+        names = {bool: "true or false", int: "a number", float: "a number", list[str]: "a list of texts"}
+        what = "a table of texts" if key == "env" else names.get(kind, "a text")
+        msg = f"{file}: {key} is not {what}"
+        raise UsageError(msg, hint=f"write {key} = {_example(key, kind)}")
+    for listen, _ in map(parse_forward, value) if key == "forwards" else ():
+        if not isinstance(listen, str) and listen[0] not in _LOOPBACK:
+            msg = f"{file}: forwards may listen on loopback alone, and not on {listen[0]!r}"
+            raise UsageError(msg, hint="leave the address out, or forward it on the command line")
+    return value
+
+
+def _example(key: str, kind: Any) -> str:
+    if key == "env":
+        return '{ NAME = "value" }'
+    return {bool: "true", int: "5006", float: "60", list[str]: '["one", "two"]'}.get(kind, '"text"')
+
+
+def _rooted(keywords: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Let paths of this machine begin at the file, wherever the command is run.
+
+    :raises UsageError: if one leads out of the project
+    """
+    brought = ("app", "bring") if keywords.get("upload") or keywords.get("bring") else ()
+    for key in brought:
+        for path in keywords.get(key, ()):
+            if not (folder / path).resolve().is_relative_to(folder.resolve()):
+                msg = f"{key} = {path!r} leads out of {folder}, and is not brought along"
+                raise UsageError(msg, hint="name what is in the project, or bring it on the command line")
+        if key in keywords:
+            keywords[key] = tuple(str(folder / path) for path in keywords[key])
+    return keywords

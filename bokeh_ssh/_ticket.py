@@ -1,0 +1,40 @@
+"""What a client keeps of a server that it holds, to find it again: a plain record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+#: Left as they are in a URL's path (RFC 3986, pchar), since browsers leave them too.
+UNQUOTED = "/!$&'()*+,;=:@~"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ticket:
+    """A server on a machine, and the right to have it back. Can be pickled.
+
+    :param host: the machine, as the user named it
+    :param id: names the server among those of the account there
+    :param token: the right to take it over also from a client that still seems to be there: a secret
+    :param node: the machine's own name for itself; of a cluster's login nodes, only this one has the server
+    :param python: the interpreter that the supervisor runs on
+    :param libraries: where that finds its libraries (LD_LIBRARY_PATH), as ``module load`` says it
+    :param place: the directory there where it is found
+    :param pid: the server's process there
+    :param port: of that machine's loopback; 0 where it listens on a socket
+    :param socket: the path of its socket there; empty where it listens on a port
+    :param routes: the paths of its apps
+    :param key: what its sessions are signed with, where they are: a secret
+    """
+
+    host: str
+    id: str
+    token: str = field(default="", repr=False)
+    node: str = ""
+    python: str = ""
+    libraries: str = ""
+    place: str = ""
+    pid: int = 0
+    port: int = 0
+    socket: str = ""
+    routes: tuple[str, ...] = ()
+    key: str = field(default="", repr=False)

@@ -1,0 +1,128 @@
+"""The line to the client: descriptors 0 and 1, which can become others. Never waits for it.
+
+Runs on the remote machine: standard library only, Python 3.8 or newer, any POSIX system.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+
+TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
+if TYPE_CHECKING:
+    from typing import Any
+
+CHUNK = 1 << 16  # bytes read at once
+OUTBOX = 1 << 20  # bytes that may wait for a slow client; log lines past that are dropped and counted
+
+
+class Wire:
+    """Both directions. Nothing raises: what is closed is told by :attr:`deaf` and :attr:`mute`.
+
+    :param mark: stands before each message, so that it is told apart from what start files print
+    :param inbox: what was read already
+    :ivar deaf: whether the client's end of standard input is closed
+    :ivar mute: whether the client's end of standard output is closed
+    """
+
+    def __init__(self, mark: str, inbox: bytes = b"") -> None:
+        self.mark = mark.encode()
+        self.deaf = False
+        self.mute = False
+        self._inbox = inbox
+        self._outbox: collections.deque[bytes] = collections.deque()
+        self._size = 0  # bytes in the outbox
+        self._dropped = 0  # log lines
+
+    def sources(self) -> list[int]:
+        """List what to read."""
+        return [] if self.deaf else [0]
+
+    def sinks(self) -> list[int]:
+        """List what to write, where something waits."""
+        return [1] if self._outbox else []
+
+    def say(self, event: str, **more: Any) -> None:
+        """Tell the client."""
+        if self.mute:
+            return
+        if event == "log" and self._size > OUTBOX:
+            self._dropped += len(more["lines"])
+            return
+        self._put(self.mark + json.dumps(dict(more, event=event)).encode("ascii") + b"\n")
+        self.flush()
+
+    def _put(self, data: bytes) -> None:
+        self._outbox.append(data)
+        self._size += len(data)
+
+    def flush(self) -> None:
+        """Write as much as the client takes now."""
+        try:
+            while self._outbox:
+                sent = os.write(1, self._outbox[0])
+                self._size -= sent
+                if sent < len(self._outbox[0]):
+                    self._outbox[0] = self._outbox[0][sent:]
+                else:
+                    self._outbox.popleft()
+        except BlockingIOError:
+            return
+        except OSError:  # nobody reads any more
+            self.mute = True
+            self.hush()
+            return
+        if self._dropped:
+            dropped, self._dropped = self._dropped, 0
+            self.say("dropped", lines=dropped)
+
+    def hush(self) -> None:
+        """Forget what the client was still to be told."""
+        self._outbox.clear()
+        self._size = self._dropped = 0
+
+    def read(self) -> bool:
+        """Read what the client says; False where it said nothing."""
+        try:
+            data = os.read(0, CHUNK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        self.deaf = not data
+        self._inbox += data
+        return bool(data)
+
+    def orders(self) -> list[dict[str, Any]]:
+        """Give the messages that have come in whole; what is none comes from another version."""
+        *lines, self._inbox = self._inbox.split(b"\n")
+        found = []
+        for line in lines:
+            try:
+                message = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(message, dict) and isinstance(message.get("do"), str):
+                found.append(message)
+        return found
+
+    def part(self) -> None:
+        """Tell the client that it is one no more."""
+        self.hush()
+        if not self.mute:
+            self._put(b"\n")  # after a line that was half out
+            self.say("taken")
+
+    def change(self, fds: list[int], mark: str) -> None:
+        """Go on with another client.
+
+        :param fds: to read from, and to write to; closed, since they become 0 and 1
+        """
+        for number, fd in enumerate(fds):
+            os.dup2(fd, number)
+            os.close(fd)
+        os.set_blocking(1, False)
+        self.hush()
+        self.mark, self._inbox = mark.encode(), b""
+        self.deaf = self.mute = False

@@ -1,0 +1,266 @@
+"""What the command line shows: to a person at a terminal, in a pipe, and to other programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import apps
+from beds import Machine, free_port, until
+from bokeh_ssh import LaunchError
+from bokeh_ssh._backlog import Backlog
+from bokeh_ssh._display import Display
+from bokeh_ssh._phrases import next_step
+from cable import Cable
+from programs import OnTerminal, Program, login
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and terminals of POSIX")
+
+
+@pytest.fixture
+def machine(embedded: Callable[..., Machine]) -> Machine:
+    """A machine on which the tests' own Python is the first."""
+    return embedded(env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"})
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> str:
+    """An app."""
+    path = tmp_path / "sliders.py"
+    path.write_text(apps.SLIDER)
+    return str(path)
+
+
+def objects(text: str) -> list[dict[str, Any]]:
+    """Read JSON lines."""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# For other programs.
+
+
+def test_json_has_one_object_for_each_event(machine: Machine, app: str) -> None:
+    """With --json standard output is JSON lines alone, and standard error is empty; each has its name and
+    time, and what was there when it ended."""
+    with Program("direct", machine.host, app, "--local-port", "0", "--json", *login(machine)) as program:
+        program.expect('"opened"')
+        program.interrupt()
+        assert program.end() == 0, program
+    told = objects(program.stdout)
+    assert [each["event"] for each in told] == [
+        "connecting",
+        "host_key_verified",
+        "authenticated",
+        "launching",
+        "launched",
+        "ready",
+        "opened",
+        "closed",
+    ]
+    assert all(each["time"].endswith("Z") for each in told)
+    by_name = {each["event"]: each for each in told}
+    assert by_name["authenticated"]["methods"] == ["publickey"]
+    assert by_name["opened"]["addresses"] == [by_name["ready"]["url"]]
+    assert by_name["closed"]["server"] == "ended"
+    assert program.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "type_", "stage", "code"),
+    [
+        (["direct", "127.0.0.1", "app.py", "-p", "PORT", "-F", "none"], "RefusedError", "connect", 1),
+        (["direct", "ho`st"], "UsageError", "use", 2),
+        (["direct", "host", "--nonsense"], "UsageError", "use", 2),
+        (["direct", "host", "--quiet"], "UsageError", "use", 2),
+        (["nonsense"], "UsageError", "use", 2),
+    ],
+)
+def test_json_has_errors_too(words: list[str], type_: str, stage: str, code: int) -> None:
+    """With --json an error is an object like any other, of usage too, and the exit code is the same."""
+    words = [word.replace("PORT", str(free_port())) for word in words]
+    with Program(*words, "--json") as program:
+        assert program.end() == code, program
+    error = objects(program.stdout)[-1]
+    assert error["event"] == "error"
+    assert (error["type"], error["stage"], error["exit_code"]) == (type_, stage, code)
+    assert set(error) == {"event", "time", "type", "stage", "host", "message", "hint", "log", "exit_code"}
+    assert program.stderr == ""
+
+
+def test_json_tells_a_loss(machine: Machine, app: str, tmp_path: Path) -> None:
+    """Loss and return are objects as well, in order."""
+    with Cable(machine.host, machine.port) as cable:
+        there = cable.machine(machine, tmp_path)
+        with Program("direct", there.host, app, "--json", *login(there)) as program:
+            program.expect('"opened"')
+            cable.pull()
+            program.expect('"reconnected"')
+            program.interrupt()
+            assert program.end() == 0, program
+    names = [each["event"] for each in objects(program.stdout)]
+    assert names.index("lost") < names.index("reconnecting") < names.index("reconnected")
+
+
+# The server's log.
+
+
+def test_log_is_shown_on_request(machine: Machine, app: str) -> None:
+    """With --log the server's lines come below the address, its last ones too; without it they do not."""
+    for flags in ([], ["--log"]):
+        words = ["direct", machine.host, app, "--local-port", "0", *flags, *login(machine)]
+        with Program(*words) as program:
+            program.address()
+            if flags:
+                program.expect("  | ")
+            program.interrupt()
+            assert program.end() == 0, program
+        assert ("Starting Bokeh server version" in program.stderr) == bool(flags)
+        assert ("Received signal SIGTERM" in program.stderr) == bool(flags)
+        assert program.stderr.find("  | ") > program.stderr.find("Ready") or not flags
+
+
+def test_backlog_never_blocks_who_writes() -> None:
+    """Where nobody takes the lines, who brings them is not held up; memory is bounded, and what was left out
+    is told."""
+    shown: list[str] = []
+    go = threading.Event()
+
+    def show(lines: Any) -> None:
+        go.wait(10)
+        shown.extend(lines)
+
+    backlog = Backlog(show)
+    backlog.start()
+    for number in range(5000):
+        backlog.put([str(number)])
+    go.set()
+    backlog.close()
+    assert shown[-1] == "4999"
+    lost = [line for line in shown if line.startswith("[")]
+    numbers = [int(line) for line in shown if not line.startswith("[")]
+    assert numbers == sorted(numbers)
+    assert sum(int(line[1:].split()[0]) for line in lost) + len(numbers) == 5000
+    assert len(numbers) <= 2200
+
+
+# For people.
+
+
+def test_quiet_shows_the_address_alone(machine: Machine, app: str) -> None:
+    """With --quiet there is the address, and nothing else when all goes well; an error is still told."""
+    with Program("direct", machine.host, app, "--local-port", "0", "-q", *login(machine)) as program:
+        url = program.address()
+        program.interrupt()
+        assert program.end() == 0, program
+    assert (program.stdout, program.stderr) == (f"{url}\n", "")
+    with Program("direct", "127.0.0.1", "app.py", "-q", "-p", str(free_port()), "-F", "none") as program:
+        assert program.end() == 1, program
+    assert "cannot connect" in program.stderr
+
+
+def test_quiet_tells_a_loss_and_its_end(machine: Machine, app: str, tmp_path: Path) -> None:
+    """Who is told that the line was lost is told that it is back, with --quiet too."""
+    with Cable(machine.host, machine.port) as cable:
+        there = cable.machine(machine, tmp_path)
+        with Program("direct", there.host, app, "-q", *login(there)) as program:
+            program.address()
+            cable.pull()
+            program.expect("Back")
+            program.interrupt()
+            assert program.end() == 0, program
+    assert [line.split()[0] for line in program.stderr.splitlines()] == ["Lost", "Back"]
+
+
+def test_reconnecting_counts_down(machine: Machine, app: str, tmp_path: Path) -> None:
+    """A line that stays down is told with the seconds until the next attempt: counting down on a terminal,
+    and once for each attempt elsewhere."""
+    for kind in (OnTerminal, Program):
+        with Cable(machine.host, machine.port) as cable:
+            there = cable.machine(machine, tmp_path)
+            with kind(
+                "direct", there.host, app, "--local-port", "0", "--grace", "1", *login(there)
+            ) as program:
+                program.expect("Ctrl-C ends it.")
+                cable.refuse()
+                program.expect("Lost 127.0.0.1: the SSH connection was lost")
+                program.expect("Reconnecting to 127.0.0.1 in 2 s", timeout=20)
+                if kind is OnTerminal:
+                    until(lambda: "in 1 s" in program.screen.rpartition("127.0.0.1 in 2 s")[2])
+                program.interrupt()
+                assert program.end() == 0, program
+
+
+def test_farewell_of_what_was_there_before(machine: Machine, app: str) -> None:
+    """A server that was attached to runs on, and the farewell says so."""
+    with Program("direct", machine.host, app, "--remote-port", "0", "--open", *login(machine)) as first:
+        first.address()
+        port = first.stderr.partition(", port ")[2].partition("port ")[2].split(",")[0]
+        words = ["direct", machine.host, "--remote-port", port, "--local-port", "0", *login(machine)]
+        with Program(*words) as program:
+            program.address()
+            program.interrupt()
+            assert program.end() == 0, program
+        assert "its server runs on" in program.stderr
+        first.interrupt()
+        assert first.end() == 0
+    assert "its server has ended" in first.stderr
+
+
+@pytest.mark.parametrize(
+    ("env", "has", "has_not"),
+    [
+        ({}, ["✓ ", "╭─", "\x1b[36m"], []),
+        ({"NO_COLOR": "1"}, ["✓ ", "╭─"], ["\x1b[36m", "\x1b[32m", "\x1b[1;32m"]),
+        ({"TERM": "dumb"}, ["Connecting to", "+--"], ["\x1b", "✓", "╭"]),
+        ({"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, ["+ ", "+--"], ["✓", "╭", "…"]),
+    ],
+)
+def test_terminals_of_all_kinds(
+    machine: Machine, app: str, env: dict[str, str], has: list[str], has_not: list[str]
+) -> None:
+    """Colours only where they are wanted, nothing moves where it cannot, and no character that the locale
+    does not have; the address is in a box everywhere."""
+    words = ["direct", machine.host, app, "--local-port", "0", *login(machine)]
+    with OnTerminal(*words, env=env) as program:
+        program.expect("Ctrl-C ends it.")
+        program.interrupt()
+        assert program.end() == 0, program
+    assert [text for text in has if text not in program.stdout] == []
+    assert [text for text in has_not if text in program.stdout] == []
+    assert "http://localhost:" in program.screen
+
+
+def test_narrow_terminal_keeps_the_address_whole(machine: Machine, tmp_path: Path) -> None:
+    """An address that does not fit into a box stands alone on its line, so that it can be copied."""
+    name = "a-name-that-is-long-enough-for-two-lines-of-forty"
+    app = tmp_path / f"{name}.py"
+    app.write_text(apps.SLIDER)
+    words = ["direct", machine.host, str(app), "--local-port", "0", *login(machine)]
+    with OnTerminal(*words, env={"COLUMNS": "40"}) as program:
+        program.expect("Ctrl-C ends it.")
+        program.interrupt()
+        assert program.end() == 0, program
+    [line] = [line for line in program.screen.splitlines() if "http" in line]
+    assert line.strip().startswith("http://localhost:")
+    assert line.strip().endswith(name)
+    assert "╭" not in program.screen
+
+
+def test_error_has_at_most_five_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    """An error with its next step takes five lines of 80 columns at most, however long its reason is; the
+    server's own last lines come besides, twelve at most."""
+    hint = "look at the log, which says more than that about what went wrong there"
+    error = LaunchError("it failed " * 200, host="h", hint=hint, log=tuple(map(str, range(50))))
+    Display().error(error, 1)
+    lines = capsys.readouterr().err.splitlines()
+    log = [line for line in lines if line.startswith("  | ")]
+    assert log == [f"  | {number}" for number in range(38, 50)]
+    assert sum(-(-len(line) // 80) for line in lines if line not in log) == 5
+    assert lines[-1].strip() == next_step(error)

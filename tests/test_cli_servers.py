@@ -1,0 +1,100 @@
+"""``bokeh-ssh ls`` and ``stop``: the servers of an account, seen and ended from elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import apps
+from beds import Machine, until
+from programs import OnTerminal, Program, login
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and terminals of POSIX")
+
+
+@pytest.fixture
+def machine(embedded: Callable[..., Machine]) -> Machine:
+    """A machine with servers of this test's own, on which the tests' own Python is the first."""
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    return embedded(env={"PATH": path, "BOKEH_SSH_DIR": os.environ["BOKEH_SSH_DIR"]})
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> str:
+    """An app."""
+    path = tmp_path / "sliders.py"
+    path.write_text(apps.SLIDER)
+    return str(path)
+
+
+def run(*words: str, code: int = 0) -> Program:
+    """Run a command to its end."""
+    with Program(*words) as program:
+        assert program.end() == code, program
+    return program
+
+
+def test_servers_are_listed_and_ended(machine: Machine, app: str) -> None:
+    """A server is listed as in use while its tunnel stands, as waiting once that was killed, and no more
+    after ``stop``, which ends its process; nothing else is on standard output."""
+    assert run("ls", machine.host, *login(machine)).stdout == ""
+    with Program("direct", machine.host, app, "--local-port", "0", *login(machine)) as program:
+        program.address()
+        [line] = run("ls", machine.host, *login(machine)).stdout.splitlines()
+        number, state, age, where, what = line.split("\t")
+        assert (state, where, what) == ("in use", "private socket", app)
+        assert re.fullmatch(r"\d+ s", age)
+        assert machine.pids(app)
+        program.interrupt(signal.SIGKILL)
+        program.end()
+    until(lambda: "waiting" in run("ls", machine.host, *login(machine)).stdout)
+    ended = run("stop", machine.host, "sliders", *login(machine))
+    assert f"Ended {app} on {machine.host} ({number})" in ended.stderr
+    until(lambda: not machine.pids(app))
+    assert run("ls", machine.host, *login(machine)).stdout == ""
+
+
+def test_stop_needs_to_know_which(machine: Machine, app: str, tmp_path: Path) -> None:
+    """With several servers none is ended without a name (exit code 2); one that is not there is a failure."""
+    other = tmp_path / "other.py"
+    other.write_text(apps.SLIDER)
+    with Program("direct", machine.host, app, "--local-port", "0", *login(machine)) as one:
+        one.address()
+        with Program("direct", machine.host, str(other), "--local-port", "0", *login(machine)) as two:
+            two.address()
+            assert "more than one" in run("stop", machine.host, *login(machine), code=2).stderr
+            assert "no server named" in run("stop", machine.host, "third", *login(machine), code=1).stderr
+            run("stop", machine.host, "other.py", *login(machine))
+            assert two.end() == 1, two  # its tunnel hears of it
+            assert one.process.poll() is None
+            one.interrupt()
+            assert one.end() == 0
+
+
+def test_list_for_other_programs_and_for_people(machine: Machine, app: str) -> None:
+    """With --json each server is an object, without what is our own way to it; a person gets a table."""
+    with Program("direct", machine.host, app, "--local-port", "0", *login(machine)) as program:
+        program.address()
+        told = [
+            json.loads(line)
+            for line in run("ls", machine.host, "--json", *login(machine)).stdout.splitlines()
+        ]
+        [server] = [each for each in told if each["event"] == "server"]
+        assert server["apps"] == [app]
+        assert server["state"] == "running"
+        assert server["attached"] is True
+        assert not {"token", "key", "python", "libraries", "place"} & set(server)
+        with OnTerminal("ls", machine.host, *login(machine)) as shown:
+            assert shown.end() == 0, shown
+        assert "LISTENS ON" in shown.screen
+        assert "in use" in shown.screen
+        ended = run("stop", machine.host, "--json", *login(machine))
+        assert json.loads(ended.stdout.splitlines()[-1])["id"] == server["id"]
+        program.end()
