@@ -108,6 +108,9 @@ class Lifecycle(Awaiting):
     def _hurry(self) -> None:
         """Make sure that closing the line waits for nobody who does not answer."""
 
+    def _settle(self) -> None:
+        """Tell what could not be ended, once nothing more will be."""
+
     # Opening.
 
     @property
@@ -239,9 +242,9 @@ class Lifecycle(Awaiting):
         :param reason: why it was lost
         """
         for attempt in itertools.count(1):
+            self._end_line()
             if self._ending.is_set():
                 return
-            self._end_line()
             pause = _pause(attempt)
             self._emit(Reconnecting(host=self._label, attempt=attempt, delay=pause, reason=reason))
             if self._ending.wait(pause) or not self._try_again():
@@ -321,6 +324,7 @@ class Lifecycle(Awaiting):
                 if recovery and recovery.is_alive() and recovery is not threading.current_thread():
                     recovery.join(_GIVING_UP)
                 self._line.close()  # what an attempt that was under way still added
+                self._settle()
                 self._stack.close()
         finally:
             self._recovery = None

@@ -378,8 +378,8 @@ class Tunnel(Link):
         else:
             self._fate = "ended"
 
-    def _hurry(self) -> None:
-        super()._hurry()
+    def _settle(self) -> None:
+        # Not before all is closed: the thread that makes the line again may be leaving it behind just now.
         if self._left_behind:
             self._tell_left_behind()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from bokeh_ssh import (
     ServerExitedError,
     Warned,
 )
+from bokeh_ssh._server import Server
 from cable import Cable
 from test_direct import port_of, serve_on
 from test_reconnect import kinds
@@ -143,6 +145,32 @@ def test_server_waits_for_its_grace_and_no_longer(machine: Machine, tmp_path: Pa
         assert kinds(events)[-1] is Closed
         assert [event for event in events if isinstance(event, Warned) and "3 s" in event.text]
         assert servers(machine, app)  # the control: it was there, and nobody has told it
+        until(lambda: not servers(machine, app), timeout=20, what="the grace to be over")
+
+
+def test_server_is_told_of_whenever_the_loss_was(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closed while the lost line is just being put away, a tunnel still says what becomes of its server."""
+    app = apps.put(machine, "counter.py", COUNTER)
+    events: list[Event] = []
+    leaving = threading.Event()
+    let_go = Server.close
+
+    def close_late(server: Server) -> None:
+        leaving.set()
+        until(lambda: tunnel.state == "closed", what="the tunnel to be closed meanwhile")
+        let_go(server)
+
+    with cabled(machine, tmp_path) as (cable, there):
+        with tunnel_to(there, app, events, isolate=False, grace=3) as tunnel:
+            monkeypatch.setattr(Server, "close", close_late)
+            cable.refuse()
+            assert leaving.wait(20)
+        assert [type(event) for event in events[-3:]] == [Lost, Warned, Closed]
+        [warned] = [event for event in events if isinstance(event, Warned)]
+        assert "3 s" in warned.text
+        assert [event.server for event in events if isinstance(event, Closed)] == ["unreached"]
         until(lambda: not servers(machine, app), timeout=20, what="the grace to be over")
 
 
