@@ -143,7 +143,11 @@ class Docker:
 
     def prepare(self) -> None:
         """Remove what killed runs left; build the image unless it is there."""
-        self._sweep()
+        with _alone():
+            self._sweep()
+            self._build()
+
+    def _build(self) -> None:
         arch = {"amd64": "x86_64", "arm64": "aarch64"}.get(found := self.client.info()["Architecture"], found)
         digest = hashlib.sha256(arch.encode())
         for path in sorted(CONTEXT.iterdir()):
@@ -347,16 +351,30 @@ def connect() -> Docker | str:
     return reason
 
 
+def _cache() -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "bokeh-ssh-tests")
+    cache.mkdir(parents=True, exist_ok=True)
+    return cache
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Let the processes of a run that tests in parallel prepare one after the other."""
+    import fcntl  # where containers run, it is there
+
+    with Path(_cache(), "lock").open("w", encoding="ascii") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def download_wheels(arch: str) -> Path:
     """Bring the image's wheels into the user's cache, once; pip in a container may have no way out."""
     requirements = CONTEXT / "requirements.txt"
     digest = hashlib.sha256(requirements.read_bytes() + arch.encode()).hexdigest()[:12]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "bokeh-ssh-tests")
-    wheels = cache / f"wheels-{digest}"
+    wheels = _cache() / f"wheels-{digest}"
     if wheels.is_dir():
         return wheels
-    cache.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=cache))
+    part = Path(tempfile.mkdtemp(dir=_cache()))
     tags = [f"manylinux_2_{minor}_{arch}" for minor in (5, 12, 17, 26, 27, 28)]
     tags += [f"manylinux{old}_{arch}" for old in ("1", "2010", "2014")]
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
