@@ -318,15 +318,24 @@ class _Client(asyncssh.SSHServer):
             raise asyncssh.ChannelOpenError(asyncssh.OPEN_CONNECT_FAILED, "open failed")
         return Command(self.server._account, self.sessions)
 
-    def connection_requested(self, dest_host: str, dest_port: int, orig_host: str, orig_port: int) -> bool:
+    def connection_requested(
+        self, dest_host: str, dest_port: int, orig_host: str, orig_port: int
+    ) -> Awaitable[Any]:
         if not self.settings.local_forward or not _permits(self.settings.permit_open, dest_host, dest_port):
             raise asyncssh.ChannelOpenError(asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED, "open failed")
-        return True
+        return self._forward(self.conn.forward_connection(dest_host, dest_port))
 
-    def unix_connection_requested(self, dest_path: str) -> bool:
+    def unix_connection_requested(self, dest_path: str) -> Awaitable[Any]:
         if not self.settings.streamlocal:
             raise asyncssh.ChannelOpenError(asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED, "open failed")
-        return True
+        return self._forward(self.conn.forward_unix_connection(dest_path))
+
+    async def _forward(self, connecting: Awaitable[asyncssh.SSHForwarder]) -> asyncssh.SSHForwarder:
+        """Close what was reached for a client that has gone meanwhile: asyncssh drops it as it is."""
+        forwarder = await connecting
+        if self not in self.server._clients:
+            forwarder.close()
+        return forwarder
 
     def server_requested(self, listen_host: str, listen_port: int) -> Awaitable[asyncssh.SSHListener] | bool:
         allowed = _permits(self.settings.permit_listen, listen_host or "localhost", listen_port)

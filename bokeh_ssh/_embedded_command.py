@@ -111,7 +111,7 @@ class Command(asyncssh.SSHServerProcess[bytes]):
             while data := await source.read(_CHUNK):
                 sink.write(data)
                 await sink.drain()
-        except OSError:
+        except (OSError, asyncssh.Error):
             pass  # the process reads no more, or the client has gone
         finally:
             transport.close()
