@@ -91,9 +91,9 @@ CURRENT = f"{sys.version_info[0]}.{sys.version_info[1]}"
 PYTHONS = sorted({"3.10", "3.11", "3.12", "3.13", CURRENT}, key=lambda name: int(name[2:]))
 PROJECT = nox.project.load_toml(HERE / "pyproject.toml")
 
-#: Most of a test is waiting. A file's tests stay together: they share containers. On CI what fails has a
-#: second chance, and is listed.
-THREE_AT_A_TIME = ("-n", "3", "--dist", "loadfile", *(("--reruns", "1") if CI else ()))
+#: Most of a test is waiting. A file's tests stay together: they share containers. On CI what fails has two
+#: more chances, and is listed: there are ten thousand real connections in a run.
+THREE_AT_A_TIME = ("-n", "3", "--dist", "loadfile", *(("--reruns", "2") if CI else ()))
 
 nox.needs_version = NOX.removeprefix("nox")
 nox.options.reuse_venv = "yes"

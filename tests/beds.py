@@ -33,10 +33,11 @@ _T = TypeVar("_T")
 PASSWORD = "correct horse battery staple"
 
 
-def until(condition: Callable[[], _T], *, timeout: float = 10, what: str = "") -> _T:
+def until(condition: Callable[[], _T], *, timeout: float = 30, what: str = "") -> _T:
     """Ask until the answer is true, and give it; the place of every sleep.
 
-    :param timeout: seconds until it is an AssertionError that names ``what``
+    :param timeout: seconds until it is an AssertionError that names ``what``; many, since what is waited for
+        comes at once on a machine that does nothing else, and this one may do a lot
     """
     deadline = time.monotonic() + timeout
     pause = threading.Event()

@@ -20,6 +20,7 @@ from beds import Key, Knobs, Machine, until
 
 if TYPE_CHECKING:
     from docker_bed import Bed, Docker
+    from local_runner import Bench
 
 #: With CI=true nothing is skipped for want of a server: what is missing is an error.
 CI = os.environ.get("CI", "").lower() in ("1", "true")
@@ -32,6 +33,21 @@ def missing(reason: str) -> None:
     if CI:
         pytest.fail(f"on CI this is an error: {reason}", pytrace=False)
     pytest.skip(reason)
+
+
+@pytest.fixture
+def mark() -> str:
+    """A word that no other process has in its command line."""
+    return f"mark-{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    """A place to start servers from, without SSH; POSIX only."""
+    from local_runner import Bench
+
+    with Bench(tmp_path) as bench:
+        yield bench
 
 
 @pytest.fixture(autouse=True)

@@ -108,7 +108,7 @@ class Program:
         """Send it a signal."""
         self.process.send_signal(number)
 
-    def end(self, timeout: float = 15) -> int:
+    def end(self, timeout: float = 30) -> int:
         """Wait for its end, and give the exit code."""
         try:
             code = self.process.wait(timeout)

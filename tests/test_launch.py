@@ -12,8 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,19 +76,6 @@ def words_of(shell: str) -> list[str]:
 def shell(request: pytest.FixtureRequest) -> list[str]:
     """Each shell that people have as their login shell."""
     return words_of(request.param)
-
-
-@pytest.fixture
-def mark() -> str:
-    """A word that no other process has in its command line."""
-    return f"mark-{uuid.uuid4().hex}"
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    """A place to start servers from."""
-    with Bench(tmp_path) as bench:
-        yield bench
 
 
 def get(server: Server, path: str) -> int:

@@ -9,7 +9,6 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,6 @@ if os.name != "posix":
 from local_runner import FAKE, Bench
 
 APP = "from bokeh.plotting import curdoc, figure\ncurdoc().add_root(figure())\n"
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    """A place to start servers from."""
-    with Bench(tmp_path) as bench:
-        yield bench
 
 
 class Line(http.client.HTTPConnection):

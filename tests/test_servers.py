@@ -9,8 +9,7 @@ import sys
 import threading
 import time
 import urllib.request
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,19 +41,6 @@ if os.name != "posix":
 
 from local_runner import FAKE, Bench, Held, LocalRunner, kinds, processes
 from programs import CLI, login
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    """A place to start servers from."""
-    with Bench(tmp_path) as bench:
-        yield bench
-
-
-@pytest.fixture
-def mark() -> str:
-    """A word that no other process has in its command line."""
-    return f"mark-{uuid.uuid4().hex}"
 
 
 @pytest.fixture

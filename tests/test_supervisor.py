@@ -9,8 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,20 +22,6 @@ if os.name != "posix":
     pytest.skip("the remote side is a POSIX system", allow_module_level=True)
 
 from local_runner import FAKE, Bench, Held, kinds, processes, pythons
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    """A place to start servers from."""
-    with Bench(tmp_path) as bench:
-        yield bench
-
-
-@pytest.fixture
-def mark() -> str:
-    """A word that no other process has in its command line."""
-    return f"mark-{uuid.uuid4().hex}"
-
 
 # --- what is told
 

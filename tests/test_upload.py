@@ -9,7 +9,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +67,6 @@ def project(tmp_path: Path) -> Path:
     (project / "outer").symlink_to("/etc/passwd")
     os.mkfifo(project / "pipe")
     return project
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    """A place to start servers from."""
-    with Bench(tmp_path) as bench:
-        yield bench
 
 
 def tunnel_to(machine: Machine, app: Path | str, **keywords: Any) -> DirectTunnel:
