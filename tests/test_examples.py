@@ -1,4 +1,5 @@
-"""Every Python example of the documentation and the README runs, on machines that are all this one."""
+"""Every example of the documentation and the README runs, in Python and on the command line, on machines that
+are all this one."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import contextlib
 import inspect
 import os
 import re
+import shlex
 import sys
 import urllib.request
 from collections.abc import Iterator
@@ -20,13 +22,19 @@ import pytest
 import apps
 import bokeh_ssh
 from bokeh_ssh import DirectTunnel, RemoteForward, testing
+from programs import Program
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [
-    page
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-    if "```python" in page.read_text()
-]
+TEXTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = [page for page in TEXTS if "```python" in page.read_text()]
+#: Commands that end by themselves; the others are held until Ctrl-C.
+BRIEF = ("doctor", "ls", "stop")
+#: A web server of another kind, by the name that an example has for one.
+STAND_IN = """#!{python}
+import http.server, sys
+port = int(sys.argv[sys.argv.index("--port") + 1])
+http.server.HTTPServer(("127.0.0.1", port), http.server.SimpleHTTPRequestHandler).serve_forever()
+"""
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="shell programs as stand-ins")
 
 
@@ -37,9 +45,26 @@ def examples(page: Path) -> list[tuple[int, str]]:
     return [(text.count("\n", 0, match.start()) + 1, match[1]) for match in found]
 
 
+def steps(page: Path) -> Iterator[tuple[str, str]]:
+    """List what a page has for the command line: a "command", "settings" for it, where a "section" begins."""
+    text = page.read_text(encoding="utf-8")
+    for match in re.finditer(r"^```(\w*)[^\n]*\n(.*?)^```$|^## ", text, re.MULTILINE | re.DOTALL):
+        kind, block = match[1], match[2] or ""
+        if kind is None:
+            yield "section", ""
+        elif kind == "toml" and "[tool.bokeh-ssh" in block:
+            yield "settings", block
+        elif kind in ("sh", "console"):
+            lines = [line.removeprefix("$ ").partition(" | ")[0] for line in block.splitlines()]
+            yield from (("command", line) for line in lines if line.startswith("bokeh-ssh "))
+
+
 def fill(folder: Path) -> None:
     """Put there what the examples name."""
-    for name in ("dashboard.py", "app.py", "projects/dashboard.py", "myapp/main.py", "helpers.py"):
+    for name in (
+        *("dashboard.py", "app.py", "projects/dashboard.py", "myapp/main.py", "helpers.py"),
+        *("small.py", "big.py", "overview.py"),
+    ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(apps.SLIDER.replace('"slider"', '"frequency"'))
     (folder / "data").mkdir(exist_ok=True)
@@ -51,7 +76,11 @@ def everywhere(
     account: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[testing.SSHMachine]:
     """A machine that all the names of the documentation lead to, by the ssh config, with what they need."""
-    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "tensorboard").write_text(STAND_IN.format(python=sys.executable))
+    (programs / "tensorboard").chmod(0o755)
+    path = f"{Path(sys.executable).parent}:{programs}:/usr/bin:/bin"
     with testing.machine(env={"PATH": path, "BOKEH_SSH_DIR": os.environ["BOKEH_SSH_DIR"]}) as machine:
         fill(machine.home)
         (machine.home / ".bash_profile").write_text(f"conda() {{ :; }}\nmodule() {{ :; }}\nPATH={path}\n")
@@ -78,6 +107,8 @@ Host *
             key = account / ".ssh" / name
             key.write_bytes(Path(str(machine.host.key_filename)).read_bytes())
             key.chmod(0o600)
+        (machine.home / ".ssh").mkdir(mode=0o700)  # there too: a Bokeh host logs in to a gateway by itself
+        (machine.home / ".ssh" / "config").write_text(config)
         yield machine
 
 
@@ -121,12 +152,56 @@ def test_examples_run(page: Path, everywhere: testing.SSHMachine, monkeypatch: p
     assert examples(page)
 
 
+def end(program: Program) -> None:
+    """End what a person would end with Ctrl-C."""
+    program.interrupt()
+    assert program.end(30) == 0, program
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "page",
+    [page for page in TEXTS if any(kind == "command" for kind, _ in steps(page))],
+    ids=lambda page: page.stem,
+)
+def test_commands_run(page: Path, everywhere: testing.SSHMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands of a page run one after the other: each opens what it says, and ends well by itself or at
+    Ctrl-C. What is published stays so to the end of its section."""
+    monkeypatch.setenv("BROWSER", "true")  # a program that opens nothing
+    with contextlib.ExitStack() as section:
+        for kind, text in steps(page):
+            # Ports that are free in the examples may not be here.
+            text = re.sub(r"(-L |--forward |forwards = \[\")\d+:", r"\g<1>0:", text)
+            if kind == "section":
+                section.close()
+            elif kind == "settings":
+                Path("pyproject.toml").write_text(text)
+            else:
+                _, *words = shlex.split(text, comments=True)
+                program = section.enter_context(Program(*words))
+                if words[0] in BRIEF:
+                    assert program.end(60) == 0, program
+                    continue
+                program.address()
+                if "--json" in words:
+                    program.expect('"opened"', timeout=60)
+                if words[0] == "publish":
+                    section.callback(end, program)
+                else:
+                    end(program)
+
+
 def test_nothing_is_passed_over() -> None:
     """The pages that people read first have examples, and these are found."""
     assert {"README", "direct", "gateway", "launching", "notebook", "testing", "tutorial"} <= {
         page.stem for page in PAGES
     }
     assert sum(len(examples(page)) for page in PAGES) > 20
+    commands = [text.split()[1] for page in TEXTS for kind, text in steps(page) if kind == "command"]
+    assert len(commands) > 25
+    assert set(commands) == {
+        *("direct", "gateway", "publish", "forward", "attach", "ls", "stop", "doctor", "up", "demo")
+    }
 
 
 def test_tests_that_the_pages_name_exist() -> None:
