@@ -20,12 +20,15 @@ class Awaiting:
     """What opens, closes and waits, for asyncio; a subclass brings the three that block."""
 
     def open(self) -> Any:
+        """Open it."""
         raise NotImplementedError
 
     def close(self) -> None:
+        """Close it."""
         raise NotImplementedError
 
     def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it ends; False if it still lives after ``timeout`` seconds."""
         raise NotImplementedError
 
     async def __aenter__(self: _Self) -> _Self:

@@ -20,7 +20,10 @@ load("bokeh_ssh", None)
 
 
 _PARTS = {
-    "supervisor": ("_place", "_depot", "_door", "_group", "_readiness", "_wire", "_supervisor"),
+    "supervisor": (
+        *("_place", "_depot", "_door", "_group", "_companion", "_readiness", "_wire"),
+        *("_service", "_supervisor"),
+    ),
     "errand": ("_place", "_door", "_errand"),
 }
 

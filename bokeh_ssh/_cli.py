@@ -190,7 +190,18 @@ def gateway(
 
         return GatewayTunnel(gateway, app=apps or None, **common(foreground), **keywords)
 
-    hold(make, announce_urls(show), verbose, keywords)
+    def announce(foreground: Foreground, tunnel: Any) -> None:
+        announce_urls(show)(foreground, tunnel)
+        if tunnel.server and tunnel.detached:
+            from bokeh_ssh._route import goes_its_own_way
+
+            host = keywords["host"]
+            more = f" --name {tunnel.name}" if tunnel.name else f" --host {host} --server {tunnel.server}"
+            way = "" if goes_its_own_way(tunnel._bokeh_host) else f" -J {gateway}"
+            foreground.display.hint(f"Again: bokeh-ssh gateway {gateway}{more}")
+            foreground.display.hint(f"For good: bokeh-ssh stop {host}{way} {tunnel.server}")
+
+    hold(make, announce, verbose, keywords)
 
 
 @app.command()

@@ -9,14 +9,15 @@ from typing import Any, Literal
 from bokeh_ssh._agent import Agent, agent_address
 from bokeh_ssh._attach import ask, check_owner, find_route
 from bokeh_ssh._connection import Connection
-from bokeh_ssh._endpoint import Endpoint, check_name
+from bokeh_ssh._endpoint import Endpoint, as_name, check_name
 from bokeh_ssh._errors import ForwardError, ServerNotFoundError, TargetUnreachableError, UsageError
 from bokeh_ssh._events import Attached, OnEvent, ReverseForwarded, Warned
 from bokeh_ssh._private import private_socket, published
 from bokeh_ssh._remote import is_exposed, listening, to_peer
-from bokeh_ssh._reverse import UnavailableError, dialled_back
+from bokeh_ssh._reverse import UnavailableError, dialled_back, publish_beside, published_beside
 from bokeh_ssh._route import alike, goes_its_own_way
 from bokeh_ssh._serve import BOKEH_PORT, LOOPBACK, Serve
+from bokeh_ssh._server import Server
 from bokeh_ssh._target import Host, as_host, check_port, parse_target
 from bokeh_ssh._tunnel import Tunnel
 
@@ -53,12 +54,14 @@ class GatewayTunnel(Tunnel):
     :param gateway_address: ``host:port`` of the gateway as seen from the Bokeh host, where that differs
     :param forward_agent: lend this machine's SSH agent to the Bokeh host while that logs in to the gateway
         (like ``ssh -A``, but for that one login)
+    :param detach: as for :class:`DirectTunnel`; the server's place on the gateway is left too, under a
+        :attr:`name`, where the host can keep it: with bokeh_ssh, and a login of its own
     :param allow_exposed: go on where a gateway with ``GatewayPorts yes`` opens the port to its network
     :param args: and all others: as for :class:`DirectTunnel`
     :raises UsageError: if an argument cannot work
     """
 
-    _shared = (*Tunnel._shared, "_reverse")
+    _shared = (*Tunnel._shared, "_reverse", "_name")
 
     def __init__(
         self,
@@ -173,6 +176,14 @@ class GatewayTunnel(Tunnel):
         return f"<GatewayTunnel via {self._label}{to}, {self._state}>"
 
     @property
+    def name(self) -> str | None:
+        """The name that it is published under on the gateway; None where it has none.
+
+        With that, ``GatewayTunnel(gateway, name=...)`` opens it again without a login on the Bokeh host.
+        """
+        return self._name
+
+    @property
     def reverse(self) -> Literal["host", "relay"] | None:
         """Who opened the gateway's port: "host" or "relay"; None where somebody had published already."""
         return self._reverse
@@ -197,7 +208,7 @@ class GatewayTunnel(Tunnel):
     def _prepare(self, stack: contextlib.ExitStack) -> None:
         super()._prepare(stack)
         self._reverse = None
-        if self._bokeh_host is None and not self._by_name:
+        if not self._by_name:
             self._name = None
 
     def _choose_end(self, gateway: Connection) -> Endpoint:
@@ -281,7 +292,7 @@ class GatewayTunnel(Tunnel):
         reason, again = "", self._reverse is not None
         if self._reverse_wanted != "relay":
             try:
-                end = line.enter_context(
+                end = self._find_left(gateway, host, target, wanted) or line.enter_context(
                     dialled_back(
                         host,
                         gateway,
@@ -303,11 +314,60 @@ class GatewayTunnel(Tunnel):
                 if isinstance(end, tuple) and not self._serve.allow_foreign:
                     check_owner(gateway, end[1])
                 return self._tell_reverse("host", end)
+        elif self._serve.detach and self._server:
+            self._tell_way_ends("a relay is this program's own")
         handler = to_peer(gateway, host, target)
         end = line.enter_context(
             listening(gateway, wanted, handler, allow_exposed=self._allow_exposed, again=again)
         )
         return self._tell_reverse("relay", end, reason)
+
+    def _find_left(
+        self, gateway: Connection, host: Connection, target: Endpoint, wanted: Endpoint
+    ) -> Endpoint | None:
+        """Find where a server that is left running is published, or have it published so.
+
+        :returns: None where it is not to be left, or what publishes it has yet to come back
+        :raises UnavailableError: if the host cannot publish by itself
+        """
+        server = self._server
+        if server is None:
+            return None
+        made = published_beside(server, gateway, wanted, self._gateway_address)
+        if made is None and self._serve.detach:
+            if self._forward_agent:  # what publishes it must be able to come back without anybody
+                self._tell_way_ends("an agent that is lent is not there for another login")
+                return None
+            try:
+                made = publish_beside(
+                    host,
+                    server,
+                    gateway,
+                    target=target,
+                    wanted=wanted,
+                    names=self._new_names(server),
+                    allow_exposed=self._allow_exposed,
+                    seen_as=self._gateway_address,
+                )
+            except UnavailableError as exc:
+                self._tell_way_ends(exc.error.message)
+                raise
+        elif made and not _answers(gateway, made[0]):
+            return None
+        if made is None:
+            return None
+        end, self._name = made
+        return end
+
+    def _new_names(self, server: Server) -> list[str]:
+        """Give what it may be published under: what its app is called; that with the server's own id."""
+        name = as_name(self._routes[0].strip("/") or "bokeh")
+        return [name, as_name(f"{name[:30]}-{server.ticket.id}")] if server.ticket else [name]
+
+    def _tell_way_ends(self, why: str) -> None:
+        if self._reverse is None:  # once is enough
+            text = f"the server is left running, but its way through the gateway ends with this tunnel: {why}"
+            self._emit(Warned(host=self._label, text=text))
 
     def _lend_agent(self, gateway: Connection) -> Agent | None:
         """Give the agent that the host is to have for a moment; the one that would log in there from here.
@@ -331,3 +391,11 @@ class GatewayTunnel(Tunnel):
         where = {"socket": end} if isinstance(end, str) else {"port": end[1]}
         self._emit(ReverseForwarded(host=self._label, by=by, reason=reason, **where))
         return end
+
+
+def _answers(gateway: Connection, end: Endpoint) -> bool:
+    try:
+        ask(gateway, end, "/metadata", timeout=gateway.hop.timeout)
+    except (TargetUnreachableError, OSError):
+        return False
+    return True

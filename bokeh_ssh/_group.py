@@ -13,6 +13,7 @@ import time
 TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
 PATIENCE = 5.0  # seconds between TERM and KILL where nobody says otherwise
 
@@ -43,6 +44,33 @@ def send(group: int, *signals: int) -> None:
     for number in signals:
         with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: EPERM for a group of zombies
             os.killpg(group, number)
+
+
+def start(argv: list[bytes], env: dict[bytes, bytes], group: int) -> tuple[int, list[int]]:
+    """Start a program in a group, with nothing to read and both its streams on pipes.
+
+    :returns: its process id, and our ends of its standard output and error
+    :raises OSError: if it cannot be started
+    """
+    actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
+    ours, theirs = [], []
+    for number in (1, 2):
+        reads, writes = os.pipe()
+        os.set_blocking(reads, False)
+        actions.append((os.POSIX_SPAWN_DUP2, writes, number))
+        ours.append(reads)
+        theirs.append(writes)
+    ignored = [signal.SIGHUP, signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ]  # exec would pass that on
+    try:
+        pid = os.posix_spawnp(argv[0], argv, env, file_actions=actions, setpgroup=group, setsigdef=ignored)
+    except OSError:
+        for fd in ours:
+            os.close(fd)
+        raise
+    finally:
+        for fd in theirs:
+            os.close(fd)
+    return pid, ours
 
 
 def start_keeper(leave: Callable[[], object]) -> tuple[int, int]:

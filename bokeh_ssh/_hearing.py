@@ -81,6 +81,8 @@ class Hearing:
         self._failed: dict[str, Any] | None = None
         self._exited = False  # the server has
         self._gone = threading.Event()  # the whole remote process group is, or the session
+        self._along: dict[str, Any] = {}  # what goes along with it says of itself
+        self._along_ended = False
         self._kept = threading.Event()  # the supervisor holds it whoever comes and goes
         self._stopping = False
         self._key_told = False  # whether the far side has said what sessions are signed with
@@ -185,6 +187,10 @@ class Hearing:
     def _heard_gone(self, _: dict[str, Any]) -> None:
         self._gone.set()
         self.ended.set()
+
+    def _heard_along(self, message: dict[str, Any]) -> None:
+        word = message["word"]
+        self._set(_along=dict(word) or self._along, _along_ended=not word)
 
     def _heard_detached(self, _: dict[str, Any]) -> None:
         self._kept.set()

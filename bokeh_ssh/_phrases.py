@@ -179,6 +179,7 @@ def row(server: RemoteServer, now: float | None = None) -> tuple[str, ...]:
     if state == "running":
         state = "in use" if server.attached else "left" if server.detached else "waiting"
     where = "private socket" if server.socket else f"port {server.port}" if server.port else "-"
+    where += f", {server.published}" if server.published else ""
     apps = " ".join(server.apps) or " ".join(server.command) or "-"
     return (server.id, state, _age((time.time() if now is None else now) - server.born), where, apps)
 

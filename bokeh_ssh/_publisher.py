@@ -1,28 +1,37 @@
-"""What the Bokeh host runs when it dials the gateway itself: one ``RemoteForward``, told over its pipes.
+"""What the Bokeh host runs when it dials the gateway itself: one ``RemoteForward``, told in one line of JSON.
 
-Started by ``_reverse`` as ``python -m bokeh_ssh._publisher``. Standard input brings one line of JSON, and
-its end is the order to stop: when the connection that started this is gone, so is the forward. Standard
-output says, each line behind the mark of this start, the event ``port`` or ``error``.
+Started by ``_reverse`` as ``python -m bokeh_ssh._publisher``, in one of two ways:
+
+- in a session: the line comes on standard input, and the end of that is the order to stop. When the
+  connection that started this is gone, so is the forward;
+- beside a server that is left running: the line is in the environment. The forward is made again where it is
+  lost, and lives as long as the server; TERM is the order to stop.
+
+Standard output says, a line each behind the mark of this start, the event ``port`` or ``error``.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from bokeh_ssh._errors import BokehSSHError
+from bokeh_ssh._endpoint import SPECIFICATION
+from bokeh_ssh._errors import BokehSSHError, SocketInUseError
 from bokeh_ssh._remote import RemoteForward
 from bokeh_ssh._target import Host
 
 
 def main(stdin: TextIO = sys.stdin, stdout: TextIO = sys.stdout) -> int:
-    """Publish as the specification on standard input says, until that ends or the line goes down."""
-    spec: dict[str, Any] = json.loads(stdin.readline())
+    """Publish as the specification says, until that ends or the line goes down for good."""
+    stays = os.environ.pop(SPECIFICATION, "")
+    spec: dict[str, Any] = json.loads(stays or stdin.readline())
 
     def tell(**message: object) -> None:
         try:
@@ -43,12 +52,16 @@ def main(stdin: TextIO = sys.stdin, stdout: TextIO = sys.stdout) -> int:
             known_hosts=os.fspath(known_hosts) if pinned else None,
             timeout=spec["timeout"],
         )
-        forward = RemoteForward(gateway, **spec["forward"])
-        orders = (stdin, forward)
-        threading.Thread(target=_close_at_eof, args=orders, name="bokeh-ssh orders", daemon=True).start()
+        forwards = [RemoteForward(gateway, **spec["forward"], **place) for place in spec["places"]]
+        if stays:
+            _close_at_term(forwards)
+        else:
+            orders = (stdin, forwards)
+            threading.Thread(target=_close_at_eof, args=orders, name="bokeh-ssh orders", daemon=True).start()
         try:
-            with forward:
-                tell(event="port", port=forward.remote_port)
+            with _open_first(forwards) as forward:
+                socket, at = forward.remote_socket, f"{spec['gateway']}:{spec['port']}"
+                tell(event="port", port=forward.remote_port, socket=socket, name=forward.name, gateway=at)
                 forward.wait()
         except BokehSSHError as exc:
             tell(event="error", message=exc.message, host=exc.host, hint=exc.hint)
@@ -56,10 +69,29 @@ def main(stdin: TextIO = sys.stdin, stdout: TextIO = sys.stdout) -> int:
     return 0
 
 
-def _close_at_eof(stdin: TextIO, forward: RemoteForward) -> None:
+def _open_first(forwards: Sequence[RemoteForward]) -> RemoteForward:
+    """Open the first whose place is not taken."""
+    for forward in forwards[:-1]:
+        try:
+            return forward.open()
+        except SocketInUseError:
+            continue
+    return forwards[-1].open()
+
+
+def _close_at_eof(stdin: TextIO, forwards: Sequence[RemoteForward]) -> None:
     while stdin.read(4096):
         pass
-    forward.close()
+    for forward in forwards:
+        forward.close()
+
+
+def _close_at_term(forwards: Sequence[RemoteForward]) -> None:
+    def close(*_: object) -> None:
+        for forward in forwards:
+            forward.close()
+
+    signal.signal(signal.SIGTERM, close)
 
 
 if __name__ == "__main__":

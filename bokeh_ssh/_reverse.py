@@ -1,8 +1,11 @@
 """Have the Bokeh host dial the gateway itself, where bokeh_ssh is installed there and it can log in.
 
 Nothing secret goes to the host: it logs in with keys of its own, or has the login signed by an agent that
-it is lent for that (``_lending``). The gateway's host key goes there, as we
-have verified it, so that the host need not know the gateway yet.
+it is lent for that (``_lending``). The gateway's host key goes there, as we have verified it, so that the
+host need not know the gateway yet.
+
+What does that there (``_publisher``) runs in a session of ours, and ends with it; or, where the server is
+left running, beside the server, and ends with that.
 """
 
 from __future__ import annotations
@@ -13,22 +16,24 @@ import json
 import secrets
 import shlex
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bokeh_ssh._agent import Agent
 from bokeh_ssh._command import encode, exec_line
 from bokeh_ssh._connection import Connection
-from bokeh_ssh._endpoint import Endpoint
+from bokeh_ssh._endpoint import SPECIFICATION, Endpoint, is_name
 from bokeh_ssh._errors import BokehSSHError, ConnectionLostError, ForwardError
 from bokeh_ssh._lending import lent
-from bokeh_ssh._report import Reader
+from bokeh_ssh._report import Reader, plain
+from bokeh_ssh._server import Server
 from bokeh_ssh._target import Target
 from bokeh_ssh._wait import wait_for
 
 #: Seconds that the host has to start Python, reach the gateway and log in.
 _TIMEOUT = 30.0
 _STOPPED = "the Bokeh host stopped publishing"
+_PYTHONS = ("python3", "python")
 
 
 class UnavailableError(Exception):
@@ -80,11 +85,9 @@ class _Publisher:
     @property
     def complaint(self) -> str:
         """Why it ended, in one line."""
-        error = self._messages.get("error")
-        if error:
-            return str(error.get("message", ""))
-        if "missing" in self._messages:
-            return "no Python there has bokeh_ssh"
+        for word in self._messages.values():
+            if _complaint(word):
+                return _complaint(word)
         lines = self._errors.decode("utf-8", "replace").strip().splitlines()
         return lines[-1][:200] if lines else f"it did not answer within {_TIMEOUT:g} s"
 
@@ -128,21 +131,18 @@ def dialled_back(
         agent=agent is not None,
     )
     try:
-        spec = _spec(mark, gateway, target, wanted, allow_exposed, seen_as)
+        # The whole way is made again from here; what it lost may be somebody else's by then.
+        forward = _keywords(target) | {"allow_exposed": allow_exposed, "reconnect": False}
+        there = {"remote_socket": wanted} if isinstance(wanted, str) else {"remote_port": wanted[1]}
+        spec = _spec(gateway, seen_as) | {"mark": mark, "forward": forward, "places": [there]}
         with lent(host, agent, spec["user"]) if agent else contextlib.nullcontext():
             if publisher.wait("hello"):
-                session.write(encode(_script(mark, python, env)))
+                session.write(encode(_script([python] if python else _PYTHONS, env, mark)))
                 session.write(json.dumps(spec).encode() + b"\n")
             message = publisher.wait("port")
         if message is None:
-            msg = f"it cannot publish by itself ({publisher.complaint})"
-            hint = "install bokeh_ssh there and give it a key for the gateway"
-            hint += (
-                ', or use reverse="relay"'
-                if agent
-                else ', lend it your SSH agent with forward_agent=True, or use reverse="relay"'
-            )
-            raise UnavailableError(ForwardError(msg, host=host.name, hint=hint))
+            lend = "" if agent else "lend it your SSH agent with forward_agent=True, "
+            raise _unavailable(host.name, publisher.complaint, f'{lend}or use reverse="relay"')
         yield wanted if isinstance(wanted, str) else (wanted[0], int(message["port"]))
     finally:
         publisher.leaving = True
@@ -152,11 +152,77 @@ def dialled_back(
         session.close()
 
 
-def _script(mark: str, python: str | None, env: dict[str, str]) -> str:
+def published_beside(
+    server: Server, gateway: Connection, wanted: Endpoint, seen_as: Target | None
+) -> tuple[Endpoint, str | None] | None:
+    """Tell where on the gateway a program beside the server publishes it: the place, and its name there.
+
+    :returns: None where there is none, or not on that gateway
+    """
+    word, spec = server.along, _spec(gateway, seen_as)
+    if word.get("event") != "port" or word.get("gateway") != f"{spec['gateway']}:{spec['port']}":
+        return None
+    name = word.get("name")
+    if isinstance(wanted, str):
+        # Not the path that the host says: it could name any socket of ours on the gateway.
+        folder = wanted.rpartition("/")[0]
+        return (f"{folder}/pub-{name}", name) if isinstance(name, str) and is_name(name) else None
+    port = word.get("port")
+    return ((wanted[0], port), None) if isinstance(port, int) and 0 < port < 65536 else None
+
+
+def publish_beside(
+    host: Connection,
+    server: Server,
+    gateway: Connection,
+    *,
+    target: Endpoint,
+    wanted: Endpoint,
+    names: Sequence[str],
+    allow_exposed: bool,
+    seen_as: Target | None,
+) -> tuple[Endpoint, str | None]:
+    """Have a program beside the server publish it on the gateway, for as long as the server lives.
+
+    :param wanted: the gateway's port; or a socket in the directory where sockets are found by name
+    :param names: to publish it under: the first that is not taken
+    :returns: where, and under which name; a port has none
+    :raises UnavailableError: if it cannot be done that way
+    """
+    forward = _keywords(target) | {"allow_exposed": allow_exposed, "reconnect": True}
+    places = [{"name": name} for name in names] if isinstance(wanted, str) else [{"remote_port": wanted[1]}]
+    spec = _spec(gateway, seen_as) | {"mark": "", "forward": forward, "places": places}
+    pythons = [server.ticket.python] if server.ticket else []
+    # In a directory where no module of somebody's project is taken for one of ours.
+    script = "cd / || exit\n" + _script([*pythons, *_PYTHONS])
+    word = server.accompany(("/bin/sh", "-c", script), {SPECIFICATION: json.dumps(spec)}, _TIMEOUT)
+    made = published_beside(server, gateway, wanted, seen_as)
+    if made is None:
+        complaint = _complaint(word) or f"it did not answer within {_TIMEOUT:g} s"
+        raise _unavailable(host.name, complaint, "or publish it there: bokeh-ssh publish --detach")
+    return made
+
+
+def _complaint(word: dict[str, Any]) -> str:
+    """Say why a publisher does not publish; empty where it does."""
+    if word.get("event") == "error":
+        return plain(str(word.get("message", "")))
+    return "no Python there has bokeh_ssh" if word.get("event") == "missing" else ""
+
+
+def _unavailable(host: str, complaint: str, otherwise: str) -> UnavailableError:
+    msg = f"it cannot publish by itself ({complaint})"
+    hint = f"install bokeh_ssh there and give it a key for the gateway, {otherwise}"
+    return UnavailableError(ForwardError(msg, host=host, hint=hint))
+
+
+def _script(pythons: Sequence[str], env: Mapping[str, str] | None = None, mark: str = "") -> str:
     lines = [
-        f"{name}={shlex.quote(value)}; export {name}" for name, value in env.items() if name.isidentifier()
+        f"{name}={shlex.quote(value)}; export {name}"
+        for name, value in (env or {}).items()
+        if name.isidentifier()
     ]
-    names = " ".join(shlex.quote(name) for name in ([python] if python else ["python3", "python"]))
+    names = " ".join(map(shlex.quote, pythons))
     lines.append(
         f"for p in {names}; do "
         'command -v "$p" >/dev/null 2>&1 && "$p" -c "import bokeh_ssh" </dev/null >/dev/null 2>&1 && '
@@ -166,14 +232,8 @@ def _script(mark: str, python: str | None, env: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
-def _spec(
-    mark: str,
-    gateway: Connection,
-    target: Endpoint,
-    wanted: Endpoint,
-    allow_exposed: bool,
-    seen_as: Target | None,
-) -> dict[str, Any]:
+def _spec(gateway: Connection, seen_as: Target | None) -> dict[str, Any]:
+    """Say which gateway it is, as the host is to see it."""
     hop = gateway.hop
     name = seen_as.host if seen_as else hop.hostname
     port = (seen_as.port if seen_as else hop.port) or 22
@@ -181,21 +241,17 @@ def _spec(
     kind = key[4 : 4 + int.from_bytes(key[:4], "big")].decode("ascii", "replace")
     entry = name if port == 22 else f"[{name}]:{port}"
     return {
-        "mark": mark,
         "gateway": name,
         "port": port,
         "user": (seen_as.user if seen_as else None) or hop.user,
         # A certificate cannot be pinned as a key; the host then needs its authority in files of its own.
         "known_hosts": None if "-cert-" in kind else f"{entry} {kind} {base64.b64encode(key).decode()}\n",
         "timeout": hop.timeout,
-        # The whole way is made again here; what it lost may be somebody else's by then.
-        "forward": _keywords(target, wanted) | {"allow_exposed": allow_exposed, "reconnect": False},
     }
 
 
-def _keywords(target: Endpoint, wanted: Endpoint) -> dict[str, Any]:
-    """Give both ends as the publisher's ``RemoteForward`` takes them."""
-    there = {"remote_socket": wanted} if isinstance(wanted, str) else {"remote_port": wanted[1]}
+def _keywords(target: Endpoint) -> dict[str, Any]:
+    """Say what is published, as the publisher's ``RemoteForward`` takes it."""
     if isinstance(target, str):
-        return {**there, "local_socket": target}
-    return {**there, "local_host": target[0], "local_port": target[1]}
+        return {"local_socket": target}
+    return {"local_host": target[0], "local_port": target[1]}

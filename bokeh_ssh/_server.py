@@ -6,7 +6,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bokeh_ssh._cargo import program
@@ -310,6 +310,29 @@ class Server(Hearing):
         self._parted = True
         self.close()
         return ticket
+
+    # --- what goes along with it
+
+    @property
+    def along(self) -> dict[str, Any]:
+        """What the program that goes along with it has said of itself; empty where there is none."""
+        return {} if self._along_ended else self._along
+
+    def accompany(self, argv: Sequence[str], env: Mapping[str, str], timeout: float) -> dict[str, Any]:
+        """Have the supervisor run a program beside the server, in its environment; it ends with the server.
+
+        Where one runs already, nothing is started.
+
+        :param env: more variables for it
+        :param timeout: seconds until it must have said something of itself: a JSON object, on a line of its
+            standard output
+        :returns: that; empty where it has said nothing
+        """
+        self._set(_along={}, _along_ended=False)
+        self._say(do="accompany", argv=list(argv), env=dict(env))
+        with self._changed:
+            wait_for(self._changed, lambda: self._along or self._along_ended or self._over, timeout)
+            return self._along
 
     def _findings(self, **other: Any) -> Findings:
         return Findings(

@@ -53,6 +53,8 @@ class RemoteServer:
     :ivar versions: such as ``"Bokeh 3.9.2, Tornado 6.6.1"``
     :ivar within: the id of the server that it was started by, such as that of a publication; else empty
     :ivar elsewhere: whether ``port`` or ``socket`` is another machine's, as of what publishes on a gateway
+    :ivar published: where it can be opened by name, as ``"sliders on gateway.example:22"``; empty where it is
+        not, or by a publication that started it
     :ivar status: how it ended; None while it runs
     :ivar log: the last lines of one that has ended
     """
@@ -74,6 +76,7 @@ class RemoteServer:
     versions: str = ""
     within: str = ""
     elsewhere: bool = False
+    published: str = ""
     status: int | None = None
     log: tuple[str, ...] = ()
     python: str = ""
@@ -267,12 +270,20 @@ def _server(host: str, node: str, message: Mapping[str, Any]) -> RemoteServer | 
         versions=_text(ready.get("versions")),
         within=_text(message.get("within")),
         elsewhere=message.get("elsewhere") is True,
+        published=_published(message.get("along")),
         status=status if isinstance(status, int) else None,
         log=_texts(message.get("log")),
         python=_text(message.get("python")),
         libraries=_text(message.get("libraries")),
         place=_text(message.get("place")),
     )
+
+
+def _published(word: object) -> str:
+    if not isinstance(word, dict):
+        return ""
+    name, gateway = _text(word.get("name")), _text(word.get("gateway"))
+    return f"{name} on {gateway}" if name and gateway else ""
 
 
 def _text(value: object) -> str:

@@ -19,17 +19,20 @@ from bokeh_ssh import (
     Closed,
     DirectTunnel,
     Event,
+    ForwardError,
     GatewayTunnel,
     Host,
     ServerGoneError,
     ServerNotFoundError,
     ServerTakenError,
     UsageError,
+    Warned,
 )
 from bokeh_ssh._handshake import connect
 from bokeh_ssh._servers import RemoteServer, list_servers, stop_server
 from cable import Cable
 from programs import Program, login
+from test_gateway import gateway_of, host_of
 from test_reconnect_tunnel import COUNTER, ask, servers, tunnel_to
 
 
@@ -145,7 +148,7 @@ def test_server_that_was_left_comes_back_after_a_loss(machine: Machine, tmp_path
 
 
 def test_gateway_tunnel_leaves_its_server_too(shape_c: Any) -> None:
-    """Behind a gateway the server is left on its host, and a later tunnel makes the way to it anew."""
+    """Where this program relays, only the server is left, and a later tunnel makes the way to it anew."""
     room = shape_c.bokehhost
     app = apps.put(room, "counter.py", COUNTER)
 
@@ -165,6 +168,106 @@ def test_gateway_tunnel_leaves_its_server_too(shape_c: Any) -> None:
     with through(server=name) as again:
         assert ask(again) == seen.replace("seen 1", "seen 2")
     room.execute(["kill", *map(str, servers(room, app))])
+    until(lambda: not servers(room, app), what="it to end")
+
+
+def leave_through(bed: Any, events: list[Event], **keywords: Any) -> GatewayTunnel:
+    """Make a tunnel that leaves its server and the way through the gateway."""
+    words = {"python": bed.bokehhost.python, "gateway_address": "gateway:22", "on_event": events.append}
+    return GatewayTunnel(gateway_of(bed), host=host_of(bed), **{**words, **keywords})
+
+
+def warnings_of(events: list[Event]) -> list[str]:
+    """List what was warned of."""
+    return [event.text for event in events if isinstance(event, Warned)]
+
+
+@pytest.mark.parametrize("shape", ["B", "C"])
+def test_gateway_tunnel_leaves_its_way_too(shape: str, request: pytest.FixtureRequest) -> None:
+    """The server stays open by name on the gateway, without this program; ``stop`` ends all of it."""
+    bed = request.getfixturevalue(f"shape_{shape.lower()}")
+    app = apps.put(bed.bokehhost, "counter.py", COUNTER)
+    events: list[Event] = []
+    with leave_through(bed, events, app=app, detach=True) as tunnel:
+        seen, server = ask(tunnel), tunnel.server
+        assert (tunnel.name, tunnel.reverse, tunnel.detached) == ("counter", "host", True)
+    assert seen.startswith("seen 1 by ")
+    assert warnings_of(events) == []
+    try:
+        with GatewayTunnel(gateway_of(bed), name="counter") as again:  # the host is not logged in to
+            assert ask(again) == seen.replace("seen 1", "seen 2")
+        with leave_through(bed, events, server=server) as taken:  # nor is it published twice
+            assert (taken.name, taken.server) == ("counter", server)
+            assert ask(taken) == seen.replace("seen 1", "seen 3")
+        assert len(bed.bokehhost.pids("bokeh_ssh._publisher")) == 1
+        jump = {"jump": gateway_of(bed)} if shape == "C" else {}
+        with connect(host_of(bed, **jump)) as connection:
+            every = list_servers(connection, python=bed.bokehhost.python)
+            [left] = [each for each in every if each.id == server]
+            assert left.published == "counter on gateway:22"
+            stop_server(connection, left)
+    finally:
+        bed.bokehhost.execute(["pkill", "-f", app])
+    until(lambda: not bed.bokehhost.pids("bokeh_ssh._publisher"), what="the publisher to end")
+    until(lambda: str(bed.gateway.execute("ls /tmp/bokeh-ssh-*/pub-*")) == "", what="the socket to be gone")
+
+
+def test_way_that_was_left_comes_back_after_a_loss(shape_c: Any) -> None:
+    """The host's line to the gateway breaks while nobody is there: it publishes again under its name."""
+    app = apps.put(shape_c.bokehhost, "counter.py", COUNTER)
+    with leave_through(shape_c, [], app=app, detach=True) as tunnel:
+        seen = ask(tunnel)
+    try:
+        sessions = shape_c.gateway.pids("sshd: alice@notty") or shape_c.gateway.pids("sshd: alice")
+        assert sessions
+        shape_c.gateway.execute(["kill", "-KILL", *map(str, sessions)])
+
+        def opened() -> bool:
+            try:
+                with GatewayTunnel(gateway_of(shape_c), name="counter", isolate=False) as again:
+                    return ask(again).startswith("seen 2 ")
+            except (ServerNotFoundError, ForwardError):
+                return False
+
+        until(opened, timeout=40, what="it to be published again")
+        assert seen.startswith("seen 1 ")
+    finally:
+        shape_c.bokehhost.execute(["pkill", "-f", app])
+    until(lambda: not shape_c.bokehhost.pids("bokeh_ssh._publisher"), what="the publisher to end")
+
+
+def test_second_of_a_name_gets_another(shape_c: Any) -> None:
+    """An app of the same name that is left as well is published under a name of its own."""
+    app = apps.put(shape_c.bokehhost, "counter.py", COUNTER)
+    try:
+        names = []
+        for _ in range(2):
+            with leave_through(shape_c, [], app=app, detach=True) as tunnel:
+                names.append((tunnel.name, tunnel.server))
+        (first, _), (second, server) = names
+        assert (first, second) == ("counter", f"counter-{server}")
+        with GatewayTunnel(gateway_of(shape_c), name=second) as again:
+            assert ask(again).startswith("seen 1 ")
+    finally:
+        shape_c.bokehhost.execute(["pkill", "-f", app])
+    until(lambda: not shape_c.bokehhost.pids("bokeh_ssh._publisher"), what="the publishers to end")
+
+
+def test_way_that_cannot_be_left_is_told(bed: Any) -> None:
+    """Without bokeh_ssh on the host, only the server is left; that is said, and it can be had again."""
+    made = bed("C", package=False)
+    app = apps.put(made.bokehhost, "counter.py", COUNTER)
+    events: list[Event] = []
+    try:
+        with leave_through(made, events, app=app, detach=True) as tunnel:
+            assert (tunnel.name, tunnel.reverse) == (None, "relay")
+            seen, name = ask(tunnel), tunnel.server
+        [warned] = warnings_of(events)
+        assert "no Python there has bokeh_ssh" in warned
+        with leave_through(made, [], server=name) as again:
+            assert ask(again) == seen.replace("seen 1", "seen 2")
+    finally:
+        made.bokehhost.execute(["pkill", "-f", app])
 
 
 @pytest.mark.parametrize(
