@@ -42,7 +42,7 @@ class Scale:
     held: int = 2000
     attaches: int = 3
     imports: int = 3
-    launches: int = 1
+    launches: int = 3
     page_loads: int = 1
     drag: int = 60
     limit: float = 10.0
@@ -64,6 +64,7 @@ QUICK = Scale(
     held=40,
     attaches=1,
     imports=1,
+    launches=1,
     drag=5,
     limit=20.0,
     patience=20.0,
