@@ -45,7 +45,12 @@ class Bench:
         self._peers = peers
         self._tell = tell
         self._directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-")))
-        self._machine = stack.enter_context(beds.local_sshd(beds.Key.generate(), self._directory, {}))
+        # Bash reads the account's start files unless it takes itself for an inner shell. They may take longer
+        # than all of a login, and only what runs a command would pay for them.
+        start_files = {"SetEnv": "SHLVL=1"}
+        self._machine = stack.enter_context(
+            beds.local_sshd(beds.Key.generate(), self._directory, start_files)
+        )
         self._target = self._serve(stack, "target", {})
         far = self._serve(stack, "delay", {"port": self._machine.port, "delay": scale.delay})
         known = self._machine.known_hosts.read_text(encoding="ascii").replace(
