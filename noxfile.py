@@ -92,8 +92,10 @@ PYTHONS = sorted({"3.10", "3.11", "3.12", "3.13", CURRENT}, key=lambda name: int
 PROJECT = nox.project.load_toml(HERE / "pyproject.toml")
 
 #: Most of a test is waiting. A file's tests stay together: they share containers. On CI what fails has two
-#: more chances, and is listed: there are ten thousand real connections in a run.
-THREE_AT_A_TIME = ("-n", "3", "--dist", "loadfile", *(("--reruns", "2") if CI else ()))
+#: more chances, and is listed: there are ten thousand real connections in a run. Elsewhere the few that are
+#: marked as slow are left out.
+SPREAD = ("-n", "3", "--dist", "loadfile", "--no-loadscope-reorder")
+OPTIONS = (*SPREAD, *(("--reruns", "2") if CI else ("-m", "not slow")))
 
 nox.needs_version = NOX.removeprefix("nox")
 nox.options.reuse_venv = "yes"
@@ -154,14 +156,14 @@ def lowest(session: nox.Session) -> None:
     constraints = Path(session.create_tmp(), "lowest.txt")
     constraints.write_text("".join(f"{line}\n" for line in _lowest()), encoding="utf-8")
     session.install(".[demo,dev]", *_group("test"), "-c", str(constraints))
-    session.run("pytest", *(session.posargs or THREE_AT_A_TIME))
+    session.run("pytest", *(session.posargs or OPTIONS))
 
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """Run the tests; what follows ``--`` goes to pytest."""
     session.install(".[demo,dev]", *_group("test"))
-    session.run("pytest", *(session.posargs or THREE_AT_A_TIME))
+    session.run("pytest", *(session.posargs or OPTIONS))
 
 
 @nox.session(default=False)

@@ -46,6 +46,7 @@ def served() -> Any:
         listener.shutdown(socket.SHUT_RDWR)
 
 
+@pytest.mark.slow
 def test_every_peer_here_carries_every_byte(tmp_path: Path) -> None:
     """A tiny run: ``ssh`` and both ways of ours pass all loads, bytes checked, and figures are written."""
     if beds.find_sshd() is None:

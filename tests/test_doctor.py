@@ -22,6 +22,15 @@ CHECKS = [
 ]  # fmt: skip
 
 
+@pytest.fixture
+def machine(kind: str, embedded: Callable[..., Machine], request: pytest.FixtureRequest) -> Machine:
+    """Each kind of machine, with servers of this test's own: others run at the same time."""
+    if kind == "docker":
+        shared: Machine = request.getfixturevalue("_shared")("machine")
+        return shared
+    return embedded(env={"BOKEH_SSH_DIR": os.environ["BOKEH_SSH_DIR"]})
+
+
 def examine(machine: Machine, *words: str, code: int = 0) -> dict[str, tuple[str, str, str]]:
     """Run it; gives verdict, text and hint by check."""
     start = ["--python", machine.python]
@@ -36,9 +45,8 @@ def test_machine_that_is_well(machine: Machine) -> None:
     """Each check passes, and says what it saw; no server is left there."""
     found = examine(machine)
     assert list(found) == CHECKS
-    assert {verdict for check, (verdict, *_) in found.items() if check not in ("this machine", "server")} == {
-        "good"
-    }
+    may_be_noted = ("this machine", "round trip", "server")  # a busy machine answers late
+    assert [row for check, row in found.items() if check not in may_be_noted and row[0] != "good"] == []
     assert found["server"][0] in ("good", "note")  # a note where Bokeh here is another
     assert "private socket" in found["server"][1]
     assert machine.user in found["login"][1]

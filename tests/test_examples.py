@@ -158,6 +158,7 @@ def end(program: Program) -> None:
     assert program.end(30) == 0, program
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "page",
