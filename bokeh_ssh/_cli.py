@@ -193,13 +193,14 @@ def gateway(
     def announce(foreground: Foreground, tunnel: Any) -> None:
         announce_urls(show)(foreground, tunnel)
         if tunnel.server and tunnel.detached:
-            from bokeh_ssh._route import goes_its_own_way
+            from bokeh_ssh._route import find_hop, goes_its_own_way
 
             host = keywords["host"]
             more = f" --name {tunnel.name}" if tunnel.name else f" --host {host} --server {tunnel.server}"
             way = "" if goes_its_own_way(tunnel._bokeh_host) else f" -J {gateway}"
+            user = "" if "@" in host else f"{find_hop(tunnel._bokeh_host).user}@"  # the gateway's, by default
             foreground.display.hint(f"Again: bokeh-ssh gateway {gateway}{more}")
-            foreground.display.hint(f"For good: bokeh-ssh stop {host}{way} {tunnel.server}")
+            foreground.display.hint(f"For good: bokeh-ssh stop {user}{host}{way} {tunnel.server}")
 
     hold(make, announce, verbose, keywords)
 

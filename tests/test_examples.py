@@ -192,6 +192,24 @@ def test_commands_run(page: Path, everywhere: testing.SSHMachine, monkeypatch: p
                     end(program)
 
 
+def test_suggested_commands_work(everywhere: testing.SSHMachine) -> None:
+    """What a tunnel that leaves its server says to open it again, and to end it, does that as it stands."""
+    with Program("gateway", "me@login.cluster", "dashboard.py", "--host", "node17", "--detach") as program:
+        program.address()
+        program.expect("For good: ")
+        end(program)
+    told = dict(line.split(": bokeh-ssh ") for line in program.stderr.splitlines() if ": bokeh-ssh " in line)
+    assert told.keys() == {"Again", "For good"}
+    with Program(*told["Again"].split()) as again:
+        assert again.address().endswith("/dashboard")
+        end(again)
+    with Program(*told["For good"].split()) as stop:
+        assert stop.end(60) == 0, stop
+    with Program(*told["Again"].split()) as gone:
+        assert gone.end(60) == 1, gone
+    assert "nothing is published" in gone.stderr
+
+
 def test_nothing_is_passed_over() -> None:
     """The pages that people read first have examples, and these are found."""
     assert {"README", "direct", "gateway", "launching", "notebook", "testing", "tutorial"} <= {
