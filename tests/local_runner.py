@@ -72,6 +72,10 @@ class LocalSession:
             start_new_session=True,
             bufsize=0,
         )
+        assert self.process.stdin
+        assert self.process.stdout
+        assert self.process.stderr
+        self._stdin, self._stdout, self._stderr = self.process.stdin, self.process.stdout, self.process.stderr
         self.written = bytearray()  # all that went to standard input
         self.received = bytearray()  # all that came from standard output
         self.signals: list[str] = []
@@ -138,21 +142,21 @@ class LocalSession:
         try:
             status = self._pump()
         finally:
-            self.process.stdout.close()
-            self.process.stderr.close()
+            self._stdout.close()
+            self._stderr.close()
             with contextlib.suppress(OSError):
-                self.process.stdin.close()
+                self._stdin.close()
             self._on_exit(status)
 
     def _pump(self) -> int | None:
         selector = selectors.DefaultSelector()
         with selector:
             selector.register(self._wake, selectors.EVENT_READ, 0)
-            streams = {1: self.process.stdout, 2: self.process.stderr}
+            streams = {1: self._stdout, 2: self._stderr}
             for number, stream in streams.items():
                 os.set_blocking(stream.fileno(), False)
                 selector.register(stream, selectors.EVENT_READ, number)
-            os.set_blocking(self.process.stdin.fileno(), False)
+            os.set_blocking(self._stdin.fileno(), False)
             open_streams = 2
             while True:
                 for key, _ in selector.select(0.5):
@@ -182,7 +186,7 @@ class LocalSession:
         return any(key.data for key, _ in selector.select(0))
 
     def _feed(self) -> None:
-        stdin = self.process.stdin
+        stdin = self._stdin
         if stdin.closed:
             return
         try:
