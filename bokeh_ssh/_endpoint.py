@@ -91,10 +91,6 @@ def check_name(name: object) -> None:
         raise UsageError(msg, hint="use up to 40 letters, digits, dots, dashes and underscores")
 
 
-#: Where a publisher that goes along with a server finds what it is to do: a variable of its environment.
-SPECIFICATION = "BOKEH_SSH_PUBLICATION"
-
-
 def is_name(text: str) -> bool:
     """Tell whether something can be published under that name."""
     return _NAME.fullmatch(text) is not None

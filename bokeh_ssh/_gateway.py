@@ -10,7 +10,13 @@ from bokeh_ssh._agent import Agent, agent_address
 from bokeh_ssh._attach import ask, check_owner, find_route
 from bokeh_ssh._connection import Connection
 from bokeh_ssh._endpoint import Endpoint, as_name, check_name
-from bokeh_ssh._errors import ForwardError, ServerNotFoundError, TargetUnreachableError, UsageError
+from bokeh_ssh._errors import (
+    ConnectionLostError,
+    ForwardError,
+    ServerNotFoundError,
+    TargetUnreachableError,
+    UsageError,
+)
 from bokeh_ssh._events import Attached, OnEvent, ReverseForwarded, Warned
 from bokeh_ssh._private import private_socket, published
 from bokeh_ssh._remote import is_exposed, listening, to_peer
@@ -357,7 +363,14 @@ class GatewayTunnel(Tunnel):
         if made is None:
             return None
         end, self._name = made
+        server.on_alone = self._lose_way
+        if not server.along:  # it ended in between
+            self._lose_way()
         return end
+
+    def _lose_way(self) -> None:
+        msg = "what publishes the server has ended"
+        self._lose(ConnectionLostError(msg, host=self._label, hint="open it again"))
 
     def _new_names(self, server: Server) -> list[str]:
         """Give what it may be published under: what its app is called; that with the server's own id."""

@@ -33,6 +33,10 @@ def _nothing(_: list[str]) -> None:
     pass
 
 
+def _quiet() -> None:
+    pass
+
+
 class Hearing:
     """What is known of one server. Messages come on the connection's thread.
 
@@ -66,6 +70,8 @@ class Hearing:
         self.taken = False
         #: Gets its lines as they come, on the connection's thread: it must not block.
         self.on_log: Callable[[list[str]], object] = _nothing
+        #: Told, likewise, when what goes along with it ends by itself.
+        self.on_alone: Callable[[], object] = _quiet
         self._on_event = on_event
         self._token = ""
         self._started: dict[str, str] = {}
@@ -191,6 +197,8 @@ class Hearing:
     def _heard_along(self, message: dict[str, Any]) -> None:
         word = message["word"]
         self._set(_along=dict(word) or self._along, _along_ended=not word)
+        if not word:
+            self.on_alone()
 
     def _heard_detached(self, _: dict[str, Any]) -> None:
         self._kept.set()

@@ -22,9 +22,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from bokeh_ssh._endpoint import SPECIFICATION
 from bokeh_ssh._errors import BokehSSHError, SocketInUseError
 from bokeh_ssh._remote import RemoteForward
+from bokeh_ssh._reverse import SPECIFICATION
 from bokeh_ssh._target import Host
 
 

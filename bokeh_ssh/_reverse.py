@@ -22,7 +22,7 @@ from typing import Any
 from bokeh_ssh._agent import Agent
 from bokeh_ssh._command import encode, exec_line
 from bokeh_ssh._connection import Connection
-from bokeh_ssh._endpoint import SPECIFICATION, Endpoint, is_name
+from bokeh_ssh._endpoint import Endpoint, is_name
 from bokeh_ssh._errors import BokehSSHError, ConnectionLostError, ForwardError
 from bokeh_ssh._lending import lent
 from bokeh_ssh._report import Reader, plain
@@ -32,6 +32,8 @@ from bokeh_ssh._wait import wait_for
 
 #: Seconds that the host has to start Python, reach the gateway and log in.
 _TIMEOUT = 30.0
+#: Where a publisher beside a server finds what it is to do: a variable of its environment.
+SPECIFICATION = "BOKEH_SSH_PUBLICATION"
 _STOPPED = "the Bokeh host stopped publishing"
 _PYTHONS = ("python3", "python")
 

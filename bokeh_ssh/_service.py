@@ -190,7 +190,8 @@ class Service:
             elif pid == self.companion.pid:
                 self.drain_all()
                 self.companion.ended()
-                self.say("along", word={})
+                if self.kill_at is None:  # else it is the server's end that counts, which is told by itself
+                    self.say("along", word={})
             elif pid == self.server:
                 self.status = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
                 self.drain_all()

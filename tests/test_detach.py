@@ -23,6 +23,8 @@ from bokeh_ssh import (
     Event,
     GatewayTunnel,
     Host,
+    Reconnected,
+    ServerExitedError,
     ServerGoneError,
     ServerNotFoundError,
     ServerTakenError,
@@ -162,9 +164,11 @@ def test_gateway_tunnel_leaves_its_server_too(shape_c: Any) -> None:
             **keywords,
         )
 
-    with through(app=app, detach=True) as tunnel:
+    events: list[Event] = []
+    with through(app=app, detach=True, on_event=events.append) as tunnel:
         seen, name = ask(tunnel), tunnel.server
     assert name
+    assert "a relay is this program's own" in warnings_of(events)[0]
     assert len(servers(room, app)) == 1
     with through(server=name) as again:
         assert ask(again) == seen.replace("seen 1", "seen 2")
@@ -244,6 +248,48 @@ def test_way_that_was_left_comes_back_after_a_loss(shape_c: Any) -> None:
                 return False
 
         until(opened, timeout=40, what="it to be published again")
+
+
+def test_way_that_ends_is_made_again(shape_c: Any) -> None:
+    """What publishes the server is killed while a tunnel uses it: that is noticed, and made good."""
+    app = apps.put(shape_c.bokehhost, "counter.py", COUNTER)
+    events: list[Event] = []
+    with cleaned(shape_c.bokehhost, app):
+        with leave_through(shape_c, events, app=app, detach=True) as tunnel:
+            seen, url = ask(tunnel), tunnel.url
+            [before] = shape_c.bokehhost.pids("bokeh_ssh._publisher")
+            shape_c.bokehhost.execute(["kill", "-KILL", str(before)])
+            until(lambda: Reconnected in map(type, events), what="the way to be back")
+            assert ask(tunnel) == seen.replace("seen 1", "seen 2")
+            assert tunnel.url == url
+            assert before not in shape_c.bokehhost.pids("bokeh_ssh._publisher")
+        with GatewayTunnel(gateway_of(shape_c), name=tunnel.name) as again:
+            assert ask(again) == seen.replace("seen 1", "seen 3")
+
+
+def test_server_that_is_stopped_is_not_started_again(shape_c: Any) -> None:
+    """Stopped from elsewhere, server and way end together: the tunnel says so, and starts nothing."""
+    app = apps.put(shape_c.bokehhost, "counter.py", COUNTER)
+    with cleaned(shape_c.bokehhost, app):
+        with leave_through(shape_c, [], app=app, detach=True) as tunnel:
+            with connect(host_of(shape_c, jump=gateway_of(shape_c))) as connection:
+                stop_server(connection, str(tunnel.server), python=shape_c.bokehhost.python)
+            with pytest.raises(ServerExitedError):
+                tunnel.wait(20)
+        assert servers(shape_c.bokehhost, app) == []
+
+
+def test_way_on_a_port_is_left_too(shape_c: Any) -> None:
+    """Where a port was asked for, that is what stays, for signed sessions; the next tunnel uses it."""
+    app = apps.put(shape_c.bokehhost, "counter.py", COUNTER)
+    with cleaned(shape_c.bokehhost, app):
+        with leave_through(shape_c, [], app=app, detach=True, gateway_port=5999) as tunnel:
+            seen, server = ask(tunnel), tunnel.server
+            assert (tunnel.name, tunnel.reverse) == (None, "host")
+        assert ("127.0.0.1", 5999) in shape_c.gateway.listening()
+        with leave_through(shape_c, [], server=server, gateway_port=5999) as again:
+            assert ask(again) == seen.replace("seen 1", "seen 2")
+        assert len(shape_c.bokehhost.pids("bokeh_ssh._publisher")) == 1
 
 
 def test_second_of_a_name_gets_another(shape_c: Any) -> None:

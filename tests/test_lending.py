@@ -75,6 +75,18 @@ def test_host_logs_in_to_the_gateway_with_a_lent_agent(bed: Any, agent: str) -> 
         assert path, "the host was offered an agent"
         asked = shape.bokehhost.execute(f"SSH_AUTH_SOCK={path} ssh-add -l", user="alice")
         assert asked.status != 0, f"the agent is still lent: {asked}"
+    warned: list[str] = []
+    with GatewayTunnel(
+        gateway_of(shape),
+        host=host_of(shape),
+        forward_agent=True,
+        detach=True,
+        on_event=lambda event: warned.append(getattr(event, "text", "")),
+        **common,
+    ) as tunnel:
+        assert (tunnel.reverse, tunnel.name) == ("host", None)  # it could not come back by itself
+    assert any("not there for another login" in text for text in warned)
+    shape.bokehhost.execute(["pkill", "-f", app])
     home = shape.bokehhost.execute("ls -A ~alice/.ssh")
     assert "id_" not in str(home)
     assert keys_here() == 1
