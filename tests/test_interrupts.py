@@ -39,7 +39,8 @@ kind, args, keywords = json.loads(sys.argv[1])
 
 
 def say(*words):
-    print(*words, flush=True)
+    # At once: a signal handler that says something may be in the middle of another who does.
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 
 
 def prompt(question):
