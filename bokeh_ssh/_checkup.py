@@ -35,6 +35,7 @@ from bokeh_ssh._route import find_route
 from bokeh_ssh._serve import BOKEH_PORT, LOOPBACK, Serve
 from bokeh_ssh._server import Server
 from bokeh_ssh._servers import list_servers
+from bokeh_ssh._sftp import Sftp, SftpError
 from bokeh_ssh._stream import Stream
 from bokeh_ssh._target import Host
 
@@ -94,6 +95,7 @@ def _examine_machine(connection: Connection, serve: Serve, begin: Callable[[str]
         "forwarding": lambda: _check_forwarding(connection),
         "sockets": lambda: _check_sockets(connection),
         "as a gateway": lambda: _check_gateway(connection),
+        "files": lambda: _check_files(connection),
         "server": lambda: _check_server(connection, serve, sockets=seen["sockets"].verdict == "good"),
         "your servers": lambda: _check_servers(connection, serve.python),
     }
@@ -210,6 +212,16 @@ def _check_gateway(connection: Connection) -> Finding:
         hint = "publish by name, which uses a private socket, or ask for GatewayPorts clientspecified"
         return Finding("as a gateway", "note", text, hint)
     return Finding("as a gateway", "good", text)
+
+
+def _check_files(connection: Connection) -> Finding:
+    with contextlib.closing(Sftp(connection)) as sftp:
+        try:
+            sftp.wait()
+        except SftpError as exc:
+            text = f"no SFTP ({exc}), so what --upload brings goes a slower way"
+            return Finding("files", "note", text, "ask the administrator for Subsystem sftp and MaxSessions")
+    return Finding("files", "good", "SFTP works, for --upload")
 
 
 def _check_server(connection: Connection, serve: Serve, *, sockets: bool) -> Finding:

@@ -179,8 +179,31 @@ class Connection:
         :raises SessionError: if the server refuses
         :raises ConnectionLostError: if the line goes down, or nothing answers within ``timeout`` seconds
         """
-        deadline = time.monotonic() + timeout
         session = Session(self.pump, on_stdout, on_stderr, on_exit)
+        if not self._start(session, b"exec", command, timeout, agent):
+            msg = "the server refuses to run a command"
+            raise SessionError(msg, host=self.name, hint="the account may be limited to forwarding")
+        return session
+
+    def subsystem(
+        self,
+        name: str,
+        *,
+        on_stdout: Callable[[bytes], None],
+        on_stderr: Callable[[bytes], None],
+        on_exit: Callable[[int | None], None],
+        timeout: float,
+    ) -> Session:
+        """Start a subsystem, such as ``"sftp"`` (``ssh -s``); as :meth:`run` otherwise."""
+        session = Session(self.pump, on_stdout, on_stderr, on_exit)
+        if not self._start(session, b"subsystem", name, timeout, False):
+            hint = "ask the administrator for Subsystem in sshd_config"
+            raise SessionError(f"the server has no {name}", host=self.name, hint=hint)
+        return session
+
+    def _start(self, session: Session, kind: bytes, what: str, timeout: float, agent: bool) -> bool:
+        """Open a session's channel and start something in it; whether the server does."""
+        deadline = time.monotonic() + timeout
         opened = self._open(b"session", b"", timeout, session)
         if isinstance(opened, tuple):
             code, text = opened
@@ -191,8 +214,8 @@ class Connection:
             raise SessionError(msg, host=self.name, hint=hint)
         if agent:
             opened.request(AGENT_REQUEST, b"", want_reply=False)
-        raw = command.encode()
-        opened.request(b"exec", struct.pack(">I", len(raw)) + raw)
+        raw = what.encode()
+        opened.request(kind, struct.pack(">I", len(raw)) + raw)
         if not wait(session.replied, deadline - time.monotonic()) and not session.ended.is_set():
             session.close()
             raise self._silence("running a command", timeout)
@@ -200,9 +223,7 @@ class Connection:
             session.close()
             if self.lost.is_set():
                 raise self.lost_error()
-            msg = "the server refuses to run a command"
-            raise SessionError(msg, host=self.name, hint="the account may be limited to forwarding")
-        return session
+        return session.accepted
 
     def open_socket(self, target: Endpoint, *, timeout: float) -> socket.socket:
         """Connect to ``target`` as seen from the server (``ssh -W``); gives a local socket.

@@ -51,7 +51,8 @@ class Depot:
         try:
             store(*args)
         except (OSError, ValueError) as exc:
-            self.fault = self.fault or f"{args[0]}: {getattr(exc, 'strerror', None) or exc!r}"
+            why = getattr(exc, "strerror", None) or repr(exc)
+            self.fault = self.fault or f"{args[0]}: {why}"
 
     def put(self, name: str, data: bytes, last: bool, runs: bool) -> None:
         """Add to a file; nobody sees it under its name before the last part is there."""
@@ -70,6 +71,15 @@ class Depot:
         if last:
             self.close()
             os.replace(hidden, path)
+
+    def place(self, name: str, part: str, runs: bool) -> None:
+        """Give a file that was written beside the folders, over SFTP, its name."""
+        path, hidden = self.at(name), self.at(part)
+        os.chmod(hidden, 0o700 if runs else 0o600)
+        size = os.stat(hidden).st_size
+        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+        os.replace(hidden, path)
+        self.size += size
 
     def link(self, name: str, to: str) -> None:
         """Make a symbolic link to another name in here."""

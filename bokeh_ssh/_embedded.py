@@ -63,6 +63,7 @@ class Settings:
     :param permit_listen: ``host:port`` patterns that remote forwards may listen on; None is all
     :param gateway_ports: "no" binds loopback whatever was asked for, "yes" every address,
         "clientspecified" what was asked for
+    :param sftp: whether there is an ``sftp`` subsystem, which sees what this account sees
     :param max_sessions: open sessions on one connection
     :param host_key: None makes a new ed25519 key
     :param options: more keywords for :func:`asyncssh.listen`, such as ``rekey_bytes``
@@ -83,6 +84,7 @@ class Settings:
     permit_open: tuple[str, ...] | None = None
     permit_listen: tuple[str, ...] | None = None
     gateway_ports: Literal["no", "yes", "clientspecified"] = "no"
+    sftp: bool = True
     max_sessions: int = 10
     host_key: asyncssh.SSHKey | None = field(default=None, repr=False)
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -316,7 +318,7 @@ class _Client(asyncssh.SSHServer):
     def session_requested(self) -> Command:
         if len(self.sessions) >= self.settings.max_sessions:
             raise asyncssh.ChannelOpenError(asyncssh.OPEN_CONNECT_FAILED, "open failed")
-        return Command(self.server._account, self.sessions)
+        return Command(self.server._account, self.sessions, sftp=self.settings.sftp)
 
     def connection_requested(
         self, dest_host: str, dest_port: int, orig_host: str, orig_port: int

@@ -48,11 +48,15 @@ class Account:
     running: dict[int, threading.Thread] = field(default_factory=dict)
 
 
+def _sftp(channel: Any) -> asyncssh.SFTPServer:
+    return asyncssh.SFTPServer(channel)
+
+
 class Command(asyncssh.SSHServerProcess[bytes]):
     """One session of a client; it counts itself in ``sessions`` while its channel is open."""
 
-    def __init__(self, account: Account, sessions: set[Command]) -> None:
-        super().__init__(self._serve, None, 3, False)
+    def __init__(self, account: Account, sessions: set[Command], *, sftp: bool) -> None:
+        super().__init__(self._serve, _sftp if sftp else None, 3, False)
         self._account = account
         self._sessions = sessions
         self._popen: subprocess.Popen[bytes] | None = None

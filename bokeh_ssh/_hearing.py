@@ -48,6 +48,7 @@ class Hearing:
     :ivar pid: its process id there
     :ivar routes: the paths of its apps, ready for a URL; ``"/"`` where it serves none
     :ivar versions: such as ``"Bokeh 3.10.2, Tornado 6.6.1"``
+    :ivar depot: the path there of the folder with what was brought; empty where nothing is
     :ivar exit_status: negative for a signal; None while it runs, and where nobody could tell
     :ivar ended: set once the server has ended or the session is down; :attr:`lost` tells which
     :ivar detached: whether it runs on without a client, for as long as nobody stops it
@@ -64,6 +65,7 @@ class Hearing:
         self.pid = 0
         self.routes: tuple[str, ...] = ()
         self.versions = ""
+        self.depot = ""
         self.exit_status: int | None = None
         self.ended = threading.Event()
         self.detached = False
@@ -130,6 +132,7 @@ class Hearing:
     def _heard_started(self, message: dict[str, Any]) -> None:
         self._argv = tuple(map(plain, message["argv"]))
         names = ("id", "node", "python", "libraries", "place", "nowhere")
+        self.depot = str(message.get("depot") or "")
         self._started = {name: plain(str(message.get(name) or "")) for name in names}
         self._token = str(message.get("token", self._token))
         self.key = str(message.get("key", self.key))
@@ -137,8 +140,8 @@ class Hearing:
         self.detached = message.get("detached") is True
         self._set(_stage="server")
 
-    def _heard_depot(self, _: dict[str, Any]) -> None:
-        self._set(_stage="depot")
+    def _heard_depot(self, message: dict[str, Any]) -> None:
+        self._set(depot=str(message["path"]), _stage="depot")
 
     def _heard_stored(self, message: dict[str, Any]) -> None:
         fault = plain(str(message["fault"]))

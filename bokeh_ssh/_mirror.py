@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-import base64
-import collections
 import contextlib
 import importlib.util
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
 
 from bokeh_ssh._bundle import Bundle, Contents, Item
+from bokeh_ssh._delivery import Depository, deliver
 from bokeh_ssh._errors import BokehSSHError, UploadError, UsageError
 from bokeh_ssh._events import OnEvent, Updated, Uploading, Warned
 
-_CHUNK = 96 << 10  # bytes of a file in one message
-_STEP = 256 << 10  # bytes after which the far side is asked how far it is
-_AHEAD = 16  # such steps that may be under way
-_EACH = 512  # what a message costs besides its bytes
-_SILENCE = 30.0  # seconds without any progress
 _TELLING = 0.1  # seconds between two events of progress
 _SETTLE = 100  # milliseconds without another change: editors write in several steps
 _SHOWN = 5  # names in a warning
-
-
-class Depository(Protocol):
-    """What takes files: a server there."""
-
-    @property
-    def host(self) -> str: ...
-    def order(self, **message: Any) -> None: ...
-    def mark(self) -> int: ...
-    def arrived(self, mark: int, timeout: float) -> None: ...
+_LITTLE = 1 << 20  # bytes of a change that goes where it can go at once: opening SFTP takes three round trips
 
 
 class Mirror:
@@ -70,7 +54,7 @@ class Mirror:
                 self._on_event(Uploading(host=to.host, files=files, size=size, sent=min(sent, size)))
 
         tell(0)
-        _deliver(to, contents.items.values(), (), tell)
+        deliver(to, contents.items.values(), told=tell, files=to.files())
         self._on_event(Uploading(host=to.host, files=files, size=size, sent=size))
         self._there = contents.items
 
@@ -137,7 +121,8 @@ class Mirror:
             removed = tuple(name for name in self._there if name not in now)
             changed = [item for name, item in now.items() if self._there.get(name) != item]
             if changed or removed:
-                _deliver(to, changed, removed, lambda sent: None)
+                much = sum(item.size for item in changed) > _LITTLE
+                deliver(to, changed, removed, files=to.files() if much else None)
                 self._there = now
                 names = tuple(item.name for item in changed)
                 self._on_event(Updated(host=to.host, changed=names, removed=removed))
@@ -162,54 +147,3 @@ def check_watching() -> None:
     if importlib.util.find_spec("watchfiles") is None:
         msg = "dev=True with upload needs watchfiles, not installed here"
         raise UsageError(msg, hint="install it with: pip install 'bokeh-ssh[dev]'")
-
-
-def _deliver(
-    to: Depository, changed: Iterable[Item], removed: Iterable[str], told: Callable[[int], None]
-) -> None:
-    """Send it all, and wait until it is there.
-
-    :param told: gets how many bytes have arrived, now and then
-    """
-    under_way: collections.deque[tuple[int, int]] = collections.deque()
-    sent = since = 0
-
-    def mark(most: int) -> None:
-        under_way.append((to.mark(), sent))
-        while len(under_way) > most:
-            number, size = under_way.popleft()
-            to.arrived(number, _SILENCE)
-            told(size)
-
-    for name in removed:
-        to.order(do="drop", name=name)
-    for item in changed:
-        for message, count in _messages(item):
-            to.order(**message)
-            sent += count
-            since += count + _EACH
-            if since >= _STEP:
-                since = 0
-                mark(_AHEAD)
-    mark(0)
-
-
-def _messages(item: Item) -> Iterator[tuple[dict[str, Any], int]]:
-    """Say what makes an item there; with the bytes of each."""
-    if item.link:
-        yield {"do": "link", "name": item.name, "to": item.link}, 0
-        return
-    try:
-        with item.path.open("rb") as file:
-            last = False
-            while not last:
-                data = file.read(_CHUNK)
-                last = len(data) < _CHUNK
-                text = base64.b64encode(data).decode("ascii")
-                message = {"do": "put", "name": item.name, "data": text, "last": last, "runs": item.runs}
-                yield message, len(data)
-    except FileNotFoundError:
-        return  # gone since we looked; who watches sees that
-    except OSError as exc:
-        msg = f"{item.path} cannot be read ({exc.strerror})"
-        raise UploadError(msg, hint="name the files that the app needs, or have it ignored") from exc

@@ -35,3 +35,18 @@ class Runner(Protocol):
         on_exit: Callable[[int | None], None],
         timeout: float,
     ) -> Session: ...
+
+
+@runtime_checkable
+class Subsystems(Protocol):
+    """A runner that has subsystems besides commands (RFC 4254, section 6.5)."""
+
+    def subsystem(
+        self,
+        name: str,
+        *,
+        on_stdout: Callable[[bytes], None],
+        on_stderr: Callable[[bytes], None],
+        on_exit: Callable[[int | None], None],
+        timeout: float,
+    ) -> Session: ...

@@ -24,7 +24,8 @@ from bokeh_ssh._events import (
 from bokeh_ssh._hearing import Hearing
 from bokeh_ssh._launch import Launch, line
 from bokeh_ssh._report import Reader, Tail
-from bokeh_ssh._runner import Runner, Session, Signals
+from bokeh_ssh._runner import Runner, Session, Signals, Subsystems
+from bokeh_ssh._sftp import Sftp
 from bokeh_ssh._signing import new_key
 from bokeh_ssh._ticket import Ticket
 from bokeh_ssh._wait import wait, wait_for
@@ -51,7 +52,9 @@ class Server(Hearing):
         self._asks: Ticket | None = None  # what is to be adopted
         self._reader = Reader(self._mark)
         self._stderr = Tail()  # of what runs before the server: start files, setup
+        self._runner: Runner | None = None
         self._session: Session | None = None
+        self._files: Sftp | None = None  # opened ahead
         self._over = False  # the session is
         self._session_status: int | None = None
         self._closing = threading.Event()
@@ -103,6 +106,7 @@ class Server(Hearing):
     def _start(self, runner: Runner, bring: Callable[[Server], object]) -> None:
         deadline = time.monotonic() + self.launch.timeout
         self._tell(Launching(host=self.host, command=self._argv))
+        self._runner = runner
         self._session = runner.run(
             exec_line(self._mark),
             on_stdout=self._on_stdout,
@@ -110,6 +114,8 @@ class Server(Hearing):
             on_exit=self._on_exit,
             timeout=max(0.1, self.launch.timeout),
         )
+        if self.launch.brings:
+            self._files = _sftp(runner)  # it opens while the supervisor starts
         self._answer_hello()
         self._pulse.start()
         if self.launch.brings:
@@ -149,8 +155,15 @@ class Server(Hearing):
     # --- what it is brought
 
     def order(self, **message: Any) -> None:
-        """Tell the supervisor what to do with a file: ``put``, ``link`` or ``drop``; never blocks."""
+        """Tell the supervisor what to do with a file (its ``do_put`` and the like); never blocks."""
         self._say(**message)
+
+    def files(self) -> Sftp | None:
+        """Open a session to write files below :attr:`depot`, where there are such; whoever asks closes it."""
+        files, self._files = self._files, None
+        if files is None and self.depot:
+            files = _sftp(self._runner)
+        return files
 
     def mark(self) -> int:
         """Have the supervisor say when it has done what was ordered; gives a number for :meth:`arrived`."""
@@ -245,6 +258,7 @@ class Server(Hearing):
 
     def _adopt(self, runner: Runner, timeout: float) -> None:
         deadline = time.monotonic() + timeout
+        self._runner = runner
         self._session = runner.run(
             exec_line(self._mark),
             on_stdout=self._on_stdout,
@@ -434,7 +448,9 @@ class Server(Hearing):
     def close(self) -> None:
         """Let go of the session; a server that still runs lives on for ``grace`` seconds. Idempotent."""
         self._closing.set()
-        session = self._session
+        session, files = self._session, self._files
+        if files:
+            files.close()
         if session:
             session.write_eof()
             session.close()
@@ -467,3 +483,7 @@ class Server(Hearing):
     def _say(self, **message: Any) -> None:
         if self._session:
             self._session.write(line(message))
+
+
+def _sftp(runner: Runner | None) -> Sftp | None:
+    return Sftp(runner) if isinstance(runner, Subsystems) else None

@@ -127,6 +127,7 @@ class Service:
             self.started.update(protocol=PROTOCOL, pid=self.server, supervisor=os.getpid(), argv=shown)
             self.started.update(python=sys.executable, node=node(), nowhere=self.nowhere)
             self.started.update(libraries=os.environ.get("LD_LIBRARY_PATH", ""))
+            self.started.update(depot=self.depot.path if self.depot else "")
             if self.place:
                 self.started.update(id=self.place.id, place=self.place.path)
                 self.place.write(self.record_of())

@@ -278,6 +278,11 @@ class Supervisor(Service):
             data = binascii.a2b_base64(message["data"])
             self.depot.try_to(self.depot.put, message["name"], data, message["last"], message["runs"])
 
+    def do_place(self, message: dict[str, Any]) -> None:
+        """Give a file its name that the client has written by itself, as ``part``."""
+        if self.depot and not self.depot.fault:
+            self.depot.try_to(self.depot.place, message["name"], message["part"], message["runs"])
+
     def do_link(self, message: dict[str, Any]) -> None:
         """Store a symbolic link to another name."""
         if self.depot and not self.depot.fault:

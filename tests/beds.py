@@ -96,6 +96,7 @@ class Knobs:
     permit_open: tuple[str, ...] | None = None
     permit_listen: tuple[str, ...] | None = None
     max_sessions: int = 10
+    sftp: bool = True
     rekey: int = 0
 
     def directives(self) -> dict[str, str]:
@@ -115,7 +116,11 @@ class Knobs:
             "PermitListen": "any" if self.permit_listen is None else " ".join(self.permit_listen) or "none",
             "MaxSessions": str(self.max_sessions),
             "MaxStartups": "200",  # many tests connect at once; the default drops some by chance
-        } | ({"RekeyLimit": str(self.rekey)} if self.rekey else {})
+        } | self._optional()
+
+    def _optional(self) -> dict[str, str]:
+        found = {"RekeyLimit": str(self.rekey)} if self.rekey else {}
+        return found | ({"Subsystem": "sftp internal-sftp"} if self.sftp else {})
 
 
 @dataclass(frozen=True)
@@ -313,6 +318,7 @@ def embedded(knobs: Knobs, key: Key, directory: Path, **settings: Any) -> Iterat
         "permit_open": knobs.permit_open,
         "permit_listen": knobs.permit_listen,
         "max_sessions": knobs.max_sessions,
+        "sftp": knobs.sftp,
         "home": home,
         "options": options,
     }

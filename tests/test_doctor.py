@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="programs and termina
 
 CHECKS = [
     "this machine", "name", "port", "host key", "login", "round trip", "forwarding", "sockets",
-    "as a gateway", "server", "your servers",
+    "as a gateway", "files", "server", "your servers",
 ]  # fmt: skip
 
 
@@ -57,13 +57,16 @@ def test_machine_that_is_well(machine: Machine) -> None:
 
 def test_what_is_forbidden_is_told(machine_with: Callable[..., Machine]) -> None:
     """Forwarding that is off stops a tunnel; sockets and listening that are off do not."""
-    machine = machine_with(local_forward=False, remote_forward=False, streamlocal=False)
+    machine = machine_with(local_forward=False, remote_forward=False, streamlocal=False, sftp=False)
     found = examine(machine, code=1)
     assert found["forwarding"][0] == "bad"
     assert "AllowTcpForwarding" in found["forwarding"][2]
     assert found["sockets"][0] == "note"
     assert "AllowStreamLocalForwarding" in found["sockets"][2]
     assert found["as a gateway"][0] == "note"
+    assert found["files"][0] == "note"
+    assert "no SFTP" in found["files"][1]
+    assert "Subsystem" in found["files"][2]
     assert found["server"][0] in ("good", "note")
     assert "on port" in found["server"][1]
 

@@ -10,13 +10,14 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import apps
-from beds import Machine, until
+from beds import Knobs, Machine, until
 from bokeh_ssh import (
     DirectTunnel,
     Event,
@@ -32,6 +33,7 @@ from bokeh_ssh import (
 )
 from bokeh_ssh._bundle import Bundle
 from bokeh_ssh._depot import Depot
+from bokeh_ssh._server import Server
 
 if os.name != "posix":
     pytest.skip("the remote side is a POSIX system", allow_module_level=True)
@@ -165,6 +167,106 @@ def test_gateway_host_is_brought_the_app(shape_c: Any, project: Path) -> None:
         assert listing(shape_c.gateway, "brought") == {}
 
 
+# --- how it goes there
+
+
+class Orders(list[dict[str, Any]]):
+    """What supervisors were told to do with files, by tunnels of this process."""
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [order for order in self if order["do"] == kind]
+
+
+@pytest.fixture
+def orders(monkeypatch: pytest.MonkeyPatch) -> Orders:
+    """Note them."""
+    found, plain = Orders(), Server.order
+
+    def order(server: Server, **message: Any) -> None:
+        found.append(message)
+        plain(server, **message)
+
+    monkeypatch.setattr(Server, "order", order)
+    return found
+
+
+def test_contents_go_over_sftp(machine: Machine, project: Path, orders: Orders) -> None:
+    """What is in files goes over SFTP, and none of it through the supervisor, which only gives it its place;
+    executable files stay so, and no part of a file is left beside the app."""
+    app = project.rename(project.with_name("oversftp"))
+    (app / "tool").write_text("#!/bin/sh\n")
+    (app / "tool").chmod(0o755)
+    with tunnel_to(machine, app, isolate=False) as tunnel:
+        assert text_of(tunnel) == "first data"
+        there = listing(machine, "oversftp")
+        assert there["oversftp/tool"] == "0o100700"
+        assert there["oversftp/data/it.txt"] == "0o100600"
+        left = machine.execute(f"find / -xdev -name '{orders.of('place')[0]['part']}' 2> /dev/null").stdout
+        assert left == ""
+    files = {f"oversftp/{name}" for name in (".gitignore", "data/it.txt", "helper.py", "main.py", "tool")}
+    assert {order["name"] for order in orders.of("place")} == files
+    assert not orders.of("put")
+
+
+SERVER = "/usr/lib/openssh/sftp-server"
+
+
+@pytest.mark.parametrize(
+    ("subsystem", "placed"),
+    [
+        (None, 0),
+        (f"{SERVER} -R", 0),
+        (f"echo Welcome; exec {SERVER}", 0),
+        ("chroot /opt /bin/true", 0),
+        (f"stdbuf -o0 head -c 200000 | {SERVER}", 4),
+        (f"ulimit -f 100; exec {SERVER}", 4),
+    ],
+    ids=["none", "read-only", "start file that prints", "ends at once", "ends midway", "full"],
+)
+def test_without_sftp_it_arrives_all_the_same(
+    container: Callable[..., Machine], project: Path, orders: Orders, subsystem: str | None, placed: int
+) -> None:
+    """Where SFTP is not to be had, is of no use or breaks off, the rest goes by the server's own session."""
+    directives = {"Subsystem": f"sftp {subsystem}"} if subsystem else None
+    machine = container(Knobs(sftp=False), directives=directives)
+    app = project.rename(project.with_name("anyway"))
+    (app / "z-large").write_bytes(os.urandom(600_000))
+    events: list[Event] = []
+    with tunnel_to(machine, app, isolate=False, on_event=events.append) as tunnel:
+        assert text_of(tunnel) == "first data"
+        there = machine.execute("sha256sum $(find /tmp -path '*/anyway/z-large')").stdout.split()[0]
+        assert there == sha256((app / "z-large").read_bytes()).hexdigest()
+        assert machine.execute("find /tmp -name '.bokeh-ssh-*'").stdout == ""
+    names = {order["name"] for order in orders.of("put")}
+    assert len(orders.of("place")) == placed
+    assert "anyway/z-large" in names
+    assert len(names) == 5 - placed
+    told = [event for event in events if isinstance(event, Uploading)]
+    assert [event.sent for event in told] == sorted(event.sent for event in told)
+    assert told[-1].sent == told[-1].size
+
+
+def test_one_session_is_enough(machine_with: Callable[..., Machine], project: Path, orders: Orders) -> None:
+    """A server that allows one session on a connection is given none for SFTP."""
+    app = project.rename(project.with_name("single"))
+    with tunnel_to(machine_with(max_sessions=1), app, isolate=False) as tunnel:
+        assert text_of(tunnel) == "first data"
+    assert len(orders.of("put")) == 4
+    assert not orders.of("place")
+
+
+def test_full_disk_is_told_with_its_reason(container: Callable[..., Machine], project: Path) -> None:
+    """What neither way can store is an error with the file's name and the system's reason."""
+    machine = container(Knobs(sftp=False), directives={"Subsystem": f"sftp ulimit -f 100; exec {SERVER}"})
+    (project / "z-large").write_bytes(os.urandom(600_000))
+    with (
+        pytest.raises(UploadError, match=r"my app/z-large: File too large"),
+        tunnel_to(machine, project, setup="ulimit -f 100"),
+    ):
+        pass
+    until(lambda: listing(machine, "my app") == {}, what="nothing to be left")
+
+
 # --- what becomes of it
 
 
@@ -253,7 +355,9 @@ def test_nothing_is_stored_outside(tmp_path: Path, name: str) -> None:
 # --- changes
 
 
-def test_changes_follow_and_the_server_takes_them(embedded: Callable[..., Machine], project: Path) -> None:
+def test_changes_follow_and_the_server_takes_them(
+    embedded: Callable[..., Machine], project: Path, orders: Orders
+) -> None:
     """With ``dev`` what is saved, added and removed here is so there too, Bokeh starts itself anew with it at
     the same address, and what is saved while the line is down comes with the line."""
     machine = embedded()
@@ -283,12 +387,18 @@ def test_changes_follow_and_the_server_takes_them(embedded: Callable[..., Machin
         (app / "data" / "more.txt").unlink()
         until(lambda: updated("devapp/data/more.txt", removed=True), what="the removal is told")
         assert "devapp/data/more.txt" not in listing(machine, "devapp")
+        assert len(orders.of("place")) == 4  # little goes where it can go at once
+        (app / "data" / "big").write_bytes(b"x" * 2_000_000)
+        until(lambda: updated("devapp/data/big"), what="the big one is told")
+        assert orders.of("place")[4]["name"] == "devapp/data/big"
         server: Any = machine.server
         server.drop_connections()
         (app / "data" / "it.txt").write_text("later")
+        (app / "data" / "big").write_bytes(b"y" * 2_000_000)
         until(lambda: any(isinstance(event, Reconnected) for event in events), timeout=30, what="the line")
         until(lambda: updated("devapp/data/it.txt"), timeout=30, what="the change to arrive")
         assert text_of(tunnel) == "second later"
+        until(lambda: len(orders.of("place")) > 5, what="the big one to follow")
     assert not [
         thread for thread in threading.enumerate() if "mirror" in thread.name or thread.name == "watch"
     ]
@@ -373,11 +483,10 @@ def test_what_is_not_there_is_refused_at_once(tmp_path: Path, monkeypatch: pytes
         DirectTunnel("example.org", app="a/x.py", upload=True, dev=True)
 
 
-def test_big_file_comes_whole_while_little_is_under_way(
-    embedded: Callable[..., Machine], tmp_path: Path
-) -> None:
-    """Files of all sizes arrive byte for byte, those at the edges of a message too."""
-    machine = embedded()
+@pytest.mark.parametrize("sftp", [True, False])
+def test_big_file_comes_whole(embedded: Callable[..., Machine], tmp_path: Path, sftp: bool) -> None:
+    """Files of all sizes arrive byte for byte, those at the edges of a message too, with SFTP and without."""
+    machine = embedded(Knobs(sftp=sftp))
     data = tmp_path / "data"
     data.mkdir()
     for size in (0, 1, (96 << 10) - 1, 96 << 10, (96 << 10) + 1, 3_000_000):
@@ -395,8 +504,6 @@ def test_big_file_comes_whole_while_little_is_under_way(
             """
         )
     )
-    from hashlib import sha256
-
     sums = " ".join(sha256(path.read_bytes()).hexdigest() for path in sorted(data.iterdir()))
     with tunnel_to(machine, script, bring=str(data)) as tunnel:
         assert text_of(tunnel) == sums

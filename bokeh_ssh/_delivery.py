@@ -1,0 +1,167 @@
+"""Brings files to where a server runs: their contents over SFTP, their places by its supervisor's hand.
+
+A file is written beside the folders first, and gets its name when all of it is there; nobody meets half a
+file. What SFTP does not carry goes in messages over the server's own session, which every machine has: where
+there is no SFTP, or no second session (MaxSessions), or one that sees other folders than the server does; and
+where something goes wrong, since a message comes back with the reason in words.
+"""
+
+from __future__ import annotations
+
+import base64
+import collections
+import contextlib
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, BinaryIO, Protocol
+
+from bokeh_ssh._bundle import Item
+from bokeh_ssh._errors import UploadError
+from bokeh_ssh._sftp import Sftp, SftpError
+
+log = logging.getLogger("bokeh_ssh.upload")
+
+_CHUNK = 96 << 10  # bytes of a file in one message
+_STEP = 256 << 10  # bytes after which the far side is asked how far it is
+_AHEAD = 16  # such steps that may be under way
+_EACH = 512  # what a message costs besides its bytes
+_SILENCE = 30.0  # seconds without any progress
+
+_numbers = itertools.count(1)
+
+
+class Depository(Protocol):
+    """What takes files: a server there."""
+
+    @property
+    def host(self) -> str: ...
+    @property
+    def depot(self) -> str: ...
+    def files(self) -> Sftp | None: ...
+    def order(self, **message: Any) -> None: ...
+    def mark(self) -> int: ...
+    def arrived(self, mark: int, timeout: float) -> None: ...
+
+
+def deliver(
+    to: Depository,
+    changed: Iterable[Item],
+    removed: Iterable[str] = (),
+    *,
+    told: Callable[[int], object] = lambda sent: None,
+    files: Sftp | None = None,
+) -> None:
+    """Have all of it there.
+
+    :param changed: what is to be there, as it is here now; what has vanished here is passed over
+    :param removed: names that are to be there no longer
+    :param told: gets how many bytes have arrived, now and then
+    :param files: the session for what is in the files, closed afterwards; None sends it in messages
+    :raises UploadError: if something cannot be read here, or stored there
+    :raises ConnectionLostError: if the line goes down
+    """
+    left = {item.name: item for item in changed}
+    for name in removed:
+        to.order(do="drop", name=name)
+    before = 0  # bytes that are there when the messages begin
+
+    def tell(sent: int) -> None:
+        told(before + sent)
+
+    if files:
+        with contextlib.closing(files):
+            before = _over_sftp(to, files, left, tell)
+    _in_messages(to, left.values(), tell)
+
+
+def _over_sftp(to: Depository, files: Sftp, left: dict[str, Item], told: Callable[[int], object]) -> int:
+    """Write what is in the files, as far as that goes; what is there is taken from ``left``.
+
+    :returns: the bytes of those that are there
+    """
+    begun: dict[str, str] = {}
+    there = 0
+
+    def opened() -> Iterator[tuple[Item, bytes, BinaryIO]]:
+        for item in [item for item in left.values() if not item.link]:
+            file = _open(item)
+            if file:
+                begun[item.name] = part = f".bokeh-ssh-part-{next(_numbers)}"
+                yield item, f"{to.depot}/{part}".encode("utf-8", "surrogateescape"), file
+
+    def done(item: Item) -> None:
+        nonlocal there
+        to.order(do="place", part=begun.pop(item.name), name=item.name, runs=item.runs)
+        there += item.size
+        del left[item.name]
+
+    try:
+        files.put(opened(), done=done, told=told)
+    except SftpError as exc:
+        log.info("%s: SFTP: %s; files go over the server's session", to.host, exc)
+    except OSError as exc:
+        raise _unreadable(exc.filename, exc) from exc
+    finally:
+        for part in begun.values():
+            to.order(do="drop", name=part)
+    return there
+
+
+def _in_messages(to: Depository, items: Iterable[Item], told: Callable[[int], object]) -> None:
+    """Send it, and wait until that and all that was ordered before is done."""
+    under_way: collections.deque[tuple[int, int]] = collections.deque()
+    sent = since = 0
+
+    def mark(most: int) -> None:
+        under_way.append((to.mark(), sent))
+        while len(under_way) > most:
+            number, size = under_way.popleft()
+            to.arrived(number, _SILENCE)
+            told(size)
+
+    for item in items:
+        for message, count in _messages(item):
+            to.order(**message)
+            sent += count
+            since += count + _EACH
+            if since >= _STEP:
+                since = 0
+                mark(_AHEAD)
+    mark(0)
+
+
+def _messages(item: Item) -> Iterator[tuple[dict[str, Any], int]]:
+    """Say what makes an item there; with the bytes of each."""
+    if item.link:
+        yield {"do": "link", "name": item.name, "to": item.link}, 0
+        return
+    file = _open(item)
+    if file is None:
+        return
+    with file:
+        last = False
+        while not last:
+            try:
+                data = file.read(_CHUNK)
+            except OSError as exc:
+                raise _unreadable(item.path, exc) from exc
+            last = len(data) < _CHUNK
+            text = base64.b64encode(data).decode("ascii")
+            message = {"do": "put", "name": item.name, "data": text, "last": last, "runs": item.runs}
+            yield message, len(data)
+
+
+def _open(item: Item) -> BinaryIO | None:
+    """Open a file; None if it has gone since we looked, which who watches sees."""
+    try:
+        return item.path.open("rb")
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise _unreadable(item.path, exc) from exc
+
+
+def _unreadable(path: object, exc: OSError) -> UploadError:
+    msg = f"{path} cannot be read ({exc.strerror})"
+    return UploadError(msg, hint="name the files that the app needs, or have it ignored")
