@@ -16,7 +16,6 @@ from typing import Literal
 
 from bokeh_ssh._connection import Connection
 from bokeh_ssh._endpoint import Origin
-from bokeh_ssh._entrance import bind
 from bokeh_ssh._errors import (
     BokehSSHError,
     ForwardError,
@@ -29,6 +28,7 @@ from bokeh_ssh._errors import (
 )
 from bokeh_ssh._events import Authenticated, Connecting, Event, HostKeyAdded, HostKeyVerified
 from bokeh_ssh._handshake import connect
+from bokeh_ssh._listener import bind
 from bokeh_ssh._private import private_directory, private_socket, published
 from bokeh_ssh._remote import is_exposed
 from bokeh_ssh._route import find_route

@@ -30,7 +30,8 @@ from bokeh_ssh._errors import (
     TargetUnreachableError,
 )
 from bokeh_ssh._fork import in_child
-from bokeh_ssh._pump import Pump, reset
+from bokeh_ssh._pipe import reset
+from bokeh_ssh._pump import Pump
 from bokeh_ssh._route import Hop
 from bokeh_ssh._session import Session
 from bokeh_ssh._stream import Stream

@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable
 
 from bokeh_ssh._guard import MOST, Guard, refusal
-from bokeh_ssh._pump import Pump, reset
+from bokeh_ssh._pipe import reset
+from bokeh_ssh._pump import Pump
 
 log = logging.getLogger("bokeh_ssh.forward")
 

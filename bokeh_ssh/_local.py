@@ -9,11 +9,12 @@ from typing import Any
 
 from bokeh_ssh._connection import Connection
 from bokeh_ssh._endpoint import Endpoint, check_instead, check_path, short
-from bokeh_ssh._entrance import bind, enter
+from bokeh_ssh._entrance import enter
 from bokeh_ssh._errors import TargetUnreachableError, UsageError
 from bokeh_ssh._events import Event, OnEvent, Warned
 from bokeh_ssh._forwardspec import Listen
 from bokeh_ssh._link import Link
+from bokeh_ssh._listener import bind
 from bokeh_ssh._localsocket import bind as bind_socket
 from bokeh_ssh._localsocket import check_here
 from bokeh_ssh._remotesocket import check_forbidden

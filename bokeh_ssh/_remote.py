@@ -16,8 +16,8 @@ from bokeh_ssh._errors import ConnectionLostError, ForwardError, GatewayExposedE
 from bokeh_ssh._events import OnEvent
 from bokeh_ssh._link import Link
 from bokeh_ssh._localsocket import check_here
+from bokeh_ssh._pipe import Pipe
 from bokeh_ssh._private import named_socket
-from bokeh_ssh._pump import Pipe
 from bokeh_ssh._remotesocket import listening_at
 from bokeh_ssh._stream import Stream
 from bokeh_ssh._target import Host, as_host, check_host, check_port

@@ -13,7 +13,7 @@ from bokeh_ssh import _client, _notebook
 from bokeh_ssh._attach import Found, ask, check_owner, find_route, look, wait_until_ready
 from bokeh_ssh._connection import Connection
 from bokeh_ssh._endpoint import Endpoint
-from bokeh_ssh._entrance import Entrance, bind, enter
+from bokeh_ssh._entrance import Entrance, enter
 from bokeh_ssh._errors import (
     BokehSSHError,
     ForwardError,
@@ -28,6 +28,7 @@ from bokeh_ssh._errors import (
 from bokeh_ssh._events import Attached, Event, OnEvent, ServerExited, ServerTaken, Warned
 from bokeh_ssh._guard import Guard
 from bokeh_ssh._link import Link
+from bokeh_ssh._listener import bind
 from bokeh_ssh._local import Passage
 from bokeh_ssh._mirror import Mirror
 from bokeh_ssh._sentry import watching

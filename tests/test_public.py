@@ -319,7 +319,7 @@ def test_paramiko_has_the_names_that_the_login_uses(stock: paramiko.Transport) -
 
 def test_sshtunnel_has_the_names_that_the_forwarder_overrides() -> None:
     """Every name of ``SSHTunnelForwarder`` that our subclass overrides is there and is called."""
-    tree = ast.parse((PACKAGE / "_entrance.py").read_text(encoding="utf-8"))
+    tree = ast.parse((PACKAGE / "_listener.py").read_text(encoding="utf-8"))
     [node] = [n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and n.name == "Forwarder"]
     ours = {n.name for n in node.body if isinstance(n, ast.FunctionDef)}
     ours |= {
@@ -331,7 +331,7 @@ def test_sshtunnel_has_the_names_that_the_forwarder_overrides() -> None:
     source = inspect.getsource(sshtunnel.SSHTunnelForwarder)
     for name in ours - {"__init__", "__str__", "__repr__", "__del__", "_stop_transport"}:
         assert re.search(rf"(self|cls|SSHTunnelForwarder)\.{name}\b", source), name
-    for name in private_names("_entrance", "Forwarder"):
+    for name in private_names("_listener", "Forwarder"):
         assert re.search(rf"self\.{name}\b", source), name
 
 
