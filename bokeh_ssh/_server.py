@@ -3,30 +3,15 @@
 from __future__ import annotations
 
 import re
-import secrets
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
 
-from bokeh_ssh._cargo import program
-from bokeh_ssh._command import errand, exec_line, opening
-from bokeh_ssh._diagnosis import Findings, refused
-from bokeh_ssh._errors import BokehSSHError, ConnectionLostError, LaunchError, UploadError
-from bokeh_ssh._events import (
-    Launched,
-    Launching,
-    OnEvent,
-    ServerExited,
-    Warned,
-    ignore,
-)
-from bokeh_ssh._hearing import Hearing
-from bokeh_ssh._launch import Launch, line
-from bokeh_ssh._report import Reader, Tail
-from bokeh_ssh._runner import Runner, Session, Signals, Subsystems
-from bokeh_ssh._sftp import Sftp
-from bokeh_ssh._signing import new_key
+from bokeh_ssh._diagnosis import refused
+from bokeh_ssh._dialogue import Dialogue
+from bokeh_ssh._errors import BokehSSHError, ConnectionLostError, LaunchError
+from bokeh_ssh._events import Launched, Launching, OnEvent, Warned, ignore
+from bokeh_ssh._launch import Launch
+from bokeh_ssh._runner import Runner, Session, Signals
 from bokeh_ssh._ticket import Ticket
 from bokeh_ssh._wait import wait, wait_for
 
@@ -36,29 +21,12 @@ __all__ = ["Launch", "Runner", "Server", "Session", "Ticket"]
 _ABORT = 1.5
 
 
-class Server(Hearing):
+class Server(Dialogue):
     """A Bokeh server on the remote machine, started by us. Made by :meth:`start`, or by :meth:`adopt`.
 
     It ends with :meth:`stop`; or, once the session has been down or silent for ``grace`` seconds, by itself,
     unless it was adopted again meanwhile, or is one that was left running by :meth:`detach`.
     """
-
-    def __init__(self, host: str, launch: Launch, on_event: OnEvent) -> None:
-        super().__init__(host, launch, on_event)
-        self.key = launch.env.get("BOKEH_SECRET_KEY", "") or new_key() if launch.sign else ""
-        self._token = secrets.token_hex(16)
-        self._mark = secrets.token_hex(16)
-        self._marks = 0
-        self._asks: Ticket | None = None  # what is to be adopted
-        self._reader = Reader(self._mark)
-        self._stderr = Tail()  # of what runs before the server: start files, setup
-        self._runner: Runner | None = None
-        self._session: Session | None = None
-        self._files: Sftp | None = None  # opened ahead
-        self._over = False  # the session is
-        self._session_status: int | None = None
-        self._closing = threading.Event()
-        self._pulse = threading.Thread(target=self._keep_lease, name=f"bokeh-ssh lease {host}", daemon=True)
 
     def __repr__(self) -> str:
         state = "ended" if self.ended.is_set() else self._stage
@@ -106,32 +74,16 @@ class Server(Hearing):
     def _start(self, runner: Runner, bring: Callable[[Server], object]) -> None:
         deadline = time.monotonic() + self.launch.timeout
         self._tell(Launching(host=self.host, command=self._argv))
-        self._runner = runner
-        self._session = runner.run(
-            exec_line(self._mark),
-            on_stdout=self._on_stdout,
-            on_stderr=self._on_stderr,
-            on_exit=self._on_exit,
-            timeout=max(0.1, self.launch.timeout),
-        )
-        if self.launch.brings:
-            self._files = _sftp(runner)  # it opens while the supervisor starts
-        self._answer_hello()
+        self._begin(runner, self.launch.timeout)
         self._pulse.start()
         if self.launch.brings:
-            if not self._wait_for_stage("depot", deadline):
+            if not self._reaches("depot", deadline):
                 raise self._findings().error()
             bring(self)
             self._say(do="go")
             deadline = time.monotonic() + self.launch.timeout
-        with self._changed:
-            done = wait_for(
-                self._changed,
-                lambda: self._stage == "ready" or self._failed or self._exited or self._over,
-                deadline - time.monotonic(),
-            )
-        if self._stage != "ready":
-            if done:  # what else it wrote is on its way
+        if not self._reaches("ready", deadline):
+            if self._is_past():  # what else it wrote is on its way
                 with self._changed:
                     wait_for(self._changed, lambda: self._over, 2)
             raise self._findings().error()
@@ -142,59 +94,6 @@ class Server(Hearing):
                 # Bokeh 3.10 takes the route for a regular expression, and matches it with the quoted path.
                 text = f"Bokeh cannot serve {route}: rename the app, with plain letters, digits, - and _ only"
                 self._tell(Warned(host=self.host, text=text))
-
-    def _wait_for_stage(self, stage: str, deadline: float) -> bool:
-        with self._changed:
-            wait_for(
-                self._changed,
-                lambda: self._stage == stage or self._failed or self._over,
-                deadline - time.monotonic(),
-            )
-            return self._stage == stage and not self._failed and not self._over
-
-    # --- what it is brought
-
-    def order(self, **message: Any) -> None:
-        """Tell the supervisor what to do with a file (its ``do_put`` and the like); never blocks."""
-        self._say(**message)
-
-    def files(self) -> Sftp | None:
-        """Open a session to write files below :attr:`depot`, where there are such; whoever asks closes it."""
-        files, self._files = self._files, None
-        if files is None and self.depot:
-            files = _sftp(self._runner)
-        return files
-
-    def mark(self) -> int:
-        """Have the supervisor say when it has done what was ordered; gives a number for :meth:`arrived`."""
-        self._marks += 1
-        self._say(do="sync", number=self._marks)
-        return self._marks
-
-    def arrived(self, mark: int, timeout: float) -> None:
-        """Wait until what was ordered before that mark is done.
-
-        :param timeout: seconds
-        :raises UploadError: if something could not be stored
-        :raises ConnectionLostError: if the line goes down, or the supervisor is silent for that long
-        """
-        with self._changed:
-            wait_for(
-                self._changed,
-                lambda: self._synced >= mark or self._fault or self._over or self._failed,
-                timeout,
-            )
-            fault, self._fault = self._fault, ""
-        if fault:
-            msg = f"a file could not be stored there ({fault})"
-            raise UploadError(msg, host=self.host, hint="see whether the disk there is full")
-        if self._synced >= mark:
-            return
-        if self._failed or self._exited:
-            raise self._findings().error()
-        why = "the connection ended" if self._over else f"nothing was heard for {timeout:g} s"
-        msg = f"{why} while files were brought there"
-        raise ConnectionLostError(msg, host=self.host, hint="try again")
 
     # --- coming back
 
@@ -258,22 +157,8 @@ class Server(Hearing):
 
     def _adopt(self, runner: Runner, timeout: float) -> None:
         deadline = time.monotonic() + timeout
-        self._runner = runner
-        self._session = runner.run(
-            exec_line(self._mark),
-            on_stdout=self._on_stdout,
-            on_stderr=self._on_stderr,
-            on_exit=self._on_exit,
-            timeout=max(0.1, timeout),
-        )
-        self._answer_hello()
-        with self._changed:
-            wait_for(
-                self._changed,
-                lambda: self._stage == "ready" or self._failed or self._over,
-                deadline - time.monotonic(),
-            )
-        if self._stage != "ready":
+        self._begin(runner, timeout)
+        if not self._reaches("ready", deadline):
             raise self._refusal(timeout)
         self._pulse.start()
 
@@ -325,73 +210,6 @@ class Server(Hearing):
         self.close()
         return ticket
 
-    # --- what goes along with it
-
-    @property
-    def along(self) -> dict[str, Any]:
-        """What the program that goes along with it has said of itself; empty where there is none."""
-        return {} if self._along_ended else self._along
-
-    def accompany(self, argv: Sequence[str], env: Mapping[str, str], timeout: float) -> dict[str, Any]:
-        """Have the supervisor run a program beside the server, in its environment; it ends with the server.
-
-        Where one runs already, nothing is started.
-
-        :param env: more variables for it
-        :param timeout: seconds until it must have said something of itself: a JSON object, on a line of its
-            standard output
-        :returns: that; empty where it has said nothing
-        """
-        self._set(_along={}, _along_ended=False)
-        self._say(do="accompany", argv=list(argv), env=dict(env))
-        with self._changed:
-            wait_for(self._changed, lambda: self._along or self._along_ended or self._over, timeout)
-            return self._along
-
-    def _findings(self, **other: Any) -> Findings:
-        return Findings(
-            host=self.host,
-            launch=self.launch,
-            stage=self._stage,
-            argv=self._argv,
-            failed=self._failed,
-            tried=self._tried,
-            over=self._over,
-            status=self._session_status,
-            exited=self._exited,
-            exit_status=self.exit_status,
-            log=self.log,
-            before=self._reader.noise.lines + self._stderr.lines,
-            **other,
-        )
-
-    def _answer_hello(self) -> None:
-        """Send everything once the hello has come and the session is known, whichever comes last."""
-        with self._changed:
-            session = self._session
-            if session is None or self._stage != "shell" or self._closing.is_set():
-                return
-            self._stage = "python"
-        if self._asks:
-            session.write(self._errand(self._asks))
-        else:
-            session.write(opening(self.launch, self._mark, program("supervisor"), self._token, self.key))
-
-    def _errand(self, ticket: Ticket) -> bytes:
-        pythons = dict.fromkeys(filter(None, (ticket.python, self.launch.python, "python3", "python")))
-        order = {
-            "do": "adopt",
-            "mark": self._mark,
-            "id": ticket.id,
-            "token": ticket.token,
-            "node": ticket.node,
-            "grace": self.launch.grace,
-            "lease": self.launch.lease,
-            "timeout": 10,
-        }
-        env, text = self.launch.env, program("errand")
-        return errand(list(pythons), env, self._mark, text, line(order), ticket.libraries)
-
     def cancel(self) -> None:
         """End what a start has started so far, as well as can be done within a moment; idempotent."""
         self._stopping = True
@@ -405,26 +223,6 @@ class Server(Hearing):
                     session.signal("KILL")
         finally:
             self.close()
-
-    # --- while it runs
-
-    @property
-    def lost(self) -> bool:
-        """Whether the session went down before the server was seen to end."""
-        return (self._over or self.taken) and not self._exited and not self._parted
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it has ended or the session is down; False if neither within ``timeout`` seconds."""
-        return self.ended.wait(timeout)
-
-    def heartbeat(self) -> None:
-        """Tell the supervisor that we are there. A thread of ours does it often enough."""
-        if self._stage in ("depot", "server", "ready"):
-            self._say(do="lease")
-
-    def _keep_lease(self) -> None:
-        while not self._closing.wait(max(0.1, self.launch.lease / 3)) and not self._over:
-            self.heartbeat()
 
     # --- ending
 
@@ -444,46 +242,3 @@ class Server(Hearing):
             return self._gone.is_set() and not self.lost
         finally:
             self.close()
-
-    def close(self) -> None:
-        """Let go of the session; a server that still runs lives on for ``grace`` seconds. Idempotent."""
-        self._closing.set()
-        session, files = self._session, self._files
-        if files:
-            files.close()
-        if session:
-            session.write_eof()
-            session.close()
-        if self._pulse.is_alive() and self._pulse is not threading.current_thread():
-            self._pulse.join(2)
-
-    # --- what the connection brings, on its own thread
-
-    def _on_stdout(self, data: bytes) -> None:
-        for message in self._reader.feed(data):
-            self._hear(message)
-
-    def _on_stderr(self, data: bytes) -> None:
-        self._stderr.feed(data)
-
-    def _on_exit(self, status: int | None) -> None:
-        told = self._stage == "ready" and not self._exited and not self._stopping and status is not None
-        told = told and not self.taken and not self._parted and not self._closing.is_set()
-        self._set(_over=True, _session_status=status)
-        self._gone.set()
-        self.ended.set()
-        if told:  # the supervisor was killed, and its keeper ends the server
-            self._tell(ServerExited(host=self.host, exit_status=None))
-
-    def _heard_hello(self, _: dict[str, Any]) -> None:
-        if self._stage == "login":
-            self._set(_stage="shell")
-            self._answer_hello()
-
-    def _say(self, **message: Any) -> None:
-        if self._session:
-            self._session.write(line(message))
-
-
-def _sftp(runner: Runner | None) -> Sftp | None:
-    return Sftp(runner) if isinstance(runner, Subsystems) else None
