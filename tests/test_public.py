@@ -127,6 +127,15 @@ def test_error_tree_is_as_drawn() -> None:
 # The cost of importing, and what importing leaves alone.
 
 
+def test_map_shows_every_room() -> None:
+    """The map of the code for contributors has every module, and none that is no more."""
+    text = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(_[a-z]\w*)`", text)) - {"_lose", "_repr_html_"}
+    modules = {path.stem for path in PACKAGE.glob("_*.py")} - {"__init__", "__main__"}
+    assert modules - named == set()
+    assert {name for name in named if not name.startswith("__")} - modules == set()
+
+
 def test_import_is_cheap() -> None:
     """Importing bokeh_ssh, or making a record of it, loads neither paramiko nor sshtunnel nor asyncssh."""
     done = run(
