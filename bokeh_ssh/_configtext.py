@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import getopt
 import os
 import re
+import shlex
 import socket
 from collections.abc import Mapping
 
@@ -175,6 +177,34 @@ def expand(text: str, tokens: Mapping[str, str], env: Mapping[str, str] | None =
         return env[name]
 
     return _SUBSTITUTE.sub(value, text)
+
+
+def as_jump(command: str) -> str | None:
+    """Read a ProxyCommand that is ``ssh -W %h:%p`` and nothing else as the target to jump through.
+
+    :returns: None if it is another command, or has options that a jump cannot follow
+    """
+    if set(command) & set("$`|;&<>(){}*?#\n"):
+        return None
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return None
+    words = words[1:] if words[:1] == ["exec"] else words
+    if not words or words[0].rpartition("/")[2] not in ("ssh", "ssh.exe"):
+        return None
+    try:
+        options, rest = getopt.gnu_getopt(words[1:], "qTxaknW:l:p:")
+    except getopt.GetoptError:
+        return None
+    said = dict(options[::-1])  # the first counts, as everywhere in ssh
+    if said.get("-W") not in ("%h:%p", "[%h]:%p") or len(rest) != 1 or rest[0].startswith("ssh://"):
+        return None
+    user, at, host = rest[0].rpartition("@")
+    user = said.get("-l", "") if not at else user
+    port = said.get("-p", "")
+    host = f"[{host}]:{port}" if port and ":" in host else f"{host}:{port}" if port else host
+    return f"{user}@{host}" if user else host
 
 
 def criteria(words: list[str]) -> list[tuple[str, bool, str]]:

@@ -16,6 +16,7 @@ from bokeh_ssh._connection import Connection
 from bokeh_ssh._dial import dial
 from bokeh_ssh._errors import (
     BokehSSHError,
+    ConnectError,
     ConnectTimeoutError,
     ProtocolError,
     RefusedError,
@@ -23,6 +24,7 @@ from bokeh_ssh._errors import (
 )
 from bokeh_ssh._events import Authenticated, Connecting, HostKeyVerified, OnEvent, ignore
 from bokeh_ssh._memory import Memory
+from bokeh_ssh._proxy import ProxySocket
 from bokeh_ssh._pump import Pump
 from bokeh_ssh._route import Hop, find_route
 from bokeh_ssh._target import Host
@@ -71,7 +73,7 @@ def connect(
 def _connect_hop(hop: Hop, under: Connection | None, on_event: OnEvent, memory: Memory) -> Connection:
     memory.begin()
     host = dataclasses.replace(hop.host, prompt=memory.wrap(hop.host.prompt))
-    via = under.name if under else ""
+    via = under.name if under else "its ProxyCommand" if hop.proxy_command else ""
     on_event(Connecting(host=hop.label, address=hop.hostname, port=hop.port, via=via))
     files = hop.known_hosts
     known = _hostkeys.known_algorithms(hop.known_as, hop.known_port, files)
@@ -133,6 +135,11 @@ def _handshake(
                 return transport
             cause = transport.get_exception()
             hung_up = finished and _hung_up(transport, cause)
+            ended = sock.ended() if isinstance(sock, ProxySocket) and hung_up else ""
+            if ended:
+                msg = f"its ProxyCommand ended before an SSH server answered ({ended})"
+                hint = "run that line of your ssh config in a shell, with the host and port put in"
+                raise ConnectError(msg, host=hop.label, hint=hint) from cause
         error = _handshake_error(hop, transport, cause, finished=finished, hung_up=hung_up)
         pause = random.uniform(0.2, 0.6) * 2**attempt  # noqa: S311  # jitter, not a secret
         if not hung_up or attempt == _HANG_UP_RETRIES or time.monotonic() + pause > deadline:
@@ -150,6 +157,8 @@ def _hung_up(transport: Transport, cause: BaseException | None) -> bool:
 
 
 def _reach(hop: Hop, under: Connection | None, timeout: float) -> socket.socket:
+    if under is None and hop.proxy_command:
+        return ProxySocket.start(hop.proxy_command, name=hop.label)
     if under is None:
         return dial(hop.hostname, hop.port, name=hop.label, timeout=timeout)
     try:

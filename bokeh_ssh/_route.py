@@ -45,6 +45,11 @@ class Hop:
         return None if self.config.host_key_alias else self.port
 
     @property
+    def proxy_command(self) -> str:
+        """The command that makes the connection, for the shell; empty where we dial."""
+        return self.config.proxy_command or ""
+
+    @property
     def own_known_hosts(self) -> tuple[str, ...]:
         """The account's own files with known host keys; the first one gets new keys."""
         if self.host.known_hosts is not None:
@@ -90,7 +95,10 @@ def find_hop(host: Host) -> Hop:
 
 def goes_its_own_way(host: Host) -> bool:
     """Tell whether ``jump`` or the ssh config says how to reach the host."""
-    return host.jump is not None or find_hop(host).config.proxy_jump is not None
+    if host.jump is not None:
+        return True
+    config = find_hop(host).config
+    return config.proxy_jump is not None or config.proxy_command is not None
 
 
 def find_route(host: Host) -> list[Hop]:

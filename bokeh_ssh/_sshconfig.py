@@ -46,7 +46,9 @@ class HostConfig:
     :param host_key_alias: in lower case; it stands in known_hosts without a port
     :param connect_timeout: seconds
     :param server_alive_interval: seconds; 0 turns the questions off
-    :param proxy_jump: the targets to go through, the first to dial first; ``()`` is ``ProxyJump none``
+    :param proxy_jump: the targets to go through, the first to dial first; ``()`` is ``ProxyJump none``. A
+        ``ProxyCommand`` that is ``ssh -W %h:%p`` and no more is one too: it needs no program
+    :param proxy_command: what the user's shell runs to be connected, its tokens expanded
     """
 
     hostname: str
@@ -62,6 +64,7 @@ class HostConfig:
     server_alive_interval: float | None = None
     server_alive_count: int | None = None
     proxy_jump: tuple[str, ...] | None = None
+    proxy_command: str | None = None
     compression: bool | None = None
 
 
@@ -187,7 +190,7 @@ class _Lookup:
         said = self.said.get("canonicalizehostname")
         mode = said.value if said else "no"
         cnames = self.said.get("canonicalizepermittedcnames")
-        direct = self.jump_given or not self._jumps()
+        direct = self.jump_given or not (self._jumps() or self._command())
         dots, domains = self.value("canonicalizemaxdots", int), self.value("canonicaldomains", tuple)
         applies = said is not None and mode != "no" and (direct or mode == "always")
         by_domain = applies and (
@@ -211,23 +214,25 @@ class _Lookup:
             return () if said or command else None
         return cast("tuple[str, ...]", said.value)
 
+    def _command(self) -> Said | None:
+        """Give the ProxyCommand that makes the connection, if one does.
+
+        OpenSSH before 10.3 took an earlier ``ProxyJump none`` as the end of it; later ones do not.
+        """
+        said = self.said.get("proxycommand")
+        return said if said and said.value != "none" and not self.jump_given and not self._jumps() else None
+
     def check_proxy(self) -> None:
-        """Refuse a command that is to make the connection.
+        """Refuse a command that would hand a descriptor over instead of copying.
 
         :raises ConfigError: if the config has one
         """
-        if self.jump_given or self._jumps():
-            return
-        # OpenSSH before 10.3 took an earlier "ProxyJump none" as the end of it, later ones do not: so it
-        # depends on the version who is connected to.
-        command = self.said.get("proxycommand")
-        if command and command.value != "none":
-            what = "ProxyCommand is not supported"
-            hint = "use ProxyJump or jump=, or give jump=() to connect directly"
-            raise self.error(command.where, what, hint)
         fdpass = self.said.get("proxyusefdpass")
-        if fdpass and fdpass.value and not command and self._jumps() is None:
+        if fdpass and fdpass.value and (self._command() or self._is_direct()):
             raise self.error(fdpass.where, "ProxyUseFdpass is not supported", "remove it, or use ProxyJump")
+
+    def _is_direct(self) -> bool:
+        return not self.jump_given and self._jumps() is None
 
     def check_refused(self) -> None:
         """Refuse what the config itself refuses, and a list of revoked keys that we cannot read.
@@ -243,6 +248,7 @@ class _Lookup:
     def result(self) -> HostConfig:
         """Put together what was said."""
         alias, timeout = self.value("hostkeyalias", str), self.value("connecttimeout", float)
+        jump, command = self._proxy()
         return HostConfig(
             hostname=self.host,
             user=self.value("user", str),
@@ -256,7 +262,8 @@ class _Lookup:
             connect_timeout=timeout or None,  # 0 is ssh's word for the system's own time-out
             server_alive_interval=self.value("serveraliveinterval", float),
             server_alive_count=self.value("serveralivecountmax", int),
-            proxy_jump=None if self.jump_given else self._proxy_jump(),
+            proxy_jump=jump,
+            proxy_command=command,
             compression=self.value("compression", bool),
         )
 
@@ -280,20 +287,31 @@ class _Lookup:
             return None
         return tuple(self.path(raw, said.where) for raw in cast("tuple[str, ...]", said.value))
 
-    def _proxy_jump(self) -> tuple[str, ...] | None:
-        said, jumps = self.said.get("proxyjump"), self._jumps()
-        if said is None or not jumps:
-            return jumps
+    def _proxy(self) -> tuple[tuple[str, ...] | None, str | None]:
+        """Give the machines to go through, and the command that makes the connection."""
+        if self.jump_given:
+            return None, None
+        said, keyword, jumps = self.said.get("proxyjump"), "ProxyJump", self._jumps()
+        command = self._command()
         # ssh makes a ProxyCommand of it, and so has tokens here.
         few = {key: value for key, value in self.tokens(self.host).items() if key in "hnpr"}
         try:
+            if command:
+                keyword = "ProxyCommand"
+                jump = _configtext.as_jump(str(command.value))
+                if jump is None:
+                    return None, _configtext.expand(str(command.value), few)
+                said, jumps = command, (jump,)
+            if said is None or not jumps:
+                return jumps, None
             expanded = tuple(_configtext.expand(jump, few) for jump in jumps)
             for jump in expanded:
                 parse_target(jump)
         except (UsageError, ValueError) as exc:
             reason = exc.message if isinstance(exc, UsageError) else str(exc)
-            raise self.error(said.where, f"ProxyJump: {reason}") from exc
-        return expanded
+            where = (command or said or Said("", "")).where
+            raise self.error(where, f"{keyword}: {reason}") from exc
+        return expanded, None
 
 
 def _local_user() -> str:

@@ -123,8 +123,8 @@ def test_on_a_terminal_and_as_json(embedded: Callable[..., Machine]) -> None:
 def test_name_that_means_nothing(tmp_path: Path) -> None:
     """A config that cannot be followed is told as what it is."""
     config = tmp_path / "config"
-    config.write_text("Host it\n  ProxyCommand nc %h %p\n")
+    config.write_text("Host it\n  ProxyUseFdpass yes\n")
     with Program("doctor", "it", "-F", str(config)) as program:
         assert program.end() == 1, program
     assert "bad\tname\t" in program.stdout
-    assert "ProxyCommand" in program.stdout
+    assert "ProxyUseFdpass" in program.stdout
