@@ -70,7 +70,9 @@ def examine(host: Host, serve: Serve, begin: Callable[[str], None]) -> Iterator[
     yield _check_port_here()
     try:
         names = [
-            f"{hop.label} is {hop.hostname}, port {hop.port}, user {hop.user}" for hop in find_route(host)
+            f"{hop.label} is {hop.hostname}, port {hop.port}, user {hop.user}"
+            + (", by its ProxyCommand" if hop.proxy_command else "")
+            for hop in find_route(host)
         ]
     except BokehSSHError as exc:
         yield _bad("name", exc)

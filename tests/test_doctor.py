@@ -120,6 +120,19 @@ def test_on_a_terminal_and_as_json(embedded: Callable[..., Machine]) -> None:
     assert {each["event"] for each in told} == {"finding"}
 
 
+def test_way_of_its_own_is_told(embedded: Callable[..., Machine], tmp_path: Path) -> None:
+    """A program that makes the connection is named, and what it says where it fails."""
+    machine = embedded()
+    config = tmp_path / "config"
+    command = "/bin/sh -c 'echo no way >&2; exit 3'"
+    config.write_text(machine.ssh_config("it") + f"  ProxyCommand {command}\n")
+    with Program("doctor", "it", "-F", str(config)) as program:
+        assert program.end() == 1, program
+    assert "user " + machine.user + ", by its ProxyCommand" in program.stdout
+    assert "bad\tport\t" in program.stdout
+    assert "status 3: no way" in program.stdout
+
+
 def test_name_that_means_nothing(tmp_path: Path) -> None:
     """A config that cannot be followed is told as what it is."""
     config = tmp_path / "config"
