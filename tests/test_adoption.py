@@ -588,7 +588,7 @@ def test_system_need_not_tell_who_is_on_the_other_end(
 ) -> None:
     """Where sockets have no credentials, the directory's permissions do, and all works the same."""
     before = b"import socket\ndel socket.SO_PEERCRED\n" if hasattr(socket, "SO_PEERCRED") else b""
-    monkeypatch.setattr("bokeh_ssh._server.program", lambda name: before + program(name))
+    monkeypatch.setattr("bokeh_ssh._dialogue.program", lambda name: before + program(name))
     held = Held(bench, mark, grace=60)
     held.session.vanish()
     assert adopt(bench, ticket_of(held)).pid == held.server.pid
