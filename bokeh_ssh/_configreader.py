@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bokeh_ssh import _configtext
+from bokeh_ssh._condition import holds
 from bokeh_ssh._errors import ConfigError
 from bokeh_ssh._patterns import matches, matches_host, matches_list
 
@@ -246,6 +247,11 @@ class Reader:
             elif name in ("canonical", "final"):
                 self.wants_final |= name == "final" and not negated and not self._final
                 outcome = self._final
+            elif name == "exec":
+                if not result or place.never:  # nothing is run that decides nothing
+                    continue
+                command = _configtext.expand(argument, self._tokens(self.hostname()))
+                outcome = holds(command)
             else:
                 known = self._criterion(name, argument)
                 if known is None:
@@ -254,7 +260,6 @@ class Reader:
                 outcome = known
             result = result and outcome != negated
         if result and unknown and not place.never:
-            # ssh runs the command of an exec; we start no program because a file says so.
             what = f"Match {unknown[0]} is not supported, and decides whether the lines below it count"
             hint = "put what this host needs into a Host block above it, or give ssh_config= another file"
             raise self._error(str(place), what, hint)

@@ -13,10 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from beds import until
 from bokeh_ssh import _sshconfig
+from bokeh_ssh._condition import holds
 from bokeh_ssh._errors import ConfigError
 from bokeh_ssh._sshconfig import HostConfig, load
 from conftest import missing
+from local_runner import processes
 
 SSH = shutil.which("ssh")
 
@@ -183,7 +186,17 @@ SAME = {
     "command none before jump": "ProxyCommand none\nProxyJump b\n",
     "jump none before command": "ProxyJump none\nProxyCommand /bin/x\n",
     "command for others": "Host b\n ProxyCommand /bin/x\n",
-    "exec for others": "Match host b exec /bin/false\n Port 3\n",
+    "exec for others": "Match host b exec /no/such/program\n Port 3\n",
+    "exec": "Match exec true\n Port 3\n",
+    "exec false": "Match exec false\n Port 3\n",
+    "exec with more": "Match host a exec true user root\n Port 3\n",
+    "exec before others": 'Match exec "exit 0" host b\n Port 3\n',
+    "not exec": 'Match !exec "exit 3"\n Port 3\n',
+    "exec with tokens": 'User u\nMatch exec "test %h-%n-%r-%% = a-a-u-%%"\n Port 3\n',
+    "exec after HostName": 'HostName x\nMatch exec "test %h = x"\n Port 3\n',
+    "exec of what is not there": "Match exec /no/such/program\n Port 3\n",
+    "exec in the user's shell": "Match exec \"[ -n '$SHELL' ] && true\"\n Port 3\n",
+    "exec chooses the way": "Match exec true\n ProxyJump b\nMatch exec false\n ProxyJump c\n",
     "canonicalize without domains": "CanonicalizeHostname yes\nMatch canonical\n Port 5\n",
     "canonicalize with dots enough": "HostName a.b.c\nCanonicalizeHostname yes\nCanonicalDomains x.invalid\n",
     "canonicalize behind a jump": "ProxyJump b\nCanonicalizeHostname yes\nCanonicalDomains x.invalid\n",
@@ -362,9 +375,9 @@ def test_others_can_write(account: Path, tmp_path: Path) -> None:
     [
         ("Host a\n ProxyCommand nc %h %p %C\n", "line 2: ProxyCommand: the token %C is not supported"),
         ("Host a\n ProxyCommand ssh -W %h:%p a;b\n ProxyUseFdpass yes\n", "line 3: ProxyUseFdpass"),
-        ("Match host a exec true\n User u\n", "line 1: Match exec is not supported"),
-        ("\nMatch exec true host a\n", "line 2: Match exec is not supported"),
-        ("Match !exec true\n", "line 1: Match exec is not supported"),
+        ("Match host a exec 'echo %z'\n User u\n", "line 1: match: the token %z is not supported"),
+        ("\nMatch exec 'kill -9 $$'\n", "line 2: match: 'kill -9 $$' was killed (signal 9)"),
+        ("Match exec true tagged x\n", "line 1: Match tagged is not supported"),
         ("Match host a tagged x\n", "line 1: Match tagged is not supported"),
         ("Match novel\n", "line 1: Match novel is not supported"),
         (
@@ -526,3 +539,25 @@ def test_without_posix(write, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write("Match localuser me\nPort 4\n")
     assert load(path, "a").port == 4
     assert _sshconfig._local_user() == "me"
+
+
+def test_exec_is_run_once_and_only_where_it_decides(write, tmp_path: Path) -> None:
+    """A command is run once in a look-up, and not where other criteria have decided; its words go nowhere."""
+    ran = tmp_path / "ran"
+    command = f"echo x | tee -a {ran} >&2"
+    assert load(write(f'Match host a exec "{command}"\n Port 3\n'), "a").port == 3
+    assert ran.read_text() == "x\n"
+    assert load(write(f'Match host b exec "{command}"\n Port 3\n'), "a").port is None
+    other = write(f'Match exec "{command}"\n Port 3\n', "inner")
+    assert load(write(f"Host b\n Include {other}\n"), "a").port is None
+    assert ran.read_text() == "x\n"
+
+
+def test_exec_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch, mark: str) -> None:
+    """A command that hangs is an error after a while, and is ended, with what it has started."""
+    with pytest.raises(ValueError, match=r"did not end within 0\.3 s"):
+        holds(f"sleep 1000; : {mark}", 0.3)
+    until(lambda: not processes(mark), what="the command to end")
+    monkeypatch.setenv("SHELL", "/no/such/shell")
+    with pytest.raises(ValueError, match="cannot be run"):
+        holds("true")
