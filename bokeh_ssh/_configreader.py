@@ -78,6 +78,7 @@ def _canonicalize(text: str) -> str:
 #: How the rest of a line is read, by keyword; what is not here changes nothing for us.
 _READ: dict[str, Callable[[str], object]] = {
     "canonicaldomains": _configtext.all_words,
+    "certificatefile": _configtext.one_word,
     "canonicalizefallbacklocal": _configtext.flag,
     "canonicalizehostname": _canonicalize,
     "canonicalizemaxdots": _configtext.number,
@@ -109,20 +110,21 @@ class Reader:
     :param alias: the host as the user named it
     :param tokens: gives the values of ``%h`` and the like, given ``%h``
     :ivar said: the first value of each keyword, in lower case
-    :ivar identity_files: all of them, in order
+    :ivar files: all that was said for each keyword that adds to a list (``IdentityFile``,
+        ``CertificateFile``), in order
     :ivar wants_final: a ``Match final`` was seen: the files are to be read again
     """
 
     def __init__(self, alias: str, tokens: Callable[[str], dict[str, str]], local_user: str) -> None:
         self.said: dict[str, Said] = {}
-        self.identity_files: list[Said] = []
+        self.files: dict[str, list[Said]] = {"certificatefile": [], "identityfile": []}
         self.wants_final = False
         self._alias = alias
         self._tokens = tokens
         self._local_user = local_user
         self._host = alias
         self._final = False
-        self._seen_files: set[tuple[object, bool]] = set()
+        self._seen_files: set[tuple[str, object, bool]] = set()
 
     def begin(self, host: str, *, final: bool) -> None:
         """Start to read: the first time, or the ``final`` time with the name that the first gave."""
@@ -192,10 +194,10 @@ class Reader:
                 self._keep(keyword, Said(value, str(place), keyword), place)
 
     def _keep(self, keyword: str, said: Said, place: _Place) -> None:
-        if keyword == "identityfile":
-            if (said.value, place.mine) not in self._seen_files:
-                self._seen_files.add((said.value, place.mine))
-                self.identity_files.append(said)
+        if keyword in self.files:
+            if (keyword, said.value, place.mine) not in self._seen_files:
+                self._seen_files.add((keyword, said.value, place.mine))
+                self.files[keyword].append(said)
         elif keyword == "proxycommand" and "proxyjump" in self.said and self.said["proxyjump"].value:
             pass  # whichever comes first counts
         elif keyword == "proxyjump" and "proxycommand" in self.said:

@@ -7,6 +7,7 @@ import contextlib
 import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import paramiko
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -83,7 +84,7 @@ class KeyFile:
     def certificate(self) -> Certified | None:
         """Tell the certificate in ``<path>-cert.pub``, which the same key signs for."""
         blob = read_public(beside(self.path, "-cert.pub"))
-        return Certified(self, blob) if blob and key_type(blob).endswith(CERTIFICATE) else None
+        return Certified(self, blob, f"{self.label}-cert") if blob and is_certificate(blob) else None
 
     def public(self) -> bytes:
         if self._public is None:
@@ -131,13 +132,27 @@ class KeyFile:
         raise self._shut
 
 
-class Certified:
-    """A key file with the certificate beside it."""
+class Signer(Protocol):
+    """What signs: see ``_keys.Identity``."""
 
-    def __init__(self, key: KeyFile, certificate: bytes) -> None:
+    explicit: bool
+
+    @property
+    def ready(self) -> bool: ...
+    def public(self) -> bytes: ...
+    def sign(self, data: bytes, algorithm: str) -> bytes: ...
+
+
+class Certified:
+    """A key with a certificate for it.
+
+    :param label: its name in messages
+    """
+
+    def __init__(self, key: Signer, certificate: bytes, label: str) -> None:
         self._key = key
         self._certificate = certificate
-        self.label = f"{key.label}-cert"
+        self.label = label
         self.explicit = key.explicit
 
     @property
@@ -154,6 +169,11 @@ class Certified:
 
     def sign(self, data: bytes, algorithm: str) -> bytes:
         return self._key.sign(data, algorithm.replace(CERTIFICATE, ""))
+
+
+def is_certificate(blob: bytes) -> bool:
+    """Tell whether what was read as a public key is a certificate."""
+    return key_type(blob).endswith(CERTIFICATE)
 
 
 def private_path(path: str) -> Path:

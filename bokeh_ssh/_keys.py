@@ -6,6 +6,7 @@ before the agent's others, so that a full agent does not use up the server's pat
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Protocol
@@ -13,19 +14,25 @@ from typing import Protocol
 import paramiko
 from paramiko.agent import AgentKey as ParamikoAgentKey
 
+from bokeh_ssh import _publickey
 from bokeh_ssh._agent import Agent, AgentError, AgentKey
 from bokeh_ssh._errors import UsageError
 from bokeh_ssh._events import Question
 from bokeh_ssh._keyfile import (
+    Certified,
     KeyFile,
     UnusableKeyError,
     beside,
+    is_certificate,
     key_type,
     private_path,
+    read_public,
     signature,
 )
 from bokeh_ssh._target import Host
-from bokeh_ssh._text import clean
+from bokeh_ssh._text import clean, expand
+
+log = logging.getLogger("bokeh_ssh.auth")
 
 #: In the order of ssh(1).
 DEFAULT_KEYS = ("id_rsa", "id_ecdsa", "id_ecdsa_sk", "id_ed25519", "id_ed25519_sk")
@@ -38,6 +45,9 @@ class KeyConfig(Protocol):
 
     @property
     def identity_files(self) -> tuple[str, ...]: ...
+
+    @property
+    def certificate_files(self) -> tuple[str, ...]: ...
 
     @property
     def identities_only(self) -> bool: ...
@@ -171,7 +181,9 @@ def find_identities(host: Host, config: KeyConfig, agent: Agent) -> Iterator[Ide
     if not paths and not explicit and host.look_for_keys:
         # As with ssh: a key named in any way replaces the default ones.
         paths = tuple(f"~/.ssh/{name}" for name in DEFAULT_KEYS)
-    configured = _with_certificates(files(paths, explicit=False))
+    listed = files(paths, explicit=False)
+    yield from _certified(config.certificate_files, [*named, *listed], usable)
+    configured = _with_certificates(listed)
     if usable is not None:
         yield from _agent_identities(usable, [*explicit, *configured], config.identities_only)
     yield from configured
@@ -183,6 +195,29 @@ def _with_certificates(files: Sequence[KeyFile]) -> list[Identity]:
         certificate = file.certificate()
         both += [file, certificate] if certificate else [file]
     return both
+
+
+def _certified(paths: Sequence[str], files: Sequence[KeyFile], agent: Agent | None) -> Iterator[Identity]:
+    """Yield the certificates that the config names, each with the key that it is for, wherever that is."""
+    for path in map(expand, paths):
+        certificate = read_public(path)
+        if certificate is None or not is_certificate(certificate):
+            log.debug("%s is no certificate", path)
+            continue
+        try:
+            key = _publickey.read(certificate).blob
+        except ValueError as exc:
+            log.debug("%s is no certificate: %s", path, exc)
+            continue
+        signer: Identity | None = next((file for file in files if file.known == key), None)
+        if signer is None and agent is not None:
+            signer = next(
+                (HeldKey(agent, held, None) for held in agent.list_keys() if held.blob == key), None
+            )
+        if signer is None:
+            log.debug("there is no key for %s", path)
+        else:
+            yield Certified(signer, certificate, clean(path.name, 100))
 
 
 def _agent_identities(

@@ -41,6 +41,7 @@ class HostConfig:
 
     :param hostname: what to look up and dial, in lower case: ``HostName``, else the alias itself
     :param identity_files: in the order to try; ``("none",)`` is ``IdentityFile none``: not even the defaults
+    :param certificate_files: certificates for keys of the identity files or of the agent
     :param identity_agent: the agent's socket, or ``"none"`` for no agent; None takes ``SSH_AUTH_SOCK``
     :param user_known_hosts: ``()`` for none at all, as with ``UserKnownHostsFile none``
     :param host_key_alias: in lower case; it stands in known_hosts without a port
@@ -55,6 +56,7 @@ class HostConfig:
     user: str | None = None
     port: int | None = None
     identity_files: tuple[str, ...] = ()
+    certificate_files: tuple[str, ...] = ()
     identities_only: bool = False
     identity_agent: str | None = None
     user_known_hosts: tuple[str, ...] | None = None
@@ -254,6 +256,7 @@ class _Lookup:
             user=self.value("user", str),
             port=self.value("port", int),
             identity_files=self._identity_files(),
+            certificate_files=self._paths("certificatefile"),
             identities_only=bool(self.value("identitiesonly", bool)),
             identity_agent=self._identity_agent(),
             user_known_hosts=self._known_hosts(),
@@ -268,9 +271,12 @@ class _Lookup:
         )
 
     def _identity_files(self) -> tuple[str, ...]:
-        listed = self.reader.identity_files
-        files = [self.path(said.value, said.where) for said in listed if str(said.value).lower() != "none"]
-        return tuple(files) if files or not listed else ("none",)
+        files = self._paths("identityfile")
+        return files if files or not self.reader.files["identityfile"] else ("none",)
+
+    def _paths(self, keyword: str) -> tuple[str, ...]:
+        every = self.reader.files[keyword]
+        return tuple(self.path(said.value, said.where) for said in every if str(said.value).lower() != "none")
 
     def _identity_agent(self) -> str | None:
         said = self.said.get("identityagent")

@@ -64,6 +64,7 @@ class Config:
     identity_files: tuple[str, ...] = ()
     identities_only: bool = False
     identity_agent: str | None = None
+    certificate_files: tuple[str, ...] = ()
 
 
 class Person:
@@ -279,6 +280,32 @@ def test_certificate(make_sshd: Callable[..., Sshd], make_agent: Callable[..., S
     assert enter(server.port, Config(identity_agent=agent.path), key_filename=keys / "id") == ("publickey",)
     assert server.log().count("Accepted publickey") == 2
     assert "ED25519-CERT" in server.log()
+
+
+@pytest.mark.parametrize("kind", ["ssh-ed25519", "ssh-rsa"])
+def test_certificate_that_is_named(
+    make_sshd: Callable[..., Sshd], make_agent: Callable[..., SshAgent], keys: Path, kind: str
+) -> None:
+    """A certificate that the config names is used with the key that it is for, wherever that is: in a file,
+    or in the agent only, with IdentitiesOnly too. One for another key, or none at all, is passed over."""
+    authority, key = make_key(keys / "authority"), make_key(keys / "id", kind)
+    certificate = authority.generate_user_certificate(key, "test", principals=[USER])
+    (keys / "elsewhere").write_bytes(certificate.export_certificate())
+    server = make_sshd([], f"TrustedUserCAKeys {keys}/authority.pub")
+    other = authority.generate_user_certificate(make_key(keys / "other"), "test", principals=[USER])
+    (keys / "others").write_bytes(other.export_certificate())
+    (keys / "damaged").write_bytes(certificate.export_certificate()[:-20] + b"A" * 19 + b"\n")
+    useless = (str(keys / "nothing"), str(keys / "id.pub"), str(keys / "others"), str(keys / "damaged"))
+    listed = (*useless, str(keys / "elsewhere"))
+    with pytest.raises(AuthenticationError):  # the control
+        enter(server.port, Config((str(keys / "id"),), certificate_files=useless))
+    assert enter(server.port, Config((str(keys / "id"),), certificate_files=listed)) == ("publickey",)
+    agent = make_agent(keys / "id")
+    for path in keys.glob("id*"):
+        path.unlink()
+    config = Config((), identities_only=True, identity_agent=agent.path, certificate_files=listed)
+    assert enter(server.port, config) == ("publickey",)
+    assert server.log().count("Accepted publickey") == 2
 
 
 def test_rsa_certificate(

@@ -88,6 +88,7 @@ def as_ssh_g(config: HostConfig, said: dict[str, list[str]]) -> dict[str, list[s
         "user": or_default("user", config.user),
         "port": or_default("port", config.port),
         "identityfile": list(config.identity_files) or said.get("identityfile", []),
+        "certificatefile": list(config.certificate_files),
         "identitiesonly": ["yes" if config.identities_only else "no"],
         "identityagent": or_default("identityagent", config.identity_agent),
         "userknownhostsfile": or_default("userknownhostsfile", listed(config.user_known_hosts)),
@@ -187,6 +188,7 @@ SAME = {
     "jump none before command": "ProxyJump none\nProxyCommand /bin/x\n",
     "command for others": "Host b\n ProxyCommand /bin/x\n",
     "exec for others": "Match host b exec /no/such/program\n Port 3\n",
+    "certificates": "CertificateFile /a\nCertificateFile /b\nHost a\n CertificateFile /a\n",
     "exec": "Match exec true\n Port 3\n",
     "exec false": "Match exec false\n Port 3\n",
     "exec with more": "Match host a exec true user root\n Port 3\n",
@@ -265,7 +267,7 @@ SETTING = st.sampled_from(
         *("ProxyJump c", "ProxyJump u@b:7,c", "ProxyJump none", "ProxyCommand none", "ProxyCommand /x %h"),
         *("UserKnownHostsFile /%n/%h /2", "HostKeyAlias K", "IdentityAgent /%p", "Compression no"),
         *("ConnectTimeout 5", "ConnectTimeout none", "ServerAliveInterval 1m", "ServerAliveCountMax 2"),
-        *("# Port 9", "", "GlobalKnownHostsFile none"),
+        *("# Port 9", "", "GlobalKnownHostsFile none", "CertificateFile /1", "CertificateFile /2"),
     ]
 )
 LINE = st.one_of(
