@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -165,10 +166,13 @@ def test_forbidden_remote_forward_fails_on_entering(machine_with, knobs) -> None
 def test_gateway_that_opens_the_port_to_its_network_is_refused(machine_with) -> None:
     """``GatewayPorts yes`` would open the port to everybody: refused, unless allowed in words (row 58)."""
     machine = machine_with(gateway_ports="yes")
-    before = machine.listening()
-    with pytest.raises(GatewayExposedError):
+    with pytest.raises(GatewayExposedError, match=r"open port \d+ to") as caught:
         RemoteForward(machine.host, machine.user, remote_port=0, **machine.login).open()
-    until(lambda: machine.listening() <= before, what="the exposed port to be closed again")
+    exposed = int(re.findall(r"port (\d+)", str(caught.value))[0])
+    until(
+        lambda: exposed not in {port for _, port in machine.listening()},
+        what="the exposed port to be closed again",
+    )
     with RemoteForward(
         machine.host, machine.user, remote_port=0, allow_exposed=True, **machine.login
     ) as forward:
