@@ -78,11 +78,11 @@ def _canonicalize(text: str) -> str:
 #: How the rest of a line is read, by keyword; what is not here changes nothing for us.
 _READ: dict[str, Callable[[str], object]] = {
     "canonicaldomains": _configtext.all_words,
-    "certificatefile": _configtext.one_word,
     "canonicalizefallbacklocal": _configtext.flag,
     "canonicalizehostname": _canonicalize,
     "canonicalizemaxdots": _configtext.number,
     "canonicalizepermittedcnames": _configtext.all_words,
+    "certificatefile": _configtext.one_word,
     "compression": lambda text: _configtext.choice(text, _YES_NO),
     "connecttimeout": _configtext.seconds,
     "globalknownhostsfile": _configtext.all_words,

@@ -167,7 +167,7 @@ def behaves(server: Played, kind: int, number: int, body: bytes) -> None:
 
 def test_no_file_waits_for_another() -> None:
     """Files are opened while others are, and written while others are written: a server that answers nothing
-    before all of it has come is no deadlock. So a round trip is paid for a folder, and not for each file."""
+    before all of it has come is no deadlock. So no file pays for a round trip of its own."""
     held: list[tuple[int, int]] = []
 
     def answer(server: Played, kind: int, number: int, body: bytes) -> None:
