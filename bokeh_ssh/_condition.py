@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import subprocess
 import threading
 
+from bokeh_ssh import _usershell
 from bokeh_ssh._wait import wait
 
 #: Seconds after which a command is taken not to answer at all; ssh would wait for ever.
@@ -20,17 +18,9 @@ def holds(command: str, patience: float = PATIENCE) -> bool:
     :returns: whether its status is 0
     :raises ValueError: if it cannot be run, was killed, or has not ended in time
     """
-    posix = os.name == "posix"
-    shell = os.environ.get("SHELL") or "/bin/sh"
+    null = subprocess.DEVNULL
     try:
-        popen = subprocess.Popen(
-            [shell, "-c", command] if posix else command,
-            shell=not posix,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        popen = _usershell.start(command, stdin=null, stdout=null, stderr=null)
     except (OSError, ValueError) as exc:  # ValueError: a null byte
         msg = f"{command!r} cannot be run ({getattr(exc, 'strerror', None) or exc})"
         raise ValueError(msg) from exc
@@ -46,8 +36,7 @@ def holds(command: str, patience: float = PATIENCE) -> bool:
         in_time = wait(ended, patience)
     finally:
         if not ended.is_set():
-            with contextlib.suppress(OSError):
-                os.killpg(popen.pid, signal.SIGKILL) if posix else popen.kill()
+            _usershell.end(popen, "SIGKILL")
         waiter.join(2)
     if not in_time:
         msg = f"{command!r} did not end within {patience:g} s"

@@ -8,13 +8,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import socket
 import subprocess
 import threading
 from collections.abc import Callable
 from typing import IO
 
+from bokeh_ssh import _usershell
 from bokeh_ssh._errors import ConnectError
 from bokeh_ssh._report import Tail
 
@@ -47,9 +47,9 @@ class ProxySocket(socket.socket):
         with theirs:
             try:
                 program = _Program(command, name, theirs if direct else None)
-            except OSError as exc:
+            except (OSError, ValueError) as exc:  # ValueError: a null byte
                 ours.close()
-                msg = f"its ProxyCommand cannot be run ({exc.strerror or exc})"
+                msg = f"its ProxyCommand cannot be run ({getattr(exc, 'strerror', None) or exc})"
                 raise ConnectError(
                     msg, host=name, hint="check SHELL, and the line in your ssh config"
                 ) from exc
@@ -71,21 +71,16 @@ class ProxySocket(socket.socket):
 
 class _Program:
     def __init__(self, command: str, name: str, end: socket.socket | None) -> None:
-        posix = os.name == "posix"
-        shell = os.environ.get("SHELL") or "/bin/sh"
         self._name = name
         self._owner = os.getpid()
         self._said = Tail(20)
         self._lock = threading.RLock()
         self._ending = False
-        self._popen = subprocess.Popen(
-            [shell, "-c", f"exec {command}"] if posix else command,
-            shell=not posix,  # the user's own command, from a file that only they can write
+        self._popen = _usershell.start(
+            f"exec {command}" if os.name == "posix" else command,
             stdin=end.fileno() if end else subprocess.PIPE,
             stdout=end.fileno() if end else subprocess.PIPE,
             stderr=subprocess.PIPE,
-            bufsize=0,
-            start_new_session=True,
         )
         self._listener = self._thread(self._listen, self._popen.stderr)
 
@@ -141,15 +136,8 @@ class _Program:
             self._thread(self._see_to_it)
 
     def _see_to_it(self) -> None:
-        for patience, signal_ in ((_MOMENT, "SIGHUP"), (_PATIENCE, "SIGKILL")):
+        for patience, signal in ((_MOMENT, "SIGHUP"), (_PATIENCE, "SIGKILL")):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._popen.wait(patience)
-            self._signal(signal_)  # also where it has ended: what it has started may be left
+            _usershell.end(self._popen, signal)  # also where it has ended: what it has started may be left
         self._popen.wait()
-
-    def _signal(self, name: str) -> None:
-        with contextlib.suppress(OSError):
-            if os.name == "posix":
-                os.killpg(self._popen.pid, getattr(signal, name))
-            else:
-                self._popen.terminate()
