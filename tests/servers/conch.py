@@ -1,0 +1,53 @@
+"""An SSH server on Twisted Conch, with the forwarding that it comes with; takes any key.
+
+python conch.py HOST_KEY    prints its port
+"""
+
+from __future__ import annotations
+
+import sys
+
+from twisted.conch import avatar
+from twisted.conch.interfaces import IConchUser
+from twisted.conch.ssh import connection, factory, forwarding, keys, userauth
+from twisted.cred import checkers, credentials, portal
+from twisted.internet import reactor
+from zope.interface import implementer
+
+
+class User(avatar.ConchUser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.channelLookup[b"direct-tcpip"] = forwarding.openConnectForwardingClient
+
+
+@implementer(portal.IRealm)
+class Realm:
+    def requestAvatar(self, name, mind, *interfaces):  # noqa: N802  # twisted's name
+        return IConchUser, User(), lambda: None
+
+
+@implementer(checkers.ICredentialsChecker)
+class AnyKey:
+    credentialInterfaces = (credentials.ISSHPrivateKey,)  # noqa: N815
+
+    def requestAvatarId(self, login):  # noqa: N802
+        if not login.signature:
+            from twisted.conch.error import ValidPublicKey
+
+            raise ValidPublicKey  # it may sign now (RFC 4252, section 7)
+        return login.username
+
+
+class Factory(factory.SSHFactory):
+    services = {b"ssh-userauth": userauth.SSHUserAuthServer, b"ssh-connection": connection.SSHConnection}  # noqa: RUF012
+    publicKeys = privateKeys = {b"ssh-ed25519": keys.Key.fromFile(sys.argv[1])}  # noqa: N815, RUF012
+    portal = portal.Portal(Realm(), [AnyKey()])
+
+    def getPrimes(self):  # noqa: N802
+        return None
+
+
+port = reactor.listenTCP(0, Factory(), interface="127.0.0.1")
+print(port.getHost().port, flush=True)
+reactor.run()
