@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -67,7 +68,7 @@ def to_peer(gateway: Connection, peer: Connection, target: Endpoint) -> Incoming
 
     def handle(stream: Stream, origin: Origin) -> None:
         def opened(onward: Stream) -> None:
-            gateway.pump.post(lambda: _join(gateway, stream, peer, onward))
+            _join(gateway, stream, peer, onward)
 
         def refused(code: int, text: str) -> None:
             log.info("%s: %s: %s", peer.name, in_words(target), text or f"refused, reason {code}")
@@ -83,20 +84,29 @@ def _join(gateway: Connection, stream: Stream, peer: Connection, onward: Stream)
 
     The pair bounds what is on its way between the two; an end that breaks is told to the other, since a
     socket pair cannot be reset.
+
+    Called where ``onward`` was confirmed: so it has its sink before a target that speaks first can.
     """
     here, there = socket.socketpair()
     pipes: list[Pipe] = []
+    broken = threading.Event()
 
     def ended(clean: bool) -> None:
         if not clean:
-            for connection, pipe in zip((gateway, peer), pipes, strict=False):  # the second may not exist yet
-                connection.pump.post(pipe.abort)
+            broken.set()
+            for pipe in pipes:
+                pipe.break_off()
 
-    stream.accept()
-    pipes.append(gateway.pump.splice(here, stream, ended))
+    def accept() -> None:
+        stream.accept()  # sent by this thread, so nothing arrives before there is a sink
+        pipes.append(gateway.pump.splice(here, stream, ended))
+        stream.attach(pipes[-1])
+        if broken.is_set():  # it may not have been told
+            pipes[-1].break_off()
+
     pipes.append(peer.pump.splice(there, onward, ended))
-    stream.attach(pipes[0])
-    onward.attach(pipes[1])
+    onward.attach(pipes[0])
+    gateway.pump.post(accept)
 
 
 @contextlib.contextmanager

@@ -65,9 +65,10 @@ class Session:
             stream.request(b"signal", struct.pack(">I", len(raw)) + raw, want_reply=False)
 
     def close(self) -> None:
-        """Close the channel after what is queued and fits; idempotent."""
+        """Close the channel after what is queued and fits, with an end before it; idempotent."""
         stream = self._stream
         if stream:
+            self.write_eof()
             self._pump.post(stream.close)
 
     def _flush(self) -> None:

@@ -8,6 +8,7 @@ That makes the window two counters with one writer each, so they need no lock.
 from __future__ import annotations
 
 import struct
+import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
@@ -101,6 +102,7 @@ class Stream:
         "_mark",
         "_marked",
         "_opened",
+        "_order",
         "_owed",
         "_received",
         "_sent",
@@ -140,6 +142,7 @@ class Stream:
         self._eof_received = False
         self._close_sent = False
         self._close_received = False
+        self._order = threading.RLock()  # a signal handler may close what its thread is about to
 
     # Sending: the pump thread only, except close().
 
@@ -160,7 +163,16 @@ class Stream:
     def request(self, kind: bytes, payload: bytes, *, want_reply: bool = True) -> None:
         """Ask for something on the channel (RFC 4254, section 5.4)."""
         head = struct.pack(">BII", MSG_CHANNEL_REQUEST, self.remote_number, len(kind))
-        self._carrier.send_later(head + kind + bytes((want_reply,)) + payload)
+        self._send_later(head + kind + bytes((want_reply,)) + payload)
+
+    def _send_later(self, packet: bytes) -> None:
+        """Queue a message, unless our CLOSE is queued: it may be the last that the far side knows of.
+
+        A server that knows the number no more may end the whole connection over it.
+        """
+        with self._order:
+            if not self._close_sent:
+                self._carrier.send_later(packet)
 
     def credit(self, count: int) -> None:
         """Let the far side send ``count`` bytes more, since that many were delivered.
@@ -175,7 +187,7 @@ class Stream:
         self._owed = 0
         if more > 0:
             self._credited += more
-            self._carrier.send_later(struct.pack(">BII", MSG_CHANNEL_WINDOW_ADJUST, self.remote_number, more))
+            self._send_later(struct.pack(">BII", MSG_CHANNEL_WINDOW_ADJUST, self.remote_number, more))
 
     def _resize(self) -> int:
         """Fit the window to the link; gives the bytes by which it changes.
@@ -206,13 +218,21 @@ class Stream:
 
     def close(self) -> None:
         """Close both directions; idempotent, from any thread, never blocks."""
-        if self._close_sent:
-            return
-        self._close_sent = True
-        if self._opened:
-            self._carrier.send_later(struct.pack(">BI", MSG_CHANNEL_CLOSE, self.remote_number))
+        self._send_close()
         if self._close_received:
             self._end()
+        else:
+            self._give_back()
+
+    def _send_close(self) -> bool:
+        """Send our CLOSE; False if it was sent before."""
+        with self._order:
+            if self._close_sent:
+                return False
+            self._close_sent = True
+            if self._opened:
+                self._carrier.send_later(struct.pack(">BI", MSG_CHANNEL_CLOSE, self.remote_number))
+            return True
 
     # Answering a channel that the far side opened.
 
@@ -256,10 +276,12 @@ class Stream:
 
     def confirmed(self) -> None:
         """Tell the opener that the far side has confirmed."""
-        self._opened = True
-        if self._close_sent:  # given up meanwhile: now there is something to close
-            self._carrier.send_later(struct.pack(">BI", MSG_CHANNEL_CLOSE, self.remote_number))
-        elif self.on_open:
+        with self._order:
+            self._opened = True
+            given_up = self._close_sent
+            if given_up:  # now there is something to close
+                self._carrier.send_later(struct.pack(">BI", MSG_CHANNEL_CLOSE, self.remote_number))
+        if self.on_open and not given_up:
             self.on_open(self)
 
     def refused(self, code: int, text: str) -> None:
@@ -310,10 +332,8 @@ class Stream:
     def _handle_close(self, message: Message) -> None:
         self._close_received = True
         self.sink.on_close()
-        if self._close_sent:
-            self._end()
-        else:
-            self.close()
+        answered = self._send_close()  # at once (RFC 4254, section 5.3), whatever the sink has yet to deliver
+        self._end(waits=answered and self._delivered < self._received)
 
     def _handle_request(self, message: Message) -> None:
         kind = message.get_binary()
@@ -324,7 +344,7 @@ class Stream:
         elif kind == b"exit-signal" and on_exit:
             on_exit(-_signal_number(message.get_binary().decode("ascii", "replace")))
         elif want_reply:  # keepalive@openssh.com (ClientAliveInterval) among them: any answer will do
-            self._carrier.send_later(struct.pack(">BI", MSG_CHANNEL_FAILURE, self.remote_number))
+            self._send_later(struct.pack(">BI", MSG_CHANNEL_FAILURE, self.remote_number))
 
     def _request_success(self, message: Message) -> None:
         self._reply(ok=True)
@@ -346,12 +366,17 @@ class Stream:
             self.refused(0, "the connection was lost")
             self._close_received = self._close_sent = True
 
-    def _end(self) -> None:
+    def _end(self, *, waits: bool = False) -> None:
         self.sink = _NOWHERE
         self.on_open = self.on_refused = None
+        if not waits:  # else the sink has something yet, and calls close() when it has not
+            self._give_back()
+        self._carrier.forget(self)
+
+    def _give_back(self) -> None:
+        """Give back what the window has grown by: nothing that came waits any more."""
         self._carrier.lend(WINDOW - self._window)
         self._window = WINDOW
-        self._carrier.forget(self)
 
 
 def _signal_number(name: str) -> int:
