@@ -109,7 +109,8 @@ class Connection:
                 return
             if not self.reason:
                 said = self.transport.disconnect_message
-                self.reason = f"the server ended it: {said}" if said else "the line went down"
+                fault = self.transport.fault or "the line went down"
+                self.reason = f"the server ended it: {said}" if said else fault
             self.lost.set()
             calls = list(self._on_lost)
         for call in calls:

@@ -9,6 +9,8 @@ What is different, and why:
   the server said so.
 - Channels that the server opens are refused unless they belong to a listener of ours, and each listener
   has its own handler.
+- A message for a channel that both sides have closed is passed over, as long as the number was ours once:
+  some servers send an exit status after their CLOSE.
 - It is alive only while its thread is.
 """
 
@@ -17,8 +19,8 @@ from __future__ import annotations
 import collections
 import contextlib
 import errno
-import itertools
 import logging
+import operator
 import socket
 import struct
 import threading
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
         _cipher_info: dict[str, Any]
         _expected_packet: tuple[int, ...]
         _channels: Any
+        channels_seen: Any
         active: bool
         clear_to_send: threading.Event
         clear_to_send_lock: threading.Lock
@@ -113,6 +116,35 @@ class Reply:
     def wait(self, timeout: float) -> bool:
         """Wait for the answer; False if none came in ``timeout`` seconds."""
         return wait(self._done, timeout)
+
+
+class UnknownChannelError(paramiko.SSHException):
+    """The server speaks of a channel that never was."""
+
+
+class _Numbers:
+    """Our numbers for channels, given out one after the other, and which they were.
+
+    This is paramiko's ``channels_seen`` too, a dict that it puts its own channels in and never takes any out
+    of. No lock: a signal handler may open a channel between any two steps of the thread that does.
+    """
+
+    def __init__(self) -> None:
+        self._left = iter(range(1 << 32))
+
+    def take(self) -> int:
+        """Give out the next one."""
+        return next(self._left)
+
+    def __contains__(self, number: int) -> bool:
+        if number < (1 << 32) - operator.length_hint(self._left):
+            return True
+        # paramiko would end the connection just as well, but keep to itself why.
+        msg = f"the server speaks of a channel that never was (number {number})"
+        raise UnknownChannelError(msg)
+
+    def __setitem__(self, number: int, seen: bool) -> None:
+        pass
 
 
 class Transport(_Base):
@@ -155,7 +187,7 @@ class Transport(_Base):
         # No lock around the two: a signal handler may ask between any two steps of the thread that asks.
         self._outbox: collections.deque[tuple[bytes, Reply | None]] = collections.deque()
         self._replies: collections.deque[Reply] = collections.deque()
-        self._numbers = itertools.count()
+        self._numbers = self.channels_seen = _Numbers()
         # paramiko's own map holds channels weakly; a stream lives until both sides have closed it.
         self._streams: dict[int, Stream] = {}
         self._lent = 0
@@ -163,6 +195,11 @@ class Transport(_Base):
         self._round_trips: collections.deque[float] = collections.deque(maxlen=8)
         self._listeners: dict[Endpoint, IncomingHandler] = {}
         self._ended = threading.Event()
+
+    @property
+    def fault(self) -> str:
+        """What the server did that ended the connection; empty where it is not known."""
+        return str(self.saved_exception) if isinstance(self.saved_exception, UnknownChannelError) else ""
 
     @property
     def alive(self) -> bool:
@@ -350,7 +387,7 @@ class Transport(_Base):
             stream.feed(parts)
 
     def _next_channel(self) -> int:
-        return next(self._numbers)  # one sequence for paramiko's own channels and our streams
+        return self._numbers.take()  # one sequence for paramiko's own channels and our streams
 
     def open_stream(
         self,
@@ -360,7 +397,7 @@ class Transport(_Base):
         on_refused: Callable[[int, str], None],
     ) -> Stream:
         """Ask for a channel (RFC 4254, section 5.1); returns at once, the callbacks tell."""
-        stream = Stream(self, next(self._numbers), on_open, on_refused)
+        stream = Stream(self, self._numbers.take(), on_open, on_refused)
         head = struct.pack(">BI", MSG_CHANNEL_OPEN, len(kind)) + kind
         self._streams[stream.number] = stream
         self._channels.put(stream.number, stream)
@@ -404,13 +441,13 @@ class Transport(_Base):
 
     def _parse_channel_open(self, m: Message) -> None:
         kind = m.get_binary()
-        stream = Stream(self, next(self._numbers))
+        stream = Stream(self, self._numbers.take())
         stream.set_remote(m.get_int(), m.get_int(), m.get_int())
         found = forwarded(kind, m.get_remainder())
         handler = self._find_listener(found[0]) if found else None
         if found is None or handler is None:
             stream.reject()
-        elif len(self._streams) >= _MOST_INCOMING:
+        elif max(len(self._streams), self.pump.open_pipes) >= _MOST_INCOMING:  # closed ones still deliver
             stream.reject(_RESOURCE_SHORTAGE)
         else:
             self._streams[stream.number] = stream

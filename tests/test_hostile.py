@@ -23,16 +23,18 @@ from bokeh_ssh import (
     ConnectionLostError,
     ForwardError,
     ForwardingRefusedError,
+    Host,
     LocalForward,
     ProtocolError,
     RemoteForward,
     Warned,
 )
+from bokeh_ssh._handshake import connect
 from bokeh_ssh._pump import Pump
 from bokeh_ssh._stream import WINDOW, Stream
 from fakes import FakeSSH, Listener, Server
 
-_DATA, _EOF, _CLOSE = 94, 96, 97
+_ADJUST, _DATA, _EOF, _CLOSE, _REQUEST = 93, 94, 96, 97, 98
 _OPEN, _OPEN_SUCCESS, _OPEN_FAILURE = 90, 91, 92
 _SUCCESS, _FAILURE = 81, 82
 
@@ -431,8 +433,137 @@ def test_data_on_channels_that_do_not_exist_is_a_typed_loss(tmp_path: Path) -> N
     """A message for a channel that never was ends the connection, told as a loss (row 63)."""
     with FakeSSH(tmp_path) as fake, local_forward(fake) as forward:
         fake.session.send(_DATA, 4711, "what?")
-        with pytest.raises(ConnectionLostError):
+        with pytest.raises(ConnectionLostError, match="speaks of a channel that never was"):
             forward.wait(20)
+
+
+_LATE: dict[str, tuple[Any, ...]] = {
+    "exit-status": (_REQUEST, "exit-status", b"\x00", 0),
+    "request with a reply": (_REQUEST, "keepalive@openssh.com", b"\x01"),
+    "data": (_DATA, "too late"),
+    "extended data": (95, 1, "too late"),
+    "window adjust": (_ADJUST, 1000),
+    "EOF": (_EOF,),
+    "CLOSE": (_CLOSE,),
+    "success": (99,),
+    "failure": (100,),
+}
+
+
+@pytest.mark.parametrize("late", _LATE)
+def test_late_messages_for_a_closed_channel_are_passed_over(tmp_path: Path, late: str) -> None:
+    """What a server still says on a channel that both sides have closed ends nothing, and has no answer."""
+    overrun = Overrun()
+    with (
+        FakeSSH(tmp_path, on_open=overrun) as fake,
+        local_forward(fake, remote_port=9) as forward,
+        local_forward(fake) as good,
+        socket.create_connection(("127.0.0.1", forward.local_port), timeout=10) as sock,
+    ):
+        until(lambda: len(overrun.theirs) == 2, what="the channel")
+        session = fake.sessions[0]
+        number, raw = overrun.theirs[-1], session.raws[-1]
+        session.send(_CLOSE, number)
+        assert sock.recv(1) == b""
+        until(lambda: raw.count(_CLOSE), what="the answer")
+        kind, *rest = _LATE[late]
+        session.send(kind, number, *rest)
+        session.send(kind, number, *rest)
+        with socket.create_connection(("127.0.0.1", forward.local_port), timeout=10):
+            until(lambda: len(overrun.theirs) == 3, what="another channel")
+        assert raw.seen[-1] == _CLOSE
+        assert forward.state == "ready"
+        check_alive(good)
+
+
+def test_late_messages_for_a_refused_channel_are_passed_over(tmp_path: Path) -> None:
+    """A channel that was refused is no more either: what comes for it ends nothing."""
+    refused: list[int] = []
+
+    def refuse(server: Server, message: Message) -> bool:
+        at = message.packet.tell()
+        message.get_binary()
+        number = message.get_int()
+        message.get_int(), message.get_int(), message.get_binary()
+        if message.get_int() != 9:
+            message.packet.seek(at)
+            return False
+        refused.append(number)
+        server.send(_OPEN_FAILURE, number, 2, "no", "")
+        return True
+
+    with FakeSSH(tmp_path, on_open=refuse) as fake, local_forward(fake, remote_port=9) as forward:
+        until(lambda: refused, what="the refusal")
+        for kind, *rest in _LATE.values():
+            fake.session.send(kind, refused[0], *rest)
+        fake.session.send(_OPEN_SUCCESS, refused[0], 1, WINDOW, 32768)
+        with socket.create_connection(("127.0.0.1", forward.local_port), timeout=10):
+            until(lambda: len(refused) == 2, what="the next one")
+        assert forward.state == "ready"
+
+
+def test_close_is_answered_before_all_is_delivered(tmp_path: Path) -> None:
+    """A CLOSE has its answer at once, after which nothing is said; a reader that comes late gets all."""
+    overrun = Overrun()
+    with (
+        FakeSSH(tmp_path, on_open=overrun) as fake,
+        local_forward(fake, remote_port=9) as forward,
+        socket.socket() as sock,
+    ):
+        sock.settimeout(20)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect(("127.0.0.1", forward.local_port))
+        until(lambda: len(overrun.theirs) == 2, what="the channel")
+        number, raw = overrun.theirs[-1], fake.session.raws[-1]
+        block = os.urandom(32768)
+        for _ in range(60):
+            fake.session.send(_DATA, number, struct.pack(">I", len(block)) + block)
+        fake.session.send(_CLOSE, number)
+        until(lambda: raw.count(_CLOSE), what="the answer")
+        got = b"".join(iter(lambda: sock.recv(65536), b""))
+        assert got == block * 60
+        sock.close()
+        with socket.create_connection(("127.0.0.1", forward.local_port), timeout=10):
+            until(lambda: len(overrun.theirs) == 3, what="another channel")
+        assert raw.seen[-1] == _CLOSE
+
+
+def test_exit_status_after_the_close_is_passed_over(tmp_path: Path) -> None:
+    """A session whose server says its exit status after its CLOSE has ended; the connection lives."""
+    theirs: list[int] = []
+
+    def session(server: Server, message: Message) -> bool:
+        at = message.packet.tell()
+        if message.get_binary() != b"session":
+            message.packet.seek(at)
+            return False
+        theirs.append(message.get_int())
+        server.raw(theirs[-1])
+        return True
+
+    with FakeSSH(tmp_path, on_open=session) as fake:
+        machine = fake.machine
+        with connect(Host(machine.host, machine.user, **machine.login)) as connection:
+            ends: list[int | None] = []
+
+            def run() -> None:
+                connection.run(
+                    "true",
+                    on_stdout=lambda data: None,
+                    on_stderr=lambda data: None,
+                    on_exit=ends.append,
+                    timeout=20,
+                )
+
+            asking = threading.Thread(target=run)
+            asking.start()
+            until(lambda: fake.session.raws and fake.session.raws[0].count(_REQUEST), what="the command")
+            for kind, *rest in ((99,), (_EOF,), (_CLOSE,), (_REQUEST, "exit-status", b"\x00", 0)):
+                fake.session.send(kind, theirs[0], *rest)
+            asking.join(20)
+            until(lambda: ends, what="the end")
+            assert connection.ping(20)
+            assert fake.session.raws[0].seen[-1] == _CLOSE
 
 
 @pytest.mark.parametrize("kind", [_DATA, 93, 95, _EOF, _CLOSE, 98, 99, 100])
