@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 from bokeh_ssh._guard import MOST, Guard, refusal
-from bokeh_ssh._pipe import reset
+from bokeh_ssh._pipe import finish, reset
 from bokeh_ssh._pump import Pump
 
 log = logging.getLogger("bokeh_ssh.forward")
@@ -89,7 +89,7 @@ class Gate:
             log.warning("refused a local connection: %s", reason)
             _refuse(sock, reason)
         else:
-            sock.close()
+            finish(sock)
 
     def _heard(self, sock: socket.socket) -> None:
         self._pump.watch(sock, selectors.EVENT_READ, 0, lambda _: None)
@@ -116,4 +116,4 @@ def _refuse(sock: socket.socket, reason: str) -> None:
         sock.recv(MOST)
     except OSError:  # it has gone, or has no more to say
         pass
-    sock.close()
+    finish(sock)

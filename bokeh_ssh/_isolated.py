@@ -166,8 +166,16 @@ class Child:
             raise self._ended() from exc
 
     def _ended(self) -> ConnectionLostError:
-        msg = "the child process that holds the connection ended"
-        return ConnectionLostError(msg, host=self._label, hint="open it again, or give isolate=False")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(1)
+        status = self._process.returncode
+        how = "ended" if status is None else f"ended by itself (exit status {status})"
+        if status is not None and status < 0:
+            why = ": there was no memory left, or somebody ended it" if status == -9 else ""
+            how = f"was killed (signal {-status}{why})"
+        msg = f"the child process that holds the connection {how}"
+        hint = "open it again; a server that it started ends after its grace, until when it can be taken over"
+        return ConnectionLostError(msg, host=self._label, hint=hint)
 
     def _read(self) -> None:
         try:

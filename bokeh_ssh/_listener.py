@@ -21,7 +21,7 @@ import sshtunnel
 from bokeh_ssh._endpoint import HERE, Origin
 from bokeh_ssh._errors import PortInUseError
 from bokeh_ssh._fork import in_child
-from bokeh_ssh._pipe import reset
+from bokeh_ssh._pipe import reset, reset_if_killed
 
 log = logging.getLogger("bokeh_ssh.forward")
 
@@ -237,6 +237,7 @@ class _Server(socketserver.BaseServer):
                 log.warning("out of file descriptors; a connection has to wait")
                 self._gone.wait(0.1)  # the connection stays in the backlog: do not spin on it
             raise
+        reset_if_killed(sock)
         return sock, (str(address[0]), int(address[1])) if isinstance(address, tuple) else HERE
 
     def process_request(self, request: Any, client_address: Any) -> None:

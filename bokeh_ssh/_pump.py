@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 
 from bokeh_ssh._dial import Address
 from bokeh_ssh._fork import in_child
-from bokeh_ssh._pipe import Pipe, Stream, reset
+from bokeh_ssh._pipe import Pipe, Stream, reset, reset_if_killed
 
 log = logging.getLogger("bokeh_ssh.pump")
 
@@ -207,6 +207,7 @@ class _Dial:
         family, address = self._left.pop(0)
         try:
             sock = socket.socket(family, socket.SOCK_STREAM)
+            reset_if_killed(sock)
             sock.setblocking(False)
             code = sock.connect_ex(address)
         except OSError as exc:

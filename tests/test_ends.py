@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -16,13 +20,14 @@ import pytest
 
 import bokeh_ssh._pipe
 from beds import Machine, until
-from bokeh_ssh import ConnectionLostError, Host, LocalForward, RemoteForward
+from bokeh_ssh import ConnectionLostError, Host, LocalForward, Lost, RemoteForward
 from bokeh_ssh._connection import Connection
 from bokeh_ssh._handshake import connect
 from bokeh_ssh._remote import listening, to_peer
 from cable import Cable
 from conformance import pattern, read_all, read_exactly
 from fakes import Handler, Listener, stay
+from test_isolate import children
 
 #: Less than a window, so that the server has sent all of it when it ends the channel, and much more than
 #: sockets with small buffers hold.
@@ -414,3 +419,127 @@ def test_loss_on_one_side_of_a_relay_is_no_end(embedded: Any) -> None:
         assert gateway.ping(_PATIENCE)
         assert "message 97" in ends  # CLOSE
         assert "message 96" not in ends  # EOF
+
+
+# A process that dies.
+
+
+def test_child_that_is_killed_resets_downloads(embedded: Any) -> None:
+    """Half a download ends in a reset when the child process is killed, and the tunnel says what happened."""
+    events: list[Any] = []
+    with forwarded(
+        embedded(), lambda sock, number: sock.sendall(DATA * 20), isolate=True, on_event=events.append
+    ) as forward:
+        with slow((_LOOPBACK, forward.local_port)) as sock:
+            assert read_exactly(sock, 100_000) == DATA[:100_000]
+            [child] = children()
+            os.kill(child, signal.SIGKILL)
+            with pytest.raises(ConnectionResetError):
+                read_all(sock)
+        with pytest.raises(ConnectionLostError, match=r"child process .* was killed \(signal 9: ") as caught:
+            forward.wait(_PATIENCE)
+        assert "open it again" in caught.value.hint
+        assert forward.state == "failed"
+    assert [type(event) for event in events].count(Lost) == 1
+
+
+def test_child_that_ends_by_itself_is_told(embedded: Any) -> None:
+    """One that was asked to end (SIGTERM) is told with its signal; who asked is not known."""
+    with forwarded(embedded(), send_and_end, isolate=True) as forward:
+        [child] = children()
+        os.kill(child, signal.SIGTERM)
+        with pytest.raises(ConnectionLostError, match=r"was killed \(signal 15\)"):
+            forward.wait(_PATIENCE)
+
+
+def test_child_that_lives_ends_downloads(embedded: Any, ending: Ending) -> None:
+    """The control of the above: a whole download through a child process ends, and is not reset."""
+    with forwarded(embedded(), send_and_end, isolate=True) as forward:
+        with slow((_LOOPBACK, forward.local_port)) as sock:
+            assert read_all(sock) == DATA
+
+
+def test_child_that_is_killed_resets_uploads(embedded: Any) -> None:
+    """What comes in at a gateway and was cut off is a reset for the target here, not an end."""
+    machine = embedded()
+    told: list[BaseException | None] = []
+    began, done = threading.Event(), threading.Event()
+
+    def receive(sock: socket.socket, number: int) -> None:
+        try:
+            while sock.recv(65536):
+                began.set()
+            told.append(None)
+        except OSError as exc:
+            told.append(exc)
+        done.set()
+
+    with (
+        Listener(receive) as target,
+        RemoteForward(
+            machine.host,
+            machine.user,
+            remote_port=0,
+            local_port=target.port,
+            local_host=_LOOPBACK,
+            isolate=True,
+            reconnect=False,
+            **machine.login,
+        ) as forward,
+        socket.create_connection((_LOOPBACK, forward.remote_port), timeout=_PATIENCE) as sock,
+    ):
+        sock.sendall(DATA)
+        assert began.wait(_PATIENCE)
+        [child] = children()
+        os.kill(child, signal.SIGKILL)
+        assert done.wait(_PATIENCE)
+        assert isinstance(told[0], ConnectionResetError)
+
+
+_PROGRAM = """
+import os, sys, threading
+from bokeh_ssh import LocalForward
+
+host, port, target, key, known_hosts = sys.argv[1:]
+login = {"port": int(port), "key_filename": key, "known_hosts": known_hosts, "ssh_config": None}
+with LocalForward(host, "me", remote_port=int(target), remote_host="127.0.0.1", **login) as forward:
+    print(forward.local_port, flush=True)
+    for line in sys.stdin:
+        child = os.fork()
+        if not child:
+            os._exit(0)
+        os.waitpid(child, 0)
+        print("forked", flush=True)
+"""
+
+
+def test_program_that_is_killed_resets_downloads(embedded: Any) -> None:
+    """So does a program without a child process; a fork of it that ends does not."""
+    machine = embedded()
+    with (
+        Listener(lambda sock, number: sock.sendall(DATA * 20)) as target,
+        subprocess.Popen(
+            [
+                *(sys.executable, "-c", _PROGRAM, machine.host, str(machine.port), str(target.port)),
+                *(str(machine.key_path), str(machine.known_hosts)),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        ) as program,
+    ):
+        assert program.stdin
+        assert program.stdout
+        try:
+            port = int(program.stdout.readline())
+            with slow((_LOOPBACK, port)) as sock:
+                assert read_exactly(sock, 100_000) == DATA[:100_000]
+                program.stdin.write(b"\n")
+                program.stdin.flush()
+                assert program.stdout.readline() == b"forked\n"
+                assert read_exactly(sock, 400_000) == (DATA * 2)[100_000:500_000]
+                program.kill()
+                with pytest.raises(ConnectionResetError):
+                    read_all(sock)
+        finally:
+            program.kill()
