@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ import bokeh_ssh._pipe
 from beds import Machine, until
 from bokeh_ssh import ConnectionLostError, Host, LocalForward, Lost, RemoteForward
 from bokeh_ssh._connection import Connection
+from bokeh_ssh._entrance import enter
 from bokeh_ssh._handshake import connect
+from bokeh_ssh._listener import bind
 from bokeh_ssh._remote import listening, to_peer
 from cable import Cable
 from conformance import pattern, read_all, read_exactly
@@ -419,6 +421,26 @@ def test_loss_on_one_side_of_a_relay_is_no_end(embedded: Any) -> None:
         assert gateway.ping(_PATIENCE)
         assert "message 97" in ends  # CLOSE
         assert "message 96" not in ends  # EOF
+
+
+def test_end_is_delivered_after_the_socket_is_closed(embedded: Any) -> None:
+    """What the system still holds for a slow reader arrives after a clean close; so does the end."""
+
+    def answer(sock: socket.socket, number: int) -> None:
+        assert read_all(sock) == b"question"
+        sock.sendall(DATA[:30_000])
+
+    with ExitStack() as stack:
+        target = stack.enter_context(Listener(answer))
+        connection = stack.enter_context(connected(embedded()))
+        entrance = enter(stack, bind(0), None)
+        stack.enter_context(entrance.leading(connection, (_LOOPBACK, target.port)))
+        with slow((_LOOPBACK, entrance.port)) as sock:
+            sock.sendall(b"question")
+            sock.shutdown(socket.SHUT_WR)
+            until(lambda: target.count, what="the target")
+            until(lambda: not connection.pump.open_pipes, what="our side to be closed")
+            assert read_all(sock) == DATA[:30_000]
 
 
 # A process that dies.

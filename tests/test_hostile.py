@@ -8,7 +8,8 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,10 @@ from bokeh_ssh import (
     RemoteForward,
     Warned,
 )
+from bokeh_ssh._connection import Connection
 from bokeh_ssh._handshake import connect
 from bokeh_ssh._pump import Pump
+from bokeh_ssh._session import Session
 from bokeh_ssh._stream import WINDOW, Stream
 from fakes import FakeSSH, Listener, Server
 
@@ -528,42 +531,77 @@ def test_close_is_answered_before_all_is_delivered(tmp_path: Path) -> None:
         assert raw.seen[-1] == _CLOSE
 
 
-def test_exit_status_after_the_close_is_passed_over(tmp_path: Path) -> None:
-    """A session whose server says its exit status after its CLOSE has ended; the connection lives."""
-    theirs: list[int] = []
+@contextmanager
+def session_of(fake_sessions: list[int], directory: Path) -> Iterator[tuple[FakeSSH, Connection]]:
+    """Log in to a server whose sessions are channels that only keep what they are told."""
 
     def session(server: Server, message: Message) -> bool:
         at = message.packet.tell()
         if message.get_binary() != b"session":
             message.packet.seek(at)
             return False
-        theirs.append(message.get_int())
-        server.raw(theirs[-1])
+        fake_sessions.append(message.get_int())
+        server.raw(fake_sessions[-1])
         return True
 
-    with FakeSSH(tmp_path, on_open=session) as fake:
+    with FakeSSH(directory, on_open=session) as fake:
         machine = fake.machine
         with connect(Host(machine.host, machine.user, **machine.login)) as connection:
-            ends: list[int | None] = []
+            yield fake, connection
 
-            def run() -> None:
-                connection.run(
-                    "true",
-                    on_stdout=lambda data: None,
-                    on_stderr=lambda data: None,
-                    on_exit=ends.append,
-                    timeout=20,
-                )
 
-            asking = threading.Thread(target=run)
-            asking.start()
-            until(lambda: fake.session.raws and fake.session.raws[0].count(_REQUEST), what="the command")
-            for kind, *rest in ((99,), (_EOF,), (_CLOSE,), (_REQUEST, "exit-status", b"\x00", 0)):
-                fake.session.send(kind, theirs[0], *rest)
-            asking.join(20)
-            until(lambda: ends, what="the end")
-            assert connection.ping(20)
-            assert fake.session.raws[0].seen[-1] == _CLOSE
+def start(connection: Connection, ends: list[int | None]) -> tuple[threading.Thread, list[Session]]:
+    """Run a command, on a thread: the fake has yet to be told to answer."""
+    made: list[Session] = []
+
+    def run() -> None:
+        made.append(
+            connection.run(
+                "true",
+                on_stdout=lambda data: None,
+                on_stderr=lambda data: None,
+                on_exit=ends.append,
+                timeout=20,
+            )
+        )
+
+    asking = threading.Thread(target=run)
+    asking.start()
+    return asking, made
+
+
+def test_exit_status_after_the_close_is_passed_over(tmp_path: Path) -> None:
+    """A session whose server says its exit status after its CLOSE has ended; the connection lives."""
+    theirs: list[int] = []
+    ends: list[int | None] = []
+    with session_of(theirs, tmp_path) as (fake, connection):
+        asking, _ = start(connection, ends)
+        until(lambda: fake.session.raws and fake.session.raws[0].count(_REQUEST), what="the command")
+        for kind, *rest in ((99,), (_EOF,), (_CLOSE,), (_REQUEST, "exit-status", b"\x00", 0)):
+            fake.session.send(kind, theirs[0], *rest)
+        asking.join(20)
+        until(lambda: ends, what="the end")
+        assert connection.ping(20)
+        assert fake.session.raws[0].seen[-1] == _CLOSE
+
+
+def test_our_end_of_a_session_is_an_eof_and_a_close(tmp_path: Path) -> None:
+    """What we end has an EOF before its CLOSE, and nothing after it, whatever is asked of it then."""
+    theirs: list[int] = []
+    with session_of(theirs, tmp_path) as (fake, connection):
+        asking, made = start(connection, [])
+        until(lambda: fake.session.raws and fake.session.raws[0].count(_REQUEST), what="the command")
+        fake.session.send(99, theirs[0])
+        asking.join(20)
+        made[0].write(b"last words")
+        made[0].close()
+        made[0].close()
+        raw = fake.session.raws[0]
+        until(lambda: raw.count(_CLOSE), what="the end")
+        made[0].signal("KILL")
+        fake.session.send(_REQUEST, theirs[0], "keepalive@openssh.com", b"\x01")
+        assert connection.ping(20)
+        assert raw.seen == [_REQUEST, _DATA, _EOF, _CLOSE]
 
 
 @pytest.mark.parametrize("kind", [_DATA, 93, 95, _EOF, _CLOSE, 98, 99, 100])
