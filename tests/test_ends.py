@@ -308,6 +308,22 @@ def test_program_that_goes_on_sending_is_told(
         assert forward.state == "ready"
 
 
+def test_program_that_goes_on_sending_through_sshd_is_told(
+    sshd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same through OpenSSH, which ends the channel when it cannot write to the target."""
+    monkeypatch.setattr(bokeh_ssh._pipe, "_LINGER", 0.5)
+    with (
+        forwarded(sshd(), lambda sock, number: sock.sendall(b"bye")) as forward,
+        socket.create_connection((_LOOPBACK, forward.local_port), timeout=_PATIENCE) as sock,
+    ):
+        assert sock.recv(10) == b"bye"
+        assert sock.recv(10) == b""
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            send_on(sock)
+        assert forward.state == "ready"
+
+
 def test_program_that_sends_and_reads_nothing_is_told(
     embedded: Any, ending: Ending, monkeypatch: pytest.MonkeyPatch
 ) -> None:
