@@ -34,7 +34,7 @@ from bokeh_ssh._pipe import reset
 from bokeh_ssh._pump import Pump
 from bokeh_ssh._route import Hop
 from bokeh_ssh._session import Session
-from bokeh_ssh._stream import Stream
+from bokeh_ssh._stream import Sink, Stream
 from bokeh_ssh._transport import IncomingHandler, Reply, Transport
 from bokeh_ssh._wait import wait
 from bokeh_ssh._watchdog import Watchdog
@@ -265,7 +265,8 @@ class Connection:
 
         Where the server refuses, the local connection is reset.
 
-        :param check: tells, once the server has connected, whether anything may go there
+        :param check: tells, once the server has connected, whether anything may go there; on the transport
+            thread
         """
 
         def refused(code: int, text: str) -> None:
@@ -274,12 +275,17 @@ class Connection:
 
         def opened(stream: Stream) -> None:
             if check:
-                check(lambda fine: go_on(stream) if fine else give_up(stream))
+                early = _Early()
+                stream.attach(early)
+                check(lambda fine: go_on(stream, early) if fine else give_up(stream))
             else:
-                go_on(stream)
+                stream.attach(self.pump.splice(sock, stream))
 
-        def go_on(stream: Stream) -> None:
-            stream.attach(self.pump.splice(sock, stream))
+        def go_on(stream: Stream, early: _Early) -> None:
+            pipe = self.pump.splice(sock, stream)
+            early.hand_over(pipe)
+            if stream.sink is early:  # else it has ended, and that was handed over
+                stream.sink = pipe
 
         def give_up(stream: Stream) -> None:
             self.pump.post(stream.close)
@@ -407,6 +413,33 @@ class Connection:
     def _silence(self, what: str, timeout: float) -> ConnectionLostError:
         msg = f"{what} got no answer within {timeout:g} s"
         return ConnectionLostError(msg, host=self.name, hint="the line may be down; try again")
+
+
+class _Early:
+    """Keeps what a target says before it is known whether anything may go there; its window bounds that."""
+
+    def __init__(self) -> None:
+        self._calls: list[Callable[[Sink], None]] = []
+
+    def hand_over(self, sink: Sink) -> None:
+        """Tell another sink all of it."""
+        for call in self._calls:
+            call(sink)
+
+    def on_data(self, parts: list[memoryview]) -> None:
+        self._calls.append(lambda sink: sink.on_data(parts))
+
+    def on_eof(self) -> None:
+        self._calls.append(lambda sink: sink.on_eof())
+
+    def on_close(self) -> None:
+        self._calls.append(lambda sink: sink.on_close())
+
+    def on_lost(self) -> None:
+        self._calls.append(lambda sink: sink.on_lost())
+
+    def on_window(self) -> None:
+        pass  # whoever comes after asks how much it may send
 
 
 class _Splice:

@@ -264,6 +264,20 @@ def test_end_of_a_socket(embedded: Any, ending: Ending) -> None:
         until(lambda: not connection.pump.open_pipes, what="the channel to end")
 
 
+def test_end_of_a_forward_that_is_checked(embedded: Any, ending: Ending) -> None:
+    """What a target says, and its end, wait for the word that something may go there."""
+    verdicts: list[Any] = []
+    with Listener(send_and_end) as target, connected(embedded()) as connection, tcp_pair() as (ours, theirs):
+        ours.settimeout(_PATIENCE)
+        connection.forward(theirs, (_LOOPBACK, target.port), (_LOOPBACK, 1), verdicts.append)
+        until(lambda: ending.sent, what="the server to end it")
+        assert connection.ping(_PATIENCE)
+        verdicts[0](True)
+        assert read_all(ours) == DATA
+        ours.shutdown(socket.SHUT_WR)
+        until(lambda: not connection.transport._streams, what="the channel to end")
+
+
 def test_end_of_a_command(embedded: Any, ending: Ending) -> None:
     """A command's output and exit status are all there, and those of one after it."""
     machine = embedded()
