@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from bokeh_ssh._dispatcher import parked
+
 if TYPE_CHECKING:
     import asyncio
 
@@ -35,19 +37,21 @@ class Awaiting:
         import asyncio
 
         opening = _on_thread(self.open, "open")
-        try:
-            await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            await _whatever_comes(_on_thread(self.close, "close"), opening)
-            raise
+        with parked(opening.done):
+            try:
+                await asyncio.shield(opening)
+            except asyncio.CancelledError:
+                await _whatever_comes(_on_thread(self.close, "close"), opening)
+                raise
         return self
 
     async def __aexit__(self, *exc: object) -> None:
         import asyncio
 
         closing = _on_thread(self.close, "close")
-        if await _whatever_comes(closing):
-            raise asyncio.CancelledError
+        with parked(closing.done):
+            if await _whatever_comes(closing):
+                raise asyncio.CancelledError
         closing.result()
 
     async def ended(self) -> None:
@@ -57,7 +61,9 @@ class Awaiting:
         """
         import asyncio
 
-        await asyncio.shield(_on_thread(self.wait, "wait"))
+        waiting = _on_thread(self.wait, "wait")
+        with parked(waiting.done):
+            await asyncio.shield(waiting)
 
 
 def _on_thread(call: Callable[[], Any], what: str) -> asyncio.Future[Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 import os
 import queue
@@ -23,36 +24,50 @@ from paramiko.message import Message
 
 import bokeh_ssh
 from bokeh_ssh import _parcel
+from bokeh_ssh._dispatcher import Dispatcher
 from bokeh_ssh._errors import BokehSSHError
 from bokeh_ssh._events import Event, Question
 from bokeh_ssh._lifecycle import Lifecycle
+from bokeh_ssh._wait import SLICE, heed
 
-#: Seconds that an opening which nobody wants any more may take to notice.
+#: Seconds for an opening which nobody wants any more to notice, and a parent to read the last words.
 _GOODBYE = 2.0
 
 
 class _Parent:
-    """The line to the parent."""
+    """The line to the parent.
+
+    What is said waits for a thread that writes it: a parent that is stopped holds up nothing here.
+    """
 
     def __init__(self, orders: BinaryIO, reports: BinaryIO) -> None:
         self.orders = orders
         self._reports = reports
-        self._lock = threading.Lock()
-        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._writer = Dispatcher(
+            self._write, "bokeh-ssh reports", "the program", spare=lambda said: said[0] in ("event", "log")
+        )
+        self._numbers = itertools.count()
+        self._slots: dict[int, queue.SimpleQueue[Any]] = {}
+        #: Set when the parent is gone, or wants all of it closed: then it answers nothing more.
         self.gone = threading.Event()
         self.done = threading.Event()
 
     def tell(self, *message: Any) -> None:
-        """Send a message; a parent that is gone is told nothing."""
-        try:
-            with self._lock:
-                _parcel.write(self._reports, message)
-        except (OSError, ValueError):
-            self.gone.set()
+        """Send a message, without waiting; a parent that is gone is told nothing."""
+        self._writer.put((message[0], _parcel.dump(message)))
 
-    def on_event(self, event: Event) -> None:
-        """Pass an event on."""
-        self.tell("event", event)
+    def _write(self, said: tuple[str, bytes]) -> None:
+        with contextlib.suppress(OSError, ValueError):  # the end of the orders tells that it is gone
+            _parcel.write(self._reports, said[1])
+
+    def finish(self, timeout: float) -> None:
+        """Send what waits, for ``timeout`` seconds at most."""
+        self._writer.finish()
+        self._writer.drain(timeout)
+
+    def on_event(self, held: Lifecycle, event: Event) -> None:
+        """Pass an event on, with what is known by then."""
+        self.tell("event", event, held._facts())
 
     def on_state(self, held: Lifecycle) -> None:
         """Pass on what the object does now."""
@@ -64,8 +79,7 @@ class _Parent:
         """Make the prompt with that number."""
 
         def prompt(question: Question) -> str | None:
-            self.tell("question", number, question)
-            answer: str | None = self._answers.get()
+            answer: str | None = self._ask("question", number, question)
             return answer
 
         return prompt
@@ -76,28 +90,49 @@ class _Parent:
 
     def sign(self, number: int, data: bytes, algorithm: str | None) -> bytes:
         """Have the parent sign with its key of that number."""
-        self.tell("sign", number, data, algorithm)
-        signature: bytes | None = self._answers.get()
+        signature: bytes | None = self._ask("sign", number, data, algorithm)
         if signature is None:
             msg = "the parent is gone"
             raise paramiko.SSHException(msg)
         return signature
 
+    def _ask(self, word: str, *asked: Any) -> Any:
+        """Ask something, and wait: a person takes as long as they like, and the parent's end is noticed."""
+        number = next(self._numbers)
+        slot: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._slots[number] = slot
+        try:
+            self.tell(word, number, *asked)
+            while not self.gone.is_set():
+                heed()
+                with contextlib.suppress(queue.Empty):
+                    return slot.get(timeout=SLICE)
+            return None
+        finally:
+            del self._slots[number]
+
     def listen(self, held: Lifecycle) -> None:
-        """Take orders until the parent is gone; then close everything."""
+        """Take orders until the parent is gone; then close everything.
+
+        Nothing here waits for anything: that an answer comes shows the parent that this process runs.
+        """
         try:
             while True:
-                word, value = _parcel.read(self.orders)
+                word, number, value = _parcel.read(self.orders)
                 if word == "answer":
-                    self._answers.put(value)
+                    slot = self._slots.get(number)
+                    if slot:
+                        slot.put(value)
                 elif word == "get":
-                    self.tell("got", getattr(held, value))
+                    self.tell("got", number, getattr(held, value, None))
+                elif word == "ping":
+                    self.tell("pong")
         except (EOFError, OSError):
             pass
         self.gone.set()
-        self._answers.put(None)
         held.close()
         if not self.done.wait(_GOODBYE):
+            self.finish(_GOODBYE)
             os._exit(1)  # it still tries to reach a machine, where it has nothing yet
 
 
@@ -153,13 +188,15 @@ def main() -> None:
     reports = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what anything prints must not get in between
     parent = _Parent(sys.stdin.buffer, reports)
+    parent.tell("hello")
     name, args, keywords, level = _parcel.read(parent.orders)
     logger = logging.getLogger("bokeh_ssh")
     logger.setLevel(level)
     logger.propagate = False
     logger.addHandler(_Relay(parent))
     args, keywords = _parcel.unpack((args, keywords), parent.ask, parent.key)
-    made = getattr(bokeh_ssh, name)(*args, **{**keywords, "isolate": False, "on_event": parent.on_event})
+    made = getattr(bokeh_ssh, name)(*args, **{**keywords, "isolate": False})
+    made._tell = functools.partial(parent.on_event, made)
     listener = threading.Thread(target=parent.listen, args=(made,), name="bokeh-ssh parent")
     listener.start()
     try:
@@ -179,3 +216,4 @@ def main() -> None:
     finally:
         parent.done.set()
     listener.join()
+    parent.finish(_GOODBYE)

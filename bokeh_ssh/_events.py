@@ -234,7 +234,8 @@ class Question:
 #: Takes a question, gives the answer; None declines. For ``"host_key"``, ``"yes"`` accepts.
 Prompt = Callable[[Question], "str | None"]
 
-#: Takes each event, on whatever thread it happens; must return soon and must not raise.
+#: Takes each event, one after the other. Those of a tunnel come on a thread of their own: it may take its
+#: time, and use the tunnel.
 OnEvent = Callable[[Event], None]
 
 

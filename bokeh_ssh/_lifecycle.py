@@ -15,17 +15,19 @@ import contextlib
 import itertools
 import logging
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
 from bokeh_ssh._awaiting import Awaiting
+from bokeh_ssh._dispatcher import Dispatcher, parked
 from bokeh_ssh._errors import BokehSSHError, TunnelClosedError
-from bokeh_ssh._events import Closed, Event, Lost, OnEvent, Reconnected, Reconnecting, ignore
+from bokeh_ssh._events import Closed, Event, Lost, OnEvent, Ready, Reconnected, Reconnecting, ignore
 from bokeh_ssh._fork import in_child
 from bokeh_ssh._isolated import Child, is_possible
-from bokeh_ssh._wait import SLICE, wanted
+from bokeh_ssh._wait import SLICE, wait, wanted
 
 log = logging.getLogger("bokeh_ssh")
 
@@ -41,6 +43,10 @@ _LONGEST_PAUSE = 30.0
 _GIVING_UP = 2.0
 #: Seconds that it waits for another thread that closes the same thing.
 _OTHERS = 15.0
+#: Seconds that opening, closing and asking wait for ``on_event`` to have taken what came before; and after
+#: Ctrl-C. One that takes longer delays them, and holds nobody up.
+_HANDLERS = 5.0
+_HURRIED = 0.5
 
 
 class Lifecycle(Awaiting):
@@ -63,6 +69,7 @@ class Lifecycle(Awaiting):
 
     def __init__(self, on_event: OnEvent | None, isolate: bool, reconnect: bool) -> None:
         self._listener = on_event or ignore
+        self._unsaid: Event | None = None  # that it is ready, until it is
         self._isolate = isolate
         self._reconnect = bool(reconnect)
         self._child: Child | None = None
@@ -82,11 +89,22 @@ class Lifecycle(Awaiting):
         self._fate = ""  # what became of the remote server, see Closed
         #: For the child process: told each new state.
         self._on_state: Callable[[], object] = _nothing
+        self._make_dispatcher()
         in_child(self, Lifecycle._abandon)
+
+    def _make_dispatcher(self) -> None:
+        # Events come on any thread, those among them that must not wait: a connection's, a pump's.
+        self._dispatcher = Dispatcher(self._listener, "bokeh-ssh events", "on_event")
+        #: Told each event; never blocks. The child process has another way.
+        self._tell: Callable[[Event], object] = (
+            _nothing_of if self._listener is ignore else self._dispatcher.put
+        )
 
     def _abandon(self) -> None:
         """Be closed in a forked child, without touching what is the parent's; it can be opened anew there."""
         self._change = threading.Condition()  # another thread may have held the old one
+        self._make_dispatcher()
+        self._closer = None
         if self._state != "new":
             self._state = "closed"
         self._recovery = None
@@ -123,19 +141,33 @@ class Lifecycle(Awaiting):
         return self._state
 
     def open(self: _Self) -> _Self:
-        """Open it; does nothing if it is open. After :meth:`close` it opens anew.
+        """Open it; does nothing if it is open. After :meth:`close` it opens anew, but not from ``on_event``.
 
+        When it returns, ``on_event`` has taken all that was told meanwhile, unless that takes more than 5 s.
+
+        :raises TunnelClosedError: if it was closed meanwhile, in ``on_event`` too; in ``on_event``, if it has
+            ended
         :raises BokehSSHError: whatever went wrong; nothing is left open then
         """
+        here = threading.current_thread()
+        if self._closer not in (None, here):
+            wait(self._closed, _OTHERS)
         with self._change:
             if self._state in _OPEN:
                 return self
+            if self._dispatcher.is_here:  # what it was told of is over
+                msg = "it has ended"
+                raise TunnelClosedError(msg, host=self._label, hint="open it again outside of on_event")
             self._error = None
+            self._missed = None
+            self._unsaid = None
+            self._fate = ""
             self._cancelled = False
-            self._ending = threading.Event()
+            self._ending = ending = threading.Event()
             self._ended = False
-            self._opener = threading.current_thread()
+            self._opener = here
             self._stack, self._line = contextlib.ExitStack(), contextlib.ExitStack()
+            self._dispatcher.begin(f"bokeh-ssh events {self._label}")
             self._set("connecting")
         try:
             with wanted(self._check_wanted):
@@ -145,35 +177,56 @@ class Lifecycle(Awaiting):
                     self._prepare(self._stack)
                     self._join(self._line)
             self._become_ready()
+            self._await_handlers()
         except BaseException as exc:
-            self._ending.set()
-            self._ended = True
-            self._set("failed")
+            with self._change:
+                closed = self._ended  # by a signal handler, or by another thread once it stood
+                self._ended = True
+                self._ending.set()
+                if not closed:
+                    self._set("failed")
             self._end_line()
             self._stack.close()
-            if self._cancelled and isinstance(exc, BokehSSHError):
+            cancelled = self._cancelled and isinstance(exc, BokehSSHError)
+            if cancelled:
                 self._set("closed")
+            self._dispatcher.finish()
+            self._await_handlers()
+            if cancelled:
                 msg = "it was closed while it opened"
                 raise TunnelClosedError(msg, host=self._label) from exc
             raise
         finally:
             self._opener = None
+        if ending.is_set():
+            wait(self._closed, _OTHERS)
+            msg = "it was closed while it opened"
+            raise TunnelClosedError(msg, host=self._label)
         return self
 
     def _start_child(self, stack: contextlib.ExitStack) -> None:
         """Have a child process open it, and take over what it found."""
         args, keywords = self._recipe
         keywords = {name: value for name, value in keywords.items() if name not in ("on_event", "isolate")}
-        child = self._child = Child(self._label, self._pass_on, self._follow)
+        child = self._child = Child(
+            self._label,
+            on_event=self._pass_on,
+            on_state=self._follow,
+            on_end=self._fail_with_child,
+            before=self._await_handlers,
+        )
         stack.callback(child.close)
         self._take_facts(child.open(type(self).__name__, args, keywords))
 
-    def _pass_on(self, event: Event) -> None:
+    def _pass_on(self, event: Event, facts: dict[str, Any]) -> None:
         """Tell what happened in the child process; that it has closed is told once we have."""
         if isinstance(event, Closed):
             self._fate = event.server
-        else:
-            self._emit(event)
+            return
+        with self._change:
+            if self._state in _OPEN:
+                self._take_facts(facts)
+        self._emit(event)
 
     def _follow(self, state: State, error: BokehSSHError | None, facts: dict[str, Any]) -> None:
         """Be as the object in the child process is."""
@@ -184,6 +237,17 @@ class Lifecycle(Awaiting):
                 self._take_facts(facts)
                 self._error = error
                 self._set(state)
+
+    def _fail_with_child(self, error: BokehSSHError) -> None:
+        """Have failed, since the child process has ended by itself."""
+        lost = Lost(host=self._label, reason=error.message)
+        with self._change:  # who waits for the end is to have been told of it
+            self._follow("failed", error, {})
+            self._tell(lost)
+        log.debug("%s", lost)
+
+    def _settle_for_child(self) -> None:
+        """Tell what becomes of what the child process held, where that could not end it."""
 
     def _take_facts(self, facts: dict[str, Any]) -> None:
         for name, value in facts.items():
@@ -208,6 +272,9 @@ class Lifecycle(Awaiting):
                 raise self._error
             self._check_wanted()
             self._set("ready")
+            unsaid, self._unsaid = self._unsaid, None
+            if unsaid:
+                self._tell(unsaid)
             missed, self._missed = self._missed, None
             if missed:
                 self._follow(*missed)
@@ -232,7 +299,9 @@ class Lifecycle(Awaiting):
             else:
                 self._error = error
                 self._set("failed")
-        self._emit(Lost(host=error.host or self._label, reason=error.message))
+            lost = Lost(host=error.host or self._label, reason=error.message)
+            self._tell(lost)  # before anybody who waits for the end can go on
+        log.debug("%s", lost)
         if recovery:
             recovery.start()
 
@@ -285,9 +354,8 @@ class Lifecycle(Awaiting):
             if failed:
                 self._error = error
                 self._set("failed")
+                self._tell(Lost(host=error.host or self._label, reason=str(error)))
         self._end_line()
-        if failed:
-            self._emit(Lost(host=error.host or self._label, reason=str(error)))
         return False
 
     def _end_line(self) -> None:
@@ -305,7 +373,8 @@ class Lifecycle(Awaiting):
     def close(self) -> None:
         """Close it, and end what it started, everywhere; idempotent, from any thread.
 
-        Where another thread closes it already, waits until that is done, so that a program may end then.
+        Where another thread closes it already, waits until that is done, so that a program may end then. In
+        ``on_event`` it works too; an opening that is under way then raises :exc:`TunnelClosedError`.
         """
         whose = self._claim()
         if whose == "opener":
@@ -314,6 +383,7 @@ class Lifecycle(Awaiting):
             self._stack.close()
         elif whose == "other":
             self._closed.wait(_OTHERS)
+            self._await_handlers()
         if whose != "ours":
             return
         recovery = self._recovery
@@ -326,11 +396,18 @@ class Lifecycle(Awaiting):
                 self._line.close()  # what an attempt that was under way still added
                 self._settle()
                 self._stack.close()
+                if self._child and self._child.fell and self._child.stood:
+                    self._settle_for_child()
         finally:
             self._recovery = None
-            self._emit(Closed(host=self._label, server=self._fate))
-            self._closer = None
-            self._closed.set()
+            closed = Closed(host=self._label, server=self._fate)
+            with self._change:  # it can be opened again from here on
+                self._tell(closed)
+                self._dispatcher.finish()
+                self._closer = None
+                self._closed.set()
+            log.debug("%s", closed)
+            self._await_handlers()
 
     def _claim(self) -> Literal["ours", "opener", "other", "nobody"]:
         """Find out whose part it is to close it, and begin."""
@@ -357,12 +434,13 @@ class Lifecycle(Awaiting):
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            with self._change:
+            with parked(lambda: self._state not in _OPEN), self._change:
                 while self._state in _OPEN:
                     left = SLICE if deadline is None else min(SLICE, deadline - time.monotonic())
                     if left <= 0:
                         return False
                     self._change.wait(left)
+            self._await_handlers()
         except KeyboardInterrupt:
             self.close()
             return True
@@ -393,11 +471,22 @@ class Lifecycle(Awaiting):
             raise TunnelClosedError(msg, host=self._label, hint=hint)
 
     def _emit(self, event: Event) -> None:
+        """Tell what happened; from any thread, never blocks."""
+        with self._change:
+            if isinstance(event, Ready) and self._state == "connecting":
+                self._unsaid = event  # who is told that it is ready finds it so
+            else:
+                self._tell(event)
         log.debug("%s", event)
-        try:
-            self._listener(event)
-        except Exception:  # a listener's bug must not take the tunnel down
-            log.exception("on_event failed")
+
+    def _await_handlers(self) -> None:
+        """Wait until ``on_event`` has taken all events so far, with a deadline."""
+        hurry = isinstance(sys.exc_info()[1], KeyboardInterrupt)
+        self._dispatcher.drain(_HURRIED if hurry else _HANDLERS)
+
+
+def _nothing_of(event: Event) -> None:
+    pass
 
 
 def _nothing() -> None:

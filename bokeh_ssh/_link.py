@@ -21,7 +21,7 @@ class Link(Lifecycle):
 
     def __init__(self, on_event: OnEvent | None, isolate: bool, reconnect: bool) -> None:
         super().__init__(on_event, isolate, reconnect)
-        self._memory = Memory()
+        self._memory = Memory(self._await_handlers)
         self._connections: list[Connection] = []
 
     def _connect(self, line: contextlib.ExitStack, host: Host, via: Connection | None = None) -> Connection:

@@ -169,8 +169,7 @@ class LocalForward(Link):
         :raises TunnelClosedError: if it is not open
         """
         self._check_open()
-        assert self._local_port is not None
-        return self._local_port
+        return self._local_port or 0
 
     @property
     def remote_port(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from bokeh_ssh._events import Prompt, Question
 
 _Key = tuple[str, str, str]
@@ -11,9 +13,12 @@ class Memory:
     """Passwords and passphrases that worked, as long as one tunnel lives; codes work once, and are not kept.
 
     In this process's memory only, as ``ssh`` keeps a connection for others (ControlMaster) and an agent keys.
+
+    :param before: called before a person is asked
     """
 
-    def __init__(self) -> None:
+    def __init__(self, before: Callable[[], object] = lambda: None) -> None:
+        self._before = before
         self._kept: dict[_Key, str] = {}
         self._new: dict[_Key, str] = {}
         self._given: set[_Key] = set()
@@ -41,6 +46,7 @@ class Memory:
                 self._given.add(key)
                 return self._kept[key]
             self._kept.pop(key, None)
+            self._before()
             answer = prompt(question)
             if question.reusable and answer is not None:
                 self._new[key] = answer

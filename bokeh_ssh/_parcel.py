@@ -8,6 +8,7 @@ it sign. All of it travels over a pipe between the two alone, never as an argume
 from __future__ import annotations
 
 import dataclasses
+import os
 import pickle
 import struct
 from collections.abc import Callable
@@ -88,14 +89,24 @@ def unpack(value: Any, prompt: Callable[[int], Any], key: Callable[[KeyNumber], 
     return undo(value)
 
 
-def write(stream: BinaryIO, message: Any) -> None:
-    """Write one message.
+def dump(message: Any) -> bytes:
+    """Make the bytes of one message.
+
+    :raises Exception: what pickle says of something that cannot be sent
+    """
+    data = pickle.dumps(message)
+    return _LENGTH.pack(len(data)) + data
+
+
+def write(stream: BinaryIO, data: bytes) -> None:
+    """Write one message, as :func:`dump` made it; blocks while the other side does not read.
 
     :raises OSError: if the other side is gone
     """
-    data = pickle.dumps(message)
-    stream.write(_LENGTH.pack(len(data)) + data)
-    stream.flush()
+    # Not by way of a buffer: Python aborts if it ends while a thread blocks in one.
+    left = memoryview(data)
+    while left:
+        left = left[os.write(stream.fileno(), left) :]
 
 
 def read(stream: BinaryIO) -> Any:

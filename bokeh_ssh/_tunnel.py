@@ -34,6 +34,8 @@ from bokeh_ssh._server import Server
 from bokeh_ssh._servers import RemoteServer, choose, list_servers
 from bokeh_ssh._target import check_port
 
+_LEFT = "the server could not be told to end; it does so by itself"
+
 
 class Tunnel(Offer):
     """What both tunnels do: find a server or start one, and lead local connections to it."""
@@ -238,11 +240,16 @@ class Tunnel(Offer):
         if self._left_behind:
             self._tell_left_behind()
 
+    def _settle_for_child(self) -> None:
+        self._fate = "left" if self._stays else "unreached"
+        if not self._stays:
+            self._warn(f"{_LEFT} within {self._serve.grace:g} s")
+
     def _tell_left_behind(self) -> None:
         """Say what becomes of a server that could not be told to end."""
         self._fate = "left" if self._server and self._server.detached else "unreached"
         if self._server and not self._server.detached:
-            text = f"the server could not be told to end; it does so by itself within {self._serve.grace:g} s"
+            text = f"{_LEFT} within {self._serve.grace:g} s"
             self._emit(Warned(host=self._server.host, text=text))
 
     def _attach(self, connection: Connection) -> int | None:

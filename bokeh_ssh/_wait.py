@@ -63,3 +63,8 @@ def wait_for(condition: threading.Condition, met: Callable[[], object], timeout:
             return False
         condition.wait(min(SLICE, left))
     return True
+
+
+def clocks() -> tuple[float, float]:
+    """Read both clocks: one stands still while the machine sleeps; which one, depends on the system."""
+    return time.monotonic(), time.time()

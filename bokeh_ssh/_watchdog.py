@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 
 from bokeh_ssh._transport import Reply, Transport
+from bokeh_ssh._wait import clocks
 
 _QUESTION = b"keepalive@openssh.com"
 
@@ -48,13 +48,13 @@ class Watchdog:
             self._thread.join(timeout)
 
     def _run(self) -> None:
-        before = _clocks()
+        before = clocks()
         due = before[0]  # when to ask next
         while self._transport.alive:
             pause = min([due, *(until for until, _ in list(self._asked)[:1])]) - before[0]
             if self._stopped.wait(max(0.0, pause)):
                 return
-            after = _clocks()
+            after = clocks()
             slept = max(b - a for a, b in zip(before, after, strict=True)) > pause + self._interval + 1
             before = after
             if slept:
@@ -69,11 +69,6 @@ class Watchdog:
                 due = after[0] + self._interval
                 patience = self._interval * (1 if slept else max(0.5, self._count - 1))
                 self._asked.append((after[0] + patience, self._transport.ask(_QUESTION)))
-
-
-def _clocks() -> tuple[float, float]:
-    """Read both clocks: one stands still while the machine sleeps; which one, depends on the system."""
-    return time.monotonic(), time.time()
 
 
 def _bound_retransmission(transport: Transport, seconds: float) -> None:
