@@ -164,11 +164,11 @@ class Lifecycle(Awaiting):
             self._fate = ""
             self._cancelled = False
             self._ending = ending = threading.Event()
-            self._ended = False
             self._opener = here
             self._stack, self._line = contextlib.ExitStack(), contextlib.ExitStack()
             self._dispatcher.begin(f"bokeh-ssh events {self._label}")
             self._set("connecting")
+            self._ended = False  # last: before that, a signal handler has nothing to close
         try:
             with wanted(self._check_wanted):
                 if self._isolate and is_possible():
@@ -191,7 +191,8 @@ class Lifecycle(Awaiting):
             if cancelled:
                 self._set("closed")
             self._dispatcher.finish()
-            self._await_handlers()
+            with wanted(None):
+                self._await_handlers()
             if cancelled:
                 msg = "it was closed while it opened"
                 raise TunnelClosedError(msg, host=self._label) from exc
@@ -272,6 +273,9 @@ class Lifecycle(Awaiting):
                 raise self._error
             self._check_wanted()
             self._set("ready")
+            if self._ending.is_set():  # by a signal handler, just now
+                self._set("closed")
+                self._check_wanted()
             unsaid, self._unsaid = self._unsaid, None
             if unsaid:
                 self._tell(unsaid)
@@ -383,7 +387,8 @@ class Lifecycle(Awaiting):
             self._stack.close()
         elif whose == "other":
             self._closed.wait(_OTHERS)
-            self._await_handlers()
+            with wanted(None):
+                self._await_handlers()
         if whose != "ours":
             return
         recovery = self._recovery
@@ -407,7 +412,8 @@ class Lifecycle(Awaiting):
                 self._closer = None
                 self._closed.set()
             log.debug("%s", closed)
-            self._await_handlers()
+            with wanted(None):
+                self._await_handlers()
 
     def _claim(self) -> Literal["ours", "opener", "other", "nobody"]:
         """Find out whose part it is to close it, and begin."""
