@@ -22,6 +22,8 @@ _T = TypeVar("_T")
 
 #: Things that wait; beyond that the oldest go.
 _MOST = 10_000
+#: Seconds after which a handler that waits for others is taken to do so for long.
+_PARKED = 0.2
 
 
 class _Here(threading.local):
@@ -118,7 +120,14 @@ class Dispatcher(Generic[_T]):
         deadline = time.monotonic() + timeout
         with self._change:
             thread, last = self._thread, self._put
-            wait_for(self._change, lambda: self._done >= last or self._is_parked(), timeout)
+            while wait_for(
+                self._change, lambda: self._done >= last or self._is_parked(), deadline - time.monotonic()
+            ):
+                if self._done >= last:
+                    break
+                left = min(_PARKED, deadline - time.monotonic())
+                if not wait_for(self._change, lambda: not self._is_parked(), left):
+                    break
             done = self._done >= last
             over = self._over and not self._waiting
         if thread and done and over:
@@ -181,3 +190,4 @@ def parked(until: Callable[[], bool]) -> Iterator[None]:
     finally:
         with mine._change:
             mine._parked.remove(until)
+            mine._change.notify_all()

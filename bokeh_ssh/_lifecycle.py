@@ -27,7 +27,7 @@ from bokeh_ssh._errors import BokehSSHError, TunnelClosedError
 from bokeh_ssh._events import Closed, Event, Lost, OnEvent, Ready, Reconnected, Reconnecting, ignore
 from bokeh_ssh._fork import in_child
 from bokeh_ssh._isolated import Child, is_possible
-from bokeh_ssh._wait import SLICE, wait, wanted
+from bokeh_ssh._wait import SLICE, wait, wait_for, wanted
 
 log = logging.getLogger("bokeh_ssh")
 
@@ -380,11 +380,13 @@ class Lifecycle(Awaiting):
         Where another thread closes it already, waits until that is done, so that a program may end then. In
         ``on_event`` it works too; an opening that is under way then raises :exc:`TunnelClosedError`.
         """
+        opener = self._opener
         whose = self._claim()
         if whose == "opener":
             # It sees its connections end, cleans up by itself and says so.
             self._end_line()
             self._stack.close()
+            self._await_opener(opener)
         elif whose == "other":
             self._closed.wait(_OTHERS)
             with wanted(None):
@@ -414,6 +416,15 @@ class Lifecycle(Awaiting):
             log.debug("%s", closed)
             with wanted(None):
                 self._await_handlers()
+
+    def _await_opener(self, opener: threading.Thread | None) -> None:
+        """Wait a little for an opening that is given up to have cleaned up."""
+
+        def is_over() -> bool:
+            return self._opener is not opener or self._state == "closed"
+
+        with wanted(None), parked(is_over), self._change:
+            wait_for(self._change, is_over, _GIVING_UP)
 
     def _claim(self) -> Literal["ours", "opener", "other", "nobody"]:
         """Find out whose part it is to close it, and begin."""
