@@ -227,7 +227,7 @@ class Lifecycle(Awaiting):
         with self._change:
             if self._state in _OPEN:
                 self._take_facts(facts)
-        self._emit(event)
+        self._queue(event)  # it was logged there, and logging here could block
 
     def _follow(self, state: State, error: BokehSSHError | None, facts: dict[str, Any]) -> None:
         """Be as the object in the child process is."""
@@ -245,7 +245,6 @@ class Lifecycle(Awaiting):
         with self._change:  # who waits for the end is to have been told of it
             self._follow("failed", error, {})
             self._tell(lost)
-        log.debug("%s", lost)
 
     def _settle_for_child(self) -> None:
         """Tell what becomes of what the child process held, where that could not end it."""
@@ -488,13 +487,16 @@ class Lifecycle(Awaiting):
             raise TunnelClosedError(msg, host=self._label, hint=hint)
 
     def _emit(self, event: Event) -> None:
-        """Tell what happened; from any thread, never blocks."""
+        """Log and tell what happened; from any thread, waits for no handler."""
+        self._queue(event)
+        log.debug("%s", event)
+
+    def _queue(self, event: Event) -> None:
         with self._change:
             if isinstance(event, Ready) and self._state == "connecting":
                 self._unsaid = event  # who is told that it is ready finds it so
             else:
                 self._tell(event)
-        log.debug("%s", event)
 
     def _await_handlers(self) -> None:
         """Wait until ``on_event`` has taken all events so far, with a deadline."""
