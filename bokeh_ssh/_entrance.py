@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import threading
 import time
@@ -14,23 +15,37 @@ from bokeh_ssh._fork import in_child
 from bokeh_ssh._gate import Gate
 from bokeh_ssh._guard import Guard
 from bokeh_ssh._listener import Accept, address_of, listen
-from bokeh_ssh._peer import Strangers
+from bokeh_ssh._peer import GONE, UNKNOWN, Strangers
 from bokeh_ssh._pipe import reset
 
+log = logging.getLogger("bokeh_ssh.forward")
+
 Tell = Callable[[str], None]
+
+_REFUSED = {
+    GONE: (
+        "refused a local connection of a program that had closed it already, with what it had sent: it could "
+        "be another user's (allow_others lets them in)"
+    ),
+    UNKNOWN: "refused a local connection: the system did not say whose it is (allow_others lets all in)",
+}
 
 #: Seconds that a new connection waits while there is no line, and a WebSocket, whose browser waits 240.
 PATIENCE = 20.0
 PAGE_PATIENCE = 180.0
 _MOST_HELD = 256
+#: Kinds of losses that are told apart: the users of a container can be as many as there are numbers.
+_MOST_KINDS = 16
 
 
-def enter(stack: contextlib.ExitStack, sockets: list[socket.socket], tell: Tell | None) -> Entrance:
+def enter(
+    stack: contextlib.ExitStack, sockets: list[socket.socket], tell: Tell, others: bool | None
+) -> Entrance:
     """Make an :class:`Entrance` of bound sockets that lasts as long as ``stack``."""
     with contextlib.ExitStack() as first:
         for sock in sockets:
             first.callback(sock.close)
-        entrance = Entrance(sockets, tell)
+        entrance = Entrance(sockets, tell, others)
         first.pop_all()
     stack.callback(entrance.close)
     return entrance
@@ -44,16 +59,19 @@ class Entrance:
     gives up after few attempts, so that each should last.
 
     :param sockets: bound and listening, see :func:`bind`; closed by :meth:`close`
-    :param tell: told when another user of this machine is refused (where the system says who connects); None
-        lets all of them in
+    :param tell: told what is refused or lost here: nobody else would notice, where a program has sent
+        something and gone
+    :param others: whether the other users of this machine are let in; None: only where a program has closed
+        its end already, so that nobody can tell whose it was, and it reads no answer. Where the system does
+        not say who connects, all are
     :ivar port: the one that they share; 0 for a Unix socket
     """
 
-    def __init__(self, sockets: list[socket.socket], tell: Tell | None) -> None:
+    def __init__(self, sockets: list[socket.socket], tell: Tell, others: bool | None) -> None:
         self.port = address_of(sockets[0])[1]
-        self._strangers = Strangers() if tell and self.port else None
-        self._tell = tell
-        self._refused: set[int] = set()
+        self._strangers = Strangers() if self.port and not others else None
+        self._others = others
+        self._losses = _Losses(tell)
         self._lead: Accept | None = None
         self._leads = _never
         self._started = False
@@ -72,15 +90,16 @@ class Entrance:
 
     def _accept(self, sock: socket.socket, origin: Origin) -> None:
         stranger = self._strangers.find(sock) if self._strangers else None
-        if stranger is not None:
-            if stranger not in self._refused:  # once each: who is refused can try as often as they like
-                self._refused.add(stranger)
-                who = f"user {stranger}" if stranger >= 0 else "a program that has gone"
-                if self._tell:
-                    self._tell(f"refused a local connection of {who} (allow_others lets other users in)")
-            reset(sock)
+        if stranger is None or (stranger == GONE and self._others is None):
+            self._admit(sock, origin)
             return
-        self._admit(sock, origin)
+        reset(sock)
+        if stranger in _REFUSED:
+            self._losses.add(_REFUSED[stranger])
+        else:
+            self._losses.once(
+                f"refused a local connection of user {stranger} (allow_others lets other users in)"
+            )
 
     def _admit(self, sock: socket.socket, origin: Origin) -> None:
         with self._change:
@@ -176,10 +195,48 @@ class Entrance:
             self._change.notify_all()
         if keeper and keeper is not threading.current_thread():
             keeper.join(2)
+        self._losses.close()
 
 
 def _never() -> bool:
     return False
+
+
+class _Losses:
+    """Tells what is refused or lost, in a number of events that whoever connects has no influence on."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+        self._counts: dict[str, int] = {}
+        self._told: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def once(self, text: str) -> None:
+        """Tell of a kind, the first time."""
+        log.info("%s", text)
+        with self._lock:
+            if text in self._told or len(self._told) >= _MOST_KINDS:
+                return
+            self._told[text] = 1
+        self._tell(text)
+
+    def add(self, text: str) -> None:
+        """Count one: the first, the tenth, the hundredth and so on are told at once, the rest at the end."""
+        log.info("%s", text)
+        with self._lock:
+            count = self._counts[text] = self._counts.get(text, 0) + 1
+            if str(count).strip("0") != "1":
+                return
+            self._told[text] = count
+        self._tell(text if count == 1 else f"{text}: {count} by now")
+
+    def close(self) -> None:
+        """Tell what was counted and not told; idempotent."""
+        with self._lock:
+            counts, self._counts = self._counts, {}
+        for text, count in counts.items():
+            if count > self._told[text]:
+                self._tell(f"{text}: {count} in all")
 
 
 class _Held:

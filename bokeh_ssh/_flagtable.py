@@ -346,7 +346,14 @@ FORWARD = under(
     Flag("local_port", int, "PORT", "The port here (default: any free one)."),
     Flag("local_socket", str, "PATH", "A Unix socket here in place of a port; only you may connect to it."),
     Flag("bind_address", str, "ADDRESS", "Where to listen here; anything but loopback opens it to others."),
-    _ALLOW_OTHERS,
+    Flag(
+        "allow_others",
+        bool,
+        "",
+        "Let the other users of this machine use the port here, as ssh -L does; or refuse, besides them, "
+        "programs that close too soon to see whose they are, and tell (default: let these in).",
+        name="--allow-others/--no-allow-others",
+    ),
 )
 
 #: What ``forward -R`` takes besides.
@@ -376,8 +383,9 @@ def in_flags(text: str) -> str:
         # Without a value some are words of their own, such as "host", "app", and the name of a file.
         if known is None or (value is None and ("_" not in name or name == "known_hosts")):
             return found[0]
-        if name == "launch":
-            return "--attach" if value == "False" else "--launch"
+        yes, _, no = known.partition("/")
+        if no:
+            return no if value == "False" else yes
         words = {"()": " none", "True": "", "False": "", "": "", None: ""}
         return known + words.get(value, " " + (value or "").strip('"'))
 

@@ -43,7 +43,8 @@ class Passage:
 
     :param listen: where to listen, as :func:`parse_forward` gives it
     :param label: the machine, for events
-    :param private: whether the other users of this machine are kept out, as far as it is on loopback
+    :param others: whether the other users of this machine are let in, see :class:`Entrance`; where it is not
+        on loopback, everybody is
     :ivar name: what it is called here: ``host:port``, or the path of a socket
     :ivar target: where it leads
     :raises PortInUseError: if the port is taken
@@ -57,7 +58,7 @@ class Passage:
         label: str,
         emit: Callable[[Event], None],
         *,
-        private: bool,
+        others: bool | None,
     ) -> None:
         self.target = target
         self._label = label
@@ -70,7 +71,7 @@ class Passage:
             host = "localhost" if listen[0] is None else listen[0]
             address = "0.0.0.0" if host in ("", "*") else host  # noqa: S104 - asked for
             sockets = bind(listen[1], address=address)
-        self.entrance = enter(stack, sockets, self._warn if private and _is_loopback(address) else None)
+        self.entrance = enter(stack, sockets, self._warn, others if _is_loopback(address) else True)
         self.name = listen if isinstance(listen, str) else short((address, self.entrance.port))
 
     def _warn(self, text: str) -> None:
@@ -108,8 +109,10 @@ class LocalForward(Link):
     :param local_port: 0 takes any free one; a number takes exactly that one; None prefers 5006
     :param remote_host: the target, as seen from ``host``
     :param bind_address: where to listen on this machine; anything but loopback opens the port to others
-    :param allow_others: let the other users of this machine in too, as ``ssh -L`` does; where the system does
-        not tell who connects (other than Linux), they get in anyway
+    :param allow_others: whether the other users of this machine get in. None refuses them, as far as the
+        system knows them: a program that has sent something and closed at once may be anybody's, and is let
+        in; it reads no answer. False refuses those as well, and tells each. True lets all in, as ``ssh -L`` does;
+        and so it is where the system does not tell who connects (other than Linux)
     :param local_socket: a path to listen on in place of a port here. Only this account may connect to it; it
         is removed at the end, and so is one that another program has left there
     :param reconnect: make a connection that was lost again; the local port stays meanwhile
@@ -131,7 +134,7 @@ class LocalForward(Link):
         local_port: int | None = 0,
         remote_host: str = "localhost",
         bind_address: str = "localhost",
-        allow_others: bool = False,
+        allow_others: bool | None = None,
         local_socket: str | os.PathLike[str] | None = None,
         reconnect: bool = True,
         isolate: bool = False,
@@ -147,7 +150,7 @@ class LocalForward(Link):
             "local_socket",
             local_port=(local_port, 0),
             bind_address=(bind_address, "localhost"),
-            allow_others=(allow_others, False),
+            allow_others=(allow_others or None, None),
         )
         self._socket = None if local_socket is None else check_here(local_socket, "local_socket")
         if local_port is not None:
@@ -189,7 +192,7 @@ class LocalForward(Link):
     def _prepare(self, stack: contextlib.ExitStack) -> None:
         listen = self._socket or (self._bind_address, self._wanted)
         self._passage = Passage(
-            stack, listen, self._remote, self._label, self._emit, private=not self._allow_others
+            stack, listen, self._remote, self._label, self._emit, others=self._allow_others
         )
         self._local_port = self._passage.entrance.port
 

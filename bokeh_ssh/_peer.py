@@ -3,11 +3,15 @@
 TCP has no ``SO_PEERCRED``, so a port on loopback is open to every user of the machine; ``ssh -L`` leaves it
 so. But the kernel tells the owner of the socket at the other end: at once through ``sock_diag(7)``, or in the
 table of all, ``/proc/net/tcp``. On systems that tell neither, everybody gets in, as with ``ssh -L``.
+
+Once the program at the other end has closed its socket, Linux before 6.17 says 0 for its owner, whoever that
+was; later ones remember. A socket that is only shut down in one direction still has its owner.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import struct
@@ -21,9 +25,18 @@ from bokeh_ssh._owner import find_peer
 #: (user id, number of the socket); the number is 0 once the program at the other end has closed it.
 Owner = tuple[int, int]
 
+#: In place of a user id: the program has closed its end, and nobody can tell any more whose it was; the end
+#: is there, and the system does not say whose it is.
+GONE = -1
+UNKNOWN = -2
+
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
+_NLMSG_ERROR = 2
 _NLM_F_REQUEST = 1
+# enum of include/net/tcp_states.h, as TCP_INFO has it too.
+_ESTABLISHED = 1
+_CLOSE = 7
 _LISTEN = 10
 _ANY_STATE = 0xFFFFFFFF
 # struct nlmsghdr, and struct inet_diag_req_v2 up to the addresses (linux/inet_diag.h).
@@ -31,36 +44,50 @@ _HEAD = struct.Struct("=IHHII")
 _REQUEST = struct.Struct("=BBBBI")
 _TAIL = struct.Struct("=III")  # any interface, and no cookie
 _FOUND = struct.Struct("=II")
+_ERROR = struct.Struct("=i")
 _FOUND_AT = 80
 _TIMEOUT = 1.0
 
 
 class Strangers:
-    """Tells who is refused.
-
-    A connection whose program has closed it already is refused as well: its owner is not known any more.
-    """
+    """Tells who at the other end of a connection is another user of this machine."""
 
     def __init__(self) -> None:
         self._me = {os.geteuid(), 0} if sys.platform == "linux" and hasattr(os, "geteuid") else set()
         self._ask = _way() if self._me else None
 
     def find(self, sock: socket.socket) -> int | None:
-        """Give the user id of a stranger, -1 for who has gone; None for this account, and for root."""
+        """Return the user id of a stranger, :data:`GONE` or :data:`UNKNOWN`; None for this account, and root.
+
+        Who is there can read what is sent; who has gone can only have sent something. So one counts as gone
+        when the kernel knows no program at the other end, and not when it merely does not answer.
+        """
         if self._ask is None:
             return None
-        try:
-            owner = self._ask(sock)
-        except OSError:  # it has gone, or the system does not answer any more
-            owner = None
-        if owner is None or not owner[1]:
-            return -1
-        return None if owner[0] in self._me else owner[0]
+        missing = False
+        for ask in (self._ask, look_up, look_up):  # a table that is read while it changes can miss a row
+            if _state(sock) == _CLOSE:
+                return GONE  # reset by the other end
+            try:
+                owner = ask(sock)
+            except OSError:  # this way does not answer now
+                continue
+            if owner == (0, 0):
+                return GONE
+            if owner:
+                return None if owner[0] in self._me else owner[0]
+            missing = True
+        return GONE if missing and _state(sock) != _ESTABLISHED else UNKNOWN
 
     def close(self) -> None:
         """Let go of the line to the kernel; idempotent."""
         if isinstance(self._ask, Diagnosis):
             self._ask.close()
+
+
+def _state(sock: socket.socket) -> int:
+    """Return the state of our own end: established until the other has closed, and its last byte is here."""
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
 
 
 def _way() -> Callable[[socket.socket], Owner | None] | None:
@@ -99,6 +126,10 @@ class Diagnosis:
         self._line.close()
 
     def __call__(self, sock: socket.socket) -> Owner | None:
+        """Return who owns the other end; None if there is no such socket.
+
+        :raises OSError: if the kernel does not answer
+        """
         theirs, ours = sock.getpeername(), sock.getsockname()
         request = (
             _REQUEST.pack(sock.family, socket.IPPROTO_TCP, 0, 0, _ANY_STATE)
@@ -116,8 +147,14 @@ class Diagnosis:
                 _, kind, _, number, _ = _HEAD.unpack_from(answer)
                 if number == self._asked:
                     break
+        if kind == _NLMSG_ERROR:
+            (error,) = _ERROR.unpack_from(answer, _HEAD.size)
+            if error == -errno.ENOENT:
+                return None
+            raise OSError(-error, os.strerror(abs(error)))
         if kind != _SOCK_DIAG_BY_FAMILY or len(answer) < _FOUND_AT + _FOUND.size:
-            return None  # there is no such socket
+            msg = f"the kernel gave an answer of kind {kind} and {len(answer)} bytes"
+            raise OSError(msg)
         if answer[_HEAD.size + 1] == _LISTEN:  # it is gone, and another listens on its port
             return None
         uid, inode = _FOUND.unpack_from(answer, _FOUND_AT)

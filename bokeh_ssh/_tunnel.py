@@ -76,7 +76,7 @@ class Tunnel(Offer):
             if self._serve.dev:
                 stack.enter_context(self._mirror.watching())
         self._passages = [
-            Passage(stack, listen, target, self._label, self._emit, private=not self._serve.allow_others)
+            Passage(stack, listen, target, self._label, self._emit, others=self._serve.allow_others)
             for listen, target in self._serve.forwards
         ]
         self._forwards = tuple(passage.name for passage in self._passages)
@@ -86,8 +86,8 @@ class Tunnel(Offer):
     def _bind(self, prefer: int) -> Entrance:
         """Listen on this machine, unless that is done; stays until the tunnel is closed."""
         if self._entrance is None:
-            tell = None if self._serve.allow_others else self._warn
-            self._entrance = enter(self._stack, bind(self._wanted, prefer=prefer), tell)
+            sockets = bind(self._wanted, prefer=prefer)
+            self._entrance = enter(self._stack, sockets, self._warn, self._serve.allow_others)
             self._local_port = self._entrance.port
         return self._entrance
 

@@ -9,7 +9,7 @@ import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,8 @@ import pytest
 import apps
 import conformance
 from beds import Key, Machine, until
-from bokeh_ssh import Event, LocalForward, UsageError, Warned, _peer
+from bokeh_ssh import DirectTunnel, Event, LocalForward, UsageError, Warned, _peer
+from cable import Cable
 
 if TYPE_CHECKING:
     from docker_bed import Container
@@ -191,3 +192,119 @@ def test_socket_needs_no_leave(tmp_path: Path) -> None:
     """A Unix socket is its owner's alone, so that there is nothing to allow."""
     with pytest.raises(UsageError, match="allow_others"):
         LocalForward("host", remote_port=1, local_socket=tmp_path / "it", allow_others=True)
+
+
+def burst(port: int, count: int = 200) -> None:
+    """Connect, send 100 bytes and close at once, many times."""
+    for _ in range(count):
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
+            sock.sendall(b"x" * 100)
+
+
+@contextmanager
+def counting() -> Iterator[tuple[int, list[int]]]:
+    """Listen for connections and count what each brings until it ends; gives the port, and the counts."""
+    counts: list[int] = []
+
+    def take(sock: socket.socket) -> None:
+        with sock:
+            sock.settimeout(30)
+            counts.append(len(conformance.read_all(sock)))
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                sock, _ = listener.accept()
+                threading.Thread(target=take, args=(sock,), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        yield listener.getsockname()[1], counts
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+@linux
+@pytest.mark.parametrize("allow", [None, True], ids=["by default", "allow_others"])
+def test_who_sends_and_closes_at_once_is_delivered(sshd: Callable[..., Machine], allow: bool | None) -> None:
+    """Of 200 programs that send 100 bytes and close at once, all 20,000 arrive, as through ``ssh -L``."""
+    machine = sshd()
+    with counting() as (port, counts):
+        with LocalForward(
+            machine.host,
+            machine.user,
+            remote_port=port,
+            remote_host="127.0.0.1",
+            allow_others=allow,
+            **machine.login,
+        ) as forward:
+            burst(forward.local_port)
+            until(lambda: sum(counts) >= 20_000, what="all that was sent")
+    assert sum(counts) == 20_000
+
+
+@linux
+def test_what_is_refused_is_told(embedded: Callable[..., Machine]) -> None:
+    """With ``allow_others=False`` each that closed too soon is refused, and none of them without a word."""
+    machine = embedded()
+    events: list[Event] = []
+    with counting() as (port, counts):
+        with LocalForward(
+            machine.host,
+            machine.user,
+            remote_port=port,
+            remote_host="127.0.0.1",
+            allow_others=False,
+            on_event=events.append,
+            **machine.login,
+        ) as forward:
+            burst(forward.local_port)
+            with socket.create_connection(("127.0.0.1", forward.local_port), timeout=20) as last:
+                last.sendall(b"y" * 7)  # one that stays is let in, after all that came before it
+                until(lambda: forward._connections[0].pump.open_pipes, what="it to be led on")
+        until(lambda: 7 in counts, what="its end")
+    told = [event.text for event in events if isinstance(event, Warned) and "closed it already" in event.text]
+    assert told
+    assert len(told) < 10
+    refused = int(told[-1].rpartition(": ")[2].split()[0]) if len(told) > 1 else 1
+    assert refused + sum(count == 100 for count in counts) == 200
+
+
+@linux
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_tunnel_takes_nothing_from_who_closes_at_once(embedded: Callable[..., Machine]) -> None:
+    """Not a byte of another user gets through a tunnel's ports, however soon it closes."""
+    machine = embedded()
+    with counting() as (port, counts):
+        with DirectTunnel(
+            machine.host,
+            machine.user,
+            command=f"{machine.python} -m http.server --bind 127.0.0.1 {{port}}",
+            forwards=[f"0:127.0.0.1:{port}"],
+            isolate=False,
+            **machine.login,
+        ) as tunnel:
+            beside = int(tunnel.forwards[0].rpartition(":")[2])
+            assert as_nobody(lambda: burst(beside, 50)) == 0  # the sender sees no error
+            with socket.create_connection(("127.0.0.1", beside), timeout=20) as mine:
+                mine.sendall(b"z" * 5)
+                mine.shutdown(socket.SHUT_WR)
+                until(lambda: 5 in counts, what="what this account sent")
+    assert 100 not in counts
+
+
+@linux
+def test_who_gives_up_while_the_line_is_away_is_delivered(
+    embedded: Callable[..., Machine], tmp_path: Path
+) -> None:
+    """What a program sent before it closed, while there was no line, is delivered when the line is back."""
+    machine = embedded()
+    with counting() as (port, counts), Cable(machine.host, machine.port) as cable:
+        there = cable.machine(machine, tmp_path)
+        with LocalForward(
+            there.host, there.user, remote_port=port, remote_host="127.0.0.1", **there.login
+        ) as forward:
+            cable.refuse()
+            until(lambda: forward.state in ("lost", "reconnecting"), what="the loss")
+            burst(forward.local_port, 20)
+            cable.mend()
+            until(lambda: sum(counts) >= 2000, what="all that was sent")
