@@ -93,6 +93,17 @@ class Connection:
         """Whether the connection works, as far as is known."""
         return self.transport.alive and not self._closing.is_set()
 
+    @property
+    def peers(self) -> tuple[str, ...]:
+        """The address that is connected to from this machine: the first jump host's, if there is one."""
+        if self._under:
+            return self._under.peers
+        try:
+            address = self.transport.getpeername()
+        except (OSError, AttributeError):  # gone already, or the pipe of a ProxyCommand
+            return ()
+        return (str(address[0]),) if isinstance(address, tuple) and len(address) > 1 else ()
+
     def on_lost(self, call: Callable[[str], None]) -> None:
         """Have ``call`` told the reason when the connection is lost, but not when it is closed."""
         with self._lock:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from bokeh_ssh._attempts import Attempts
 from bokeh_ssh._connection import Connection
 from bokeh_ssh._endpoint import Endpoint, Origin
 from bokeh_ssh._fork import in_child
@@ -30,22 +31,28 @@ _REFUSED = {
     UNKNOWN: "refused a local connection: the system did not say whose it is (allow_others lets all in)",
 }
 
-#: Seconds that a new connection waits while there is no line, and a WebSocket, whose browser waits 240.
+#: Seconds that a new connection waits while there is no line, and a WebSocket; and the most that either does
+#: while an attempt is under way, which may wait for a person. A browser waits some 240.
 PATIENCE = 20.0
 PAGE_PATIENCE = 180.0
+_LONGEST = 240.0
 _MOST_HELD = 256
 #: Kinds of losses that are told apart: the users of a container can be as many as there are numbers.
 _MOST_KINDS = 16
 
 
 def enter(
-    stack: contextlib.ExitStack, sockets: list[socket.socket], tell: Tell, others: bool | None
+    stack: contextlib.ExitStack,
+    sockets: list[socket.socket],
+    tell: Tell,
+    others: bool | None,
+    attempts: Attempts,
 ) -> Entrance:
     """Make an :class:`Entrance` of bound sockets that lasts as long as ``stack``."""
     with contextlib.ExitStack() as first:
         for sock in sockets:
             first.callback(sock.close)
-        entrance = Entrance(sockets, tell, others)
+        entrance = Entrance(sockets, tell, others, attempts)
         first.pop_all()
     stack.callback(entrance.close)
     return entrance
@@ -54,9 +61,10 @@ def enter(
 class Entrance:
     """Where local connections come in: stays open while the lines that it leads to come and go.
 
-    Without a line, new connections are held. They are led on when a line is there again; one that has waited
-    for :data:`PATIENCE` seconds is reset, a WebSocket for :data:`PAGE_PATIENCE`: the page that wants it back
-    gives up after few attempts, so that each should last.
+    Without a line, new connections are held, and the line is tried at once. They are led on when it is there
+    again. One that has waited for :data:`PATIENCE` seconds, a WebSocket for :data:`PAGE_PATIENCE` (the page
+    that wants it back gives up after few attempts, so that each should last), is reset once an attempt that
+    began then has failed.
 
     :param sockets: bound and listening, see :func:`bind`; closed by :meth:`close`
     :param tell: told what is refused or lost here: nobody else would notice, where a program has sent
@@ -64,10 +72,13 @@ class Entrance:
     :param others: whether the other users of this machine are let in; None: only where a program has closed
         its end already, so that nobody can tell whose it was, and it reads no answer. Where the system does
         not say who connects, all are
+    :param attempts: to have a line again
     :ivar port: the one that they share; 0 for a Unix socket
     """
 
-    def __init__(self, sockets: list[socket.socket], tell: Tell, others: bool | None) -> None:
+    def __init__(
+        self, sockets: list[socket.socket], tell: Tell, others: bool | None, attempts: Attempts
+    ) -> None:
         self.port = address_of(sockets[0])[1]
         self._strangers = Strangers() if self.port and not others else None
         self._others = others
@@ -80,6 +91,8 @@ class Entrance:
         self._closed = False
         self._keeper: threading.Thread | None = None
         self._sockets = list(sockets)
+        self._attempts = attempts
+        attempts.listeners.append(self._look_again)
         self._forwarder = listen(sockets, self._accept)
         in_child(self, Entrance._abandon)
 
@@ -104,25 +117,31 @@ class Entrance:
     def _admit(self, sock: socket.socket, origin: Origin) -> None:
         with self._change:
             lead = self._lead if self._leads() else None
-            if lead is None and len(self._held) < _MOST_HELD and not self._closed:
-                self._held.append(_Held(sock, origin, time.monotonic() + PATIENCE))
+            hold = lead is None and len(self._held) < _MOST_HELD and not self._closed
+            if hold and not self._attempts.over:
+                self._held.append(_Held(sock, origin, time.monotonic()))
                 if self._keeper is None:
                     self._keeper = threading.Thread(target=self._keep, name="bokeh-ssh hold", daemon=True)
                     self._keeper.start()
                 self._change.notify_all()
+                self._attempts.want()
                 return
         if lead is None:
             reset(sock)
         else:
             lead(sock, origin)
 
+    def _look_again(self) -> None:
+        with self._change:
+            self._change.notify_all()
+
     def _keep(self) -> None:
         """Reset what has waited long enough, until nothing is held."""
         with self._change:
             while self._held:
                 now = time.monotonic()
-                for held in [held for held in self._held if held.until <= now]:
-                    if not held.ask_more():
+                for held in list(self._held):
+                    if self._attempts.over or (held.is_due(now) and not held.may_wait(now, self._attempts)):
                         self._held.remove(held)
                         reset(held.sock)
                 first = min((held.until for held in self._held), default=now)
@@ -242,25 +261,39 @@ class _Losses:
 class _Held:
     """A local connection that waits for a line."""
 
-    __slots__ = ("_asked", "origin", "sock", "until")
+    __slots__ = ("_asked", "_came", "_over", "origin", "sock", "until")
 
-    def __init__(self, sock: socket.socket, origin: Origin, until: float) -> None:
+    def __init__(self, sock: socket.socket, origin: Origin, now: float) -> None:
         self.sock = sock
         self.origin = origin
-        self.until = until
+        self.until = now + PATIENCE  # when to look again
+        self._came = now
+        self._over = 0.0  # when its time was over
         self._asked = False
 
-    def ask_more(self) -> bool:
-        """Wait longer, once, if it is a page that wants its WebSocket back; tells whether it is."""
-        if self._asked:
-            return False
-        self._asked = True
-        try:
-            self.sock.setblocking(False)
-            head = self.sock.recv(4096, socket.MSG_PEEK)
-        except OSError:  # it has sent nothing, or is gone
-            return False
-        if b"upgrade: websocket" not in head.lower():
-            return False
-        self.until += PAGE_PATIENCE - PATIENCE
-        return True
+    def is_due(self, now: float) -> bool:
+        """Whether its time is over, so that it waits for an attempt at most."""
+        return bool(self._over) or now >= self.until
+
+    def may_wait(self, now: float, attempts: Attempts) -> bool:
+        """Look whether it may wait on: as a page's WebSocket, or while an attempt may serve it."""
+        if not self._asked:
+            self._asked = True
+            if _is_page(self.sock):
+                self.until = self._came + PAGE_PATIENCE
+                if now < self.until:
+                    return True
+        if not self._over:
+            self._over = now
+            attempts.want()
+        self.until = self._came + _LONGEST  # or earlier, when an attempt has failed
+        return now < self.until and attempts.may_serve(self._over)
+
+
+def _is_page(sock: socket.socket) -> bool:
+    """Tell whether a connection begins with a request for a WebSocket."""
+    try:
+        sock.setblocking(False)
+        return b"upgrade: websocket" in sock.recv(4096, socket.MSG_PEEK).lower()
+    except OSError:  # it has sent nothing, or is gone
+        return False

@@ -12,21 +12,24 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import itertools
 import logging
-import random
 import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
+from bokeh_ssh._attempts import Attempts, pause_before
 from bokeh_ssh._awaiting import Awaiting
 from bokeh_ssh._dispatcher import Dispatcher, parked
 from bokeh_ssh._errors import BokehSSHError, TunnelClosedError
 from bokeh_ssh._events import Closed, Event, Lost, OnEvent, Ready, Reconnected, Reconnecting, ignore
 from bokeh_ssh._fork import in_child
 from bokeh_ssh._isolated import Child, is_possible
+from bokeh_ssh._network import NetworkWatch
 from bokeh_ssh._wait import SLICE, wait, wait_for, wanted
 
 log = logging.getLogger("bokeh_ssh")
@@ -35,10 +38,6 @@ State = Literal["new", "connecting", "ready", "lost", "reconnecting", "closed", 
 _Self = TypeVar("_Self", bound="Lifecycle")
 
 _OPEN = ("connecting", "ready", "lost", "reconnecting")
-#: Seconds until the second attempt after a loss, and the most that two attempts are apart. The first is made
-#: at once, give or take: many clients may have lost the same server.
-_FIRST_PAUSE = 1.0
-_LONGEST_PAUSE = 30.0
 #: Seconds that ``close()`` waits for an attempt that is under way to give up.
 _GIVING_UP = 2.0
 #: Seconds that it waits for another thread that closes the same thing.
@@ -83,6 +82,8 @@ class Lifecycle(Awaiting):
         self._recovery: threading.Thread | None = None
         self._cancelled = False
         self._ending = threading.Event()
+        self._attempts = Attempts()
+        self._peers: tuple[str, ...] = ()  # addresses of the machines that it has reached from here
         self._ended = True  # whether there is nothing to close
         self._closer: threading.Thread | None = None  # who closes it now
         self._closed = threading.Event()
@@ -164,6 +165,7 @@ class Lifecycle(Awaiting):
             self._fate = ""
             self._cancelled = False
             self._ending = ending = threading.Event()
+            self._attempts = Attempts()
             self._opener = here
             self._stack, self._line = contextlib.ExitStack(), contextlib.ExitStack()
             self._dispatcher.begin(f"bokeh-ssh events {self._label}")
@@ -183,6 +185,7 @@ class Lifecycle(Awaiting):
                 closed = self._ended  # by a signal handler, or by another thread once it stood
                 self._ended = True
                 self._ending.set()
+                self._attempts.stop()
                 if not closed:
                     self._set("failed")
             self._end_line()
@@ -294,6 +297,7 @@ class Lifecycle(Awaiting):
                 return
             if self._reconnect and error.temporary:
                 self._set("lost")
+                self._attempts.begin()
                 name = f"bokeh-ssh reconnect {self._label}"
                 recovery = threading.Thread(
                     target=self._recover, args=(error.message,), name=name, daemon=True
@@ -302,6 +306,7 @@ class Lifecycle(Awaiting):
             else:
                 self._error = error
                 self._set("failed")
+                self._attempts.stop()
             lost = Lost(host=error.host or self._label, reason=error.message)
             self._tell(lost)  # before anybody who waits for the end can go on
         log.debug("%s", lost)
@@ -313,14 +318,23 @@ class Lifecycle(Awaiting):
 
         :param reason: why it was lost
         """
+        attempts = self._attempts
+        with NetworkWatch(attempts.want, self._peers, self._label):
+            if not self._recover_with(attempts, reason):
+                attempts.stop()
+
+    def _recover_with(self, attempts: Attempts, reason: str) -> bool:
+        """Try until it stands; False if it will not, or nobody wants it any more."""
         for attempt in itertools.count(1):
             self._end_line()
             if self._ending.is_set():
-                return
-            pause = _pause(attempt)
-            self._emit(Reconnecting(host=self._label, attempt=attempt, delay=pause, reason=reason))
-            if self._ending.wait(pause) or not self._try_again():
-                return
+                return False
+            pause = pause_before(attempt)
+            told = Reconnecting(host=self._label, attempt=attempt, delay=pause, reason=reason)
+            self._emit(told)
+            early = dataclasses.replace(told, delay=0.0)
+            if not attempts.wait(pause, functools.partial(self._emit, early)) or not self._try_again():
+                return False
             try:
                 with wanted(self._check_wanted):
                     same = self._join(self._line)
@@ -328,14 +342,17 @@ class Lifecycle(Awaiting):
             except BokehSSHError as exc:
                 reason = exc.message
                 if not self._go_on_after(exc):
-                    return
+                    return False
+                attempts.fail()
             except Exception as exc:  # a defect of ours; nobody above us would see it
                 log.exception("making the connection again failed")
                 self._go_on_after(BokehSSHError(f"making the connection again failed ({exc!r})"))
-                return
+                return False
             else:
+                attempts.succeed()
                 self._emit(Reconnected(host=self._label, same_server=same))
-                return
+                return True
+        return False
 
     def _try_again(self) -> bool:
         with self._change:
@@ -434,6 +451,7 @@ class Lifecycle(Awaiting):
                 return "nobody" if self._closer in (None, here) else "other"
             self._cancelled = self._cancelled or self._state in ("connecting", "reconnecting")
             self._ending.set()
+            self._attempts.stop()
             if self._state == "connecting" and self._opener is not here:
                 return "opener"
             self._ended, self._closer = True, here
@@ -510,11 +528,3 @@ def _nothing_of(event: Event) -> None:
 
 def _nothing() -> None:
     pass
-
-
-def _pause(attempt: int) -> float:
-    """Seconds before an attempt: none to speak of, then twice as long each time; with jitter."""
-    if attempt == 1:
-        return random.uniform(0, 0.2)  # noqa: S311  # jitter, not a secret
-    longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** (attempt - 2))
-    return longest * random.uniform(0.75, 1.0)  # noqa: S311

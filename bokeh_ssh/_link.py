@@ -14,6 +14,8 @@ from bokeh_ssh._target import Host
 
 #: Seconds that a server has to show that it is there before what it holds for us is ended over it.
 _LAST_WORD = 1.0
+#: Addresses of machines that are remembered.
+_MOST_PEERS = 8
 
 
 class Link(Lifecycle):
@@ -28,6 +30,7 @@ class Link(Lifecycle):
         """Connect and log in, with what a person has answered before; when it is lost, so is this."""
         connection = line.enter_context(connect(host, via=via, on_event=self._emit, memory=self._memory))
         self._connections.append(connection)
+        self._peers = tuple(dict.fromkeys((*self._peers, *connection.peers)))[-_MOST_PEERS:]
         line.callback(self._connections.remove, connection)
         connection.on_lost(lambda _: self._lose(connection.lost_error()))
         return connection

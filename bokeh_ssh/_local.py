@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from bokeh_ssh._attempts import Attempts
 from bokeh_ssh._connection import Connection
 from bokeh_ssh._endpoint import Endpoint, check_instead, check_path, short
 from bokeh_ssh._entrance import enter
@@ -45,6 +46,7 @@ class Passage:
     :param label: the machine, for events
     :param others: whether the other users of this machine are let in, see :class:`Entrance`; where it is not
         on loopback, everybody is
+    :param attempts: to have a line again, see :class:`Entrance`
     :ivar name: what it is called here: ``host:port``, or the path of a socket
     :ivar target: where it leads
     :raises PortInUseError: if the port is taken
@@ -59,6 +61,7 @@ class Passage:
         emit: Callable[[Event], None],
         *,
         others: bool | None,
+        attempts: Attempts,
     ) -> None:
         self.target = target
         self._label = label
@@ -71,7 +74,8 @@ class Passage:
             host = "localhost" if listen[0] is None else listen[0]
             address = "0.0.0.0" if host in ("", "*") else host  # noqa: S104 - asked for
             sockets = bind(listen[1], address=address)
-        self.entrance = enter(stack, sockets, self._warn, others if _is_loopback(address) else True)
+        others = others if _is_loopback(address) else True
+        self.entrance = enter(stack, sockets, self._warn, others, attempts)
         self.name = listen if isinstance(listen, str) else short((address, self.entrance.port))
 
     def _warn(self, text: str) -> None:
@@ -111,8 +115,8 @@ class LocalForward(Link):
     :param bind_address: where to listen on this machine; anything but loopback opens the port to others
     :param allow_others: whether the other users of this machine get in. None refuses them, as far as the
         system knows them: a program that has sent something and closed at once may be anybody's, and is let
-        in; it reads no answer. False refuses those as well, and tells each. True lets all in, as ``ssh -L`` does;
-        and so it is where the system does not tell who connects (other than Linux)
+        in; it reads no answer. False refuses those as well, and tells each. True lets all in, as ``ssh -L``
+        does; and so it is where the system does not tell who connects (other than Linux)
     :param local_socket: a path to listen on in place of a port here. Only this account may connect to it; it
         is removed at the end, and so is one that another program has left there
     :param reconnect: make a connection that was lost again; the local port stays meanwhile
@@ -192,7 +196,13 @@ class LocalForward(Link):
     def _prepare(self, stack: contextlib.ExitStack) -> None:
         listen = self._socket or (self._bind_address, self._wanted)
         self._passage = Passage(
-            stack, listen, self._remote, self._label, self._emit, others=self._allow_others
+            stack,
+            listen,
+            self._remote,
+            self._label,
+            self._emit,
+            others=self._allow_others,
+            attempts=self._attempts,
         )
         self._local_port = self._passage.entrance.port
 

@@ -76,7 +76,15 @@ class Tunnel(Offer):
             if self._serve.dev:
                 stack.enter_context(self._mirror.watching())
         self._passages = [
-            Passage(stack, listen, target, self._label, self._emit, others=self._serve.allow_others)
+            Passage(
+                stack,
+                listen,
+                target,
+                self._label,
+                self._emit,
+                others=self._serve.allow_others,
+                attempts=self._attempts,
+            )
             for listen, target in self._serve.forwards
         ]
         self._forwards = tuple(passage.name for passage in self._passages)
@@ -87,7 +95,7 @@ class Tunnel(Offer):
         """Listen on this machine, unless that is done; stays until the tunnel is closed."""
         if self._entrance is None:
             sockets = bind(self._wanted, prefer=prefer)
-            self._entrance = enter(self._stack, sockets, self._warn, self._serve.allow_others)
+            self._entrance = enter(self._stack, sockets, self._warn, self._serve.allow_others, self._attempts)
             self._local_port = self._entrance.port
         return self._entrance
 

@@ -261,7 +261,7 @@ def test_what_is_refused_is_told(embedded: Callable[..., Machine]) -> None:
             with socket.create_connection(("127.0.0.1", forward.local_port), timeout=20) as last:
                 last.sendall(b"y" * 7)  # one that stays is let in, after all that came before it
                 until(lambda: forward._connections[0].pump.open_pipes, what="it to be led on")
-        until(lambda: 7 in counts, what="its end")
+            until(lambda: 7 in counts, what="its end")
     told = [event.text for event in events if isinstance(event, Warned) and "closed it already" in event.text]
     assert told
     assert len(told) < 10

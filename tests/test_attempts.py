@@ -1,0 +1,200 @@
+"""A lost line is tried at once when somebody waits for it, and nothing that waits is reset meanwhile."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import conformance
+from beds import Machine, until
+from bokeh_ssh import ConnectionLostError, Event, LocalForward, Reconnecting, _attempts, _entrance
+from bokeh_ssh._attempts import Attempts
+from cable import Cable
+from test_forward import target_here
+
+LOOPBACK = "127.0.0.1"
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have attempts far apart, as after a long outage."""
+    monkeypatch.setattr(_attempts, "_FIRST_PAUSE", 60.0)
+    monkeypatch.setattr(_attempts, "_LONGEST_PAUSE", 60.0)
+
+
+@contextmanager
+def away(
+    make: Callable[..., Machine], directory: Path, **keywords: Any
+) -> Iterator[tuple[Cable, LocalForward, list[Event]]]:
+    """Lose a forward's line, and let the first attempt fail; the next one is a minute away."""
+    machine = make()
+    events: list[Event] = []
+
+    def paused() -> bool:
+        return any(isinstance(event, Reconnecting) and event.attempt == 2 for event in events)
+
+    with target_here() as port, Cable(machine.host, machine.port) as cable:
+        there = cable.machine(machine, directory)
+        login = {**there.login, **keywords}
+        with LocalForward(
+            there.host,
+            there.user,
+            remote_port=port,
+            remote_host=LOOPBACK,
+            on_event=events.append,
+            **login,
+        ) as forward:
+            conformance.check_echo((LOOPBACK, forward.local_port))
+            cable.refuse()
+            until(
+                lambda: [e for e in events if isinstance(e, Reconnecting) and e.attempt == 2], what="a pause"
+            )
+            yield cable, forward, events
+
+
+def early(events: list[Event]) -> int:
+    """Count the attempts that began before their time."""
+    return sum(isinstance(event, Reconnecting) and event.delay == 0 for event in events)
+
+
+@pytest.mark.usefixtures("patient")
+def test_connection_starts_an_attempt(embedded: Callable[..., Machine], tmp_path: Path) -> None:
+    """A page that is loaded when the line can be had again is served at once, not when the pause is over."""
+    with away(embedded, tmp_path) as (cable, forward, events):
+        cable.mend()
+        conformance.check_echo((LOOPBACK, forward.local_port))
+        assert early(events) == 1
+
+
+@pytest.mark.usefixtures("patient")
+def test_nothing_is_reset_while_an_attempt_is_under_way(
+    embedded: Callable[..., Machine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has waited for its time is served by an attempt that takes longer than that."""
+    monkeypatch.setattr(_entrance, "PATIENCE", 0.2)
+    with away(embedded, tmp_path) as (cable, forward, _):
+        made = cable.made
+        cable.cut()  # connections are taken, and nothing answers
+        cable._refusing = False
+        with conformance.ask((LOOPBACK, forward.local_port), "echo") as sock:
+            until(lambda: cable.made > made and forward.state == "reconnecting", what="an attempt")
+            sock.settimeout(0.5)
+            with pytest.raises(TimeoutError):  # its time is over by then
+                sock.recv(1)
+            cable.mend()
+            sock.settimeout(30)
+            sock.sendall(b"x")
+            assert conformance.read_exactly(sock, 1) == b"x"
+
+
+@pytest.mark.usefixtures("patient")
+def test_control_failed_attempt_ends_the_wait(
+    embedded: Callable[..., Machine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the attempt fails that was made for it, what has waited for its time is reset."""
+    monkeypatch.setattr(_entrance, "PATIENCE", 0.2)
+    with away(embedded, tmp_path) as (_, forward, events):
+        with socket.create_connection((LOOPBACK, forward.local_port), timeout=30) as sock:
+            with pytest.raises(ConnectionResetError):
+                sock.recv(1)
+        assert early(events) >= 1
+
+
+@pytest.mark.usefixtures("patient")
+def test_attempts_are_bounded(
+    embedded: Callable[..., Machine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that connects all the time does not have the server bothered all the time."""
+    monkeypatch.setattr(_entrance, "PATIENCE", 0.05)
+    monkeypatch.setattr(_attempts, "_GAP", 0.05)
+    with away(embedded, tmp_path) as (_, forward, events):
+
+        def attempts_after_one_more() -> int:
+            socket.create_connection((LOOPBACK, forward.local_port), timeout=30).close()
+            return early(events)
+
+        until(lambda: attempts_after_one_more() >= _attempts._EARLY, what="the early attempts")
+        with pytest.raises(AssertionError):
+            until(lambda: attempts_after_one_more() > _attempts._EARLY + 1, timeout=2)
+
+
+def test_failed_tunnel_holds_nobody(embedded: Callable[..., Machine], tmp_path: Path) -> None:
+    """Where no attempt will follow, a connection is reset at once, and does not wait."""
+    machine = embedded()
+    with target_here() as port, Cable(machine.host, machine.port) as cable:
+        there = cable.machine(machine, tmp_path)
+        with LocalForward(
+            there.host, there.user, remote_port=port, remote_host=LOOPBACK, reconnect=False, **there.login
+        ) as forward:
+            address = (LOOPBACK, forward.local_port)
+            cable.refuse()
+            until(lambda: forward.state == "failed", what="the end")
+            with socket.create_connection(address, timeout=10) as sock:
+                with pytest.raises(ConnectionResetError):
+                    sock.recv(1)
+            with pytest.raises(ConnectionLostError):
+                forward.wait(10)
+
+
+def test_early_attempts_refill() -> None:
+    """After a burst of early attempts there is one more each ten seconds, and stopping ends a wait."""
+    attempts = Attempts()
+    attempts.begin()
+    told: list[int] = []
+    for _ in range(_attempts._EARLY):
+        attempts.want()
+        assert attempts.wait(60, lambda: told.append(1))
+        attempts._ended = 0.0
+    assert len(told) == _attempts._EARLY
+    attempts.want()
+    waiting = threading.Thread(target=lambda: told.append(int(attempts.wait(60, lambda: None))))
+    waiting.start()
+    waiting.join(0.5)
+    assert waiting.is_alive()
+    attempts.stop()
+    waiting.join(10)
+    assert told[-1] == 0
+    assert attempts.over
+    assert not attempts.may_serve(0.0)
+
+
+NETWORK = """
+import subprocess, sys, threading
+from bokeh_ssh._network import NetworkWatch
+changed = threading.Event()
+def ip(*words): subprocess.run(["ip", *words], check=True)
+ip("link", "set", "lo", "up")
+ip("link", "add", "here", "type", "veth", "peer", "name", "there")
+ip("link", "set", "there", "up")
+ip("link", "set", "here", "up")
+with NetworkWatch(changed.set, ["198.51.100.7"], "test"):
+    while not any("network" in thread.name for thread in threading.enumerate()): pass
+    started = threading.Event(); started.wait(0.3)
+    ip("addr", "add", "127.0.0.9/8", "dev", "lo")  # the control: nothing that matters
+    assert not changed.wait(1.5), "a change that does not matter was told"
+    ip("addr", "add", "198.51.100.1/24", "dev", "here")
+    assert changed.wait(4), "an address that came was not told"
+assert not [t for t in threading.enumerate() if "network" in t.name]
+print("noticed")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only Linux's root has namespaces")
+def test_network_that_comes_back_is_noticed() -> None:
+    """An address that this machine gets is noticed at once; one that does not matter is not."""
+    if not shutil.which("unshare") or not shutil.which("ip"):
+        pytest.skip("unshare and ip are not installed")
+    command = ["unshare", "--net", sys.executable, "-c", NETWORK]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    assert done.stdout == "noticed\n", done.stderr
