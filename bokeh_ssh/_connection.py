@@ -30,6 +30,7 @@ from bokeh_ssh._errors import (
     TargetUnreachableError,
 )
 from bokeh_ssh._fork import in_child
+from bokeh_ssh._inspector import Opened
 from bokeh_ssh._pipe import reset
 from bokeh_ssh._pump import Pump
 from bokeh_ssh._route import Hop
@@ -271,6 +272,7 @@ class Connection:
         target: Endpoint,
         origin: Origin,
         check: Callable[[Callable[[bool], None]], None] | None = None,
+        begun: Opened | None = None,
     ) -> None:
         """Join an accepted local connection to ``target`` as seen from the server; returns at once.
 
@@ -278,6 +280,7 @@ class Connection:
 
         :param check: tells, once the server has connected, whether anything may go there; on the transport
             thread
+        :param begun: how it began, where its requests are judged
         """
 
         def refused(code: int, text: str) -> None:
@@ -290,10 +293,10 @@ class Connection:
                 stream.attach(early)
                 check(lambda fine: go_on(stream, early) if fine else give_up(stream))
             else:
-                stream.attach(self.pump.splice(sock, stream))
+                stream.attach(self.pump.splice(sock, stream, opened=begun))
 
         def go_on(stream: Stream, early: _Early) -> None:
-            pipe = self.pump.splice(sock, stream)
+            pipe = self.pump.splice(sock, stream, opened=begun)
             early.hand_over(pipe)
             if stream.sink is early:  # else it has ended, and that was handed over
                 stream.sink = pipe

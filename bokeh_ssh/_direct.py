@@ -51,10 +51,12 @@ class DirectTunnel(Tunnel):
     :param grace: seconds that a server started here outlives a client that has vanished; leaving the
         ``with`` ends it at once
     :param launch_timeout: seconds for the server to become ready
-    :param extra_origins: more ``host:port`` whose pages may embed the app
+    :param extra_origins: more ``host:port`` whose pages may embed the app: may open WebSockets to it
     :param allow_foreign: attach to a server of another user
     :param allow_others: let the other users of this machine open the local port, as ``ssh -L`` does; where
         the system does not tell who connects (other than Linux), ``signed=True`` keeps them out
+    :param allow_any_origin: let the pages of every site open WebSockets to the server, and so use the app as
+        you could; otherwise only its own may, and those of ``extra_origins``, whatever kind of server it is
     :param signed: True has a server that is started answer only to sessions whose id is signed here; None
         does so where it listens on a port, and not on a private socket; False leaves it open to the other
         users of its machine, on a port
@@ -92,6 +94,7 @@ class DirectTunnel(Tunnel):
         extra_origins: Sequence[str] = (),
         allow_foreign: bool = False,
         allow_others: bool = False,
+        allow_any_origin: bool = False,
         signed: bool | None = None,
         reconnect: bool = True,
         isolate: bool = True,
@@ -120,6 +123,7 @@ class DirectTunnel(Tunnel):
             extra_origins=extra_origins,
             allow_foreign=allow_foreign,
             allow_others=allow_others,
+            allow_any_origin=allow_any_origin,
             signed=signed,
         )
         super().__init__(serve, local_port, on_event, isolate, reconnect)

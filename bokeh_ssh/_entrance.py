@@ -7,6 +7,7 @@ import logging
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 
 from bokeh_ssh._attempts import Attempts
@@ -15,6 +16,7 @@ from bokeh_ssh._endpoint import Endpoint, Origin
 from bokeh_ssh._fork import in_child
 from bokeh_ssh._gate import Gate
 from bokeh_ssh._guard import Guard
+from bokeh_ssh._inspector import Inspector, Opened
 from bokeh_ssh._listener import Accept, address_of, listen
 from bokeh_ssh._peer import GONE, UNKNOWN, Strangers
 from bokeh_ssh._pipe import reset
@@ -87,6 +89,8 @@ class Entrance:
         self._leads = _never
         self._started = False
         self._held: list[_Held] = []
+        #: What a line that was lost meanwhile has read of connections that wait for the next.
+        self._begun: weakref.WeakKeyDictionary[socket.socket, Inspector] = weakref.WeakKeyDictionary()
         self._change = threading.Condition()
         self._closed = False
         self._keeper: threading.Thread | None = None
@@ -141,7 +145,9 @@ class Entrance:
             while self._held:
                 now = time.monotonic()
                 for held in list(self._held):
-                    if self._attempts.over or (held.is_due(now) and not held.may_wait(now, self._attempts)):
+                    begun = self._begun.get(held.sock)
+                    may_wait = not held.is_due(now) or held.may_wait(now, self._attempts, begun)
+                    if self._attempts.over or not may_wait:
                         self._held.remove(held)
                         reset(held.sock)
                 first = min((held.until for held in self._held), default=now)
@@ -181,20 +187,26 @@ class Entrance:
     ) -> Iterator[None]:
         """Lead to ``target`` as seen from the connection's server, while the context lasts.
 
-        :param guard: looks at the beginning of each connection; None lets all through, HTTP or not
+        :param guard: judges each request; None lets all through, HTTP or not
         :param check: has the last word on each, see :meth:`Connection.forward`
         """
 
-        def accept(sock: socket.socket, origin: tuple[str, int]) -> None:
-            connection.forward(sock, target, origin, check)
+        def accept(sock: socket.socket, origin: tuple[str, int], begun: Opened | None = None) -> None:
+            connection.forward(sock, target, origin, check, begun)
 
-        gate = Gate(connection.pump, guard, accept) if guard else None
+        def inspect(sock: socket.socket) -> Inspector:
+            assert guard
+            return self._begun.pop(sock, None) or Inspector(guard)
+
+        gate = Gate(connection.pump, inspect, accept) if guard else None
         self.lead(gate.admit if gate else accept, alive=lambda: connection.alive)
         try:
             yield
         finally:
             self.hold()
-            for sock, origin in gate.release() if gate else ():
+            for sock, origin, inspector in gate.release() if gate else ():
+                if inspector.held:
+                    self._begun[sock] = inspector
                 self._admit(sock, origin)
 
     def close(self) -> None:
@@ -275,11 +287,14 @@ class _Held:
         """Whether its time is over, so that it waits for an attempt at most."""
         return bool(self._over) or now >= self.until
 
-    def may_wait(self, now: float, attempts: Attempts) -> bool:
-        """Look whether it may wait on: as a page's WebSocket, or while an attempt may serve it."""
+    def may_wait(self, now: float, attempts: Attempts, begun: Inspector | None) -> bool:
+        """Look whether it may wait on: as a page's WebSocket, or while an attempt may serve it.
+
+        :param begun: has what was read of it already
+        """
         if not self._asked:
             self._asked = True
-            if _is_page(self.sock):
+            if _is_page(self.sock, begun.held if begun else b""):
                 self.until = self._came + PAGE_PATIENCE
                 if now < self.until:
                     return True
@@ -290,10 +305,13 @@ class _Held:
         return now < self.until and attempts.may_serve(self._over)
 
 
-def _is_page(sock: socket.socket) -> bool:
-    """Tell whether a connection begins with a request for a WebSocket."""
-    try:
+def _is_page(sock: socket.socket, begun: bytes) -> bool:
+    """Check whether a connection begins with a request for a WebSocket.
+
+    :param begun: what has been read of it already
+    """
+    more = b""
+    with contextlib.suppress(OSError):  # it has sent nothing more, or is gone
         sock.setblocking(False)
-        return b"upgrade: websocket" in sock.recv(4096, socket.MSG_PEEK).lower()
-    except OSError:  # it has sent nothing, or is gone
-        return False
+        more = sock.recv(4096, socket.MSG_PEEK)
+    return b"upgrade: websocket" in (begun + more).lower()

@@ -244,6 +244,13 @@ TUNNEL = (
         Flag("allow_foreign", bool, "", "Attach to a server of another user.", name="--allow-foreign"),
         _ALLOW_OTHERS,
         Flag(
+            "allow_any_origin",
+            bool,
+            "",
+            "Let the pages of every site open WebSockets to the server.",
+            name="--allow-any-origin",
+        ),
+        Flag(
             "signed",
             bool,
             "",

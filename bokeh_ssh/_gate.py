@@ -1,119 +1,133 @@
-"""Looks once at the beginning of each local connection before it is led on; ``_guard`` judges what it says.
+"""Reads the beginning of each local connection before it is led on; ``_inspector`` tells whether it may be.
 
-What is looked at stays in the kernel (``MSG_PEEK``), so a connection that passes is forwarded as if nobody
-had looked, and none needs a thread: the pump's selector waits for all of them.
+None of them needs a thread: the pump's selector waits for all of them.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import selectors
 import socket
 import threading
-import time
 from collections.abc import Callable
 
-from bokeh_ssh._guard import MOST, Guard, refusal
+from bokeh_ssh._guardedpipe import turn_away
+from bokeh_ssh._inspector import Inspector, Opened, RequestRefusedError
 from bokeh_ssh._pipe import finish, reset
 from bokeh_ssh._pump import Pump
 
 log = logging.getLogger("bokeh_ssh.forward")
 
-Accept = Callable[[socket.socket, "tuple[str, int]"], None]
+Accept = Callable[[socket.socket, "tuple[str, int]", Opened], None]
 
 #: Connections that may wait to say something: browsers open some ahead of need, and leave them idle.
 _MOST_WAITING = 256
-#: Seconds for the rest of a head that has begun, and until it is looked at again.
+#: Seconds for the rest of a head that has begun.
 _PATIENCE = 10.0
-_PAUSE = 0.01
 
 
 class Gate:
     """Stands before one line.
 
     :param pump: of the connection that leads on
-    :param guard: decides
-    :param accept: takes what passes
+    :param inspect: makes what reads a connection; what another line's gate has read of it, it knows already
+    :param accept: takes what may go on
     """
 
-    def __init__(self, pump: Pump, guard: Guard, accept: Accept) -> None:
+    def __init__(self, pump: Pump, inspect: Callable[[socket.socket], Inspector], accept: Accept) -> None:
         self._pump = pump
-        self._guard = guard
+        self._inspect = inspect
         self._accept = accept
-        self._waiting: dict[socket.socket, tuple[str, int]] = {}
+        self._waiting: dict[socket.socket, _Waiting] = {}
         self._lock = threading.Lock()
 
     def admit(self, sock: socket.socket, origin: tuple[str, int]) -> None:
         """Lead a connection on, or refuse it, once it has said enough; returns at once."""
         sock.setblocking(False)
         oldest = None
+        waiting = _Waiting(origin, self._inspect(sock))
         with self._lock:
-            self._waiting[sock] = origin
+            self._waiting[sock] = waiting
             if len(self._waiting) > _MOST_WAITING:
-                oldest = next(iter(self._waiting))
-                del self._waiting[oldest]
+                first = next(iter(self._waiting))
+                oldest = first, self._waiting.pop(first)
         if oldest:
-            self._pump.post(lambda: self._drop(oldest))
-        self._pump.post(lambda: self._look(sock, 0.0))
+            self._pump.post(functools.partial(self._drop, *oldest))
+        self._pump.post(functools.partial(self._look, sock, waiting))
 
-    def release(self) -> list[tuple[socket.socket, tuple[str, int]]]:
-        """Let go of what still waits, for another line."""
+    def release(self) -> list[tuple[socket.socket, tuple[str, int], Inspector]]:
+        """Let go of what still waits, for another line, with what was read of it."""
         with self._lock:
-            waiting, self._waiting = list(self._waiting.items()), {}
-        return waiting
+            released, self._waiting = self._waiting, {}
+        for sock, waiting in released.items():
+            self._pump.post(functools.partial(self._unwatch, sock, waiting))
+        return [(sock, waiting.origin, waiting.inspector) for sock, waiting in released.items()]
 
     # On the pump thread.
 
-    def _look(self, sock: socket.socket, began: float) -> None:
-        if sock not in self._waiting:
-            return
-        try:
-            head = sock.recv(MOST, socket.MSG_PEEK)
-        except (BlockingIOError, InterruptedError):
-            self._pump.watch(sock, 0, selectors.EVENT_READ, lambda _: self._heard(sock))
-            return
-        except OSError as exc:
-            log.debug("a local connection went away: %s", exc)
-            head = b""
-        verdict, reason = self._guard.judge(head) if head else ("refuse", "")
-        now = time.monotonic()
-        if verdict == "more" and now - (began or now) < _PATIENCE:
-            self._pump.later(_PAUSE, lambda: self._look(sock, began or now))
-            return
-        origin = self._take(sock)
-        if origin is None:
-            return
-        if verdict == "pass":
-            self._accept(sock, origin)
-        elif head and verdict == "refuse":
+    def _look(self, sock: socket.socket, waiting: _Waiting) -> None:
+        """Read what is there; wait for more where that is not enough."""
+        reason, count, passed = "", 0, b""
+        with self._lock:  # what is let go of meanwhile is read by another
+            if self._waiting.get(sock) is not waiting:
+                return
+            try:
+                count = sock.recv_into(self._pump.chunk)
+                passed = bytes(waiting.inspector.feed(self._pump.chunk[:count])) if count else b""
+            except (BlockingIOError, InterruptedError):
+                count = -1
+            except RequestRefusedError as exc:
+                reason = str(exc)
+            except OSError as exc:
+                log.debug("a local connection went away: %s", exc)
+            over = bool(passed or reason or not count)
+            if not over:
+                self._wait(sock, waiting)
+                return
+            del self._waiting[sock]
+        self._unwatch(sock, waiting)
+        if passed:
+            self._accept(sock, waiting.origin, Opened(waiting.inspector, passed))
+        elif reason:
             log.warning("refused a local connection: %s", reason)
-            _refuse(sock, reason)
+            turn_away(sock, reason)
         else:
             finish(sock)
 
-    def _heard(self, sock: socket.socket) -> None:
-        self._pump.watch(sock, selectors.EVENT_READ, 0, lambda _: None)
-        self._look(sock, 0.0)
+    def _wait(self, sock: socket.socket, waiting: _Waiting) -> None:
+        if not waiting.watched:
+            waiting.watched = True
+            self._pump.watch(sock, 0, selectors.EVENT_READ, lambda _: self._look(sock, waiting))
+        if waiting.inspector.held and not waiting.begun:
+            waiting.begun = True
+            self._pump.later(_PATIENCE, lambda: self._expire(sock, waiting))
 
-    def _drop(self, sock: socket.socket) -> None:
-        try:
+    def _unwatch(self, sock: socket.socket, waiting: _Waiting) -> None:
+        if waiting.watched:
+            waiting.watched = False
             self._pump.watch(sock, selectors.EVENT_READ, 0, lambda _: None)
-        except (KeyError, ValueError):  # it was not waited for
-            pass
+
+    def _expire(self, sock: socket.socket, waiting: _Waiting) -> None:
+        with self._lock:
+            if self._waiting.get(sock) is not waiting:
+                return
+            del self._waiting[sock]
+        self._unwatch(sock, waiting)
+        finish(sock)
+
+    def _drop(self, sock: socket.socket, waiting: _Waiting) -> None:
+        self._unwatch(sock, waiting)
         reset(sock)
 
-    def _take(self, sock: socket.socket) -> tuple[str, int] | None:
-        with self._lock:
-            return self._waiting.pop(sock, None)
 
+class _Waiting:
+    """A connection that has yet to say enough."""
 
-def _refuse(sock: socket.socket, reason: str) -> None:
-    """Answer, in such a way that the answer arrives: a close over unread bytes would reset the connection."""
-    try:
-        sock.recv(MOST)
-        sock.send(refusal(reason))
-        sock.shutdown(socket.SHUT_WR)
-        sock.recv(MOST)
-    except OSError:  # it has gone, or has no more to say
-        pass
-    finish(sock)
+    __slots__ = ("begun", "inspector", "origin", "watched")
+
+    def __init__(self, origin: tuple[str, int], inspector: Inspector) -> None:
+        self.origin = origin
+        self.inspector = inspector
+        self.begun = False
+        self.watched = False

@@ -103,6 +103,7 @@ class GatewayTunnel(Tunnel):
         extra_origins: Sequence[str] = (),
         allow_foreign: bool = False,
         allow_others: bool = False,
+        allow_any_origin: bool = False,
         signed: bool | None = None,
         reconnect: bool = True,
         isolate: bool = True,
@@ -131,6 +132,7 @@ class GatewayTunnel(Tunnel):
             extra_origins=extra_origins,
             allow_foreign=allow_foreign,
             allow_others=allow_others,
+            allow_any_origin=allow_any_origin,
             signed=signed,
         )
         super().__init__(serve, local_port, on_event, isolate, reconnect)

@@ -1,26 +1,26 @@
-"""Whether a local HTTP request may go to the server, by the beginning of its connection. Pure text.
+"""Which local HTTP requests may go to the server, by what their heads say. Pure text.
 
 A web page can have its own name lead to this machine (DNS rebinding); then the browser takes our port for a
 part of that page's site, and lets it read everything. What gives such a request away is its ``Host``: the
 browser says the name that it was told. Scripts and Bokeh's own clients say ``localhost``, or what they were
-given. Browsers keep connections by name, so the first request of each tells for all that follow on it.
+given. A page may open a WebSocket to anywhere, and read what comes: what gives that away is its ``Origin``.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
-from urllib.parse import urlsplit
 
-#: Bytes of a request's head that are looked at; servers take 64 KiB, cookies of a whole campus included.
-MOST = 64 * 1024
-
-#: The beginning of an HTTP/1 request (RFC 9112, section 3). TLS and everything else looks otherwise.
-_METHOD = re.compile(rb"[A-Z]{1,20}(?: |$)")
+#: ``uri-host [ ":" port ]`` (RFC 9110, section 7.2), and nothing else: with a ``@``, a ``/`` or something
+#: behind a ``]``, two programs may read two names.
+_HOST = re.compile(r"(?:(?P<name>[A-Za-z0-9._-]+)|\[(?P<address>[0-9A-Fa-f:.]+)\])(?::(?P<port>[0-9]{1,5}))?")
+_ABSOLUTE = re.compile(r"https?://(?P<host>[^/?#]*)(?:[/?#].*)?", re.IGNORECASE)
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-
-Verdict = Literal["more", "pass", "refuse"]
+_PORTS = {"http": 80, "https": 443}
+#: Bokeh's word for the pages of all sites.
+_ANY = "*"
 
 
 @dataclass(frozen=True)
@@ -28,78 +28,82 @@ class Guard:
     """What local requests are let in.
 
     :param port: the port here
-    :param origins: ``host:port`` of the pages that may talk to the server besides
-    :param check_origin: look at the origin of WebSockets too: not for servers whose rules we do not know
+    :param origins: ``host:port`` of the pages that may talk to the server besides; ``*`` is any
     """
 
     port: int
     origins: tuple[str, ...] = ()
-    check_origin: bool = True
 
-    def judge(self, head: bytes) -> tuple[Verdict, str]:
-        r"""Tell what to do with a connection that begins with ``head``, and why where it is refused.
+    def find_fault(self, method: str, target: str, headers: Sequence[tuple[str, str]]) -> str:
+        """Find why a request is refused; empty where it is let in.
 
         >>> guard = Guard(5006)
-        >>> guard.judge(b"GET / HTTP/1.1\r\nHost: localhost:5006\r\n\r\n")
-        ('pass', '')
-        >>> guard.judge(b"GET / HTTP/1.1\r\nHost: evil.example:5006\r\n\r\n")
-        ('refuse', "the name 'evil.example' does not belong to this machine")
-        >>> guard.judge(b"GET / HTTP/1.1\r\nHost: loc")
-        ('more', '')
+        >>> guard.find_fault("GET", "/", [("host", "localhost:5006")])
+        ''
+        >>> guard.find_fault("GET", "/", [("host", "evil.example:5006")])
+        "the name 'evil.example:5006' does not belong to this machine"
+
+        :param headers: names in lower case, and values
         """
-        if not _METHOD.match(head[:21]):
-            return ("pass", "") if head else ("more", "")
-        text, end, _ = head.partition(b"\r\n\r\n")
-        if not end:
-            return ("more", "") if len(head) < MOST else ("refuse", "the head of the request does not end")
-        _, *lines = text.decode("latin-1").split("\r\n")
-        names = [
-            (name.strip().lower(), value.strip()) for name, _, value in (x.partition(":") for x in lines)
-        ]
-        hosts = [value for name, value in names if name == "host"]
-        if len(hosts) > 1:
-            return "refuse", "it has more than one Host"
-        if hosts and not self._is_ours(hosts[0]):
-            return "refuse", f"the name {_name(hosts[0])!r} does not belong to this machine"
-        headers = dict(names)
-        if self.check_origin and headers.get("upgrade", "").lower() == "websocket" and "origin" in headers:
-            origin = headers["origin"]
-            if not self._may_talk(origin):
-                return "refuse", f"pages of {origin[:200]!r} may not open WebSockets here (extra_origins)"
-        return "pass", ""
+        # Scripts that say no Host, as HTTP/1.0 allows, are refused with the rest: whom they mean is unknown.
+        hosts = [value for name, value in headers if name == "host"]
+        if len(hosts) != 1:
+            return "it has more than one Host" if hosts else "it has no Host"
+        if method == "CONNECT":
+            return "this is no proxy"
+        if not target.startswith("/") and target != "*":
+            # A server has to prefer that name to the Host (RFC 9112, section 3.2.2).
+            absolute = _ABSOLUTE.fullmatch(target)
+            if absolute is None:
+                return "it does not ask for a path"
+            hosts.append(absolute["host"])
+        for host in hosts:
+            if not self._is_ours(host):
+                return f"the name {host[:200]!r} does not belong to this machine"
+        # Whatever else is needed for a WebSocket is the server's business; no page can send these otherwise.
+        if not any(name == "upgrade" or name.startswith("sec-websocket-") for name, _ in headers):
+            return ""
+        for name, value in headers:
+            if name in ("origin", "sec-websocket-origin") and not self._may_talk(value):
+                return f"pages of {value[:200]!r} may not open WebSockets here (extra_origins)"
+        return ""
 
     def _is_ours(self, host: str) -> bool:
         name = _name(host)
-        return _is_loopback(name) or name in {_name(origin) for origin in self.origins}
+        return _is_loopback(name) or (name is not None and name in map(_name, self.origins))
 
     def _may_talk(self, origin: str) -> bool:
-        try:
-            parts = urlsplit(origin)
-            name, port = (parts.hostname or "").lower(), parts.port
-        except ValueError:
-            return False
-        port = port or {"http": 80, "https": 443}.get(parts.scheme, 0)
-        if _is_loopback(name) and port == self.port:
+        if _ANY in self.origins:
             return True
-        allowed = {(_name(text), _port(text)) for text in self.origins}
-        return (name, port) in allowed or "*" in self.origins
+        scheme, _, host = origin.partition("://")
+        if scheme not in _PORTS or _name(host) is None:
+            return False
+        page = _name(host), _port(host, _PORTS[scheme])
+        return (_is_loopback(page[0]) and page[1] == self.port) or page in {
+            (_name(text), _port(text, 80)) for text in self.origins
+        }
 
 
-def _is_loopback(name: str) -> bool:
-    return name in _LOOPBACK or name.endswith(".localhost")  # RFC 6761, section 6.3
+def _is_loopback(name: str | None) -> bool:
+    return name is not None and (name in _LOOPBACK or name.endswith(".localhost"))  # RFC 6761, section 6.3
 
 
-def _name(host: str) -> str:
-    """Give the name in ``host:port``, in lower case, without a final dot."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
-    name = host.partition(":")[0] if host.count(":") <= 1 else host
-    return name.lower().rstrip(".")
+def _name(host: str) -> str | None:
+    """Read the name in ``host:port``, in lower case, without a final dot; None where it is not written so."""
+    match = _HOST.fullmatch(host)
+    if match is None:
+        return None
+    if match["name"]:
+        return match["name"].lower().removesuffix(".")
+    try:
+        return str(ipaddress.IPv6Address(match["address"]))
+    except ValueError:
+        return None
 
 
-def _port(host: str) -> int:
-    digits = host.rpartition("]")[2].partition(":")[2]
-    return int(digits) if digits.isdigit() else 80
+def _port(host: str, default: int) -> int:
+    match = _HOST.fullmatch(host)
+    return int(match["port"] or default) if match else default
 
 
 def refusal(reason: str) -> bytes:

@@ -187,18 +187,22 @@ class Pipe:
         self._started = True
         self._update()
 
+    def _room(self) -> int:
+        """Count the bytes that may be read from the socket now."""
+        return self._stream.writable()
+
     def _update(self) -> None:
         """Ask the selector for just what can be made use of now."""
         while not self._done and self._started:
             want = 0
-            if not self._sock_eof and (self._closed or self._stream.writable() > 0):
+            if not self._sock_eof and (self._closed or self._room() > 0):
                 want |= selectors.EVENT_READ
             if self._backlog:
                 want |= selectors.EVENT_WRITE
             self._pump.watch(self._sock, self._interest, want, self._ready)
             self._interest = want
             # A window that opened since we looked saw the old interest and woke nobody (on_window).
-            if want & selectors.EVENT_READ or self._sock_eof or self._stream.writable() <= 0:
+            if want & selectors.EVENT_READ or self._sock_eof or self._room() <= 0:
                 return
 
     def _ready(self, mask: int) -> None:
@@ -216,7 +220,7 @@ class Pipe:
         self._update()
 
     def _read(self) -> None:
-        room = self._stream.writable()
+        room = self._room()
         if room <= 0 and not self._closed:
             return
         chunk = self._pump.chunk
@@ -235,7 +239,10 @@ class Pipe:
         elif self._closed:
             self._dropped = True
         else:
-            self._stream.send(chunk[:count])  # encrypted when that returns
+            self._pass_on(chunk[:count])
+
+    def _pass_on(self, data: memoryview) -> None:
+        self._stream.send(data)  # encrypted when that returns
 
     def _take_end(self) -> None:
         """Take it that the local program has sent all that it sends."""

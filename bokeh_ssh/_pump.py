@@ -19,6 +19,8 @@ from collections.abc import Callable, Sequence
 
 from bokeh_ssh._dial import Address
 from bokeh_ssh._fork import in_child
+from bokeh_ssh._guardedpipe import GuardedPipe
+from bokeh_ssh._inspector import Opened
 from bokeh_ssh._pipe import Pipe, Stream, reset, reset_if_killed
 
 log = logging.getLogger("bokeh_ssh.pump")
@@ -83,13 +85,21 @@ class Pump:
         heapq.heappush(self._timers, (time.monotonic() + delay, next(self._order), call))
 
     def splice(
-        self, sock: socket.socket, stream: Stream, on_end: Callable[[bool], None] | None = None
+        self,
+        sock: socket.socket,
+        stream: Stream,
+        on_end: Callable[[bool], None] | None = None,
+        opened: Opened | None = None,
     ) -> Pipe:
         """Join a connected socket and an open stream; the pipe owns both from here on.
 
         :param on_end: called once at the end, with True if both directions ended cleanly
+        :param opened: how it began, where its requests are judged
         """
-        pipe = Pipe(self, sock, stream, on_end)
+        if opened:
+            pipe: Pipe = GuardedPipe(self, sock, stream, on_end, opened)
+        else:
+            pipe = Pipe(self, sock, stream, on_end)
         self._pipes.add(pipe)
         self.post(pipe.start)
         if self._closing:

@@ -41,6 +41,7 @@ class Serve:
     extra_origins: tuple[str, ...] = ()
     allow_foreign: bool = False
     allow_others: bool = False
+    allow_any_origin: bool = False
     ready: str | None = None
     forwards: tuple[tuple[Listen, Endpoint], ...] = ()
     signed: bool | None = None
@@ -143,6 +144,11 @@ class Serve:
         return is_plain(split(self.command))
 
     @property
+    def page_origins(self) -> tuple[str, ...]:
+        """The pages that may open WebSockets, beside the tunnel's own, as Bokeh writes them."""
+        return (*self.extra_origins, "*") if self.allow_any_origin else self.extra_origins
+
+    @property
     def must_launch(self) -> bool:
         """Whether to start a server without looking for one."""
         return bool(self.app or self.launch or (self.plain and self.launch is None))
@@ -172,7 +178,7 @@ class Serve:
         # Who opens a server again that was left running may find that port taken.
         pages = nearby(local_port) if self.detach else [local_port]
         ours = [f"{name}:{page}" for page in pages for name in ("localhost", LOOPBACK)]
-        origins = (*ours, *self.extra_origins)
+        origins = (*ours, *self.page_origins)
         private = self.signed is not False
         own_ids = any(arg.partition("=")[0] == "--session-ids" for arg in self.args)
         sign: bool | Literal["port"] = "port" if self.signed is None and not own_ids else bool(self.signed)

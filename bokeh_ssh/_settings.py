@@ -35,7 +35,7 @@ _LOGIN = frozenset(
     {"password", "passphrase", "pkey", "key_filename", "known_hosts", "host_keys", "ssh_config", "prompt"}
 )
 #: What opens something to others, or lends something of the person's own.
-_GUARDS = frozenset({"allow_exposed", "allow_foreign", "allow_others", "forward_agent"})
+_GUARDS = frozenset({"allow_any_origin", "allow_exposed", "allow_foreign", "allow_others", "forward_agent"})
 _LOOPBACK = (None, "localhost", "127.0.0.1", "::1")
 
 
@@ -123,7 +123,8 @@ def _checked(key: str, value: Any, file: Path) -> Any:
     if key in _LOGIN:
         msg = f"{file}: {key} has no place in a project"
         raise UsageError(msg, hint="what logs you in belongs into your ~/.ssh/config")
-    if key in _GUARDS or (key == "signed" and value is False):
+    any_origin = key == "extra_origins" and "*" in (value if isinstance(value, list) else [value])
+    if key in _GUARDS or any_origin or (key == "signed" and value is False):
         msg = f"{file}: {key} has no place in a project, which may not open anything to others"
         raise UsageError(msg, hint="say it on the command line, where you want it")
     kind = _KINDS.get(key)

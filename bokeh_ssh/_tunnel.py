@@ -361,7 +361,7 @@ class Tunnel(Offer):
                 error = ServerNotFoundError(msg, host=label, hint=hint)
             raise error from exc
         entrance = self._bind(BOKEH_PORT)
-        guard = Guard(self._local_port, self._serve.extra_origins, check_origin=launched and not plain)
+        guard = Guard(self._local_port, self._serve.page_origins)
         # Sockets are in folders that nobody else may enter; a port can become another user's at any time.
         sentry = None
         if isinstance(target, tuple) and not self._serve.allow_foreign:

@@ -71,12 +71,12 @@ class Page:
 
 
 @contextmanager
-def chromium() -> Iterator[Any]:
-    """Run Chromium while the context lasts; gives what makes pages."""
+def chromium(*flags: str) -> Iterator[Any]:
+    """Run Chromium, with more ``flags``, while the context lasts; gives what makes pages."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find(), args=_FLAGS)
+        browser = playwright.chromium.launch(executable_path=find(), args=[*_FLAGS, *flags])
         try:
             yield lambda: Page(browser.new_context().new_page())
         finally:

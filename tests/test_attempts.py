@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,8 @@ def test_attempts_are_bounded(
     with away(embedded, tmp_path) as (_, forward, events):
 
         def attempts_after_one_more() -> int:
-            socket.create_connection((LOOPBACK, forward.local_port), timeout=30).close()
+            with suppress(ConnectionError):
+                socket.create_connection((LOOPBACK, forward.local_port), timeout=30).close()
             return early(events)
 
         until(lambda: attempts_after_one_more() >= _attempts._EARLY, what="the early attempts")

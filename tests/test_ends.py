@@ -21,6 +21,7 @@ import pytest
 import bokeh_ssh._pipe
 from beds import Machine, until
 from bokeh_ssh import ConnectionLostError, Host, LocalForward, Lost, RemoteForward
+from bokeh_ssh._attempts import Attempts
 from bokeh_ssh._connection import Connection
 from bokeh_ssh._entrance import enter
 from bokeh_ssh._handshake import connect
@@ -463,7 +464,7 @@ def test_end_is_delivered_after_the_socket_is_closed(embedded: Any) -> None:
     with ExitStack() as stack:
         target = stack.enter_context(Listener(answer))
         connection = stack.enter_context(connected(embedded()))
-        entrance = enter(stack, bind(0), None)
+        entrance = enter(stack, bind(0), lambda _: None, True, Attempts())
         stack.enter_context(entrance.leading(connection, (_LOOPBACK, target.port)))
         with slow((_LOOPBACK, entrance.port)) as sock:
             sock.sendall(b"question")

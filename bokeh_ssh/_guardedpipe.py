@@ -1,0 +1,151 @@
+"""A pipe whose requests are judged as they come: nothing goes to the server unread but TLS and WebSockets.
+
+What the server sends is not looked at, except for the beginning of what it says to a WebSocket that was asked
+for: only where that is yes may frames follow, and until it is known nothing more is let through.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable
+
+from bokeh_ssh._guard import refusal
+from bokeh_ssh._inspector import MOST, Opened, RequestRefusedError, has_switched
+from bokeh_ssh._pipe import Loop, Pipe, Stream, finish
+
+log = logging.getLogger("bokeh_ssh.forward")
+
+#: Bytes of an answer that tell what it is.
+_BEGINNING = 16
+#: What is read and thrown away of a request that is refused, in pieces of MOST.
+_MOST_PIECES = 16
+
+
+class GuardedPipe(Pipe):
+    """A :class:`Pipe` that lets through what an inspector lets through.
+
+    :param opened: the connection's beginning, which was let in
+    """
+
+    __slots__ = ("_answer", "_inspector", "_outgoing", "_owed")
+
+    def __init__(
+        self,
+        pump: Loop,
+        sock: socket.socket,
+        stream: Stream,
+        on_end: Callable[[bool], None] | None,
+        opened: Opened,
+    ) -> None:
+        super().__init__(pump, sock, stream, on_end)
+        self._inspector = opened.inspector
+        self._outgoing = memoryview(opened.passed)  # let through, and more than the stream took
+        self._answer: bytearray | None = bytearray() if opened.inspector.asking else None
+        self._owed = True  # whether the server has yet to say anything to what it was sent last
+
+    # The pump thread's half.
+
+    def _room(self) -> int:
+        if self._outgoing or (self._inspector.asking and self._inspector.held):
+            return 0
+        return self._stream.writable()
+
+    def _update(self) -> None:
+        super()._update()
+        while self._outgoing and not self._done and self._started:
+            self._push()
+            super()._update()
+            # A window that opened before the interest was changed woke nobody (on_window).
+            if not self._stream.writable():
+                return
+
+    def _push(self) -> None:
+        while self._outgoing:
+            room = self._stream.writable()
+            if self._done or not room:
+                return
+            part, self._outgoing = self._outgoing[:room], self._outgoing[room:]
+            self._send(part)
+
+    def _pass_on(self, data: memoryview) -> None:
+        try:
+            self._let_through(self._inspector.feed(data))
+        except RequestRefusedError as exc:
+            self._refuse(str(exc))
+
+    def _answered(self, switched: bool) -> None:
+        if self._done:
+            return
+        try:
+            self._let_through(self._inspector.answer(switched=switched))
+        except RequestRefusedError as exc:
+            self._refuse(str(exc))
+        self._update()
+
+    def _let_through(self, data: bytes | memoryview) -> None:
+        if not data:
+            return
+        self._owed = True
+        if self._inspector.asking:  # noted before it is sent, and so before the answer can come
+            self._answer = bytearray()
+        room = self._stream.writable()
+        if room:
+            self._send(memoryview(data)[:room])
+        if len(data) > room:
+            self._outgoing = memoryview(bytes(data[room:]))  # what was read into is read into again
+
+    def _look_for_end(self) -> None:
+        if not self._outgoing:  # else its end comes after that
+            super()._look_for_end()
+
+    def _send(self, part: memoryview) -> None:
+        try:
+            self._stream.send(part)
+        except OSError as exc:
+            log.debug("a local connection broke: %s", exc)
+            self.abort()
+
+    def _refuse(self, reason: str) -> None:
+        """End both sides; with an answer, where that cannot become a part of one that is under way."""
+        log.warning("refused a request on a local connection: %s", reason)
+        if self._owed or self._backlog:
+            self.abort()
+        else:
+            self._end(lambda sock: turn_away(sock, reason))
+
+    # The transport thread's half.
+
+    def on_data(self, parts: list[memoryview]) -> None:
+        """Take what arrived, and look at how it begins where a WebSocket was asked for."""
+        self._owed = False
+        if self._answer is not None:
+            self._listen(self._answer, parts)
+        super().on_data(parts)
+
+    def _listen(self, answer: bytearray, parts: list[memoryview]) -> None:
+        for part in parts:
+            answer += part[:_BEGINNING]
+            if len(answer) >= _BEGINNING:
+                break
+        switched = has_switched(bytes(answer))
+        if switched is not None:
+            self._answer = None
+            # Before the client has it: what that says next cannot overtake this.
+            self._pump.post(lambda: self._answered(switched))
+
+
+def turn_away(sock: socket.socket, reason: str) -> None:
+    """Answer with a refusal, so that it arrives: a close over unread bytes would reset the connection."""
+    try:
+        for _ in range(_MOST_PIECES):
+            if len(sock.recv(MOST)) < MOST:
+                break
+    except OSError:  # all is read, or it is gone
+        pass
+    try:
+        sock.send(refusal(reason))
+        sock.shutdown(socket.SHUT_WR)
+    except OSError:  # it has gone
+        pass
+    finish(sock)
