@@ -16,19 +16,24 @@ import struct
 
 TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from typing import Any
 
 #: Numbers a descriptor that a command of the caller's own writes a line of JSON to once it is ready.
 READY_FD = "BOKEH_SSH_READY_FD"
 
 _STARTING = re.compile(r"Starting Bokeh server version (\S+) \(running on Tornado ([^\s)]+)\)")
-_RUNNING = re.compile(r"Bokeh app running at: https?://\S*?:(\d+)(/.*?)?\s*$")
+_RUNNING = re.compile(r"Bokeh app running at: https?://\S*?:(\d+)(/.*)?$")
 _PROCESS = re.compile(r"Starting Bokeh server with process id: (\d+)")
+#: Characters of a line that are read: Bokeh's own are short, and an app may write any.
+_LONGEST = 2000
 
 
 class Facts:
-    """What Bokeh's log lines say about where it listens. The host in them is never used."""
+    """What Bokeh's log lines say about where it listens. The host in them is never used.
+
+    An app may write such lines too: whether a process of the server listens there has to be seen.
+    """
 
     def __init__(self) -> None:
         self.versions = ""
@@ -37,13 +42,16 @@ class Facts:
 
     def read(self, line: str) -> dict[str, Any] | None:
         """Take one line; give a ``ready`` message when it was the last of those that matter."""
+        line = line[:_LONGEST].rstrip()
         found = _STARTING.search(line)
         if found:  # also when --dev starts the server anew
             self.versions, self.port, self.routes = "Bokeh {}, Tornado {}".format(*found.groups()), 0, []
             return None
         found = _RUNNING.search(line)
         if found:
-            self.port = int(found.group(1))
+            port = int(found.group(1)[:6])
+            if port != self.port:  # one of the two is not Bokeh's
+                self.port, self.routes = port, []
             route = found.group(2) or "/"
             if route not in self.routes:  # each process of --num-procs says the same
                 self.routes.append(route)
@@ -54,10 +62,34 @@ class Facts:
         return {
             "event": "ready",
             "port": self.port,
-            "pid": int(found.group(1)),
+            "pid": int(found.group(1)[:9]),
             "routes": self.routes or ["/"],
             "versions": self.versions,
         }
+
+
+def holds(pids: Iterable[int], port: int) -> bool | None:
+    """Check whether one of these processes listens on a TCP port; None where the system does not tell."""
+    sockets = set()
+    try:
+        for table in ("tcp", "tcp6"):
+            with contextlib.suppress(FileNotFoundError), open("/proc/self/net/" + table) as rows:
+                for row in rows:
+                    words = row.split()
+                    if len(words) > 9 and words[3] == "0A" and words[1].endswith(":%04X" % port):
+                        sockets.add("socket:[" + words[9] + "]")
+        if not os.path.exists("/proc/self/net/tcp"):
+            return None
+    except OSError:
+        return None
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            place = "/proc/%d/fd" % pid
+            for name in os.listdir(place):
+                with contextlib.suppress(OSError):
+                    if os.readlink(place + "/" + name) in sockets:
+                        return True
+    return False
 
 
 def told(line: str) -> dict[str, Any] | None:

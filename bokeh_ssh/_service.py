@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import os
+import re
 import signal
 import socket
 import sys
@@ -18,7 +19,7 @@ from bokeh_ssh._depot import Depot
 from bokeh_ssh._door import sweep
 from bokeh_ssh._group import PATIENCE, members, send, start
 from bokeh_ssh._place import APPS, SERVER, Place, node
-from bokeh_ssh._readiness import READY_FD, Facts, Watch, close_to_others, listener, routes_of, told
+from bokeh_ssh._readiness import READY_FD, Facts, Watch, close_to_others, holds, listener, routes_of, told
 
 TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 PROTOCOL = 1
 CHUNK = 1 << 16  # bytes read at once, and the longest line before it is cut
+#: What argparse, click and others say of an option that they do not know.
+NO_SUCH_OPTION = re.compile(r"(?i)(unrecognized|unknown|no such) (argument|option)s?\b.{0,40}--unix-socket")
 WITHIN = "BOKEH_SSH_WITHIN"  # tells a supervisor started by a server which one that was
 
 
@@ -43,6 +46,7 @@ class Service:
         self.companion = Companion()
         self.facts = Facts()
         self.port = 0  # the one that it is to listen on, where it is not Bokeh's and cannot tell
+        self.asked = 0  # the port that Bokeh was told to listen on; 0 for any
         self.socket = ""  # the path that the server is to listen on; empty for a port
         self.no_socket = ""  # why it is a port though a socket was wanted
         self.watch = Watch(float(spec.get("watch", 0)))
@@ -121,6 +125,8 @@ class Service:
             env[encode(READY_FD)] = b"%d" % theirs
             ends.append(theirs)
         shown = [os.fsdecode(word) for word in argv]
+        asked = [shown[at + 1] for at, word in enumerate(shown[:-1]) if word == "--port"]
+        self.asked = int(asked[-1]) if asked and asked[-1].isdigit() else 0
         try:
             self.server, (out, err) = start(argv, env, self.group)
             self.streams.update({out: ("out", b""), err: ("err", b"")})
@@ -211,8 +217,9 @@ class Service:
             or self.status == 0
         ):
             return False
-        why = [line for line in self.log if "unix" in line.lower() and "socket" in line.lower()]
-        if not why:
+        # Only what a parser of options says before it knows more: an app may write what it likes.
+        why = [line for line in self.log if NO_SUCH_OPTION.search(line[:1000])]
+        if not why or self.status != 2 or self.facts.versions:
             return False
         self.socket, self.no_socket, self.status = "", why[-1].strip()[:300], None
         self.spawn()
@@ -227,13 +234,33 @@ class Service:
             self.record("err", ["its socket is open to others, and cannot be closed to them"])
             self.order(PATIENCE)
             return
-        globs, prefix = self.spec.get("glob", False), self.spec.get("prefix", "")
+        routes = ["/"] if self.spec.get("plain") else self.known_routes()
+        message = {"event": "ready", "port": 0, "socket": self.socket, "pid": pid or self.server}
+        self.listens(dict(message, routes=routes, versions=self.facts.versions))
+
+    def known_routes(self) -> list[str]:
+        """Return the routes that the apps are served at, as Bokeh names them."""
         apps = [os.path.expanduser(app) for app in self.spec.get("apps", [])]
         if self.depot:
             apps = [self.depot.at(app) for app in apps]
-        routes = ["/"] if self.spec.get("plain") else routes_of(apps, prefix, globs)
-        message = {"event": "ready", "port": 0, "socket": self.socket, "pid": pid or self.server}
-        self.listens(dict(message, routes=routes, versions=self.facts.versions))
+        return routes_of(apps, self.spec.get("prefix", ""), self.spec.get("glob", False))
+
+    def take_word(self, ready: dict[str, Any]) -> None:
+        """Take what log lines say of a port, if a process of the server listens there: apps write too.
+
+        Not where it is to listen on a socket, and not once it is ready: a server that starts itself anew
+        (``--dev``) does so in the same place.
+        """
+        if self.socket or self.ready is not None or (self.asked and ready["port"] != self.asked):
+            return
+        mine = members(self.group) - {self.keeper}
+        if holds(mine | {self.server}, ready["port"]) is False:
+            return
+        if ready["pid"] not in mine:
+            ready["pid"] = self.server
+        known = self.known_routes()
+        ready["routes"] = [route for route in ready["routes"] if route in known] or ready["routes"]
+        self.listens(ready)
 
     def look_for_port(self) -> None:
         """Take note that the server listens on the port that it was told, once it does."""
@@ -252,7 +279,7 @@ class Service:
 
     def listens(self, ready: dict[str, Any]) -> None:
         """Take note that the server listens, and say so."""
-        if self.ready is not None and all(ready.get(k) == self.ready.get(k) for k in ("port", "socket")):
+        if self.ready is not None:
             return
         if ready.get("port") and self.spec.get("socket"):
             ready["no_socket"] = self.no_socket or "the command does not listen on it"
@@ -307,10 +334,10 @@ class Service:
             return
         self.log.extend(lines)
         self.say("log", stream=name, lines=lines)
-        for line in [] if self.spec.get("notify") else lines:
+        for line in [] if self.spec.get("notify") or self.ready else lines:
             ready = self.facts.read(line)
             if ready:
-                self.listens(ready)
+                self.take_word(ready)
 
     def tail(self, most: int) -> list[str]:
         """Give the last lines of the log, with no more than ``most`` characters."""

@@ -11,9 +11,15 @@ when the file FAKE_GO appears). FAKE_REPORT gets what it was started with, as JS
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+
+
+def serve(listener):
+    while True:
+        listener.accept()[0].close()
 
 
 def main():
@@ -38,8 +44,14 @@ def main():
         with open(report + ".part", "w") as file:
             json.dump(seen, file)
         os.rename(report + ".part", report)
-    port = 40000 + os.getpid() % 20000
     if "silent" not in mode:
+        ports = [sys.argv[at + 1] for at, word in enumerate(sys.argv[:-1]) if word == "--port"]
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", int(ports[-1]) if ports else 0))
+        listener.listen(16)
+        port = listener.getsockname()[1]
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
         sys.stderr.write(
             "2026-01-01 00:00:00,000 Starting Bokeh server version 3.9.9 (running on Tornado 6.5)\n"
         )
