@@ -44,7 +44,10 @@ class _Parent:
         self.orders = orders
         self._reports = reports
         self._writer = Dispatcher(
-            self._write, "bokeh-ssh reports", "the program", spare=lambda said: said[0] in ("event", "log")
+            self._write,
+            "bokeh-ssh reports",
+            "the program",
+            spare=(lambda said: said[0] == "log", lambda said: said[0] == "event"),
         )
         self._numbers = itertools.count()
         self._slots: dict[int, queue.SimpleQueue[Any]] = {}

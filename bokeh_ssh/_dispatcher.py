@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 from bokeh_ssh._wait import wait_for
@@ -24,6 +24,10 @@ _T = TypeVar("_T")
 _MOST = 10_000
 #: Seconds after which a handler that waits for others is taken to do so for long.
 _PARKED = 0.2
+
+
+def _is_anything(_: object) -> bool:
+    return True
 
 
 class _Here(threading.local):
@@ -42,7 +46,8 @@ class Dispatcher(Generic[_T]):
     :param handle: takes a thing; what it raises is logged
     :param name: the thread's name
     :param what: what ``handle`` is, for the log
-    :param spare: tells what may go where more waits than ``most``; None: anything
+    :param spare: each tells what may go where more waits than ``most``: the oldest for which the first one
+        says so, or else the next
     """
 
     def __init__(
@@ -51,7 +56,7 @@ class Dispatcher(Generic[_T]):
         name: str,
         what: str,
         *,
-        spare: Callable[[_T], bool] | None = None,
+        spare: Sequence[Callable[[_T], bool]] = (_is_anything,),
         most: int = _MOST,
     ) -> None:
         self._handle = handle
@@ -138,12 +143,13 @@ class Dispatcher(Generic[_T]):
         return any(not until() for until in self._parked)
 
     def _drop(self) -> None:
-        for index, thing in enumerate(self._waiting):
-            if self._spare is None or self._spare(thing):
-                del self._waiting[index]
-                self._done += 1
-                self._dropped += 1
-                return
+        for is_spare in self._spare:
+            for index, thing in enumerate(self._waiting):
+                if is_spare(thing):
+                    del self._waiting[index]
+                    self._done += 1
+                    self._dropped += 1
+                    return
 
     def _run(self) -> None:
         _here.dispatcher = self

@@ -112,7 +112,7 @@ class Child:
         self._over = threading.Event()
         self.fell = False
         self._orders: Dispatcher[bytes | None] = Dispatcher(
-            self._write, f"bokeh-ssh orders {label}", "the child process", spare=_is_never_spare
+            self._write, f"bokeh-ssh orders {label}", "the child process", spare=()
         )
         # A handler of the program's log may use what is in the child, and so must not hold up who hears it.
         self._records = Dispatcher(_log, f"bokeh-ssh log {label}", "logging")
@@ -250,7 +250,7 @@ class Child:
 
     def _watch(self) -> None:
         """End a child that says nothing any more, as one that was stopped; whoever waits for it is told."""
-        words, since = -1, time.monotonic()
+        words, since = 0, time.monotonic()
         while True:
             patience = _STARTS if not self._words else _STANDS if self.stood else _OPENS
             pause = patience / 5
@@ -261,7 +261,7 @@ class Child:
             late = max(b - a for a, b in zip(before, after, strict=True)) > pause + _LATE
             if late or self._words != words:
                 words, since = self._words, after[0]
-            elif after[0] - since > patience:
+            elif after[0] - since >= patience:
                 self._hangs = self.fell = True
                 self._process.kill()
                 return
@@ -342,10 +342,6 @@ def _log(values: dict[str, Any]) -> None:
     logger = logging.getLogger(record.name)
     if logger.isEnabledFor(record.levelno):
         logger.handle(record)
-
-
-def _is_never_spare(_: object) -> bool:
-    return False
 
 
 def _sign(key: Any, data: bytes, algorithm: str | None) -> bytes:

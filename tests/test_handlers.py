@@ -370,15 +370,21 @@ def test_slow_handler_delays_and_no_more(
 
 
 def test_what_is_not_taken_is_bounded_and_counted(caplog: pytest.LogCaptureFixture) -> None:
-    """What a handler does not get to is kept up to a bound, the newest of it; what is left out is told."""
+    """What a handler does not get to is kept up to a bound, what matters of it; what is left out is told."""
     go_on = threading.Event()
     taken: list[int] = []
+
+    def is_low(number: int) -> bool:
+        return 50 < number < 60
+
+    def is_not_two(number: int) -> bool:
+        return number != 2
 
     def take(number: int) -> None:
         assert go_on.wait(10)
         taken.append(number)
 
-    dispatcher = Dispatcher(take, "test", "the test", most=10, spare=lambda number: number != 2)
+    dispatcher = Dispatcher(take, "test", "the test", most=10, spare=(is_low, is_not_two))
     dispatcher.put(0)
     until(lambda: not dispatcher._waiting, what="the first to be taken")
     for number in range(1, 101):
