@@ -557,7 +557,7 @@ def test_program_that_is_stopped_does_not_stop_its_forward(machine: Machine) -> 
     with program(machine, port=free_port()) as (running, port):
 
         def refused() -> None:
-            with socket.create_connection(("127.0.0.1", port), timeout=10) as sock, suppress(ConnectionError):
+            with suppress(ConnectionError), socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
                 assert sock.recv(1) == b""
 
         refused()  # the control
