@@ -248,13 +248,14 @@ class Service:
     def take_word(self, ready: dict[str, Any]) -> None:
         """Take what log lines say of a port, if a process of the server listens there: apps write too.
 
-        Not where it is to listen on a socket, and not once it is ready: a server that starts itself anew
-        (``--dev``) does so in the same place.
+        Not once it is ready: a server that starts itself anew (``--dev``) does so in the same place. Where
+        a socket was asked for, only a command of the caller's own may listen on a port after all.
         """
-        if self.socket or self.ready is not None or (self.asked and ready["port"] != self.asked):
+        if self.ready is not None or (self.asked and ready["port"] != self.asked):
             return
         mine = members(self.group) - {self.keeper}
-        if holds(mine | {self.server}, ready["port"]) is False:
+        held = holds(mine | {self.server}, ready["port"])
+        if held is False or (self.socket and (held is None or self.spec["argv"][0][0] == "python")):
             return
         if ready["pid"] not in mine:
             ready["pid"] = self.server
