@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -371,8 +371,9 @@ def tcp_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 @pytest.mark.parametrize("banner", [0, 100_000])
-def test_program_that_sends_and_closes_at_once(either: Machine, banner: int) -> None:
+def test_program_that_sends_and_closes_at_once(sshd: Callable[..., Machine], banner: int) -> None:
     """What it sent is delivered, though it never read what the target had to say."""
+    machine = sshd()
     go, got = threading.Event(), threading.Event()
     seen: list[bytes] = []
 
@@ -384,7 +385,7 @@ def test_program_that_sends_and_closes_at_once(either: Machine, banner: int) -> 
         seen.append(read_all(sock))
         got.set()
 
-    with Listener(handle) as target, connected(either) as connection, tcp_pair() as (ours, theirs):
+    with Listener(handle) as target, connected(machine) as connection, tcp_pair() as (ours, theirs):
         connection.forward(theirs, (_LOOPBACK, target.port), ("127.0.0.1", 1))
         ours.sendall(b"h")
         until(lambda: target.count, what="the target")
