@@ -28,7 +28,7 @@ class GuardedPipe(Pipe):
     :param opened: the connection's beginning, which was let in
     """
 
-    __slots__ = ("_answer", "_inspector", "_outgoing", "_owed")
+    __slots__ = ("_answer", "_inspector", "_outgoing", "_owed", "_switched")
 
     def __init__(
         self,
@@ -42,6 +42,7 @@ class GuardedPipe(Pipe):
         self._inspector = opened.inspector
         self._outgoing = memoryview(opened.passed)  # let through, and more than the stream took
         self._answer: bytearray | None = bytearray() if opened.inspector.asking else None
+        self._switched: bool | None = None  # what that answer is, until the pump thread has taken it
         self._owed = True  # whether the server has yet to say anything to what it was sent last
 
     # The pump thread's half.
@@ -69,18 +70,25 @@ class GuardedPipe(Pipe):
             self._send(part)
 
     def _pass_on(self, data: memoryview) -> None:
+        if self._switched is not None:  # the client has the answer, and goes by it
+            self._take_answer()
         try:
             self._let_through(self._inspector.feed(data))
         except RequestRefusedError as exc:
             self._refuse(str(exc))
 
-    def _answered(self, switched: bool) -> None:
-        if self._done:
+    def _take_answer(self) -> None:
+        switched, self._switched = self._switched, None
+        if switched is None or self._done:
             return
         try:
             self._let_through(self._inspector.answer(switched=switched))
         except RequestRefusedError as exc:
+            self._owed = True  # it was there before the answer, which may have just begun
             self._refuse(str(exc))
+
+    def _answered(self) -> None:
+        self._take_answer()
         self._update()
 
     def _let_through(self, data: bytes | memoryview) -> None:
@@ -107,17 +115,28 @@ class GuardedPipe(Pipe):
             self.abort()
 
     def _refuse(self, reason: str) -> None:
-        """End both sides; with an answer, where that cannot become a part of one that is under way."""
+        """Let nothing more through, and say so where that cannot come into the middle of an answer."""
         log.warning("refused a request on a local connection: %s", reason)
         if self._owed or self._backlog:
-            self.abort()
+            self._stop()
         else:
             self._end(lambda sock: turn_away(sock, reason))
+
+    def _stop(self) -> None:
+        """Take what the client has said so far for all that it says: the answers to that still come."""
+        self._sock_eof = True
+        try:
+            self._stream.send_eof()
+        except OSError as exc:
+            log.debug("a local connection broke: %s", exc)
+            self.abort()
+        self._finish_if_done()
 
     # The transport thread's half.
 
     def on_data(self, parts: list[memoryview]) -> None:
         """Take what arrived, and look at how it begins where a WebSocket was asked for."""
+        # Before it is delivered: who has it may send the next request at once.
         self._owed = False
         if self._answer is not None:
             self._listen(self._answer, parts)
@@ -131,8 +150,8 @@ class GuardedPipe(Pipe):
         switched = has_switched(bytes(answer))
         if switched is not None:
             self._answer = None
-            # Before the client has it: what that says next cannot overtake this.
-            self._pump.post(lambda: self._answered(switched))
+            self._switched = switched
+            self._pump.post(self._answered)
 
 
 def turn_away(sock: socket.socket, reason: str) -> None:

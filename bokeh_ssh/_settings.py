@@ -125,7 +125,8 @@ def _checked(key: str, value: Any, file: Path) -> Any:
         raise UsageError(msg, hint="what logs you in belongs into your ~/.ssh/config")
     any_origin = key == "extra_origins" and "*" in (value if isinstance(value, list) else [value])
     if key in _GUARDS or any_origin or (key == "signed" and value is False):
-        msg = f"{file}: {key} has no place in a project, which may not open anything to others"
+        what = f'{key} = "*"' if any_origin else key
+        msg = f"{file}: {what} has no place in a project, which may not open anything to others"
         raise UsageError(msg, hint="say it on the command line, where you want it")
     kind = _KINDS.get(key)
     if kind is None:
