@@ -33,9 +33,12 @@ class Facts:
     """What Bokeh's log lines say about where it listens. The host in them is never used.
 
     An app may write such lines too: whether a process of the server listens there has to be seen.
+
+    :param asked: the port that Bokeh was told to listen on, the only one that is read of; 0 for any
     """
 
-    def __init__(self) -> None:
+    def __init__(self, asked: int = 0) -> None:
+        self.asked = asked
         self.versions = ""
         self.port = 0
         self.routes: list[str] = []
@@ -50,6 +53,8 @@ class Facts:
         found = _RUNNING.search(line)
         if found:
             port = int(found.group(1)[:6])
+            if self.asked and port != self.asked:
+                return None
             if port != self.port:  # one of the two is not Bokeh's
                 self.port, self.routes = port, []
             route = found.group(2) or "/"

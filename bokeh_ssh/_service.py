@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 PROTOCOL = 1
 CHUNK = 1 << 16  # bytes read at once, and the longest line before it is cut
+LINES = 1000  # lines kept of the log
+TAIL = 1 << 18  # characters kept of the log, which is what one who comes later is told; 1 MiB at most
 #: What argparse, click and others say of an option that they do not know.
 NO_SUCH_OPTION = re.compile(r"(?i)(unrecognized|unknown|no such) (argument|option)s?\b.{0,40}--unix-socket")
 WITHIN = "BOKEH_SSH_WITHIN"  # tells a supervisor started by a server which one that was
@@ -46,12 +48,12 @@ class Service:
         self.companion = Companion()
         self.facts = Facts()
         self.port = 0  # the one that it is to listen on, where it is not Bokeh's and cannot tell
-        self.asked = 0  # the port that Bokeh was told to listen on; 0 for any
         self.socket = ""  # the path that the server is to listen on; empty for a port
         self.no_socket = ""  # why it is a port though a socket was wanted
         self.watch = Watch(float(spec.get("watch", 0)))
         self.ready: dict[str, Any] | None = None
-        self.log: collections.deque[str] = collections.deque(maxlen=1000)
+        self.log: collections.deque[str] = collections.deque()
+        self.kept = 0  # characters of it, with line ends
         self.streams: dict[int, tuple[str, bytes]] = {}  # descriptor: name and unfinished line
         self.server = 0
         self.keeper = 0
@@ -126,7 +128,7 @@ class Service:
             ends.append(theirs)
         shown = [os.fsdecode(word) for word in argv]
         asked = [shown[at + 1] for at, word in enumerate(shown[:-1]) if word == "--port"]
-        self.asked = int(asked[-1]) if asked and asked[-1].isdigit() else 0
+        self.facts = Facts(int(asked[-1]) if asked and asked[-1].isdigit() else 0)
         try:
             self.server, (out, err) = start(argv, env, self.group)
             self.streams.update({out: ("out", b""), err: ("err", b"")})
@@ -251,16 +253,18 @@ class Service:
         Not once it is ready: a server that starts itself anew (``--dev``) does so in the same place. Where
         a socket was asked for, only a command of the caller's own may listen on a port after all.
         """
-        if self.ready is not None or (self.asked and ready["port"] != self.asked):
+        if self.ready is not None:
             return
+        bokeh = self.spec["argv"][0][0] == "python"  # and no command of the caller's own
         mine = members(self.group) - {self.keeper}
         held = holds(mine | {self.server}, ready["port"])
-        if held is False or (self.socket and (held is None or self.spec["argv"][0][0] == "python")):
+        if held is False or (self.socket and (held is None or bokeh)):
             return
         if ready["pid"] not in mine:
             ready["pid"] = self.server
         known = self.known_routes()
-        ready["routes"] = [route for route in ready["routes"] if route in known] or ready["routes"]
+        others = known if bokeh else ready["routes"]  # what a command of one's own serves, only it knows
+        ready["routes"] = [route for route in ready["routes"] if route in known] or others
         self.listens(ready)
 
     def look_for_port(self) -> None:
@@ -333,12 +337,20 @@ class Service:
             if self.companion.hear(lines):
                 self.say("along", word=self.companion.word)
             return
-        self.log.extend(lines)
+        self.keep_of_log(lines)
         self.say("log", stream=name, lines=lines)
-        for line in [] if self.spec.get("notify") or self.ready else lines:
+        # One of another kind is looked for where it was told to listen, whatever it writes.
+        for line in [] if self.spec.get("notify") or self.spec.get("plain") or self.ready else lines:
             ready = self.facts.read(line)
             if ready:
                 self.take_word(ready)
+
+    def keep_of_log(self, lines: list[str]) -> None:
+        """Keep the last lines, and no more than is ever told of them."""
+        self.log.extend(lines)
+        self.kept += sum(len(line) + 1 for line in lines)
+        while len(self.log) > LINES or self.kept > TAIL:
+            self.kept -= len(self.log.popleft()) + 1
 
     def tail(self, most: int) -> list[str]:
         """Give the last lines of the log, with no more than ``most`` characters."""

@@ -33,14 +33,13 @@ from bokeh_ssh._door import Door, Guest
 from bokeh_ssh._group import PATIENCE, look, send, start_keeper
 from bokeh_ssh._place import CONTROL, make
 from bokeh_ssh._readiness import mask
-from bokeh_ssh._service import CHUNK, WITHIN, Service, encode
+from bokeh_ssh._service import CHUNK, TAIL, WITHIN, Service, encode
 from bokeh_ssh._wire import Wire
 
 TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-TAIL = 1 << 18  # characters of the log that one who comes later is told
 LAST = 100  # lines of the log in the record of a server that ended while nobody was there
 
 
