@@ -406,7 +406,7 @@ def test_what_is_not_taken_is_bounded_and_counted(caplog: pytest.LogCaptureFixtu
 
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the patience with a child short."""
-    short = {"_STARTS": 5.0, "_OPENS": 1.0, "_STANDS": 1.0, "_LAST_WORD": 1.0, "_TELLS": 0.5}
+    short = {"_STARTS": 20.0, "_OPENS": 2.0, "_STANDS": 2.0, "_LAST_WORD": 1.0, "_TELLS": 0.5}
     for name, value in short.items():
         monkeypatch.setattr(_isolated, name, value)
 
@@ -423,21 +423,24 @@ def continuing(child: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("goes_on", [True, False], ids=["control", "stopped"])
 def test_child_that_is_stopped_while_it_opens(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch, no_leaks: Any, goes_on: bool
+    embedded: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch, no_leaks: Any, goes_on: bool
 ) -> None:
     """A child that does not run any more is ended, and ``open`` says so; a pause changes nothing."""
     quick(monkeypatch)
+    machine = embedded(Knobs(password=True, require=("password",)))
     with ExitStack() as stack:
 
-        def told(event: Event) -> None:
-            if type(event).__name__ == "HostKeyVerified":
-                [child] = children()
-                stack.enter_context(continuing(child))
-                os.kill(child, signal.SIGSTOP)
-                if goes_on:
-                    os.kill(child, signal.SIGCONT)
+        def prompt(question: Question) -> str:
+            # It waits for the answer, so that it is stopped in mid-opening, however slow this machine is.
+            [child] = children()
+            stack.enter_context(continuing(child))
+            os.kill(child, signal.SIGSTOP)
+            if goes_on:
+                os.kill(child, signal.SIGCONT)
+            return PASSWORD
 
-        forward = make(LocalForward, machine, on_event=told, isolate=True)
+        forward = make(LocalForward, machine, prompt=prompt, isolate=True)
+        stack.callback(forward.close)
         with no_leaks():
             if goes_on:
                 in_time(lambda: forward.open().close())
@@ -459,7 +462,7 @@ def test_child_that_is_stopped_while_it_stands(
         with make(LocalForward, machine, isolate=True, on_event=events.append) as forward:
             [child] = children()
             if not stopped:
-                assert not forward.wait(2)
+                assert not forward.wait(3)
                 assert children() == [child]
                 return
             with continuing(child):
@@ -479,14 +482,14 @@ def test_closing_with_a_stopped_child(
     app = apps.put(machine, "sliders.py", apps.SLIDER)
     events: list[Event] = []
     with no_leaks():
-        tunnel = make(DirectTunnel, machine, app=app, grace=1, on_event=events.append).open()
-        log = tunnel.log
-        assert log  # the control
-        [child] = children()
-        with continuing(child):
-            os.kill(child, signal.SIGSTOP)
-            assert in_time(lambda: tunnel.log, 5) == log
-            in_time(tunnel.close, 15)
+        with make(DirectTunnel, machine, app=app, grace=1, on_event=events.append) as tunnel:
+            log = tunnel.log
+            assert log  # the control
+            [child] = children()
+            with continuing(child):
+                os.kill(child, signal.SIGSTOP)
+                assert in_time(lambda: tunnel.log, 5) == log
+                in_time(tunnel.close, 15)
     assert events[-1] == Closed(host=machine.host, server="unreached")
     assert isinstance(events[-2], Warned)
     assert "by itself within 1 s" in events[-2].text
