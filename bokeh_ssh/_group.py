@@ -39,6 +39,32 @@ def members(group: int) -> set[int]:
     return {pid for pid, its, state in table if its == group and state[:1] not in ("Z", "X")}
 
 
+def descendants(pid: int) -> set[int]:
+    """List a process and what it has started, in whatever groups: ``timeout`` makes one.
+
+    Where /proc does not say, that is the process alone.
+    """
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc") if os.path.exists("/proc/self/stat") else ():
+        if name.isdigit():
+            children.setdefault(parent(int(name)), []).append(int(name))
+    found, left = {pid}, [pid]
+    while left:
+        more = [child for child in children.get(left.pop(), ()) if child not in found]
+        found.update(more)
+        left += more
+    return found
+
+
+def parent(pid: int) -> int:
+    """Look who started a process; 0 where /proc does not say."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            return int(stat.read().rpartition(b")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
 def send(group: int, *signals: int) -> None:
     """Send signals to a process group; one that is gone needs none."""
     for number in signals:

@@ -73,6 +73,13 @@ class Facts:
         }
 
 
+def asked_port(words: Sequence[str]) -> int:
+    """Give the port that a command line tells Bokeh to listen on; 0 for any."""
+    own = list(words[: words.index("--args")] if "--args" in words else words)  # the rest is the app's own
+    asked = [own[at + 1] for at, word in enumerate(own[:-1]) if word == "--port"]
+    return int(asked[-1]) if asked and asked[-1].isdigit() else 0
+
+
 def holds(pids: Iterable[int], port: int) -> bool | None:
     """Check whether one of these processes listens on a TCP port; None where the system does not tell."""
     sockets = set()

@@ -17,9 +17,19 @@ import time
 from bokeh_ssh._companion import Companion
 from bokeh_ssh._depot import Depot
 from bokeh_ssh._door import sweep
-from bokeh_ssh._group import PATIENCE, members, send, start
+from bokeh_ssh._group import PATIENCE, descendants, members, send, start
 from bokeh_ssh._place import APPS, SERVER, Place, node
-from bokeh_ssh._readiness import READY_FD, Facts, Watch, close_to_others, holds, listener, routes_of, told
+from bokeh_ssh._readiness import (
+    READY_FD,
+    Facts,
+    Watch,
+    asked_port,
+    close_to_others,
+    holds,
+    listener,
+    routes_of,
+    told,
+)
 
 TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
 if TYPE_CHECKING:
@@ -127,8 +137,7 @@ class Service:
             env[encode(READY_FD)] = b"%d" % theirs
             ends.append(theirs)
         shown = [os.fsdecode(word) for word in argv]
-        asked = [shown[at + 1] for at, word in enumerate(shown[:-1]) if word == "--port"]
-        self.facts = Facts(int(asked[-1]) if asked and asked[-1].isdigit() else 0)
+        self.facts = Facts(asked_port(shown))
         try:
             self.server, (out, err) = start(argv, env, self.group)
             self.streams.update({out: ("out", b""), err: ("err", b"")})
@@ -256,7 +265,7 @@ class Service:
         if self.ready is not None:
             return
         bokeh = self.spec["argv"][0][0] == "python"  # and no command of the caller's own
-        mine = members(self.group) - {self.keeper}
+        mine = (members(self.group) | descendants(self.server)) - {self.keeper}
         held = holds(mine | {self.server}, ready["port"])
         if held is False or (self.socket and (held is None or bokeh)):
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -103,6 +104,26 @@ def test_lines_about_another_port_change_nothing() -> None:
     facts = Facts(5006)
     assert facts.read(lines[1]) is None
     assert facts.read("Starting Bokeh server with process id: 7") is None
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"args": ("--args", "--port", "9999")},
+        {"command": ("timeout", "100", sys.executable, "-m", "bokeh", "serve")},
+    ],
+    ids=["a port of the app's own", "a group of its own"],
+)
+def test_what_says_where_it_listens_is_understood(
+    embedded: Callable[..., Machine], keywords: dict[str, Any]
+) -> None:
+    """Bokeh's own lines count, whatever options the app has, and behind a wrapper that makes a group of its
+    own."""
+    machine, port = embedded(), free_port()
+    app = apps.put(machine, "sliders.py", apps.SLIDER)
+    with tunnel_to(machine, app, remote_port=port, signed=False, launch_timeout=20, **keywords) as tunnel:
+        assert tunnel.remote_port == port
+        apps.drive(tunnel.url)
 
 
 class Held(Service):
