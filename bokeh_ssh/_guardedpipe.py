@@ -1,7 +1,8 @@
 """A pipe whose requests are judged as they come: nothing goes to the server unread but TLS and WebSockets.
 
-What the server sends is not looked at, except for the beginning of what it says to a WebSocket that was asked
-for: only where that is yes may frames follow, and until it is known nothing more is let through.
+What the server sends is looked at as far as to tell where each answer ends. Only where it says yes to a
+WebSocket that was asked for, or speaks TLS, may what is not read follow. Until that is known nothing more is
+let through. And only between two answers can there be one of ours.
 """
 
 from __future__ import annotations
@@ -10,14 +11,13 @@ import logging
 import socket
 from collections.abc import Callable
 
+from bokeh_ssh._answers import Answers
 from bokeh_ssh._guard import refusal
-from bokeh_ssh._inspector import MOST, Opened, RequestRefusedError, has_switched
+from bokeh_ssh._inspector import MOST, Opened, RequestRefusedError
 from bokeh_ssh._pipe import Loop, Pipe, Stream, finish
 
 log = logging.getLogger("bokeh_ssh.forward")
 
-#: Bytes of an answer that tell what it is.
-_BEGINNING = 16
 #: What is read and thrown away of a request that is refused, in pieces of MOST.
 _MOST_PIECES = 16
 
@@ -28,7 +28,7 @@ class GuardedPipe(Pipe):
     :param opened: the connection's beginning, which was let in
     """
 
-    __slots__ = ("_answer", "_inspector", "_outgoing", "_owed", "_switched")
+    __slots__ = ("_answers", "_inspector", "_outgoing", "_switched")
 
     def __init__(
         self,
@@ -41,9 +41,8 @@ class GuardedPipe(Pipe):
         super().__init__(pump, sock, stream, on_end)
         self._inspector = opened.inspector
         self._outgoing = memoryview(opened.passed)  # let through, and more than the stream took
-        self._answer: bytearray | None = bytearray() if opened.inspector.asking else None
+        self._answers = Answers(opened.inspector.due)
         self._switched: bool | None = None  # what that answer is, until the pump thread has taken it
-        self._owed = True  # whether the server has yet to say anything to what it was sent last
 
     # The pump thread's half.
 
@@ -84,8 +83,7 @@ class GuardedPipe(Pipe):
         try:
             self._let_through(self._inspector.answer(switched=switched))
         except RequestRefusedError as exc:
-            self._owed = True  # it was there before the answer, which may have just begun
-            self._refuse(str(exc))
+            self._refuse(str(exc), at_once=False)  # the answer may have yet to be delivered
 
     def _answered(self) -> None:
         self._take_answer()
@@ -94,9 +92,6 @@ class GuardedPipe(Pipe):
     def _let_through(self, data: bytes | memoryview) -> None:
         if not data:
             return
-        self._owed = True
-        if self._inspector.asking:  # noted before it is sent, and so before the answer can come
-            self._answer = bytearray()
         room = self._stream.writable()
         if room:
             self._send(memoryview(data)[:room])
@@ -114,13 +109,13 @@ class GuardedPipe(Pipe):
             log.debug("a local connection broke: %s", exc)
             self.abort()
 
-    def _refuse(self, reason: str) -> None:
+    def _refuse(self, reason: str, *, at_once: bool = True) -> None:
         """Let nothing more through, and say so where that cannot come into the middle of an answer."""
         log.warning("refused a request on a local connection: %s", reason)
-        if self._owed or self._backlog:
-            self._stop()
-        else:
+        if at_once and self._answers.over and not self._backlog:
             self._end(lambda sock: turn_away(sock, reason))
+        else:
+            self._stop()
 
     def _stop(self) -> None:
         """Take what the client has said so far for all that it says: the answers to that still come."""
@@ -135,21 +130,20 @@ class GuardedPipe(Pipe):
     # The transport thread's half.
 
     def on_data(self, parts: list[memoryview]) -> None:
-        """Take what arrived, and look at how it begins where a WebSocket was asked for."""
+        """Take what arrived, and look where answers end."""
         # Before it is delivered: who has it may send the next request at once.
-        self._owed = False
-        if self._answer is not None:
-            self._listen(self._answer, parts)
+        if not self._answers.free:
+            self._listen(parts)
         super().on_data(parts)
 
-    def _listen(self, answer: bytearray, parts: list[memoryview]) -> None:
+    def _listen(self, parts: list[memoryview]) -> None:
+        switched = None
         for part in parts:
-            answer += part[:_BEGINNING]
-            if len(answer) >= _BEGINNING:
-                break
-        switched = has_switched(bytes(answer))
+            said = self._answers.read(part)
+            switched = switched if said is None else said
+        if switched is None and self._answers.lost and self._inspector.asking:
+            switched = False  # it will not be known
         if switched is not None:
-            self._answer = None
             self._switched = switched
             self._pump.post(self._answered)
 

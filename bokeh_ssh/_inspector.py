@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import functools
 import re
+from collections import deque
 from typing import NamedTuple
 
 import h11
 
+from bokeh_ssh._answers import Due
 from bokeh_ssh._guard import Guard
 
 #: Bytes of a request's head; servers take 64 KiB, cookies of a whole campus included.
@@ -20,12 +22,14 @@ MOST = 64 * 1024
 
 #: Bytes of a head that is remembered as read.
 _MOST_KEPT = 4096
-#: Begins a TLS connection (RFC 8446, section 5.1): a check of names of its own, and nothing to be read here.
+#: Begins a TLS connection: a record with the client's hello (RFC 8446, sections 5.1 and 4). It has a check of
+#: names of its own, and nothing to be read here.
 _TLS = 0x16
+_HELLO = re.compile(rb"\x16\x03[\x00-\x04](..)\x01\0", re.DOTALL)
+_HELLO_SIZE = 7
 _TOKEN = frozenset(b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 #: A line end that is not CRLF, a folded line, NUL: h11 is lenient, and servers differ (RFC 9112, 2.2, 5.2).
 _AMBIGUOUS = re.compile(rb"(?<!\r)\n|\r[^\n]|\n[ \t]|\0")
-_SWITCHED = b"HTTP/1.1 101"
 
 
 class _Head(NamedTuple):
@@ -33,15 +37,13 @@ class _Head(NamedTuple):
 
     :ivar headers: names in lower case, and values
     :ivar length: of the body, in bytes, unless it is chunked
-    :ivar asks: for a WebSocket
     """
 
-    method: str
+    due: Due
     target: str
     headers: tuple[tuple[str, str], ...]
     length: int
     chunked: bool
-    asks: bool
 
 
 class RequestRefusedError(Exception):
@@ -64,7 +66,8 @@ class Inspector:
 
     :param guard: judges each request
     :ivar free: what follows passes unread: TLS, or a WebSocket
-    :ivar asking: a WebSocket was asked for, and nothing more passes before :meth:`answer`
+    :ivar asking: one of them was asked for, and nothing more passes before :meth:`answer`
+    :ivar due: the requests that passed, for who reads the answers
     """
 
     def __init__(self, guard: Guard) -> None:
@@ -72,10 +75,14 @@ class Inspector:
         self._held = bytearray()
         self._seen = 0  # of what is held: bytes of an unfinished head that were looked at, or that h11 has
         self._begun = False
-        self._left = 0  # of a body whose length is known
+        self._tls = False
+        self._barred = False  # it began as TLS, which the server does not speak
+        self._left = 0  # of a body whose length is known, or of a TLS hello
         self._chunks: h11.Connection | None = None  # reads a body that comes in chunks
         self.free = False
         self.asking = False
+        self.due: deque[Due] = deque()
+        self._passing: list[Due] = []  # and those that pass now, unless one behind them is refused
 
     @property
     def held(self) -> bytes:
@@ -95,9 +102,10 @@ class Inspector:
         return self._release()
 
     def answer(self, *, switched: bool) -> bytes | memoryview:
-        """Take what the server says to a WebSocket that was asked for; returns and raises as :meth:`feed`."""
+        """Take what the server says to a WebSocket or TLS; returns and raises as :meth:`feed`."""
         self.asking = False
         self.free = switched
+        self._barred = self._tls and not switched
         return self._release()
 
     def _release(self) -> bytes:
@@ -108,20 +116,43 @@ class Inspector:
                 break
             passed += self._held[:count]
             del self._held[:count]
+        self.due.extend(self._passing)
+        self._passing.clear()
         return bytes(passed)
 
     def _step(self) -> int:
         """Count the bytes that may go on next; 0 while that is not known."""
         if not self._begun:
+            if self._held[0] == _TLS and not self._begin_tls():
+                return 0
             self._begun = True
-            self.free = self._held[0] == _TLS
         if self.free:
             return len(self._held)
         if self._left:
             count = min(self._left, len(self._held))
             self._left -= count
             return count
+        if self._barred:
+            raise RequestRefusedError("the server does not speak TLS")
+        if self._tls:
+            self.asking = True
+            return 0
         return self._step_chunk(self._chunks) if self._chunks else self._step_head()
+
+    def _begin_tls(self) -> bool:
+        """Let the first record through, unless it is none; False while too little of it is there.
+
+        The rest has to wait for the server to speak TLS as well: others may find a request in anything.
+        """
+        if len(self._held) < _HELLO_SIZE:
+            return False
+        found = _HELLO.match(self._held)
+        if found is None:
+            raise RequestRefusedError("it is neither HTTP/1 nor TLS")
+        self._tls = True
+        self._left = 5 + int.from_bytes(found[1], "big")
+        self._passing.append(Due("", asks=True))
+        return True
 
     def _step_head(self) -> int:
         held = self._held
@@ -144,13 +175,14 @@ class Inspector:
     def _judge(self, head: bytes) -> None:
         """Have one request judged, and see how its body is framed (RFC 9112, section 6.3)."""
         read = _read_again(head) if len(head) <= _MOST_KEPT else _read(head)
-        reason = self._guard.find_fault(read.method, read.target, read.headers)
+        reason = self._guard.find_fault(read.due.method, read.target, read.headers)
         if reason:
             raise RequestRefusedError(reason)
         self._left = read.length
+        self._passing.append(read.due)
         if read.chunked:
             self._chunks, _ = _parse(head)
-        self.asking = read.asks
+        self.asking = read.due.asks
 
     def _step_chunk(self, parser: h11.Connection) -> int:
         if len(self._held) > self._seen:
@@ -198,7 +230,7 @@ def _read(head: bytes) -> _Head:
     if asks and (length or chunked):
         raise RequestRefusedError("it asks for a WebSocket, and has a body")
     method, target = request.method.decode("ascii"), request.target.decode("ascii")
-    return _Head(method, target, headers, length, chunked, asks)
+    return _Head(Due(method, asks), target, headers, length, chunked)
 
 
 #: A page asks for the same files each time, in the same words.
@@ -213,10 +245,3 @@ def _check_lines(data: bytes | bytearray, start: int = 0, end: int = MOST) -> No
 def _say(error: h11.RemoteProtocolError) -> str:
     """Say what h11 found, without the line itself behind it: a cookie or a session's id may be in that."""
     return str(error).partition(":")[0]
-
-
-def has_switched(answer: bytes) -> bool | None:
-    """Check whether a server's answer says yes to a WebSocket; None while too little of it is there."""
-    if len(answer) < len(_SWITCHED) and _SWITCHED.startswith(answer):
-        return None
-    return answer.startswith(_SWITCHED)

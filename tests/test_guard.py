@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections import deque
 
 import pytest
 from hypothesis import given
@@ -15,8 +16,9 @@ import apps
 import conformance
 from beds import Machine
 from bokeh_ssh import LocalForward
+from bokeh_ssh._answers import Answers, Due
 from bokeh_ssh._guard import Guard
-from bokeh_ssh._inspector import MOST, Inspector, RequestRefusedError, has_switched
+from bokeh_ssh._inspector import MOST, Inspector, RequestRefusedError
 from test_direct import port_of, serve_on, tunnel_to
 
 
@@ -140,11 +142,49 @@ def test_every_way_to_ask_for_a_websocket_has_its_origin_looked_at() -> None:
     assert judge(Guard(5006), head(*twice)) == "refuse"
 
 
+#: A TLS record of 512 bytes, as a client's hello is.
+HELLO = b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03" + b"GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n".ljust(
+    506
+)
+
+
 def test_tls_passes_unread() -> None:
-    """TLS has a check of names of its own; nothing else passes without being read."""
-    hello = b"\x16\x03\x01\x02\0GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n"
-    assert judge(Guard(5006), hello, hello) == "pass"
-    assert judge(Guard(5006), head("Host: localhost"), hello) == "refuse"  # in the middle it is none
+    """TLS has a check of names of its own; what follows a hello passes once the server says its own."""
+    for cut in range(1, len(HELLO)):
+        assert judge(Guard(5006), HELLO[:cut], HELLO[cut:]) == "pass"
+    assert judge(Guard(5006), head("Host: localhost"), HELLO) == "refuse"  # in the middle it is none
+    inspector = Inspector(Guard(5006))
+    answers = Answers(inspector.due)
+    assert inspector.feed(HELLO + b"more") == HELLO
+    assert inspector.asking
+    assert answers.read(memoryview(b"\x16\x03")) is True
+    assert inspector.answer(switched=True) == b"more"
+    assert inspector.feed(head("Host: evil.example")) == head("Host: evil.example")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x16 / HTTP/1.1\r\nHost: evil.example\r\n\r\n",
+        b"\x16\x03GET / HTTP/1.1\r\n",
+        HELLO[:5] + b"\x02" + HELLO[6:],
+    ],
+)
+def test_what_only_begins_like_tls_is_refused(data: bytes) -> None:
+    """A byte alone makes no TLS: a server that speaks HTTP may find a request behind it."""
+    assert judge(Guard(5006), data) == "refuse"
+
+
+def test_nothing_follows_a_hello_that_is_not_answered_with_tls() -> None:
+    """A server that answers a hello with anything else gets nothing more of that connection."""
+    for more in (b"\x17\x03\x03", head("Host: evil.example"), head("Host: localhost")):
+        inspector = Inspector(Guard(5006))
+        answers = Answers(inspector.due)
+        assert inspector.feed(HELLO) == HELLO
+        assert answers.read(memoryview(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")) is False
+        inspector.answer(switched=False)
+        with pytest.raises(RequestRefusedError):
+            inspector.feed(more)
 
 
 LOCAL = "Host: localhost:5006"
@@ -281,13 +321,52 @@ def test_nothing_follows_a_websocket_unread_before_the_answer(switched: bool) ->
             inspector.answer(switched=False)
 
 
-def test_answers_to_a_websocket() -> None:
-    """Only a status of 101 is a yes, and half an answer is none yet."""
-    assert [has_switched(b"HTTP/1.1 101 Switching"[:count]) for count in (0, 1, 11, 12, 20)] == [
-        None, None, None, True, True,
-    ]  # fmt: skip
-    assert has_switched(b"HTTP/1.1 403 No") is False
-    assert has_switched(b"X") is False
+def answered(data: bytes, *due: Due, size: int = 1) -> tuple[bool | None, bool]:
+    """Read answers in pieces; gives what they say to a WebSocket, and whether all is answered."""
+    answers, said = Answers(deque(due)), None
+    for start in range(0, len(data), size):
+        now = answers.read(memoryview(data)[start : start + size])
+        said = said if now is None else now
+    return said, answers.over
+
+
+PAGE = Due("GET", asks=False)
+ASKS = Due("GET", asks=True)
+YES = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
+LENGTH = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b"
+CHUNKS = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n"
+HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+@pytest.mark.parametrize(
+    ("data", "due", "said", "over"),
+    [
+        (YES + b"\x81", [ASKS], True, False),
+        (HINTS + YES, [ASKS], True, False),
+        (b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n", [ASKS], False, True),
+        (b"HTTP/1.0 403 No\r\n\r\nno", [ASKS], False, False),
+        (YES, [PAGE], None, False),
+        (LENGTH % (len(YES), YES), [PAGE, ASKS], None, False),
+        (LENGTH % (len(YES), YES) + YES, [PAGE, ASKS], True, False),
+        (CHUNKS % (len(YES), YES), [PAGE, ASKS], None, False),
+        (CHUNKS % (len(YES), YES) + YES, [PAGE, ASKS], True, False),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + YES, [PAGE, ASKS], None, False),
+        (LENGTH % (5, b"hello") * 2, [PAGE, PAGE], None, True),
+        (LENGTH % (5, b"hell"), [PAGE], None, False),
+        (CHUNKS % (5, b"hello") + HINTS + LENGTH % (0, b""), [PAGE, PAGE], None, True),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", [Due("HEAD", asks=False)], None, True),
+        (b"HTTP/1.1 304 Same\r\nContent-Length: 9\r\n\r\n", [PAGE], None, True),
+        (b"HTTP/1.1 204 None\n\n", [PAGE], None, True),
+        (CHUNKS.replace(b"0\r\n", b"0\r\nA: b\r\n") % (1, b"x"), [PAGE], None, True),
+        (b"HTTP/1.1 408 Late\r\nContent-Length: 0\r\n\r\n", [], None, False),
+        (b"<html>" + YES, [ASKS], None, False),
+        (b"", [], None, True),
+    ],
+)  # fmt: skip
+def test_answers_are_followed(data: bytes, due: list[Due], said: bool | None, over: bool, size: int) -> None:
+    """What is in an answer is none, and a 101 counts only for the request that asked for it."""
+    assert answered(data, *due, size=size) == (said, over)
 
 
 def test_refusals_have_no_secrets_in_them() -> None:

@@ -25,8 +25,9 @@ from tornado.httputil import (
 )
 from tornado.iostream import IOStream
 
+from bokeh_ssh._answers import Answers
 from bokeh_ssh._guard import Guard
-from bokeh_ssh._inspector import Inspector, RequestRefusedError, has_switched
+from bokeh_ssh._inspector import Inspector, RequestRefusedError
 
 #: What was dispatched, or let in: method, target, Host.
 Seen = tuple[str, str, str]
@@ -262,18 +263,17 @@ async def guarded(data: bytes, sizes: list[int]) -> tuple[list[Seen], Server, bo
     """
     guard, peer = Recorder(5006), Peer()
     inspector, passed, refused, start = Inspector(guard), b"", False, 0
+    answers = Answers(inspector.due)
     try:
         for size in (*sizes, len(data)):
             out = bytes(inspector.feed(data[start : start + size]))
             start += size
             while out or inspector.asking:
                 passed += out
-                answer = await peer.send(out)
+                switched = answers.read(memoryview(await peer.send(out)))
                 if not inspector.asking:
                     break
-                # The answers to what came before are there already, as they are for who waits for them.
-                last = answer[max(0, answer.rfind(b"HTTP/1.1 ")) :]
-                out = bytes(inspector.answer(switched=bool(has_switched(last))))
+                out = bytes(inspector.answer(switched=bool(switched)))
             if start >= len(data):
                 break
     except RequestRefusedError:

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -162,6 +163,7 @@ OTHERS = [
         path="/ws",
     ),
     b"\x16\x03\x01\x00\x05hello",
+    b"\x16 / HTTP/1.1\r\nHost: localhost\r\n\r\n",
 ]
 
 
@@ -182,10 +184,9 @@ def test_every_request_of_a_connection_is_looked_at(
             + b"0\r\n\r\n",
         }
         for other in OTHERS:
-            if not other.startswith(b"\x16"):
-                first = client_of(tunnel)
-                assert first.ask(other)[0] == 403
-                assert first.is_over()
+            first = client_of(tunnel)
+            assert first.ask(other)[0] == 403
+            assert first.is_over()
             client = client_of(tunnel)
             assert client.ask(head(ours)) == (200, b"it is 0")
             status, body = client.ask(other)
@@ -238,6 +239,71 @@ def test_websocket_after_other_requests_and_a_refused_one(
             pass
         assert client_of(tunnel).ask(head(ours, path="/last"))[0] == 200
         until(lambda: any("/last" in line for line in tunnel.log), what="the server to say what it was asked")
+        assert not [line for line in tunnel.log if "evil" in line]
+
+
+#: Answers in two halves; the second of /fake is what a WebSocket is answered with.
+HALVES = """
+import pathlib, socket, sys, threading, time
+YES = b"HTTP/1.1 101 Switching Protocols\\r\\n\\r\\n"
+
+def serve(sock):
+    data = b""
+    while True:
+        while b"\\r\\n\\r\\n" not in data:
+            more = sock.recv(65536)
+            if not more:
+                return
+            data += more
+        head, _, data = data.partition(b"\\r\\n\\r\\n")
+        path = head.split()[1].decode()
+        print("asked", path, flush=True)
+        if path != "/ws":
+            body = b"x" * 100 + (YES if path == "/fake" else b"x" * len(YES))
+            sock.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\n\\r\\n" % len(body) + body[:100])
+            while path in ("/fake", "/half") and not pathlib.Path(sys.argv[2]).exists():
+                time.sleep(0.01)
+            sock.sendall(body[100:])
+        else:
+            sock.sendall(b"HTTP/1.1 103 Early Hints\\r\\n\\r\\n")
+            time.sleep(0.1)
+            sock.sendall(YES)
+            sock.sendall(sock.recv(5))
+
+server = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+while True:
+    threading.Thread(target=serve, args=server.accept()[:1], daemon=True).start()
+"""
+
+
+def test_answers_are_kept_apart(
+    embedded: Callable[..., Machine], client_of: Callable[[DirectTunnel], Client], tmp_path: Path
+) -> None:
+    """A refusal comes into the middle of no answer, and what stands in an answer is no yes to a WebSocket."""
+    machine, go_on = embedded(), tmp_path / "go on"
+    path = apps.put(machine, "server.py", HALVES)
+    with tunnel_to(machine, command=(machine.python, "-u", path, "{port}", str(go_on))) as tunnel:
+        ours = f"Host: localhost:{tunnel.local_port}"
+        asks = head(ours, "Upgrade: websocket", "Connection: Upgrade", path="/plain")
+        half, fake = client_of(tunnel), client_of(tunnel)
+        half.sock.sendall(head(ours, path="/half"))
+        fake.sock.sendall(head(ours, path="/fake"))
+        for client in (half, fake):
+            until(lambda client=client: b"x" in client.sock.recv(1), what="the answer to begin")  # type: ignore[misc]
+        half.sock.sendall(head("Host: evil.example", path="/evil"))
+        fake.sock.sendall(asks + head("Host: evil.example", path="/evil"))
+        assert client_of(tunnel).ask(head(ours, path="/plain"))[0] == 200  # those before are read
+        go_on.touch()
+        rest = conformance.read_all(half.sock)
+        assert rest.endswith(b"x")
+        assert b"403" not in rest
+        assert conformance.read_all(fake.sock).count(b"HTTP/1.1 200 OK") == 1  # the one to what asks
+        late = client_of(tunnel)  # the control: a real yes
+        late.sock.sendall(asks.replace(b"/plain", b"/ws") + b"\x81\x85abc")
+        answer = b""
+        while not answer.endswith(b"\x81\x85abc"):
+            answer += conformance.read_exactly(late.sock, 1)
+        assert b" 101 " in answer
         assert not [line for line in tunnel.log if "evil" in line]
 
 
