@@ -49,7 +49,7 @@ class Guard:
         hosts = [value for name, value in headers if name == "host"]
         if len(hosts) != 1:
             return "it has more than one Host" if hosts else "it has no Host"
-        if method == "CONNECT":
+        if method.upper() == "CONNECT":
             return "this is no proxy"
         if not target.startswith("/") and target != "*":
             # A server has to prefer that name to the Host (RFC 9112, section 3.2.2).

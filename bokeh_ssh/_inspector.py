@@ -29,6 +29,11 @@ _HELLO = re.compile(rb"\x16\x03[\x00-\x04](..)\x01\0", re.DOTALL)
 _HELLO_SIZE = 7
 _TOKEN = frozenset(b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 #: A line end that is not CRLF, a folded line, NUL: h11 is lenient, and servers differ (RFC 9112, 2.2, 5.2).
+_LENGTHS = re.compile(rb"^content-length:(.*)", re.IGNORECASE | re.MULTILINE)
+#: A length that every server reads alike; h11 takes "5, 5" too, and servers differ.
+_LENGTH = re.compile(rb"[ \t]*[0-9]{1,18}[ \t]*\r")
+#: The line in front of a chunk, with the end of the one before; h11 takes blanks in it.
+_CHUNK = re.compile(rb"(?:\r\n)?[0-9a-f]{1,15}(?:;[^\r\n]*)?\r\n", re.IGNORECASE)
 _AMBIGUOUS = re.compile(rb"(?<!\r)\n|\r[^\n]|\n[ \t]|\0")
 
 
@@ -198,6 +203,8 @@ class Inspector:
         count = len(self._held) - self._seen
         body = len(event.data) if isinstance(event, h11.Data) else 0
         _check_lines(self._held, 0, count - body)
+        if count > body and not _CHUNK.match(self._held):
+            raise RequestRefusedError("the length of its body is not clear")
         if isinstance(event, h11.EndOfMessage):
             self._chunks, self._seen = None, 0
         return count
@@ -222,6 +229,9 @@ def _read(head: bytes) -> _Head:
         raise RequestRefusedError("it is not a request of HTTP/1.1 or 1.0")
     headers = tuple((name.decode("ascii"), value.decode("latin-1")) for name, value in request.headers)
     values = dict(headers)
+    lengths = _LENGTHS.findall(head)
+    if len(lengths) > 1 or not all(map(_LENGTH.fullmatch, lengths)):
+        raise RequestRefusedError("the length of its body is not clear")
     length, chunked = int(values.get("content-length", "0")), "transfer-encoding" in values
     # Old servers do not know it in 1.0, and take what follows for requests.
     if chunked and ("content-length" in values or request.http_version != b"1.1"):
