@@ -198,7 +198,7 @@ class Entrance:
             assert guard
             return self._begun.pop(sock, None) or Inspector(guard)
 
-        gate = Gate(connection.pump, inspect, accept) if guard else None
+        gate = Gate(connection.pump, inspect, accept, self._admit) if guard else None
         self.lead(gate.admit if gate else accept, alive=lambda: connection.alive)
         try:
             yield

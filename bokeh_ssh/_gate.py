@@ -33,32 +33,45 @@ class Gate:
     :param pump: of the connection that leads on
     :param inspect: makes what reads a connection; what another line's gate has read of it, it knows already
     :param accept: takes what may go on
+    :param late: takes what comes after :meth:`release`, when nobody looks at it here any more
     """
 
-    def __init__(self, pump: Pump, inspect: Callable[[socket.socket], Inspector], accept: Accept) -> None:
+    def __init__(
+        self,
+        pump: Pump,
+        inspect: Callable[[socket.socket], Inspector],
+        accept: Accept,
+        late: Callable[[socket.socket, tuple[str, int]], None],
+    ) -> None:
         self._pump = pump
         self._inspect = inspect
         self._accept = accept
+        self._late = late
+        self._released = False
         self._waiting: dict[socket.socket, _Waiting] = {}
         self._lock = threading.Lock()
 
     def admit(self, sock: socket.socket, origin: tuple[str, int]) -> None:
         """Lead a connection on, or refuse it, once it has said enough; returns at once."""
         sock.setblocking(False)
-        oldest = None
-        waiting = _Waiting(origin, self._inspect(sock))
+        oldest = waiting = None
         with self._lock:
-            self._waiting[sock] = waiting
+            if not self._released:
+                waiting = self._waiting[sock] = _Waiting(origin, self._inspect(sock))
             if len(self._waiting) > _MOST_WAITING:
                 first = next(iter(self._waiting))
                 oldest = first, self._waiting.pop(first)
         if oldest:
             self._pump.post(functools.partial(self._drop, *oldest))
-        self._pump.post(functools.partial(self._look, sock, waiting))
+        if waiting:
+            self._pump.post(functools.partial(self._look, sock, waiting))
+        else:
+            self._late(sock, origin)
 
     def release(self) -> list[tuple[socket.socket, tuple[str, int], Inspector]]:
         """Let go of what still waits, for another line, with what was read of it."""
         with self._lock:
+            self._released = True
             released, self._waiting = self._waiting, {}
         for sock, waiting in released.items():
             self._pump.post(functools.partial(self._unwatch, sock, waiting))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections import deque
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,11 +15,13 @@ from websockets.sync.client import connect
 
 import apps
 import conformance
-from beds import Machine
+from beds import Machine, until
 from bokeh_ssh import LocalForward
 from bokeh_ssh._answers import Answers, Due
+from bokeh_ssh._gate import Gate
 from bokeh_ssh._guard import Guard
 from bokeh_ssh._inspector import MOST, Inspector, RequestRefusedError
+from bokeh_ssh._pump import Pump
 from test_direct import port_of, serve_on, tunnel_to
 
 
@@ -451,6 +454,30 @@ def test_slow_and_idle_connections(machine: Machine) -> None:
         threads = {thread.name for thread in threading.enumerate()}
         assert len([name for name in threads if "pump" in name]) == 1
         for sock in idle:
+            sock.close()
+
+
+def test_connection_that_comes_as_its_line_goes_is_not_forgotten() -> None:
+    """One that was accepted for a line that is given up in the same moment waits for the next."""
+    pump, led, late = Pump("test"), list[Any](), list[Any]()
+
+    def inspect(_: socket.socket) -> Inspector:
+        return Inspector(Guard(5006))
+
+    gate = Gate(pump, inspect, lambda sock, *_: led.append(sock), lambda sock, _: late.append(sock))
+    pairs = [socket.socketpair() for _ in range(3)]
+    try:
+        pairs[0][0].sendall(head(LOCAL))
+        gate.admit(pairs[0][1], ("", 0))  # the control
+        gate.admit(pairs[1][1], ("", 0))
+        until(lambda: led == [pairs[0][1]], what="the first to be led on")
+        assert [sock for sock, *_ in gate.release()] == [pairs[1][1]]
+        pump.close()
+        gate.admit(pairs[2][1], ("", 0))
+        assert late == [pairs[2][1]]
+    finally:
+        pump.close()
+        for sock in (sock for pair in pairs for sock in pair):
             sock.close()
 
 
