@@ -42,7 +42,7 @@ class Companion:
         for line in lines:
             try:
                 word = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(word, dict):
                 self.word, heard = word, True

@@ -118,7 +118,8 @@ def told(line: str) -> dict[str, Any] | None:
             "routes": [str(route) for route in word.get("routes", ["/"])],
             "versions": str(word.get("versions", "")),
         }
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):  # JSON has Infinity
+    # JSON has Infinity, and any depth.
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
 
 

@@ -101,7 +101,7 @@ class Wire:
         for line in lines:
             try:
                 message = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(message, dict) and isinstance(message.get("do"), str):
                 found.append(message)

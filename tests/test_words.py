@@ -184,6 +184,16 @@ def test_bokeh_on_a_socket_is_not_led_to_a_port(socket_asked: bool) -> None:
         assert bool(held.said) is not socket_asked  # without one: the control
 
 
+@pytest.mark.parametrize("stream", ["ready", "along"])
+def test_word_that_is_nested_too_deep_is_none(stream: str) -> None:
+    """A program that is to say where it listens in JSON may write any; its supervisor goes on."""
+    held = Held(argv=["mine"], notify=True)
+    held.record(stream, ["[" * 60_000, '{"a":' * 10_000])
+    assert not held.said
+    held.record(stream, ['{"port": 5006}'])  # the control
+    assert [said["event"] for said in held.said] == [stream]
+
+
 COMPLAINT = "bokeh: error: unrecognized arguments: --unix-socket /x"
 
 
