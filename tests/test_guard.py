@@ -20,7 +20,8 @@ from bokeh_ssh import LocalForward
 from bokeh_ssh._answers import Answers, Due
 from bokeh_ssh._gate import Gate
 from bokeh_ssh._guard import Guard
-from bokeh_ssh._inspector import MOST, Inspector, RequestRefusedError
+from bokeh_ssh._guardedpipe import GuardedPipe
+from bokeh_ssh._inspector import MOST, Inspector, Opened, RequestRefusedError
 from bokeh_ssh._pump import Pump
 from test_direct import port_of, serve_on, tunnel_to
 
@@ -377,6 +378,41 @@ HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
 def test_answers_are_followed(data: bytes, due: list[Due], said: bool | None, over: bool, size: int) -> None:
     """What is in an answer is none, and a 101 counts only for the request that asked for it."""
     assert answered(data, *due, size=size) == (said, over)
+
+
+class Still:
+    """A pump that does nothing until it is told to, and a stream that takes all."""
+
+    def __init__(self) -> None:
+        self.chunk = memoryview(bytearray(1000))
+        self.calls: list[Any] = []
+        self.post = self.calls.append
+        self.sent = b""
+
+    def send(self, data: memoryview) -> None:
+        """Keep what is sent."""
+        self.sent += data
+
+    def writable(self) -> int:
+        """Take any number of bytes."""
+        return 1000
+
+    def credit(self, count: int) -> None:
+        """Heed no window."""
+
+
+def test_server_that_speaks_at_once_after_its_yes_is_believed() -> None:
+    """What follows a yes, before the pump has got to that, takes nothing back."""
+    still, inspector = Still(), Inspector(Guard(5006))
+    asked = inspector.feed(head(LOCAL, "Upgrade: websocket"))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        pipe: Any = GuardedPipe(still, ours, still, None, Opened(inspector, bytes(asked)))  # type: ignore[arg-type]
+        for part in (YES, b"\x81\x05hello", b"\x81\x05hello"):
+            pipe.on_data([memoryview(part)])
+        pipe._pass_on(memoryview(b"\x81\x80abcd"))
+        assert inspector.free
+        assert still.sent == b"\x81\x80abcd"
 
 
 def test_refusals_have_no_secrets_in_them() -> None:
