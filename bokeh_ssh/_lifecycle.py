@@ -68,7 +68,7 @@ class Lifecycle(Awaiting):
 
     def __init__(self, on_event: OnEvent | None, isolate: bool, reconnect: bool) -> None:
         self._listener = on_event or ignore
-        self._unsaid: Event | None = None  # that it is ready, until it is
+        self._unsaid: Event | None = None  # that it is ready, or is again, until it is
         self._isolate = isolate
         self._reconnect = bool(reconnect)
         self._child: Child | None = None
@@ -274,6 +274,7 @@ class Lifecycle(Awaiting):
             if self._error:  # it broke in the last moment
                 raise self._error
             self._check_wanted()
+            self._attempts.succeed()  # before it can be lost again, from which on there are others
             self._set("ready")
             if self._ending.is_set():  # by a signal handler, just now
                 self._set("closed")
@@ -338,6 +339,7 @@ class Lifecycle(Awaiting):
             try:
                 with wanted(self._check_wanted):
                     same = self._join(self._line)
+                back = self._unsaid = Reconnected(host=self._label, same_server=same)
                 self._become_ready()
             except BokehSSHError as exc:
                 reason = exc.message
@@ -349,8 +351,7 @@ class Lifecycle(Awaiting):
                 self._go_on_after(BokehSSHError(f"making the connection again failed ({exc!r})"))
                 return False
             else:
-                attempts.succeed()
-                self._emit(Reconnected(host=self._label, same_server=same))
+                log.debug("%s", back)
                 return True
         return False
 

@@ -17,7 +17,16 @@ import pytest
 
 import conformance
 from beds import Machine, until
-from bokeh_ssh import ConnectionLostError, Event, LocalForward, Reconnecting, _attempts, _entrance
+from bokeh_ssh import (
+    ConnectionLostError,
+    Event,
+    LocalForward,
+    Lost,
+    Reconnected,
+    Reconnecting,
+    _attempts,
+    _entrance,
+)
 from bokeh_ssh._attempts import Attempts
 from cable import Cable
 from test_forward import target_here
@@ -127,6 +136,38 @@ def test_attempts_are_bounded(
         until(lambda: attempts_after_one_more() >= _attempts._EARLY, what="the early attempts")
         with pytest.raises(AssertionError):
             until(lambda: attempts_after_one_more() > _attempts._EARLY + 1, timeout=2)
+
+
+def test_line_that_breaks_as_it_comes_back_is_made_again(
+    embedded: Callable[..., Machine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second loss in the moment in which the line stands again is one like any other."""
+    machine = embedded()
+    events: list[Event] = []
+    with target_here() as port, Cable(machine.host, machine.port) as cable:
+        there = cable.machine(machine, tmp_path)
+        with LocalForward(
+            there.host,
+            there.user,
+            remote_port=port,
+            remote_host=LOOPBACK,
+            on_event=events.append,
+            **there.login,
+        ) as forward:
+            become_ready = forward._become_ready
+
+            def break_at_once() -> None:
+                monkeypatch.undo()
+                become_ready()
+                cable.pull()
+                until(lambda: forward.state != "ready", what="the second loss")
+
+            monkeypatch.setattr(forward, "_become_ready", break_at_once)
+            cable.pull()
+            until(lambda: sum(isinstance(event, Reconnected) for event in events) == 2, what="the line")
+            conformance.check_echo((LOOPBACK, forward.local_port))
+    told = [type(event) for event in events if isinstance(event, (Lost, Reconnected))]
+    assert told == [Lost, Reconnected] * 2
 
 
 def test_failed_tunnel_holds_nobody(embedded: Callable[..., Machine], tmp_path: Path) -> None:
