@@ -273,6 +273,7 @@ class Connection:
         origin: Origin,
         check: Callable[[Callable[[bool], None]], None] | None = None,
         begun: Opened | None = None,
+        again: Callable[[], None] | None = None,
     ) -> None:
         """Join an accepted local connection to ``target`` as seen from the server; returns at once.
 
@@ -281,11 +282,18 @@ class Connection:
         :param check: tells, once the server has connected, whether anything may go there; on the transport
             thread
         :param begun: how it began, where its requests are judged
+        :param again: takes the local connection back, where the line was lost before anything of it was sent
         """
 
         def refused(code: int, text: str) -> None:
             log.info("%s: %s: %s", self.name, in_words(target), text or f"refused, reason {code}")
-            reset(sock)
+            give_back()
+
+        def give_back() -> None:
+            if again and not self.alive:
+                again()
+            else:
+                reset(sock)
 
         def opened(stream: Stream) -> None:
             if check:
@@ -303,7 +311,7 @@ class Connection:
 
         def give_up(stream: Stream) -> None:
             self.pump.post(stream.close)
-            reset(sock)
+            give_back()
 
         self.open_stream(target, origin, opened, refused)
 

@@ -63,10 +63,10 @@ def enter(
 class Entrance:
     """Where local connections come in: stays open while the lines that it leads to come and go.
 
-    Without a line, new connections are held, and the line is tried at once. They are led on when it is there
-    again. One that has waited for :data:`PATIENCE` seconds, a WebSocket for :data:`PAGE_PATIENCE` (the page
-    that wants it back gives up after few attempts, so that each should last), is reset once an attempt that
-    began then has failed.
+    Without a line, new connections are held, and the line is tried at once; so are those of which nothing had
+    been sent when it was lost. They are led on when it is there again. One that has waited for
+    :data:`PATIENCE` seconds, a WebSocket for :data:`PAGE_PATIENCE` (the page that wants it back gives up
+    after few attempts, so that each should last), is reset once an attempt that began then has failed.
 
     :param sockets: bound and listening, see :func:`bind`; closed by :meth:`close`
     :param tell: told what is refused or lost here: nobody else would notice, where a program has sent
@@ -89,7 +89,7 @@ class Entrance:
         self._leads = _never
         self._started = False
         self._held: list[_Held] = []
-        #: What a line that was lost meanwhile has read of connections that wait for the next.
+        #: What lines that were lost meanwhile have read of connections that wait for the next.
         self._begun: weakref.WeakKeyDictionary[socket.socket, Inspector] = weakref.WeakKeyDictionary()
         self._change = threading.Condition()
         self._closed = False
@@ -161,11 +161,11 @@ class Entrance:
         """
         while True:
             with self._change:
-                waiting, self._held = self._held, []
-                if not waiting:
+                if not self._held or not alive():  # those that came back since wait for the next line
                     self._lead, self._leads = accept, alive
                     self._change.notify_all()
                     break
+                waiting, self._held = self._held, []
             for held in waiting:
                 accept(held.sock, held.origin)
         if not self._started:
@@ -192,7 +192,12 @@ class Entrance:
         """
 
         def accept(sock: socket.socket, origin: tuple[str, int], begun: Opened | None = None) -> None:
-            connection.forward(sock, target, origin, check, begun)
+            connection.forward(sock, target, origin, check, begun, lambda: hold_again(sock, origin, begun))
+
+        def hold_again(sock: socket.socket, origin: tuple[str, int], begun: Opened | None) -> None:
+            if begun:
+                self._begun[sock] = begun.undone()
+            self._admit(sock, origin)
 
         def inspect(sock: socket.socket) -> Inspector:
             assert guard

@@ -65,19 +65,24 @@ class Opened(NamedTuple):
     inspector: Inspector
     passed: bytes
 
+    def undone(self) -> Inspector:
+        """Return an inspector that has read the same, and has let nothing of it on."""
+        return Inspector(self.inspector.guard, self.passed + self.inspector.held)
+
 
 class Inspector:
     """Reads what a client sends.
 
     :param guard: judges each request
+    :param held: what has been read already
     :ivar free: what follows passes unread: TLS, or a WebSocket
     :ivar asking: one of them was asked for, and nothing more passes before :meth:`answer`
     :ivar due: the requests that passed, for who reads the answers
     """
 
-    def __init__(self, guard: Guard) -> None:
-        self._guard = guard
-        self._held = bytearray()
+    def __init__(self, guard: Guard, held: bytes = b"") -> None:
+        self.guard = guard
+        self._held = bytearray(held)
         self._seen = 0  # of what is held: bytes of an unfinished head that were looked at, or that h11 has
         self._begun = False
         self._tls = False
@@ -180,7 +185,7 @@ class Inspector:
     def _judge(self, head: bytes) -> None:
         """Have one request judged, and see how its body is framed (RFC 9112, section 6.3)."""
         read = _read_again(head) if len(head) <= _MOST_KEPT else _read(head)
-        reason = self._guard.find_fault(read.due.method, read.target, read.headers)
+        reason = self.guard.find_fault(read.due.method, read.target, read.headers)
         if reason:
             raise RequestRefusedError(reason)
         self._left = read.length

@@ -358,7 +358,10 @@ class Stream:
             on_reply(ok)
 
     def _unlink(self) -> None:
-        """Take it that the transport died."""
+        """Pass over paramiko's own word that the transport dies: it still counts as alive then."""
+
+    def lose(self) -> None:
+        """Take it that the transport has died."""
         if self._opened and not self._close_received:
             self._close_received = self._close_sent = True
             self.sink.on_lost()

@@ -263,7 +263,7 @@ class Transport(_Base):
                 if reply:
                     reply.set(lost=True)
             for stream in list(self._streams.values()):
-                stream._unlink()
+                stream.lose()
             if self._on_end:
                 self._on_end()
 
@@ -403,7 +403,7 @@ class Transport(_Base):
         self._channels.put(stream.number, stream)
         if self._ended.is_set():
             self.forget(stream)
-            stream._unlink()
+            stream.lose()
         else:
             self.send_later(head + struct.pack(">III", stream.number, WINDOW, MAX_PACKET) + payload)
         return stream

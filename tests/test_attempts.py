@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,12 @@ from bokeh_ssh import (
     _entrance,
 )
 from bokeh_ssh._attempts import Attempts
+from bokeh_ssh._entrance import enter
+from bokeh_ssh._guard import Guard
+from bokeh_ssh._listener import bind
 from cable import Cable
+from fakes import Listener
+from test_ends import connected
 from test_forward import target_here
 
 LOOPBACK = "127.0.0.1"
@@ -117,6 +122,79 @@ def test_control_failed_attempt_ends_the_wait(
             with pytest.raises(ConnectionResetError):
                 sock.recv(1)
         assert early(events) >= 1
+
+
+@pytest.mark.parametrize("how", ["silent", "reset"])
+def test_connection_that_is_not_made_yet_waits_for_the_next_line(
+    embedded: Callable[..., Machine], tmp_path: Path, how: str
+) -> None:
+    """A page that is loaded while the line is dead, and nobody has noticed, is not reset with it."""
+    machine = embedded()
+    config = tmp_path / "config"
+    config.write_text("ServerAliveInterval 1\nServerAliveCountMax 2\n", encoding="ascii")
+    events: list[Event] = []
+    with target_here() as port, Cable(machine.host, machine.port) as cable:
+        there = cable.machine(machine, tmp_path)
+        login = {**there.login, "ssh_config": str(config)}
+        with LocalForward(
+            there.host, there.user, remote_port=port, remote_host=LOOPBACK, on_event=events.append, **login
+        ) as forward:
+            conformance.check_echo((LOOPBACK, forward.local_port))
+            with conformance.ask((LOOPBACK, forward.local_port), "echo") as open_before:
+                open_before.sendall(b"x")
+                assert conformance.read_exactly(open_before, 1) == b"x"
+                cable.cut()
+                with conformance.ask((LOOPBACK, forward.local_port), "echo") as sock:
+                    until(lambda: cable.held, what="its request to be on the line")
+                    if how == "reset":
+                        cable.pull()
+                    until(lambda: any(isinstance(event, Lost) for event in events), what="the loss")
+                    with pytest.raises(ConnectionResetError):  # the control
+                        open_before.recv(1)
+                    cable.pull()  # what was sent on the dead line never arrives
+                    cable.mend()
+                    sock.sendall(b"x")
+                    assert conformance.read_exactly(sock, 1) == b"x"
+
+
+@pytest.mark.parametrize("checked", [False, True])
+def test_request_that_was_not_sent_yet_waits_for_the_next_line(
+    embedded: Callable[..., Machine], tmp_path: Path, checked: bool
+) -> None:
+    """So is a request that was read and let in already: it goes on over the next line, whole and once."""
+    machine = embedded()
+    request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    got: list[bytes] = []
+
+    def answer(sock: socket.socket, number: int) -> None:
+        if head := sock.recv(65536):
+            got.append(head)
+            sock.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+    with ExitStack() as stack:
+        target = LOOPBACK, stack.enter_context(Listener(answer)).port
+        cable = stack.enter_context(Cable(machine.host, machine.port))
+        first = stack.enter_context(connected(cable.machine(machine, tmp_path)))
+        second = stack.enter_context(connected(machine))
+        entrance = enter(stack, bind(0), lambda _: None, True, Attempts())
+        guard = Guard(entrance.port)
+        asked: list[Callable[[bool], None]] = []
+        leading = entrance.leading(first, target, guard, asked.append if checked else None)
+        with leading:
+            if not checked:
+                cable.cut()
+            sock = stack.enter_context(socket.create_connection((LOOPBACK, entrance.port), timeout=30))
+            sock.sendall(request)
+            until(lambda: asked if checked else cable.held, what="the channel to be asked for")
+            cable.refuse()
+            cable.mend()
+            until(lambda: not first.alive, what="the loss")
+            for verdict in asked:
+                verdict(False)  # as when what watches over the port ends
+            until(lambda: entrance._held, what="it to wait")
+        stack.enter_context(entrance.leading(second, target, guard))
+        assert sock.recv(100).startswith(b"HTTP/1.1 204")
+    assert got == [request]
 
 
 @pytest.mark.usefixtures("patient")
