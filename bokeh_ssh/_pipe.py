@@ -35,6 +35,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from bokeh_ssh._dial import no_delay
+from bokeh_ssh._fork import in_child
 
 log = logging.getLogger("bokeh_ssh.pump")
 
@@ -94,9 +95,10 @@ def reset_if_killed(sock: socket.socket) -> None:
     """Have the system reset a connection when this process ends without closing it (``kill -9``).
 
     Its peer would take an end of file for success. Such a socket is closed by :func:`finish` or
-    :func:`reset`. A forked child may close its copy: what counts is the last one.
+    :func:`reset`. What counts is the last copy, so a forked child closes its own at once.
     """
     _set_linger(sock, on=True)
+    in_child(sock, socket.socket.close)
 
 
 def finish(sock: socket.socket) -> None:

@@ -24,6 +24,7 @@ from bokeh_ssh import ConnectionLostError, Host, LocalForward, Lost, RemoteForwa
 from bokeh_ssh._attempts import Attempts
 from bokeh_ssh._connection import Connection
 from bokeh_ssh._entrance import enter
+from bokeh_ssh._guard import Guard
 from bokeh_ssh._handshake import connect
 from bokeh_ssh._listener import bind
 from bokeh_ssh._remote import listening, to_peer
@@ -548,6 +549,48 @@ def test_child_that_is_killed_resets_uploads(embedded: Any) -> None:
         os.kill(child, signal.SIGKILL)
         assert done.wait(_PATIENCE)
         assert isinstance(told[0], ConnectionResetError)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.parametrize("stage", ["nothing said", "channel asked for", "joined"])
+def test_fork_keeps_no_local_connection_open(embedded: Any, tmp_path: Path, stage: str) -> None:
+    """What is reset here is reset, at whatever stage it was when a child was forked that lives on."""
+    machine = embedded()
+    with ExitStack() as stack:
+        target = stack.enter_context(Listener(stay))
+        cable = stack.enter_context(Cable(machine.host, machine.port))
+        connection = stack.enter_context(connected(cable.machine(machine, tmp_path)))
+        attempts = Attempts()
+        entrance = enter(stack, bind(0), lambda _: None, True, attempts)
+        with ExitStack() as leading:
+            leading.enter_context(
+                entrance.leading(connection, (_LOOPBACK, target.port), Guard(entrance.port))
+            )
+            sock = stack.enter_context(
+                socket.create_connection((_LOOPBACK, entrance.port), timeout=_PATIENCE)
+            )
+            if stage == "channel asked for":
+                cable.cut()
+            if stage != "nothing said":
+                sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            if stage == "joined":
+                until(lambda: target.count, what="the target")
+            elif stage == "channel asked for":
+                until(lambda: cable.held, what="the request for a channel")
+            assert connection.pump.drain(_PATIENCE)
+            pid = os.fork()
+            if not pid:
+                signal.pause()
+                os._exit(0)
+            try:
+                attempts.stop()
+                connection.give_up("the child has a copy of the cable too, so that this is not pulled")
+                leading.close()
+                with pytest.raises(ConnectionResetError):
+                    sock.recv(1)
+            finally:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
 
 
 _PROGRAM = """
