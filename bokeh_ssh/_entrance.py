@@ -38,6 +38,7 @@ _REFUSED = {
 PATIENCE = 20.0
 PAGE_PATIENCE = 180.0
 _LONGEST = 240.0
+#: Connections that are held; those that come then wait in the kernel's queue.
 _MOST_HELD = 256
 #: Kinds of losses that are told apart: the users of a container can be as many as there are numbers.
 _MOST_KINDS = 16
@@ -108,7 +109,7 @@ class Entrance:
     def _accept(self, sock: socket.socket, origin: Origin) -> None:
         stranger = self._strangers.find(sock) if self._strangers else None
         if stranger is None or (stranger == GONE and self._others is None):
-            self._admit(sock, origin)
+            self._admit(sock, origin, patient=True)
             return
         reset(sock)
         if stranger in _REFUSED:
@@ -118,8 +119,14 @@ class Entrance:
                 f"refused a local connection of user {stranger} (allow_others lets other users in)"
             )
 
-    def _admit(self, sock: socket.socket, origin: Origin) -> None:
+    def _admit(self, sock: socket.socket, origin: Origin, *, patient: bool = False) -> None:
+        """Lead a connection on, or hold it.
+
+        :param patient: whether this thread may wait while no more can be held: then they wait in the kernel
+        """
         with self._change:
+            while patient and self._is_full():
+                self._change.wait()
             lead = self._lead if self._leads() else None
             hold = lead is None and len(self._held) < _MOST_HELD and not self._closed
             if hold and not self._attempts.over:
@@ -135,6 +142,10 @@ class Entrance:
         else:
             lead(sock, origin)
 
+    def _is_full(self) -> bool:
+        over = self._closed or self._attempts.over or (self._lead and self._leads())
+        return len(self._held) >= _MOST_HELD and not over
+
     def _look_again(self) -> None:
         with self._change:
             self._change.notify_all()
@@ -149,6 +160,7 @@ class Entrance:
                     may_wait = not held.is_due(now) or held.may_wait(now, self._attempts, begun)
                     if self._attempts.over or not may_wait:
                         self._held.remove(held)
+                        self._change.notify_all()
                         reset(held.sock)
                 first = min((held.until for held in self._held), default=now)
                 self._change.wait(max(0.0, first - now))
@@ -166,6 +178,7 @@ class Entrance:
                     self._change.notify_all()
                     break
                 waiting, self._held = self._held, []
+                self._change.notify_all()
             for held in waiting:
                 accept(held.sock, held.origin)
         if not self._started:
@@ -216,13 +229,15 @@ class Entrance:
 
     def close(self) -> None:
         """Stop listening, and reset what is held; idempotent."""
+        with self._change:
+            self._closed = True
+            self._change.notify_all()
         self._forwarder.stop()
         if self._strangers:
             self._strangers.close()
         for sock in self._sockets:  # where it was never started, nobody else has closed them
             sock.close()
         with self._change:
-            self._closed = True
             self._lead = None
             for held in self._held:
                 reset(held.sock)

@@ -198,6 +198,34 @@ def test_request_that_was_not_sent_yet_waits_for_the_next_line(
 
 
 @pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("back", [True, False])
+def test_more_than_can_be_held_wait_too(
+    embedded: Callable[..., Machine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, back: bool
+) -> None:
+    """Connections beyond the bound wait in the kernel's queue, and are served in turn, or reset at last."""
+    monkeypatch.setattr(_entrance, "_MOST_HELD", 3)
+    monkeypatch.setattr(_entrance, "PATIENCE", 5.0)
+    with away(embedded, tmp_path) as (cable, forward, _), ExitStack() as stack:
+        address = LOOPBACK, forward.local_port
+        socks = [stack.enter_context(conformance.ask(address, "echo")) for _ in range(10)]
+        for sock in socks:
+            sock.settimeout(0.1)
+            with pytest.raises(TimeoutError):
+                sock.recv(1)
+            sock.settimeout(30)
+        if back:
+            cable.mend()
+            for sock in socks:
+                sock.sendall(b"x")
+                assert conformance.read_exactly(sock, 1) == b"x"
+        else:  # the control
+            forward.close()
+            for sock in socks:
+                with pytest.raises(ConnectionResetError):
+                    sock.recv(1)
+
+
+@pytest.mark.usefixtures("patient")
 def test_attempts_are_bounded(
     embedded: Callable[..., Machine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
