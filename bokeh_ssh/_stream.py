@@ -35,6 +35,7 @@ MOST_WINDOW = 32 * 1024 * 1024
 #: The largest packet of channel data taken; OpenSSH sends 32 KiB at most.
 MAX_PACKET = 128 * 1024
 _ADMINISTRATIVELY_PROHIBITED = 1
+_CONNECT_FAILED = 2
 
 
 class Sink(Protocol):
@@ -331,6 +332,8 @@ class Stream:
 
     def _handle_close(self, message: Message) -> None:
         self._close_received = True
+        if self.asked:  # in place of an answer, which nobody needs to wait for any more
+            self.refused(_CONNECT_FAILED, "the server closed it")
         self.sink.on_close()
         answered = self._send_close()  # at once (RFC 4254, section 5.3), whatever the sink has yet to deliver
         self._end(waits=answered and self._delivered < self._received)

@@ -505,6 +505,37 @@ def test_late_messages_for_a_refused_channel_are_passed_over(tmp_path: Path) -> 
         assert forward.state == "ready"
 
 
+@pytest.mark.parametrize("first", ["CLOSE", "data, EOF, CLOSE"])
+def test_close_in_place_of_an_answer_is_a_refusal(tmp_path: Path, first: str) -> None:
+    """A channel that is closed before it was confirmed is refused at once; a confirmation comes too late."""
+
+    def close(server: Server, message: Message) -> bool:
+        at = message.packet.tell()
+        message.get_binary()
+        number = message.get_int()
+        message.get_int(), message.get_int(), message.get_binary()
+        if message.get_int() != 9:
+            message.packet.seek(at)
+            return False
+        if first != "CLOSE":
+            server.send(_DATA, number, "too early")
+            server.send(_EOF, number)
+        server.send(_CLOSE, number)
+        server.raw(number)
+        return True
+
+    began = time.monotonic()
+    with FakeSSH(tmp_path, on_open=close) as fake:
+        told: list[Any] = []
+        with local_forward(fake, remote_port=9, on_event=told.append) as forward:
+            assert any(isinstance(event, Warned) and "the server closed it" in event.text for event in told)
+            with socket.create_connection(("127.0.0.1", forward.local_port), timeout=10) as sock:
+                with pytest.raises(ConnectionResetError):
+                    sock.recv(1)
+            assert forward.state == "ready"
+    assert time.monotonic() - began < 10
+
+
 def test_close_is_answered_before_all_is_delivered(tmp_path: Path) -> None:
     """A CLOSE has its answer at once, after which nothing is said; a reader that comes late gets all."""
     overrun = Overrun()
