@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import socket
 import threading
 import time
@@ -16,7 +17,7 @@ from bokeh_ssh._endpoint import Endpoint, Origin
 from bokeh_ssh._fork import in_child
 from bokeh_ssh._gate import Gate
 from bokeh_ssh._guard import Guard
-from bokeh_ssh._inspector import Inspector, Opened
+from bokeh_ssh._inspector import MOST, Inspector, Opened
 from bokeh_ssh._listener import Accept, address_of, listen
 from bokeh_ssh._peer import GONE, UNKNOWN, Strangers
 from bokeh_ssh._pipe import reset
@@ -40,6 +41,7 @@ PAGE_PATIENCE = 180.0
 _LONGEST = 240.0
 #: Connections that are held; those that come then wait in the kernel's queue.
 _MOST_HELD = 256
+_ASKS = re.compile(rb"\nupgrade:[ \t]{0,99}websocket", re.IGNORECASE)
 #: Kinds of losses that are told apart: the users of a container can be as many as there are numbers.
 _MOST_KINDS = 16
 
@@ -333,5 +335,5 @@ def _is_page(sock: socket.socket, begun: bytes) -> bool:
     more = b""
     with contextlib.suppress(OSError):  # it has sent nothing more, or is gone
         sock.setblocking(False)
-        more = sock.recv(4096, socket.MSG_PEEK)
-    return b"upgrade: websocket" in (begun + more).lower()
+        more = sock.recv(MOST, socket.MSG_PEEK)  # Firefox says it behind all cookies
+    return bool(_ASKS.search(begun + more))

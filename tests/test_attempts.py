@@ -276,6 +276,25 @@ def test_line_that_breaks_as_it_comes_back_is_made_again(
     assert told == [Lost, Reconnected] * 2
 
 
+@pytest.mark.parametrize(
+    ("header", "is_page"),
+    [
+        (b"Upgrade: websocket", True),
+        (b"upgrade:WebSocket", True),
+        (b"Accept: */*", False),
+        (b"Referer: /?upgrade: websocket", False),  # the control
+    ],
+)
+def test_websocket_is_known_behind_many_cookies(header: bytes, is_page: bool) -> None:
+    """What waits longer is a request for a WebSocket, however long its head is, and in which order."""
+    head = b"GET /ws HTTP/1.1\r\nHost: localhost\r\nCookie: " + bytes(40_000).replace(b"\0", b"x")
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(head + b"\r\n" + header + b"\r\n\r\n")
+        assert _entrance._is_page(theirs, b"") == is_page
+        assert len(theirs.recv(65536)) > 40_000
+
+
 def test_failed_tunnel_holds_nobody(embedded: Callable[..., Machine], tmp_path: Path) -> None:
     """Where no attempt will follow, a connection is reset at once, and does not wait."""
     machine = embedded()
