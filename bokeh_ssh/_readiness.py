@@ -80,21 +80,33 @@ def asked_port(words: Sequence[str]) -> int:
     return int(asked[-1]) if asked and asked[-1].isdigit() else 0
 
 
-def holds(pids: Iterable[int], port: int) -> bool | None:
-    """Check whether one of these processes listens on a TCP port; None where the system does not tell."""
-    sockets = set()
+def listeners(port: int = 0) -> dict[str, int] | None:
+    """Return the TCP sockets that listen, or those on a port, and their users; None if they are hidden."""
+    found: dict[str, int] = {}
     try:
         for table in ("tcp", "tcp6"):
             with contextlib.suppress(FileNotFoundError), open("/proc/self/net/" + table) as rows:
                 for row in rows:
                     words = row.split()
-                    if len(words) > 9 and words[3] == "0A" and words[1].endswith(":%04X" % port):
-                        sockets.add("socket:[" + words[9] + "]")
+                    if (
+                        len(words) > 9
+                        and words[3] == "0A"
+                        and (not port or words[1].endswith(":%04X" % port))
+                    ):
+                        found["socket:[" + words[9] + "]"] = int(words[7])
         if not os.path.exists("/proc/self/net/tcp"):
             return None
     except OSError:
         return None
-    for pid in pids:
+    return found
+
+
+def holds(pids: Iterable[int], port: int) -> bool | None:
+    """Check whether one of these processes listens on a TCP port; None where the system does not tell."""
+    sockets = listeners(port)
+    if sockets is None:
+        return None
+    for pid in pids if sockets else ():
         with contextlib.suppress(OSError):
             place = "/proc/%d/fd" % pid
             for name in os.listdir(place):
@@ -102,6 +114,15 @@ def holds(pids: Iterable[int], port: int) -> bool | None:
                     if os.readlink(place + "/" + name) in sockets:
                         return True
     return False
+
+
+def users(pids: Iterable[int]) -> set[int]:
+    """List the users that these processes run as, and this one does."""
+    found = {os.geteuid()}
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            found.add(os.stat("/proc/%d" % pid).st_uid)
+    return found
 
 
 def told(line: str) -> dict[str, Any] | None:

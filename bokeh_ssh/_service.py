@@ -27,8 +27,10 @@ from bokeh_ssh._readiness import (
     close_to_others,
     holds,
     listener,
+    listeners,
     routes_of,
     told,
+    users,
 )
 
 TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
@@ -58,6 +60,7 @@ class Service:
         self.companion = Companion()
         self.facts = Facts()
         self.port = 0  # the one that it is to listen on, where it is not Bokeh's and cannot tell
+        self.others: set[str] = set()  # sockets that others listened on before it was started
         self.socket = ""  # the path that the server is to listen on; empty for a port
         self.no_socket = ""  # why it is a port though a socket was wanted
         self.watch = Watch(float(spec.get("watch", 0)))
@@ -136,6 +139,8 @@ class Service:
             self.streams[ours] = ("ready", b"")
             env[encode(READY_FD)] = b"%d" % theirs
             ends.append(theirs)
+        if not self.is_bokeh():
+            self.others = set(listeners() or ())
         shown = [os.fsdecode(word) for word in argv]
         self.facts = Facts(asked_port(shown))
         try:
@@ -264,9 +269,9 @@ class Service:
         """
         if self.ready is not None:
             return
-        bokeh = self.spec["argv"][0][0] == "python"  # and no command of the caller's own
-        mine = (members(self.group) | descendants(self.server)) - {self.keeper}
-        held = holds(mine | {self.server}, ready["port"])
+        bokeh = self.is_bokeh()
+        mine = self.processes()
+        held = self.holds_port(ready["port"], mine)
         if held is False or (self.socket and (held is None or bokeh)):
             return
         if ready["pid"] not in mine:
@@ -275,6 +280,28 @@ class Service:
         others = known if bokeh else ready["routes"]  # what a command of one's own serves, only it knows
         ready["routes"] = [route for route in ready["routes"] if route in known] or others
         self.listens(ready)
+
+    def is_bokeh(self) -> bool:
+        """Check whether it is Bokeh's own server, and no command of the caller's own."""
+        return bool(self.spec["argv"][0][0] == "python")
+
+    def processes(self) -> set[int]:
+        """List the server's processes that still run, as far as they can be found."""
+        return (members(self.group) | descendants(self.server) | {self.server}) - {self.keeper}
+
+    def holds_port(self, port: int, mine: set[int]) -> bool | None:
+        """Check whether the server listens on a port; None where the system does not tell.
+
+        A command of the caller's own may have somebody else start what listens (``srun``), or start it as
+        another user (``sudo -u``), where it cannot be looked into. Then it has to be new, and of such a user.
+
+        :param mine: the server's processes
+        """
+        held = holds(mine, port)
+        if held is not False or self.is_bokeh():
+            return held
+        new = {user for name, user in (listeners(port) or {}).items() if name not in self.others}
+        return bool(new & users(mine))
 
     def look_for_port(self) -> None:
         """Take note that the server listens on the port that it was told, once it does."""
@@ -288,6 +315,9 @@ class Service:
             return
         finally:
             probe.close()
+        before = self.others & set(listeners(self.port) or ())
+        if before and not holds(self.processes(), self.port):
+            return  # it is another server's, which was there before
         message = {"event": "ready", "port": self.port, "pid": self.server, "routes": ["/"], "versions": ""}
         self.listens(message)
 

@@ -112,6 +112,17 @@ def test_server_that_is_never_ready_is_told(machine: Machine) -> None:
     until(lambda: not machine.pids(path), what="the server to be gone")
 
 
+def test_port_of_another_server_is_not_taken_for_its_own(machine: Machine) -> None:
+    """A server that does not get its port, and does not end, is not ready because another one is there."""
+    path = apps.put(machine, "server.py", SERVER)
+    with tunnel_to(machine, (machine.python, "-u", path, "{port}")) as other:
+        taken = other.remote_port
+        waits = (machine.python, "-c", "import time; time.sleep(60)", "{port}")
+        with pytest.raises(LaunchTimeoutError):
+            tunnel_to(machine, waits, remote_port=taken, launch_timeout=3).open()
+        assert get(other.url).startswith("it is ")  # the control
+
+
 def test_any_server_comes_back_after_a_loss(embedded: Callable[..., Machine]) -> None:
     """A line that breaks is made again, to the same server; so are the ports beside it."""
     machine = embedded()

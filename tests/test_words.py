@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ import pytest
 import apps
 from beds import Machine, free_port, until
 from bokeh_ssh import Event, Lost, Reconnected, ServerExited
-from bokeh_ssh._readiness import Facts, holds
+from bokeh_ssh._readiness import Facts, holds, listeners
 from bokeh_ssh._report import plain, port_in_use, reason
 from bokeh_ssh._service import LINES, TAIL, Service
 from cable import Cable
@@ -121,9 +124,14 @@ def test_what_says_where_it_listens_is_understood(
     own."""
     machine, port = embedded(), free_port()
     app = apps.put(machine, "sliders.py", apps.SLIDER)
-    with tunnel_to(machine, app, remote_port=port, signed=False, launch_timeout=20, **keywords) as tunnel:
-        assert tunnel.remote_port == port
-        apps.drive(tunnel.url)
+    try:
+        with tunnel_to(machine, app, remote_port=port, signed=False, launch_timeout=20, **keywords) as tunnel:
+            assert tunnel.remote_port == port
+            apps.drive(tunnel.url)
+    finally:  # what is in a group of its own outlives its tunnel
+        for pid in machine.pids(app):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 class Held(Service):
@@ -156,6 +164,70 @@ def test_route_that_no_app_has_is_not_believed(command: Any, routes: list[str]) 
         )
         (ready,) = held.said
         assert (ready["port"], ready["pid"], ready["routes"]) == (port, os.getpid(), routes)
+
+
+@pytest.mark.parametrize("command", [["python", "python3"], "mine"], ids=["Bokeh", "command"])
+@pytest.mark.parametrize("before", [True, False], ids=["before", "new"])
+def test_port_of_another_process_is_that_of_a_command_only_if_it_is_new(command: Any, before: bool) -> None:
+    """``srun`` and its like have others start what listens; what listened before they ran is not theirs."""
+    held = Held(argv=[command], apps=["real.py"])
+    program = (
+        "import socket; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); "
+    )
+    program += "input()"
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", program], **pipes) as other:
+        assert other.stdout
+        port = int(other.stdout.readline())
+        if before:
+            held.others = set(listeners() or ())
+        held.processes = lambda: {os.getpid()}  # type: ignore[method-assign]  # it is a child of this one's
+        held.facts = Facts(0)
+        held.record(
+            "out", [f"Bokeh app running at: http://h:{port}/x", "Starting Bokeh server with process id: 1"]
+        )
+        assert bool(held.said) is (command == "mine" and not before)
+        other.communicate(b"\n")
+
+
+#: Starts what it is asked to, for whoever asks: as a scheduler's daemon does.
+DAEMON = """
+import json, socket, subprocess, sys
+listener = socket.create_server(("127.0.0.1", 0))
+print(listener.getsockname()[1], flush=True)
+sock, _ = listener.accept()
+words = json.loads(sock.makefile().readline())
+with subprocess.Popen(words, stdout=sock, stderr=sock) as server:
+    sys.stdin.read()
+    server.kill()  # Bokeh does not end on SIGTERM once nobody reads what it prints
+"""
+
+#: Has the daemon start it, and passes on what it prints: as srun does.
+RUNNER = """
+import json, socket, sys
+sock = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+sock.sendall(json.dumps(sys.argv[2:]).encode() + b"\\n")
+for line in sock.makefile():
+    print(line, end="", flush=True)
+"""
+
+
+def test_server_that_a_daemon_starts_is_found(embedded: Callable[..., Machine]) -> None:
+    """A command that has another process start the server, on a port that Bokeh itself tells, is ready."""
+    machine = embedded()
+    app = apps.put(machine, "sliders.py", apps.SLIDER)
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", DAEMON], **pipes) as daemon:
+        try:
+            assert daemon.stdout
+            runner = (sys.executable, "-u", "-c", RUNNER, daemon.stdout.readline().decode().strip())
+            command = (*runner, sys.executable, "-m", "bokeh", "serve")
+            keywords: dict[str, Any] = {"remote_port": free_port(), "signed": False, "launch_timeout": 30}
+            with tunnel_to(machine, app, command=command, **keywords) as tunnel:
+                apps.drive(tunnel.url)
+        finally:
+            assert daemon.stdin
+            daemon.stdin.close()
 
 
 def test_lines_of_a_server_of_another_kind_are_not_read() -> None:
