@@ -20,6 +20,8 @@ _LONGEST_PAUSE = 30.0
 _EARLY = 5
 _EARLY_EVERY = 10.0
 _GAP = 1.0
+#: Seconds in which changes of the network belong together: an interface comes up in several steps.
+_BURST = 10.0
 
 
 class Attempts:
@@ -39,6 +41,7 @@ class Attempts:
         self._under_way = False
         self._allowed = float(_EARLY)
         self._counted = 0.0
+        self._changed = self._last_change = float("-inf")  # when the network did: first of a burst, and last
 
     def begin(self) -> None:
         """Note that the connection was lost, and will be tried again."""
@@ -53,6 +56,20 @@ class Attempts:
         with self._change:
             self._wanted = True
             self._change.notify_all()
+
+    def note_change(self) -> None:
+        """Note that this machine's network has changed, and ask for an attempt; never blocks."""
+        now = time.monotonic()
+        with self._change:
+            if now - self._last_change > _BURST:
+                self._changed = now
+            self._last_change = now
+        self.want()
+
+    @property
+    def stale(self) -> bool:
+        """Whether the network has changed since the attempt under way began: it may wait for nothing."""
+        return self._under_way and self._began < self._changed
 
     def stop(self) -> None:
         """Make no more: it is closed, or has failed."""

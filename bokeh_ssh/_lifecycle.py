@@ -25,8 +25,18 @@ from typing import Any, Literal, TypeVar
 from bokeh_ssh._attempts import Attempts, pause_before
 from bokeh_ssh._awaiting import Awaiting
 from bokeh_ssh._dispatcher import Dispatcher, parked
-from bokeh_ssh._errors import BokehSSHError, TunnelClosedError
-from bokeh_ssh._events import Closed, Event, Lost, OnEvent, Ready, Reconnected, Reconnecting, ignore
+from bokeh_ssh._errors import BokehSSHError, ConnectionLostError, TunnelClosedError
+from bokeh_ssh._events import (
+    Closed,
+    Event,
+    HostKeyVerified,
+    Lost,
+    OnEvent,
+    Ready,
+    Reconnected,
+    Reconnecting,
+    ignore,
+)
 from bokeh_ssh._fork import in_child
 from bokeh_ssh._isolated import Child, is_possible
 from bokeh_ssh._network import NetworkWatch
@@ -71,6 +81,7 @@ class Lifecycle(Awaiting):
         self._unsaid: Event | None = None  # that it is ready, or is again, until it is
         self._isolate = isolate
         self._reconnect = bool(reconnect)
+        self._answered = False  # whether the attempt under way has met the server
         self._child: Child | None = None
         self._missed: tuple[State, BokehSSHError | None, dict[str, Any]] | None = None
         self._state: State = "new"
@@ -269,6 +280,19 @@ class Lifecycle(Awaiting):
             msg = "it was closed while it opened"
             raise TunnelClosedError(msg, host=self._label)
 
+    def _check_attempt(self) -> None:
+        """Stop an attempt that waits for nothing as well: this machine left the network that it began on.
+
+        Once the server has answered it goes on: a person may be asked for a code.
+
+        :raises TunnelClosedError: if it is being closed
+        :raises ConnectionLostError: if the network has changed
+        """
+        self._check_wanted()
+        if self._attempts.stale and not self._answered:
+            msg = "this machine's network changed while it was reached"
+            raise ConnectionLostError(msg, host=self._label)
+
     def _become_ready(self) -> None:
         with self._change:
             if self._error:  # it broke in the last moment
@@ -320,7 +344,7 @@ class Lifecycle(Awaiting):
         :param reason: why it was lost
         """
         attempts = self._attempts
-        with NetworkWatch(attempts.want, self._peers, self._label):
+        with NetworkWatch(attempts.note_change, self._peers, self._label):
             if not self._recover_with(attempts, reason):
                 attempts.stop()
 
@@ -337,7 +361,7 @@ class Lifecycle(Awaiting):
             if not attempts.wait(pause, functools.partial(self._emit, early)) or not self._try_again():
                 return False
             try:
-                with wanted(self._check_wanted):
+                with wanted(self._check_attempt):
                     same = self._join(self._line)
                 back = self._unsaid = Reconnected(host=self._label, same_server=same)
                 self._become_ready()
@@ -360,6 +384,7 @@ class Lifecycle(Awaiting):
             if self._state != "lost":
                 return False
             self._error = None
+            self._answered = False
             self._line = contextlib.ExitStack()
             self._set("reconnecting")
             return True
@@ -512,6 +537,7 @@ class Lifecycle(Awaiting):
 
     def _queue(self, event: Event) -> None:
         with self._change:
+            self._answered = self._answered or isinstance(event, HostKeyVerified)
             if isinstance(event, Ready) and self._state == "connecting":
                 self._unsaid = event  # who is told that it is ready finds it so
             else:

@@ -91,6 +91,29 @@ def test_connection_starts_an_attempt(embedded: Callable[..., Machine], tmp_path
 
 
 @pytest.mark.usefixtures("patient")
+def test_attempt_ends_that_waits_on_a_network_that_was_left(
+    embedded: Callable[..., Machine], tmp_path: Path
+) -> None:
+    """An attempt that nobody has answered gives way to one on the new network, once for each change."""
+    with away(embedded, tmp_path, timeout=300) as (cable, forward, events):
+        made = cable.made
+        cable.cut()  # connections are taken, and nothing answers
+        cable._refusing = False
+        forward._attempts.want()
+        until(lambda: cable.made > made and forward.state == "reconnecting", what="an attempt")
+        forward._attempts.note_change()
+        until(lambda: cable.made > made + 1 and forward.state == "reconnecting", what="another attempt")
+        forward._attempts.note_change()  # the end of the same change
+        assert not forward.wait(1)
+        assert cable.made == made + 2
+        cable.mend()
+        until(lambda: any(isinstance(e, Reconnected) for e in events), what="the line to be back")
+        assert cable.made == made + 2
+        reasons = [e.reason for e in events if isinstance(e, Reconnecting)]
+        assert any("network changed" in reason for reason in reasons)
+
+
+@pytest.mark.usefixtures("patient")
 def test_nothing_is_reset_while_an_attempt_is_under_way(
     embedded: Callable[..., Machine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,9 +329,8 @@ def test_failed_tunnel_holds_nobody(embedded: Callable[..., Machine], tmp_path: 
             address = (LOOPBACK, forward.local_port)
             cable.refuse()
             until(lambda: forward.state == "failed", what="the end")
-            with socket.create_connection(address, timeout=10) as sock:
-                with pytest.raises(ConnectionResetError):
-                    sock.recv(1)
+            with pytest.raises(ConnectionResetError), socket.create_connection(address, timeout=10) as sock:
+                sock.recv(1)
             with pytest.raises(ConnectionLostError):
                 forward.wait(10)
 
