@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import pytest
 
 import bokeh_ssh._pipe
 from beds import Machine, until
-from bokeh_ssh import ConnectionLostError, Host, LocalForward, Lost, RemoteForward
+from bokeh_ssh import ConnectionLostError, Host, LocalForward, Lost, RemoteForward, _fork
 from bokeh_ssh._attempts import Attempts
 from bokeh_ssh._connection import Connection
 from bokeh_ssh._entrance import enter
@@ -551,6 +551,15 @@ def test_child_that_is_killed_resets_uploads(embedded: Any) -> None:
         assert isinstance(told[0], ConnectionResetError)
 
 
+def _is_let_go_of_in_children(client: socket.socket) -> bool:
+    for thing in list(_fork._calls):
+        if isinstance(thing, socket.socket):
+            with suppress(OSError):
+                if thing.getpeername() == client.getsockname():
+                    return True
+    return False
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.parametrize("stage", ["nothing said", "channel asked for", "joined"])
 def test_fork_keeps_no_local_connection_open(embedded: Any, tmp_path: Path, stage: str) -> None:
@@ -578,6 +587,7 @@ def test_fork_keeps_no_local_connection_open(embedded: Any, tmp_path: Path, stag
             elif stage == "channel asked for":
                 until(lambda: cable.held, what="the request for a channel")
             assert connection.pump.drain(_PATIENCE)
+            until(lambda: _is_let_go_of_in_children(sock), what="it to be accepted")
             pid = os.fork()
             if not pid:
                 signal.pause()
