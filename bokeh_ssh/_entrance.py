@@ -335,5 +335,5 @@ def _is_page(sock: socket.socket, begun: bytes) -> bool:
     more = b""
     with contextlib.suppress(OSError):  # it has sent nothing more, or is gone
         sock.setblocking(False)
-        more = sock.recv(MOST, socket.MSG_PEEK)  # Firefox says it behind all cookies
+        more = sock.recv(MOST, socket.MSG_PEEK)  # it may stand behind all cookies
     return bool(_ASKS.search(begun + more))

@@ -28,12 +28,12 @@ _TLS = 0x16
 _HELLO = re.compile(rb"\x16\x03[\x00-\x04](..)\x01\0", re.DOTALL)
 _HELLO_SIZE = 7
 _TOKEN = frozenset(b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
-#: A line end that is not CRLF, a folded line, NUL: h11 is lenient, and servers differ (RFC 9112, 2.2, 5.2).
 _LENGTHS = re.compile(rb"^content-length:(.*)", re.IGNORECASE | re.MULTILINE)
 #: A length that every server reads alike; h11 takes "5, 5" too, and servers differ.
 _LENGTH = re.compile(rb"[ \t]*[0-9]{1,18}[ \t]*\r")
 #: The line in front of a chunk, with the end of the one before; h11 takes blanks in it.
 _CHUNK = re.compile(rb"(?:\r\n)?[0-9a-f]{1,15}(?:;[^\r\n]*)?\r\n", re.IGNORECASE)
+#: A line end that is not CRLF, a folded line, NUL: h11 is lenient, and servers differ (RFC 9112, 2.2, 5.2).
 _AMBIGUOUS = re.compile(rb"(?<!\r)\n|\r[^\n]|\n[ \t]|\0")
 
 
