@@ -20,13 +20,18 @@ PATIENCE = 5.0  # seconds between TERM and KILL where nobody says otherwise
 
 def look(pid: int) -> tuple[int, str]:
     """Give the group of a process and the letter of its state; ``(0, "")`` where /proc does not say."""
+    return _read(pid)[1:]
+
+
+def _read(pid: int) -> tuple[int, int, str]:
+    """Return the parent and the group of a process, and the letter of its state."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as stat:
             text = stat.read()
-        state, _, group = text.rpartition(b")")[2].split()[:3]  # the name before may hold anything
+        state, parent, group = text.rpartition(b")")[2].split()[:3]  # the name before may hold anything
     except (OSError, ValueError):
-        return 0, ""
-    return int(group), state.decode()
+        return 0, 0, ""
+    return int(parent), int(group), state.decode()
 
 
 def members(group: int) -> set[int]:
@@ -47,22 +52,13 @@ def descendants(pid: int) -> set[int]:
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc") if os.path.exists("/proc/self/stat") else ():
         if name.isdigit():
-            children.setdefault(parent(int(name)), []).append(int(name))
+            children.setdefault(_read(int(name))[0], []).append(int(name))
     found, left = {pid}, [pid]
     while left:
         more = [child for child in children.get(left.pop(), ()) if child not in found]
         found.update(more)
         left += more
     return found
-
-
-def parent(pid: int) -> int:
-    """Look who started a process; 0 where /proc does not say."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as stat:
-            return int(stat.read().rpartition(b")")[2].split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
 
 
 def send(group: int, *signals: int) -> None:

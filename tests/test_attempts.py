@@ -47,33 +47,39 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def away(
+def cabled(
     make: Callable[..., Machine], directory: Path, **keywords: Any
 ) -> Iterator[tuple[Cable, LocalForward, list[Event]]]:
-    """Lose a forward's line, and let the first attempt fail; the next one is a minute away."""
+    """Open a forward over a cable that can be pulled."""
     machine = make()
     events: list[Event] = []
-
-    def paused() -> bool:
-        return any(isinstance(event, Reconnecting) and event.attempt == 2 for event in events)
-
     with target_here() as port, Cable(machine.host, machine.port) as cable:
         there = cable.machine(machine, directory)
-        login = {**there.login, **keywords}
         with LocalForward(
             there.host,
             there.user,
             remote_port=port,
             remote_host=LOOPBACK,
             on_event=events.append,
-            **login,
+            **{**there.login, **keywords},
         ) as forward:
-            conformance.check_echo((LOOPBACK, forward.local_port))
-            cable.refuse()
-            until(
-                lambda: [e for e in events if isinstance(e, Reconnecting) and e.attempt == 2], what="a pause"
-            )
             yield cable, forward, events
+
+
+@contextmanager
+def away(
+    make: Callable[..., Machine], directory: Path, **keywords: Any
+) -> Iterator[tuple[Cable, LocalForward, list[Event]]]:
+    """Lose a forward's line, and let the first attempt fail; the next one is a minute away."""
+    with cabled(make, directory, **keywords) as (cable, forward, events):
+
+        def paused() -> bool:
+            return any(isinstance(event, Reconnecting) and event.attempt == 2 for event in events)
+
+        conformance.check_echo((LOOPBACK, forward.local_port))
+        cable.refuse()
+        until(paused, what="a pause")
+        yield cable, forward, events
 
 
 def early(events: list[Event]) -> int:
@@ -271,30 +277,19 @@ def test_line_that_breaks_as_it_comes_back_is_made_again(
     embedded: Callable[..., Machine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second loss in the moment in which the line stands again is one like any other."""
-    machine = embedded()
-    events: list[Event] = []
-    with target_here() as port, Cable(machine.host, machine.port) as cable:
-        there = cable.machine(machine, tmp_path)
-        with LocalForward(
-            there.host,
-            there.user,
-            remote_port=port,
-            remote_host=LOOPBACK,
-            on_event=events.append,
-            **there.login,
-        ) as forward:
-            become_ready = forward._become_ready
+    with cabled(embedded, tmp_path) as (cable, forward, events):
+        become_ready = forward._become_ready
 
-            def break_at_once() -> None:
-                monkeypatch.undo()
-                become_ready()
-                cable.pull()
-                until(lambda: forward.state != "ready", what="the second loss")
-
-            monkeypatch.setattr(forward, "_become_ready", break_at_once)
+        def break_at_once() -> None:
+            monkeypatch.undo()
+            become_ready()
             cable.pull()
-            until(lambda: sum(isinstance(event, Reconnected) for event in events) == 2, what="the line")
-            conformance.check_echo((LOOPBACK, forward.local_port))
+            until(lambda: forward.state != "ready", what="the second loss")
+
+        monkeypatch.setattr(forward, "_become_ready", break_at_once)
+        cable.pull()
+        until(lambda: sum(isinstance(event, Reconnected) for event in events) == 2, what="the line")
+        conformance.check_echo((LOOPBACK, forward.local_port))
     told = [type(event) for event in events if isinstance(event, (Lost, Reconnected))]
     assert told == [Lost, Reconnected] * 2
 

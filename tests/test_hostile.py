@@ -190,12 +190,8 @@ class Overrun:
         self.theirs: list[int] = []
 
     def __call__(self, server: Server, message: Message) -> bool:
-        at = message.packet.tell()
-        message.get_binary()
-        number = message.get_int()
-        message.get_int(), message.get_int(), message.get_binary()
-        if message.get_int() != 9:
-            message.packet.seek(at)
+        number = channel_to_nine(message)
+        if number is None:
             return False
         self.theirs.append(number)
         server.raw(number)
@@ -479,17 +475,25 @@ def test_late_messages_for_a_closed_channel_are_passed_over(tmp_path: Path, late
         check_alive(good)
 
 
+def channel_to_nine(message: Message) -> int | None:
+    """Read a request for a channel; give its number if it is to lead to port 9, else leave it unread."""
+    at = message.packet.tell()
+    message.get_binary()
+    number = message.get_int()
+    message.get_int(), message.get_int(), message.get_binary()
+    if message.get_int() == 9:
+        return number
+    message.packet.seek(at)
+    return None
+
+
 def test_late_messages_for_a_refused_channel_are_passed_over(tmp_path: Path) -> None:
     """A channel that was refused is no more either: what comes for it ends nothing."""
     refused: list[int] = []
 
     def refuse(server: Server, message: Message) -> bool:
-        at = message.packet.tell()
-        message.get_binary()
-        number = message.get_int()
-        message.get_int(), message.get_int(), message.get_binary()
-        if message.get_int() != 9:
-            message.packet.seek(at)
+        number = channel_to_nine(message)
+        if number is None:
             return False
         refused.append(number)
         server.send(_OPEN_FAILURE, number, 2, "no", "")
@@ -511,12 +515,8 @@ def test_close_in_place_of_an_answer_is_a_refusal(tmp_path: Path, first: str) ->
     """A channel that is closed before it was confirmed is refused at once; a confirmation comes too late."""
 
     def close(server: Server, message: Message) -> bool:
-        at = message.packet.tell()
-        message.get_binary()
-        number = message.get_int()
-        message.get_int(), message.get_int(), message.get_binary()
-        if message.get_int() != 9:
-            message.packet.seek(at)
+        number = channel_to_nine(message)
+        if number is None:
             return False
         if first != "CLOSE":
             server.send(_DATA, number, "too early")
