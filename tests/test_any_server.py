@@ -90,7 +90,7 @@ def test_any_web_server_is_held_like_bokeh(machine: Machine, place: str) -> None
         assert said.startswith("it is ")
         assert said.endswith(" more words")
         assert bool(tunnel.remote_port) == (place == "{port}")
-        assert any("GET /healthz" in line for line in tunnel.log)
+        until(lambda: any("GET /healthz" in line for line in tunnel.log), what="its lines to come")
         request = urllib.request.Request(tunnel.url, headers={"Host": "evil.example"})
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.urlopen(request, timeout=20)

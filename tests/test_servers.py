@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import socket
 import sys
 import threading
 import time
@@ -20,6 +22,7 @@ from hypothesis import strategies as st
 from beds import Machine, until
 from bokeh_ssh import Host
 from bokeh_ssh._announcement import announce
+from bokeh_ssh._door import sweep
 from bokeh_ssh._errors import (
     ConnectionLostError,
     LaunchError,
@@ -112,6 +115,28 @@ def test_end_of_a_detached_server_is_kept(bench: Bench, mark: str, place: Path) 
     stop_server(bench.runner(), server)
     assert not place.exists()
     assert list_servers(bench.runner()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a refusal is no proof, and is tried again")
+def test_what_is_left_behind_holds_nobody(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A supervisor looks through what others left and waits for none of it: its server writes meanwhile."""
+    place.mkdir(0o700)
+    for number in range(30):
+        record = place / f"{number:08x}" / "record"
+        record.parent.mkdir()
+        record.write_text(json.dumps({"ended": time.time()} if number < 10 else {}))
+        if number >= 20:  # killed, so that its socket is left
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.bind(str(record.with_name("control")))
+
+    def never(seconds: float) -> None:
+        assert not seconds
+
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "sleep", never)
+        sweep()
+    assert sorted(path.name for path in place.iterdir()) == [f"{number:08x}" for number in range(10)]
+    shutil.rmtree(place)
 
 
 # --- listed
