@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import socket
 import struct
 import threading
@@ -35,7 +36,7 @@ from bokeh_ssh._pipe import reset
 from bokeh_ssh._pump import Pump
 from bokeh_ssh._route import Hop
 from bokeh_ssh._session import Session
-from bokeh_ssh._stream import Sink, Stream
+from bokeh_ssh._stream import LOST, Sink, Stream
 from bokeh_ssh._transport import IncomingHandler, Reply, Transport
 from bokeh_ssh._wait import wait
 from bokeh_ssh._watchdog import Watchdog
@@ -51,6 +52,12 @@ _PING = 2.0
 _PROHIBITED = 1
 _CONNECT_FAILED = 2
 _UNKNOWN_TYPE = 3
+_SHORTAGE = 4
+#: What servers say that forbid a target with the reason of one that cannot be reached (Erlang: "Forwarding
+#: disabled"); an errno's words are none of these.
+_FORBIDS = re.compile(
+    r"(?<!operation )not (permitted|allowed)|disabled|forbid|prohibit|administrat|disallowed|by policy", re.I
+)
 
 
 class Connection:
@@ -400,7 +407,7 @@ class Connection:
         except BaseException:
             stream.close()
             raise
-        if refusal and refusal[0][0] == 0:
+        if refusal and refusal[0][0] == LOST:
             raise self.lost_error()
         return refusal[0] if refusal else stream
 
@@ -408,15 +415,18 @@ class Connection:
         """Make the error for a channel to ``target`` that was refused with this reason."""
         where = in_words(target)
         is_path = isinstance(target, str)
-        if code == _PROHIBITED:
-            msg = f"the server forbids forwarding to {where}"
+        reaches_none = code in (_UNKNOWN_TYPE, _SHORTAGE)
+        if code == _PROHIBITED or (not reaches_none and _FORBIDS.search(text)):
+            said = "" if code == _PROHIBITED else f" ({text})"
+            msg = f"the server forbids forwarding to {where}{said}"
             names = "AllowStreamLocalForwarding" if is_path else "AllowTcpForwarding and PermitOpen"
             return ForwardingRefusedError(msg, host=self.name, hint=f"ask the administrator for {names}")
         if code == _UNKNOWN_TYPE and is_path:
             msg = f"the server cannot forward to {where}, or to any other"
             return ForwardingRefusedError(msg, host=self.name, hint="use a port in place of the socket")
-        if code == _CONNECT_FAILED:
-            msg = f"nothing answers on {where} there ({text or 'connect failed'})"
+        if not reaches_none:  # MINA has 0 for a name that does not resolve
+            why = text or ("connect failed" if code == _CONNECT_FAILED else f"reason {code}")
+            msg = f"nothing answers on {where} there ({why})"
             hint = "check that the server runs and the port"
             if is_path:  # OpenSSH gives this reason for all, a prohibition too
                 hint = (
