@@ -14,33 +14,39 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from bokeh_ssh._attach import look
 from bokeh_ssh._connection import Connection
-from bokeh_ssh._endpoint import Origin
 from bokeh_ssh._errors import (
     BokehSSHError,
+    ConnectionLostError,
     ForwardError,
     ForwardingRefusedError,
     HostKeyError,
     PortInUseError,
     ResolveError,
-    TargetUnreachableError,
     UsageError,
 )
 from bokeh_ssh._events import Authenticated, Connecting, Event, HostKeyAdded, HostKeyVerified
 from bokeh_ssh._handshake import connect
 from bokeh_ssh._listener import bind
+from bokeh_ssh._memory import Memory
 from bokeh_ssh._private import private_directory, private_socket, published
+from bokeh_ssh._proof import Proof
 from bokeh_ssh._remote import is_exposed
 from bokeh_ssh._route import find_route
 from bokeh_ssh._serve import BOKEH_PORT, LOOPBACK, Serve
 from bokeh_ssh._server import Server
 from bokeh_ssh._servers import list_servers
 from bokeh_ssh._sftp import Sftp, SftpError
-from bokeh_ssh._stream import Stream
 from bokeh_ssh._target import Host
+from bokeh_ssh._wait import wait
 
 Verdict = Literal["good", "note", "bad"]
 
+#: What a tunnel does without.
+_OPTIONAL = ("sockets", "as a gateway", "files")
+#: Seconds for a connection that has failed to end.
+_DYING = 2.0
 #: Milliseconds of a round trip from which on a page feels it.
 _SLOW = 150.0
 
@@ -80,37 +86,61 @@ def examine(host: Host, serve: Serve, begin: Callable[[str], None]) -> Iterator[
     yield Finding("name", "good", ", then ".join(names))
     begin("Connecting")
     met: list[Finding] = []
+    memory = Memory()
     try:
-        connection = connect(host, on_event=_Meeting(met).on_event)
+        connection = connect(host, on_event=_Meeting(met).on_event, memory=memory)
     except BokehSSHError as exc:
         yield from met
         yield _bad(_stage(exc), exc)
         return
-    with connection:
+    with contextlib.ExitStack() as lines:
+
+        def line() -> Connection:
+            """Give the connection; a new one, logged in to as before, where a check has cost the last."""
+            nonlocal connection
+            if not connection.alive:
+                connection = lines.enter_context(connect(host, memory=memory))
+            return connection
+
+        lines.enter_context(connection)
         yield from met
-        yield from _examine_machine(connection, serve, begin)
+        yield from _examine_machine(line, serve, begin)
 
 
-def _examine_machine(connection: Connection, serve: Serve, begin: Callable[[str], None]) -> Iterator[Finding]:
-    checks: dict[str, Callable[[], Finding]] = {
-        "round trip": lambda: _check_round_trip(connection),
-        "forwarding": lambda: _check_forwarding(connection),
-        "sockets": lambda: _check_sockets(connection),
-        "as a gateway": lambda: _check_gateway(connection),
-        "files": lambda: _check_files(connection),
-        "server": lambda: _check_server(connection, serve, sockets=seen["sockets"].verdict == "good"),
-        "your servers": lambda: _check_servers(connection, serve.python),
+def _examine_machine(
+    line: Callable[[], Connection], serve: Serve, begin: Callable[[str], None]
+) -> Iterator[Finding]:
+    checks: dict[str, Callable[[Connection], Finding]] = {
+        "round trip": _check_round_trip,
+        "forwarding": _check_forwarding,
+        "sockets": _check_sockets,
+        "as a gateway": _check_gateway,
+        "files": _check_files,
+        "server": lambda connection: _check_server(
+            connection, serve, sockets=seen["sockets"].verdict == "good"
+        ),
+        "your servers": lambda connection: _check_servers(connection, serve.python),
     }
     seen: dict[str, Finding] = {}
     for name, check in checks.items():
         begin(f"Looking at: {name}")
         try:
-            seen[name] = check()
+            connection = line()
+        except BokehSSHError as exc:
+            yield _bad(_stage(exc), exc)
+            return
+        try:
+            seen[name] = check(connection)
         except BokehSSHError as exc:
             seen[name] = _bad(name, exc)
+            if isinstance(exc, ConnectionLostError):
+                wait(connection.lost, _DYING)
+                if name in _OPTIONAL and not connection.alive:
+                    text = (
+                        f"it cannot be had: the server ends the connection when it is asked ({exc.message})"
+                    )
+                    seen[name] = Finding(name, "note", text, "a tunnel works without")
         yield seen[name]
-        if not connection.alive:
-            return
 
 
 def _bad(check: str, error: BokehSSHError) -> Finding:
@@ -175,11 +205,11 @@ def _check_forwarding(connection: Connection) -> Finding:
     """Ask for what a tunnel would: whether something listens there does not matter."""
     what = f"to port {BOKEH_PORT} there"
     try:
-        connection.open_socket((LOOPBACK, BOKEH_PORT), timeout=connection.hop.timeout).close()
-    except TargetUnreachableError:
-        return Finding("forwarding", "good", f"allowed {what}, where nothing listens")
+        found = look(connection, BOKEH_PORT, timeout=connection.hop.timeout)
     except ForwardingRefusedError as exc:
         return Finding("forwarding", "bad", f"the server forbids it {what}", exc.hint or "")
+    if found is None:
+        return Finding("forwarding", "good", f"allowed {what}, where nothing listens")
     return Finding("forwarding", "good", f"allowed {what}, where something listens (see --attach)")
 
 
@@ -195,18 +225,23 @@ def _check_sockets(connection: Connection) -> Finding:
 
 
 def _check_gateway(connection: Connection) -> Finding:
-    def refuse(stream: Stream, origin: Origin) -> None:
-        stream.reject()
-
+    proof = Proof(connection)
     try:
-        where = connection.listen((LOOPBACK, 0), refuse)
+        where = connection.listen((LOOPBACK, 0), proof.handle)
     except ForwardError as exc:
         text = "it cannot be one by port: the server refuses to listen for others"
         return Finding("as a gateway", "note", text, exc.hint or "")
     try:
-        exposed = is_exposed(connection, int(where[1]))
+        port = int(where[1])
+        reached, exposed = proof.reaches((LOOPBACK, port)), is_exposed(proof, port)
     finally:
+        proof.close()
         connection.unlisten(where)
+    if reached is False:
+        text = (
+            f"it cannot be one by port: it says that it listens on port {port}, but nothing comes from there"
+        )
+        return Finding("as a gateway", "note", text, "publish by name, which uses a private socket")
     names = sorted(published(connection))
     text = "it can be one" + (f"; published there: {', '.join(names)}" if names else "")
     if exposed:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from bokeh_ssh._agent import Agent, agent_address
-from bokeh_ssh._attach import ask, check_owner, find_route
+from bokeh_ssh._attach import answers, ask, check_owner, find_route
 from bokeh_ssh._connection import Connection
 from bokeh_ssh._endpoint import Endpoint, as_name, check_name
 from bokeh_ssh._errors import (
@@ -19,7 +19,7 @@ from bokeh_ssh._errors import (
 )
 from bokeh_ssh._events import Attached, OnEvent, ReverseForwarded, Warned
 from bokeh_ssh._private import private_socket, published
-from bokeh_ssh._remote import is_exposed, listening, to_peer
+from bokeh_ssh._remote import OTHER_LOOPBACK, listening, to_peer
 from bokeh_ssh._reverse import UnavailableError, dialled_back, publish_beside, published_beside
 from bokeh_ssh._route import alike, goes_its_own_way
 from bokeh_ssh._serve import BOKEH_PORT, LOOPBACK, Serve
@@ -283,7 +283,7 @@ class GatewayTunnel(Tunnel):
             raise ServerNotFoundError(msg, host=self._label, hint=hint)
         self._remote_port = port
         self._attached = True
-        if not self._allow_exposed and is_exposed(gateway, port):
+        if not self._allow_exposed and answers(gateway, (OTHER_LOOPBACK, port), timeout=5):
             text = f"port {port} is open to the gateway's whole network (GatewayPorts yes)"
             self._emit(Warned(host=self._label, text=text))
         return port

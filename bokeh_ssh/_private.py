@@ -6,10 +6,10 @@ import contextlib
 import secrets
 
 from bokeh_ssh._connection import Connection
-from bokeh_ssh._endpoint import LONGEST_PATH, Origin, check_path, encode, is_name
+from bokeh_ssh._endpoint import LONGEST_PATH, check_path, encode, is_name
 from bokeh_ssh._errors import ForwardError, UsageError
+from bokeh_ssh._proof import Proof
 from bokeh_ssh._script import run_script
-from bokeh_ssh._stream import Stream
 
 _PATIENCE = 10.0
 
@@ -104,18 +104,13 @@ def private_socket(connection: Connection) -> str | None:
     path = f"{folder}/tunnel-{secrets.token_hex(4)}"
     if len(encode(path)) > LONGEST_PATH:
         return None
+    proof = Proof(connection)
     try:
-        connection.listen(path, _refuse)
+        connection.listen(path, proof.handle)
     except ForwardError:
         return None
     try:
-        connection.open_socket(path, timeout=connection.hop.timeout).close()
-    except ForwardError:
-        return None
+        return path if proof.reaches(path) else None
     finally:
+        proof.close()
         connection.unlisten(path)
-    return path
-
-
-def _refuse(stream: Stream, origin: Origin) -> None:
-    stream.reject()

@@ -148,6 +148,7 @@ def test_flood_through_a_listener_is_capped(tmp_path: Path, monkeypatch: pytest.
         FakeSSH(tmp_path) as fake,
         remote_forward(fake, local_port=target.port) as forward,
     ):
+        until(lambda: not len(fake.session._channels), what="the end of what proved the way")
         for number in range(30):
             forwarded(fake.session, forward.remote_port, number=number)
         until(lambda: fake.session.count("open failure") + fake.session.count("open success") == 30)

@@ -7,24 +7,27 @@ from __future__ import annotations
 
 import sys
 
-from twisted.conch import avatar
+from twisted.conch import unix
 from twisted.conch.interfaces import IConchUser
-from twisted.conch.ssh import connection, factory, forwarding, keys, userauth
+from twisted.conch.ssh import connection, factory, keys, userauth
 from twisted.cred import checkers, credentials, portal
 from twisted.internet import reactor
 from zope.interface import implementer
 
 
-class User(avatar.ConchUser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.channelLookup[b"direct-tcpip"] = forwarding.openConnectForwardingClient
+class User(unix.UnixConchUser):
+    def _runAsUser(self, f, *args, **kw):  # noqa: N802  # there is one user, who runs this
+        calls = [(f, args, kw)] if callable(f) else f
+        for call in calls:
+            result = call[0](*(call[1] if len(call) > 1 else ()), **(call[2] if len(call) > 2 else {}))
+        return result
 
 
 @implementer(portal.IRealm)
 class Realm:
     def requestAvatar(self, name, mind, *interfaces):  # noqa: N802  # twisted's name
-        return IConchUser, User(), lambda: None
+        user = User(name.decode())
+        return IConchUser, user, user.logout
 
 
 @implementer(checkers.ICredentialsChecker)
