@@ -49,6 +49,9 @@ _ALIVE_INTERVAL = 5.0
 _ALIVE_COUNT = 3
 #: Seconds for a server that may be busy to answer a question that costs it nothing.
 _PING = 2.0
+#: Seconds for which a Unix socket with more connections than it accepts is tried again, and between tries.
+_CROWDED = 5.0
+_RETRY = 0.05
 _PROHIBITED = 1
 _CONNECT_FAILED = 2
 _UNKNOWN_TYPE = 3
@@ -71,6 +74,7 @@ class Connection:
         self.methods = methods
         self.lost = threading.Event()
         self.reason = ""
+        self._reached: dict[Endpoint, float] = {}  # when each target has last taken a connection
         self._on_lost: list[Callable[[str], None]] = []
         self._under: Connection | None = None
         self._closing = threading.Event()
@@ -291,8 +295,12 @@ class Connection:
         :param begun: how it began, where its requests are judged
         :param again: takes the local connection back, where the line was lost before anything of it was sent
         """
+        began = time.monotonic()
 
         def refused(code: int, text: str) -> None:
+            if code == _CONNECT_FAILED and self._is_crowded(target, began):
+                self.pump.post(lambda: self.pump.later(_RETRY, ask))
+                return
             log.info("%s: %s: %s", self.name, in_words(target), text or f"refused, reason {code}")
             give_back()
 
@@ -303,6 +311,7 @@ class Connection:
                 reset(sock)
 
         def opened(stream: Stream) -> None:
+            self._reached[target] = time.monotonic()
             if check:
                 early = _Early()
                 stream.attach(early)
@@ -320,7 +329,25 @@ class Connection:
             self.pump.post(stream.close)
             give_back()
 
-        self.open_stream(target, origin, opened, refused)
+        def ask() -> None:
+            self.open_stream(target, origin, opened, refused)
+
+        ask()
+
+    def _is_crowded(self, target: Endpoint, began: float) -> bool:
+        """Tell whether a target that refuses may only have more connections than it accepts at a time.
+
+        A port lets them wait; a Unix socket does not, and sshd does not wait for it. One that has taken
+        nobody of late has ended.
+        """
+        now = time.monotonic()
+        taken = self._reached.get(target)
+        return (
+            isinstance(target, str)
+            and taken is not None
+            and now < began + _CROWDED
+            and now < taken + _CROWDED
+        )
 
     def open_stream(
         self,
