@@ -33,6 +33,8 @@ class Depot:
         self.path = path
         self.size = 0
         self.fault = ""
+        #: Where what is not whole yet is: beside the folders, under a name that nothing of a client's has.
+        self._hidden = os.path.join(path, ".bokeh-ssh-" + os.urandom(8).hex())
         self._name = ""  # of the file that is being written
         self._file: BinaryIO | None = None
 
@@ -54,10 +56,9 @@ class Depot:
             why = getattr(exc, "strerror", None) or repr(exc)
             self.fault = self.fault or f"{args[0]}: {why}"
 
-    def put(self, name: str, data: bytes, last: bool, runs: bool) -> None:
-        """Add to a file; nobody sees it under its name before the last part is there."""
-        path = self.at(name)
-        hidden = os.path.join(os.path.dirname(path), ".bokeh-ssh-part")
+    def put(self, name: str, data: bytes, last: bool, runs: bool, skip: int = 0) -> None:
+        """Add to a file, behind ``skip`` zeros; nobody sees its name before the last part is there."""
+        path, hidden = self.at(name), self._hidden
         if name != self._name or self._file is None:
             self.close()
             os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
@@ -66,8 +67,10 @@ class Depot:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
             self._file = os.fdopen(os.open(hidden, flags, 0o700 if runs else 0o600), "wb")
             self._name = name
+        if skip:
+            self._file.seek(skip, os.SEEK_CUR)
         self._file.write(data)
-        self.size += len(data)
+        self.size += skip + len(data)
         if last:
             self.close()
             os.replace(hidden, path)
@@ -85,7 +88,7 @@ class Depot:
         """Make a symbolic link to another name in here."""
         path = self.at(name)
         os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-        hidden = os.path.join(os.path.dirname(path), ".bokeh-ssh-link")
+        hidden = self._hidden + "-link"
         with contextlib.suppress(FileNotFoundError):
             os.unlink(hidden)
         os.symlink(os.path.relpath(self.at(to), os.path.dirname(path)), hidden)

@@ -275,7 +275,8 @@ class Supervisor(Service):
         """Store a part of a file; ``last`` makes it whole, and ``runs`` executable."""
         if self.depot and not self.depot.fault:
             data = binascii.a2b_base64(message["data"])
-            self.depot.try_to(self.depot.put, message["name"], data, message["last"], message["runs"])
+            skip = int(message.get("skip", 0))
+            self.depot.try_to(self.depot.put, message["name"], data, message["last"], message["runs"], skip)
 
     def do_place(self, message: dict[str, Any]) -> None:
         """Give a file its name that the client has written by itself, as ``part``."""
