@@ -232,7 +232,7 @@ def up(
         from bokeh_ssh._gateway import GatewayTunnel
         from bokeh_ssh._settings import load
 
-        settings = load(which, Path.cwd())
+        settings = load(which, Path.cwd(), keywords)
         foreground.display.note(f"As {settings.path} says")
         every = {**settings.keywords, **common(foreground), **keywords}
         wanted[0] = bool(every.pop("show", False)) or show
