@@ -1,6 +1,6 @@
 """What the Bokeh host runs when it dials the gateway itself: one ``RemoteForward``, told in one line of JSON.
 
-Started by ``_reverse`` as ``python -m bokeh_ssh._publisher``, in one of two ways:
+Started by ``_reverse``, in one of two ways:
 
 - in a session: the line comes on standard input, and the end of that is the order to stop. When the
   connection that started this is gone, so is the forward;
@@ -92,7 +92,3 @@ def _close_at_term(forwards: Sequence[RemoteForward]) -> None:
             forward.close()
 
     signal.signal(signal.SIGTERM, close)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bokeh_ssh._agent import Agent
-from bokeh_ssh._command import encode, exec_line
+from bokeh_ssh._command import APART, BACK, OWN, encode, exec_line
 from bokeh_ssh._connection import Connection
 from bokeh_ssh._endpoint import Endpoint, is_name
 from bokeh_ssh._errors import BokehSSHError, ConnectionLostError, ForwardError
@@ -195,8 +195,7 @@ def publish_beside(
     places = [{"name": name} for name in names] if isinstance(wanted, str) else [{"remote_port": wanted[1]}]
     spec = _spec(gateway, seen_as) | {"mark": "", "forward": forward, "places": places}
     pythons = [server.ticket.python] if server.ticket else []
-    # In a directory where no module of somebody's project is taken for one of ours.
-    script = "cd / || exit\n" + _script([*pythons, *_PYTHONS])
+    script = _script([*pythons, *_PYTHONS])
     word = server.accompany(("/bin/sh", "-c", script), {SPECIFICATION: json.dumps(spec)}, _TIMEOUT)
     made = published_beside(server, gateway, wanted, seen_as)
     if made is None:
@@ -225,10 +224,13 @@ def _script(pythons: Sequence[str], env: Mapping[str, str] | None = None, mark: 
         if name.isidentifier()
     ]
     names = " ".join(map(shlex.quote, pythons))
+    look = shlex.quote(f"{OWN}import bokeh_ssh")
+    run = shlex.quote(f"{OWN}{BACK}from bokeh_ssh._publisher import main\nsys.exit(main())")
+    lines.append(APART)
     lines.append(
         f"for p in {names}; do "
-        'command -v "$p" >/dev/null 2>&1 && "$p" -c "import bokeh_ssh" </dev/null >/dev/null 2>&1 && '
-        'exec "$p" -u -m bokeh_ssh._publisher; done'
+        f'command -v "$p" >/dev/null 2>&1 && "$p" -c {look} </dev/null >/dev/null 2>&1 && '
+        f'exec "$p" -u -c {run}; done'
     )
     lines.append(f'echo \'{mark}{{"event":"missing"}}\'; exit 127')
     return "\n".join(lines)

@@ -43,6 +43,18 @@ LINES = 1000  # lines kept of the log
 TAIL = 1 << 18  # characters kept of the log, which is what one who comes later is told; 1 MiB at most
 #: What argparse, click and others say of an option that they do not know.
 NO_SUCH_OPTION = re.compile(r"(?i)(unrecognized|unknown|no such) (argument|option)s?\b.{0,40}--unix-socket")
+#: Runs a module as ``python -m`` does, without the current directory on its path, where that puts it: an
+#: app's random.py is not for Bokeh, which has the app's directory on its path while it runs the app. So it is
+#: with the ``bokeh`` command. A server that starts itself anew (``--dev``) has to do that in the same way.
+STUB = "import sys; exec(sys.argv[1])"
+RUN = (
+    "sys.path[:1] = filter(None, sys.path[:1]); import runpy; "
+    "from tornado.autoreload import add_reload_hook; "
+    "run, name = sys.argv[1:3]; sys.argv = sys.argv[2:]; "
+    "add_reload_hook(lambda: (setattr(sys.modules['__main__'], '__spec__', None), "
+    f"sys.argv.__setitem__(slice(1), ['-c', {STUB!r}, run, name]))); "
+    "runpy.run_module(name, run_name='__main__', alter_sys=True)"
+)
 WITHIN = "BOKEH_SSH_WITHIN"  # tells a supervisor started by a server which one that was
 
 
@@ -144,7 +156,7 @@ class Service:
         shown = [os.fsdecode(word) for word in argv]
         self.facts = Facts(asked_port(shown))
         try:
-            self.server, (out, err) = start(argv, env, self.group)
+            self.server, (out, err) = start(self.apart(argv), env, self.group)
             self.streams.update({out: ("out", b""), err: ("err", b"")})
             self.started.update(protocol=PROTOCOL, pid=self.server, supervisor=os.getpid(), argv=shown)
             self.started.update(python=sys.executable, node=node(), nowhere=self.nowhere)
@@ -160,6 +172,12 @@ class Service:
             self.say("failed", at="spawn", status=127, text=os.strerror(exc.errno or 0), argv=shown)
         for fd in ends:
             os.close(fd)
+
+    def apart(self, argv: list[bytes]) -> list[bytes]:
+        """Give the command that runs a module (``-m``) without what is in the current directory."""
+        if self.spec["argv"][0][0] != "python" or argv[1] != b"-m":
+            return argv
+        return [argv[0], b"-c", encode(STUB), encode(RUN), *argv[2:]]
 
     def environment(self, more: dict[str, str]) -> dict[bytes, bytes]:
         """Give the environment of what is started here."""
