@@ -9,7 +9,6 @@ import signal
 import sys
 import threading
 import time
-import webbrowser
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -19,6 +18,7 @@ from bokeh_ssh._errors import BokehSSHError, UsageError
 from bokeh_ssh._events import Prompt
 from bokeh_ssh._jsonlines import JsonDisplay
 from bokeh_ssh._lifecycle import Lifecycle
+from bokeh_ssh._page import remove_all
 from bokeh_ssh._streams import OutputError, current
 from bokeh_ssh._terminal import find_prompt
 from bokeh_ssh._text import clean
@@ -146,6 +146,7 @@ class Foreground:
                     with contextlib.suppress(OSError):
                         os.write(2, b"\x1b[?25h\n")  # the moving line hides the cursor
                 flush()
+                remove_all()
                 os._exit(INTERRUPTED)
 
         before = {}
@@ -164,12 +165,15 @@ def _nothing() -> None:
     pass
 
 
-def show(display: Display | JsonDisplay, url: str) -> None:
-    """Open the address in a browser, where there is one with a display."""
+def show(display: Display | JsonDisplay, browse: Callable[[], bool]) -> None:
+    """Open the app in a browser, where there is one with a display.
+
+    :param browse: opens it, and tells whether there was one
+    """
     graphical = sys.platform in ("win32", "darwin") or any(
         os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
     )
-    if not graphical or not webbrowser.open(url):
+    if not graphical or not browse():
         display.note("No browser was found here; open the address in one yourself")
 
 
