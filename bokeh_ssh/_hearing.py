@@ -8,7 +8,6 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import quote
 
 from bokeh_ssh._events import (
     AppFailed,
@@ -21,7 +20,7 @@ from bokeh_ssh._events import (
 )
 from bokeh_ssh._launch import Launch
 from bokeh_ssh._report import LINES, AppErrors, plain
-from bokeh_ssh._ticket import UNQUOTED
+from bokeh_ssh._ticket import as_paths
 
 _log = logging.getLogger("bokeh_ssh")
 
@@ -169,8 +168,7 @@ class Hearing:
         # One that is taken over was started in another way than this launch says.
         if self.socket and self.launch.sign == "port" and not self._key_told:
             self.key = ""
-        routes = [plain(route) for route in message["routes"]]
-        self.routes = tuple(quote(route, safe=UNQUOTED) for route in routes) or ("/",)
+        self.routes = as_paths([plain(route) for route in message["routes"]]) or ("/",)
         self.versions = plain(message["versions"])
         self._set(port=port, pid=pid, _stage="ready")
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
 
 from bokeh_ssh._cargo import program
 from bokeh_ssh._command import errand, exec_line
@@ -24,7 +23,7 @@ from bokeh_ssh._errors import (
 from bokeh_ssh._launch import line
 from bokeh_ssh._report import Reader, Tail, plain
 from bokeh_ssh._runner import Runner, Session, Signals
-from bokeh_ssh._ticket import UNQUOTED, Ticket
+from bokeh_ssh._ticket import Ticket, as_paths
 from bokeh_ssh._wait import wait_for
 
 _MOST = 1000  # servers that are listed: a bound on what the far side can make us keep
@@ -264,7 +263,7 @@ def _server(host: str, node: str, message: Mapping[str, Any]) -> RemoteServer | 
         pid=_number(ready.get("pid") or message.get("pid")),
         port=port if port < 65536 else 0,
         socket=_text(ready.get("socket")),
-        routes=tuple(quote(route, safe=UNQUOTED) for route in _texts(ready.get("routes"))),
+        routes=as_paths(_texts(ready.get("routes"))),
         apps=_texts(message.get("apps")),
         command=_texts(message.get("argv")),
         versions=_text(ready.get("versions")),

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from urllib.parse import quote
 
 #: Left as they are in a URL's path (RFC 3986, pchar), since browsers leave them too.
-UNQUOTED = "/!$&'()*+,;=:@~"
+_UNQUOTED = "/!$&'()*+,;=:@~"
+
+
+def as_paths(routes: Iterable[str]) -> tuple[str, ...]:
+    """Write what a machine says that its routes are for a URL; what would lead to another machine is none.
+
+    >>> as_paths(["/a b", "@evil.example/x"])
+    ('/a%20b',)
+    """
+    return tuple(quote(route, safe=_UNQUOTED) for route in routes if route.startswith("/"))
 
 
 @dataclass(frozen=True, kw_only=True)
