@@ -19,7 +19,7 @@ import pytest
 
 import apps
 from beds import Machine, until
-from bokeh_ssh import DirectTunnel, LaunchError, Reconnected
+from bokeh_ssh import DirectTunnel, LaunchError, Reconnected, _searchpath
 from bokeh_ssh._command import encode
 from bokeh_ssh._events import Event
 from bokeh_ssh._inventory import find, leave
@@ -265,4 +265,26 @@ def test_command_line_beside_such_files(way: str, tmp_path: Path, monkeypatch: p
         assert "bokeh_ssh demo" in apps.get(program.address())
         program.interrupt()
         assert program.end() == 0, program
+    assert said_in(said) == []
+
+
+@pytest.mark.parametrize("given", [None, "", ":/somewhere"])
+def test_what_our_own_programs_start_has_the_path_of_the_person(
+    given: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ProxyCommand finds ``PYTHONPATH`` as it is; the program is this very package, wherever it lies."""
+    said = plant(tmp_path / "here")
+    monkeypatch.chdir(said.parent)
+    monkeypatch.setattr(sys, "path", ["", "relative", str(said.parent), *sys.path])
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    if given is not None:
+        monkeypatch.setenv("PYTHONPATH", given)
+    run = "import bokeh_ssh; print(json.dumps([os.environ.get('PYTHONPATH'), sys.path, bokeh_ssh.__file__]))"
+    env = os.environ | _searchpath.environment()
+    done = subprocess.run(_searchpath.command(run), env=env, stdout=subprocess.PIPE, timeout=30)
+    variable, path, package = json.loads(done.stdout)
+    assert variable == given
+    assert package == _searchpath.__file__.replace("_searchpath", "__init__")
+    assert not {"", "relative", str(said.parent)} & set(path)
+    assert set(sys.path) - set(path) >= {"", "relative", str(said.parent)}
     assert said_in(said) == []
