@@ -21,10 +21,10 @@ load("bokeh_ssh", None)
 
 _PARTS = {
     "supervisor": (
-        *("_place", "_depot", "_door", "_group", "_companion", "_readiness", "_wire"),
+        *("_tree", "_group", "_place", "_depot", "_door", "_foster", "_companion", "_readiness", "_wire"),
         *("_service", "_supervisor"),
     ),
-    "errand": ("_place", "_door", "_errand"),
+    "errand": ("_tree", "_group", "_place", "_door", "_errand"),
 }
 
 

@@ -7,8 +7,9 @@ gateway is one: whoever ends the server ends that too, and it lives for as long.
 from __future__ import annotations
 
 import json
+import os
 
-from bokeh_ssh._group import start
+from bokeh_ssh._group import pipes, start
 
 TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
 if TYPE_CHECKING:
@@ -33,8 +34,17 @@ class Companion:
         :raises OSError: if it cannot be started
         """
         self.word = {}
-        self.pid, streams = start(argv, env, group)
-        return streams
+        ours, theirs = pipes()
+        try:
+            self.pid = start(argv, env, group, theirs)
+        except OSError:
+            for fd in ours:
+                os.close(fd)
+            raise
+        finally:
+            for fd in theirs:
+                os.close(fd)
+        return ours
 
     def hear(self, lines: Sequence[str]) -> bool:
         """Take lines of its standard output; tells whether it has said something."""

@@ -10,11 +10,14 @@ import array
 import contextlib
 import json
 import os
+import signal
 import socket
 import struct
 import sys
 import time
 
+from bokeh_ssh import _tree
+from bokeh_ssh._group import let_go
 from bokeh_ssh._place import CONTROL, KEEP, Place, places
 
 TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 GUESTS = 32  # that may stand in the door at once
 PATIENCE = 10.0  # seconds until one that does not say what it wants is shown out
 LONGEST = 1 << 16  # bytes of a request
+_GRACE = 5.0  # seconds between TERM and KILL for what nobody holds any more
 
 
 def peer(sock: socket.socket) -> int | None:
@@ -195,8 +199,40 @@ def vacant(place: Place) -> bool:
     return True
 
 
-def sweep() -> None:
-    """Remove the places of supervisors that were killed, and records that nobody came for."""
+def clear(place: Place, patience: float) -> None:
+    """Remove the place of a supervisor that is no more, and first end what is left of its server.
+
+    Something is left only where all were killed at once that would have ended it.
+
+    :param patience: seconds between TERM and KILL
+    """
+    _tree.end(lambda rows: _tree.marked(place.mark, rows), patience)
+    place.remove()
+
+
+def sweep() -> set[int]:
+    """Remove the places of supervisors that were killed, and records that nobody came for.
+
+    :returns: children of ours that end what is left of such a server; nobody waits for them
+    """
+    children = set()
     for place in places():
-        if vacant(place) and ("ended" not in place.read() or place.age() > KEEP):
+        if not vacant(place):
+            continue
+        if "ended" in place.read():
+            if place.age() > KEEP:
+                place.remove()
+        elif not _tree.marked(place.mark, _tree.table()):
             place.remove()
+        else:
+            pid = os.fork()
+            if not pid:
+                try:
+                    os.setpgid(0, 0)
+                    signal.set_wakeup_fd(-1)
+                    let_go()
+                    clear(place, _GRACE)
+                finally:
+                    os._exit(0)
+            children.add(pid)
+    return children

@@ -12,7 +12,7 @@ import os
 import select
 import time
 
-from bokeh_ssh._door import knock, vacant
+from bokeh_ssh._door import clear, knock, vacant
 from bokeh_ssh._place import CONTROL, KEEP, Place, node, places
 
 TYPE_CHECKING = False  # typing costs milliseconds and is not needed to run
@@ -73,7 +73,7 @@ class Errand:
         """Tell what became of a server whose supervisor is no more; what was told need not be kept."""
         record = place.read()
         if "ended" not in record:
-            place.remove()
+            clear(place, QUICK)
             self.say("refused", why="gone", node=node())
             return 1
         self.say("refused", **dict(record, why="exited"))
@@ -93,7 +93,10 @@ class Errand:
                 record = place.read()
                 state = "silent"
                 if vacant(place):
-                    if "ended" not in record or place.age() > KEEP:
+                    if "ended" not in record:
+                        clear(place, QUICK)
+                        continue
+                    if place.age() > KEEP:
                         place.remove()
                         continue
                     state = "ended"
@@ -111,7 +114,7 @@ class Errand:
             sock, _ = knock(place.at(CONTROL), self.order, (), QUICK)
         except OSError as exc:
             if vacant(place):
-                place.remove()
+                clear(place, QUICK)
                 self.say("over", already=True)
                 return 0
             self.say("refused", why="silent", text=exc.strerror or str(exc))
@@ -149,7 +152,7 @@ def hold(sock: socket.socket) -> int:
             return LOST
         if not part:
             return 0 if b"bye" in data else LOST
-        data += part
+        data = data[-8:] + part
 
 
 def main() -> NoReturn:

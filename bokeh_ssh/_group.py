@@ -6,9 +6,11 @@ Runs on the remote machine: standard library only, Python 3.8 or newer, any POSI
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
-import time
+
+from bokeh_ssh import _tree
 
 TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
 if TYPE_CHECKING:
@@ -18,25 +20,9 @@ if TYPE_CHECKING:
 PATIENCE = 5.0  # seconds between TERM and KILL where nobody says otherwise
 
 
-def look(pid: int) -> tuple[int, str]:
-    """Give the group of a process and the letter of its state; ``(0, "")`` where /proc does not say."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as stat:
-            text = stat.read()
-        state, _, group = text.rpartition(b")")[2].split()[:3]  # the name before may hold anything
-    except (OSError, ValueError):
-        return 0, ""
-    return int(group), state.decode()
-
-
 def members(group: int) -> set[int]:
     """List the processes of a group that still run; a zombie does not."""
-    if os.path.exists("/proc/self/stat"):
-        table = [(int(name), *look(int(name))) for name in os.listdir("/proc") if name.isdigit()]
-    else:
-        with os.popen("ps -A -o pid=,pgid=,stat=") as ps:  # noqa: S605, S607 - where ps is, PATH knows
-            table = [(int(pid), int(its), state) for pid, its, state in (row.split()[:3] for row in ps)]
-    return {pid for pid, its, state in table if its == group and state[:1] not in ("Z", "X")}
+    return {pid for pid, row in _tree.table().items() if row[1] == group}
 
 
 def descendants(pid: int) -> set[int]:
@@ -72,43 +58,54 @@ def send(group: int, *signals: int) -> None:
             os.killpg(group, number)
 
 
-def start(argv: list[bytes], env: dict[bytes, bytes], group: int) -> tuple[int, list[int]]:
-    """Start a program in a group, with nothing to read and both its streams on pipes.
+def pipes() -> tuple[list[int], list[int]]:
+    """Make what the standard output and error of a program are read from: our ends, and its own."""
+    ours, theirs = zip(os.pipe(), os.pipe())  # noqa: B905 - Python 3.8
+    for fd in ours:
+        os.set_blocking(fd, False)
+    return list(ours), list(theirs)
 
-    :returns: its process id, and our ends of its standard output and error
+
+def start(argv: list[bytes], env: dict[bytes, bytes], group: int, outputs: list[int]) -> int:
+    """Start a program in a group, with nothing to read; gives its process id.
+
+    :param outputs: what becomes its standard output and error
     :raises OSError: if it cannot be started
     """
     actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
-    ours, theirs = [], []
-    for number in (1, 2):
-        reads, writes = os.pipe()
-        os.set_blocking(reads, False)
-        actions.append((os.POSIX_SPAWN_DUP2, writes, number))
-        ours.append(reads)
-        theirs.append(writes)
+    actions += [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(outputs, 1)]
     ignored = [signal.SIGHUP, signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ]  # exec would pass that on
+    return os.posix_spawnp(argv[0], argv, env, file_actions=actions, setpgroup=group, setsigdef=ignored)
+
+
+def let_go(*kept: int) -> list[int]:
+    """Let go of all descriptors but these, whose new numbers are given; the session must not be held open."""
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in kept]
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in range(3):
+        os.dup2(null, number)
     try:
-        pid = os.posix_spawnp(argv[0], argv, env, file_actions=actions, setpgroup=group, setsigdef=ignored)
+        every = [int(name) for name in os.listdir("/proc/self/fd")]
     except OSError:
-        for fd in ours:
-            os.close(fd)
-        raise
-    finally:
-        for fd in theirs:
-            os.close(fd)
-    return pid, ours
+        every = list(range(1024))
+    for fd in every:
+        if fd > 2 and fd not in high:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+    return high
 
 
-def start_keeper(leave: Callable[[], object]) -> tuple[int, int]:
+def start_keeper(leave: Callable[[], object], mark: bytes) -> tuple[int, int]:
     """Fork the keeper; give its process id, which is the group's too, and the pipe that it waits on.
 
     :param leave: removes what a supervisor that was killed cannot
+    :param mark: what stands in the environment of all that is ours; empty where nothing does
     """
     waits, lifeline = os.pipe()
     pid = os.fork()
     if not pid:
         try:
-            keep(waits, leave)
+            keep(waits, leave, mark)
         finally:
             os._exit(0)
     os.setpgid(pid, pid)  # here too, so that the group exists before the server joins it
@@ -116,24 +113,22 @@ def start_keeper(leave: Callable[[], object]) -> tuple[int, int]:
     return pid, lifeline
 
 
-def keep(lifeline: int, leave: Callable[[], object]) -> None:
+def keep(lifeline: int, leave: Callable[[], object], mark: bytes) -> None:
     """Wait until the pipe ends, which means that the supervisor was killed; then end this group."""
     os.setpgid(0, 0)
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is sent to the whole group, and we are in it
-    null = os.open(os.devnull, os.O_RDWR)
-    for number in range(3):  # the session must not be held open by us
-        os.dup2(null, number)
-    if lifeline != 3:
-        os.dup2(lifeline, 3)
-    os.closerange(4, 256)
-    while os.read(3, 1):
+    (waits,) = let_go(lifeline)
+    while os.read(waits, 1):
         pass
     me = os.getpid()
     send(me, signal.SIGTERM, signal.SIGCONT)
-    deadline = time.monotonic() + PATIENCE
-    while members(me) - {me} and time.monotonic() < deadline:
-        time.sleep(0.05)
+
+    def ours(rows: _tree.Table) -> set[int]:
+        found = {pid for pid, row in rows.items() if row[1] == me} - {me}
+        return found | (_tree.marked(mark, rows) if mark else set())
+
+    _tree.end(ours, PATIENCE)
     leave()
     send(me, signal.SIGKILL)

@@ -34,6 +34,8 @@ CONTROL = "control"
 RECORD = "record"
 SERVER = "server"
 APPS = "apps"
+#: Tells what a server starts, in its environment, which one that was; the supervisors of others among it.
+WITHIN = "BOKEH_SSH_WITHIN"
 #: Names it as the only place where it is set; for machines where neither /tmp nor the home will do.
 SETTING = "BOKEH_SSH_DIR"
 LONGEST = 100  # bytes of a socket's path: 103 on macOS, 107 on Linux
@@ -86,6 +88,11 @@ class Place:
         self.path = path
         self.id = os.path.basename(path)
         self.touched = time.monotonic()
+
+    @property
+    def mark(self) -> bytes:
+        """What stands in the environment of all that its server has started."""
+        return f"{WITHIN}={self.id}".encode()
 
     def at(self, name: str) -> str:
         """Give the path of a file in it."""

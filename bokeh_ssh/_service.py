@@ -14,10 +14,12 @@ import socket
 import sys
 import time
 
+from bokeh_ssh import _tree
 from bokeh_ssh._companion import Companion
 from bokeh_ssh._depot import Depot
 from bokeh_ssh._door import sweep
-from bokeh_ssh._group import PATIENCE, descendants, members, send, start
+from bokeh_ssh._foster import Foster
+from bokeh_ssh._group import PATIENCE, pipes, send, start
 from bokeh_ssh._place import APPS, SERVER, Place, node
 from bokeh_ssh._readiness import (
     READY_FD,
@@ -55,7 +57,6 @@ RUN = (
     f"sys.argv.__setitem__(slice(1), ['-c', {STUB!r}, run, name]))); "
     "runpy.run_module(name, run_name='__main__', alter_sys=True)"
 )
-WITHIN = "BOKEH_SSH_WITHIN"  # tells a supervisor started by a server which one that was
 
 
 class Service:
@@ -72,7 +73,7 @@ class Service:
         self.companion = Companion()
         self.facts = Facts()
         self.port = 0  # the one that it is to listen on, where it is not Bokeh's and cannot tell
-        self.others: set[str] = set()  # sockets that others listened on before it was started
+        self.before: set[str] = set()  # sockets that others listened on before it was started
         self.socket = ""  # the path that the server is to listen on; empty for a port
         self.no_socket = ""  # why it is a port though a socket was wanted
         self.watch = Watch(float(spec.get("watch", 0)))
@@ -83,6 +84,10 @@ class Service:
         self.server = 0
         self.keeper = 0
         self.group = 0
+        self.adopts = False  # what leaves the group, and its parents, becomes a child of ours
+        self.foster: Foster | None = None  # the server's parent, where there is one
+        self.others: set[int] = set()  # children that were there before
+        self.asked: set[tuple[int, int]] = set()  # who is not in the group and was sent TERM
         self.status: int | None = None
         self.halted = False
         self.started: dict[str, Any] = {}
@@ -152,11 +157,11 @@ class Service:
             env[encode(READY_FD)] = b"%d" % theirs
             ends.append(theirs)
         if not self.is_bokeh():
-            self.others = set(listeners() or ())
+            self.before = set(listeners() or ())
         shown = [os.fsdecode(word) for word in argv]
         self.facts = Facts(asked_port(shown))
         try:
-            self.server, (out, err) = start(self.apart(argv), env, self.group)
+            out, err = self.beget(self.apart(argv), env)
             self.streams.update({out: ("out", b""), err: ("err", b"")})
             self.started.update(protocol=PROTOCOL, pid=self.server, supervisor=os.getpid(), argv=shown)
             self.started.update(python=sys.executable, node=node(), nowhere=self.nowhere)
@@ -179,6 +184,26 @@ class Service:
             return argv
         return [argv[0], b"-c", encode(STUB), encode(RUN), *argv[2:]]
 
+    def beget(self, argv: list[bytes], env: dict[bytes, bytes]) -> list[int]:
+        """Start the server; gives our ends of its streams."""
+        if self.adopts:
+            if self.foster:
+                self.foster.close()
+            self.foster = Foster(argv, env, self.group, self.leave)
+            self.server = self.foster.child
+            return self.foster.streams
+        ours, theirs = pipes()
+        try:
+            self.server = start(argv, env, self.group, theirs)
+        except OSError:
+            for fd in ours:
+                os.close(fd)
+            raise
+        finally:
+            for fd in theirs:
+                os.close(fd)
+        return ours
+
     def environment(self, more: dict[str, str]) -> dict[bytes, bytes]:
         """Give the environment of what is started here."""
         env = dict(os.environb)
@@ -186,7 +211,8 @@ class Service:
             env.pop(encode(name), None)
         env.update((encode(name), encode(value)) for name, value in dict(self.spec["env"], **more).items())
         if self.place:
-            env[encode(WITHIN)] = encode(self.place.id)
+            name, _, value = self.place.mark.partition(b"=")
+            env[name] = value
         return env
 
     def signs(self) -> bool:
@@ -223,23 +249,32 @@ class Service:
                 return
             if not pid:
                 return
-            if os.WIFSTOPPED(status) or os.WIFCONTINUED(status):
-                if pid == self.server:
-                    self.halt(os.WIFSTOPPED(status))
+            if not os.WIFSTOPPED(status) and not os.WIFCONTINUED(status):
+                self.others.discard(pid)
+            if pid == self.server:
+                self.became(status)
+            elif os.WIFSTOPPED(status) or os.WIFCONTINUED(status):
+                continue
             elif pid == self.keeper:
                 self.keeper = 0
+            elif self.foster and pid == self.foster.pid:
+                self.foster.pid = 0  # which may be another's soon
             elif pid == self.companion.pid:
                 self.drain_all()
                 self.companion.ended()
                 if self.kill_at is None:  # else it is the server's end that counts, which is told by itself
                     self.say("along", word={})
-            elif pid == self.server:
-                self.status = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-                self.drain_all()
-                if self.retry():
-                    continue
-                self.say("exit", status=self.status)
-                self.end(PATIENCE)
+
+    def became(self, status: int) -> None:
+        """Take note of what the system says of the server, as from ``os.waitpid``."""
+        if os.WIFSTOPPED(status) or os.WIFCONTINUED(status):
+            self.halt(os.WIFSTOPPED(status))
+            return
+        self.status = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+        self.drain_all()
+        if not self.retry():
+            self.say("exit", status=self.status)
+            self.end(PATIENCE)
 
     def retry(self) -> bool:
         """Start the server anew with a port, if it is one that does not know of sockets."""
@@ -305,7 +340,7 @@ class Service:
 
     def processes(self) -> set[int]:
         """List the server's processes that still run, as far as they can be found."""
-        return (members(self.group) | descendants(self.server) | {self.server}) - {self.keeper}
+        return self.remains(_tree.table()) | {self.server}
 
     def holds_port(self, port: int, mine: set[int]) -> bool | None:
         """Check whether the server listens on a port; None where the system does not tell.
@@ -318,7 +353,7 @@ class Service:
         held = holds(mine, port)
         if held is not False or self.is_bokeh():
             return held
-        new = {user for name, user in (listeners(port) or {}).items() if name not in self.others}
+        new = {user for name, user in (listeners(port) or {}).items() if name not in self.before}
         return bool(new & users(mine))
 
     def look_for_port(self) -> None:
@@ -333,8 +368,8 @@ class Service:
             return
         finally:
             probe.close()
-        before = self.others & set(listeners(self.port) or ())
-        if before and not holds(self.processes(), self.port):
+        taken = self.before & set(listeners(self.port) or ())
+        if taken and not holds(self.processes(), self.port):
             return  # it is another server's, which was there before
         message = {"event": "ready", "port": self.port, "pid": self.server, "routes": ["/"], "versions": ""}
         self.listens(message)
@@ -350,7 +385,7 @@ class Service:
         self.say(**ready)
         if self.place:
             self.place.write(self.record_of())
-            sweep()
+            self.others |= sweep()
 
     def halt(self, halted: bool) -> None:
         if halted != self.halted:
@@ -433,6 +468,7 @@ class Service:
         if self.kill_at is None:
             self.kill_at = kill_at
             send(self.group, signal.SIGTERM, signal.SIGCONT)  # one that is stopped takes TERM only then
+            self.chase()
         self.kill_at = min(self.kill_at, kill_at)
 
     def over(self) -> bool:
@@ -443,7 +479,31 @@ class Service:
             return True
         if not self.server:
             return True
-        return self.status is not None and not members(self.group) - {self.keeper}
+        return self.status is not None and not self.remains(_tree.table())
+
+    def remains(self, rows: _tree.Table) -> set[int]:
+        """List what still runs of the server's group and, where it can be known, of all that was started."""
+        found = {pid for pid, row in rows.items() if row[1] == self.group}
+        if self.adopts:
+            foster = self.foster.pid if self.foster else 0
+            found |= _tree.below(os.getpid(), rows, self.others | {foster})
+            found |= _tree.below(foster, rows) if foster in rows else set()
+        return found - {self.keeper}
+
+    def chase(self) -> None:
+        """Have those end that are not in the group: TERM once, and KILL when the group gets that."""
+        if not self.adopts:
+            return
+        rows = _tree.table()
+        for pid in self.remains(rows):
+            row = rows[pid]
+            if row[1] == self.group:
+                continue
+            if self.killed is not None:
+                _tree.tell(pid, row, signal.SIGKILL)
+            elif (pid, row[3]) not in self.asked:
+                self.asked.add((pid, row[3]))
+                _tree.tell(pid, row, signal.SIGTERM, signal.SIGCONT)
 
 
 def encode(text: str) -> bytes:

@@ -14,9 +14,10 @@ A client that comes back, or another one, knocks at the control socket (the ``as
 adopts the server hands in its own standard input and output, which replace those that there were: from then
 on all is as it was with the first.
 
-There are three processes. This one holds everything. The *server* does the work. The *keeper* leads the
+There are four processes. This one holds everything. The *server* does the work. The *keeper* leads the
 server's process group, which pins the group's number, and waits on a pipe whose end tells it that this
-process was killed; then it ends the group in our place.
+process was killed; then it ends the group in our place. The *foster* is the server's parent, where what
+leaves the group can be adopted (see ``_foster``); elsewhere we are.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ import select
 import signal
 import time
 
+from bokeh_ssh import _tree
 from bokeh_ssh._door import Door, Guest
-from bokeh_ssh._group import PATIENCE, look, send, start_keeper
-from bokeh_ssh._place import CONTROL, make
+from bokeh_ssh._group import PATIENCE, send, start_keeper
+from bokeh_ssh._place import CONTROL, WITHIN, make
 from bokeh_ssh._readiness import mask
-from bokeh_ssh._service import CHUNK, TAIL, WITHIN, Service, encode
+from bokeh_ssh._service import CHUNK, TAIL, Service, encode
 from bokeh_ssh._wire import Wire
 
 TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
@@ -73,7 +75,10 @@ class Supervisor(Service):
         self.arm()
         self.place, self.door, self.nowhere = make(lambda path: Door(os.path.join(path, CONTROL)))
         self.prepare()
-        self.keeper, self.lifeline = start_keeper(self.leave)
+        mark = self.place.mark if self.place else b""
+        self.others = _tree.below(os.getpid(), _tree.table())  # what "setup" has left running
+        self.adopts = _tree.adopt()
+        self.keeper, self.lifeline = start_keeper(self.leave, mark)
         self.group = self.keeper
         try:
             if self.kill_at is None and not self.spec.get("brings"):
@@ -82,7 +87,9 @@ class Supervisor(Service):
             while not self.over():
                 self.turn()
         finally:
+            self.killed = time.monotonic()
             send(self.group, signal.SIGKILL)
+            self.chase()
         self.finish()
 
     def arm(self) -> None:
@@ -110,7 +117,8 @@ class Supervisor(Service):
         knocks = self.door.fds() if self.door else []
         held = self.client.fileno() if self.client else -1
         looks = self.watch.fds()
-        sources += knocks + looks + [held] * (held >= 0)
+        raised = self.foster.fileno() if self.foster else -1
+        sources += knocks + looks + [fd for fd in (held, raised) if fd >= 0]
         try:
             readable, writable, _ = select.select(sources, self.wire.sinks(), [], self.pause())
         except InterruptedError:
@@ -124,6 +132,9 @@ class Supervisor(Service):
                 self.drain(fd)
             elif fd in looks:
                 self.watch.answered()
+            elif self.foster and fd == raised:
+                for status in self.foster.hear():
+                    self.became(status)
             elif fd == held:  # whoever held the client's session has ended
                 self.gone()
         for fd in readable:
@@ -172,10 +183,12 @@ class Supervisor(Service):
         if self.kill_at is not None and now >= self.kill_at and self.killed is None:
             self.killed = now
             send(self.group, signal.SIGKILL)
+        if self.kill_at is not None:
+            self.chase()
         if self.ready and self.ready["pid"] != self.server:  # a wrapper's child: no signal tells us of it
-            group, state = look(self.ready["pid"])
-            if group == self.group:
-                self.halt(state in ("T", "t"))
+            row = _tree.look(self.ready["pid"])
+            if row and row[1] == self.group:
+                self.halt(row[2] in ("T", "t"))
 
     def look_at_server(self, now: float) -> None:
         """See whether the server answers; nobody has to know while nobody is there."""
