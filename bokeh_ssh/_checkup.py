@@ -277,7 +277,7 @@ def _check_server(connection: Connection, serve: Serve, *, sockets: bool) -> Fin
 
 
 def _version(text: str) -> str:
-    found = re.search(r"Bokeh\D*(\d+\.\d+(?:\.\d+)?)", text)
+    found = re.search(r"Bokeh\D{0,20}(\d{1,9}\.\d{1,9}(?:\.\d{1,9})?)", text)
     return found[1] if found else ""
 
 

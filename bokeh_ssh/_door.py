@@ -81,7 +81,7 @@ class Guest:
         if b"\n" in self._data:
             try:
                 request = json.loads(self._data.partition(b"\n")[0])
-            except ValueError:
+            except (ValueError, RecursionError):
                 return False
             if not isinstance(request, dict):
                 return False

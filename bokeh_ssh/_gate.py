@@ -131,7 +131,7 @@ class Gate:
         if not waiting.watched:
             waiting.watched = True
             self._pump.watch(sock, 0, selectors.EVENT_READ, lambda _: self._look(sock, waiting))
-        if waiting.inspector.held and not waiting.begun:
+        if not waiting.begun and waiting.inspector.held:
             waiting.begun = True
             self._pump.later(_PATIENCE, lambda: self._expire(sock, waiting))
 

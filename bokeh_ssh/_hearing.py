@@ -19,13 +19,15 @@ from bokeh_ssh._events import (
     ServerUnresponsive,
 )
 from bokeh_ssh._launch import Launch
-from bokeh_ssh._report import LINES, AppErrors, plain
+from bokeh_ssh._report import AppErrors, Kept, plain
 from bokeh_ssh._ticket import as_paths
 
 _log = logging.getLogger("bokeh_ssh")
 
 #: Interpreters that are remembered as tried: a bound on what the far side can make us keep.
 _TRIED = 10
+#: Words of a command line, and routes, that are kept.
+_WORDS = 10_000
 
 
 def _nothing(_: list[str]) -> None:
@@ -76,7 +78,7 @@ class Hearing:
         self._on_event = on_event
         self._token = ""
         self._started: dict[str, str] = {}
-        self._lines: deque[str] = deque(maxlen=LINES)
+        self._lines = Kept()
         self._failures = AppErrors()
         self._app_errors: deque[str] = deque(maxlen=20)
         self._argv = launch.shown()
@@ -98,7 +100,7 @@ class Hearing:
     @property
     def log(self) -> tuple[str, ...]:
         """Its last lines, standard output and error together, without escape sequences."""
-        return tuple(self._lines)
+        return self._lines.lines
 
     @property
     def app_errors(self) -> tuple[str, ...]:
@@ -122,14 +124,14 @@ class Hearing:
             self._tried.append({key: plain(str(message[key])) for key in ("path", "kind", "text")})
 
     def _heard_failed(self, message: dict[str, Any]) -> None:
-        self._argv = tuple(map(plain, message.get("argv", self._argv)))
+        self._argv = tuple(map(plain, message.get("argv", self._argv)[:_WORDS]))
         self._set(_failed=message)
 
     def _heard_crashed(self, message: dict[str, Any]) -> None:
         self._lines.extend(map(plain, str(message["text"]).splitlines()))
 
     def _heard_started(self, message: dict[str, Any]) -> None:
-        self._argv = tuple(map(plain, message["argv"]))
+        self._argv = tuple(map(plain, message["argv"][:_WORDS]))
         names = ("id", "node", "python", "libraries", "place", "nowhere")
         self.depot = str(message.get("depot") or "")
         self._started = {name: plain(str(message.get(name) or "")) for name in names}
@@ -157,7 +159,7 @@ class Hearing:
                 self._tell(AppFailed(host=self.host, traceback=text))
 
     def _heard_dropped(self, message: dict[str, Any]) -> None:
-        self._lines.append(f"[{int(message['lines'])} lines were lost here: the connection was too slow]")
+        self._lines.extend([f"[{int(message['lines'])} lines were lost here: the connection was too slow]"])
 
     def _heard_ready(self, message: dict[str, Any]) -> None:
         port, pid, path = int(message["port"]), int(message["pid"]), plain(str(message.get("socket", "")))
@@ -168,7 +170,7 @@ class Hearing:
         # One that is taken over was started in another way than this launch says.
         if self.socket and self.launch.sign == "port" and not self._key_told:
             self.key = ""
-        self.routes = as_paths([plain(route) for route in message["routes"]]) or ("/",)
+        self.routes = as_paths([plain(route) for route in message["routes"][:_WORDS]]) or ("/",)
         self.versions = plain(message["versions"])
         self._set(port=port, pid=pid, _stage="ready")
 

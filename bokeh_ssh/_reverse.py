@@ -32,6 +32,8 @@ from bokeh_ssh._wait import wait_for
 
 #: Seconds that the host has to start Python, reach the gateway and log in.
 _TIMEOUT = 30.0
+#: Kinds of messages that are kept.
+_MOST_EVENTS = 20
 #: Where a publisher beside a server finds what it is to do: a variable of its environment.
 SPECIFICATION = "BOKEH_SSH_PUBLICATION"
 _STOPPED = "the Bokeh host stopped publishing"
@@ -62,7 +64,8 @@ class _Publisher:
         messages = self._reader.feed(data)
         with self._change:
             for message in messages:
-                self._messages[message["event"]] = message
+                if message["event"] in self._messages or len(self._messages) < _MOST_EVENTS:
+                    self._messages[message["event"]] = message
             self._change.notify_all()
 
     def on_stderr(self, data: bytes) -> None:

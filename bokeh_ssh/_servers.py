@@ -27,6 +27,7 @@ from bokeh_ssh._ticket import Ticket, as_paths
 from bokeh_ssh._wait import wait_for
 
 _MOST = 1000  # servers that are listed: a bound on what the far side can make us keep
+_MOST_BYTES = 32 << 20  # of what it says in all
 _PATIENCE = 5.0  # seconds between TERM and KILL
 
 
@@ -174,6 +175,7 @@ class _Errand:
         self._stderr = Tail()
         self._change = threading.Condition()
         self._messages: list[dict[str, Any]] = []
+        self._heard_bytes = 0
         self._over = False
         self._status: int | None = None
 
@@ -228,6 +230,9 @@ class _Errand:
         return SessionError(msg, host=host, hint="ask for a login shell")
 
     def _on_stdout(self, data: bytes) -> None:
+        self._heard_bytes += len(data)
+        if self._heard_bytes > _MOST_BYTES:
+            return  # then the end does not come, and that is told
         messages = self._reader.feed(data)
         with self._change:
             self._messages += messages[: max(0, _MOST - len(self._messages))]

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 PROTOCOL = 1
 CHUNK = 1 << 16  # bytes read at once, and the longest line before it is cut
+CLAIMS = 16  # ports that are looked at together, where log lines say that it listens there
 LINES = 1000  # lines kept of the log
 TAIL = 1 << 18  # characters kept of the log, which is what one who comes later is told; 1 MiB at most
 #: What argparse, click and others say of an option that they do not know.
@@ -72,6 +73,8 @@ class Service:
         self.depot: Depot | None = None  # where the app is that the client brings
         self.companion = Companion()
         self.facts = Facts()
+        self.claims: dict[int, dict[str, Any]] = {}  # what log lines say, by port, and nobody has looked at
+        self.claims_at = 0.0  # when to look
         self.port = 0  # the one that it is to listen on, where it is not Bokeh's and cannot tell
         self.before: set[str] = set()  # sockets that others listened on before it was started
         self.socket = ""  # the path that the server is to listen on; empty for a port
@@ -314,6 +317,16 @@ class Service:
             apps = [self.depot.at(app) for app in apps]
         return routes_of(apps, self.spec.get("prefix", ""), self.spec.get("glob", False))
 
+    def look_at_claims(self, now: float) -> None:
+        """Look whether what log lines say is so; in a tenth of the time at most, whatever an app writes."""
+        if not self.claims or now < self.claims_at:
+            return
+        claims, self.claims = self.claims, {}
+        for ready in claims.values():
+            self.take_word(ready)
+        took = time.monotonic() - now
+        self.claims_at = now + min(1.0, 10 * took)
+
     def take_word(self, ready: dict[str, Any]) -> None:
         """Take what log lines say of a port, if a process of the server listens there: apps write too.
 
@@ -434,8 +447,9 @@ class Service:
         # One of another kind is looked for where it was told to listen, whatever it writes.
         for line in [] if self.spec.get("notify") or self.spec.get("plain") or self.ready else lines:
             ready = self.facts.read(line)
-            if ready:
-                self.take_word(ready)
+            if ready and (ready["port"] in self.claims or len(self.claims) < CLAIMS):
+                self.claims[ready["port"]] = ready
+        self.look_at_claims(time.monotonic())
 
     def keep_of_log(self, lines: list[str]) -> None:
         """Keep the last lines, and no more than is ever told of them."""

@@ -31,12 +31,12 @@ import signal
 import time
 
 from bokeh_ssh import _tree
-from bokeh_ssh._door import Door, Guest
+from bokeh_ssh._door import GUESTS, Door, Guest
 from bokeh_ssh._group import PATIENCE, send, start_keeper
 from bokeh_ssh._place import CONTROL, WITHIN, make
 from bokeh_ssh._readiness import mask
 from bokeh_ssh._service import CHUNK, TAIL, Service, encode
-from bokeh_ssh._wire import Wire
+from bokeh_ssh._wire import LONGEST, Wire
 
 TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
 if TYPE_CHECKING:
@@ -152,6 +152,8 @@ class Supervisor(Service):
             return 0.05
         if self.socket and not self.ready:
             return 0.02  # its socket is not told of, but looked for
+        if self.claims and not self.ready:
+            return max(0.0, self.claims_at - time.monotonic())
         if self.port and not self.ready:
             return 0.1  # likewise; each look takes a port
         longest = 1.0 if self.ready and self.ready["pid"] != self.server else 60.0
@@ -176,6 +178,7 @@ class Supervisor(Service):
             self.place.touch()
         if self.socket and not self.ready:
             self.look_for_socket()
+        self.look_at_claims(now)
         if self.port and self.server and not self.ready and self.status is None:
             self.look_for_port()
         if self.ready and self.watch.pause and self.kill_at is None:
@@ -345,6 +348,8 @@ class Supervisor(Service):
     def ask_stop(self, guest: Guest, request: dict[str, Any]) -> str:
         """End the server; the guest is told when all is over."""
         self.order(float(request.get("patience", PATIENCE)))
+        if len(self.waiters) >= GUESTS:
+            return "busy"
         self.waiters.append(guest)
         guest.answer(stopping=True)
         return ""
@@ -357,6 +362,8 @@ class Supervisor(Service):
         server back unasked.
         """
         if self.kill_at is not None and self.status is not None and not self.ordered:
+            if len(self.waiters) >= GUESTS:
+                return "busy"
             self.waiters.append(guest)
             guest.answer(over=False)
             return ""
@@ -451,13 +458,16 @@ class Supervisor(Service):
 
 def main() -> NoReturn:
     """Read the ``start`` message and do it."""
-    text = b""
-    while b"\n" not in text:
+    parts, length = [], 0
+    while True:
         data = os.read(0, CHUNK)
-        if not data:
+        length += len(data)
+        if not data or length > LONGEST:
             os._exit(3)
-        text += data
-    first, _, rest = text.partition(b"\n")
+        parts.append(data)
+        if b"\n" in data:
+            break
+    first, _, rest = b"".join(parts).partition(b"\n")
     supervisor = Supervisor(json.loads(first), rest)
     try:
         supervisor.run()
