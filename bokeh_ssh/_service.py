@@ -447,8 +447,11 @@ class Service:
         # One of another kind is looked for where it was told to listen, whatever it writes.
         for line in [] if self.spec.get("notify") or self.spec.get("plain") or self.ready else lines:
             ready = self.facts.read(line)
-            if ready and (ready["port"] in self.claims or len(self.claims) < CLAIMS):
+            if ready:  # what an app writes while it is imported comes first, and Bokeh's own last
+                self.claims.pop(ready["port"], None)
                 self.claims[ready["port"]] = ready
+                if len(self.claims) > CLAIMS:
+                    del self.claims[next(iter(self.claims))]
         self.look_at_claims(time.monotonic())
 
     def keep_of_log(self, lines: list[str]) -> None:

@@ -248,7 +248,7 @@ def _refused(parse: Callable[..., object], *args: object) -> None:
 
 _PIECES = (
     " ", "\t", "\r", "\n", "a", "0", "-", ".", ":", "/", ",", "*a", "|", "[", "[[:", "${", "%h", "a=", '"',
-    "=", "\x1b[", "\x1b]", "Error running application handler\n", "error: ", "ERROR: ", "m" * 31, "secret", "[[",
+    "=", "\x1b[", "\x1b]", "Error running application handler\n", "error: ", "m" * 31, "secret", "[[",
 )  # fmt: skip
 
 
