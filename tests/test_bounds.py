@@ -9,12 +9,14 @@ import signal
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from beds import until
+from bokeh_ssh import _wire
 from bokeh_ssh._backlog import Backlog
 from bokeh_ssh._dispatcher import Dispatcher
 from bokeh_ssh._events import AppFailed
@@ -207,3 +209,35 @@ def test_what_a_list_of_servers_says_is_bounded(bench: Bench, monkeypatch: pytes
     for number in range(1000):
         run._on_stdout(run._mark.encode() + json.dumps({"event": "server", "n": number}).encode() + b"\n")
     assert len(run._messages) < 30
+
+
+def test_of_what_a_slow_client_misses_the_last_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a client takes nothing, log lines are counted, and of all else the last of a kind waits."""
+    sent = bytearray()
+    full = threading.Event()
+
+    def write(fd: int, data: bytes) -> int:
+        if full.is_set():
+            raise BlockingIOError
+        sent.extend(data)
+        return len(data)
+
+    monkeypatch.setattr(_wire, "os", types.SimpleNamespace(write=write))
+    wire = _wire.Wire("mark")
+    full.set()
+    for number in range(3000):
+        wire.say("log", stream="out", lines=["x" * 1000])
+        wire.say("along", word={"number": number, "text": "x" * 1000})
+        wire.say("stopped" if number % 2 else "continued")
+        wire.say("stored", number=number, size=0, fault="full" if number == 2500 else "")
+    assert wire._size < 1.1 * _MIB
+    assert len(wire._late) == 3
+    full.clear()
+    wire.flush()
+    wire.say("exit", status=0)
+    said = [json.loads(line.removeprefix("mark")) for line in sent.decode().splitlines()]
+    lines = sum(len(each["lines"]) for each in said if each["event"] == "log")
+    assert [each["event"] for each in said[-5:]] == ["dropped", "along", "stopped", "stored", "exit"]
+    assert said[-5]["lines"] + lines == 3000
+    assert said[-4]["word"]["number"] == 2999
+    assert said[-2]["fault"] == "full"
