@@ -23,7 +23,7 @@ if os.name != "posix":
 
 from bokeh_ssh._group import members
 from bokeh_ssh._servers import list_servers, stop_server
-from local_runner import FAKE, Bench, Held, alive, kinds, processes
+from local_runner import FAKE, Bench, Held, alive, kinds, processes, pythons
 from test_detach import end, there
 from test_reconnect_tunnel import tunnel_to
 
@@ -121,6 +121,16 @@ def test_all_that_left_the_group_ends_with_stop(
         assert held.server.stop() is True
         assert strays(mark, bystander) == set()  # and it has said so only then
     assert held.session.process.wait(20) == 0
+
+
+def test_the_oldest_python_ends_them_too(bench: Bench, mark: str, bystander: subprocess.Popen[bytes]) -> None:
+    """Python 3.8, which knows no pidfd, adopts and ends what left the group."""
+    found = pythons("3.8")
+    if not found:
+        pytest.skip("there is no Python 3.8 here")
+    held = escaped(bench, mark, _WAYS["setsid"], _WAYS["daemon"], python=found[0])
+    assert held.server.stop() is True
+    assert strays(mark, bystander) == set()
 
 
 def test_what_ignores_term_is_killed(bench: Bench, mark: str, bystander: subprocess.Popen[bytes]) -> None:
