@@ -24,6 +24,8 @@ from bokeh_ssh._errors import (
     HostKeyError,
     PortInUseError,
     ResolveError,
+    ServerExitedError,
+    ServerGoneError,
     UsageError,
 )
 from bokeh_ssh._events import Authenticated, Connecting, Event, HostKeyAdded, HostKeyVerified
@@ -47,6 +49,8 @@ Verdict = Literal["good", "note", "bad"]
 _OPTIONAL = ("sockets", "as a gateway", "files")
 #: Seconds for a connection that has failed to end.
 _DYING = 2.0
+#: Seconds that a server which was started for a look outlives its session, should we not come back.
+_MOMENT = 15.0
 #: Milliseconds of a round trip from which on a page feels it.
 _SLOW = 150.0
 
@@ -110,18 +114,22 @@ def examine(host: Host, serve: Serve, begin: Callable[[str], None]) -> Iterator[
 def _examine_machine(
     line: Callable[[], Connection], serve: Serve, begin: Callable[[str], None]
 ) -> Iterator[Finding]:
-    checks: dict[str, Callable[[Connection], Finding]] = {
+    lasting: list[Finding] = []
+    checks: dict[str, Callable[[Connection], Finding | None]] = {
         "round trip": _check_round_trip,
         "forwarding": _check_forwarding,
         "sockets": _check_sockets,
         "as a gateway": _check_gateway,
         "files": _check_files,
-        "server": lambda connection: _check_server(
-            connection, serve, sockets=seen["sockets"].verdict == "good"
-        ),
+        "server": lambda connection: _check_server(connection, serve, lasting, sockets=sockets()),
+        "after a loss": lambda _: next(iter(lasting), None),
         "your servers": lambda connection: _check_servers(connection, serve.python),
     }
     seen: dict[str, Finding] = {}
+
+    def sockets() -> bool:
+        return seen["sockets"].verdict == "good"
+
     for name, check in checks.items():
         begin(f"Looking at: {name}")
         try:
@@ -130,17 +138,19 @@ def _examine_machine(
             yield _bad(_stage(exc), exc)
             return
         try:
-            seen[name] = check(connection)
+            found = check(connection)
         except BokehSSHError as exc:
-            seen[name] = _bad(name, exc)
+            found = _bad(name, exc)
             if isinstance(exc, ConnectionLostError):
                 wait(connection.lost, _DYING)
                 if name in _OPTIONAL and not connection.alive:
                     text = (
                         f"it cannot be had: the server ends the connection when it is asked ({exc.message})"
                     )
-                    seen[name] = Finding(name, "note", text, "a tunnel works without")
-        yield seen[name]
+                    found = Finding(name, "note", text, "a tunnel works without")
+        if found:
+            seen[name] = found
+            yield found
 
 
 def _bad(check: str, error: BokehSSHError) -> Finding:
@@ -218,7 +228,9 @@ def _check_sockets(connection: Connection) -> Finding:
     if folder is None:
         text = "there is no private directory, so servers listen on a port, with signed sessions"
         return Finding("sockets", "note", text, "name one in BOKEH_SSH_DIR there, of mode 700")
-    if private_socket(connection) is None:
+    with private_socket(connection) as spot:
+        works = spot.path is not None
+    if not works:
         text = "they cannot be forwarded, so servers listen on a port, with signed sessions"
         return Finding("sockets", "note", text, "ask the administrator for AllowStreamLocalForwarding")
     return Finding("sockets", "good", f"private ones work, in {folder}")
@@ -261,12 +273,17 @@ def _check_files(connection: Connection) -> Finding:
     return Finding("files", "good", "SFTP works, for --upload")
 
 
-def _check_server(connection: Connection, serve: Serve, *, sockets: bool) -> Finding:
+def _check_server(connection: Connection, serve: Serve, lasting: list[Finding], *, sockets: bool) -> Finding:
+    """Start a server for a moment.
+
+    :param lasting: gets what became of it when its session ended
+    """
     began = time.monotonic()
     launch = serve.launch_spec(BOKEH_PORT)
-    server = Server.start(connection, dataclasses.replace(launch, socket=launch.socket and sockets))
+    launch = dataclasses.replace(launch, socket=launch.socket and sockets, grace=_MOMENT)
+    server = Server.start(connection, launch)
     took = time.monotonic() - began
-    server.stop()
+    lasting.append(_check_loss(connection, server))
     where = "a private socket" if server.socket else f"port {server.port}"
     text = f"{server.versions} started in {took:.1f} s, on {where}"
     there, here = _version(server.versions), _version_here()
@@ -274,6 +291,32 @@ def _check_server(connection: Connection, serve: Serve, *, sockets: bool) -> Fin
         hint = f"pages do not mind; for pull_session, install the same one: pip install 'bokeh~={there}'"
         return Finding("server", "note", f"{text}; Bokeh here is {here}", hint)
     return Finding("server", "good", text)
+
+
+def _check_loss(connection: Connection, server: Server) -> Finding:
+    """End a server's session, and have the server back; ends the server."""
+    ticket = server.ticket
+    if ticket is None or server.doomed:
+        server.stop()
+        why = (
+            f"it ends when the connection does ({server.doomed})" if server.doomed else "nobody could find it"
+        )
+        return _lost(why)
+    server.close()
+    try:
+        Server.adopt(connection, ticket, launch=server.launch).stop()
+    except (ServerGoneError, ServerExitedError):
+        return _lost("the SSH server ends it with its session")
+    except BokehSSHError as exc:
+        return Finding("after a loss", "note", f"it could not be seen ({exc.message})", exc.hint or "")
+    return Finding(
+        "after a loss", "good", "a server waits for its tunnel, and can be left running (--detach)"
+    )
+
+
+def _lost(why: str) -> Finding:
+    text = f"a server is started anew, and none can be left running (--detach): {why}"
+    return Finding("after a loss", "note", text, "ask the administrator, or run the server by other means")
 
 
 def _version(text: str) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 
+from bokeh_ssh._place import private, raze
+
 TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,12 +26,13 @@ class Depot:
     """
 
     def __init__(self, path: str | None) -> None:
-        if path:
-            os.mkdir(path, 0o700)
-        else:
-            import tempfile  # as long as the rest of a launch's imports
+        with private():
+            if path:
+                os.mkdir(path, 0o700)
+            else:
+                import tempfile  # as long as the rest of a launch's imports
 
-            path = tempfile.mkdtemp(prefix="bokeh-ssh-app-")
+                path = tempfile.mkdtemp(prefix="bokeh-ssh-app-")
         self.path = path
         self.size = 0
         self.fault = ""
@@ -51,7 +54,8 @@ class Depot:
     def try_to(self, store: Callable[..., object], *args: object) -> None:
         """Do one of the following; why that was not possible is noted, for the first that was not."""
         try:
-            store(*args)
+            with private():
+                store(*args)
         except (OSError, ValueError) as exc:
             why = getattr(exc, "strerror", None) or repr(exc)
             self.fault = self.fault or f"{args[0]}: {why}"
@@ -112,8 +116,6 @@ class Depot:
 
     def remove(self) -> None:
         """Remove it and all that is in it, what the server has put there too; quietly, and more than once."""
-        import shutil  # as long as the rest of a launch's imports
-
         with contextlib.suppress(OSError):
             self.close()
-        shutil.rmtree(self.path, ignore_errors=True)
+        raze(self.path)

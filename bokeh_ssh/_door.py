@@ -18,7 +18,7 @@ import time
 
 from bokeh_ssh import _tree
 from bokeh_ssh._group import let_go
-from bokeh_ssh._place import CONTROL, KEEP, Place, places
+from bokeh_ssh._place import CONTROL, KEEP, Place, identity, places
 
 TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
 if TYPE_CHECKING:
@@ -108,16 +108,41 @@ class Door:
     """
 
     def __init__(self, path: str) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        try:
-            self.sock.bind(path)
-            os.chmod(path, 0o600)
-            self.sock.listen(GUESTS)
-        except OSError:
-            self.sock.close()
-            raise
-        self.sock.setblocking(False)
+        self.sock = self._bind(path)
         self.guests: dict[int, Guest] = {}
+
+    def _bind(self, path: str) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX)
+        try:
+            sock.bind(path)
+            os.chmod(path, 0o600)
+            sock.listen(GUESTS)
+            self._file = os.lstat(path)
+        except OSError:
+            sock.close()
+            raise
+        sock.setblocking(False)
+        return sock
+
+    def stands(self, path: str) -> bool:
+        """Tell whether who knocks there comes to us."""
+        try:
+            return os.path.samestat(os.lstat(path), self._file)
+        except OSError:
+            return False
+
+    def rebuild(self, path: str) -> None:
+        """Listen there again; who stands in the door is not sent away.
+
+        :raises OSError: if that cannot be had
+        """
+        new = path + ".new"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(new)
+        sock = self._bind(new)
+        os.rename(new, path)
+        self.sock.close()
+        self.sock = sock
 
     def fds(self) -> list[int]:
         """List what to wait for."""
@@ -182,7 +207,7 @@ def knock(
 
 
 def vacant(place: Place) -> bool:
-    """Whether the supervisor of a place is no more."""
+    """Whether the supervisor of a place is no more; one whose socket was removed makes it again."""
     for _ in range(3):  # macOS refuses also where many knock at once
         sock = socket.socket(socket.AF_UNIX)
         try:
@@ -196,7 +221,9 @@ def vacant(place: Place) -> bool:
         finally:
             sock.close()
         return False
-    return True
+    who = str(place.read().get("identity", ""))
+    pid = who.partition(":")[0]
+    return not pid.isdigit() or identity(int(pid)) != who
 
 
 def clear(place: Place, patience: float) -> None:

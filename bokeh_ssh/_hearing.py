@@ -17,6 +17,7 @@ from bokeh_ssh._events import (
     ServerResponsive,
     ServerTaken,
     ServerUnresponsive,
+    Warned,
 )
 from bokeh_ssh._launch import Launch
 from bokeh_ssh._report import AppErrors, Kept, plain
@@ -53,6 +54,7 @@ class Hearing:
     :ivar exit_status: negative for a signal; None while it runs, and where nobody could tell
     :ivar ended: set once the server has ended or the session is down; :attr:`lost` tells which
     :ivar detached: whether it runs on without a client, for as long as nobody stops it
+    :ivar doomed: what ends it with the session, where the machine ends all that a login has started
     :ivar taken: whether another client has taken it over, which is one way of being lost
     """
 
@@ -98,6 +100,10 @@ class Hearing:
         self._parted = False  # whether we left it on purpose
 
     @property
+    def doomed(self) -> str:
+        return self._started.get("doomed", "")
+
+    @property
     def log(self) -> tuple[str, ...]:
         """Its last lines, standard output and error together, without escape sequences."""
         return self._lines.lines
@@ -132,7 +138,7 @@ class Hearing:
 
     def _heard_started(self, message: dict[str, Any]) -> None:
         self._argv = tuple(map(plain, message["argv"][:_WORDS]))
-        names = ("id", "node", "python", "libraries", "place", "nowhere")
+        names = ("id", "node", "python", "libraries", "place", "nowhere", "doomed", "identity")
         self.depot = str(message.get("depot") or "")
         self._started = {name: plain(str(message.get(name) or "")) for name in names}
         self._token = str(message.get("token", self._token))
@@ -202,6 +208,16 @@ class Hearing:
         self._set(_along=dict(word) or self._along, _along_ended=not word)
         if not word:
             self.on_alone()
+
+    def _heard_astray(self, message: dict[str, Any]) -> None:
+        why = plain(str(message["why"]))
+        if why:
+            text = f"the private directory there was removed, and cannot be made again ({why})"
+            text += ", so after a loss the server is started anew"
+            self._tell(Warned(host=self.host, text=text))
+        if message.get("bare") is True:
+            text = "what was brought there has been removed: open it again if pages fail"
+            self._tell(Warned(host=self.host, text=text))
 
     def _heard_detached(self, _: dict[str, Any]) -> None:
         self._kept.set()

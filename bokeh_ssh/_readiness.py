@@ -163,9 +163,9 @@ def listener(path: str) -> int | None:
 
 
 def close_to_others(path: str) -> bool:
-    """See to it that nobody else may connect to a socket; False if that cannot be had."""
+    """See to it that we may connect to a socket, and nobody else; False if that cannot be had."""
     with contextlib.suppress(OSError):
-        if os.lstat(path).st_mode & 0o077:
+        if stat.S_IMODE(os.lstat(path).st_mode) != 0o600:
             os.chmod(path, 0o600)
         found = os.lstat(path)
         return stat.S_ISSOCK(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077

@@ -7,13 +7,13 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from bokeh_ssh._connection import Connection
 from bokeh_ssh._dial import Address, resolve
 from bokeh_ssh._endpoint import Endpoint, Origin, check_instead, check_name, check_path, in_words, short
-from bokeh_ssh._errors import ConnectionLostError, GatewayExposedError, PortInUseError
+from bokeh_ssh._errors import BokehSSHError, ConnectionLostError, GatewayExposedError, PortInUseError
 from bokeh_ssh._events import OnEvent
 from bokeh_ssh._link import Link
 from bokeh_ssh._localsocket import check_here
@@ -118,11 +118,13 @@ def listening(
     *,
     allow_exposed: bool,
     again: bool = False,
+    on_lost: Callable[[BokehSSHError], object] | None = None,
 ) -> Iterator[Endpoint]:
     """Have the connection's server listen while the context lasts; gives where, with the real port.
 
     :param again: it listened there for us before the line was lost. An SSH server may hold on to that until
         it notices: it has to give up a socket; a port may be free a little later
+    :param on_lost: told where a socket was removed there, and cannot be made again
     :raises ConnectionLostError: that port is still taken
     :raises PortInUseError: the port is taken there; also where the server says that it listens, but what
         connects there does not come here
@@ -132,7 +134,8 @@ def listening(
         socket, and others there may use it
     """
     if isinstance(where, str):
-        with listening_at(connection, where, handler, allow_exposed=allow_exposed, replace=again) as path:
+        words = {"allow_exposed": allow_exposed, "replace": again}
+        with listening_at(connection, where, handler, on_lost=on_lost, **words) as path:
             yield path
         return
     proof = Proof(connection)
@@ -317,7 +320,14 @@ class RemoteForward(Link):
         # Once the port is known it stays: others have been told.
         where: Endpoint = self._socket or (self._bind_address, self._remote_port)
         bound = line.enter_context(
-            listening(connection, where, handler, allow_exposed=self._allow_exposed, again=self._again)
+            listening(
+                connection,
+                where,
+                handler,
+                allow_exposed=self._allow_exposed,
+                again=self._again,
+                on_lost=self._lose,
+            )
         )
         self._again = True
         self._remote_port = 0 if isinstance(bound, str) else bound[1]

@@ -7,6 +7,7 @@ any POSIX system. It knows no client; what happens is told by ``say``.
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import re
 import signal
@@ -20,7 +21,7 @@ from bokeh_ssh._depot import Depot
 from bokeh_ssh._door import sweep
 from bokeh_ssh._foster import Foster
 from bokeh_ssh._group import PATIENCE, pipes, send, start
-from bokeh_ssh._place import APPS, SERVER, Place, node
+from bokeh_ssh._place import APPS, SERVER, Place, identity, node
 from bokeh_ssh._readiness import (
     READY_FD,
     Facts,
@@ -78,6 +79,7 @@ class Service:
         self.port = 0  # the one that it is to listen on, where it is not Bokeh's and cannot tell
         self.before: set[str] = set()  # sockets that others listened on before it was started
         self.socket = ""  # the path that the server is to listen on; empty for a port
+        self.socket_fd = -1  # holds on to its socket, should the path be removed
         self.no_socket = ""  # why it is a port though a socket was wanted
         self.watch = Watch(float(spec.get("watch", 0)))
         self.ready: dict[str, Any] | None = None
@@ -168,6 +170,7 @@ class Service:
             self.streams.update({out: ("out", b""), err: ("err", b"")})
             self.started.update(protocol=PROTOCOL, pid=self.server, supervisor=os.getpid(), argv=shown)
             self.started.update(python=sys.executable, node=node(), nowhere=self.nowhere)
+            self.started.update(identity=identity(os.getpid()))
             self.started.update(libraries=os.environ.get("LD_LIBRARY_PATH", ""))
             self.started.update(depot=self.depot.path if self.depot else "")
             if self.place:
@@ -299,10 +302,13 @@ class Service:
 
     def look_for_socket(self) -> None:
         """Take note that the server listens on its socket, once it does."""
+        if not os.path.lexists(self.socket):
+            return
+        closed = close_to_others(self.socket)
         pid = listener(self.socket)
         if pid is None:
             return
-        if not close_to_others(self.socket):
+        if not closed:
             self.record("err", ["its socket is open to others, and cannot be closed to them"])
             self.order(PATIENCE)
             return
@@ -395,10 +401,34 @@ class Service:
             ready["no_socket"] = self.no_socket or "the command does not listen on it"
             self.socket = ""
         self.ready = ready
+        if self.socket:
+            with contextlib.suppress(OSError):
+                self.hold_socket()
         self.say(**ready)
         if self.place:
             self.place.write(self.record_of())
             self.others |= sweep()
+
+    def hold_socket(self) -> bool:
+        """Have the server's socket be where it was told, though the path was removed; False if it cannot.
+
+        A socket lives on without its path. On Linux a descriptor of it is another path to it, which a link in
+        the old place leads to: as the server's owner, and nobody else, may follow.
+        """
+        flags = getattr(os, "O_PATH", None)
+        if not os.path.lexists(self.socket):
+            if self.socket_fd < 0:
+                return False
+            os.symlink(f"/proc/{os.getpid()}/fd/{self.socket_fd}", self.socket)
+            return os.path.exists(self.socket)
+        if flags is None or os.path.islink(self.socket):
+            return True
+        if self.socket_fd < 0 or not os.path.samestat(os.lstat(self.socket), os.fstat(self.socket_fd)):
+            # The first look; or a server that has started itself anew (--dev) listens on a new one.
+            before, self.socket_fd = self.socket_fd, os.open(self.socket, flags | os.O_NOFOLLOW)
+            if before >= 0:
+                os.close(before)
+        return True
 
     def halt(self, halted: bool) -> None:
         if halted != self.halted:

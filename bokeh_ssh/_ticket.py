@@ -30,6 +30,7 @@ class Ticket:
     :param python: the interpreter that the supervisor runs on
     :param libraries: where that finds its libraries (LD_LIBRARY_PATH), as ``module load`` says it
     :param place: the directory there where it is found
+    :param supervisor: what holds the server there: its process, and when that began
     :param pid: the server's process there
     :param port: of that machine's loopback; 0 where it listens on a socket
     :param socket: the path of its socket there; empty where it listens on a port
@@ -44,6 +45,7 @@ class Ticket:
     python: str = ""
     libraries: str = ""
     place: str = ""
+    supervisor: str = ""
     pid: int = 0
     port: int = 0
     socket: str = ""

@@ -147,6 +147,15 @@ class Wire:
             self._put(b"\n")  # after a line that was half out
             self.say("taken")
 
+    def hang_up(self) -> None:
+        """Let go of a session that has ended otherwise than by the end of its streams."""
+        null = os.open(os.devnull, os.O_RDWR)
+        for number in range(2):
+            os.dup2(null, number)
+        os.close(null)
+        self.hush()
+        self.deaf = self.mute = True
+
     def change(self, fds: list[int], mark: str) -> None:
         """Go on with another client.
 

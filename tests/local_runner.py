@@ -306,7 +306,8 @@ class Held:
         env = {"FAKE": fake, "FAKE_MARK": mark, "FAKE_GO": str(self.go), **launch.pop("env", {})}
         self.server: Server = bench.start(command=FAKE, env=env, **launch)
         self.session: LocalSession = bench.runners[-1].sessions[-1]
-        self.supervisor = self.session.process.pid  # each step of the way has replaced the one before
+        self.anchor = self.session.process.pid  # each step of the way has replaced the one before
+        self.supervisor: int = self.heard("started")[-1]["supervisor"]
         if "child" in fake:
             until(self.grandchildren, what="the grandchild runs")
 
