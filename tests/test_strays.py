@@ -71,7 +71,7 @@ def escaped(bench: Bench, mark: str, *ways: str, **launch: object) -> Held:
     server = bench.start(runner, command=(wrapper, *FAKE), env=env, **launch)
     held = Held.__new__(Held)
     held.mark, held.bench, held.server, held.session = mark, bench, server, runner.sessions[-1]
-    held.go, held.supervisor = bench.path / "go", held.session.process.pid
+    held.go, held.supervisor = bench.path / "go", held.heard("started")[-1]["supervisor"]
     count = len(lines) - 1
     until(lambda: len(processes(mark)) >= count, what="all of them to run")
     return held
@@ -221,9 +221,11 @@ def test_what_setup_leaves_running_is_its_own(bench: Bench, mark: str) -> None:
 
 def test_without_ctypes_the_group_ends_all_the_same(bench: Bench, mark: str) -> None:
     """Where orphans cannot be adopted, what is in the group ends, and what left it stays, as is said."""
-    bench.script("ctypes.py", "raise ImportError\n")
+    modules = bench.path / "modules"  # the home's own would not be imported
+    modules.mkdir()
+    (modules / "ctypes.py").write_text("raise ImportError\n")
     held = escaped(
-        bench, mark, _WAYS["setsid"], f"sh -c LOOP in-{mark} &", runs_in={"PYTHONPATH": str(bench.path)}
+        bench, mark, _WAYS["setsid"], f"sh -c LOOP in-{mark} &", runs_in={"PYTHONPATH": str(modules)}
     )
     assert foster_of(held) == held.supervisor
     assert held.server.stop() is True
