@@ -21,7 +21,7 @@ load("bokeh_ssh", None)
 
 _PARTS = {
     "supervisor": (
-        *("_tree", "_group", "_place", "_depot", "_door", "_foster", "_companion", "_readiness", "_wire"),
+        *("_tree", "_group", "_place", "_depot", "_door", "_guardian", "_companion", "_readiness", "_wire"),
         *("_service", "_anchor", "_scope", "_supervisor"),
     ),
     "errand": ("_tree", "_group", "_place", "_door", "_errand"),

@@ -7,9 +7,8 @@ gateway is one: whoever ends the server ends that too, and it lives for as long.
 from __future__ import annotations
 
 import json
-import os
 
-from bokeh_ssh._group import pipes, start
+from bokeh_ssh._group import piped, start
 
 TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
 if TYPE_CHECKING:
@@ -34,17 +33,11 @@ class Companion:
         :raises OSError: if it cannot be started
         """
         self.word = {}
-        ours, theirs = pipes()
-        try:
-            self.pid = start(argv, env, group, theirs)
-        except OSError:
-            for fd in ours:
-                os.close(fd)
-            raise
-        finally:
-            for fd in theirs:
-                os.close(fd)
-        return ours
+
+        def begin(outputs: list[int]) -> None:
+            self.pid = start(argv, env, group, outputs)
+
+        return piped(begin)
 
     def hear(self, lines: Sequence[str]) -> bool:
         """Take lines of its standard output; tells whether it has said something."""

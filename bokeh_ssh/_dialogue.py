@@ -232,7 +232,7 @@ class Dialogue(Hearing):
         self._set(_over=True, _session_status=status)
         self._gone.set()
         self.ended.set()
-        if told:  # the supervisor was killed, and its keeper ends the server
+        if told:  # the supervisor was killed, and its guardian ends the server
             self._tell(ServerExited(host=self.host, exit_status=None))
 
     def _heard_hello(self, _: dict[str, Any]) -> None:

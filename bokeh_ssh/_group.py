@@ -1,4 +1,4 @@
-"""A process group with a keeper, which pins its number, and ends it where we were killed.
+"""Programs in process groups: how they are started, and what becomes of them.
 
 Runs on the remote machine: standard library only, Python 3.8 or newer, any POSIX system.
 """
@@ -10,65 +10,39 @@ import fcntl
 import os
 import signal
 
-from bokeh_ssh import _tree
-
 TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
 PATIENCE = 5.0  # seconds between TERM and KILL where nobody says otherwise
 
 
-def members(group: int) -> set[int]:
-    """List the processes of a group that still run; a zombie does not."""
-    return {pid for pid, row in _tree.table().items() if row[1] == group}
+def piped(begin: Callable[[list[int]], object]) -> list[int]:
+    """Start a program; gives what its standard output and error are read from.
 
-
-def descendants(pid: int) -> set[int]:
-    """List a process and what it has started, in whatever groups: ``timeout`` makes one.
-
-    Where /proc does not say, that is the process alone.
+    :param begin: starts it, with what these are to be
+    :raises OSError: if it cannot be started
     """
-    children: dict[int, list[int]] = {}
-    for name in os.listdir("/proc") if os.path.exists("/proc/self/stat") else ():
-        if name.isdigit():
-            children.setdefault(parent(int(name)), []).append(int(name))
-    found, left = {pid}, [pid]
-    while left:
-        more = [child for child in children.get(left.pop(), ()) if child not in found]
-        found.update(more)
-        left += more
-    return found
-
-
-def parent(pid: int) -> int:
-    """Look who started a process; 0 where /proc does not say."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as stat:
-            return int(stat.read().rpartition(b")")[2].split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
-
-
-def send(group: int, *signals: int) -> None:
-    """Send signals to a process group; one that is gone needs none."""
-    for number in signals:
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: EPERM for a group of zombies
-            os.killpg(group, number)
-
-
-def pipes() -> tuple[list[int], list[int]]:
-    """Make what the standard output and error of a program are read from: our ends, and its own."""
     ours, theirs = zip(os.pipe(), os.pipe())  # noqa: B905 - Python 3.8
+    try:
+        begin(list(theirs))
+    except OSError:
+        for fd in ours:
+            os.close(fd)
+        raise
+    finally:
+        for fd in theirs:
+            os.close(fd)
     for fd in ours:
         os.set_blocking(fd, False)
-    return list(ours), list(theirs)
+    return list(ours)
 
 
 def start(argv: list[bytes], env: dict[bytes, bytes], group: int, outputs: list[int]) -> int:
     """Start a program in a group, with nothing to read; gives its process id.
 
+    :param group: 0 for one of its own
     :param outputs: what becomes its standard output and error
     :raises OSError: if it cannot be started
     """
@@ -95,40 +69,30 @@ def let_go(*kept: int) -> list[int]:
     return high
 
 
-def start_keeper(leave: Callable[[], object], mark: bytes) -> tuple[int, int]:
-    """Fork the keeper; give its process id, which is the group's too, and the pipe that it waits on.
+def changes(kept: int) -> Iterator[tuple[int, str, int]]:
+    """Reap children; gives each with "exit" and its status (a signal's is below 0), "stopped" or "continued".
 
-    :param leave: removes what a supervisor that was killed cannot
-    :param mark: what stands in the environment of all that is ours; empty where nothing does
+    The zombie of ``kept`` stays, so that nobody else gets its number, which is its group's too; after that
+    exit nothing else is told. Where Python has no ``waitid`` (before 3.13 on macOS) it does not stay, and the
+    number is pinned for as long as the group has members.
     """
-    waits, lifeline = os.pipe()
-    pid = os.fork()
-    if not pid:
-        try:
-            keep(waits, leave, mark)
-        finally:
-            os._exit(0)
-    os.setpgid(pid, pid)  # here too, so that the group exists before the server joins it
-    os.close(waits)
-    return pid, lifeline
-
-
-def keep(lifeline: int, leave: Callable[[], object], mark: bytes) -> None:
-    """Wait until the pipe ends, which means that the supervisor was killed; then end this group."""
-    os.setpgid(0, 0)
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is sent to the whole group, and we are in it
-    (waits,) = let_go(lifeline)
-    while os.read(waits, 1):
-        pass
-    me = os.getpid()
-    send(me, signal.SIGTERM, signal.SIGCONT)
-
-    def ours(rows: _tree.Table) -> set[int]:
-        found = {pid for pid, row in rows.items() if row[1] == me} - {me}
-        return found | (_tree.marked(mark, rows) if mark else set())
-
-    _tree.end(ours, PATIENCE)
-    leave()
-    send(me, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        if not hasattr(os, "waitid"):
+            flags = os.WNOHANG | os.WUNTRACED | os.WCONTINUED
+            for pid, status in iter(lambda: os.waitpid(-1, flags), (0, 0)):
+                if os.WIFEXITED(status):
+                    yield pid, "exit", os.WEXITSTATUS(status)
+                elif os.WIFSIGNALED(status):
+                    yield pid, "exit", -os.WTERMSIG(status)
+                else:
+                    yield pid, "stopped" if os.WIFSTOPPED(status) else "continued", 0
+            return
+        ended, halted = os.WEXITED | os.WNOWAIT | os.WNOHANG, os.WSTOPPED | os.WCONTINUED | os.WNOHANG
+        for found in iter(lambda: os.waitid(os.P_ALL, 0, ended), None):
+            if found.si_pid != kept:
+                os.waitpid(found.si_pid, 0)
+            yield found.si_pid, "exit", found.si_status * (1 if found.si_code == os.CLD_EXITED else -1)
+            if found.si_pid == kept:
+                return
+        for found in iter(lambda: os.waitid(os.P_PID, kept, halted) if kept else None, None):
+            yield kept, "continued" if found.si_code == os.CLD_CONTINUED else "stopped", 0

@@ -10,7 +10,6 @@ import collections
 import contextlib
 import os
 import re
-import signal
 import socket
 import sys
 import time
@@ -19,8 +18,8 @@ from bokeh_ssh import _tree
 from bokeh_ssh._companion import Companion
 from bokeh_ssh._depot import Depot
 from bokeh_ssh._door import sweep
-from bokeh_ssh._foster import Foster
-from bokeh_ssh._group import PATIENCE, pipes, send, start
+from bokeh_ssh._group import PATIENCE, changes, piped, start
+from bokeh_ssh._guardian import Guardian
 from bokeh_ssh._place import APPS, SERVER, Place, identity, node
 from bokeh_ssh._readiness import (
     READY_FD,
@@ -38,6 +37,7 @@ from bokeh_ssh._readiness import (
 
 TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 PROTOCOL = 1
@@ -62,7 +62,7 @@ RUN = (
 
 
 class Service:
-    """A server, its keeper, and what goes along with it.
+    """A server, its guardian, and what goes along with it.
 
     :param spec: the ``start`` message; see ``Launch.spec`` on the client's side for its fields
     """
@@ -87,12 +87,12 @@ class Service:
         self.kept = 0  # characters of it, with line ends
         self.streams: dict[int, tuple[str, bytes]] = {}  # descriptor: name and unfinished line
         self.server = 0
-        self.keeper = 0
-        self.group = 0
+        self.group = 0  # the one that it leads
         self.adopts = False  # what leaves the group, and its parents, becomes a child of ours
-        self.foster: Foster | None = None  # the server's parent, where there is one
+        self.guardian: Guardian | None = None  # the server's parent
+        self.untold = False  # the guardian was killed where nobody adopts: nothing tells how the server ends
         self.others: set[int] = set()  # children that were there before
-        self.asked: set[tuple[int, int]] = set()  # who is not in the group and was sent TERM
+        self.asked: set[tuple[int, int]] = set()  # who was sent TERM
         self.status: int | None = None
         self.halted = False
         self.started: dict[str, Any] = {}
@@ -147,7 +147,7 @@ class Service:
             self.say("failed", at="depot", status=1, text=os.strerror(exc.errno or 0))
 
     def spawn(self) -> None:
-        """Start the server in the keeper's group, with both its streams on pipes of ours."""
+        """Start the server in a group of its own, with both its streams on pipes of ours."""
         if self.depot and self.spec.get("inside"):
             os.chdir(self.depot.path)
         argv = [word for item in self.spec["argv"] for word in self.words(item)]
@@ -192,23 +192,31 @@ class Service:
 
     def beget(self, argv: list[bytes], env: dict[bytes, bytes]) -> list[int]:
         """Start the server; gives our ends of its streams."""
-        if self.adopts:
-            if self.foster:
-                self.foster.close()
-            self.foster = Foster(argv, env, self.group, self.leave)
-            self.server = self.foster.child
-            return self.foster.streams
-        ours, theirs = pipes()
-        try:
-            self.server = start(argv, env, self.group, theirs)
-        except OSError:
-            for fd in ours:
-                os.close(fd)
-            raise
-        finally:
-            for fd in theirs:
-                os.close(fd)
-        return ours
+        if self.group:  # an attempt before: its number is pinned only as long as its guardian lives
+            _tree.end(lambda rows: _tree.members(self.group, rows), 1.0, self.group)
+        streams = piped(lambda outputs: self.guard(lambda: start(argv, env, 0, outputs)))
+        self.server = self.group
+        return streams
+
+    def guard(self, begin: Callable[[], int]) -> None:
+        """Have the server guarded, by another than before if there was one.
+
+        :param begin: starts it, or gives the one that runs; 0 as long as there is none
+        """
+        former, mark = self.guardian, self.place.mark if self.place else b""
+        self.guardian = Guardian(begin, self.leave, mark, self.adopts)
+        self.group = self.guardian.child
+        if former:
+            former.dismiss()
+
+    def unguarded(self) -> None:
+        """Do without a guardian that was killed: the server is our child now, or nobody's."""
+        if self.server and not self.adopts:
+            self.untold = True
+            self.order(PATIENCE)
+        else:
+            with contextlib.suppress(OSError):
+                self.guard(lambda: self.group)
 
     def environment(self, more: dict[str, str]) -> dict[bytes, bytes]:
         """Give the environment of what is started here."""
@@ -248,35 +256,27 @@ class Service:
 
     def reap(self) -> None:
         """Notice that the server was stopped, goes on, or has ended."""
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
-            except ChildProcessError:
-                return
-            if not pid:
-                return
-            if not os.WIFSTOPPED(status) and not os.WIFCONTINUED(status):
-                self.others.discard(pid)
+        for pid, event, status in changes(self.server):
             if pid == self.server:
-                self.became(status)
-            elif os.WIFSTOPPED(status) or os.WIFCONTINUED(status):
+                self.became(event, status)
+            if event != "exit":
                 continue
-            elif pid == self.keeper:
-                self.keeper = 0
-            elif self.foster and pid == self.foster.pid:
-                self.foster.pid = 0  # which may be another's soon
+            self.others.discard(pid)
+            if self.guardian and pid == self.guardian.pid:
+                self.guardian.pid = 0  # which may be another's soon
             elif pid == self.companion.pid:
                 self.drain_all()
                 self.companion.ended()
                 if self.kill_at is None:  # else it is the server's end that counts, which is told by itself
                     self.say("along", word={})
 
-    def became(self, status: int) -> None:
-        """Take note of what the system says of the server, as from ``os.waitpid``."""
-        if os.WIFSTOPPED(status) or os.WIFCONTINUED(status):
-            self.halt(os.WIFSTOPPED(status))
+    def became(self, event: str, status: int) -> None:
+        """Take note of what the system says of the server; of its end, once."""
+        if event != "exit":
+            self.halt(event == "stopped")
+        if event != "exit" or self.status is not None:
             return
-        self.status = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+        self.status = status
         self.drain_all()
         if not self.retry():
             self.say("exit", status=self.status)
@@ -514,7 +514,6 @@ class Service:
         kill_at = time.monotonic() + patience
         if self.kill_at is None:
             self.kill_at = kill_at
-            send(self.group, signal.SIGTERM, signal.SIGCONT)  # one that is stopped takes TERM only then
             self.chase()
         self.kill_at = min(self.kill_at, kill_at)
 
@@ -526,31 +525,19 @@ class Service:
             return True
         if not self.server:
             return True
-        return self.status is not None and not self.remains(_tree.table())
+        return (self.untold or self.status is not None) and not self.remains(_tree.table())
 
     def remains(self, rows: _tree.Table) -> set[int]:
         """List what still runs of the server's group and, where it can be known, of all that was started."""
-        found = {pid for pid, row in rows.items() if row[1] == self.group}
+        found = _tree.members(self.group, rows)
         if self.adopts:
-            foster = self.foster.pid if self.foster else 0
-            found |= _tree.below(os.getpid(), rows, self.others | {foster})
-            found |= _tree.below(foster, rows) if foster in rows else set()
-        return found - {self.keeper}
+            found |= _tree.below(os.getpid(), rows, self.others)
+        return found - {self.guardian.pid if self.guardian else 0}
 
     def chase(self) -> None:
-        """Have those end that are not in the group: TERM once, and KILL when the group gets that."""
-        if not self.adopts:
-            return
+        """Have what remains end: TERM once, and KILL when it is time for that."""
         rows = _tree.table()
-        for pid in self.remains(rows):
-            row = rows[pid]
-            if row[1] == self.group:
-                continue
-            if self.killed is not None:
-                _tree.tell(pid, row, signal.SIGKILL)
-            elif (pid, row[3]) not in self.asked:
-                self.asked.add((pid, row[3]))
-                _tree.tell(pid, row, signal.SIGTERM, signal.SIGCONT)
+        _tree.press(self.remains(rows), rows, self.asked, self.group, self.killed is not None)
 
 
 def encode(text: str) -> bytes:

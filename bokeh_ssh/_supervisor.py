@@ -14,10 +14,8 @@ A client that comes back, or another one, knocks at the control socket (the ``as
 adopts the server hands in its own standard input and output, which replace those that there were: from then
 on all is as it was with the first.
 
-There are four processes. This one holds everything. The *server* does the work. The *keeper* leads the
-server's process group, which pins the group's number, and waits on a pipe whose end tells it that this
-process was killed; then it ends the group in our place. The *foster* is the server's parent, where what
-leaves the group can be adopted (see ``_foster``); elsewhere we are. The *anchor* is what the SSH server has
+There are four processes. This one holds everything. The *server* does the work. The *guardian* is its
+parent, and ends it should this process be killed (see ``_guardian``). The *anchor* is what the SSH server has
 executed: whatever that does to it when the channel ends, the others are out of its reach (see ``_anchor``).
 """
 
@@ -34,7 +32,7 @@ import time
 from bokeh_ssh import _tree
 from bokeh_ssh._anchor import Anchor, weigh
 from bokeh_ssh._door import GUESTS, Door, Guest
-from bokeh_ssh._group import PATIENCE, send, start_keeper
+from bokeh_ssh._group import PATIENCE, changes
 from bokeh_ssh._place import CONTROL, WITHIN, make, mend, usable
 from bokeh_ssh._readiness import mask
 from bokeh_ssh._scope import doom
@@ -85,20 +83,18 @@ class Supervisor(Service):
         self.place, self.door, self.nowhere = make(lambda path: Door(os.path.join(path, CONTROL)))
         self.started["doomed"] = doom()
         self.prepare()
-        mark = self.place.mark if self.place else b""
         self.others = _tree.below(os.getpid(), _tree.table())  # what "setup" has left running
         self.adopts = _tree.adopt()
-        self.keeper, self.lifeline = start_keeper(self.leave, mark)
-        self.group = self.keeper
         try:
-            if self.kill_at is None and not self.spec.get("brings"):
+            if self.spec.get("brings"):
+                self.guard(lambda: 0)  # what is brought has to be removed too
+            elif self.kill_at is None:
                 self.spawn()
             self.obey()
             while not self.over():
                 self.turn()
         finally:
             self.killed = time.monotonic()
-            send(self.group, signal.SIGKILL)
             self.chase()
         self.finish()
 
@@ -127,8 +123,8 @@ class Supervisor(Service):
         knocks = self.door.fds() if self.door else []
         held = self.client.fileno() if self.client else -1
         looks = self.watch.fds()
-        raised = self.foster.fileno() if self.foster else -1
-        sources += knocks + looks + [fd for fd in (held, raised, self.anchor.fd) if fd >= 0]
+        guard = self.guardian.fileno() if self.guardian else -1
+        sources += knocks + looks + [fd for fd in (held, guard, self.anchor.fd) if fd >= 0]
         try:
             readable, writable, _ = select.select(sources, self.wire.sinks(), [], self.pause())
         except InterruptedError:
@@ -142,9 +138,11 @@ class Supervisor(Service):
                 self.drain(fd)
             elif fd in looks:
                 self.watch.answered()
-            elif self.foster and fd == raised:
-                for status in self.foster.hear():
-                    self.became(status)
+            elif self.guardian and fd == guard:
+                for event, status in self.guardian.hear():
+                    self.became(event, status)
+                if self.guardian.fileno() < 0:
+                    self.unguarded()
             elif fd == held:  # whoever held the client's session has ended
                 self.gone()
             elif fd == self.anchor.fd:
@@ -203,7 +201,6 @@ class Supervisor(Service):
             self.look_at_server(now)
         if self.kill_at is not None and now >= self.kill_at and self.killed is None:
             self.killed = now
-            send(self.group, signal.SIGKILL)
         if self.kill_at is not None:
             self.chase()
         if self.ready and self.ready["pid"] != self.server:  # a wrapper's child: no signal tells us of it
@@ -486,8 +483,10 @@ class Supervisor(Service):
     def finish(self) -> None:
         """Reap what is left, say so, and give the client a moment to take it."""
         self.drain_all()
-        if self.keeper:
-            os.waitpid(self.keeper, 0)
+        if self.guardian:
+            self.guardian.dismiss()
+        for _ in changes(0):  # the server's zombie is ours now, and its number nobody's
+            pass
         if self.depot:
             self.depot.remove()
         told = self.ordered or not self.ready

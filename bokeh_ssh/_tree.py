@@ -1,4 +1,4 @@
-"""The processes of this machine: who started whom, and how one is ended that is no member of a group of ours.
+"""The processes of this machine: who started whom, and how they are ended.
 
 Runs on the remote machine: standard library only, Python 3.8 or newer, any POSIX system. What needs ``/proc``
 or Linux does nothing elsewhere, and says so.
@@ -67,6 +67,11 @@ def table() -> Table:
     return {pid: row for pid, row in rows.items() if row[2][:1] not in ("Z", "X")}
 
 
+def members(group: int, rows: Table) -> set[int]:
+    """List the processes of a group; there is none with the number 0."""
+    return {pid for pid, row in rows.items() if group and row[1] == group}
+
+
 def below(root: int, rows: Table, spare: Container[int] = ()) -> set[int]:
     """List the descendants of a process, without those that are spared and theirs."""
     children: dict[int, list[int]] = {}
@@ -92,14 +97,14 @@ def marked(entry: bytes, rows: Table) -> set[int]:
     return found - {os.getpid()}
 
 
-def tell(pid: int, row: Row, *signals: int) -> None:
+def tell(pid: int, since: int, *signals: int) -> None:
     """Send signals to a process if it is still the one that was seen: its number may be another's by now."""
     fd = -1
     try:
         with contextlib.suppress(AttributeError, PermissionError):  # before Python 3.9; not allowed in here
             fd = os.pidfd_open(pid)
         seen = look(pid)
-        if seen is None or seen[3] != row[3]:
+        if seen is None or seen[3] != since:
             return
         for number in signals:
             if fd >= 0:
@@ -113,11 +118,29 @@ def tell(pid: int, row: Row, *signals: int) -> None:
             os.close(fd)
 
 
-def end(find: Callable[[Table], Iterable[int]], patience: float) -> None:
+def press(found: Iterable[int], rows: Table, asked: set[tuple[int, int]], group: int, kill: bool) -> None:
+    """Send processes TERM, or KILL; TERM only once, and at once to all of a group whose number is pinned.
+
+    :param asked: who was sent TERM
+    """
+    signals = (signal.SIGKILL,) if kill else (signal.SIGTERM, signal.SIGCONT)  # a stopped one takes it then
+    who = {(-group, 0) if group and rows[pid][1] == group else (pid, rows[pid][3]) for pid in found}
+    for pid, since in who if kill else who - asked:
+        if pid > 0:
+            tell(pid, since, *signals)
+            continue
+        for number in signals:
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: EPERM if all are zombies
+                os.killpg(group, number)
+    asked |= who
+
+
+def end(find: Callable[[Table], Iterable[int]], patience: float, group: int = 0) -> None:
     """End processes, and those that they start meanwhile: TERM, patience, KILL. Returns when none is left.
 
     :param find: chooses them from all that run; is asked again and again
     :param patience: seconds until KILL; what is not gone as long after that cannot be ended
+    :param group: a process group that they may be in, whose number is pinned
     """
     kill_at = time.monotonic() + patience
     asked: set[tuple[int, int]] = set()
@@ -127,10 +150,5 @@ def end(find: Callable[[Table], Iterable[int]], patience: float) -> None:
         now = time.monotonic()
         if not left or now > kill_at + patience:
             return
-        for pid in left:
-            if now >= kill_at:
-                tell(pid, rows[pid], signal.SIGKILL)
-            elif (pid, rows[pid][3]) not in asked:
-                asked.add((pid, rows[pid][3]))
-                tell(pid, rows[pid], signal.SIGTERM, signal.SIGCONT)  # one that is stopped takes TERM then
+        press(left, rows, asked, group, kill=now >= kill_at)
         time.sleep(0.05)

@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 from beds import until
+from bokeh_ssh import _tree
 from bokeh_ssh._errors import BokehSSHError
 from bokeh_ssh._events import Event
 from bokeh_ssh._server import Launch, Server
@@ -313,6 +314,19 @@ class Held:
 
     def grandchildren(self) -> set[int]:
         return processes(self.mark)
+
+    @property
+    def guardian(self) -> int:
+        """The parent of what was started, which leads the server's group."""
+        return _tree.table()[os.getpgid(self.server.pid)][0]
+
+    def kill_holders(self) -> None:
+        """Kill guardian and supervisor at once: neither sees the other go."""
+        guardian = self.guardian
+        os.kill(self.supervisor, signal.SIGSTOP)
+        for pid in (guardian, self.supervisor):
+            os.kill(pid, signal.SIGKILL)
+        self.session.process.wait(20)
 
     def alive(self) -> bool:
         return alive(self.server.pid)

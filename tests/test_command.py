@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from bokeh_ssh import _group, _readiness
+from bokeh_ssh import _readiness, _tree
 from bokeh_ssh._command import encode, exec_line, opening
 from bokeh_ssh._diagnosis import Findings, refused
 from bokeh_ssh._errors import LaunchError, SessionError, UsageError
@@ -389,7 +389,7 @@ def test_restarted_server_is_read_anew() -> None:
 @pytest.mark.skipif(os.name != "posix", reason="the supervisor needs POSIX")
 def test_members_sees_this_process() -> None:
     """The process table is read, on this system, well enough to find ourselves in our group."""
-    assert os.getpid() in _group.members(os.getpgrp())
+    assert os.getpid() in _tree.members(os.getpgrp(), _tree.table())
 
 
 # --- what a far side says of its server, whatever it is

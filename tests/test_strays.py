@@ -16,12 +16,11 @@ import pytest
 import apps
 from beds import Machine, until
 from bokeh_ssh import _tree
-from bokeh_ssh._events import ServerExited
+from bokeh_ssh._events import ServerExited, ServerResponsive, ServerUnresponsive
 
 if os.name != "posix":
     pytest.skip("the remote side is a POSIX system", allow_module_level=True)
 
-from bokeh_ssh._group import members
 from bokeh_ssh._servers import list_servers, stop_server
 from local_runner import FAKE, Bench, Held, alive, kinds, processes, pythons
 from test_detach import end, there
@@ -52,6 +51,16 @@ _WAYS = {
     "bare": "env -i /usr/bin/setsid /bin/sh -c LOOP MARK </dev/null >/dev/null 2>&1 &",
     "stopped": "setsid sh -c 'kill -STOP $$; '\"LOOP\" MARK &",
 }
+#: A command that leaves something in its group, and fails as an old Bokeh does, until it is given a port.
+_KNOWS_NO_SOCKETS = """#!/bin/sh
+case " $* " in *" --unix-socket "*)
+  sh -c 'trap "" TERM; : >{left}; {loop}' &
+  while [ ! -e {left} ]; do sleep 0.05; done
+  echo "bokeh: error: unrecognized arguments: --unix-socket /x" >&2
+  exit 2
+esac
+exec "$@"
+"""
 _DEAF = "setsid sh -c \"trap '' TERM; LOOP\" MARK &"
 
 
@@ -100,14 +109,12 @@ def deadline(seconds: float) -> Iterator[None]:
     assert time.monotonic() - began < seconds
 
 
-def keeper_of(held: Held) -> int:
-    return os.getpgid(held.server.pid)
-
-
-def foster_of(held: Held) -> int:
-    row = _tree.look(held.server.pid)
-    assert row
-    return row[0]
+def beginning(bench: Bench, text: str) -> dict[str, str]:
+    """Have Pythons begin with a text: from a directory that is neither the home nor the current one."""
+    folder = bench.path / "begins"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(text)
+    return {"PYTHONPATH": str(folder)}
 
 
 def test_all_that_left_the_group_ends_with_stop(
@@ -115,7 +122,7 @@ def test_all_that_left_the_group_ends_with_stop(
 ) -> None:
     """In whichever way they left, they are ended, TERM first; what else runs is not."""
     held = escaped(bench, mark)
-    group = members(keeper_of(held))
+    group = _tree.members(os.getpgid(held.server.pid), _tree.table())
     assert len(strays(mark, bystander) - group) >= len(_WAYS)  # the control: none is a member
     with deadline(15):
         assert held.server.stop() is True
@@ -142,21 +149,23 @@ def test_what_ignores_term_is_killed(bench: Bench, mark: str, bystander: subproc
     assert strays(mark, bystander) == set()
 
 
-@pytest.mark.parametrize("how", ["grace", "exits", "killed", "supervisor", "keeper too", "foster too"])
+@pytest.mark.parametrize("how", ["grace", "exits", "killed", "supervisor", "guardian first"])
 def test_all_of_it_ends_however_the_server_does(
     bench: Bench, mark: str, how: str, bystander: subprocess.Popen[bytes]
 ) -> None:
-    """When the grace time is over; with the server itself; with any two of who watches over it killed."""
+    """When the grace time is over; with the server itself; with who watches over it killed."""
     held = escaped(bench, mark, grace=0.5 if how == "grace" else 600)
+    first, bare = held.guardian, how == "guardian first"
     if how == "grace":
         held.session.vanish()
     elif how in ("exits", "killed"):
         os.kill(held.server.pid, signal.SIGTERM if how == "exits" else signal.SIGKILL)
-    else:
-        others = {"supervisor": 0, "keeper too": keeper_of(held), "foster too": foster_of(held)}
-        for pid in filter(None, (others[how], held.supervisor)):
-            os.kill(pid, signal.SIGKILL)
-    bare = how == "foster too"  # whose parents are gone, and who has no environment either, nobody knows
+    elif bare:  # what no parent of ours has, and who has no environment either, nobody knows
+        os.kill(first, signal.SIGKILL)
+        known = {held.session.process.pid, held.supervisor, first}
+        until(lambda: processes(held.server._mark) - known, what="another one")
+    if how == "supervisor" or bare:
+        os.kill(held.supervisor, signal.SIGKILL)
     until(lambda: len(strays(mark, bystander)) <= bare, what="they are gone")
     until(lambda: not held.alive(), what="the server is gone")
     assert held.session.process.wait(20) is not None
@@ -164,24 +173,39 @@ def test_all_of_it_ends_however_the_server_does(
         os.kill(pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("who", ["foster", "keeper"])
-def test_one_guardian_less_changes_nothing(
-    bench: Bench, mark: str, who: str, bystander: subprocess.Popen[bytes]
+@pytest.mark.parametrize("lacks", ["guardian", "waitid"])
+def test_what_becomes_of_it_is_told_all_the_same(
+    bench: Bench, mark: str, lacks: str, bystander: subprocess.Popen[bytes]
 ) -> None:
-    """The server lives on without its parent, or its keeper; it is told how it ends, and all of it does."""
-    held = escaped(bench, mark)
-    os.kill(foster_of(held) if who == "foster" else keeper_of(held), signal.SIGKILL)
-    seen = len(held.heard("beat"))
-    held.server.heartbeat()
-    until(lambda: len(held.heard("beat")) > seen, what="the supervisor to answer")
-    if who == "foster":
-        until(lambda: foster_of(held) == held.supervisor, what="the supervisor to adopt it")
-    assert held.alive()
+    """Without its parent; and where Python cannot leave a child that ended unreaped, as on macOS."""
+    begins = "import os; del os.waitid" if lacks == "waitid" else ""
+    held = escaped(bench, mark, runs_in=beginning(bench, begins))
+    if lacks == "guardian":
+        os.kill(held.guardian, signal.SIGKILL)
+        until(lambda: held.guardian == held.supervisor, what="the supervisor to adopt it")
+    os.kill(held.server.pid, signal.SIGSTOP)
+    until(lambda: kinds(bench, ServerUnresponsive), what="it is told")
+    os.kill(held.server.pid, signal.SIGCONT)
+    until(lambda: kinds(bench, ServerResponsive), what="it is told")
     assert len(strays(mark, bystander)) >= len(_WAYS)
     os.kill(held.server.pid, signal.SIGKILL)
     until(lambda: kinds(bench, ServerExited), what="it is told")
     assert held.server.exit_status == -signal.SIGKILL
     until(lambda: not strays(mark, bystander), what="they are gone")
+
+
+def test_number_of_the_group_stays_taken(bench: Bench, mark: str) -> None:
+    """A server that has ended keeps its number, which is its group's, until that is empty."""
+    held = Held(bench, mark, "child deaf")
+    guardian = held.guardian
+    os.kill(held.server.pid, signal.SIGKILL)
+    until(lambda: kinds(bench, ServerExited), what="it is told")
+    assert held.grandchildren()  # they have five seconds
+    row = _tree.look(held.server.pid)
+    assert row
+    assert (row[0], row[2]) == (guardian, "Z")
+    held.check_gone()
+    assert _tree.look(held.server.pid) is None
 
 
 @pytest.mark.parametrize("looks", ["ls", "stop", "launch"])
@@ -191,9 +215,7 @@ def test_server_that_nobody_holds_ends_when_somebody_looks(
     """Where all that watch over a server are killed at once it runs on, until the account's next look."""
     held = escaped(bench, mark, _WAYS["setsid"], _WAYS["daemon"], grace=600)
     name = held.server.ticket.id
-    for pid in (keeper_of(held), foster_of(held), held.supervisor):
-        os.kill(pid, signal.SIGKILL)
-    held.session.process.wait(20)
+    held.kill_holders()
     assert held.alive()  # the control
     assert len(strays(mark, bystander)) >= 2
     if looks == "ls":
@@ -219,18 +241,39 @@ def test_what_setup_leaves_running_is_its_own(bench: Bench, mark: str) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def test_without_ctypes_the_group_ends_all_the_same(bench: Bench, mark: str) -> None:
+@pytest.mark.parametrize("how", ["stop", "exits", "supervisor", "guardian"])
+def test_without_ctypes_the_group_ends_all_the_same(bench: Bench, mark: str, how: str) -> None:
     """Where orphans cannot be adopted, what is in the group ends, and what left it stays, as is said."""
-    modules = bench.path / "modules"  # the home's own would not be imported
-    modules.mkdir()
-    (modules / "ctypes.py").write_text("raise ImportError\n")
-    held = escaped(
-        bench, mark, _WAYS["setsid"], f"sh -c LOOP in-{mark} &", runs_in={"PYTHONPATH": str(modules)}
+    runs_in = beginning(bench, "import sys; sys.modules['ctypes'] = None")
+    held = escaped(bench, mark, _WAYS["setsid"], f"sh -c LOOP in-{mark} &", runs_in=runs_in)
+    if how == "stop":
+        assert held.server.stop() is True
+    else:
+        others = {"exits": held.server.pid, "supervisor": held.supervisor, "guardian": held.guardian}
+        os.kill(others[how], signal.SIGKILL)
+    stay = 0 if how == "supervisor" else 1  # then all that has our mark is looked for
+    until(lambda: not held.alive() and len(processes(mark)) <= stay, what="the group has ended")
+    assert held.session.process.wait(20) is not None
+    left = processes(mark)
+    assert len(left) == stay
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    "begins", ["", "import sys; sys.modules['ctypes'] = None"], ids=["ctypes", "no ctypes"]
+)
+def test_attempt_that_failed_leaves_nothing(bench: Bench, mark: str, begins: str) -> None:
+    """What one has left that knew no sockets has ended before another is started, with a port."""
+    left = bench.path / "left"
+    text = _KNOWS_NO_SOCKETS.format(loop=_LOOP.replace('"$0"', mark), left=left)
+    runner = bench.runner(**beginning(bench, begins))
+    server = bench.start(
+        runner, command=(bench.script("wrapper", text), *FAKE), env={"FAKE": ""}, socket=True
     )
-    assert foster_of(held) == held.supervisor
-    assert held.server.stop() is True
-    [left] = processes(mark)
-    os.kill(left, signal.SIGKILL)
+    assert server.no_socket
+    assert left.exists()  # the control: it ran
+    assert processes(mark) == set()
 
 
 def test_number_that_another_process_has_is_left_alone(mark: str) -> None:
@@ -238,9 +281,9 @@ def test_number_that_another_process_has_is_left_alone(mark: str) -> None:
     with subprocess.Popen(["sh", "-c", _LOOP, mark]) as popen:
         row = _tree.look(popen.pid)
         assert row
-        _tree.tell(popen.pid, (*row[:3], row[3] - 1), signal.SIGKILL)
+        _tree.tell(popen.pid, row[3] - 1, signal.SIGKILL)
         assert alive(popen.pid)
-        _tree.tell(popen.pid, row, signal.SIGKILL)  # the control
+        _tree.tell(popen.pid, row[3], signal.SIGKILL)  # the control
         assert popen.wait(20) == -signal.SIGKILL
 
 
