@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from bokeh_ssh._connection import Connection
-from bokeh_ssh._endpoint import Endpoint
+from bokeh_ssh._endpoint import Endpoint, in_words
 from bokeh_ssh._errors import (
     ForeignServerError,
     ForwardError,
@@ -43,7 +43,8 @@ class Found:
 def ask(connection: Connection, target: Endpoint, path: str, *, timeout: float) -> Found:
     """Send a GET request to ``target`` as seen from the server.
 
-    :raises TargetUnreachableError: if nothing listens there
+    :raises TargetUnreachableError: if nothing listens there, or the connection ends without a word: an SSH
+        server may say that it is connected before it tries
     :raises ForwardingRefusedError: the SSH server forbids it
     :raises OSError: if what listens gives no HTTP answer in time
     """
@@ -55,6 +56,12 @@ def ask(connection: Connection, target: Endpoint, path: str, *, timeout: float) 
         try:
             client.request("GET", path)
             answer = client.getresponse()
+        except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError) as exc:
+            if not connection.alive:
+                raise
+            msg = f"nothing answers on {in_words(target)} there (the connection ends without a word)"
+            hint = "check that the server runs and the port"
+            raise TargetUnreachableError(msg, host=connection.name, hint=hint) from exc
         except http.client.HTTPException as exc:
             msg = f"no HTTP answer: {exc!r}"
             raise OSError(msg) from exc
@@ -83,6 +90,17 @@ def look(connection: Connection, port: int, *, timeout: float) -> Found | None:
         return None
     except OSError:
         return Found(0, "")  # something listens, but speaks no HTTP
+
+
+def answers(connection: Connection, target: Endpoint, *, timeout: float) -> bool:
+    """Tell whether anything comes back from ``target``, as seen from the server, to a request."""
+    try:
+        ask(connection, target, "/metadata", timeout=timeout)
+    except (ForwardError, TimeoutError):
+        return False
+    except OSError:  # it is not HTTP
+        return connection.alive
+    return True
 
 
 def wait_until_ready(

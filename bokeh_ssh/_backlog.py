@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 _MOST = 2000  # lines that wait; of more, the last ones
+_MOST_SIZE = 1 << 22  # characters of them
 _TOGETHER = 100  # lines that are shown at once
 
 
@@ -19,7 +20,8 @@ class Backlog:
 
     def __init__(self, show: Callable[[Sequence[str]], object]) -> None:
         self._show = show
-        self._lines: deque[str] = deque(maxlen=_MOST)
+        self._lines: deque[str] = deque()
+        self._size = 0
         self._lost = 0
         self._closed = False
         self._change = threading.Condition()
@@ -28,8 +30,11 @@ class Backlog:
     def put(self, lines: Sequence[str]) -> None:
         """Add lines; never blocks, from any thread."""
         with self._change:
-            self._lost += max(0, len(self._lines) + len(lines) - _MOST)
             self._lines.extend(lines)
+            self._size += sum(map(len, lines))
+            while len(self._lines) > _MOST or self._size > _MOST_SIZE:
+                self._size -= len(self._lines.popleft())
+                self._lost += 1
             self._change.notify_all()
 
     def start(self) -> None:
@@ -55,4 +60,5 @@ class Backlog:
                 self._change.wait()
             lost, self._lost = self._lost, 0
             lines = [self._lines.popleft() for _ in range(min(_TOGETHER, len(self._lines)))]
+            self._size -= sum(map(len, lines))
         return [f"[{lost} lines were left out here]", *lines] if lost else lines

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bokeh_ssh._errors import UploadError, UsageError
 from bokeh_ssh._gitignore import Ignored
+from bokeh_ssh._reading import Reading
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Item:
     :ivar runs: whether its owner may execute it
     :ivar changed: when it was last written, in nanoseconds
     :ivar link: the name there that it leads to; empty for a file
+    :ivar top: what was named, here, and has it
     """
 
     name: str
@@ -30,6 +32,15 @@ class Item:
     runs: bool = False
     changed: int = 0
     link: str = ""
+    top: Path | None = None
+
+    def open(self) -> Reading:
+        """Open the file, as far as it was looked at.
+
+        :raises NotAFileError: if it is no file any more
+        :raises OSError: if it cannot be opened
+        """
+        return Reading(self.path, self.top or self.path, self.size, self.changed)
 
 
 @dataclass
@@ -96,8 +107,11 @@ def _found(path: str) -> Path:
 
 def _walk(root: Path, folder: Path, ignored: Ignored, found: Contents) -> None:
     ignored.enter(folder)
-    for path in _sorted(folder):
-        facts = path.lstat()
+    for path in _sorted(root, folder):
+        try:
+            facts = path.lstat()
+        except FileNotFoundError:  # it has gone since the folder was read
+            continue
         if ignored(path, stat.S_ISDIR(facts.st_mode)):
             continue
         if stat.S_ISDIR(facts.st_mode):
@@ -106,9 +120,14 @@ def _walk(root: Path, folder: Path, ignored: Ignored, found: Contents) -> None:
             _add(root, path, facts, found)
 
 
-def _sorted(folder: Path) -> Iterator[Path]:
-    with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries)
+def _sorted(root: Path, folder: Path) -> Iterator[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries)
+    except (FileNotFoundError, NotADirectoryError):
+        if folder == root:
+            raise
+        names = []  # it has gone since the one above was read
     return (folder / name for name in names)
 
 
@@ -122,7 +141,7 @@ def _add(root: Path, path: Path, facts: os.stat_result, found: Contents) -> None
             found.items[name] = Item(name, path, link=to)
     elif stat.S_ISREG(facts.st_mode):
         runs = bool(facts.st_mode & stat.S_IXUSR)
-        found.items[name] = Item(name, path, facts.st_size, runs, facts.st_mtime_ns)
+        found.items[name] = Item(name, path, facts.st_size, runs, facts.st_mtime_ns, top=root)
     else:
         found.left_out.append(f"{name} (no file)")
 

@@ -21,10 +21,10 @@ load("bokeh_ssh", None)
 
 _PARTS = {
     "supervisor": (
-        *("_place", "_depot", "_door", "_group", "_companion", "_readiness", "_wire"),
-        *("_service", "_supervisor"),
+        *("_tree", "_group", "_place", "_depot", "_door", "_guardian", "_companion", "_readiness", "_wire"),
+        *("_service", "_anchor", "_scope", "_supervisor"),
     ),
-    "errand": ("_place", "_door", "_errand"),
+    "errand": ("_tree", "_group", "_place", "_door", "_errand"),
 }
 
 

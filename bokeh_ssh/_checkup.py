@@ -14,33 +14,43 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from bokeh_ssh._attach import look
 from bokeh_ssh._connection import Connection
-from bokeh_ssh._endpoint import Origin
 from bokeh_ssh._errors import (
     BokehSSHError,
+    ConnectionLostError,
     ForwardError,
     ForwardingRefusedError,
     HostKeyError,
     PortInUseError,
     ResolveError,
-    TargetUnreachableError,
+    ServerExitedError,
+    ServerGoneError,
     UsageError,
 )
 from bokeh_ssh._events import Authenticated, Connecting, Event, HostKeyAdded, HostKeyVerified
 from bokeh_ssh._handshake import connect
 from bokeh_ssh._listener import bind
+from bokeh_ssh._memory import Memory
 from bokeh_ssh._private import private_directory, private_socket, published
+from bokeh_ssh._proof import Proof
 from bokeh_ssh._remote import is_exposed
 from bokeh_ssh._route import find_route
 from bokeh_ssh._serve import BOKEH_PORT, LOOPBACK, Serve
 from bokeh_ssh._server import Server
 from bokeh_ssh._servers import list_servers
 from bokeh_ssh._sftp import Sftp, SftpError
-from bokeh_ssh._stream import Stream
 from bokeh_ssh._target import Host
+from bokeh_ssh._wait import wait
 
 Verdict = Literal["good", "note", "bad"]
 
+#: What a tunnel does without.
+_OPTIONAL = ("sockets", "as a gateway", "files")
+#: Seconds for a connection that has failed to end.
+_DYING = 2.0
+#: Seconds that a server which was started for a look outlives its session, should we not come back.
+_MOMENT = 15.0
 #: Milliseconds of a round trip from which on a page feels it.
 _SLOW = 150.0
 
@@ -80,37 +90,67 @@ def examine(host: Host, serve: Serve, begin: Callable[[str], None]) -> Iterator[
     yield Finding("name", "good", ", then ".join(names))
     begin("Connecting")
     met: list[Finding] = []
+    memory = Memory()
     try:
-        connection = connect(host, on_event=_Meeting(met).on_event)
+        connection = connect(host, on_event=_Meeting(met).on_event, memory=memory)
     except BokehSSHError as exc:
         yield from met
         yield _bad(_stage(exc), exc)
         return
-    with connection:
+    with contextlib.ExitStack() as lines:
+
+        def line() -> Connection:
+            """Give the connection; a new one, logged in to as before, where a check has cost the last."""
+            nonlocal connection
+            if not connection.alive:
+                connection = lines.enter_context(connect(host, memory=memory))
+            return connection
+
+        lines.enter_context(connection)
         yield from met
-        yield from _examine_machine(connection, serve, begin)
+        yield from _examine_machine(line, serve, begin)
 
 
-def _examine_machine(connection: Connection, serve: Serve, begin: Callable[[str], None]) -> Iterator[Finding]:
-    checks: dict[str, Callable[[], Finding]] = {
-        "round trip": lambda: _check_round_trip(connection),
-        "forwarding": lambda: _check_forwarding(connection),
-        "sockets": lambda: _check_sockets(connection),
-        "as a gateway": lambda: _check_gateway(connection),
-        "files": lambda: _check_files(connection),
-        "server": lambda: _check_server(connection, serve, sockets=seen["sockets"].verdict == "good"),
-        "your servers": lambda: _check_servers(connection, serve.python),
+def _examine_machine(
+    line: Callable[[], Connection], serve: Serve, begin: Callable[[str], None]
+) -> Iterator[Finding]:
+    lasting: list[Finding] = []
+    checks: dict[str, Callable[[Connection], Finding | None]] = {
+        "round trip": _check_round_trip,
+        "forwarding": _check_forwarding,
+        "sockets": _check_sockets,
+        "as a gateway": _check_gateway,
+        "files": _check_files,
+        "server": lambda connection: _check_server(connection, serve, lasting, sockets=sockets()),
+        "after a loss": lambda _: next(iter(lasting), None),
+        "your servers": lambda connection: _check_servers(connection, serve.python),
     }
     seen: dict[str, Finding] = {}
+
+    def sockets() -> bool:
+        return seen["sockets"].verdict == "good"
+
     for name, check in checks.items():
         begin(f"Looking at: {name}")
         try:
-            seen[name] = check()
+            connection = line()
         except BokehSSHError as exc:
-            seen[name] = _bad(name, exc)
-        yield seen[name]
-        if not connection.alive:
+            yield _bad(_stage(exc), exc)
             return
+        try:
+            found = check(connection)
+        except BokehSSHError as exc:
+            found = _bad(name, exc)
+            if isinstance(exc, ConnectionLostError):
+                wait(connection.lost, _DYING)
+                if name in _OPTIONAL and not connection.alive:
+                    text = (
+                        f"it cannot be had: the server ends the connection when it is asked ({exc.message})"
+                    )
+                    found = Finding(name, "note", text, "a tunnel works without")
+        if found:
+            seen[name] = found
+            yield found
 
 
 def _bad(check: str, error: BokehSSHError) -> Finding:
@@ -175,11 +215,11 @@ def _check_forwarding(connection: Connection) -> Finding:
     """Ask for what a tunnel would: whether something listens there does not matter."""
     what = f"to port {BOKEH_PORT} there"
     try:
-        connection.open_socket((LOOPBACK, BOKEH_PORT), timeout=connection.hop.timeout).close()
-    except TargetUnreachableError:
-        return Finding("forwarding", "good", f"allowed {what}, where nothing listens")
+        found = look(connection, BOKEH_PORT, timeout=connection.hop.timeout)
     except ForwardingRefusedError as exc:
         return Finding("forwarding", "bad", f"the server forbids it {what}", exc.hint or "")
+    if found is None:
+        return Finding("forwarding", "good", f"allowed {what}, where nothing listens")
     return Finding("forwarding", "good", f"allowed {what}, where something listens (see --attach)")
 
 
@@ -188,25 +228,32 @@ def _check_sockets(connection: Connection) -> Finding:
     if folder is None:
         text = "there is no private directory, so servers listen on a port, with signed sessions"
         return Finding("sockets", "note", text, "name one in BOKEH_SSH_DIR there, of mode 700")
-    if private_socket(connection) is None:
+    with private_socket(connection) as spot:
+        works = spot.path is not None
+    if not works:
         text = "they cannot be forwarded, so servers listen on a port, with signed sessions"
         return Finding("sockets", "note", text, "ask the administrator for AllowStreamLocalForwarding")
     return Finding("sockets", "good", f"private ones work, in {folder}")
 
 
 def _check_gateway(connection: Connection) -> Finding:
-    def refuse(stream: Stream, origin: Origin) -> None:
-        stream.reject()
-
+    proof = Proof(connection)
     try:
-        where = connection.listen((LOOPBACK, 0), refuse)
+        where = connection.listen((LOOPBACK, 0), proof.handle)
     except ForwardError as exc:
         text = "it cannot be one by port: the server refuses to listen for others"
         return Finding("as a gateway", "note", text, exc.hint or "")
     try:
-        exposed = is_exposed(connection, int(where[1]))
+        port = int(where[1])
+        reached, exposed = proof.reaches((LOOPBACK, port)), is_exposed(proof, port)
     finally:
+        proof.close()
         connection.unlisten(where)
+    if reached is False:
+        text = (
+            f"it cannot be one by port: it says that it listens on port {port}, but nothing comes from there"
+        )
+        return Finding("as a gateway", "note", text, "publish by name, which uses a private socket")
     names = sorted(published(connection))
     text = "it can be one" + (f"; published there: {', '.join(names)}" if names else "")
     if exposed:
@@ -226,12 +273,17 @@ def _check_files(connection: Connection) -> Finding:
     return Finding("files", "good", "SFTP works, for --upload")
 
 
-def _check_server(connection: Connection, serve: Serve, *, sockets: bool) -> Finding:
+def _check_server(connection: Connection, serve: Serve, lasting: list[Finding], *, sockets: bool) -> Finding:
+    """Start a server for a moment.
+
+    :param lasting: gets what became of it when its session ended
+    """
     began = time.monotonic()
     launch = serve.launch_spec(BOKEH_PORT)
-    server = Server.start(connection, dataclasses.replace(launch, socket=launch.socket and sockets))
+    launch = dataclasses.replace(launch, socket=launch.socket and sockets, grace=_MOMENT)
+    server = Server.start(connection, launch)
     took = time.monotonic() - began
-    server.stop()
+    lasting.append(_check_loss(connection, server))
     where = "a private socket" if server.socket else f"port {server.port}"
     text = f"{server.versions} started in {took:.1f} s, on {where}"
     there, here = _version(server.versions), _version_here()
@@ -241,8 +293,34 @@ def _check_server(connection: Connection, serve: Serve, *, sockets: bool) -> Fin
     return Finding("server", "good", text)
 
 
+def _check_loss(connection: Connection, server: Server) -> Finding:
+    """End a server's session, and have the server back; ends the server."""
+    ticket = server.ticket
+    if ticket is None or server.doomed:
+        server.stop()
+        why = (
+            f"it ends when the connection does ({server.doomed})" if server.doomed else "nobody could find it"
+        )
+        return _lost(why)
+    server.close()
+    try:
+        Server.adopt(connection, ticket, launch=server.launch).stop()
+    except (ServerGoneError, ServerExitedError):
+        return _lost("the SSH server ends it with its session")
+    except BokehSSHError as exc:
+        return Finding("after a loss", "note", f"it could not be seen ({exc.message})", exc.hint or "")
+    return Finding(
+        "after a loss", "good", "a server waits for its tunnel, and can be left running (--detach)"
+    )
+
+
+def _lost(why: str) -> Finding:
+    text = f"a server is started anew, and none can be left running (--detach): {why}"
+    return Finding("after a loss", "note", text, "ask the administrator, or run the server by other means")
+
+
 def _version(text: str) -> str:
-    found = re.search(r"Bokeh\D*(\d+\.\d+(?:\.\d+)?)", text)
+    found = re.search(r"Bokeh\D{0,20}(\d{1,9}\.\d{1,9}(?:\.\d{1,9})?)", text)
     return found[1] if found else ""
 
 

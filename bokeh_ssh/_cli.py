@@ -40,6 +40,7 @@ from bokeh_ssh._flagtable import (
     TUNNEL,
     VISIT,
 )
+from bokeh_ssh._streams import OutputError, standing
 from bokeh_ssh._version import __version__
 
 if TYPE_CHECKING:
@@ -231,7 +232,7 @@ def up(
         from bokeh_ssh._gateway import GatewayTunnel
         from bokeh_ssh._settings import load
 
-        settings = load(which, Path.cwd())
+        settings = load(which, Path.cwd(), keywords)
         foreground.display.note(f"As {settings.path} says")
         every = {**settings.keywords, **common(foreground), **keywords}
         wanted[0] = bool(every.pop("show", False)) or show
@@ -398,6 +399,7 @@ def doctor(context: typer.Context, host: Target, verbose: Verbose = 0, **keyword
             Host(host, **keywords, prompt=foreground.prompt), serve, foreground.display.begin
         ):
             foreground.display.finding(finding)
+            foreground.check()
             code = 1 if finding.verdict == "bad" else code
         return code
 
@@ -435,7 +437,27 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     :param argv: the words after the program's name; None takes this program's own
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    code: str | int | None = 0
+    with standing() as streams:
+        try:
+            _run(list(sys.argv[1:] if argv is None else argv))
+        except SystemExit as exc:
+            code = exc.code
+        try:
+            streams.check()
+        except KeyboardInterrupt:
+            streams.end_soon()
+            code = code or 130
+        except OutputError as exc:
+            code = code or 1
+            fault = exc.__cause__
+            if not isinstance(fault, BrokenPipeError):  # who has left wants to hear no more
+                why = getattr(fault, "strerror", fault)
+                print(f"bokeh-ssh: standard output cannot be written to ({why})", file=sys.stderr)
+    sys.exit(code)
+
+
+def _run(words: list[str]) -> None:
     # The parser would mix what follows "--" into the apps; it is for bokeh serve, word for word.
     end = words.index("--") if "--" in words else len(words)
     rest = {"obj": {"args": words[end + 1 :], "words": words[:end]}, "prog_name": "bokeh-ssh"}

@@ -102,7 +102,7 @@ def announce_urls(browse: bool, host: str = "") -> Callable[[Foreground, Any], N
             name = f"{host} {tunnel.server}"
             foreground.display.hint(f"Again: bokeh-ssh attach {name}    For good: bokeh-ssh stop {name}")
         if browse:
-            show(foreground.display, tunnel.url)
+            show(foreground.display, lambda: tunnel.show(inline=False))
 
     return announce
 

@@ -22,6 +22,9 @@ from collections.abc import Mapping, Sequence
 
 from bokeh_ssh._launch import OLDEST_BOKEH, OLDEST_PYTHON, Launch, not_an_option
 
+#: Where PYTHONPATH is while a Python of ours starts.
+KEPT = "BOKEH_SSH_PYTHONPATH"
+
 #: Those of ``env`` that decide which Python is found and what it can import: the script needs them as well.
 _EARLY = ("PATH", "PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "PYTHONNOUSERSITE", "LD_LIBRARY_PATH")
 
@@ -71,8 +74,9 @@ def errand(
     :param order: a line of JSON
     :param libraries: the LD_LIBRARY_PATH of the first interpreter, which a module may have set
     """
-    lines = _early(env)
-    check = f"import sys, array, socket; sys.exit(sys.version_info < {OLDEST_PYTHON!r})"
+    # It needs the standard library alone, which it is not to look for in any directory of the person's.
+    lines = [*_early({name: value for name, value in env.items() if name != "PYTHONPATH"}), _NO_PATH]
+    check = f"{_CLEAN}; import array, socket; sys.exit(sys.version_info < {OLDEST_PYTHON!r})"
     for number, path in enumerate(pythons):
         where = ""
         if libraries and not number:
@@ -83,6 +87,31 @@ def errand(
     lines.append(f"""echo '{mark}{{"event":"refused","why":"python"}}'; exit 127""")
     return encode("\n".join(lines)) + b"%d\n" % len(program) + program + order
 
+
+#: What Python is told first: it has put the current directory, which is often the home, before all others, so
+#: an import before this would be one from there. ``sys`` is a part of Python itself.
+_CLEAN = "import sys; sys.path[:] = [p for p in sys.path if p]"
+
+#: Away with a path of the person's own, for programs that need none.
+_NO_PATH = "unset PYTHONPATH"
+
+#: Takes the current directory and the home out of PYTHONPATH, for a Python of ours: an empty word in it is
+#: the current directory too, as in "/my/lib:". Python would follow it before it has read a word of ours. What
+#: it was is kept, for what is started in turn.
+APART = f"""\
+unset {KEPT}
+if [ -n "${{PYTHONPATH-}}" ]; then
+  {KEPT}=$PYTHONPATH; export {KEPT}
+  bokeh_ssh_y=; set -f; IFS=:
+  for bokeh_ssh_e in $PYTHONPATH; do
+    case $bokeh_ssh_e in /*)
+      if [ "$bokeh_ssh_e" -ef . ] || [ "$bokeh_ssh_e" -ef "${{HOME-/}}" ]; then :
+      else bokeh_ssh_y=$bokeh_ssh_y${{bokeh_ssh_y:+:}}$bokeh_ssh_e; fi ;;
+    esac
+  done 2>/dev/null
+  unset IFS; set +f
+  PYTHONPATH=$bokeh_ssh_y
+fi"""
 
 #: Runs a text as Python, without what an installation adds.
 _START = '"$p" -S -c "import sys; exec(sys.argv[1])"'
@@ -123,6 +152,7 @@ def script(launch: Launch, steps: tuple[str, ...], mark: str) -> str:
         )
     lines.append('[ $# -gt 0 ] || { echo "PATH=$PATH" >&2; exit 127; }')
     need = shlex.quote(launch.package)
+    lines.append(APART)
     lines.append(
         "exec \"$1\" -c 'import sys; exec(sys.argv[1])' "
         f'{shlex.quote(BOOTSTRAP)} {mark} {need} 0 "$@" <&3 >&4 3<&- 4>&-'
@@ -194,19 +224,29 @@ exec(compile(take(int(head)), "<bokeh_ssh supervisor>", "exec", 0, True), {"__na
 """
 
 #: What that needs where nothing has run before it.
-_ALONE = """\
-import sys
-sys.path[:] = [p for p in sys.path if p]  # a json.py in the home is not ours
+_ALONE = f"{_CLEAN}\nimport os\n"
+
+#: What a Python does first that looks for packages too: the standard library's own modules come from there,
+#: whatever else a path of the person's has.
+OWN = f"""\
+{_CLEAN}
 import os
+library = os.path.dirname(os.__file__)
+sys.path.sort(key=lambda p: p != library and os.path.basename(p) != "lib-dynload")
+"""
+
+#: And once it needs nothing more: what it starts has the path that the person has set.
+BACK = f"""\
+if {KEPT!r} in os.environ:
+    os.environ["PYTHONPATH"] = os.environ.pop({KEPT!r})
 """
 
 #: The first Python: argv is this text, the mark, the package, which of the interpreters this is, and they.
 #: It must be understood by Python 2 too, which is still what ``python`` is on some machines.
 BOOTSTRAP = (
-    f"""\
-import sys
-sys.path[:] = [p for p in sys.path if p]  # a json.py in the directory of the app is not ours
-import json, os, re
+    OWN
+    + f"""\
+import json, re
 code, mark, need, at = sys.argv[1:5]
 paths = sys.argv[5:]
 at = int(at)
@@ -215,10 +255,12 @@ def lacks():
         return "python", "is Python %d.%d" % sys.version_info[:2]
     if not need:
         return
+    from importlib.machinery import PathFinder
     from importlib.util import find_spec
+    apart = os.environ.get({KEPT!r}, "").split(os.pathsep)  # where it runs no code of, but the server will
     for name in dict.fromkeys(("bokeh", need)):
-        spec = find_spec(name)
-        if spec is None or not spec.submodule_search_locations:
+        spec = find_spec(name) or PathFinder.find_spec(name, apart if apart != [""] else [])
+        if spec is None or spec.origin is None or not spec.submodule_search_locations:
             return "package", "has no " + name
         if name == "bokeh":
             for entry in os.listdir(os.path.dirname(list(spec.submodule_search_locations)[0])):
@@ -237,5 +279,6 @@ if lack:
     os.execv(paths[at], [paths[at], "-c", "import sys; exec(sys.argv[1])", code, mark, need, str(at)] + paths)
 say(event="python", path=paths[at])
 """
+    + BACK
     + _TAKE
 )

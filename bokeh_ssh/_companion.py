@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 
-from bokeh_ssh._group import start
+from bokeh_ssh._group import piped, start
 
 TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
 if TYPE_CHECKING:
@@ -33,8 +33,11 @@ class Companion:
         :raises OSError: if it cannot be started
         """
         self.word = {}
-        self.pid, streams = start(argv, env, group)
-        return streams
+
+        def begin(outputs: list[int]) -> None:
+            self.pid = start(argv, env, group, outputs)
+
+        return piped(begin)
 
     def hear(self, lines: Sequence[str]) -> bool:
         """Take lines of its standard output; tells whether it has said something."""

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import socket
+from collections import deque
 from collections.abc import Mapping
 
 from bokeh_ssh._patterns import lower
@@ -45,21 +46,22 @@ def split_words(text: str) -> list[str]:
             continue
         if text[i] == "#":
             break
-        word, quote = "", ""
+        word: list[str] = []
+        quote = ""
         while i < len(text) and (quote or text[i] not in " \t"):
             char, after = text[i], text[i + 1 : i + 2]
             if char == "\\" and after and (after in "'\"\\" or (after == " " and not quote)):
-                word += after
+                word.append(after)
                 i += 1
             elif char in "'\"" and quote in ("", char):
                 quote = "" if quote else char
             else:
-                word += char
+                word.append(char)
             i += 1
         if quote:
             msg = "a quote is not closed"
             raise ValueError(msg)
-        words.append(word)
+        words.append("".join(word))
     return words
 
 
@@ -104,7 +106,8 @@ def seconds(text: str) -> float | None:
     if word == "none":
         return None
     parts = _TIME.findall(word)
-    if "".join(number + unit for number, unit in parts) != word or not word.isascii():
+    longest = max((len(number) for number, _ in parts), default=0)
+    if "".join(number + unit for number, unit in parts) != word or not word.isascii() or longest > 12:
         msg = f"{word!r} is not a time"
         raise ValueError(msg)
     return float(sum(int(number) * _UNITS[unit.lower()] for number, unit in parts))
@@ -213,18 +216,18 @@ def criteria(words: list[str]) -> list[tuple[str, bool, str]]:
     :raises ValueError: if an argument is missing
     """
     found: list[tuple[str, bool, str]] = []
-    rest = list(words)
+    rest = deque(words)
     while rest:
-        name, _, argument = rest.pop(0).partition("=")
+        name, _, argument = rest.popleft().partition("=")
         negated = name.startswith("!")
         name = name.removeprefix("!").lower()
         if name == "all":
             argument = argument or " ".join(rest)
             rest.clear()
         elif name not in ("canonical", "final") and not argument:
-            argument = rest.pop(0) if rest else ""
+            argument = rest.popleft() if rest else ""
             if argument.startswith("="):
-                argument = argument[1:] or (rest.pop(0) if rest else "")
+                argument = argument[1:] or (rest.popleft() if rest else "")
             if not argument and name in ("host", "originalhost", "user", "localuser", "exec"):
                 msg = f"{name} has no argument"
                 raise ValueError(msg)

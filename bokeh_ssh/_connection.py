@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import socket
 import struct
 import threading
@@ -35,7 +36,7 @@ from bokeh_ssh._pipe import reset
 from bokeh_ssh._pump import Pump
 from bokeh_ssh._route import Hop
 from bokeh_ssh._session import Session
-from bokeh_ssh._stream import Sink, Stream
+from bokeh_ssh._stream import LOST, Sink, Stream
 from bokeh_ssh._transport import IncomingHandler, Reply, Transport
 from bokeh_ssh._wait import wait
 from bokeh_ssh._watchdog import Watchdog
@@ -48,9 +49,18 @@ _ALIVE_INTERVAL = 5.0
 _ALIVE_COUNT = 3
 #: Seconds for a server that may be busy to answer a question that costs it nothing.
 _PING = 2.0
+#: Seconds for which a Unix socket with more connections than it accepts is tried again, and between tries.
+_CROWDED = 5.0
+_RETRY = 0.05
 _PROHIBITED = 1
 _CONNECT_FAILED = 2
 _UNKNOWN_TYPE = 3
+_SHORTAGE = 4
+#: What servers say that forbid a target with the reason of one that cannot be reached (Erlang: "Forwarding
+#: disabled"); an errno's words are none of these.
+_FORBIDS = re.compile(
+    r"(?<!operation )not (permitted|allowed)|disabled|forbid|prohibit|administrat|disallowed|by policy", re.I
+)
 
 
 class Connection:
@@ -64,6 +74,7 @@ class Connection:
         self.methods = methods
         self.lost = threading.Event()
         self.reason = ""
+        self._reached: dict[Endpoint, float] = {}  # when each target has last taken a connection
         self._on_lost: list[Callable[[str], None]] = []
         self._under: Connection | None = None
         self._closing = threading.Event()
@@ -284,8 +295,12 @@ class Connection:
         :param begun: how it began, where its requests are judged
         :param again: takes the local connection back, where the line was lost before anything of it was sent
         """
+        began = time.monotonic()
 
         def refused(code: int, text: str) -> None:
+            if code == _CONNECT_FAILED and self._is_crowded(target, began):
+                self.pump.post(lambda: self.pump.later(_RETRY, ask))
+                return
             log.info("%s: %s: %s", self.name, in_words(target), text or f"refused, reason {code}")
             give_back()
 
@@ -296,6 +311,7 @@ class Connection:
                 reset(sock)
 
         def opened(stream: Stream) -> None:
+            self._reached[target] = time.monotonic()
             if check:
                 early = _Early()
                 stream.attach(early)
@@ -313,7 +329,25 @@ class Connection:
             self.pump.post(stream.close)
             give_back()
 
-        self.open_stream(target, origin, opened, refused)
+        def ask() -> None:
+            self.open_stream(target, origin, opened, refused)
+
+        ask()
+
+    def _is_crowded(self, target: Endpoint, began: float) -> bool:
+        """Tell whether a target that refuses may only have more connections than it accepts at a time.
+
+        A port lets them wait; a Unix socket does not, and sshd does not wait for it. One that has taken
+        nobody of late has ended.
+        """
+        now = time.monotonic()
+        taken = self._reached.get(target)
+        return (
+            isinstance(target, str)
+            and taken is not None
+            and now < began + _CROWDED
+            and now < taken + _CROWDED
+        )
 
     def open_stream(
         self,
@@ -400,7 +434,7 @@ class Connection:
         except BaseException:
             stream.close()
             raise
-        if refusal and refusal[0][0] == 0:
+        if refusal and refusal[0][0] == LOST:
             raise self.lost_error()
         return refusal[0] if refusal else stream
 
@@ -408,15 +442,18 @@ class Connection:
         """Make the error for a channel to ``target`` that was refused with this reason."""
         where = in_words(target)
         is_path = isinstance(target, str)
-        if code == _PROHIBITED:
-            msg = f"the server forbids forwarding to {where}"
+        reaches_none = code in (_UNKNOWN_TYPE, _SHORTAGE)
+        if code == _PROHIBITED or (not reaches_none and _FORBIDS.search(text)):
+            said = "" if code == _PROHIBITED else f" ({text})"
+            msg = f"the server forbids forwarding to {where}{said}"
             names = "AllowStreamLocalForwarding" if is_path else "AllowTcpForwarding and PermitOpen"
             return ForwardingRefusedError(msg, host=self.name, hint=f"ask the administrator for {names}")
         if code == _UNKNOWN_TYPE and is_path:
             msg = f"the server cannot forward to {where}, or to any other"
             return ForwardingRefusedError(msg, host=self.name, hint="use a port in place of the socket")
-        if code == _CONNECT_FAILED:
-            msg = f"nothing answers on {where} there ({text or 'connect failed'})"
+        if not reaches_none:  # MINA has 0 for a name that does not resolve
+            why = text or ("connect failed" if code == _CONNECT_FAILED else f"reason {code}")
+            msg = f"nothing answers on {where} there ({why})"
             hint = "check that the server runs and the port"
             if is_path:  # OpenSSH gives this reason for all, a prohibition too
                 hint = (

@@ -1,9 +1,10 @@
 """Brings files to where a server runs: their contents over SFTP, their places by its supervisor's hand.
 
 A file is written beside the folders first, and gets its name when all of it is there; nobody meets half a
-file. What SFTP does not carry goes in messages over the server's own session, which every machine has: where
-there is no SFTP, or no second session (MaxSessions), or one that sees other folders than the server does; and
-where something goes wrong, since a message comes back with the reason in words.
+file. Its holes are not sent, nor other stretches of zeros. What SFTP does not carry goes in messages over the
+server's own session, which every machine has: where there is no SFTP, or no second session (MaxSessions), or
+one that sees other folders than the server does; and where something goes wrong, since a message comes back
+with the reason in words.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import collections
 import contextlib
 import itertools
 import logging
+import secrets
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 from bokeh_ssh._bundle import Item
 from bokeh_ssh._errors import UploadError
+from bokeh_ssh._reading import NotAFileError, Reading
 from bokeh_ssh._sftp import Sftp, SftpError
 
 log = logging.getLogger("bokeh_ssh.upload")
@@ -51,16 +54,20 @@ def deliver(
     *,
     told: Callable[[int], object] = lambda sent: None,
     files: Sftp | None = None,
-) -> None:
+) -> set[str]:
     """Have all of it there.
 
-    :param changed: what is to be there, as it is here now; what has vanished here is passed over
+    :param changed: what is to be there, as it is here now; what has vanished here, or is no file any more, is
+        passed over
     :param removed: names that are to be there no longer
     :param told: gets how many bytes have arrived, now and then
     :param files: the session for what is in the files, closed afterwards; None sends it in messages
+    :returns: the names of those that were passed over, or have changed here meanwhile: they have to be looked
+        at again
     :raises UploadError: if something cannot be read here, or stored there
     :raises ConnectionLostError: if the line goes down
     """
+    unsettled: set[str] = set()
     left = {item.name: item for item in changed}
     for name in removed:
         to.order(do="drop", name=name)
@@ -71,28 +78,43 @@ def deliver(
 
     if files:
         with contextlib.closing(files):
-            before = _over_sftp(to, files, left, tell)
-    _in_messages(to, left.values(), tell)
+            before = _over_sftp(to, files, left, unsettled, tell)
+    _in_messages(to, left.values(), unsettled, tell)
+    return unsettled
 
 
-def _over_sftp(to: Depository, files: Sftp, left: dict[str, Item], told: Callable[[int], object]) -> int:
+def _over_sftp(
+    to: Depository,
+    files: Sftp,
+    left: dict[str, Item],
+    unsettled: set[str],
+    told: Callable[[int], object],
+) -> int:
     """Write what is in the files, as far as that goes; what is there is taken from ``left``.
 
     :returns: the bytes of those that are there
     """
-    begun: dict[str, str] = {}
+    begun: dict[str, tuple[str, Reading]] = {}
     there = 0
+    mark = secrets.token_hex(8)  # no file of a project has such a name
 
-    def opened() -> Iterator[tuple[Item, bytes, BinaryIO]]:
+    def opened() -> Iterator[tuple[Item, bytes, Reading]]:
         for item in [item for item in left.values() if not item.link]:
             file = _open(item)
-            if file:
-                begun[item.name] = part = f".bokeh-ssh-part-{next(_numbers)}"
+            if file is None:
+                unsettled.add(item.name)
+                del left[item.name]
+            else:
+                part = f".bokeh-ssh-{mark}-{next(_numbers)}"
+                begun[item.name] = part, file
                 yield item, f"{to.depot}/{part}".encode("utf-8", "surrogateescape"), file
 
     def done(item: Item) -> None:
         nonlocal there
-        to.order(do="place", part=begun.pop(item.name), name=item.name, runs=item.runs)
+        part, file = begun.pop(item.name)
+        to.order(do="place", part=part, name=item.name, runs=item.runs)
+        if not file.settled:
+            unsettled.add(item.name)
         there += item.size
         del left[item.name]
 
@@ -103,12 +125,14 @@ def _over_sftp(to: Depository, files: Sftp, left: dict[str, Item], told: Callabl
     except OSError as exc:
         raise _unreadable(exc.filename, exc) from exc
     finally:
-        for part in begun.values():
+        for part, _ in begun.values():
             to.order(do="drop", name=part)
     return there
 
 
-def _in_messages(to: Depository, items: Iterable[Item], told: Callable[[int], object]) -> None:
+def _in_messages(
+    to: Depository, items: Iterable[Item], unsettled: set[str], told: Callable[[int], object]
+) -> None:
     """Send it, and wait until that and all that was ordered before is done."""
     under_way: collections.deque[tuple[int, int]] = collections.deque()
     sent = since = 0
@@ -121,42 +145,51 @@ def _in_messages(to: Depository, items: Iterable[Item], told: Callable[[int], ob
             told(size)
 
     for item in items:
-        for message, count in _messages(item):
+        for message, count in _messages(item, unsettled):
             to.order(**message)
             sent += count
-            since += count + _EACH
+            since += len(message.get("data", "")) + _EACH
             if since >= _STEP:
                 since = 0
                 mark(_AHEAD)
     mark(0)
 
 
-def _messages(item: Item) -> Iterator[tuple[dict[str, Any], int]]:
-    """Say what makes an item there; with the bytes of each."""
+def _messages(item: Item, unsettled: set[str]) -> Iterator[tuple[dict[str, Any], int]]:
+    """Say what makes an item there; with the bytes of each, and of the hole before it."""
     if item.link:
         yield {"do": "link", "name": item.name, "to": item.link}, 0
         return
     file = _open(item)
     if file is None:
+        unsettled.add(item.name)
         return
-    with file:
-        last = False
-        while not last:
-            try:
-                data = file.read(_CHUNK)
-            except OSError as exc:
-                raise _unreadable(item.path, exc) from exc
-            last = len(data) < _CHUNK
-            text = base64.b64encode(data).decode("ascii")
-            message = {"do": "put", "name": item.name, "data": text, "last": last, "runs": item.runs}
-            yield message, len(data)
+
+    def put(data: bytes, *, last: bool, **hole: int) -> dict[str, Any]:
+        text = base64.b64encode(data).decode("ascii")
+        return {"do": "put", "name": item.name, "data": text, "last": last, "runs": item.runs, **hole}
+
+    with contextlib.closing(file):
+        end, held = 0, b""
+        hole: dict[str, int] = {}
+        try:
+            for at, data in file.pieces(_CHUNK):
+                if held:
+                    yield put(held, last=False, **hole), len(held) + hole.get("skip", 0)
+                hole = {"skip": at - end} if at > end else {}
+                held, end = data, at + len(data)
+        except OSError as exc:
+            raise _unreadable(item.path, exc) from exc
+        yield put(held, last=True, **hole), len(held) + hole.get("skip", 0)
+        if not file.settled:
+            unsettled.add(item.name)
 
 
-def _open(item: Item) -> BinaryIO | None:
-    """Open a file; None if it has gone since we looked, which who watches sees."""
+def _open(item: Item) -> Reading | None:
+    """Open a file; None if it has gone, or become something else, since we looked."""
     try:
-        return item.path.open("rb")
-    except FileNotFoundError:
+        return item.open()
+    except (FileNotFoundError, NotAFileError):
         return None
     except OSError as exc:
         raise _unreadable(item.path, exc) from exc

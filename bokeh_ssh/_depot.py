@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 
+from bokeh_ssh._place import private, raze
+
 TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,15 +26,18 @@ class Depot:
     """
 
     def __init__(self, path: str | None) -> None:
-        if path:
-            os.mkdir(path, 0o700)
-        else:
-            import tempfile  # as long as the rest of a launch's imports
+        with private():
+            if path:
+                os.mkdir(path, 0o700)
+            else:
+                import tempfile  # as long as the rest of a launch's imports
 
-            path = tempfile.mkdtemp(prefix="bokeh-ssh-app-")
+                path = tempfile.mkdtemp(prefix="bokeh-ssh-app-")
         self.path = path
         self.size = 0
         self.fault = ""
+        #: Where what is not whole yet is: beside the folders, under a name that nothing of a client's has.
+        self._hidden = os.path.join(path, ".bokeh-ssh-" + os.urandom(8).hex())
         self._name = ""  # of the file that is being written
         self._file: BinaryIO | None = None
 
@@ -49,15 +54,15 @@ class Depot:
     def try_to(self, store: Callable[..., object], *args: object) -> None:
         """Do one of the following; why that was not possible is noted, for the first that was not."""
         try:
-            store(*args)
+            with private():
+                store(*args)
         except (OSError, ValueError) as exc:
             why = getattr(exc, "strerror", None) or repr(exc)
             self.fault = self.fault or f"{args[0]}: {why}"
 
-    def put(self, name: str, data: bytes, last: bool, runs: bool) -> None:
-        """Add to a file; nobody sees it under its name before the last part is there."""
-        path = self.at(name)
-        hidden = os.path.join(os.path.dirname(path), ".bokeh-ssh-part")
+    def put(self, name: str, data: bytes, last: bool, runs: bool, skip: int = 0) -> None:
+        """Add to a file, behind ``skip`` zeros; nobody sees its name before the last part is there."""
+        path, hidden = self.at(name), self._hidden
         if name != self._name or self._file is None:
             self.close()
             os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
@@ -66,8 +71,10 @@ class Depot:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
             self._file = os.fdopen(os.open(hidden, flags, 0o700 if runs else 0o600), "wb")
             self._name = name
+        if skip:
+            self._file.seek(skip, os.SEEK_CUR)
         self._file.write(data)
-        self.size += len(data)
+        self.size += skip + len(data)
         if last:
             self.close()
             os.replace(hidden, path)
@@ -85,7 +92,7 @@ class Depot:
         """Make a symbolic link to another name in here."""
         path = self.at(name)
         os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-        hidden = os.path.join(os.path.dirname(path), ".bokeh-ssh-link")
+        hidden = self._hidden + "-link"
         with contextlib.suppress(FileNotFoundError):
             os.unlink(hidden)
         os.symlink(os.path.relpath(self.at(to), os.path.dirname(path)), hidden)
@@ -109,8 +116,6 @@ class Depot:
 
     def remove(self) -> None:
         """Remove it and all that is in it, what the server has put there too; quietly, and more than once."""
-        import shutil  # as long as the rest of a launch's imports
-
         with contextlib.suppress(OSError):
             self.close()
-        shutil.rmtree(self.path, ignore_errors=True)
+        raze(self.path)

@@ -96,6 +96,7 @@ class Dialogue(Hearing):
             "id": ticket.id,
             "token": ticket.token,
             "node": ticket.node,
+            "supervisor": ticket.supervisor,
             "grace": self.launch.grace,
             "lease": self.launch.lease,
             "timeout": 10,
@@ -225,10 +226,13 @@ class Dialogue(Hearing):
     def _on_exit(self, status: int | None) -> None:
         told = self._stage == "ready" and not self._exited and not self._stopping and status is not None
         told = told and not self.taken and not self._parted and not self._closing.is_set()
+        # From 128 on it is a signal, as some SSH servers tell it: what was executed was killed, and that need
+        # not be the supervisor.
+        told = told and (status or 0) < 128
         self._set(_over=True, _session_status=status)
         self._gone.set()
         self.ended.set()
-        if told:  # the supervisor was killed, and its keeper ends the server
+        if told:  # the supervisor was killed, and its guardian ends the server
             self._tell(ServerExited(host=self.host, exit_status=None))
 
     def _heard_hello(self, _: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ end may have stopped reading. It may use what hands the things in, which waits f
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import threading
 import time
@@ -22,12 +23,27 @@ _T = TypeVar("_T")
 
 #: Things that wait; beyond that the oldest go.
 _MOST = 10_000
+#: Characters and bytes of what waits.
+_MOST_SIZE = 32 << 20
 #: Seconds after which a handler that waits for others is taken to do so for long.
 _PARKED = 0.2
 
 
 def _is_anything(_: object) -> bool:
     return True
+
+
+def _size(thing: object) -> int:
+    """Count the characters and bytes in a thing, as far as there may be many."""
+    if isinstance(thing, (str, bytes)):
+        return len(thing)
+    if isinstance(thing, dict):
+        return sum(map(_size, thing.values()))
+    if isinstance(thing, (tuple, list)):
+        return sum(map(_size, thing))
+    if dataclasses.is_dataclass(thing):
+        return sum(map(_size, vars(thing).values())) if hasattr(thing, "__dict__") else 0
+    return 0
 
 
 class _Here(threading.local):
@@ -46,8 +62,8 @@ class Dispatcher(Generic[_T]):
     :param handle: takes a thing; what it raises is logged
     :param name: the thread's name
     :param what: what ``handle`` is, for the log
-    :param spare: each tells what may go where more waits than ``most``: the oldest for which the first one
-        says so, or else the next
+    :param spare: each tells what may go where more waits than ``most``, or more than 32 MiB of text: the
+        oldest for which the first one says so, or else the next
     """
 
     def __init__(
@@ -65,7 +81,8 @@ class Dispatcher(Generic[_T]):
         self._spare = spare
         self._most = most
         self._change = threading.Condition()
-        self._waiting: deque[_T] = deque()
+        self._waiting: deque[tuple[_T, int]] = deque()  # with its size
+        self._size = 0  # of all of them
         self._put = 0
         self._done = 0
         self._dropped = 0
@@ -87,9 +104,12 @@ class Dispatcher(Generic[_T]):
     def put(self, thing: _T) -> None:
         """Have a thing handled; never blocks, from any thread."""
         with self._change:
-            if len(self._waiting) >= self._most:
-                self._drop()
-            self._waiting.append(thing)
+            size = _size(thing)
+            while len(self._waiting) >= self._most or (self._waiting and self._size + size > _MOST_SIZE):
+                if not self._drop():
+                    break
+            self._waiting.append((thing, size))
+            self._size += size
             self._put += 1
             self._change.notify_all()
             if self._thread is not None:
@@ -101,8 +121,9 @@ class Dispatcher(Generic[_T]):
             except RuntimeError:  # Python is ending, and starts none any more
                 self._thread = None
                 self._done += len(self._waiting)
-                late = list(self._waiting)
+                late = [each for each, _ in self._waiting]
                 self._waiting.clear()
+                self._size = 0
         for each in late:
             self._call(each)
 
@@ -142,14 +163,16 @@ class Dispatcher(Generic[_T]):
     def _is_parked(self) -> bool:
         return any(not until() for until in self._parked)
 
-    def _drop(self) -> None:
+    def _drop(self) -> bool:
         for is_spare in self._spare:
-            for index, thing in enumerate(self._waiting):
+            for index, (thing, size) in enumerate(self._waiting):
                 if is_spare(thing):
                     del self._waiting[index]
+                    self._size -= size
                     self._done += 1
                     self._dropped += 1
-                    return
+                    return True
+        return False
 
     def _run(self) -> None:
         _here.dispatcher = self
@@ -160,7 +183,8 @@ class Dispatcher(Generic[_T]):
                         self._thread = None
                         return
                     self._change.wait()
-                thing = self._waiting.popleft()
+                thing, size = self._waiting.popleft()
+                self._size -= size
                 dropped, self._dropped = self._dropped, 0
             if dropped:
                 log.warning("%s is too slow: it has missed %d", self._what, dropped)

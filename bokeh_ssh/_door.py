@@ -10,12 +10,15 @@ import array
 import contextlib
 import json
 import os
+import signal
 import socket
 import struct
 import sys
 import time
 
-from bokeh_ssh._place import CONTROL, KEEP, Place, places
+from bokeh_ssh import _tree
+from bokeh_ssh._group import let_go
+from bokeh_ssh._place import CONTROL, KEEP, Place, identity, places
 
 TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 GUESTS = 32  # that may stand in the door at once
 PATIENCE = 10.0  # seconds until one that does not say what it wants is shown out
 LONGEST = 1 << 16  # bytes of a request
+_GRACE = 5.0  # seconds between TERM and KILL for what nobody holds any more
 
 
 def peer(sock: socket.socket) -> int | None:
@@ -77,7 +81,7 @@ class Guest:
         if b"\n" in self._data:
             try:
                 request = json.loads(self._data.partition(b"\n")[0])
-            except ValueError:
+            except (ValueError, RecursionError):
                 return False
             if not isinstance(request, dict):
                 return False
@@ -104,16 +108,41 @@ class Door:
     """
 
     def __init__(self, path: str) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        try:
-            self.sock.bind(path)
-            os.chmod(path, 0o600)
-            self.sock.listen(GUESTS)
-        except OSError:
-            self.sock.close()
-            raise
-        self.sock.setblocking(False)
+        self.sock = self._bind(path)
         self.guests: dict[int, Guest] = {}
+
+    def _bind(self, path: str) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX)
+        try:
+            sock.bind(path)
+            os.chmod(path, 0o600)
+            sock.listen(GUESTS)
+            self._file = os.lstat(path)
+        except OSError:
+            sock.close()
+            raise
+        sock.setblocking(False)
+        return sock
+
+    def stands(self, path: str) -> bool:
+        """Tell whether who knocks there comes to us."""
+        try:
+            return os.path.samestat(os.lstat(path), self._file)
+        except OSError:
+            return False
+
+    def rebuild(self, path: str) -> None:
+        """Listen there again; who stands in the door is not sent away.
+
+        :raises OSError: if that cannot be had
+        """
+        new = path + ".new"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(new)
+        sock = self._bind(new)
+        os.rename(new, path)
+        self.sock.close()
+        self.sock = sock
 
     def fds(self) -> list[int]:
         """List what to wait for."""
@@ -178,7 +207,7 @@ def knock(
 
 
 def vacant(place: Place) -> bool:
-    """Whether the supervisor of a place is no more."""
+    """Whether the supervisor of a place is no more; one whose socket was removed makes it again."""
     # On Linux a refusal is the truth; macOS refuses also where many knock at once.
     for pause in [0] if sys.platform == "linux" else [0, 0.02, 0.02]:
         time.sleep(pause)
@@ -187,7 +216,7 @@ def vacant(place: Place) -> bool:
             sock.settimeout(1.0)
             sock.connect(place.at(CONTROL))
         except FileNotFoundError:
-            return True
+            break
         except ConnectionRefusedError:
             continue
         except OSError:
@@ -195,11 +224,42 @@ def vacant(place: Place) -> bool:
         finally:
             sock.close()
         return False
-    return True
+    who = str(place.read().get("identity", ""))
+    pid = who.partition(":")[0]
+    return not pid.isdigit() or identity(int(pid)) != who
 
 
-def sweep() -> None:
-    """Remove the places of supervisors that were killed, and records that nobody came for."""
+def clear(place: Place, patience: float) -> None:
+    """Remove the place of a supervisor that is no more, and first end what is left of its server.
+
+    Something is left only where all were killed at once that would have ended it.
+
+    :param patience: seconds between TERM and KILL
+    """
+    _tree.end(lambda rows: _tree.marked(place.mark, rows), patience)
+    place.remove()
+
+
+def sweep() -> set[int]:
+    """Remove the places of supervisors that were killed, and records that nobody came for.
+
+    :returns: children of ours that end what is left of such a server; nobody waits for them
+    """
+    children = set()
     for place in places():
-        if ("ended" not in place.read() or place.age() > KEEP) and vacant(place):
+        if ("ended" in place.read() and place.age() <= KEEP) or not vacant(place):
+            continue
+        if "ended" in place.read() or not _tree.marked(place.mark, _tree.table()):
             place.remove()
+        else:
+            pid = os.fork()
+            if not pid:
+                try:
+                    os.setpgid(0, 0)
+                    signal.set_wakeup_fd(-1)
+                    let_go()
+                    clear(place, _GRACE)
+                finally:
+                    os._exit(0)
+            children.add(pid)
+    return children

@@ -65,6 +65,9 @@ class Settings:
         "clientspecified" what was asked for
     :param sftp: whether there is an ``sftp`` subsystem, which sees what this account sees
     :param max_sessions: open sessions on one connection
+    :param hangup: signals that a command gets when its channel ends, one after the other, such as ("TERM",)
+        (Apache MINA's way) or ("HUP",) (Twisted Conch's); none leaves it alone, as sshd does
+    :param hangup_reach: who gets them: the command's "process", its "group", or its "tree" (all descendants)
     :param host_key: None makes a new ed25519 key
     :param options: more keywords for :func:`asyncssh.listen`, such as ``rekey_bytes``
     """
@@ -86,6 +89,8 @@ class Settings:
     gateway_ports: Literal["no", "yes", "clientspecified"] = "no"
     sftp: bool = True
     max_sessions: int = 10
+    hangup: tuple[str, ...] = ()
+    hangup_reach: Literal["process", "group", "tree"] = "process"
     host_key: asyncssh.SSHKey | None = field(default=None, repr=False)
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -106,7 +111,13 @@ class EmbeddedServer:
         self.port = 0
         self.logins = 0
         self._clients: set[_Client] = set()
-        self._account = Account(self.settings.shell, self.settings.home, self.settings.env)
+        self._account = Account(
+            shell=self.settings.shell,
+            home=self.settings.home,
+            env=self.settings.env,
+            hangup=self.settings.hangup,
+            hangup_reach=self.settings.hangup_reach,
+        )
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None

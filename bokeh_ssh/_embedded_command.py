@@ -39,12 +39,16 @@ class Account:
     :param shell: the login shell, run as ``shell -c command``
     :param home: where commands start; None is this account's home
     :param env: set for every command, on top of what sshd sets
+    :param hangup: names of the signals that a command gets when its channel ends, as of ``Settings``
+    :param hangup_reach: who gets them: "process", "group" or "tree"
     :ivar running: the processes that have not ended, each with the thread that waits for it
     """
 
     shell: str
     home: str | os.PathLike[str] | None
     env: Mapping[str, str]
+    hangup: tuple[str, ...] = ()
+    hangup_reach: str = "process"
     running: dict[int, threading.Thread] = field(default_factory=dict)
 
 
@@ -68,17 +72,25 @@ class Command(asyncssh.SSHServerProcess[bytes]):
         # What came before the close still goes to its standard input.
         for pump in self._pumps[1:]:
             pump.cancel()
+        for name in self._account.hangup:
+            self._signal(name, self._account.hangup_reach)
         self._sessions.discard(self)
         super().connection_lost(exc)
 
     def exception_received(self, exc: Exception) -> None:
-        number = getattr(signal, f"SIG{getattr(exc, 'signal', '')}", None)
+        self._signal(str(getattr(exc, "signal", "")), "group")
+
+    def _signal(self, name: str, reach: str) -> None:
+        number = getattr(signal, f"SIG{name}", None)
         if number is None or self._popen is None or self._popen.poll() is not None:
             return
         if sys.platform == "win32":
             self._popen.terminate()
-        else:
-            os.killpg(self._popen.pid, number)
+            return
+        pid = self._popen.pid
+        for each in _tree(pid) if reach == "tree" else [pid]:
+            with contextlib.suppress(ProcessLookupError):
+                (os.killpg if reach == "group" else os.kill)(each, number)
 
     async def _serve(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
         if process.subsystem:
@@ -180,3 +192,13 @@ class Command(asyncssh.SSHServerProcess[bytes]):
         running[process.pid] = thread = threading.Thread(target=wait, name="embedded-sshd-wait", daemon=True)
         thread.start()
         return ended
+
+
+def _tree(top: int) -> list[int]:
+    """List a process and all that descend from it."""
+    ps = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], stdout=subprocess.PIPE, check=True)  # noqa: S607
+    rows = [tuple(map(int, row.split())) for row in ps.stdout.splitlines()]
+    found = [top]
+    for pid in found:  # it grows meanwhile
+        found += [child for child, parent in rows if parent == pid]
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import re
 import socket
@@ -18,7 +19,7 @@ from bokeh_ssh._fork import in_child
 from bokeh_ssh._gate import Gate
 from bokeh_ssh._guard import Guard
 from bokeh_ssh._inspector import MOST, Inspector, Opened
-from bokeh_ssh._listener import Accept, address_of, listen
+from bokeh_ssh._listener import Accept, address_of, listen, pause
 from bokeh_ssh._peer import GONE, UNKNOWN, Strangers
 from bokeh_ssh._pipe import reset
 
@@ -218,7 +219,10 @@ class Entrance:
             assert guard
             return self._begun.pop(sock, None) or Inspector(guard)
 
-        gate = Gate(connection.pump, inspect, accept, self._admit) if guard else None
+        gate: Gate | None = None
+        if guard:
+            full = functools.partial(pause, self._forwarder)
+            gate = Gate(connection.pump, inspect, accept, self._admit, full)
         self.lead(gate.admit if gate else accept, alive=lambda: connection.alive)
         try:
             yield

@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import time
 
-from bokeh_ssh._door import knock, vacant
-from bokeh_ssh._place import CONTROL, KEEP, Place, node, places
+from bokeh_ssh._door import clear, knock, vacant
+from bokeh_ssh._place import CONTROL, KEEP, Place, identity, node, places
 
 TYPE_CHECKING = False  # typing costs milliseconds and is not needed to run
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 LOST = 5  # our exit status where the supervisor went away without a word
 QUICK = 2.0  # seconds for a supervisor to tell about itself
+MENDED = 4.0  # seconds in which one makes its directory anew that was removed: it looks every 2
+ENDED = 12.0  # seconds in which one has ended that was told to
 
 
 class Errand:
@@ -47,15 +50,51 @@ class Errand:
                 return place
         return None
 
+    def seek(self) -> Place | None:
+        """Wait for a place that was removed to be there again; end a server that nobody can find any more.
+
+        Otherwise there would be two, once the client starts another.
+        """
+        who = str(self.order.get("supervisor", ""))
+        if not who or self.order.get("node") != node():
+            return None
+        pid = int(who.partition(":")[0])
+        deadline = time.monotonic() + (MENDED if self.order["id"] else 0)
+        while identity(pid) == who and time.monotonic() < deadline:
+            place = self.find()
+            if place:
+                return place
+            time.sleep(0.1)
+        if identity(pid) == who:
+            os.kill(pid, signal.SIGTERM)
+            deadline = time.monotonic() + ENDED
+            while identity(pid) == who and time.monotonic() < deadline:
+                time.sleep(0.1)
+        return None
+
+    def enter(self, place: Place) -> tuple[socket.socket, dict[str, Any]]:
+        """Knock, for as long as a supervisor that runs may need to make its socket again.
+
+        :raises OSError: if it does not answer
+        """
+        deadline = time.monotonic() + MENDED
+        while True:
+            try:
+                return knock(place.at(CONTROL), self.order, (0, 1), float(self.order["timeout"]))
+            except (FileNotFoundError, ConnectionRefusedError):
+                if vacant(place) or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.1)
+
     def do_adopt(self) -> int:
         """Hand our standard input and output to the supervisor, and stay until it lets us go."""
-        place = self.find()
+        place = self.find() or self.seek()
         if place is None:
             wanted = self.order.get("node", "")
             self.say("refused", why="elsewhere" if wanted not in ("", node()) else "gone", node=node())
             return 1
         try:
-            sock, answer = knock(place.at(CONTROL), self.order, (0, 1), float(self.order["timeout"]))
+            sock, answer = self.enter(place)
         except OSError as exc:
             if vacant(place):
                 return self.bury(place)
@@ -73,7 +112,7 @@ class Errand:
         """Tell what became of a server whose supervisor is no more; what was told need not be kept."""
         record = place.read()
         if "ended" not in record:
-            place.remove()
+            clear(place, QUICK)
             self.say("refused", why="gone", node=node())
             return 1
         self.say("refused", **dict(record, why="exited"))
@@ -93,7 +132,10 @@ class Errand:
                 record = place.read()
                 state = "silent"
                 if vacant(place):
-                    if "ended" not in record or place.age() > KEEP:
+                    if "ended" not in record:
+                        clear(place, QUICK)
+                        continue
+                    if place.age() > KEEP:
                         place.remove()
                         continue
                     state = "ended"
@@ -111,7 +153,7 @@ class Errand:
             sock, _ = knock(place.at(CONTROL), self.order, (), QUICK)
         except OSError as exc:
             if vacant(place):
-                place.remove()
+                clear(place, QUICK)
                 self.say("over", already=True)
                 return 0
             self.say("refused", why="silent", text=exc.strerror or str(exc))
@@ -149,7 +191,7 @@ def hold(sock: socket.socket) -> int:
             return LOST
         if not part:
             return 0 if b"bye" in data else LOST
-        data += part
+        data = data[-8:] + part
 
 
 def main() -> NoReturn:

@@ -7,8 +7,8 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
-import webbrowser
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -18,6 +18,8 @@ from bokeh_ssh._errors import BokehSSHError, UsageError
 from bokeh_ssh._events import Prompt
 from bokeh_ssh._jsonlines import JsonDisplay
 from bokeh_ssh._lifecycle import Lifecycle
+from bokeh_ssh._page import remove_all
+from bokeh_ssh._streams import OutputError, current
 from bokeh_ssh._terminal import find_prompt
 from bokeh_ssh._text import clean
 
@@ -51,6 +53,7 @@ class Foreground:
         asking = find_prompt()
         self.prompt: Prompt | None = self.display.prompt(asking) if asking else None
         self.stack = contextlib.ExitStack()
+        self._streams = current()
 
     def hold(self, make: Callable[[Foreground], Lifecycle], announce: Callable[[Lifecycle], None]) -> int:
         """Open what ``make`` makes, announce it, and wait until it ends or is ended.
@@ -62,12 +65,17 @@ class Foreground:
             try:
                 with self.stack:
                     thing = make(self)
+                    # Who was to be told is gone; on a thread, as whoever writes holds what closing may need.
+                    self._streams.on_fault = lambda: threading.Thread(
+                        target=thing.close, name="bokeh-ssh end", daemon=True
+                    ).start()
                     if self._backlog:
                         thing._on_log = self._backlog.put  # type: ignore[attr-defined]  # what has a server has it
                     with thing:
                         stood = True
                         self.display.stop()
                         announce(thing)
+                        self.check()
                         if self._backlog:
                             self._backlog.start()
                         thing.wait()
@@ -76,12 +84,15 @@ class Foreground:
                 if not stood:
                     self.display.warn("Interrupted")
                 return 0 if stood else INTERRUPTED
+            except OutputError:
+                return FAILED
             except BokehSSHError as exc:
                 self.display.stop()
                 if self._backlog:
                     self._backlog.close()
-                return self.fail(exc)
+                return FAILED if self._streams.fault else self.fail(exc)
             finally:
+                self._streams.on_fault = _nothing
                 self.display.stop()
                 if self._backlog:
                     self._backlog.close()
@@ -91,7 +102,11 @@ class Foreground:
         """Do something that ends by itself; gives the exit code, that which it gives if it does."""
         with self._signals():
             try:
-                return action(self) or 0
+                code = action(self) or 0
+                self.check()
+                return code
+            except OutputError:
+                return FAILED
             except KeyboardInterrupt:
                 self.display.stop()
                 self.display.warn("Interrupted")
@@ -100,6 +115,13 @@ class Foreground:
                 return self.fail(exc)
             finally:
                 self.display.stop()
+
+    def check(self) -> None:
+        """Refuse to go on where standard output takes nothing any more.
+
+        :raises OutputError: if it does not; ``main`` tells
+        """
+        self._streams.check()
 
     def fail(self, error: BokehSSHError) -> int:
         """Tell an error; gives the exit code."""
@@ -116,12 +138,15 @@ class Foreground:
             now = time.monotonic()
             if not first:
                 first.append(now)
+                self._streams.end_soon()
                 self.display.interrupted()
                 raise KeyboardInterrupt
             if now - first[0] > _TOGETHER:
                 if self.display.moving:
-                    os.write(2, b"\x1b[?25h\n")  # the moving line hides the cursor
+                    with contextlib.suppress(OSError):
+                        os.write(2, b"\x1b[?25h\n")  # the moving line hides the cursor
                 flush()
+                remove_all()
                 os._exit(INTERRUPTED)
 
         before = {}
@@ -136,12 +161,19 @@ class Foreground:
                 signal.signal(number, handler)
 
 
-def show(display: Display | JsonDisplay, url: str) -> None:
-    """Open the address in a browser, where there is one with a display."""
+def _nothing() -> None:
+    pass
+
+
+def show(display: Display | JsonDisplay, browse: Callable[[], bool]) -> None:
+    """Open the app in a browser, where there is one with a display.
+
+    :param browse: opens it, and tells whether there was one
+    """
     graphical = sys.platform in ("win32", "darwin") or any(
         os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
     )
-    if not graphical or not webbrowser.open(url):
+    if not graphical or not browse():
         display.note("No browser was found here; open the address in one yourself")
 
 

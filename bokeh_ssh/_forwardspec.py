@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import re
-
 from bokeh_ssh._endpoint import Endpoint
 from bokeh_ssh._errors import UsageError
 from bokeh_ssh._target import parse_port
 
 #: Where it listens: an address (None is loopback, "" or "*" all) and a port, or the path of a socket.
 Listen = tuple[str | None, int] | str
-#: Up to the next colon; or in brackets, where colons count for nothing.
-_PART = r"(?:\[[^\]]*\](?=:|$)|(?!\[)(?:[^:\\]|\\.)*)"
 _SHAPES = "[BIND:]PORT:HOST:HOSTPORT, PORT:/SOCKET, /SOCKET:HOST:HOSTPORT or /SOCKET:/SOCKET"
 
 
@@ -52,11 +48,30 @@ def _listen(parts: list[str], spec: str) -> Listen:
 
 
 def _parts(spec: str) -> list[str]:
-    found = re.fullmatch(rf"{_PART}(?::{_PART})*", spec, re.DOTALL)
-    if not found:
-        raise _not_a_forward(spec)
-    parts = re.findall(rf"(?:^|(?<=:)){_PART}(?=:|$)", spec, re.DOTALL)
-    return [part[1:-1] if part.startswith("[") else re.sub(r"\\(.)", r"\1", part) for part in parts]
+    parts: list[str] = []
+    at = 0
+    while True:
+        if spec.startswith("[", at):
+            end = spec.find("]", at)
+            part, at = spec[at + 1 : end], end + 1
+        else:
+            end, part = at, ""
+            while end < len(spec) and spec[end] != ":":
+                end += 1 + (spec[end] == "\\")
+            part, at = _bare(spec[at:end]), end
+        if not end >= 0 or at > len(spec) or spec[at : at + 1] not in ("", ":"):
+            raise _not_a_forward(spec)
+        parts.append(part)
+        if at == len(spec):
+            return parts
+        at += 1
+
+
+def _bare(part: str) -> str:
+    """Take away the backslashes that are there for what follows them."""
+    pieces = iter(part.split("\\"))
+    first = next(pieces)
+    return first + "".join(piece or "\\" + next(pieces, "") for piece in pieces)
 
 
 def _not_a_forward(spec: str) -> UsageError:

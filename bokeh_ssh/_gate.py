@@ -10,19 +10,24 @@ import logging
 import selectors
 import socket
 import threading
+import time
 from collections.abc import Callable
 
 from bokeh_ssh._guardedpipe import turn_away
 from bokeh_ssh._inspector import Inspector, Opened, RequestRefusedError
-from bokeh_ssh._pipe import finish, reset
+from bokeh_ssh._pipe import finish
 from bokeh_ssh._pump import Pump
 
 log = logging.getLogger("bokeh_ssh.forward")
 
 Accept = Callable[[socket.socket, "tuple[str, int]", Opened], None]
 
-#: Connections that may wait to say something: browsers open some ahead of need, and leave them idle.
+#: Connections that may wait to say something: browsers open some ahead of need, and leave them idle. More
+#: wait in the system's queue.
 _MOST_WAITING = 256
+#: Seconds after which the oldest of as many gives way, if it has said nothing at all: a program that leaves
+#: them idle for good must not keep others out. Browsers close theirs earlier.
+_IDLE = 60.0
 #: Seconds for the rest of a head that has begun.
 _PATIENCE = 10.0
 
@@ -34,6 +39,7 @@ class Gate:
     :param inspect: makes what reads a connection; what another line's gate has read of it, it knows already
     :param accept: takes what may go on
     :param late: takes what comes after :meth:`release`, when nobody looks at it here any more
+    :param full: told whether as many wait as may: then no more should be admitted
     """
 
     def __init__(
@@ -42,11 +48,14 @@ class Gate:
         inspect: Callable[[socket.socket], Inspector],
         accept: Accept,
         late: Callable[[socket.socket, tuple[str, int]], None],
+        full: Callable[[bool], object] = lambda full: None,
     ) -> None:
         self._pump = pump
         self._inspect = inspect
         self._accept = accept
         self._late = late
+        self._full = full
+        self._crowded = False  # whether somebody looks for what may give way
         self._released = False
         self._waiting: dict[socket.socket, _Waiting] = {}
         self._lock = threading.Lock()
@@ -54,25 +63,31 @@ class Gate:
     def admit(self, sock: socket.socket, origin: tuple[str, int]) -> None:
         """Lead a connection on, or refuse it, once it has said enough; returns at once."""
         sock.setblocking(False)
-        oldest = waiting = None
+        waiting = None
         with self._lock:
             if not self._released:
                 waiting = self._waiting[sock] = _Waiting(origin, self._inspect(sock))
-            if len(self._waiting) > _MOST_WAITING:
-                first = next(iter(self._waiting))
-                oldest = first, self._waiting.pop(first)
-        if oldest:
-            self._pump.post(functools.partial(self._drop, *oldest))
+            if len(self._waiting) == _MOST_WAITING:
+                self._full(True)
+                if not self._crowded:
+                    self._crowded = True
+                    self._pump.post(self._give_way)
         if waiting:
             self._pump.post(functools.partial(self._look, sock, waiting))
         else:
             self._late(sock, origin)
+
+    def _left(self) -> None:
+        """Take note that one waits no longer; with the lock."""
+        if len(self._waiting) == _MOST_WAITING - 1:
+            self._full(False)
 
     def release(self) -> list[tuple[socket.socket, tuple[str, int], Inspector]]:
         """Let go of what still waits, for another line, with what was read of it."""
         with self._lock:
             self._released = True
             released, self._waiting = self._waiting, {}
+            self._full(False)
         for sock, waiting in released.items():
             self._pump.post(functools.partial(self._unwatch, sock, waiting))
         return [(sock, waiting.origin, waiting.inspector) for sock, waiting in released.items()]
@@ -102,6 +117,7 @@ class Gate:
                 self._wait(sock, waiting)
                 return
             del self._waiting[sock]
+            self._left()
         self._unwatch(sock, waiting)
         if passed:
             self._accept(sock, waiting.origin, Opened(waiting.inspector, passed))
@@ -115,7 +131,7 @@ class Gate:
         if not waiting.watched:
             waiting.watched = True
             self._pump.watch(sock, 0, selectors.EVENT_READ, lambda _: self._look(sock, waiting))
-        if waiting.inspector.held and not waiting.begun:
+        if not waiting.begun and waiting.inspector.held:
             waiting.begun = True
             self._pump.later(_PATIENCE, lambda: self._expire(sock, waiting))
 
@@ -129,21 +145,34 @@ class Gate:
             if self._waiting.get(sock) is not waiting:
                 return
             del self._waiting[sock]
+            self._left()
         self._unwatch(sock, waiting)
         finish(sock)
 
-    def _drop(self, sock: socket.socket, waiting: _Waiting) -> None:
-        self._unwatch(sock, waiting)
-        reset(sock)
+    def _give_way(self) -> None:
+        """Close the oldest that has been idle for long, as long as others have to wait for a place."""
+        with self._lock:
+            self._crowded = len(self._waiting) >= _MOST_WAITING
+            if not self._crowded:
+                return
+            idle = ((sock, each) for sock, each in self._waiting.items() if not each.begun)
+            sock, oldest = next(idle, (None, None))
+            # One that has begun has its own time, and ends by that.
+            left = _PATIENCE if oldest is None else oldest.since + _IDLE - time.monotonic()
+        if sock and oldest and left <= 0:
+            self._expire(sock, oldest)
+            left = 0.0
+        self._pump.later(max(left, 0.01), self._give_way)
 
 
 class _Waiting:
     """A connection that has yet to say enough."""
 
-    __slots__ = ("begun", "inspector", "origin", "watched")
+    __slots__ = ("begun", "inspector", "origin", "since", "watched")
 
     def __init__(self, origin: tuple[str, int], inspector: Inspector) -> None:
         self.origin = origin
         self.inspector = inspector
+        self.since = time.monotonic()
         self.begun = False
         self.watched = False

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from bokeh_ssh._agent import Agent, agent_address
-from bokeh_ssh._attach import ask, check_owner, find_route
+from bokeh_ssh._attach import answers, ask, check_owner, find_route
 from bokeh_ssh._connection import Connection
 from bokeh_ssh._endpoint import Endpoint, as_name, check_name
 from bokeh_ssh._errors import (
@@ -18,8 +18,8 @@ from bokeh_ssh._errors import (
     UsageError,
 )
 from bokeh_ssh._events import Attached, OnEvent, ReverseForwarded, Warned
-from bokeh_ssh._private import private_socket, published
-from bokeh_ssh._remote import is_exposed, listening, to_peer
+from bokeh_ssh._private import Spot, private_socket, published
+from bokeh_ssh._remote import OTHER_LOOPBACK, listening, to_peer
 from bokeh_ssh._reverse import UnavailableError, dialled_back, publish_beside, published_beside
 from bokeh_ssh._route import alike, goes_its_own_way
 from bokeh_ssh._serve import BOKEH_PORT, LOOPBACK, Serve
@@ -167,6 +167,7 @@ class GatewayTunnel(Tunnel):
         self._gateway_port = gateway_port
         self._gateway_address = None if gateway_address is None else parse_target(gateway_address)
         self._allow_exposed = allow_exposed
+        self._spot = Spot(None)
         self._bokeh_host = None if host is None else self._as_bokeh_host(host)
 
     def _as_bokeh_host(self, host: str | Host) -> Host:
@@ -207,7 +208,7 @@ class GatewayTunnel(Tunnel):
             via = None if goes_its_own_way(self._bokeh_host) else gateway
             host = self._connect(line, self._bokeh_host, via)
             self._lead_forwards(line, host)
-            wanted = self._choose_end(gateway)
+            wanted = self._choose_end(line, gateway)
             target, same = self._find_or_launch(line, host)
             end = self._open_reverse(line, gateway, host, target, wanted)
         self._open_way(line, gateway, end, self._label)
@@ -219,16 +220,16 @@ class GatewayTunnel(Tunnel):
         if not self._by_name:
             self._name = None
 
-    def _choose_end(self, gateway: Connection) -> Endpoint:
+    def _choose_end(self, line: contextlib.ExitStack, gateway: Connection) -> Endpoint:
         """Choose where the gateway is to listen: on a socket that only this account may use, or on a port.
 
         A port is open to all who can log in there, so a server behind one answers to signed sessions only.
         """
-        path = None
+        self._spot = Spot(None)
         if self._gateway_port is None and self._serve.signed is not False:
-            path = private_socket(gateway)
-        self._must_sign = path is None
-        return path or (LOOPBACK, self._gateway_port or 0)
+            self._spot = line.enter_context(private_socket(gateway))
+        self._must_sign = self._spot.path is None
+        return self._spot.path or (LOOPBACK, self._gateway_port or 0)
 
     def _find_published(self, gateway: Connection) -> Endpoint:
         """Find the server that somebody published on the gateway: by name, or else on a port.
@@ -283,7 +284,7 @@ class GatewayTunnel(Tunnel):
             raise ServerNotFoundError(msg, host=self._label, hint=hint)
         self._remote_port = port
         self._attached = True
-        if not self._allow_exposed and is_exposed(gateway, port):
+        if not self._allow_exposed and answers(gateway, (OTHER_LOOPBACK, port), timeout=5):
             text = f"port {port} is open to the gateway's whole network (GatewayPorts yes)"
             self._emit(Warned(host=self._label, text=text))
         return port
@@ -326,8 +327,16 @@ class GatewayTunnel(Tunnel):
             self._tell_way_ends("a relay is this program's own")
         handler = to_peer(gateway, host, target)
         end = line.enter_context(
-            listening(gateway, wanted, handler, allow_exposed=self._allow_exposed, again=again)
+            listening(
+                gateway,
+                wanted,
+                handler,
+                allow_exposed=self._allow_exposed,
+                again=again,
+                on_lost=self._lose,
+            )
         )
+        self._spot.busy = True
         return self._tell_reverse("relay", end, reason)
 
     def _find_left(

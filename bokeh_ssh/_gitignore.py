@@ -6,6 +6,7 @@ person's own ``core.excludesFile`` is not read: what is brought must not depend 
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,6 +55,8 @@ class Ignored:
 
     def _read(self, folder: Path, file: Path) -> None:
         try:
+            if not stat.S_ISREG(file.stat().st_mode):  # a FIFO would be waited for
+                return
             text = file.read_text(encoding="utf-8", errors="surrogateescape")
         except (FileNotFoundError, NotADirectoryError):
             return

@@ -1,4 +1,4 @@
-"""A process group with a keeper, which pins its number, and ends it where we were killed.
+"""Programs in process groups: how they are started, and what becomes of them.
 
 Runs on the remote machine: standard library only, Python 3.8 or newer, any POSIX system.
 """
@@ -6,85 +6,27 @@ Runs on the remote machine: standard library only, Python 3.8 or newer, any POSI
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
-import time
 
 TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
 PATIENCE = 5.0  # seconds between TERM and KILL where nobody says otherwise
 
 
-def look(pid: int) -> tuple[int, str]:
-    """Give the group of a process and the letter of its state; ``(0, "")`` where /proc does not say."""
-    return _read(pid)[1:]
+def piped(begin: Callable[[list[int]], object]) -> list[int]:
+    """Start a program; gives what its standard output and error are read from.
 
-
-def _read(pid: int) -> tuple[int, int, str]:
-    """Return the parent and the group of a process, and the letter of its state."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as stat:
-            text = stat.read()
-        state, parent, group = text.rpartition(b")")[2].split()[:3]  # the name before may hold anything
-    except (OSError, ValueError):
-        return 0, 0, ""
-    return int(parent), int(group), state.decode()
-
-
-def members(group: int) -> set[int]:
-    """List the processes of a group that still run; a zombie does not."""
-    if os.path.exists("/proc/self/stat"):
-        table = [(int(name), *look(int(name))) for name in os.listdir("/proc") if name.isdigit()]
-    else:
-        with os.popen("ps -A -o pid=,pgid=,stat=") as ps:  # noqa: S605, S607 - where ps is, PATH knows
-            table = [(int(pid), int(its), state) for pid, its, state in (row.split()[:3] for row in ps)]
-    return {pid for pid, its, state in table if its == group and state[:1] not in ("Z", "X")}
-
-
-def descendants(pid: int) -> set[int]:
-    """List a process and what it has started, in whatever groups: ``timeout`` makes one.
-
-    Where /proc does not say, that is the process alone.
-    """
-    children: dict[int, list[int]] = {}
-    for name in os.listdir("/proc") if os.path.exists("/proc/self/stat") else ():
-        if name.isdigit():
-            children.setdefault(_read(int(name))[0], []).append(int(name))
-    found, left = {pid}, [pid]
-    while left:
-        more = [child for child in children.get(left.pop(), ()) if child not in found]
-        found.update(more)
-        left += more
-    return found
-
-
-def send(group: int, *signals: int) -> None:
-    """Send signals to a process group; one that is gone needs none."""
-    for number in signals:
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: EPERM for a group of zombies
-            os.killpg(group, number)
-
-
-def start(argv: list[bytes], env: dict[bytes, bytes], group: int) -> tuple[int, list[int]]:
-    """Start a program in a group, with nothing to read and both its streams on pipes.
-
-    :returns: its process id, and our ends of its standard output and error
+    :param begin: starts it, with what these are to be
     :raises OSError: if it cannot be started
     """
-    actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
-    ours, theirs = [], []
-    for number in (1, 2):
-        reads, writes = os.pipe()
-        os.set_blocking(reads, False)
-        actions.append((os.POSIX_SPAWN_DUP2, writes, number))
-        ours.append(reads)
-        theirs.append(writes)
-    ignored = [signal.SIGHUP, signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ]  # exec would pass that on
+    ours, theirs = zip(os.pipe(), os.pipe())  # noqa: B905 - Python 3.8
     try:
-        pid = os.posix_spawnp(argv[0], argv, env, file_actions=actions, setpgroup=group, setsigdef=ignored)
+        begin(list(theirs))
     except OSError:
         for fd in ours:
             os.close(fd)
@@ -92,44 +34,65 @@ def start(argv: list[bytes], env: dict[bytes, bytes], group: int) -> tuple[int, 
     finally:
         for fd in theirs:
             os.close(fd)
-    return pid, ours
+    for fd in ours:
+        os.set_blocking(fd, False)
+    return list(ours)
 
 
-def start_keeper(leave: Callable[[], object]) -> tuple[int, int]:
-    """Fork the keeper; give its process id, which is the group's too, and the pipe that it waits on.
+def start(argv: list[bytes], env: dict[bytes, bytes], group: int, outputs: list[int]) -> int:
+    """Start a program in a group, with nothing to read; gives its process id.
 
-    :param leave: removes what a supervisor that was killed cannot
+    :param group: 0 for one of its own
+    :param outputs: what becomes its standard output and error
+    :raises OSError: if it cannot be started
     """
-    waits, lifeline = os.pipe()
-    pid = os.fork()
-    if not pid:
-        try:
-            keep(waits, leave)
-        finally:
-            os._exit(0)
-    os.setpgid(pid, pid)  # here too, so that the group exists before the server joins it
-    os.close(waits)
-    return pid, lifeline
+    actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
+    actions += [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(outputs, 1)]
+    ignored = [signal.SIGHUP, signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ]  # exec would pass that on
+    return os.posix_spawnp(argv[0], argv, env, file_actions=actions, setpgroup=group, setsigdef=ignored)
 
 
-def keep(lifeline: int, leave: Callable[[], object]) -> None:
-    """Wait until the pipe ends, which means that the supervisor was killed; then end this group."""
-    os.setpgid(0, 0)
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is sent to the whole group, and we are in it
+def let_go(*kept: int) -> list[int]:
+    """Let go of all descriptors but these, whose new numbers are given; the session must not be held open."""
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in kept]
     null = os.open(os.devnull, os.O_RDWR)
-    for number in range(3):  # the session must not be held open by us
+    for number in range(3):
         os.dup2(null, number)
-    if lifeline != 3:
-        os.dup2(lifeline, 3)
-    os.closerange(4, 256)
-    while os.read(3, 1):
-        pass
-    me = os.getpid()
-    send(me, signal.SIGTERM, signal.SIGCONT)
-    deadline = time.monotonic() + PATIENCE
-    while members(me) - {me} and time.monotonic() < deadline:
-        time.sleep(0.05)
-    leave()
-    send(me, signal.SIGKILL)
+    try:
+        every = [int(name) for name in os.listdir("/proc/self/fd")]
+    except OSError:
+        every = list(range(1024))
+    for fd in every:
+        if fd > 2 and fd not in high:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+    return high
+
+
+def changes(kept: int) -> Iterator[tuple[int, str, int]]:
+    """Reap children; gives each with "exit" and its status (a signal's is below 0), "stopped" or "continued".
+
+    The zombie of ``kept`` stays, so that nobody else gets its number, which is its group's too; after that
+    exit nothing else is told. Where Python has no ``waitid`` (before 3.13 on macOS) it does not stay, and the
+    number is pinned for as long as the group has members.
+    """
+    with contextlib.suppress(ChildProcessError):
+        if not hasattr(os, "waitid"):
+            flags = os.WNOHANG | os.WUNTRACED | os.WCONTINUED
+            for pid, status in iter(lambda: os.waitpid(-1, flags), (0, 0)):
+                if os.WIFEXITED(status):
+                    yield pid, "exit", os.WEXITSTATUS(status)
+                elif os.WIFSIGNALED(status):
+                    yield pid, "exit", -os.WTERMSIG(status)
+                else:
+                    yield pid, "stopped" if os.WIFSTOPPED(status) else "continued", 0
+            return
+        ended, halted = os.WEXITED | os.WNOWAIT | os.WNOHANG, os.WSTOPPED | os.WCONTINUED | os.WNOHANG
+        for found in iter(lambda: os.waitid(os.P_ALL, 0, ended), None):
+            if found.si_pid != kept:
+                os.waitpid(found.si_pid, 0)
+            yield found.si_pid, "exit", found.si_status * (1 if found.si_code == os.CLD_EXITED else -1)
+            if found.si_pid == kept:
+                return
+        for found in iter(lambda: os.waitid(os.P_PID, kept, halted) if kept else None, None):
+            yield kept, "continued" if found.si_code == os.CLD_CONTINUED else "stopped", 0

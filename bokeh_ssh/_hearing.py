@@ -8,7 +8,6 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import quote
 
 from bokeh_ssh._events import (
     AppFailed,
@@ -18,15 +17,18 @@ from bokeh_ssh._events import (
     ServerResponsive,
     ServerTaken,
     ServerUnresponsive,
+    Warned,
 )
 from bokeh_ssh._launch import Launch
-from bokeh_ssh._report import LINES, AppErrors, plain
-from bokeh_ssh._ticket import UNQUOTED
+from bokeh_ssh._report import AppErrors, Kept, plain
+from bokeh_ssh._ticket import as_paths
 
 _log = logging.getLogger("bokeh_ssh")
 
 #: Interpreters that are remembered as tried: a bound on what the far side can make us keep.
 _TRIED = 10
+#: Words of a command line, and routes, that are kept.
+_WORDS = 10_000
 
 
 def _nothing(_: list[str]) -> None:
@@ -52,6 +54,7 @@ class Hearing:
     :ivar exit_status: negative for a signal; None while it runs, and where nobody could tell
     :ivar ended: set once the server has ended or the session is down; :attr:`lost` tells which
     :ivar detached: whether it runs on without a client, for as long as nobody stops it
+    :ivar doomed: what ends it with the session, where the machine ends all that a login has started
     :ivar taken: whether another client has taken it over, which is one way of being lost
     """
 
@@ -77,7 +80,7 @@ class Hearing:
         self._on_event = on_event
         self._token = ""
         self._started: dict[str, str] = {}
-        self._lines: deque[str] = deque(maxlen=LINES)
+        self._lines = Kept()
         self._failures = AppErrors()
         self._app_errors: deque[str] = deque(maxlen=20)
         self._argv = launch.shown()
@@ -97,9 +100,13 @@ class Hearing:
         self._parted = False  # whether we left it on purpose
 
     @property
+    def doomed(self) -> str:
+        return self._started.get("doomed", "")
+
+    @property
     def log(self) -> tuple[str, ...]:
         """Its last lines, standard output and error together, without escape sequences."""
-        return tuple(self._lines)
+        return self._lines.lines
 
     @property
     def app_errors(self) -> tuple[str, ...]:
@@ -123,15 +130,15 @@ class Hearing:
             self._tried.append({key: plain(str(message[key])) for key in ("path", "kind", "text")})
 
     def _heard_failed(self, message: dict[str, Any]) -> None:
-        self._argv = tuple(map(plain, message.get("argv", self._argv)))
+        self._argv = tuple(map(plain, message.get("argv", self._argv)[:_WORDS]))
         self._set(_failed=message)
 
     def _heard_crashed(self, message: dict[str, Any]) -> None:
         self._lines.extend(map(plain, str(message["text"]).splitlines()))
 
     def _heard_started(self, message: dict[str, Any]) -> None:
-        self._argv = tuple(map(plain, message["argv"]))
-        names = ("id", "node", "python", "libraries", "place", "nowhere")
+        self._argv = tuple(map(plain, message["argv"][:_WORDS]))
+        names = ("id", "node", "python", "libraries", "place", "nowhere", "doomed", "identity")
         self.depot = str(message.get("depot") or "")
         self._started = {name: plain(str(message.get(name) or "")) for name in names}
         self._token = str(message.get("token", self._token))
@@ -158,7 +165,7 @@ class Hearing:
                 self._tell(AppFailed(host=self.host, traceback=text))
 
     def _heard_dropped(self, message: dict[str, Any]) -> None:
-        self._lines.append(f"[{int(message['lines'])} lines were lost here: the connection was too slow]")
+        self._lines.extend([f"[{int(message['lines'])} lines were lost here: the connection was too slow]"])
 
     def _heard_ready(self, message: dict[str, Any]) -> None:
         port, pid, path = int(message["port"]), int(message["pid"]), plain(str(message.get("socket", "")))
@@ -169,8 +176,7 @@ class Hearing:
         # One that is taken over was started in another way than this launch says.
         if self.socket and self.launch.sign == "port" and not self._key_told:
             self.key = ""
-        routes = [plain(route) for route in message["routes"]]
-        self.routes = tuple(quote(route, safe=UNQUOTED) for route in routes) or ("/",)
+        self.routes = as_paths([plain(route) for route in message["routes"][:_WORDS]]) or ("/",)
         self.versions = plain(message["versions"])
         self._set(port=port, pid=pid, _stage="ready")
 
@@ -202,6 +208,16 @@ class Hearing:
         self._set(_along=dict(word) or self._along, _along_ended=not word)
         if not word:
             self.on_alone()
+
+    def _heard_astray(self, message: dict[str, Any]) -> None:
+        why = plain(str(message["why"]))
+        if why:
+            text = f"the private directory there was removed, and cannot be made again ({why})"
+            text += ", so after a loss the server is started anew"
+            self._tell(Warned(host=self.host, text=text))
+        if message.get("bare") is True:
+            text = "what was brought there has been removed: open it again if pages fail"
+            self._tell(Warned(host=self.host, text=text))
 
     def _heard_detached(self, _: dict[str, Any]) -> None:
         self._kept.set()

@@ -20,6 +20,8 @@ from bokeh_ssh._guard import Guard
 #: Bytes of a request's head; servers take 64 KiB, cookies of a whole campus included.
 MOST = 64 * 1024
 
+#: Bytes that h11 gets of a body at a time: it copies what it has for each chunk that is in there.
+_PIECE = 4096
 #: Bytes of a head that is remembered as read.
 _MOST_KEPT = 4096
 #: Begins a TLS connection: a record with the client's hello (RFC 8446, sections 5.1 and 4). It has a check of
@@ -30,9 +32,9 @@ _HELLO_SIZE = 7
 _TOKEN = frozenset(b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 _LENGTHS = re.compile(rb"^content-length:(.*)", re.IGNORECASE | re.MULTILINE)
 #: A length that every server reads alike; h11 takes "5, 5" too, and servers differ.
-_LENGTH = re.compile(rb"[ \t]*[0-9]{1,18}[ \t]*\r")
+_LENGTH = re.compile(rb"\A[ \t]*[0-9]{1,18}[ \t]*\r")
 #: The line in front of a chunk, with the end of the one before; h11 takes blanks in it.
-_CHUNK = re.compile(rb"(?:\r\n)?[0-9a-f]{1,15}(?:;[^\r\n]*)?\r\n", re.IGNORECASE)
+_CHUNK = re.compile(rb"\A(?:\r\n)?[0-9a-f]{1,15}(?:;[^\r\n]*)?\r\n", re.IGNORECASE)
 #: A line end that is not CRLF, a folded line, NUL: h11 is lenient, and servers differ (RFC 9112, 2.2, 5.2).
 _AMBIGUOUS = re.compile(rb"(?<!\r)\n|\r[^\n]|\n[ \t]|\0")
 
@@ -195,17 +197,20 @@ class Inspector:
         self.asking = read.due.asks
 
     def _step_chunk(self, parser: h11.Connection) -> int:
-        if len(self._held) > self._seen:
-            parser.receive_data(bytes(self._held[self._seen :]))
-            self._seen = len(self._held)
-        try:
-            event = parser.next_event()
-        except h11.RemoteProtocolError as exc:
-            raise RequestRefusedError(f"its body is not as HTTP/1 has it ({_say(exc)})") from None
-        if event is h11.NEED_DATA:
-            return 0
-        self._seen = len(parser.trailing_data[0])
-        count = len(self._held) - self._seen
+        while True:
+            try:
+                event = parser.next_event()
+            except h11.RemoteProtocolError as exc:
+                raise RequestRefusedError(f"its body is not as HTTP/1 has it ({_say(exc)})") from None
+            if event is not h11.NEED_DATA:
+                break
+            more = bytes(self._held[self._seen : self._seen + _PIECE])
+            if not more:
+                return 0
+            parser.receive_data(more)
+            self._seen += len(more)
+        left = len(parser.trailing_data[0])
+        count, self._seen = self._seen - left, left
         body = len(event.data) if isinstance(event, h11.Data) else 0
         _check_lines(self._held, 0, count - body)
         if count > body and not _CHUNK.match(self._held):

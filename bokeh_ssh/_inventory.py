@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bokeh_ssh import _searchpath
 from bokeh_ssh._events import OnEvent
 from bokeh_ssh._handshake import connect
 from bokeh_ssh._runner import Runner
@@ -63,8 +64,12 @@ def leave(words: Sequence[str], *, timeout: float) -> Ticket:
     :param timeout: seconds for its server to start
     :raises LaunchError: if it ends before that; has what it wrote
     """
-    command = (sys.executable, "-m", "bokeh_ssh", *words)
     launch = Launch(
-        command=command, python=sys.executable, verbatim=True, cwd=str(Path.cwd()), timeout=timeout + _LOGIN
+        command=(*_searchpath.command("from bokeh_ssh._cli import main; main()"), *words),
+        env=_searchpath.environment(),
+        python=sys.executable,
+        verbatim=True,
+        cwd=str(Path.cwd()),
+        timeout=timeout + _LOGIN,
     )
     return Server.start(Shell(), launch).detach()

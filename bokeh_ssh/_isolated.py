@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from bokeh_ssh import _parcel
+from bokeh_ssh import _parcel, _searchpath
 from bokeh_ssh._dispatcher import Dispatcher
 from bokeh_ssh._errors import BokehSSHError, ConnectionLostError
 from bokeh_ssh._events import Event
@@ -50,9 +50,9 @@ _LAST_RECORDS = 2.0
 #: And paramiko gets no invoke: it asks for one directive of an ssh_config reader that we do not use, and is
 #: a quarter of what there is to import.
 _BOOT = (
-    "import pickle, struct, sys; i = sys.stdin.buffer; n = i.read(4) or sys.exit(); "
+    f"{_searchpath.START}import pickle, struct; i = sys.stdin.buffer; n = i.read(4) or sys.exit(); "
     "sys.modules['invoke'] = None; "
-    "sys.path[:] = pickle.loads(i.read(struct.unpack('>I', n)[0])); "
+    "take(*pickle.loads(i.read(struct.unpack('>I', n)[0]))); "
     "from bokeh_ssh._child import main; main()"
 )
 
@@ -121,7 +121,11 @@ class Child:
             flags = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
         # Either way, Ctrl-C in the terminal is the parent's alone: the child is told what to do.
         self._process = subprocess.Popen(  # our own interpreter
-            [sys.executable, "-c", _BOOT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, **flags
+            [sys.executable, "-c", _BOOT],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+            **flags,
         )
         assert self._process.stdin
         assert self._process.stdout
@@ -142,7 +146,7 @@ class Child:
         :raises ConnectionLostError: if the child ends, or does not respond
         """
         packed = self._packer.pack(args), self._packer.pack(keywords)
-        self._send(sys.path)
+        self._send(_searchpath.hand_over())
         self._send((kind, *packed, log.getEffectiveLevel()))
         while True:
             word, *rest = self._next()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -56,6 +56,26 @@ def is_plain(words: tuple[str, ...]) -> bool:
     (True, False)
     """
     return any(place in word for place in _PLACES for word in words)
+
+
+def is_option(word: str, option: str) -> bool:
+    """Tell whether a word of a command line is an option, or may be: Bokeh's parser takes beginnings too.
+
+    >>> is_option("--addr=0.0.0.0", "--address"), is_option("--prefix", "--port")
+    (True, False)
+    """
+    name = word.partition("=")[0]
+    return len(name) > 2 and name.startswith("--") and option.startswith(name)
+
+
+def own_options(args: Sequence[str]) -> Sequence[str]:
+    """Give what comes before the app's own arguments, which ``--args`` begins.
+
+    >>> own_options(["--glob", "--args", "--port"])
+    ['--glob']
+    """
+    ends = (at for at, word in enumerate(args) if "=" not in word and is_option(word, "--args"))
+    return args[: next(ends, len(args))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,15 +159,19 @@ class Launch:
 
     def _check_args(self) -> None:
         """Refuse options that would take away what we need to find the server."""
-        for i, arg in enumerate(self.args):
-            if arg == "--args":  # what follows is the app's own
-                return
+        if self.package and own_options(self.words) != self.words:
+            msg = "--args cannot be given in command, where it would take away our own options"
+            raise UsageError(msg, hint='give it in args: args=["--args", "value"]')
+        args = self._own_args
+        for i, arg in enumerate(args):
             name, equals, value = arg.partition("=")
+            if not self.plain:  # of another kind of server it is not known what it takes for what
+                name = next((option for option in _OURS if is_option(arg, option)), name)
             if name == "--log-level":
-                value = value if equals else "".join(self.args[i + 1 : i + 2])
+                value = value if equals else "".join(args[i + 1 : i + 2])
                 if value in ("info", "debug", "trace"):
                     continue
-            if name == "--session-ids" and self.sign:
+            if is_option(arg, "--session-ids") and self.sign:
                 msg = "--session-ids cannot be given where sessions are to be signed"
                 raise UsageError(msg, hint="leave out one of the two")
             if name == "--dev" and self.dev:
@@ -241,7 +265,7 @@ class Launch:
     @property
     def _own_args(self) -> tuple[str, ...]:
         """``args`` without what is the app's own."""
-        return self.args[: self.args.index("--args")] if "--args" in self.args else self.args
+        return tuple(own_options(self.args))
 
     def _value(self, option: str) -> str:
         """Give what ``args`` say for an option; the last one counts."""

@@ -25,8 +25,9 @@ from bokeh_ssh._pipe import reset, reset_if_killed
 
 log = logging.getLogger("bokeh_ssh.forward")
 
-#: Connections that may wait to be accepted; a page with many resources opens dozens at once.
-_BACKLOG = 128
+#: Connections that may wait to be accepted, as far as the system lets them (``somaxconn``): a page with many
+#: resources opens dozens at once, and where many wait for something they wait here.
+_BACKLOG = 4096
 _TAKEN = {errno.EADDRINUSE, errno.EACCES, getattr(errno, "WSAEADDRINUSE", 10048), 10013}
 _TRIES = 20
 
@@ -183,6 +184,12 @@ def listen(sockets: list[socket.socket], accept: Accept) -> Forwarder:
     return Forwarder(sockets, _Standing(), accept)
 
 
+def pause(forwarder: Forwarder, paused: bool) -> None:
+    """Let new connections wait in the system's queue, or take them again; idempotent, from any thread."""
+    for server in forwarder._server_list:
+        server.pause(paused)
+
+
 class _Standing:
     """What sshtunnel takes for a transport that is logged in: the connections are none of its business."""
 
@@ -211,7 +218,10 @@ class _Server(socketserver.BaseServer):
         self.socket = sock
         sock.setblocking(False)  # a connection may be gone again by the time it is accepted
         self._gone = threading.Event()
+        self._paused = False
         self._ear, self._mouth = socket.socketpair()
+        for end in (self._ear, self._mouth):
+            end.setblocking(False)
         in_child(self, _Server._abandon)
 
     def _abandon(self) -> None:
@@ -252,17 +262,35 @@ class _Server(socketserver.BaseServer):
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
         with selectors.DefaultSelector() as selector, self._ear:
-            selector.register(self.socket, selectors.EVENT_READ)
             selector.register(self._ear, selectors.EVENT_READ)
+            listens = False
             while not self._gone.is_set():
+                if listens is self._paused:
+                    listens = not listens
+                    if listens:
+                        selector.register(self.socket, selectors.EVENT_READ)
+                    else:
+                        selector.unregister(self.socket)
                 for key, _ in selector.select():
-                    if key.fileobj is self.socket:
+                    if key.fileobj is not self.socket:
+                        with contextlib.suppress(OSError):
+                            self._ear.recv(64)
+                    elif not self._paused:
                         self._handle_request_noblock()  # type: ignore[attr-defined]  # not in the stubs
+
+    def pause(self, paused: bool) -> None:
+        """Take no connection, or take them again."""
+        if paused is not self._paused:
+            self._paused = paused
+            self._wake()
 
     def stop(self) -> None:
         # socketserver's shutdown() waits for ever where serve_forever() has not begun.
         self._gone.set()
-        with contextlib.suppress(OSError):
+        self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):  # full means that a wake-up is on its way
             self._mouth.send(b"!")
 
     def server_close(self) -> None:

@@ -13,7 +13,7 @@ from bokeh_ssh._errors import ForwardError, SocketInUseError, UsageError
 
 #: ``sun_path`` without its NUL: 108 bytes on Linux, 104 on the BSDs and macOS.
 _LONGEST = LONGEST_PATH if sys.platform.startswith("linux") else 103
-_BACKLOG = 128
+_BACKLOG = 4096
 _TRIES = 3  # others may be faster; who loses three races has somebody else to talk to
 
 

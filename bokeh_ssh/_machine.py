@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,6 +47,41 @@ def _parent() -> str | None:
     return "/tmp" if too_long and Path("/tmp").is_dir() else None  # noqa: S108
 
 
+#: Waits until this process says that it tidies up by itself; or, where it cannot any more, for the servers
+#: that still have their grace time, and removes what is left.
+_REMOVE = """\
+trap '' HUP INT TERM
+x=; IFS= read -r x
+if [ -n "$x" ]; then exit; fi
+n=0
+while [ -e "$1/servers" ] && [ $n -lt 700 ]; do sleep 1; n=$((n+1)); done
+rm -rf -- "$1"
+"""
+
+
+@contextlib.contextmanager
+def _removed_at_last(folder: str) -> Iterator[None]:
+    """Have a directory removed even if this process is killed."""
+    if os.name != "posix":
+        yield
+        return
+    with subprocess.Popen(
+        ["/bin/sh", "-c", _REMOVE, "sh", folder],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        start_new_session=True,  # Ctrl-C is not for it
+    ) as waits:
+        try:
+            yield
+        finally:
+            assert waits.stdin
+            with contextlib.suppress(OSError):
+                waits.stdin.write(b"done\n")
+                waits.stdin.flush()
+
+
 @contextlib.contextmanager
 def machine(**settings: Any) -> Iterator[SSHMachine]:
     """Run an SSH server in this process, on 127.0.0.1 and any free port, while the context lasts.
@@ -60,9 +96,10 @@ def machine(**settings: Any) -> Iterator[SSHMachine]:
     :param settings: as for ``Settings``, named after sshd_config's: ``password``, ``challenges``,
         ``local_forward``, ``remote_forward``, ``streamlocal``, ``max_sessions``, ``shell``, ``env``, ...
     """
-    with tempfile.TemporaryDirectory(
-        prefix="bokeh-ssh-", dir=_parent(), ignore_cleanup_errors=True
-    ) as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="bokeh-ssh-", dir=_parent(), ignore_cleanup_errors=True) as folder,
+        _removed_at_last(folder),
+    ):
         key = asyncssh.generate_private_key("ssh-ed25519")
         key_file = Path(folder, "key")
         key_file.touch(0o600)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from bokeh_ssh._bundle import Bundle, Contents, Item
@@ -17,6 +18,9 @@ from bokeh_ssh._events import OnEvent, Updated, Uploading, Warned
 _TELLING = 0.1  # seconds between two events of progress
 _SETTLE = 100  # milliseconds without another change: editors write in several steps
 _SHOWN = 5  # names in a warning
+_LOOKS = 3  # at what has changed while it was brought
+_GROWTH = 16 << 20  # bytes by which something has grown that is not followed any further
+_AGAIN = 0.5  # seconds before the next look at what has changed while it was brought
 _LITTLE = 1 << 20  # bytes of a change that goes where it can go at once: opening SFTP takes three round trips
 
 
@@ -31,6 +35,8 @@ class Mirror:
         self._bundle = bundle
         self._on_event = on_event
         self._there: dict[str, Item] = {}
+        self._sizes: dict[str, int] = {}  # what was brought of each
+        self._warned: set[str] = set()
         self._to: Depository | None = None
         self._change = threading.Condition()
         self._dirty = False
@@ -46,17 +52,48 @@ class Mirror:
         self._warn(to, contents)
         files, size = len(contents.items), contents.size
         told = float("-inf")
+        before = 0
 
         def tell(sent: int) -> None:
             nonlocal told
             if time.monotonic() - told >= _TELLING:
                 told = time.monotonic()
-                self._on_event(Uploading(host=to.host, files=files, size=size, sent=min(sent, size)))
+                part = min(before + sent, size)
+                self._on_event(Uploading(host=to.host, files=files, size=size, sent=part))
 
         tell(0)
-        deliver(to, contents.items.values(), told=tell, files=to.files())
+        unsettled = deliver(to, contents.items.values(), told=tell, files=to.files())
+        self._note(contents.items, unsettled)
+        for _ in range(_LOOKS):
+            # What changed while it was read may be half of one and half of another.
+            again = self._bundle.scan()
+            self._warn(to, again)
+            files, before = len(again.items), size
+            grown = {
+                name for name, item in again.items.items() if item.size > self._sizes.get(name, 0) + _GROWTH
+            }
+            changed = [again.items[name] for name in unsettled - grown if name in again.items]
+            removed = tuple(name for name in unsettled if name not in again.items)
+            if not changed and not removed:
+                break
+            size += sum(item.size for item in changed)
+            still = deliver(to, changed, removed, told=tell)
+            self._note({item.name: item for item in changed}, still, removed)
+            unsettled = still | (unsettled & grown)
         self._on_event(Uploading(host=to.host, files=files, size=size, sent=size))
-        self._there = contents.items
+        if unsettled:
+            text = (
+                f"what is there may be out of date: changed while it was brought: {_names(sorted(unsettled))}"
+            )
+            self._on_event(Warned(host=to.host, text=text))
+
+    def _note(self, items: dict[str, Item], unsettled: set[str], removed: Iterable[str] = ()) -> None:
+        """Note what is there; what is not certain to be as it is here counts as something else."""
+        for name in removed:
+            self._there.pop(name, None)
+        for name, item in items.items():
+            self._there[name] = dataclasses.replace(item, size=-1) if name in unsettled else item
+            self._sizes[name] = item.size
 
     def keep(self, to: Depository | None) -> None:
         """Bring changes there from now on, those too that were made since the last; None: nowhere."""
@@ -117,26 +154,36 @@ class Mirror:
 
     def _catch_up(self, to: Depository) -> None:
         try:
-            now = self._bundle.scan().items
+            contents = self._bundle.scan()
+            self._warn(to, contents)
+            now = contents.items
             removed = tuple(name for name in self._there if name not in now)
             changed = [item for name, item in now.items() if self._there.get(name) != item]
             if changed or removed:
                 much = sum(item.size for item in changed) > _LITTLE
-                deliver(to, changed, removed, files=to.files() if much else None)
-                self._there = now
+                unsettled = deliver(to, changed, removed, files=to.files() if much else None)
+                self._note({item.name: item for item in changed}, unsettled, removed)
                 names = tuple(item.name for item in changed)
                 self._on_event(Updated(host=to.host, changed=names, removed=removed))
+                if unsettled and not self._over.wait(_AGAIN):
+                    with self._change:
+                        self._dirty = True
         except UploadError as exc:
             self._on_event(Warned(host=to.host, text=f"a change was not brought there: {exc.message}"))
         except BokehSSHError:
             pass  # the line is down, as others tell; keep() comes again when it is back
 
     def _warn(self, to: Depository, contents: Contents) -> None:
-        left = contents.left_out
+        left = [each for each in contents.left_out if each not in self._warned]
+        self._warned = set(contents.left_out)
         if left:
-            more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
-            text = f"left out of what is brought there: {', '.join(left[:_SHOWN])}{more}"
+            text = f"left out of what is brought there: {_names(left)}"
             self._on_event(Warned(host=to.host, text=text))
+
+
+def _names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def check_watching() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import webbrowser
 from typing import Any
 
 from bokeh_ssh import _client, _notebook
 from bokeh_ssh._events import OnEvent
 from bokeh_ssh._link import Link
+from bokeh_ssh._page import open_in_browser
 from bokeh_ssh._server import Server
 from bokeh_ssh._signing import new_session_id
+
+log = logging.getLogger("bokeh_ssh")
 
 
 class Offer(Link):
@@ -112,12 +116,29 @@ class Offer(Link):
 
         :param inline: False opens the browser from a notebook too
         :param height: of the frame in the cell: pixels, or what CSS takes
-        :returns: False if no browser was found
+        :returns: False if no browser was found, or it cannot be led there without telling others the address
         """
         if _notebook.is_here() if inline is None else inline:
             _notebook.display(_notebook.frame(self.url, height))
             return True
-        return webbrowser.open(self.url)
+        return self._browse()
+
+    def _browse(self) -> bool:
+        """Open the first app in the browser, whose command line every account of this machine can read."""
+        url = self.url
+        if "?" not in url:  # it has no session's id in it
+            return webbrowser.open(url)
+        try:
+            page = open_in_browser(url)
+        except OSError as exc:
+            log.warning(
+                "no browser was opened: the page that leads it to the app cannot be written (%s)", exc
+            )
+            return False
+        if page is None:
+            return False
+        self._stack.callback(page.remove)
+        return True
 
     def _repr_html_(self) -> str:
         """Be a status and a link in a notebook."""

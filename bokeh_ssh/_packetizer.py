@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,39 @@ _uint32 = struct.Struct(">I").pack
 _read_uint32 = struct.Struct(">I").unpack_from
 #: A packet's padding length as a byte, by its value.
 _BYTE = [bytes((value,)) for value in range(256)]
+
+
+class InflateError(SSHException):
+    """The server compresses in a way that it should not."""
+
+
+class Inflater:
+    """Undoes the server's compression (RFC 4253, section 6.2), making no more of a packet than one may hold.
+
+    paramiko inflates whatever comes: 200 KB become 200 MB. What is compressed is a packet's payload. Section
+    6.1 asks for 32768 bytes of that; we take more, but no more than the longest packet has.
+    """
+
+    def __init__(self) -> None:
+        self._zlib = zlib.decompressobj()
+
+    def __call__(self, data: bytes) -> bytes:
+        """Inflate one payload.
+
+        :raises InflateError: if it is none, or of more than :data:`MAX_PACKET_LENGTH` bytes
+        """
+        try:
+            payload = self._zlib.decompress(data, MAX_PACKET_LENGTH + 1)
+        except zlib.error as exc:
+            msg = f"the server sent what is not compressed data ({exc})"
+            raise InflateError(msg) from exc
+        if len(payload) > MAX_PACKET_LENGTH:
+            msg = f"the server sent a packet that inflates to more than {MAX_PACKET_LENGTH} bytes"
+            raise InflateError(msg)
+        if not payload or self._zlib.eof:  # zlib would keep all that comes after such an end
+            msg = "the server sent compressed data that ends"
+            raise InflateError(msg)
+        return payload
 
 
 class ChannelData:

@@ -34,6 +34,8 @@ CONTROL = "control"
 RECORD = "record"
 SERVER = "server"
 APPS = "apps"
+#: Tells what a server starts, in its environment, which one that was; the supervisors of others among it.
+WITHIN = "BOKEH_SSH_WITHIN"
 #: Names it as the only place where it is set; for machines where neither /tmp nor the home will do.
 SETTING = "BOKEH_SSH_DIR"
 LONGEST = 100  # bytes of a socket's path: 103 on macOS, 107 on Linux
@@ -49,21 +51,59 @@ def node() -> str:
 
 
 def candidates() -> list[str]:
-    """List the directories that may be used, the preferred one first."""
+    """List the directories that may be used, the preferred one first; there is no link on the way to one."""
     given = os.environ.get(SETTING)
     if given:
-        return [given]
+        return [_straight(given)]
     name = re.sub(r"[^\w.-]", "_", node())[:32]
     home = os.path.expanduser("~")
     shared = f"/tmp/bokeh-ssh-{os.getuid()}"  # noqa: S108 - what is found there is looked at: see usable()
-    return [shared] + ([f"{home}/.bokeh-ssh-{name}"] if home[:1] == "/" else [])
+    return [_straight(shared)] + ([_straight(f"{home}/.bokeh-ssh-{name}")] if home[:1] == "/" else [])
+
+
+def _straight(path: str) -> str:
+    """Follow the links on the way to a path once, so that nobody's link counts later."""
+    folder, name = os.path.split(path.rstrip("/"))
+    return os.path.join(os.path.realpath(folder), name) if path[:1] == "/" and name else path
+
+
+def replaceable(folder: str) -> str:
+    """Say who else could put another directory in the place of one in ``folder``; empty if nobody could.
+
+    All that is above counts, as for OpenSSH's StrictModes: who may rename one of those has what is below.
+
+    :raises OSError: if it cannot be looked at
+    """
+    # Whoever owns the root has it all; in a user namespace that need not be the number 0.
+    owners = (0, os.geteuid(), os.stat("/").st_uid)
+    while True:
+        found = os.lstat(folder)
+        if found.st_uid not in owners:
+            return f"can be replaced by user {found.st_uid}, who owns {folder}"
+        if found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX:
+            return f"can be replaced by other users, who may write to {folder}"
+        if folder in ("/", "//"):
+            return ""
+        folder = os.path.dirname(folder)
+
+
+@contextlib.contextmanager
+def private() -> Iterator[None]:
+    """Have what is made in the block be for us, and for us alone, whatever the umask is."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def usable(path: str) -> str:
     """Say why a directory may not be used; empty where it is ours alone and a socket in it can be named."""
+    if path[:1] != "/" or path == "/":
+        return "is no absolute path"
     try:
         found = os.lstat(path)
-        above = os.stat(os.path.dirname(path))
+        above = replaceable(os.path.dirname(path))
     except OSError as exc:
         return exc.strerror or "cannot be looked at"
     if not stat.S_ISDIR(found.st_mode):
@@ -72,8 +112,8 @@ def usable(path: str) -> str:
         return "belongs to another user"
     if stat.S_IMODE(found.st_mode) & 0o777 != 0o700:
         return f"has mode {stat.S_IMODE(found.st_mode):o}, not 700"
-    if above.st_mode & 0o022 and not above.st_mode & stat.S_ISVTX:
-        return "can be replaced by other users"
+    if above:
+        return above
     if len(os.fsencode(path)) + 1 + 8 + 1 + len(CONTROL) > LONGEST:
         return "has too long a name for sockets"
     return ""
@@ -87,13 +127,18 @@ class Place:
         self.id = os.path.basename(path)
         self.touched = time.monotonic()
 
+    @property
+    def mark(self) -> bytes:
+        """What stands in the environment of all that its server has started."""
+        return f"{WITHIN}={self.id}".encode()
+
     def at(self, name: str) -> str:
         """Give the path of a file in it."""
         return os.path.join(self.path, name)
 
     def write(self, record: dict[str, Any]) -> None:
         """Write the record; whoever reads meanwhile gets the old one or the new one, whole."""
-        with contextlib.suppress(OSError):  # a full disk must not take the server away
+        with contextlib.suppress(OSError), private():  # a full disk must not take the server away
             fd = os.open(self.at(RECORD + ".new"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with os.fdopen(fd, "w", encoding="ascii") as file:
                 json.dump(record, file)
@@ -125,14 +170,11 @@ class Place:
 
     def clear(self) -> None:
         """Remove all but the record."""
+        names: set[str] = set()
         with contextlib.suppress(OSError):
-            for name in set(os.listdir(self.path)) - {RECORD}:
-                if os.path.isdir(self.at(name)) and not os.path.islink(self.at(name)):
-                    import shutil  # as long as the rest of a launch's imports
-
-                    shutil.rmtree(self.at(name), ignore_errors=True)
-                else:
-                    os.unlink(self.at(name))
+            names.update(os.listdir(self.path))
+        for name in names - {RECORD}:
+            raze(self.at(name))
 
     def remove(self) -> None:
         """Remove it, and the directory above if no other is in it."""
@@ -153,16 +195,15 @@ def make(fill: Any) -> tuple[Place | None, Any, str]:
     why = []
     for root in candidates():
         for _ in range(3):  # who removes the last place removes the directory above too
-            with contextlib.suppress(OSError):
-                os.mkdir(root, 0o700)
-            fault = usable(root)
+            fault = found(root)
             if fault:
                 continue
             hidden = os.path.join(root, "." + os.urandom(4).hex())
             shown = os.path.join(root, os.urandom(4).hex())
             try:
-                os.mkdir(hidden, 0o700)
-                filled = fill(hidden)
+                with private():
+                    os.mkdir(hidden, 0o700)
+                    filled = fill(hidden)
                 os.rename(hidden, shown)
             except OSError as exc:
                 fault = exc.strerror or "cannot be used"
@@ -171,6 +212,68 @@ def make(fill: Any) -> tuple[Place | None, Any, str]:
             return Place(shown), filled, ""
         why.append(f"{root} {fault}")
     return None, None, ", ".join(why)
+
+
+def found(root: str) -> str:
+    """Make a directory where there is none; says why it may not be used, and then leaves none behind."""
+    made = False
+    with contextlib.suppress(OSError), private():
+        os.mkdir(root, 0o700)
+        made = True
+    fault = usable(root)
+    if fault and made:
+        with contextlib.suppress(OSError):
+            os.rmdir(root)
+    return fault
+
+
+def mend(place: Place) -> str:
+    """Make what was removed of a place, or opened to others, as it was; says why that cannot be had.
+
+    :raises OSError: if it cannot be had for another reason
+    """
+    root = os.path.dirname(place.path)
+    fault = replaceable(os.path.dirname(root))
+    for path in (root, place.path) if not fault else ():
+        with contextlib.suppress(FileExistsError), private():
+            os.mkdir(path, 0o700)
+        found = os.lstat(path)
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and found.st_mode & 0o777 != 0o700:
+            os.chmod(path, 0o700)
+    return fault or usable(root)
+
+
+def identity(pid: int) -> str:
+    """Tell a process from those that had, or will have, the same number; empty where it has ended.
+
+    Always empty where the system does not tell (/proc).
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()  # the name before may hold anything
+        return "" if fields[0] in (b"Z", b"X") else f"{pid}:{int(fields[19])}"
+    except (OSError, ValueError, IndexError):
+        return ""
+
+
+def raze(path: str) -> None:
+    """Remove a file, or a folder with all that is in it, also what nobody may enter or write to; quietly."""
+    if not os.path.isdir(path) or os.path.islink(path):
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        return
+    import shutil  # as long as the rest of a launch's imports
+
+    shutil.rmtree(path, ignore_errors=True)
+    if os.path.isdir(path):
+        with contextlib.suppress(OSError):
+            os.chmod(path, 0o700)
+        for folder, names, _ in os.walk(path):
+            for name in names:
+                if not os.path.islink(os.path.join(folder, name)):
+                    with contextlib.suppress(OSError):
+                        os.chmod(os.path.join(folder, name), 0o700)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def places() -> Iterator[Place]:

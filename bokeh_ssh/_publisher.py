@@ -1,6 +1,6 @@
 """What the Bokeh host runs when it dials the gateway itself: one ``RemoteForward``, told in one line of JSON.
 
-Started by ``_reverse`` as ``python -m bokeh_ssh._publisher``, in one of two ways:
+Started by ``_reverse``, in one of two ways:
 
 - in a session: the line comes on standard input, and the end of that is the order to stop. When the
   connection that started this is gone, so is the forward;
@@ -12,13 +12,14 @@ Standard output says, a line each behind the mark of this start, the event ``por
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -40,16 +41,13 @@ def main(stdin: TextIO = sys.stdin, stdout: TextIO = sys.stdout) -> int:
         except OSError:  # the one who asked is gone, which the end of standard input tells too
             pass
 
-    with tempfile.TemporaryDirectory(prefix="bokeh-ssh-") as folder:
-        # The gateway's key as the one who asked has verified it: no file here needs to have it.
-        pinned = spec["known_hosts"]
-        known_hosts = Path(folder, "known_hosts")
-        known_hosts.write_text(pinned or "", encoding="utf-8")
+    # The gateway's key as the one who asked has verified it: no file here needs to have it.
+    with _file_of(spec["known_hosts"]) as known_hosts:
         gateway = Host(
             spec["gateway"],
             spec["user"],
             port=spec["port"],
-            known_hosts=os.fspath(known_hosts) if pinned else None,
+            known_hosts=known_hosts,
             timeout=spec["timeout"],
         )
         forwards = [RemoteForward(gateway, **spec["forward"], **place) for place in spec["places"]]
@@ -67,6 +65,23 @@ def main(stdin: TextIO = sys.stdin, stdout: TextIO = sys.stdout) -> int:
             tell(event="error", message=exc.message, host=exc.host, hint=exc.hint)
             return 1
     return 0
+
+
+@contextlib.contextmanager
+def _file_of(text: str | None) -> Iterator[str | None]:
+    """Give the path of a file with this text; where it can be had, one that ends with us, however we end."""
+    if text is None:
+        yield None
+    elif hasattr(os, "memfd_create") and Path("/proc/self/fd").is_dir():
+        with os.fdopen(os.memfd_create("known_hosts"), "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            yield f"/proc/self/fd/{file.fileno()}"
+    else:
+        with tempfile.TemporaryDirectory(prefix="bokeh-ssh-") as folder:
+            path = Path(folder, "known_hosts")
+            path.write_text(text, encoding="utf-8")
+            yield os.fspath(path)
 
 
 def _open_first(forwards: Sequence[RemoteForward]) -> RemoteForward:
@@ -92,7 +107,3 @@ def _close_at_term(forwards: Sequence[RemoteForward]) -> None:
             forward.close()
 
     signal.signal(signal.SIGTERM, close)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -27,6 +27,7 @@ _RUNNING = re.compile(r"Bokeh app running at: https?://\S*?:(\d+)(/.*)?$")
 _PROCESS = re.compile(r"Starting Bokeh server with process id: (\d+)")
 #: Characters of a line that are read: Bokeh's own are short, and an app may write any.
 _LONGEST = 2000
+_MOST_ROUTES = 1000
 
 
 class Facts:
@@ -41,14 +42,14 @@ class Facts:
         self.asked = asked
         self.versions = ""
         self.port = 0
-        self.routes: list[str] = []
+        self.routes: dict[str, None] = {}  # in order
 
     def read(self, line: str) -> dict[str, Any] | None:
         """Take one line; give a ``ready`` message when it was the last of those that matter."""
         line = line[:_LONGEST].rstrip()
         found = _STARTING.search(line)
         if found:  # also when --dev starts the server anew
-            self.versions, self.port, self.routes = "Bokeh {}, Tornado {}".format(*found.groups()), 0, []
+            self.versions, self.port, self.routes = "Bokeh {}, Tornado {}".format(*found.groups()), 0, {}
             return None
         found = _RUNNING.search(line)
         if found:
@@ -56,10 +57,10 @@ class Facts:
             if self.asked and port != self.asked:
                 return None
             if port != self.port:  # one of the two is not Bokeh's
-                self.port, self.routes = port, []
+                self.port, self.routes = port, {}
             route = found.group(2) or "/"
-            if route not in self.routes:  # each process of --num-procs says the same
-                self.routes.append(route)
+            if len(self.routes) < _MOST_ROUTES:
+                self.routes[route] = None  # each process of --num-procs says the same
             return None
         found = _PROCESS.search(line)
         if not found or not self.port:
@@ -68,7 +69,7 @@ class Facts:
             "event": "ready",
             "port": self.port,
             "pid": int(found.group(1)[:9]),
-            "routes": self.routes or ["/"],
+            "routes": list(self.routes) or ["/"],
             "versions": self.versions,
         }
 
@@ -162,9 +163,9 @@ def listener(path: str) -> int | None:
 
 
 def close_to_others(path: str) -> bool:
-    """See to it that nobody else may connect to a socket; False if that cannot be had."""
+    """See to it that we may connect to a socket, and nobody else; False if that cannot be had."""
     with contextlib.suppress(OSError):
-        if os.lstat(path).st_mode & 0o077:
+        if stat.S_IMODE(os.lstat(path).st_mode) != 0o600:
             os.chmod(path, 0o600)
         found = os.lstat(path)
         return stat.S_ISSOCK(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
@@ -239,8 +240,17 @@ class Watch:
 
 def mask(before: str, word: str) -> str:
     """Hide a word of a command line that its option, or its name, says is a secret."""
-    telling = r"(?i)-.*(secret|passw|credential|token$|key$)[\w-]*$"
     name, equals, _ = word.partition("=")
-    if equals and re.match(telling, name):
+    if equals and _tells(name):
         return name + "=***"
-    return "***" if re.match(telling, before) else word
+    return "***" if _tells(before) else word
+
+
+def _tells(option: str) -> bool:
+    """Check whether the value of an option is a secret, as its name goes."""
+    name = option.lower()
+    at = len(name)
+    while at and (name[at - 1].isalnum() or name[at - 1] in "_-"):
+        at -= 1
+    found = any(word in name[at:] for word in ("secret", "passw", "credential"))
+    return name[:1] == "-" and (found or name.endswith(("token", "key")))

@@ -7,18 +7,19 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from bokeh_ssh._connection import Connection
 from bokeh_ssh._dial import Address, resolve
 from bokeh_ssh._endpoint import Endpoint, Origin, check_instead, check_name, check_path, in_words, short
-from bokeh_ssh._errors import ConnectionLostError, ForwardError, GatewayExposedError, PortInUseError
+from bokeh_ssh._errors import BokehSSHError, ConnectionLostError, GatewayExposedError, PortInUseError
 from bokeh_ssh._events import OnEvent
 from bokeh_ssh._link import Link
 from bokeh_ssh._localsocket import check_here
 from bokeh_ssh._pipe import Pipe
 from bokeh_ssh._private import named_socket
+from bokeh_ssh._proof import Proof
 from bokeh_ssh._remotesocket import listening_at
 from bokeh_ssh._stream import Stream
 from bokeh_ssh._target import Host, as_host, check_host, check_port
@@ -30,7 +31,7 @@ _CONNECT_FAILED = 2
 _DIAL_TIMEOUT = 10.0
 #: On Linux all of 127.0.0.0/8 is this machine, so that a listener on 127.0.0.1 alone does not answer here
 #: while one on every address does. Elsewhere nothing answers, and nothing is learnt.
-_OTHER_LOOPBACK = "127.0.0.2"
+OTHER_LOOPBACK = "127.0.0.2"
 LOOPBACK = "127.0.0.1"
 
 
@@ -117,56 +118,72 @@ def listening(
     *,
     allow_exposed: bool,
     again: bool = False,
+    on_lost: Callable[[BokehSSHError], object] | None = None,
 ) -> Iterator[Endpoint]:
     """Have the connection's server listen while the context lasts; gives where, with the real port.
 
     :param again: it listened there for us before the line was lost. An SSH server may hold on to that until
         it notices: it has to give up a socket; a port may be free a little later
+    :param on_lost: told where a socket was removed there, and cannot be made again
     :raises ConnectionLostError: that port is still taken
-    :raises PortInUseError: the port is taken there
+    :raises PortInUseError: the port is taken there; also where the server says that it listens, but what
+        connects there does not come here
     :raises SocketInUseError: the same for a socket
     :raises ForwardingRefusedError: the server forbids it
     :raises GatewayExposedError: a loopback port was asked for, and the server opened it to its network; or a
         socket, and others there may use it
     """
     if isinstance(where, str):
-        with listening_at(connection, where, handler, allow_exposed=allow_exposed, replace=again) as path:
+        words = {"allow_exposed": allow_exposed, "replace": again}
+        with listening_at(connection, where, handler, on_lost=on_lost, **words) as path:
             yield path
         return
+    proof = Proof(connection)
     try:
-        bound = connection.listen(where, _refuse)
+        bound = connection.listen(where, proof.handle)
     except PortInUseError as exc:
         if not again:
             raise
         msg = f"port {where[1]} is not free yet: it is held for the line that was lost, or somebody took it"
         raise ConnectionLostError(msg, host=connection.name, hint=exc.hint) from exc
     try:
-        if not allow_exposed and bound[0] in (LOOPBACK, "localhost"):
-            _check_exposed(connection, int(bound[1]))
+        try:
+            _check_reach(connection, proof, str(bound[0]), int(bound[1]), again=again)
+            if not allow_exposed and bound[0] in (LOOPBACK, "localhost"):
+                _check_exposed(connection, proof, int(bound[1]))
+        finally:
+            proof.close()
         connection.transport.listen(bound, handler)
         yield bound
     finally:
         connection.unlisten(bound)
 
 
-def _check_exposed(connection: Connection, port: int) -> None:
-    if is_exposed(connection, port):
+def _check_reach(connection: Connection, proof: Proof, address: str, port: int, *, again: bool) -> None:
+    """Refuse a port that the server says is ours, and that leads somewhere else.
+
+    Where we may not connect there, nothing is learnt.
+    """
+    here = LOOPBACK if address in ("", "*", "localhost", "0.0.0.0") else address  # noqa: S104 - asked for
+    if proof.reaches((here, port)) is not False:
+        return
+    msg = f"port {port} is taken there: what connects to it does not come here, though the server says so"
+    hint = "choose another remote_port, or 0 for any free one"
+    if again:
+        raise ConnectionLostError(msg, host=connection.name, hint=hint)
+    raise PortInUseError(msg, host=connection.name, hint=hint, port=port, side="remote")
+
+
+def _check_exposed(connection: Connection, proof: Proof, port: int) -> None:
+    if is_exposed(proof, port):
         msg = f"it would open port {port} to its whole network (GatewayPorts yes)"
         hint = "ask the administrator for GatewayPorts clientspecified, or allow it with allow_exposed=True"
         raise GatewayExposedError(msg, host=connection.name, hint=hint)
 
 
-def _refuse(stream: Stream, origin: Origin) -> None:
-    stream.reject(_CONNECT_FAILED)
-
-
-def is_exposed(connection: Connection, port: int) -> bool:
+def is_exposed(proof: Proof, port: int) -> bool:
     """Tell whether the server's port is bound to more than its loopback address, as far as can be seen."""
-    try:
-        connection.open_socket((_OTHER_LOOPBACK, port), timeout=5).close()
-    except ForwardError:
-        return False
-    return True
+    return proof.reaches((OTHER_LOOPBACK, port)) is True
 
 
 class RemoteForward(Link):
@@ -303,7 +320,14 @@ class RemoteForward(Link):
         # Once the port is known it stays: others have been told.
         where: Endpoint = self._socket or (self._bind_address, self._remote_port)
         bound = line.enter_context(
-            listening(connection, where, handler, allow_exposed=self._allow_exposed, again=self._again)
+            listening(
+                connection,
+                where,
+                handler,
+                allow_exposed=self._allow_exposed,
+                again=self._again,
+                on_lost=self._lose,
+            )
         )
         self._again = True
         self._remote_port = 0 if isinstance(bound, str) else bound[1]

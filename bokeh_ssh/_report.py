@@ -12,6 +12,9 @@ from bokeh_ssh._text import clean
 
 #: Lines kept of what a server, or what ran before it, wrote.
 LINES = 2000
+#: Characters kept of them together, and of what one app's error wrote.
+_CHARACTERS = 1 << 20
+_ERROR = 1 << 16
 _LONGEST = 4 << 20  # bytes of one message; what is longer is not ours
 _SHOWN = 8000  # characters kept of a line
 _NOISE = 1 << 14  # bytes after which noise without a line end is cut
@@ -36,6 +39,28 @@ def plain(line: str) -> str:
     if line.isascii() and line.isprintable():  # nearly all are, and they are many
         return line[:_SHOWN].rstrip()
     return clean(_ESCAPES.sub("", line).rstrip(), _SHOWN, lines=True)
+
+
+class Kept:
+    """The last of many lines: no more than :data:`LINES`, and so many characters together."""
+
+    def __init__(self, characters: int = _CHARACTERS) -> None:
+        self._lines: deque[str] = deque()
+        self._most = characters
+        self._size = 0
+
+    def extend(self, lines: Iterable[str]) -> None:
+        """Add lines; the oldest make room."""
+        for line in lines:
+            self._lines.append(line)
+            self._size += len(line)
+            while len(self._lines) > LINES or (self._size > self._most and len(self._lines) > 1):
+                self._size -= len(self._lines.popleft())
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What is kept."""
+        return tuple(self._lines)
 
 
 class Tail:
@@ -73,12 +98,17 @@ class Reader:
 
     def __init__(self, mark: str) -> None:
         self._mark = mark.encode("ascii")
-        self._rest = b""
+        self._rest = bytearray()  # a line that has no end yet
+        self._marked = False  # the mark is in it
         self.noise = Tail()
 
     def feed(self, data: bytes) -> list[dict[str, Any]]:
         """Take some more bytes; give the messages that are whole now."""
-        whole, _, rest = (self._rest + data).rpartition(b"\n")
+        whole, end, rest = data.rpartition(b"\n")
+        if end:
+            whole = bytes(self._rest) + whole
+            self._rest.clear()
+            self._marked = False
         messages = []
         if whole and self._mark not in whole:
             self.noise.feed(whole + b"\n")
@@ -92,18 +122,21 @@ class Reader:
             if noise:
                 self.noise.feed(noise + b"\n")
             messages.append(message)
-        self._rest = self._keep(rest)
+        self._keep(rest)
         return messages
 
-    def _keep(self, rest: bytes) -> bytes:
-        at = rest.find(self._mark)
-        if at >= 0 and len(rest) - at <= _LONGEST:
-            return rest
-        if len(rest) <= _NOISE:
-            return rest
-        keep = rest[-len(self._mark) :] if at < 0 else b""
-        self.noise.feed(rest[: len(rest) - len(keep)])
-        return keep
+    def _keep(self, more: bytes) -> None:
+        """Add to the line that has no end yet; each byte is looked at once, however few come at a time."""
+        rest = self._rest
+        start = max(0, len(rest) - len(self._mark) + 1)
+        rest += more
+        self._marked = self._marked or rest.find(self._mark, start) >= 0
+        if len(rest) <= (_LONGEST if self._marked else _NOISE):
+            return
+        keep = 0 if self._marked else len(self._mark)
+        self.noise.feed(bytes(rest[: len(rest) - keep]))
+        del rest[: len(rest) - keep]
+        self._marked = False
 
 
 def _parse(text: bytes) -> dict[str, Any] | None:
@@ -125,6 +158,9 @@ class AppErrors:
 
     def __init__(self) -> None:
         self._open: list[str] | None = None
+        self._size = 0  # characters of it
+        self._traced = 0  # lines since its traceback began
+        self._last = ""
 
     def feed(self, lines: Iterable[str]) -> list[str]:
         """Take the lines that came at once; give the errors that are whole now."""
@@ -133,16 +169,18 @@ class AppErrors:
             if self._open is not None and _RECORD.match(line):
                 found.append(self._close())
             if _FAILED in line:
-                self._open = [line]
-            elif self._open is not None and len(self._open) < LINES:
+                self._open, self._size, self._traced = [], 0, 0
+            if self._open is None:
+                continue
+            if len(self._open) < LINES and self._size < _ERROR:
                 self._open.append(line)
-        if self._open is not None and self._whole(self._open):
+                self._size += len(line)
+            if self._traced or "Traceback (most recent call last)" in line:
+                self._traced += 1
+            self._last = line
+        if self._open is not None and self._traced > 1 and self._last[:2] != "  ":
             found.append(self._close())
         return found
-
-    def _whole(self, lines: list[str]) -> bool:
-        starts = [i for i, line in enumerate(lines) if "Traceback (most recent call last)" in line]
-        return bool(starts) and len(lines) > starts[0] + 1 and lines[-1][:2] != "  "
 
     def _close(self) -> str:
         lines, self._open = self._open or [], None

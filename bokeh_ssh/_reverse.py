@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bokeh_ssh._agent import Agent
-from bokeh_ssh._command import encode, exec_line
+from bokeh_ssh._command import APART, BACK, OWN, encode, exec_line
 from bokeh_ssh._connection import Connection
 from bokeh_ssh._endpoint import Endpoint, is_name
 from bokeh_ssh._errors import BokehSSHError, ConnectionLostError, ForwardError
@@ -32,6 +32,8 @@ from bokeh_ssh._wait import wait_for
 
 #: Seconds that the host has to start Python, reach the gateway and log in.
 _TIMEOUT = 30.0
+#: Kinds of messages that are kept.
+_MOST_EVENTS = 20
 #: Where a publisher beside a server finds what it is to do: a variable of its environment.
 SPECIFICATION = "BOKEH_SSH_PUBLICATION"
 _STOPPED = "the Bokeh host stopped publishing"
@@ -62,7 +64,8 @@ class _Publisher:
         messages = self._reader.feed(data)
         with self._change:
             for message in messages:
-                self._messages[message["event"]] = message
+                if message["event"] in self._messages or len(self._messages) < _MOST_EVENTS:
+                    self._messages[message["event"]] = message
             self._change.notify_all()
 
     def on_stderr(self, data: bytes) -> None:
@@ -195,8 +198,7 @@ def publish_beside(
     places = [{"name": name} for name in names] if isinstance(wanted, str) else [{"remote_port": wanted[1]}]
     spec = _spec(gateway, seen_as) | {"mark": "", "forward": forward, "places": places}
     pythons = [server.ticket.python] if server.ticket else []
-    # In a directory where no module of somebody's project is taken for one of ours.
-    script = "cd / || exit\n" + _script([*pythons, *_PYTHONS])
+    script = _script([*pythons, *_PYTHONS])
     word = server.accompany(("/bin/sh", "-c", script), {SPECIFICATION: json.dumps(spec)}, _TIMEOUT)
     made = published_beside(server, gateway, wanted, seen_as)
     if made is None:
@@ -225,10 +227,13 @@ def _script(pythons: Sequence[str], env: Mapping[str, str] | None = None, mark: 
         if name.isidentifier()
     ]
     names = " ".join(map(shlex.quote, pythons))
+    look = shlex.quote(f"{OWN}import bokeh_ssh")
+    run = shlex.quote(f"{OWN}{BACK}from bokeh_ssh._publisher import main\nsys.exit(main())")
+    lines.append(APART)
     lines.append(
         f"for p in {names}; do "
-        'command -v "$p" >/dev/null 2>&1 && "$p" -c "import bokeh_ssh" </dev/null >/dev/null 2>&1 && '
-        'exec "$p" -u -m bokeh_ssh._publisher; done'
+        f'command -v "$p" >/dev/null 2>&1 && "$p" -c {look} </dev/null >/dev/null 2>&1 && '
+        f'exec "$p" -u -c {run}; done'
     )
     lines.append(f'echo \'{mark}{{"event":"missing"}}\'; exit 127')
     return "\n".join(lines)

@@ -4,16 +4,92 @@ from __future__ import annotations
 
 import secrets
 import threading
+from collections import deque
 from typing import Any
 
 from bokeh_ssh._command import encode, exec_line
 from bokeh_ssh._connection import Connection
 from bokeh_ssh._errors import SessionError
 from bokeh_ssh._report import Reader
+from bokeh_ssh._session import Session
 from bokeh_ssh._wait import wait_for
+
+#: Things that are kept of what a script says: a bound on what the far side can make us keep.
+_WORDS = 100
 
 #: Says one thing of two plain words.
 _SAY = 'say() { printf \'%s{"event":"%s","text":"%s"}\\n\' "$mark" "$1" "$2"; }'
+
+
+class Script:
+    """A script that runs there, from its hello on. Made by :func:`begin`.
+
+    :ivar ended: whether it runs no more
+    """
+
+    def __init__(self) -> None:
+        self.mark = secrets.token_hex(16)
+        self._reader = Reader(self.mark)
+        self._change = threading.Condition()
+        self._words: deque[dict[str, Any]] = deque(maxlen=_WORDS)
+        self.ended = False
+        self.session: Session | None = None
+
+    def on_stdout(self, data: bytes) -> None:
+        with self._change:
+            self._words.extend(self._reader.feed(data))
+            self._change.notify_all()
+
+    def on_exit(self, status: int | None) -> None:
+        with self._change:
+            self.ended = True
+            self._change.notify_all()
+
+    def word(self, timeout: float) -> dict[str, Any] | None:
+        """Wait for the next thing that it says, as ``event`` and ``text``; None where nothing comes."""
+        with self._change:
+            wait_for(self._change, lambda: self._words or self.ended, timeout)
+            return self._words.popleft() if self._words else None
+
+    def tell(self, line: str) -> None:
+        """Write a line to its standard input; never blocks."""
+        if self.session:
+            self.session.write(line.encode("ascii") + b"\n")
+
+    def close(self) -> None:
+        """End its standard input, and its session."""
+        if self.session:
+            self.session.close()
+
+
+def begin(connection: Connection, script: str, *, timeout: float) -> Script | None:
+    """Run ``script``, which may call ``say WORD [WORD]``; who takes it closes it.
+
+    :param timeout: seconds until it must have begun
+    :returns: None where no command may be run, or none begins in time
+    :raises ConnectionLostError: if the line goes down
+    """
+    made = Script()
+    try:
+        made.session = connection.run(
+            exec_line(made.mark),
+            on_stdout=made.on_stdout,
+            on_stderr=lambda data: None,
+            on_exit=made.on_exit,
+            timeout=timeout,
+        )
+    except SessionError:
+        return None
+    try:
+        hello = made.word(timeout)
+    except BaseException:
+        made.close()
+        raise
+    if hello is None or hello["event"] != "hello":
+        made.close()
+        return None
+    made.session.write(encode(f"mark={made.mark}\n{_SAY}\n{script}"))
+    return made
 
 
 def run_script(connection: Connection, script: str, *, timeout: float) -> dict[str, Any] | None:
@@ -23,43 +99,10 @@ def run_script(connection: Connection, script: str, *, timeout: float) -> dict[s
     :returns: None where no command may be run, or nothing was said in time
     :raises ConnectionLostError: if the line goes down
     """
-    mark = secrets.token_hex(16)
-    reader = Reader(mark)
-    change = threading.Condition()
-    said: dict[str, dict[str, Any]] = {}
-    ended: list[int | None] = []
-
-    def on_stdout(data: bytes) -> None:
-        with change:
-            for message in reader.feed(data):
-                said.setdefault("hello" if message["event"] == "hello" else "answer", message)
-            change.notify_all()
-
-    def on_exit(status: int | None) -> None:
-        with change:
-            ended.append(status)
-            change.notify_all()
-
-    try:
-        session = connection.run(
-            exec_line(mark),
-            on_stdout=on_stdout,
-            on_stderr=lambda data: None,
-            on_exit=on_exit,
-            timeout=timeout,
-        )
-    except SessionError:
+    script_there = begin(connection, script, timeout=timeout)
+    if script_there is None:
         return None
-
-    def heard(word: str) -> bool:
-        with change:
-            wait_for(change, lambda: word in said or ended, timeout)
-            return word in said
-
     try:
-        if not heard("hello"):
-            return None
-        session.write(encode(f"mark={mark}\n{_SAY}\n{script}"))
-        return said["answer"] if heard("answer") else None
+        return script_there.word(timeout)
     finally:
-        session.close()
+        script_there.close()

@@ -12,7 +12,7 @@ from bokeh_ssh._bundle import Bundle
 from bokeh_ssh._endpoint import Endpoint
 from bokeh_ssh._errors import UsageError
 from bokeh_ssh._forwardspec import Listen, parse_forward
-from bokeh_ssh._launch import Launch, is_plain, split
+from bokeh_ssh._launch import Launch, is_option, is_plain, own_options, split
 from bokeh_ssh._listener import nearby
 from bokeh_ssh._mirror import check_watching
 from bokeh_ssh._target import check_port
@@ -180,7 +180,7 @@ class Serve:
         ours = [f"{name}:{page}" for page in pages for name in ("localhost", LOOPBACK)]
         origins = (*ours, *self.page_origins)
         private = self.signed is not False
-        own_ids = any(arg.partition("=")[0] == "--session-ids" for arg in self.args)
+        own_ids = any(is_option(arg, "--session-ids") for arg in own_options(self.args))
         sign: bool | Literal["port"] = "port" if self.signed is None and not own_ids else bool(self.signed)
         return Launch(
             **common, origins=origins, socket=private and not self.remote_port, sign=sign, dev=self.dev

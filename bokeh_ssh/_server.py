@@ -89,6 +89,9 @@ class Server(Dialogue):
             raise self._findings().error()
         found = {"port": self.port, "socket": self.socket, "pid": self.pid, "versions": self.versions}
         self._tell(Launched(host=self.host, **found))  # type: ignore[arg-type]  # each its own
+        if self.doomed:
+            text = f"the server ends when the connection does ({self.doomed}), so a loss ends it"
+            self._tell(Warned(host=self.host, text=text))
         for route in self.routes:
             if not re.fullmatch(r"[\w./~-]+", route, re.ASCII):
                 # Bokeh 3.10 takes the route for a regular expression, and matches it with the quoted path.
@@ -104,11 +107,17 @@ class Server(Dialogue):
         None as well where the machine has no private directory to find a server by; then a server whose
         client is gone cannot be had back, and ends after ``grace`` seconds.
         """
-        if self._stage != "ready" or not self._started.get("id"):
+        return self.trace if self._started.get("id") else None
+
+    @property
+    def trace(self) -> Ticket | None:
+        """What :meth:`adopt` needs, as :attr:`ticket`; where nobody can find it, what it needs to end it."""
+        if self._stage != "ready" or not (self._started.get("id") or self._started.get("identity")):
             return None
         known = {name: self._started[name] for name in ("id", "node", "python", "libraries", "place")}
         found = {"pid": self.pid, "port": self.port, "socket": self.socket, "routes": self.routes}
-        return Ticket(host=self.host, token=self._token, key=self.key, **known, **found)  # type: ignore[arg-type]  # str all
+        holder = self._started["identity"]
+        return Ticket(host=self.host, token=self._token, key=self.key, supervisor=holder, **known, **found)  # type: ignore[arg-type]  # str all
 
     @classmethod
     def adopt(
@@ -125,7 +134,8 @@ class Server(Dialogue):
 
         It is as if it had been started through this session: same process, port and routes, its log so far,
         and from now on its messages, and :meth:`stop`. Nothing is started, and an attempt that fails costs
-        the server nothing: its grace time begins anew where the attempt had come that far.
+        the server nothing: its grace time begins anew where the attempt had come that far. Only one that
+        runs and cannot be found any more, since its private directory is gone, is ended: there are never two.
 
         :param ticket: its token takes the server over from any session that still seems to be there; without
             a token, only a server that nobody is attached to is taken over
@@ -170,11 +180,11 @@ class Server(Dialogue):
     def keep(self, timeout: float = 10) -> Ticket:
         """Have the server run on until somebody stops it, whoever comes and goes; we stay with it meanwhile.
 
-        There is no grace time any more, also not after later clients have come and gone. A machine that ends
-        all that its users leave behind (``KillUserProcesses=yes`` of systemd-logind) ends it too.
+        There is no grace time any more, also not after later clients have come and gone.
 
         :returns: what :meth:`adopt` needs
-        :raises LaunchError: if the machine has no private directory to find it by again: nothing was changed
+        :raises LaunchError: if the machine has no private directory to find it by again, or ends all that its
+            users leave behind (``KillUserProcesses=yes`` of systemd-logind): nothing was changed
         :raises ConnectionLostError: if the remote side does not confirm it; most likely the grace time holds,
             but where only the answer was lost the server is kept
         """
@@ -183,6 +193,10 @@ class Server(Dialogue):
             why = self._started.get("nowhere") or "it is not ready"
             msg = f"the server cannot be left running, since nobody could find it again ({why})"
             hint = "make the directory private, or name another one there in BOKEH_SSH_DIR"
+            raise LaunchError(msg, host=self.host, hint=hint)
+        if self.doomed:
+            msg = f"the server cannot be left running, since it ends when the connection does ({self.doomed})"
+            hint = "ask the administrator to spare your account, or run it by other means than a login"
             raise LaunchError(msg, host=self.host, hint=hint)
         if self._session:
             self._say(do="detach")

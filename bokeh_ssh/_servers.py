@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
 
 from bokeh_ssh._cargo import program
 from bokeh_ssh._command import errand, exec_line
@@ -24,10 +23,11 @@ from bokeh_ssh._errors import (
 from bokeh_ssh._launch import line
 from bokeh_ssh._report import Reader, Tail, plain
 from bokeh_ssh._runner import Runner, Session, Signals
-from bokeh_ssh._ticket import UNQUOTED, Ticket
+from bokeh_ssh._ticket import Ticket, as_paths
 from bokeh_ssh._wait import wait_for
 
 _MOST = 1000  # servers that are listed: a bound on what the far side can make us keep
+_MOST_BYTES = 32 << 20  # of what it says in all
 _PATIENCE = 5.0  # seconds between TERM and KILL
 
 
@@ -175,6 +175,7 @@ class _Errand:
         self._stderr = Tail()
         self._change = threading.Condition()
         self._messages: list[dict[str, Any]] = []
+        self._heard_bytes = 0
         self._over = False
         self._status: int | None = None
 
@@ -229,6 +230,9 @@ class _Errand:
         return SessionError(msg, host=host, hint="ask for a login shell")
 
     def _on_stdout(self, data: bytes) -> None:
+        self._heard_bytes += len(data)
+        if self._heard_bytes > _MOST_BYTES:
+            return  # then the end does not come, and that is told
         messages = self._reader.feed(data)
         with self._change:
             self._messages += messages[: max(0, _MOST - len(self._messages))]
@@ -264,7 +268,7 @@ def _server(host: str, node: str, message: Mapping[str, Any]) -> RemoteServer | 
         pid=_number(ready.get("pid") or message.get("pid")),
         port=port if port < 65536 else 0,
         socket=_text(ready.get("socket")),
-        routes=tuple(quote(route, safe=UNQUOTED) for route in _texts(ready.get("routes"))),
+        routes=as_paths(_texts(ready.get("routes"))),
         apps=_texts(message.get("apps")),
         command=_texts(message.get("argv")),
         versions=_text(ready.get("versions")),

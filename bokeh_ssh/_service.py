@@ -7,18 +7,20 @@ any POSIX system. It knows no client; what happens is told by ``say``.
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import re
-import signal
 import socket
 import sys
 import time
 
+from bokeh_ssh import _tree
 from bokeh_ssh._companion import Companion
 from bokeh_ssh._depot import Depot
 from bokeh_ssh._door import sweep
-from bokeh_ssh._group import PATIENCE, descendants, members, send, start
-from bokeh_ssh._place import APPS, SERVER, Place, node
+from bokeh_ssh._group import PATIENCE, changes, piped, start
+from bokeh_ssh._guardian import Guardian
+from bokeh_ssh._place import APPS, SERVER, Place, identity, node
 from bokeh_ssh._readiness import (
     READY_FD,
     Facts,
@@ -35,19 +37,32 @@ from bokeh_ssh._readiness import (
 
 TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 PROTOCOL = 1
 CHUNK = 1 << 16  # bytes read at once, and the longest line before it is cut
+CLAIMS = 16  # ports that are looked at together, where log lines say that it listens there
 LINES = 1000  # lines kept of the log
 TAIL = 1 << 18  # characters kept of the log, which is what one who comes later is told; 1 MiB at most
 #: What argparse, click and others say of an option that they do not know.
 NO_SUCH_OPTION = re.compile(r"(?i)(unrecognized|unknown|no such) (argument|option)s?\b.{0,40}--unix-socket")
-WITHIN = "BOKEH_SSH_WITHIN"  # tells a supervisor started by a server which one that was
+#: Runs a module as ``python -m`` does, without the current directory on its path, where that puts it: an
+#: app's random.py is not for Bokeh, which has the app's directory on its path while it runs the app. So it is
+#: with the ``bokeh`` command. A server that starts itself anew (``--dev``) has to do that in the same way.
+STUB = "import sys; exec(sys.argv[1])"
+RUN = (
+    "sys.path[:1] = filter(None, sys.path[:1]); import runpy; "
+    "from tornado.autoreload import add_reload_hook; "
+    "run, name = sys.argv[1:3]; sys.argv = sys.argv[2:]; "
+    "add_reload_hook(lambda: (setattr(sys.modules['__main__'], '__spec__', None), "
+    f"sys.argv.__setitem__(slice(1), ['-c', {STUB!r}, run, name]))); "
+    "runpy.run_module(name, run_name='__main__', alter_sys=True)"
+)
 
 
 class Service:
-    """A server, its keeper, and what goes along with it.
+    """A server, its guardian, and what goes along with it.
 
     :param spec: the ``start`` message; see ``Launch.spec`` on the client's side for its fields
     """
@@ -59,9 +74,12 @@ class Service:
         self.depot: Depot | None = None  # where the app is that the client brings
         self.companion = Companion()
         self.facts = Facts()
+        self.claims: dict[int, dict[str, Any]] = {}  # what log lines say, by port, and nobody has looked at
+        self.claims_at = 0.0  # when to look
         self.port = 0  # the one that it is to listen on, where it is not Bokeh's and cannot tell
-        self.others: set[str] = set()  # sockets that others listened on before it was started
+        self.before: set[str] = set()  # sockets that others listened on before it was started
         self.socket = ""  # the path that the server is to listen on; empty for a port
+        self.socket_fd = -1  # holds on to its socket, should the path be removed
         self.no_socket = ""  # why it is a port though a socket was wanted
         self.watch = Watch(float(spec.get("watch", 0)))
         self.ready: dict[str, Any] | None = None
@@ -69,8 +87,12 @@ class Service:
         self.kept = 0  # characters of it, with line ends
         self.streams: dict[int, tuple[str, bytes]] = {}  # descriptor: name and unfinished line
         self.server = 0
-        self.keeper = 0
-        self.group = 0
+        self.group = 0  # the one that it leads
+        self.adopts = False  # what leaves the group, and its parents, becomes a child of ours
+        self.guardian: Guardian | None = None  # the server's parent
+        self.untold = False  # the guardian was killed where nobody adopts: nothing tells how the server ends
+        self.others: set[int] = set()  # children that were there before
+        self.asked: set[tuple[int, int]] = set()  # who was sent TERM
         self.status: int | None = None
         self.halted = False
         self.started: dict[str, Any] = {}
@@ -125,7 +147,7 @@ class Service:
             self.say("failed", at="depot", status=1, text=os.strerror(exc.errno or 0))
 
     def spawn(self) -> None:
-        """Start the server in the keeper's group, with both its streams on pipes of ours."""
+        """Start the server in a group of its own, with both its streams on pipes of ours."""
         if self.depot and self.spec.get("inside"):
             os.chdir(self.depot.path)
         argv = [word for item in self.spec["argv"] for word in self.words(item)]
@@ -140,14 +162,15 @@ class Service:
             env[encode(READY_FD)] = b"%d" % theirs
             ends.append(theirs)
         if not self.is_bokeh():
-            self.others = set(listeners() or ())
+            self.before = set(listeners() or ())
         shown = [os.fsdecode(word) for word in argv]
         self.facts = Facts(asked_port(shown))
         try:
-            self.server, (out, err) = start(argv, env, self.group)
+            out, err = self.beget(self.apart(argv), env)
             self.streams.update({out: ("out", b""), err: ("err", b"")})
             self.started.update(protocol=PROTOCOL, pid=self.server, supervisor=os.getpid(), argv=shown)
             self.started.update(python=sys.executable, node=node(), nowhere=self.nowhere)
+            self.started.update(identity=identity(os.getpid()))
             self.started.update(libraries=os.environ.get("LD_LIBRARY_PATH", ""))
             self.started.update(depot=self.depot.path if self.depot else "")
             if self.place:
@@ -161,6 +184,40 @@ class Service:
         for fd in ends:
             os.close(fd)
 
+    def apart(self, argv: list[bytes]) -> list[bytes]:
+        """Give the command that runs a module (``-m``) without what is in the current directory."""
+        if self.spec["argv"][0][0] != "python" or argv[1] != b"-m":
+            return argv
+        return [argv[0], b"-c", encode(STUB), encode(RUN), *argv[2:]]
+
+    def beget(self, argv: list[bytes], env: dict[bytes, bytes]) -> list[int]:
+        """Start the server; gives our ends of its streams."""
+        if self.group:  # an attempt before: its number is pinned only as long as its guardian lives
+            _tree.end(lambda rows: _tree.members(self.group, rows), 1.0, self.group)
+        streams = piped(lambda outputs: self.guard(lambda: start(argv, env, 0, outputs)))
+        self.server = self.group
+        return streams
+
+    def guard(self, begin: Callable[[], int]) -> None:
+        """Have the server guarded, by another than before if there was one.
+
+        :param begin: starts it, or gives the one that runs; 0 as long as there is none
+        """
+        former, mark = self.guardian, self.place.mark if self.place else b""
+        self.guardian = Guardian(begin, self.leave, mark, self.adopts)
+        self.group = self.guardian.child
+        if former:
+            former.dismiss()
+
+    def unguarded(self) -> None:
+        """Do without a guardian that was killed: the server is our child now, or nobody's."""
+        if self.server and not self.adopts:
+            self.untold = True
+            self.order(PATIENCE)
+        else:
+            with contextlib.suppress(OSError):
+                self.guard(lambda: self.group)
+
     def environment(self, more: dict[str, str]) -> dict[bytes, bytes]:
         """Give the environment of what is started here."""
         env = dict(os.environb)
@@ -168,7 +225,8 @@ class Service:
             env.pop(encode(name), None)
         env.update((encode(name), encode(value)) for name, value in dict(self.spec["env"], **more).items())
         if self.place:
-            env[encode(WITHIN)] = encode(self.place.id)
+            name, _, value = self.place.mark.partition(b"=")
+            env[name] = value
         return env
 
     def signs(self) -> bool:
@@ -198,30 +256,31 @@ class Service:
 
     def reap(self) -> None:
         """Notice that the server was stopped, goes on, or has ended."""
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
-            except ChildProcessError:
-                return
-            if not pid:
-                return
-            if os.WIFSTOPPED(status) or os.WIFCONTINUED(status):
-                if pid == self.server:
-                    self.halt(os.WIFSTOPPED(status))
-            elif pid == self.keeper:
-                self.keeper = 0
+        for pid, event, status in changes(self.server):
+            if pid == self.server:
+                self.became(event, status)
+            if event != "exit":
+                continue
+            self.others.discard(pid)
+            if self.guardian and pid == self.guardian.pid:
+                self.guardian.pid = 0  # which may be another's soon
             elif pid == self.companion.pid:
                 self.drain_all()
                 self.companion.ended()
                 if self.kill_at is None:  # else it is the server's end that counts, which is told by itself
                     self.say("along", word={})
-            elif pid == self.server:
-                self.status = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-                self.drain_all()
-                if self.retry():
-                    continue
-                self.say("exit", status=self.status)
-                self.end(PATIENCE)
+
+    def became(self, event: str, status: int) -> None:
+        """Take note of what the system says of the server; of its end, once."""
+        if event != "exit":
+            self.halt(event == "stopped")
+        if event != "exit" or self.status is not None:
+            return
+        self.status = status
+        self.drain_all()
+        if not self.retry():
+            self.say("exit", status=self.status)
+            self.end(PATIENCE)
 
     def retry(self) -> bool:
         """Start the server anew with a port, if it is one that does not know of sockets."""
@@ -243,10 +302,13 @@ class Service:
 
     def look_for_socket(self) -> None:
         """Take note that the server listens on its socket, once it does."""
+        if not os.path.lexists(self.socket):
+            return
+        closed = close_to_others(self.socket)
         pid = listener(self.socket)
         if pid is None:
             return
-        if not close_to_others(self.socket):
+        if not closed:
             self.record("err", ["its socket is open to others, and cannot be closed to them"])
             self.order(PATIENCE)
             return
@@ -260,6 +322,16 @@ class Service:
         if self.depot:
             apps = [self.depot.at(app) for app in apps]
         return routes_of(apps, self.spec.get("prefix", ""), self.spec.get("glob", False))
+
+    def look_at_claims(self, now: float) -> None:
+        """Look whether what log lines say is so; in a tenth of the time at most, whatever an app writes."""
+        if not self.claims or now < self.claims_at:
+            return
+        claims, self.claims = self.claims, {}
+        for ready in claims.values():
+            self.take_word(ready)
+        took = time.monotonic() - now
+        self.claims_at = now + min(1.0, 10 * took)
 
     def take_word(self, ready: dict[str, Any]) -> None:
         """Take what log lines say of a port, if a process of the server listens there: apps write too.
@@ -287,7 +359,7 @@ class Service:
 
     def processes(self) -> set[int]:
         """List the server's processes that still run, as far as they can be found."""
-        return (members(self.group) | descendants(self.server) | {self.server}) - {self.keeper}
+        return self.remains(_tree.table()) | {self.server}
 
     def holds_port(self, port: int, mine: set[int]) -> bool | None:
         """Check whether the server listens on a port; None where the system does not tell.
@@ -300,7 +372,7 @@ class Service:
         held = holds(mine, port)
         if held is not False or self.is_bokeh():
             return held
-        new = {user for name, user in (listeners(port) or {}).items() if name not in self.others}
+        new = {user for name, user in (listeners(port) or {}).items() if name not in self.before}
         return bool(new & users(mine))
 
     def look_for_port(self) -> None:
@@ -315,8 +387,8 @@ class Service:
             return
         finally:
             probe.close()
-        before = self.others & set(listeners(self.port) or ())
-        if before and not holds(self.processes(), self.port):
+        taken = self.before & set(listeners(self.port) or ())
+        if taken and not holds(self.processes(), self.port):
             return  # it is another server's, which was there before
         message = {"event": "ready", "port": self.port, "pid": self.server, "routes": ["/"], "versions": ""}
         self.listens(message)
@@ -329,10 +401,34 @@ class Service:
             ready["no_socket"] = self.no_socket or "the command does not listen on it"
             self.socket = ""
         self.ready = ready
+        if self.socket:
+            with contextlib.suppress(OSError):
+                self.hold_socket()
         self.say(**ready)
         if self.place:
             self.place.write(self.record_of())
-            sweep()
+            self.others |= sweep()
+
+    def hold_socket(self) -> bool:
+        """Have the server's socket be where it was told, though the path was removed; False if it cannot.
+
+        A socket lives on without its path. On Linux a descriptor of it is another path to it, which a link in
+        the old place leads to: as the server's owner, and nobody else, may follow.
+        """
+        flags = getattr(os, "O_PATH", None)
+        if not os.path.lexists(self.socket):
+            if self.socket_fd < 0:
+                return False
+            os.symlink(f"/proc/{os.getpid()}/fd/{self.socket_fd}", self.socket)
+            return os.path.exists(self.socket)
+        if flags is None or os.path.islink(self.socket):
+            return True
+        if self.socket_fd < 0 or not os.path.samestat(os.lstat(self.socket), os.fstat(self.socket_fd)):
+            # The first look; or a server that has started itself anew (--dev) listens on a new one.
+            before, self.socket_fd = self.socket_fd, os.open(self.socket, flags | os.O_NOFOLLOW)
+            if before >= 0:
+                os.close(before)
+        return True
 
     def halt(self, halted: bool) -> None:
         if halted != self.halted:
@@ -381,8 +477,12 @@ class Service:
         # One of another kind is looked for where it was told to listen, whatever it writes.
         for line in [] if self.spec.get("notify") or self.spec.get("plain") or self.ready else lines:
             ready = self.facts.read(line)
-            if ready:
-                self.take_word(ready)
+            if ready:  # what an app writes while it is imported comes first, and Bokeh's own last
+                self.claims.pop(ready["port"], None)
+                self.claims[ready["port"]] = ready
+                if len(self.claims) > CLAIMS:
+                    del self.claims[next(iter(self.claims))]
+        self.look_at_claims(time.monotonic())
 
     def keep_of_log(self, lines: list[str]) -> None:
         """Keep the last lines, and no more than is ever told of them."""
@@ -414,7 +514,7 @@ class Service:
         kill_at = time.monotonic() + patience
         if self.kill_at is None:
             self.kill_at = kill_at
-            send(self.group, signal.SIGTERM, signal.SIGCONT)  # one that is stopped takes TERM only then
+            self.chase()
         self.kill_at = min(self.kill_at, kill_at)
 
     def over(self) -> bool:
@@ -425,7 +525,19 @@ class Service:
             return True
         if not self.server:
             return True
-        return self.status is not None and not members(self.group) - {self.keeper}
+        return (self.untold or self.status is not None) and not self.remains(_tree.table())
+
+    def remains(self, rows: _tree.Table) -> set[int]:
+        """List what still runs of the server's group and, where it can be known, of all that was started."""
+        found = _tree.members(self.group, rows)
+        if self.adopts:
+            found |= _tree.below(os.getpid(), rows, self.others)
+        return found - {self.guardian.pid if self.guardian else 0}
+
+    def chase(self) -> None:
+        """Have what remains end: TERM once, and KILL when it is time for that."""
+        rows = _tree.table()
+        _tree.press(self.remains(rows), rows, self.asked, self.group, self.killed is not None)
 
 
 def encode(text: str) -> bytes:

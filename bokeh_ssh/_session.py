@@ -9,6 +9,9 @@ from collections.abc import Callable
 from bokeh_ssh._pump import Pump
 from bokeh_ssh._stream import Stream
 
+#: Seconds for an exit status and a CLOSE, after the end of what the command says.
+_AFTER_EOF = 1.0
+
 
 class Session:
     """An exec channel (RFC 4254, section 6.5). Made by ``Connection.run``.
@@ -112,7 +115,17 @@ class Session:
         self._status = status
 
     def on_eof(self) -> None:
-        pass  # the exit status may still come
+        # The exit status may still come, and a CLOSE should (RFC 4254, section 5.3); but a command that says
+        # nothing more is over for all that are run here, and some servers leave it at that.
+        self._pump.post(lambda: self._pump.later(_AFTER_EOF, self._give_up))
+
+    def _give_up(self) -> None:
+        """End it, where the server has not. Pump thread only."""
+        if self.ended.is_set():
+            return
+        if self._stream:
+            self._stream.close()
+        self._end()
 
     def on_window(self) -> None:
         self._pump.post(self._flush)

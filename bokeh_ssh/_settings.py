@@ -1,22 +1,24 @@
 """What ``bokeh-ssh up`` opens: a table in the project's ``pyproject.toml``, or a ``bokeh-ssh.toml``.
 
 It says what an app needs, and comes from whoever wrote the project. So it may not lower a guard of who opens
-it: neither the check of host keys, nor who gets in on this machine. It lends no agent, listens on loopback
-alone, and brings nothing along that is not in its own folder. How to log in is the person's own business, and
-stands in their ``~/.ssh/config``.
+it: what each value may be is in ``_allowance``. It brings nothing along that is not in its own folder, and it
+is not taken from where somebody else may have put it. How to log in is the person's own business, and stands
+in their ``~/.ssh/config``.
 """
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bokeh_ssh import _allowance
 from bokeh_ssh._errors import UsageError
 from bokeh_ssh._flagtable import GATEWAY, START, TUNNEL
-from bokeh_ssh._forwardspec import parse_forward
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -31,12 +33,6 @@ _OTHERS: dict[str, Any] = {
     "gateway": str, "host": str, "app": list[str], "show": bool, "user": str, "port": int, "jump": list[str],
 }  # fmt: skip
 _KINDS = {flag.keyword: flag.kind for flag in (*GATEWAY, *TUNNEL, *START)} | _OTHERS
-_LOGIN = frozenset(
-    {"password", "passphrase", "pkey", "key_filename", "known_hosts", "host_keys", "ssh_config", "prompt"}
-)
-#: What opens something to others, or lends something of the person's own.
-_GUARDS = frozenset({"allow_any_origin", "allow_exposed", "allow_foreign", "allow_others", "forward_agent"})
-_LOOPBACK = (None, "localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -51,17 +47,19 @@ class Settings:
     keywords: Mapping[str, Any]
 
 
-def load(name: str | None, start: Path) -> Settings:
+def load(name: str | None, start: Path, typed: Collection[str] = ()) -> Settings:
     """Find the closest file that has settings, from ``start`` upwards, and read the app of that name.
 
     :param name: None takes what stands outside of ``apps``, or the only app there is
+    :param typed: the keywords that count before those of the file, since the person has given them
     :raises UsageError: if there is none, or it says what it may not
     """
     for folder in (start, *start.parents):
         for file in (folder / _FILE, folder / _PROJECT):
             table = _read(file)
             if table is not None:
-                return Settings(file, _app(table, name, file))
+                _check_owner(file, start)
+                return Settings(file, _app(table, name, file, typed))
     msg = f"there is no {_FILE} here or above, nor a {_PROJECT} with [tool.bokeh-ssh]"
     raise UsageError(msg, hint='write one: host = "me@remote.host" and app = "dashboard.py"')
 
@@ -76,7 +74,7 @@ def _read(file: Path) -> dict[str, Any] | None:
         raise UsageError(msg) from exc
     try:
         table: dict[str, Any] = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
+    except (ValueError, RecursionError) as exc:  # TOMLDecodeError is a ValueError; so is a number too long
         msg = f"{file} is no TOML ({exc})"
         raise UsageError(msg, hint="see toml.io") from exc
     if file.name == _FILE:
@@ -89,7 +87,26 @@ def _read(file: Path) -> dict[str, Any] | None:
     return found
 
 
-def _app(table: dict[str, Any], name: str | None, file: Path) -> dict[str, Any]:
+def _check_owner(file: Path, start: Path) -> None:
+    """Refuse a file that somebody else may have put above where a person works, as into ``/tmp``.
+
+    :raises UsageError: if it is not theirs, and they are not in its folder, or it can be anybody's
+    """
+    if not hasattr(os, "geteuid"):
+        return
+    mine = {0, os.geteuid()}
+    facts, folder = file.stat(), file.parent.stat()
+    if facts.st_mode & stat.S_IWOTH:
+        msg = f"{file} can be written by every user of this machine, so anybody may have written it"
+        raise UsageError(msg, hint=f"look at what it says, and then: chmod o-w {file}")
+    if {facts.st_uid, file.lstat().st_uid} <= mine:
+        return
+    if folder.st_mode & stat.S_IWOTH or not file.parent.samefile(start):
+        msg = f"{file} belongs to another user of this machine, who may have put it in your way"
+        raise UsageError(msg, hint="copy the project, or go to its own folder and run it there")
+
+
+def _app(table: dict[str, Any], name: str | None, file: Path, typed: Collection[str] = ()) -> dict[str, Any]:
     """Give the keywords of one app: what stands outside of ``apps`` counts for all of them."""
     common = {key: value for key, value in table.items() if key != _APPS}
     apps = table.get(_APPS, {})
@@ -112,7 +129,8 @@ def _app(table: dict[str, Any], name: str | None, file: Path) -> dict[str, Any]:
     if not {"host", "gateway"} & keywords.keys():
         msg = f"{file} does not say where the app runs"
         raise UsageError(msg, hint='add host = "me@remote.host", or gateway')
-    return _rooted(keywords, file.parent)
+    _allowance.check_together(keywords, typed, file)
+    return _rooted(keywords, file, typed)
 
 
 def _checked(key: str, value: Any, file: Path) -> Any:
@@ -120,14 +138,7 @@ def _checked(key: str, value: Any, file: Path) -> Any:
 
     :raises UsageError: if there is no such keyword, or it takes something else
     """
-    if key in _LOGIN:
-        msg = f"{file}: {key} has no place in a project"
-        raise UsageError(msg, hint="what logs you in belongs into your ~/.ssh/config")
-    any_origin = key == "extra_origins" and "*" in (value if isinstance(value, list) else [value])
-    if key in _GUARDS or any_origin or (key == "signed" and value is False):
-        what = f'{key} = "*"' if any_origin else key
-        msg = f"{file}: {what} has no place in a project, which may not open anything to others"
-        raise UsageError(msg, hint="say it on the command line, where you want it")
+    _allowance.check(key, value, file)
     kind = _KINDS.get(key)
     if kind is None:
         msg = f"{file}: there is no setting {key!r}"
@@ -149,10 +160,7 @@ def _checked(key: str, value: Any, file: Path) -> Any:
         what = "a table of texts" if key == "env" else names.get(kind, "a text")
         msg = f"{file}: {key} is not {what}"
         raise UsageError(msg, hint=f"write {key} = {_example(key, kind)}")
-    for listen, _ in map(parse_forward, value) if key == "forwards" else ():
-        if not isinstance(listen, str) and listen[0] not in _LOOPBACK:
-            msg = f"{file}: forwards may listen on loopback alone, and not on {listen[0]!r}"
-            raise UsageError(msg, hint="leave the address out, or forward it on the command line")
+    _allowance.check_value(key, value, file)
     return value
 
 
@@ -162,17 +170,25 @@ def _example(key: str, kind: Any) -> str:
     return {bool: "true", int: "5006", float: "60", list[str]: '["one", "two"]'}.get(kind, '"text"')
 
 
-def _rooted(keywords: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _rooted(keywords: dict[str, Any], file: Path, typed: Collection[str]) -> dict[str, Any]:
     """Let paths of this machine begin at the file, wherever the command is run.
 
     :raises UsageError: if one leads out of the project
     """
-    brought = ("app", "bring") if keywords.get("upload") or keywords.get("bring") else ()
-    for key in brought:
+    folder = file.parent
+    brings = any(keywords.get(key) or key in typed for key in ("upload", "bring"))
+    for key in ("app", "bring") if brings else ():
         for path in keywords.get(key, ()):
-            if not (folder / path).resolve().is_relative_to(folder.resolve()):
-                msg = f"{key} = {path!r} leads out of {folder}, and is not brought along"
+            if not _is_inside(path, folder):
+                msg = f"{file}: {key} = {path!r} leads out of {folder}, and is not brought along"
                 raise UsageError(msg, hint="name what is in the project, or bring it on the command line")
         if key in keywords:
             keywords[key] = tuple(str(folder / path) for path in keywords[key])
     return keywords
+
+
+def _is_inside(path: str, folder: Path) -> bool:
+    try:
+        return (folder / path).resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # a link to itself; no path at all
+        return False

@@ -13,10 +13,11 @@ import itertools
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, TypeVar
 
 from bokeh_ssh._errors import BokehSSHError
+from bokeh_ssh._reading import Reading
 from bokeh_ssh._runner import Session, Subsystems
 from bokeh_ssh._wait import wait_for
 
@@ -95,14 +96,15 @@ class Sftp:
 
     def put(
         self,
-        files: Iterable[tuple[_T, bytes, BinaryIO]],
+        files: Iterable[tuple[_T, bytes, BinaryIO | Reading]],
         *,
         done: Callable[[_T], object],
         told: Callable[[int], object],
     ) -> None:
         """Write files that are not there yet, for nobody but their owner to read.
 
-        :param files: whose each is, its path there, and its contents here; taken as their turn comes near
+        :param files: whose each is, its path there, and its contents here; taken as their turn comes near.
+            The holes of a :class:`Reading` are left out
         :param done: gets whose each is that is there, whole
         :param told: gets how many bytes have arrived in all, each time that more have
         :raises SftpError: if that does not work; a file that was begun may be there in part
@@ -110,27 +112,27 @@ class Sftp:
         """
         self.wait()
         coming = iter(files)
-        opening: collections.deque[tuple[_T, BinaryIO, int]] = collections.deque()
-        under_way: collections.deque[tuple[int, int, list[_T]]] = collections.deque()
+        opening: collections.deque[tuple[_T, BinaryIO | Reading, int]] = collections.deque()
+        under_way: collections.deque[tuple[int, int, int, list[_T]]] = collections.deque()
         load = sent = 0
 
         def settle(most: int) -> None:
             """Wait for the oldest answers, until no more than this is under way."""
             nonlocal load, sent
             while load > most:
-                number, size, ends = under_way.popleft()
+                number, size, much, ends = under_way.popleft()
                 self._expect(number, _STATUS)
                 load -= size + _EACH
-                sent += size
-                if size:
+                sent += much
+                if much:
                     told(sent)
                 for whose in ends:
                     done(whose)
 
-        def ask(kind: int, body: bytes, size: int, ends: list[_T]) -> None:
+        def ask(kind: int, body: bytes, size: int, much: int, ends: list[_T]) -> None:
             nonlocal load
             settle(_AHEAD)
-            under_way.append((self._ask(kind, body), size, ends))
+            under_way.append((self._ask(kind, body), size, much, ends))
             load += size + _EACH
 
         try:
@@ -142,11 +144,12 @@ class Sftp:
                     break
                 whose, file, number = opening[0]
                 handle = _string(self._expect(number, _HANDLE))
-                offset = 0
-                while data := _read(file):
-                    ask(_WRITE, handle + struct.pack(">Q", offset) + _string(data), len(data), [])
-                    offset += len(data)
-                ask(_CLOSE, handle, 0, [whose])
+                end = 0
+                for offset, data in _pieces(file):
+                    much = offset + len(data) - end  # with the hole before it
+                    end += much
+                    ask(_WRITE, handle + struct.pack(">Q", offset) + _string(data), len(data), much, [])
+                ask(_CLOSE, handle, 0, 0, [whose])
                 opening.popleft()
                 file.close()
             settle(0)
@@ -257,6 +260,16 @@ def _text(body: bytes) -> bytes:
     if len(body) < 4 + length:
         raise ValueError(length)
     return body[4 : 4 + length]
+
+
+def _pieces(file: BinaryIO | Reading) -> Iterator[tuple[int, bytes]]:
+    if isinstance(file, Reading):
+        yield from file.pieces(_CHUNK)
+        return
+    offset = 0
+    while data := _read(file):
+        yield offset, data
+        offset += len(data)
 
 
 def _read(file: BinaryIO) -> bytes:

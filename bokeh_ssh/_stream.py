@@ -36,6 +36,8 @@ MOST_WINDOW = 32 * 1024 * 1024
 MAX_PACKET = 128 * 1024
 _ADMINISTRATIVELY_PROHIBITED = 1
 _CONNECT_FAILED = 2
+#: In place of a reason code, all of which a server may send: nobody has answered.
+LOST = -1
 
 
 class Sink(Protocol):
@@ -88,7 +90,7 @@ class Stream:
     :param number: our number for it
     :param on_open: called on the transport thread when the far side has confirmed it
     :param on_refused: called there with the reason code and text of RFC 4254, section 5.1, when it has
-        not; code 0 means that the connection died first
+        not; :data:`LOST` means that the connection died first
     """
 
     __slots__ = (
@@ -369,7 +371,7 @@ class Stream:
             self._close_received = self._close_sent = True
             self.sink.on_lost()
         elif not self._opened:
-            self.refused(0, "the connection was lost")
+            self.refused(LOST, "the connection was lost")
             self._close_received = self._close_sent = True
 
     def _end(self, *, waits: bool = False) -> None:

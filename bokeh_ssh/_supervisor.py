@@ -7,16 +7,16 @@ system.
 What comes in, on standard input, is one JSON object a line with a ``do`` (see the ``do_`` methods; the first
 is ``start``). What goes out, on standard output, is the mark of this launch and one JSON object a line, with
 an ``event``: ``depot``, ``stored``, ``started``, ``log``, ``dropped``, ``ready``, ``stopped``, ``continued``,
-``beat``, ``busy``, ``answers``, ``along``, ``detached``, ``taken``, ``exit``, ``gone``, ``failed``,
-``crashed``. A ``do`` that is not known is skipped, so a newer client can talk to this.
+``beat``, ``busy``, ``answers``, ``along``, ``astray``, ``detached``, ``taken``, ``exit``, ``gone``,
+``failed``, ``crashed``. A ``do`` that is not known is skipped, so a newer client can talk to this.
 
 A client that comes back, or another one, knocks at the control socket (the ``ask_`` methods). One that
 adopts the server hands in its own standard input and output, which replace those that there were: from then
 on all is as it was with the first.
 
-There are three processes. This one holds everything. The *server* does the work. The *keeper* leads the
-server's process group, which pins the group's number, and waits on a pipe whose end tells it that this
-process was killed; then it ends the group in our place.
+There are four processes. This one holds everything. The *server* does the work. The *guardian* is its
+parent, and ends it should this process be killed (see ``_guardian``). The *anchor* is what the SSH server has
+executed: whatever that does to it when the channel ends, the others are out of its reach (see ``_anchor``).
 """
 
 from __future__ import annotations
@@ -29,17 +29,21 @@ import select
 import signal
 import time
 
-from bokeh_ssh._door import Door, Guest
-from bokeh_ssh._group import PATIENCE, look, send, start_keeper
-from bokeh_ssh._place import CONTROL, make
+from bokeh_ssh import _tree
+from bokeh_ssh._anchor import Anchor, weigh
+from bokeh_ssh._door import GUESTS, Door, Guest
+from bokeh_ssh._group import PATIENCE, changes
+from bokeh_ssh._place import CONTROL, WITHIN, make, mend, usable
 from bokeh_ssh._readiness import mask
-from bokeh_ssh._service import CHUNK, TAIL, WITHIN, Service, encode
-from bokeh_ssh._wire import Wire
+from bokeh_ssh._scope import doom
+from bokeh_ssh._service import CHUNK, TAIL, Service, encode
+from bokeh_ssh._wire import LONGEST, Wire
 
 TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
+LOOK = 2.0  # seconds between two looks whether we can still be found: see also _errand
 LAST = 100  # lines of the log in the record of a server that ended while nobody was there
 
 
@@ -48,10 +52,12 @@ class Supervisor(Service):
 
     :param spec: the ``start`` message
     :param inbox: what was read past that message
+    :param anchor: the line to the process that the SSH server has executed
     """
 
-    def __init__(self, spec: dict[str, Any], inbox: bytes = b"") -> None:
+    def __init__(self, spec: dict[str, Any], inbox: bytes = b"", anchor: Anchor | None = None) -> None:
         super().__init__(spec)
+        self.anchor = anchor or Anchor()
         self.wire = Wire(spec["mark"], inbox)
         self.grace = float(spec["grace"])
         self.lease = float(spec["lease"])
@@ -67,22 +73,29 @@ class Supervisor(Service):
         self.was_busy = False
         self.seen = False  # the client knows that the server has ended
         self.termed = False  # somebody sent us TERM
+        self.look_at = 0.0  # when to see again whether we can be found
+        self.astray = ""  # why we cannot
+        self.bare = False  # what was brought has been removed
 
     def run(self) -> None:
         """Start the server, once what it needs is here, and hold it until its whole group is gone."""
         self.arm()
         self.place, self.door, self.nowhere = make(lambda path: Door(os.path.join(path, CONTROL)))
+        self.started["doomed"] = doom()
         self.prepare()
-        self.keeper, self.lifeline = start_keeper(self.leave)
-        self.group = self.keeper
+        self.others = _tree.below(os.getpid(), _tree.table())  # what "setup" has left running
+        self.adopts = _tree.adopt()
         try:
-            if self.kill_at is None and not self.spec.get("brings"):
+            if self.spec.get("brings"):
+                self.guard(lambda: 0)  # what is brought has to be removed too
+            elif self.kill_at is None:
                 self.spawn()
             self.obey()
             while not self.over():
                 self.turn()
         finally:
-            send(self.group, signal.SIGKILL)
+            self.killed = time.monotonic()
+            self.chase()
         self.finish()
 
     def arm(self) -> None:
@@ -110,7 +123,8 @@ class Supervisor(Service):
         knocks = self.door.fds() if self.door else []
         held = self.client.fileno() if self.client else -1
         looks = self.watch.fds()
-        sources += knocks + looks + [held] * (held >= 0)
+        guard = self.guardian.fileno() if self.guardian else -1
+        sources += knocks + looks + [fd for fd in (held, guard, self.anchor.fd) if fd >= 0]
         try:
             readable, writable, _ = select.select(sources, self.wire.sinks(), [], self.pause())
         except InterruptedError:
@@ -124,8 +138,15 @@ class Supervisor(Service):
                 self.drain(fd)
             elif fd in looks:
                 self.watch.answered()
+            elif self.guardian and fd == guard:
+                for event, status in self.guardian.hear():
+                    self.became(event, status)
+                if self.guardian.fileno() < 0:
+                    self.unguarded()
             elif fd == held:  # whoever held the client's session has ended
                 self.gone()
+            elif fd == self.anchor.fd:
+                self.adrift()
         for fd in readable:
             if self.door and fd in knocks:
                 self.welcome(self.door.open(fd))
@@ -141,9 +162,13 @@ class Supervisor(Service):
             return 0.05
         if self.socket and not self.ready:
             return 0.02  # its socket is not told of, but looked for
+        if self.claims and not self.ready:
+            return max(0.0, self.claims_at - time.monotonic())
         if self.port and not self.ready:
             return 0.1  # likewise; each look takes a port
         longest = 1.0 if self.ready and self.ready["pid"] != self.server else 60.0
+        if self.place:
+            longest = min(longest, LOOK)
         if self.ready and self.watch.pause and self.attached():
             longest = min(longest, max(0.0, self.watch.due - time.monotonic()))
         return max(0.0, min(longest, self.limit() - time.monotonic()))
@@ -153,7 +178,8 @@ class Supervisor(Service):
         if self.keep and not self.attached():
             return float("inf")
         since = self.heard + self.lease if self.left is None else self.left
-        return since + (self.grace if self.ready else 0.0)
+        found = self.ready and self.place and not self.astray  # else nobody can come back
+        return since + (self.grace if found else 0.0)
 
     def check(self, now: float) -> None:
         """Do what is due."""
@@ -163,19 +189,54 @@ class Supervisor(Service):
             self.door.tidy()
         if self.place:
             self.place.touch()
+            if now >= self.look_at and self.kill_at is None:
+                self.look_at = now + LOOK
+                self.stay_found()
         if self.socket and not self.ready:
             self.look_for_socket()
+        self.look_at_claims(now)
         if self.port and self.server and not self.ready and self.status is None:
             self.look_for_port()
         if self.ready and self.watch.pause and self.kill_at is None:
             self.look_at_server(now)
         if self.kill_at is not None and now >= self.kill_at and self.killed is None:
             self.killed = now
-            send(self.group, signal.SIGKILL)
+        if self.kill_at is not None:
+            self.chase()
         if self.ready and self.ready["pid"] != self.server:  # a wrapper's child: no signal tells us of it
-            group, state = look(self.ready["pid"])
-            if group == self.group:
-                self.halt(state in ("T", "t"))
+            row = _tree.look(self.ready["pid"])
+            if row and row[1] == self.group:
+                self.halt(row[2] in ("T", "t"))
+
+    def stay_found(self) -> None:
+        """See whether the place is as it was, since a person, or what cleans /tmp, may have removed it."""
+        assert self.place
+        assert self.door
+        before = self.astray
+        try:
+            self.astray = self.mended()
+        except OSError as exc:
+            self.astray = exc.strerror or "it cannot be made again"
+        bare = bool(self.depot and not os.path.isdir(self.depot.path))
+        if self.astray != before or bare != self.bare:
+            self.bare = bare
+            self.say("astray", why=self.astray, bare=bare)
+
+    def mended(self) -> str:
+        """Make good what was removed; says why it cannot be."""
+        assert self.place
+        assert self.door
+        control = self.place.at(CONTROL)
+        if usable(os.path.dirname(self.place.path)) or not self.door.stands(control):
+            fault = mend(self.place)
+            if fault:
+                return fault
+            if not self.door.stands(control):
+                self.door.rebuild(control)
+            self.place.write(self.record_of())
+        if self.socket and self.ready and not self.hold_socket():
+            return "the server's socket is gone"
+        return ""
 
     def look_at_server(self, now: float) -> None:
         """See whether the server answers; nobody has to know while nobody is there."""
@@ -206,7 +267,15 @@ class Supervisor(Service):
         if self.left is None:
             self.left = time.monotonic()
             self.since = time.time()
+            self.look_at = 0.0  # whoever comes back is to find us
         self.dismiss()
+
+    def adrift(self) -> None:
+        """Take note that the first client's session was ended around us."""
+        self.anchor.let_go()
+        if self.client is None:
+            self.wire.hang_up()
+            self.gone()
 
     def dismiss(self) -> None:
         """Let what holds a session end."""
@@ -251,7 +320,7 @@ class Supervisor(Service):
         """Hold the server until somebody wants it to end, whoever comes and goes; or no longer."""
         if message.get("keep") is False:
             self.keep = False
-        elif self.place and self.ready and self.kill_at is None:
+        elif self.place and not self.astray and self.ready and self.kill_at is None:
             self.keep = True
             self.say("detached")
 
@@ -275,7 +344,8 @@ class Supervisor(Service):
         """Store a part of a file; ``last`` makes it whole, and ``runs`` executable."""
         if self.depot and not self.depot.fault:
             data = binascii.a2b_base64(message["data"])
-            self.depot.try_to(self.depot.put, message["name"], data, message["last"], message["runs"])
+            skip = int(message.get("skip", 0))
+            self.depot.try_to(self.depot.put, message["name"], data, message["last"], message["runs"], skip)
 
     def do_place(self, message: dict[str, Any]) -> None:
         """Give a file its name that the client has written by itself, as ``part``."""
@@ -331,6 +401,8 @@ class Supervisor(Service):
     def ask_stop(self, guest: Guest, request: dict[str, Any]) -> str:
         """End the server; the guest is told when all is over."""
         self.order(float(request.get("patience", PATIENCE)))
+        if len(self.waiters) >= GUESTS:
+            return "busy"
         self.waiters.append(guest)
         guest.answer(stopping=True)
         return ""
@@ -343,6 +415,8 @@ class Supervisor(Service):
         server back unasked.
         """
         if self.kill_at is not None and self.status is not None and not self.ordered:
+            if len(self.waiters) >= GUESTS:
+                return "busy"
             self.waiters.append(guest)
             guest.answer(over=False)
             return ""
@@ -409,8 +483,10 @@ class Supervisor(Service):
     def finish(self) -> None:
         """Reap what is left, say so, and give the client a moment to take it."""
         self.drain_all()
-        if self.keeper:
-            os.waitpid(self.keeper, 0)
+        if self.guardian:
+            self.guardian.dismiss()
+        for _ in changes(0):  # the server's zombie is ours now, and its number nobody's
+            pass
         if self.depot:
             self.depot.remove()
         told = self.ordered or not self.ready
@@ -436,15 +512,19 @@ class Supervisor(Service):
 
 
 def main() -> NoReturn:
-    """Read the ``start`` message and do it."""
-    text = b""
-    while b"\n" not in text:
+    """Read the ``start`` message and do it, out of the reach of the session's end."""
+    anchor = weigh()
+    parts, length = [], 0
+    while True:
         data = os.read(0, CHUNK)
-        if not data:
-            os._exit(3)
-        text += data
-    first, _, rest = text.partition(b"\n")
-    supervisor = Supervisor(json.loads(first), rest)
+        length += len(data)
+        if not data or length > LONGEST:
+            anchor.end(3)
+        parts.append(data)
+        if b"\n" in data:
+            break
+    first, _, rest = b"".join(parts).partition(b"\n")
+    supervisor = Supervisor(json.loads(first), rest, anchor)
     try:
         supervisor.run()
     except BaseException:  # noqa: BLE001 - the client must be told whatever it is
@@ -452,5 +532,5 @@ def main() -> NoReturn:
 
         supervisor.say("crashed", text=traceback.format_exc())
         supervisor.leave()
-        os._exit(4)
-    os._exit(0)
+        anchor.end(4)
+    anchor.end(0)

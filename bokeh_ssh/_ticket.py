@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from urllib.parse import quote
 
 #: Left as they are in a URL's path (RFC 3986, pchar), since browsers leave them too.
-UNQUOTED = "/!$&'()*+,;=:@~"
+_UNQUOTED = "/!$&'()*+,;=:@~"
+
+
+def as_paths(routes: Iterable[str]) -> tuple[str, ...]:
+    """Write what a machine says that its routes are for a URL; what would lead to another machine is none.
+
+    >>> as_paths(["/a b", "@evil.example/x"])
+    ('/a%20b',)
+    """
+    return tuple(quote(route, safe=_UNQUOTED) for route in routes if route.startswith("/"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +30,7 @@ class Ticket:
     :param python: the interpreter that the supervisor runs on
     :param libraries: where that finds its libraries (LD_LIBRARY_PATH), as ``module load`` says it
     :param place: the directory there where it is found
+    :param supervisor: what holds the server there: its process, and when that began
     :param pid: the server's process there
     :param port: of that machine's loopback; 0 where it listens on a socket
     :param socket: the path of its socket there; empty where it listens on a port
@@ -33,6 +45,7 @@ class Ticket:
     python: str = ""
     libraries: str = ""
     place: str = ""
+    supervisor: str = ""
     pid: int = 0
     port: int = 0
     socket: str = ""

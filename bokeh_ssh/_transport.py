@@ -11,6 +11,7 @@ What is different, and why:
   has its own handler.
 - A message for a channel that both sides have closed is passed over, as long as the number was ours once:
   some servers send an exit status after their CLOSE.
+- What a packet inflates to is bounded.
 - It is alive only while its thread is.
 """
 
@@ -45,7 +46,7 @@ from paramiko.common import (
 from paramiko.message import Message
 
 from bokeh_ssh._endpoint import Endpoint, Origin, forwarded
-from bokeh_ssh._packetizer import ChannelData, Packetizer
+from bokeh_ssh._packetizer import ChannelData, InflateError, Inflater, Packetizer
 from bokeh_ssh._pump import Pump
 from bokeh_ssh._stream import MAX_PACKET, WINDOW, Stream
 from bokeh_ssh._wait import wait
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
 
         packetizer: Packetizer
         _cipher_info: dict[str, Any]
+        _compression_info: dict[str, Any]
         _expected_packet: tuple[int, ...]
         _channels: Any
         channels_seen: Any
@@ -199,7 +201,8 @@ class Transport(_Base):
     @property
     def fault(self) -> str:
         """What the server did that ended the connection; empty where it is not known."""
-        return str(self.saved_exception) if isinstance(self.saved_exception, UnknownChannelError) else ""
+        told = isinstance(self.saved_exception, (UnknownChannelError, InflateError))
+        return str(self.saved_exception) if told else ""
 
     @property
     def alive(self) -> bool:
@@ -465,6 +468,11 @@ class Transport(_Base):
             same = (h for at, h in self._listeners.items() if isinstance(at, tuple) and at[1] == where[1])
             handler = next(same, None)
         return handler
+
+    _compression_info = {  # noqa: RUF012  # paramiko's own shape
+        name: (deflate, inflate and Inflater)
+        for name, (deflate, inflate) in paramiko.Transport._compression_info.items()  # type: ignore[attr-defined]
+    }
 
     # Resolved at call time, so that paramiko's own channels (SFTP) work beside our streams.
     _channel_handler_table: dict[int, Callable[[Any, Message], None]] = {  # noqa: RUF012  # paramiko's own shape

@@ -34,6 +34,8 @@ from bokeh_ssh._server import Server
 from bokeh_ssh._servers import RemoteServer, choose, list_servers
 from bokeh_ssh._target import check_port
 
+#: Seconds for a look whether a server that was left is there.
+_GLANCE = 1.0
 _LEFT = "the server could not be told to end; it does so by itself"
 
 
@@ -135,7 +137,7 @@ class Tunnel(Offer):
             on_begin=lambda begun: self._begin(line, begun, begun.cancel),
             bring=self._mirror.bring if self._mirror else _nothing,
         )
-        self._take(line, server)
+        self._take(line, connection, server)
         for route in self._routes:
             if "%" in route:
                 # Bokeh compares the address as the browser encodes it with the name as it is: always 404.
@@ -168,7 +170,7 @@ class Tunnel(Offer):
             on_begin=lambda begun: self._begin(line, begun, begun.close),
             timeout=self._serve.launch_timeout,
         )
-        self._take(line, server)
+        self._take(line, connection, server)
         self._emit(Attached(host=connection.name, port=server.port, id=found.id, pid=server.pid))
         self._check_pages(connection, found)
         return self._where(server)
@@ -192,7 +194,7 @@ class Tunnel(Offer):
         self, line: contextlib.ExitStack, connection: Connection, before: Server
     ) -> tuple[Endpoint, bool]:
         """Take over the server of the line before; start it anew where it has ended."""
-        ticket = before.ticket
+        ticket = before.trace
         if ticket is None:  # it was lost while it started, and ends by itself: nobody had seen it
             return self._launch(line, connection), False
         try:
@@ -209,11 +211,11 @@ class Tunnel(Offer):
             text = f"{exc.message}, so it is started anew; pages that were open have to be loaded again"
             self._emit(Warned(host=connection.name, text=text))
             return self._launch(line, connection), False
-        self._take(line, server)
+        self._take(line, connection, server)
         return self._where(server), True
 
-    def _take(self, line: contextlib.ExitStack, server: Server) -> None:
-        line.callback(self._let_go, server)
+    def _take(self, line: contextlib.ExitStack, connection: Connection, server: Server) -> None:
+        line.callback(self._let_go, connection, server)
         if self._mirror:
             line.callback(self._mirror.keep, None)
             self._mirror.keep(server)
@@ -230,7 +232,7 @@ class Tunnel(Offer):
             text = f"other users of that machine can open the server ({why})"
             self._emit(Warned(host=server.host, text=text))
 
-    def _let_go(self, server: Server) -> None:
+    def _let_go(self, connection: Connection, server: Server) -> None:
         """End the server; or leave it for its grace where the line is to be made again."""
         if not self._leaving:
             server.close()
@@ -238,6 +240,9 @@ class Tunnel(Offer):
         elif server.detached:
             server.close()
             self._fate = "left"
+            if _has_ended(connection, server):
+                self._fate = "ended"
+                self._warn("the server was to run on, and has ended with its session: see bokeh-ssh doctor")
         elif not server.stop() and server.lost:
             self._tell_left_behind()
         else:
@@ -375,6 +380,18 @@ class Tunnel(Offer):
 
 def _nothing(_: object) -> None:
     pass
+
+
+def _has_ended(connection: Connection, server: Server) -> bool:
+    """Tell whether a server that was left is gone; False where that cannot be seen within a moment."""
+    ticket = server.ticket
+    try:
+        if ticket is None or not connection.alive or not connection.ping(_GLANCE):
+            return False
+        every = list_servers(connection, python=ticket.python or None, timeout=_GLANCE * 2)
+    except BokehSSHError:
+        return False
+    return not any(each.id == ticket.id and each.state != "ended" for each in every)
 
 
 def _leads_to(connection: Connection, path: str) -> bool:

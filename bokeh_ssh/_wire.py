@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 16  # bytes read at once
 OUTBOX = 1 << 20  # bytes that may wait for a slow client; log lines past that are dropped and counted
+LONGEST = 4 << 20  # bytes of a message that comes in; what is longer is skipped
+PAIRS = {"continued": "stopped", "answers": "busy"}  # only the last of the two is of interest
 
 
 class Wire:
@@ -30,7 +32,10 @@ class Wire:
         self.mark = mark.encode()
         self.deaf = False
         self.mute = False
-        self._inbox = inbox
+        self._inbox = bytearray(inbox)
+        self._seen = 0  # bytes of it without a line end
+        self._skips = False  # a line that is too long is coming in
+        self._late: dict[str, dict[str, Any]] = {}  # the last of each kind, for when there is room
         self._outbox: collections.deque[bytes] = collections.deque()
         self._size = 0  # bytes in the outbox
         self._dropped = 0  # log lines
@@ -47,11 +52,21 @@ class Wire:
         """Tell the client."""
         if self.mute:
             return
-        if event == "log" and self._size > OUTBOX:
-            self._dropped += len(more["lines"])
+        if self._size > OUTBOX or self._late:
+            self._defer(event, more)
             return
         self._put(self.mark + json.dumps(dict(more, event=event)).encode("ascii") + b"\n")
         self.flush()
+
+    def _defer(self, event: str, more: dict[str, Any]) -> None:
+        """Keep what there is no room for now: of log lines how many, of all else the last of its kind."""
+        if event == "log":
+            self._dropped += len(more["lines"])
+            return
+        before = self._late.pop(PAIRS.get(event, event), {})
+        if event == "stored":  # of faults the first
+            more["fault"] = before.get("fault") or more["fault"]
+        self._late[PAIRS.get(event, event)] = dict(more, event=event)
 
     def _put(self, data: bytes) -> None:
         self._outbox.append(data)
@@ -73,13 +88,17 @@ class Wire:
             self.mute = True
             self.hush()
             return
+        late, self._late = self._late, {}
         if self._dropped:
             dropped, self._dropped = self._dropped, 0
             self.say("dropped", lines=dropped)
+        for more in late.values():
+            self.say(**more)
 
     def hush(self) -> None:
         """Forget what the client was still to be told."""
         self._outbox.clear()
+        self._late.clear()
         self._size = self._dropped = 0
 
     def read(self) -> bool:
@@ -96,7 +115,17 @@ class Wire:
 
     def orders(self) -> list[dict[str, Any]]:
         """Give the messages that have come in whole; what is none comes from another version."""
-        *lines, self._inbox = self._inbox.split(b"\n")
+        end = self._inbox.rfind(b"\n", self._seen)
+        self._seen = len(self._inbox)
+        if end < 0:
+            self._skips = self._skips or self._seen > LONGEST
+            if self._skips:
+                self._forget(self._seen)
+            return []
+        lines = bytes(self._inbox[:end]).split(b"\n")
+        self._forget(end + 1)
+        if self._skips:
+            self._skips, lines = False, lines[1:]
         found = []
         for line in lines:
             try:
@@ -107,12 +136,25 @@ class Wire:
                 found.append(message)
         return found
 
+    def _forget(self, count: int) -> None:
+        del self._inbox[:count]
+        self._seen = len(self._inbox)
+
     def part(self) -> None:
         """Tell the client that it is one no more."""
         self.hush()
         if not self.mute:
             self._put(b"\n")  # after a line that was half out
             self.say("taken")
+
+    def hang_up(self) -> None:
+        """Let go of a session that has ended otherwise than by the end of its streams."""
+        null = os.open(os.devnull, os.O_RDWR)
+        for number in range(2):
+            os.dup2(null, number)
+        os.close(null)
+        self.hush()
+        self.deaf = self.mute = True
 
     def change(self, fds: list[int], mark: str) -> None:
         """Go on with another client.
@@ -124,5 +166,6 @@ class Wire:
             os.close(fd)
         os.set_blocking(1, False)
         self.hush()
-        self.mark, self._inbox = mark.encode(), b""
+        self.mark, self._skips = mark.encode(), False
+        self._forget(len(self._inbox))
         self.deaf = self.mute = False

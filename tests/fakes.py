@@ -171,6 +171,7 @@ class Server(paramiko.Transport):
         self.seen: list[tuple[str, bytes]] = []
         self.ports: list[int] = []
         self.raws: list[Raw] = []
+        self.inner: dict[int, tuple[str, int]] = {}  # channels to listeners of the client's, and to which
         self.logger = _Quiet()  # type: ignore[assignment]  # what it complains about is what we do
 
     def send(self, *parts: int | bytes | str) -> None:
@@ -210,10 +211,23 @@ class Server(paramiko.Transport):
             super()._parse_channel_open(m)
 
     def _parse_channel_open_failure(self, m: Message) -> None:
-        self.note("open failure", m)  # of a channel that we asked for behind paramiko's back
+        if not self._is_inner(m):
+            self.note("open failure", m)  # of a channel that we asked for behind paramiko's back
+        else:
+            super()._parse_channel_open_failure(m)
 
     def _parse_channel_open_success(self, m: Message) -> None:
-        self.note("open success", m)
+        if not self._is_inner(m):
+            self.note("open success", m)
+        else:
+            super()._parse_channel_open_success(m)
+
+    def _is_inner(self, m: Message) -> bool:
+        """Tell whether paramiko opened a channel: to a listener that this server connected to itself."""
+        at = m.packet.tell()
+        number = m.get_int()
+        m.packet.seek(at)
+        return number in self.channel_events
 
     def _parse_global_request(self, m: Message) -> None:
         self.note("global request", m)
@@ -270,6 +284,8 @@ class _Rules(paramiko.ServerInterface):
         return paramiko.AUTH_SUCCESSFUL
 
     def check_channel_direct_tcpip_request(self, chanid: int, origin: Any, destination: Any) -> int:
+        if destination[0] == "127.0.0.1" and destination[1] in self._server.ports:
+            self._server.inner[chanid] = destination
         return paramiko.OPEN_SUCCEEDED
 
     def check_port_forward_request(self, address: str, port: int) -> int:
@@ -359,7 +375,28 @@ class FakeSSH:
         while server.is_active():
             channel = server.accept(0.1)
             if channel is not None:
-                threading.Thread(target=_echo, args=(channel,), name="fake echo", daemon=True).start()
+                inner = server.inner.pop(channel.get_id(), None)
+                work, args = (_loop, (server, channel, inner)) if inner else (_echo, (channel,))
+                threading.Thread(target=work, args=args, name="fake echo", daemon=True).start()
+
+
+def _loop(server: Server, channel: paramiko.Channel, where: tuple[str, int]) -> None:
+    """Lead what the client sends to a listener of its own back to it, as sshd does."""
+    with ignored(), channel:
+        back = server.open_channel("forwarded-tcpip", where, ("127.0.0.1", 1), timeout=PATIENCE)
+        with back:
+            copy = threading.Thread(target=_pass_on, args=(back, channel), name="fake echo", daemon=True)
+            copy.start()
+            _pass_on(channel, back)
+            copy.join(PATIENCE)
+
+
+def _pass_on(source: paramiko.Channel, sink: paramiko.Channel) -> None:
+    with ignored():
+        while data := source.recv(65536):
+            sink.sendall(data)
+    with ignored():
+        sink.close()
 
 
 def _echo(channel: paramiko.Channel) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 from beds import until
+from bokeh_ssh import _tree
 from bokeh_ssh._errors import BokehSSHError
 from bokeh_ssh._events import Event
 from bokeh_ssh._server import Launch, Server
@@ -306,12 +307,26 @@ class Held:
         env = {"FAKE": fake, "FAKE_MARK": mark, "FAKE_GO": str(self.go), **launch.pop("env", {})}
         self.server: Server = bench.start(command=FAKE, env=env, **launch)
         self.session: LocalSession = bench.runners[-1].sessions[-1]
-        self.supervisor = self.session.process.pid  # each step of the way has replaced the one before
+        self.anchor = self.session.process.pid  # each step of the way has replaced the one before
+        self.supervisor: int = self.heard("started")[-1]["supervisor"]
         if "child" in fake:
             until(self.grandchildren, what="the grandchild runs")
 
     def grandchildren(self) -> set[int]:
         return processes(self.mark)
+
+    @property
+    def guardian(self) -> int:
+        """The parent of what was started, which leads the server's group."""
+        return _tree.table()[os.getpgid(self.server.pid)][0]
+
+    def kill_holders(self) -> None:
+        """Kill guardian and supervisor at once: neither sees the other go."""
+        guardian = self.guardian
+        os.kill(self.supervisor, signal.SIGSTOP)
+        for pid in (guardian, self.supervisor):
+            os.kill(pid, signal.SIGKILL)
+        self.session.process.wait(20)
 
     def alive(self) -> bool:
         return alive(self.server.pid)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import getpass
 import os
+import pwd
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from beds import Key, Machine
+from beds import Key, Machine, free_port, has_banner, until
 
 SOURCES = Path(__file__).parent / "servers"
 #: Where Debian keeps the Go packages that are built from source.
@@ -26,7 +28,8 @@ class MissingError(Exception):
 def command(name: str, directory: Path) -> list[str]:
     """Return the command that runs a server, built first where it has to be; it takes its host key's path.
 
-    :param name: "conch" (Twisted Conch) or "gliderlabs" (Go's gliderlabs/ssh)
+    :param name: "conch" (Twisted Conch), "gliderlabs" (Go's gliderlabs/ssh), "erlang", or "erlang-forbid",
+        which forwards nothing
     :param directory: where what is built goes
     :raises MissingError: if what it needs is not installed
     """
@@ -37,6 +40,11 @@ def command(name: str, directory: Path) -> list[str]:
             msg = "Twisted Conch is not installed"
             raise MissingError(msg) from exc
         return [sys.executable, str(SOURCES / "conch.py")]
+    if name.startswith("erlang"):
+        if not shutil.which("escript") or not any(Path("/usr/lib/erlang/lib").glob("ssh-*")):
+            msg = "Erlang with its ssh is not installed (erlang-base, erlang-ssh)"
+            raise MissingError(msg)
+        return ["escript", str(SOURCES / "erlang.escript"), *name.split("-")[1:]]
     if not shutil.which("go") or not Path(_GOPATH, "src/github.com/gliderlabs/ssh").is_dir():
         msg = "Go with gliderlabs/ssh is not installed (golang-go, golang-github-gliderlabs-ssh-dev)"
         raise MissingError(msg)
@@ -83,3 +91,63 @@ def running(words: Sequence[str], key: Key, directory: Path) -> Iterator[Machine
             )
         finally:
             process.terminate()
+
+
+@contextmanager
+def dropbear(key: Key, directory: Path) -> Iterator[Machine]:
+    """Run a Dropbear on loopback that the key logs in to, as this account.
+
+    It reads the account's own ``~/.ssh/authorized_keys`` and no other, so it gets a home of its own, in a
+    mount name space of its own.
+
+    :raises MissingError: if it is not installed, or cannot be had a home
+    """
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])
+    program, keys = shutil.which("dropbear", path=path), shutil.which("dropbearkey", path=path)
+    if not program or not keys:
+        msg = "Dropbear is not installed (dropbear-bin)"
+        raise MissingError(msg)
+    apart = ["unshare", "--mount", *([] if os.getuid() == 0 else ["--map-root-user"])]
+    if subprocess.run([*apart, "true"], capture_output=True, check=False).returncode:
+        msg = "no mount name space can be had here"
+        raise MissingError(msg)
+    account = pwd.getpwuid(os.getuid())
+    with tempfile.TemporaryDirectory(prefix="dropbear-") as place:  # of mode 0700, as Dropbear asks for
+        home = Path(place, "home")
+        (home / ".ssh").mkdir(parents=True, mode=0o700)
+        (home / ".ssh" / "authorized_keys").write_text(key.public + "\n", encoding="ascii")
+        for path_ in (home, home / ".ssh", home / ".ssh" / "authorized_keys"):
+            path_.chmod(0o700 if path_.is_dir() else 0o600)
+        host_key = Path(place, "host_key")
+        made = subprocess.run(
+            [keys, "-t", "ed25519", "-f", str(host_key)], capture_output=True, text=True, check=True
+        )
+        public = next(line for line in made.stdout.splitlines() if line.startswith("ssh-"))
+        for _ in range(5):  # it cannot pick a free port itself
+            port = free_port()
+            serve = [program, "-F", "-E", "-s", "-r", str(host_key), "-p", f"127.0.0.1:{port}"]
+            serve += ["-P", str(Path(place, "pid"))]
+            line = f"mount --bind {shlex.join([str(home), account.pw_dir])} && exec {shlex.join(serve)}"
+            with (directory / "dropbear.log").open("ab") as log:
+                process = subprocess.Popen([*apart, "sh", "-c", line], stdin=subprocess.DEVNULL, stderr=log)
+            with process:
+                try:
+                    until(lambda: process.poll() is not None or has_banner("127.0.0.1", port))  # noqa: B023
+                    if process.poll() is not None:
+                        continue
+                    known_hosts = directory / f"known_hosts-{port}"
+                    known_hosts.write_text(f"[127.0.0.1]:{port} {public}\n", encoding="ascii")
+                    yield Machine(
+                        kind="dropbear",
+                        host="127.0.0.1",
+                        port=port,
+                        user=account.pw_name,
+                        key_path=key.write(directory / f"key-{port}"),
+                        known_hosts=known_hosts,
+                        python=sys.executable,
+                        server=process,
+                    )
+                finally:
+                    process.terminate()
+                return
+        raise AssertionError("Dropbear does not start: see its log")

@@ -362,7 +362,7 @@ def test_server_that_is_being_ended_is_gone(bench: Bench, mark: str) -> None:
 
 
 def test_supervisor_that_was_killed_leaves_no_place(bench: Bench, mark: str, place: Path) -> None:
-    """The keeper removes the place; one who comes back finds the server gone (row 41)."""
+    """The guardian removes the place; one who comes back finds the server gone (row 41)."""
     held = Held(bench, mark, grace=60)
     ticket = ticket_of(held)
     assert place.exists()
@@ -373,14 +373,12 @@ def test_supervisor_that_was_killed_leaves_no_place(bench: Bench, mark: str, pla
 
 
 def test_stale_place_is_removed_by_whoever_looks(bench: Bench, mark: str, place: Path) -> None:
-    """Where even the keeper was killed, the next launch of the account, or one who comes back, tidies up."""
+    """With the guardian killed too, the next launch of the account, or one who comes back, tidies up."""
     held = Held(bench, mark, grace=60)
     ticket = ticket_of(held)
-    keeper = os.getpgid(held.server.pid)
-    for pid in (keeper, held.supervisor):
-        os.kill(pid, signal.SIGKILL)
-    held.session.process.wait(20)
-    os.killpg(keeper, signal.SIGKILL)
+    group = os.getpgid(held.server.pid)
+    held.kill_holders()
+    os.killpg(group, signal.SIGKILL)
     (stale,) = place.iterdir()
     other = Held(bench, f"{mark}-2")
     until(lambda: not stale.exists(), what="the stale one is gone")

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from bokeh_ssh import _group, _readiness
+from bokeh_ssh import _readiness, _tree
 from bokeh_ssh._command import encode, exec_line, opening
 from bokeh_ssh._diagnosis import Findings, refused
 from bokeh_ssh._errors import LaunchError, SessionError, UsageError
@@ -389,7 +389,7 @@ def test_restarted_server_is_read_anew() -> None:
 @pytest.mark.skipif(os.name != "posix", reason="the supervisor needs POSIX")
 def test_members_sees_this_process() -> None:
     """The process table is read, on this system, well enough to find ourselves in our group."""
-    assert os.getpid() in _group.members(os.getpgrp())
+    assert os.getpid() in _tree.members(os.getpgrp(), _tree.table())
 
 
 # --- what a far side says of its server, whatever it is
@@ -428,6 +428,7 @@ FIELDS = [
         max_size=12,
     )
 )
+@example([{"event": "ready", "port": 5, "pid": 1, "routes": ["@evil.example/", "0/"], "versions": ""}])
 @example([{"event": "ready", "port": float("inf"), "pid": 1, "routes": [], "versions": ""}])
 @example([{"event": "exit", "status": float("nan")}, {"event": "exit", "status": float("-inf")}])
 def test_any_message_is_survived(messages: list[dict[str, Any]]) -> None:
@@ -442,7 +443,7 @@ def test_any_message_is_survived(messages: list[dict[str, Any]]) -> None:
     for message in messages:
         heard._hear(message)
     assert 0 <= heard.port < 65536
-    assert all(isinstance(route, str) and route.isascii() for route in heard.routes)
+    assert all(isinstance(route, str) and route.isascii() and route[0] == "/" for route in heard.routes)
     assert all(isinstance(text, str) for text in (*heard.log, *heard._argv, heard.versions, heard.socket))
     assert heard.exit_status is None or isinstance(heard.exit_status, int)
     assert all(event.host == "host" and repr(event) for event in told)

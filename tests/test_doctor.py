@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="programs and termina
 
 CHECKS = [
     "this machine", "name", "port", "host key", "login", "round trip", "forwarding", "sockets",
-    "as a gateway", "files", "server", "your servers",
+    "as a gateway", "files", "server", "after a loss", "your servers",
 ]  # fmt: skip
 
 

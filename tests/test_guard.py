@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from websockets.sync.client import connect
 import apps
 import conformance
 from beds import Machine, until
-from bokeh_ssh import LocalForward
+from bokeh_ssh import LocalForward, _gate
 from bokeh_ssh._answers import Answers, Due
 from bokeh_ssh._gate import Gate
 from bokeh_ssh._guard import Guard
@@ -517,13 +518,37 @@ def test_connection_that_comes_as_its_line_goes_is_not_forgotten() -> None:
             sock.close()
 
 
-def test_idle_connections_are_bounded(machine: Machine) -> None:
-    """More connections that say nothing than a browser ever has: the oldest go."""
+def test_idle_connections_give_way(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more connections that say nothing for long than a browser ever has, the oldest are ended, and a page
+    that waits for its turn meanwhile is served; one that has begun is not taken for idle."""
+    monkeypatch.setattr(_gate, "_IDLE", 1.0)
     app = apps.put(machine, "sliders.py", apps.SLIDER)
-    with tunnel_to(machine, app) as tunnel:
-        idle = [socket.create_connection(("127.0.0.1", tunnel.local_port), timeout=20) for _ in range(300)]
-        with pytest.raises(ConnectionResetError):
-            idle[0].recv(1)
-        apps.drive(tunnel.url)
+    with tunnel_to(machine, app, isolate=False) as tunnel:
+        address = ("127.0.0.1", tunnel.local_port)
+        with socket.create_connection(address, timeout=20) as begun:
+            begun.sendall(b"GET /sliders HTTP/1.1\r\n")
+            idle = [socket.create_connection(address, timeout=20) for _ in range(300)]
+            apps.drive(tunnel.url)
+            assert idle[0].recv(1) == b""
+            rest = head(f"Host: localhost:{address[1]}", "Connection: close", path="/sliders")
+            begun.sendall(rest.partition(b"\r\n")[2])
+            assert "Bokeh" in conformance.read_all(begun).decode(errors="replace")
         for sock in idle:
             sock.close()
+
+
+@pytest.mark.parametrize("count", [200, 600])
+def test_many_that_speak_late_are_served(sshd: Callable[..., Machine], count: int) -> None:
+    """Connections that all stand before the first of them says a word are served, none is reset: those that
+    are more than may wait here wait in the system's queue. The control: fewer than that."""
+    machine = sshd()
+    app = apps.put(machine, "sliders.py", apps.SLIDER)
+    with tunnel_to(machine, app, isolate=False) as tunnel:
+        port = tunnel.local_port
+        late = [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(count)]
+        request = head(f"Host: localhost:{port}", "Connection: close", path="/sliders/metadata")
+        for sock in late:
+            sock.sendall(request)
+        for sock in late:
+            with sock:
+                assert conformance.read_all(sock).startswith(b"HTTP/1.1 200")

@@ -22,12 +22,15 @@ from beds import until
 from bokeh_ssh import (
     BokehSSHError,
     ConnectionLostError,
+    DirectTunnel,
     ForwardError,
     ForwardingRefusedError,
     Host,
     LocalForward,
     ProtocolError,
     RemoteForward,
+    SessionError,
+    TargetUnreachableError,
     Warned,
 )
 from bokeh_ssh._connection import Connection
@@ -145,6 +148,7 @@ def test_flood_through_a_listener_is_capped(tmp_path: Path, monkeypatch: pytest.
         FakeSSH(tmp_path) as fake,
         remote_forward(fake, local_port=target.port) as forward,
     ):
+        until(lambda: not len(fake.session._channels), what="the end of what proved the way")
         for number in range(30):
             forwarded(fake.session, forward.remote_port, number=number)
         until(lambda: fake.session.count("open failure") + fake.session.count("open success") == 30)
@@ -357,6 +361,58 @@ def test_refusal_in_any_bytes_is_told(tmp_path: Path) -> None:
 
     with FakeSSH(tmp_path, on_open=refuse) as fake, pytest.raises(ForwardingRefusedError):
         local_forward(fake).open()
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "error", "told"),
+    [
+        (0, "java.nio.channels.UnresolvedAddressException", TargetUnreachableError, "UnresolvedAddress"),
+        (0, "", TargetUnreachableError, "reason 0"),
+        (0xFE000001, "not today", TargetUnreachableError, "not today"),
+        (2, "Forwarding disabled", ForwardingRefusedError, "Forwarding disabled"),
+        (0, "forwarding is not permitted", ForwardingRefusedError, "not permitted"),
+        (2, "Permission denied", TargetUnreachableError, "Permission denied"),  # an errno's words
+        (2, "Operation not permitted", TargetUnreachableError, "Operation not permitted"),
+        (4, "too many channels", ForwardError, "too many channels"),
+        (1, "", ForwardingRefusedError, "forbids"),  # the control
+        (2, "Connection refused", TargetUnreachableError, "Connection refused"),
+    ],
+)
+def test_refusal_for_any_reason_is_one(
+    tmp_path: Path, code: int, said: str, error: type[BokehSSHError], told: str
+) -> None:
+    """A channel that is refused with any code is a refusal, with the server's words, and no lost connection;
+    words that forbid mean what they say, whatever the code."""
+
+    def refuse(server: Server, message: Message) -> bool:
+        message.get_binary()
+        server.send(_OPEN_FAILURE, message.get_int(), code, said, "")
+        return True
+
+    with FakeSSH(tmp_path, on_open=refuse) as fake:
+        machine = fake.machine
+        with connect(Host(machine.host, machine.user, **machine.login)) as connection:
+            with pytest.raises(error, match=told) as caught:
+                connection.open_socket(("db.example", 7), timeout=20)
+            assert type(caught.value) is error
+            quiet: dict[str, Any] = {name: lambda _: None for name in ("on_stdout", "on_stderr", "on_exit")}
+            with pytest.raises(SessionError, match=said or f"reason {code}"):
+                connection.run("true", timeout=20, **quiet)
+            assert connection.ping(20)
+
+
+def test_connection_that_dies_is_no_refusal(tmp_path: Path) -> None:
+    """The control: where the connection ends before the answer, it is the connection that is told."""
+
+    def hang_up(server: Server, message: Message) -> bool:
+        server.close()
+        return True
+
+    with FakeSSH(tmp_path, on_open=hang_up) as fake:
+        machine = fake.machine
+        with connect(Host(machine.host, machine.user, **machine.login)) as connection:
+            with pytest.raises(ConnectionLostError):
+                connection.open_socket(("db.example", 7), timeout=20)
 
 
 def test_silence_after_a_channel_open_has_a_deadline(tmp_path: Path, no_leaks: Any) -> None:
@@ -615,6 +671,52 @@ def test_exit_status_after_the_close_is_passed_over(tmp_path: Path) -> None:
         until(lambda: ends, what="the end")
         assert connection.ping(20)
         assert fake.session.raws[0].seen[-1] == _CLOSE
+
+
+@pytest.mark.parametrize("status", [None, 3])
+def test_end_of_what_a_session_says_is_its_end(tmp_path: Path, status: int | None) -> None:
+    """A session whose server says EOF, and neither an exit status nor CLOSE, has ended, and is closed; one
+    that says its status after the EOF, as OpenSSH may, is the control."""
+    theirs: list[int] = []
+    ends: list[int | None] = []
+    with session_of(theirs, tmp_path) as (fake, connection):
+        asking, _ = start(connection, ends)
+        until(lambda: fake.session.raws and fake.session.raws[0].count(_REQUEST), what="the command")
+        for kind in (99, _EOF):
+            fake.session.send(kind, theirs[0])
+        if status is not None:
+            fake.session.send(_REQUEST, theirs[0], "exit-status", b"\x00", status)
+        asking.join(20)
+        until(lambda: ends, timeout=5, what="the end")
+        assert ends == [status]
+        until(lambda: fake.session.raws[0].count(_CLOSE), what="our CLOSE")
+        assert connection.ping(20)
+
+
+def test_launch_whose_session_only_ends_is_told_at_once(tmp_path: Path) -> None:
+    """A launch over a session that the server ends without CLOSE fails at once, not after its timeout."""
+    theirs: list[int] = []
+    errors: list[BaseException] = []
+    with session_of(theirs, tmp_path) as (fake, _):
+        machine = fake.machine
+        tunnel = DirectTunnel(machine.host, machine.user, launch=True, isolate=False, **machine.login)
+
+        def launch() -> None:
+            try:
+                tunnel.open()
+            except BokehSSHError as exc:
+                errors.append(exc)
+
+        began = time.monotonic()
+        opening = threading.Thread(target=launch)
+        opening.start()
+        until(lambda: len(fake.sessions) > 1 and fake.session.raws, what="the command")
+        until(lambda: fake.session.raws[0].count(_REQUEST), what="the command")
+        for kind in (99, _EOF):
+            fake.session.send(kind, theirs[0])
+        opening.join(20)
+        assert time.monotonic() - began < 15
+        assert [type(error) for error in errors] == [ConnectionLostError], errors
 
 
 def test_our_end_of_a_session_is_an_eof_and_a_close(tmp_path: Path) -> None:

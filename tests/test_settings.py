@@ -95,6 +95,66 @@ env = { THREADS = "4" }
         ('host = "h"\nsigned = false', "signed has no place"),
         ('host = "h"\nforwards = "*:80:localhost:80"', "loopback alone"),
         ('host = "h"\nforwards = ["80:localhost:80", "10.0.0.1:80:localhost:80"]', "loopback alone"),
+        ('host = "h"\nextra_origins = ["evil.example:80"]', 'extra_origins = "evil.example:80" has no place'),
+        ('host = "h"\nextra_origins = "*.localhost:80"', "extra_origins"),
+        ('host = "h"\nextra_origins = "localhost:*"', "extra_origins"),
+        ('host = "h"\nextra_origins = "localhost.evil.example:80"', "extra_origins"),
+        ('host = "h"\nextra_origins = "localhost:80@evil.example"', "extra_origins"),
+        ('host = "h"\nextra_origins = "http://evil.example"', "extra_origins"),
+        ('host = "h"\nextra_origins = "localhost:80\\n"', "extra_origins"),
+        ('host = "h"\nextra_origins = "localhost:70000"', "extra_origins"),
+        ('host = "h"\nextra_origins = ""', "extra_origins"),
+        ('host = "h"\nforwards = "/home/me/.ssh/agent:localhost:80"', "not on the socket"),
+        ('host = "h"\nforwards = "x/y:/run/other"', "not on the socket"),
+        ('host = "h"\nforwards = ":80:localhost:80"', "loopback alone"),
+        ('host = "h"\nforwards = "70000:localhost:80"', "no valid port"),
+        ('host = "h"\nforwards = "nonsense"', "forwards: 'nonsense' is not a forward"),
+        ('host = "h"\nargs = ["--allow-websocket-origin=*"]', "args may not have '--allow-websocket-origin"),
+        ('host = "h"\nargs = ["--allow-websocket-origin", "*"]', "args may not have"),
+        ('host = "h"\nargs = ["--allow-w=*"]', "args may not have"),
+        ('host = "h"\nargs = "--allow-websocket-origin=*"', "args may not have"),
+        ('host = "h"\nargs = ["--args=x", "--allow-websocket-origin=*"]', "args may not have"),
+        ('host = "h"\nargs = ["--session-ids", "unsigned"]', "args may not have"),
+        ('host = "h"\nargs = ["--session-i=unsigned"]', "args may not have"),
+        ('host = "h"\nargs = ["--addr", "0.0.0.0"]', "--address cannot be given"),
+        ('host = "h"\ncommand = "bokeh serve --allow-websocket-origin=*"', "command may not have"),
+        ('host = "h"\ncommand = "bokeh serve --args"', "--args cannot be given in command"),
+        ('host = "h"\ncommand = "bokeh \\"serve"', "command: "),
+        ('host = "h"\nenv = { BOKEH_ALLOW_WS_ORIGIN = "*" }', "env may not set BOKEH_ALLOW_WS_ORIGIN"),
+        ('host = "h"\nenv = { BOKEH_SECRET_KEY = "known" }', "env may not set BOKEH_SECRET_KEY"),
+        ('host = "h"\nenv = { BOKEH_SSH_DIR = "/tmp/x" }', "env may not set BOKEH_SSH_DIR"),
+        ('host = "h"\n[env]\nBOKEH_SIGN_SESSIONS = "no"', "env may not set BOKEH_SIGN_SESSIONS"),
+        ('host = "h"\nenv = { "A=B" = "c" }', "env: 'A=B' is not the name"),
+        ('host = "h"\ngrace = inf', "grace is not from 0 to 604800 seconds"),
+        ('host = "h"\ngrace = -inf', "grace is not from 0"),
+        ('host = "h"\ngrace = nan', "grace is not from 0"),
+        ('host = "h"\ngrace = -1', "grace is not from 0"),
+        ('host = "h"\ngrace = 604801', "grace is not from 0"),
+        (f'host = "h"\ngrace = 1{"0" * 400}', "grace is not from 0"),
+        (f'host = "h"\ngrace = 1{"0" * 5000}', "is no TOML"),
+        ('host = "h"\ngrace = true', "grace is not a number"),
+        ('host = "h"\nlaunch-timeout = inf', "launch_timeout is not from 0"),
+        ('host = "h"\nlocal_port = 65536', "local_port=65536 is not a port"),
+        ('host = "h"\nlocal_port = -1', "local_port=-1 is not a port"),
+        ('host = "h"\nremote_port = 70000', "remote_port=70000 is not a port"),
+        ('host = "h"\nremote_port = 5006.0', "remote_port is not a number"),
+        ('host = "h"\nport = 0', "port=0 is not a port"),
+        ('gateway = "g"\ngateway_port = 99999', "gateway_port=99999 is not a port"),
+        ('gateway = "g"\nhost = "h"\ngateway_port = 7000', "gateway_port opens a port"),
+        (
+            'gateway = "g"\nhost = "h"\ngateway_port = 0\napp = "a"\ncommand = "x {port}"',
+            "gateway_port opens",
+        ),
+        ('gateway = "g"\nreverse = "me"', "reverse = 'me' is not known"),
+        ('gateway = "g"\nname = "../x"', "name: "),
+        ('host = "-oProxyCommand=x"', "host: "),
+        ('host = "h"\njump = ["a", "b c"]', "jump: "),
+        ('host = "h"\nuser = "a;b"', "user: "),
+        ('host = "h"\nisolate = false', "no setting 'isolate'"),
+        ('host = "h"\nallow_agent = true', "no setting 'allow_agent'"),
+        ('host = "h"\nforward-agent = false', "forward_agent has no place"),
+        ('[apps.a]\nhost = "h"\nallow-others = true', "allow_others has no place"),
+        ('extra-origins = "*"\n[apps.a]\nhost = "h"', "extra_origins"),
         ('[apps.a]\nhost = "h"\n[apps.b]\nhost = "h"', "several apps: a, b"),
     ],
 )
@@ -107,19 +167,74 @@ def test_what_it_may_not_say_is_told(tmp_path: Path, text: str, said: str) -> No
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", "../other", "a/../../other", "link"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        'extra_origins = ["localhost:8000", "127.0.0.1:1", "[::1]:65535", "a.localhost", "localhost"]',
+        'forwards = ["8787:localhost:8787", "[::1]:0:db:5432", "127.0.0.1:1:[::1]:2", "9000:/run/a"]',
+        'args = ["--prefix", "x", "--num-procs=2", "--args", "--allow-websocket-origin=*", "--session-ids"]',
+        'command = "panel serve --warm"',
+        'command = "streamlit run --server.port={port}"',
+        'env = { DATA = "/scratch", BOKEH_RESOURCES = "cdn", http_proxy = "p" }',
+        "grace = 604800",
+        "grace = 0.5\nlaunch_timeout = 300",
+        "local_port = 0\nremote_port = 65535",
+        'gateway = "g"\ngateway_port = 7000\napp = "x.py"',
+        'setup = ["module load python", "export A=b"]\ncwd = "~/x"\npython = "~/venv/bin/python"',
+        'jump = ["a", "me@b:22"]\nuser = "me"\nport = 2222',
+    ],
+)
+def test_what_lowers_nothing_may_stand_there(tmp_path: Path, line: str) -> None:
+    """The control: what an app needs is taken, and what concerns this machine alone."""
+    write(tmp_path, f'host = "h"\n{line}\n')
+    assert set(load(None, tmp_path).keywords) >= {line.partition(" ")[0], "host"}
+
+
+def test_app_of_the_file_is_not_brought_from_outside_by_a_flag(tmp_path: Path) -> None:
+    """``--upload`` of the person's own brings the project's app, and nothing else that its file names."""
+    write(tmp_path, 'host = "h"\napp = "../other"\n')
+    assert load(None, tmp_path).keywords["app"] == ("../other",)  # the control: a path of the other machine
+    for flag in ("upload", "bring"):
+        with pytest.raises(UsageError, match="leads out of"):
+            load(None, tmp_path, {flag: True})
+    write(tmp_path, 'host = "h"\napp = "x.py"\n')
+    assert load(None, tmp_path, {"upload": True}).keywords["app"] == (str(tmp_path / "x.py"),)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="gives files to other users")
+def test_file_of_another_user_is_not_met_by_chance(tmp_path: Path) -> None:
+    """What others have put above where a person works is refused; their project is not, in its own folder."""
+    inner = tmp_path / "shared" / "mine"
+    inner.mkdir(parents=True)
+    path = write(tmp_path / "shared", 'host = "h"\n')
+    assert load(None, inner).path == path  # the control: one's own
+    os.chown(path, 12345, 12345)
+    with pytest.raises(UsageError, match=f"{path} belongs to another user"):
+        load(None, inner)
+    assert load(None, inner.parent).path == path
+    inner.parent.chmod(0o1777)  # as /tmp is
+    with pytest.raises(UsageError, match=f"{path} belongs to another user"):
+        load(None, inner.parent)
+    os.chown(path, 0, 0)
+    path.chmod(0o666)
+    with pytest.raises(UsageError, match=f"{path} can be written by every user"):
+        load(None, inner.parent)
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../other", "a/../../other", "link", "loop", "a\\u0000b"])
 def test_nothing_from_outside_is_brought(tmp_path: Path, path: str) -> None:
     """A project of somebody else's takes no file of the person's along, by no path and no link."""
     project = tmp_path / "project"
     project.mkdir()
     (tmp_path / "other").write_text("mine")
     (project / "link").symlink_to(tmp_path / "other")
+    (project / "loop").symlink_to(project / "loop")
     for text in (
         f'host = "h"\napp = "x.py"\nbring = "{path}"\n',
         f'host = "h"\nupload = true\napp = "{path}"\n',
     ):
         write(project, text)
-        with pytest.raises(UsageError, match="leads out of"):
+        with pytest.raises(UsageError, match=r"bokeh-ssh\.toml: (app|bring).*(leads out of|NUL)"):
             load(None, project)
     write(project, 'host = "h"\napp = "x.py"\nbring = "."\nsigned = true\nforwards = "80:localhost:80"\n')
     assert (

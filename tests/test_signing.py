@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from bokeh_ssh._errors import UsageError
 from bokeh_ssh._launch import Launch
+from bokeh_ssh._serve import Serve
 from bokeh_ssh._server import Server
 from bokeh_ssh._signing import is_signed, new_key, new_session_id, token_of
 
@@ -166,6 +167,21 @@ def test_signing_twice_is_refused() -> None:
     with pytest.raises(UsageError, match="session-ids"):
         Launch(sign=True, args=("--session-ids", "unsigned"))
     assert Launch(args=("--session-ids", "unsigned"))
+
+
+def test_beginning_of_an_option_counts_as_the_option() -> None:
+    """Bokeh's parser takes beginnings too; what is the app's own, behind --args, changes nothing."""
+    for word in ("--addr=0.0.0.0", "--po=80", "--unix=/tmp/x"):
+        with pytest.raises(UsageError, match="cannot be given in args"):
+            Launch(args=(word,))
+    assert Launch(args=("--prefix=x", "--args", "--addr=0.0.0.0"))  # the control
+    with pytest.raises(UsageError, match="session-ids"):
+        Launch(sign="port", args=("--session-i=unsigned",))
+    with pytest.raises(UsageError, match="--args cannot be given in command"):
+        Launch(command="bokeh serve --args")
+    signs = Serve.check("a.py", ["--args", "--session-ids=x"]).launch_spec(5006)
+    assert signs.sign == "port"
+    assert not Serve.check("a.py", ["--session-ids=unsigned"]).launch_spec(5006).sign  # the control
 
 
 def test_module_needs_no_bokeh() -> None:

@@ -232,7 +232,7 @@ def test_log_is_bounded(bench: Bench) -> None:
 
 
 def test_supervisor_killed_takes_the_server_with_it(bench: Bench, mark: str) -> None:
-    """With the supervisor killed, its keeper ends the whole group; the client is told."""
+    """With the supervisor killed, its guardian ends the whole group; the client is told."""
     held = Held(bench, mark, "child deaf", grace=600)
     os.kill(held.supervisor, signal.SIGKILL)
     assert held.server.wait(20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -294,7 +295,7 @@ def test_client_that_is_killed_leaves_nothing(bench: Bench) -> None:
 def test_supervisor_that_is_killed_leaves_nothing(bench: Bench) -> None:
     """The supervisor's end, as with kill -9, takes the server and the folder along."""
     _, folder = brought(bench)
-    os.kill(bench.runners[-1].sessions[-1].process.pid, signal.SIGKILL)
+    os.kill(json.loads((folder.parent / "record").read_text())["supervisor"], signal.SIGKILL)
     until(lambda: not folder.parent.exists(), what="the folder to be gone")
 
 

@@ -180,7 +180,7 @@ def test_port_of_another_process_is_that_of_a_command_only_if_it_is_new(command:
         assert other.stdout
         port = int(other.stdout.readline())
         if before:
-            held.others = set(listeners() or ())
+            held.before = set(listeners() or ())
         held.processes = lambda: {os.getpid()}  # type: ignore[method-assign]  # it is a child of this one's
         held.facts = Facts(0)
         held.record(

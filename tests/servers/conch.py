@@ -1,30 +1,51 @@
-"""An SSH server on Twisted Conch, with the forwarding that it comes with; takes any key.
+"""An SSH server on Twisted Conch, with the forwarding and the sessions that it comes with; takes any key.
 
 python conch.py HOST_KEY    prints its port
 """
 
 from __future__ import annotations
 
+import os
 import sys
 
-from twisted.conch import avatar
-from twisted.conch.interfaces import IConchUser
-from twisted.conch.ssh import connection, factory, forwarding, keys, userauth
+from twisted.conch.interfaces import IConchUser, ISession
+from twisted.conch.ssh import connection, factory, keys, userauth
+from twisted.conch.unix import SSHSessionForUnixConchUser, UnixConchUser
 from twisted.cred import checkers, credentials, portal
 from twisted.internet import reactor
+from twisted.python.components import registerAdapter
 from zope.interface import implementer
 
 
-class User(avatar.ConchUser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.channelLookup[b"direct-tcpip"] = forwarding.openConnectForwardingClient
+class User(UnixConchUser):
+    def _runAsUser(self, f, *args, **kw):  # noqa: N802  # there is one user, who runs this
+        calls = [(f, args, kw)] if callable(f) else f
+        for call in calls:
+            result = call[0](*(call[1] if len(call) > 1 else ()), **(call[2] if len(call) > 2 else {}))
+        return result
+
+    def getUserGroupId(self):  # noqa: N802
+        return None, None  # whoever runs this
+
+    def getHomeDir(self):  # noqa: N802
+        return os.environ["HOME"]
+
+
+class Session(SSHSessionForUnixConchUser):
+    def __init__(self, user: User) -> None:
+        super().__init__(user)
+        kept = ("PATH", "BOKEH_SSH_DIR")
+        self.environ.update((name, os.environ[name]) for name in kept if name in os.environ)
+
+
+registerAdapter(Session, User, ISession)
 
 
 @implementer(portal.IRealm)
 class Realm:
     def requestAvatar(self, name, mind, *interfaces):  # noqa: N802  # twisted's name
-        return IConchUser, User(), lambda: None
+        user = User(name.decode())
+        return IConchUser, user, user.logout
 
 
 @implementer(checkers.ICredentialsChecker)

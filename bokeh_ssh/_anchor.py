@@ -1,0 +1,82 @@
+"""The process that the SSH server executed, and what goes on without it.
+
+Runs on the remote machine, before the supervisor: standard library only, Python 3.8 or newer, any POSIX
+system. Some SSH servers end what they executed when its channel ends (Apache MINA sends TERM, Twisted Conch
+HUP, others KILL, to that process, its group or its children). So that one only waits, as the channel's
+*anchor*, and the supervisor runs in a session of its own, as nobody's child: all that it learns from such an
+end is that its client has gone.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+
+TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+
+class Anchor:
+    """The line to the process that stays.
+
+    :ivar fd: ends when that one is ended; -1 where there is none
+    """
+
+    def __init__(self, fd: int = -1) -> None:
+        self.fd = fd
+
+    def let_go(self) -> None:
+        """Listen to it no more."""
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd = -1
+
+    def end(self, status: int) -> NoReturn:
+        """End this process, and the one that stays, with this exit status."""
+        if self.fd >= 0:
+            try:
+                os.write(self.fd, bytes([status]))
+            except OSError:
+                pass  # it was ended before
+        os._exit(status)
+
+
+def weigh() -> Anchor:
+    """Go on in a new process and session; the one that was executed stays, and ends as this one does."""
+    ours, its = (end.detach() for end in socket.socketpair())
+    try:
+        pid = os.fork()
+    except OSError:  # the account has too many: then it is as it is
+        os.close(ours)
+        os.close(its)
+        return Anchor()
+    if pid:
+        os.close(ours)
+        stay(pid, its)
+    os.close(its)
+    os.setsid()
+    try:
+        if os.fork():
+            os._exit(0)
+    except OSError:
+        pass  # this one will do
+    return Anchor(ours)
+
+
+def stay(pid: int, fd: int) -> NoReturn:
+    """Wait for the other end of a line, with none of the session's streams, and end in the same way.
+
+    :param pid: a child that has ended by then
+    """
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in range(3):  # they are the other's: one ends when that closes it
+        os.dup2(null, stream)
+    os.waitpid(pid, 0)
+    status = os.read(fd, 1)
+    if not status:  # it could not even say so
+        os.kill(os.getpid(), signal.SIGKILL)
+    os._exit(status[0])

@@ -1,0 +1,203 @@
+"""Standard output and error of the command line, where they are closed or full, or nobody reads them.
+
+What cannot be written to standard output is an error, told once, with its exit status; what cannot be written
+to standard error has nobody to be told. And where a pipe takes nothing, whoever writes waits; but not for
+long once the program has been told to end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import select
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+#: Seconds for what is left to be said, once the program has been told to end.
+_LAST_WORDS = 1.0
+#: Bytes that a pipe takes at once which is said to take any (PIPE_BUF is 512 at least).
+_PIECE = getattr(select, "PIPE_BUF", 512)
+
+
+_current: Streams | None = None
+
+
+class OutputError(Exception):
+    """Standard output takes nothing any more; ``__cause__`` says why."""
+
+
+class Streams:
+    """The two, while the command line runs; made by :func:`standing`.
+
+    :ivar fault: why standard output could not be written to; None where it could
+    :ivar on_fault: called when that happens, by whoever wrote
+    """
+
+    def __init__(self) -> None:
+        self.fault: OSError | None = None
+        self.on_fault: Callable[[], object] = _nothing
+        self._ending = 0.0  # when the last words are over
+        self._ear = self._mouth = -1
+        self._lock = threading.Lock()
+
+    def open(self) -> None:
+        """Be ready to be told of the end."""
+        self._ear, self._mouth = os.pipe()
+        os.set_blocking(self._mouth, False)
+
+    def end_soon(self) -> None:
+        """Let nobody wait for a reader for long any more. Safe in a signal handler."""
+        if not self._ending:
+            self._ending = time.monotonic() + _LAST_WORDS
+            with contextlib.suppress(OSError):
+                os.write(self._mouth, b"!")
+
+    def check(self) -> None:
+        """Refuse to go on where nobody can be told what comes of it.
+
+        :raises OutputError: if standard output could not be written to
+        """
+        with contextlib.suppress(ValueError):  # closed by somebody
+            sys.stdout.flush()
+        if self.fault:
+            raise OutputError from self.fault
+
+    def fail(self, fault: OSError) -> None:
+        """Take note that standard output cannot be written to."""
+        if self.fault is None:
+            self.fault = fault
+            self.on_fault()
+
+    def wait(self, descriptor: int) -> bool:
+        """Wait until something can be written; False if that is not worth waiting for any longer."""
+        while True:
+            left = None
+            if self._ending:
+                left = max(0.0, self._ending - time.monotonic())
+            ears = [] if self._ending else [self._ear]
+            _, ready, _ = select.select(ears, [descriptor], [], left)
+            if ready:
+                return True
+            if left == 0.0:
+                return False
+
+    def write(self, descriptor: int, data: memoryview) -> int:
+        """Write some of it; 0 if nobody takes it."""
+        while self.wait(descriptor):
+            with self._lock:  # the two may lead to one pipe
+                if select.select([], [descriptor], [], 0)[1]:
+                    return os.write(descriptor, data[:_PIECE])
+        return 0
+
+    def close(self) -> None:
+        """Let go of what it has; idempotent."""
+        for end in (self._ear, self._mouth):
+            with contextlib.suppress(OSError):
+                os.close(end)
+        self._ear = self._mouth = -1
+
+
+class _Raw(io.RawIOBase):
+    """One of the two. What could not be written is forgotten: nobody may come back to it at the exit.
+
+    :param told: gets the reason; None where nobody is to hear of it
+    :param fault: where it was closed from the beginning
+    """
+
+    def __init__(
+        self, streams: Streams, descriptor: int, told: Callable[[OSError], object], fault: OSError | None
+    ) -> None:
+        self._streams = streams
+        self._descriptor = descriptor
+        self._told = told
+        self._fault = fault
+        self._dead = False
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return self._fault is None and os.isatty(self._descriptor)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        if self._dead or not view:
+            return len(view)
+        try:
+            if self._fault:
+                raise self._fault
+            written = self._streams.write(self._descriptor, view)
+        except OSError as exc:
+            self._dead = True
+            self._told(exc)
+            return len(view)
+        self._dead = not written
+        return written or len(view)
+
+
+@contextlib.contextmanager
+def standing() -> Iterator[Streams]:
+    """Have the program write through this while the context lasts.
+
+    A descriptor of the three that is closed leads nowhere then: the next file that is opened would get its
+    number, and what is said to a person would go there.
+    """
+    global _current
+    before = sys.stdout, sys.stderr
+    closed = [number for number in range(3) if not _is_open(number)]
+    for _ in closed:
+        os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+    streams = _current = Streams()
+    if os.name == "posix":
+        streams.open()
+        missing = OSError(errno.EBADF, os.strerror(errno.EBADF))
+        if sys.stdout is sys.__stdout__:  # else somebody has put something in its place
+            sys.stdout = _text(streams, 1, sys.stdout, streams.fail, missing if 1 in closed else None)
+        if sys.stderr is sys.__stderr__:
+            sys.stderr = _text(streams, 2, sys.stderr, _nothing, None)
+    try:
+        yield streams
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        sys.stdout, sys.stderr = before
+        streams.close()
+        _current = None
+
+
+def current() -> Streams:
+    """Return those of the command line that runs; where none does, some that nothing is written through."""
+    return _current or Streams()
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+def _text(
+    streams: Streams, descriptor: int, old: Any, told: Callable[..., object], fault: OSError | None
+) -> io.TextIOWrapper:
+    raw = _Raw(streams, descriptor, told, fault)
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=getattr(old, "encoding", None) or "utf-8",
+        errors=getattr(old, "errors", None) or "backslashreplace",
+        line_buffering=descriptor == 2 or raw.isatty(),
+    )
+
+
+def _nothing(*_: object) -> None:
+    pass

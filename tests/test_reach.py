@@ -1,0 +1,231 @@
+"""What a server says is there, and what is: only what comes back counts. Real servers, that say too much."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bokeh_ssh._proof
+import conformance
+import fakes
+import other_servers
+from beds import Key, Machine, free_port
+from bokeh_ssh import (
+    DirectTunnel,
+    ForwardingRefusedError,
+    Host,
+    LocalForward,
+    PortInUseError,
+    RemoteForward,
+    ServerNotFoundError,
+    _checkup,
+)
+from bokeh_ssh._attach import answers, look
+from bokeh_ssh._connection import Connection
+from bokeh_ssh._handshake import connect
+from conftest import missing
+from fakes import Listener
+from test_doctor import CHECKS, examine
+from test_forward import target_here
+
+if os.name != "posix":
+    pytest.skip("the servers are POSIX programs", allow_module_level=True)
+
+
+def command(name: str, factory: pytest.TempPathFactory) -> list[str]:
+    """Return a server's command; the test is skipped where it is not installed."""
+    try:
+        return other_servers.command(name, factory.mktemp("server"))
+    except other_servers.MissingError as exc:
+        missing(str(exc))
+        raise AssertionError from exc
+
+
+@pytest.fixture
+def conch(key: Key, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """Twisted Conch: confirms a channel to anything, and connects then."""
+    with other_servers.running(command("conch", tmp_path_factory), key, tmp_path) as machine:
+        yield machine
+
+
+@pytest.fixture
+def dropbear(key: Key, tmp_path: Path) -> Iterator[Machine]:
+    """Dropbear: listens where it can of 127.0.0.1 and ::1, and says that all is well."""
+    try:
+        with other_servers.dropbear(key, tmp_path) as machine:
+            yield machine
+    except other_servers.MissingError as exc:
+        missing(str(exc))
+
+
+def to(machine: Machine) -> Connection:
+    """Log in."""
+    return connect(Host(machine.host, machine.user, **machine.login))
+
+
+def remote_forward(machine: Machine, port: int, target: int, **keywords: Any) -> RemoteForward:
+    """Make a forward from a port there to one here."""
+    return RemoteForward(
+        machine.host,
+        machine.user,
+        remote_port=port,
+        local_port=target,
+        local_host="127.0.0.1",
+        **{**machine.login, **keywords},
+    )
+
+
+def check_remote(forward: RemoteForward) -> None:
+    """See that what connects to a remote forward gets to its target."""
+    conformance.check_echo(("127.0.0.1", forward.remote_port))
+
+
+@contextmanager
+def web_server() -> Iterator[int]:
+    """Answer HTTP requests that are in order, and say nothing before; gives the port."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(404)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+# --- a forward that is granted, and leads elsewhere
+
+
+@pytest.mark.parametrize("who", ["web", "silent", "hangs up"])
+def test_port_that_is_taken_on_one_address_is_taken(
+    dropbear: Machine, who: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dropbear grants a port that somebody has on 127.0.0.1, and listens on ::1 alone: that is an error like
+    any other port that is taken, whatever who has it says."""
+    if who == "silent":
+        monkeypatch.setattr(bokeh_ssh._proof, "_PATIENCE", 1.0)
+    with target_here() as target:
+        taken = web_server() if who == "web" else _listening(fakes.stay if who == "silent" else fakes.hang_up)
+        with taken as port:
+            with pytest.raises(PortInUseError, match="taken") as caught:
+                remote_forward(dropbear, port, target).open()
+            assert (caught.value.port, caught.value.side) == (port, "remote")
+        with remote_forward(dropbear, port, target) as forward:  # the control: when it is free
+            check_remote(forward)
+        with remote_forward(dropbear, 0, target) as forward:
+            check_remote(forward)
+
+
+@contextmanager
+def _listening(handler: fakes.Handler) -> Iterator[int]:
+    with Listener(handler) as listener:
+        yield listener.port
+
+
+@pytest.mark.parametrize("name", ["conch", "gliderlabs", "erlang"])
+def test_port_of_ones_own_is_reached(
+    name: str, key: Key, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A forward that is granted and listens is neither taken nor exposed, on servers of all kinds; Conch,
+    which confirms a channel to any address of this machine, among them."""
+    with target_here() as target:
+        with other_servers.running(command(name, tmp_path_factory), key, tmp_path) as machine:
+            with remote_forward(machine, free_port(), target) as forward:
+                check_remote(forward)
+
+
+def test_control_exposed_port_is_told(sshd: Callable[..., Machine]) -> None:
+    """The control: one that is open to the network is seen to be, by what comes back from another address."""
+    from bokeh_ssh import GatewayExposedError
+
+    machine = sshd(GatewayPorts="yes")
+    with target_here() as target:
+        with pytest.raises(GatewayExposedError):
+            remote_forward(machine, 0, target).open()
+        with remote_forward(machine, 0, target, allow_exposed=True) as forward:
+            check_remote(forward)
+
+
+# --- what listens there, and what does not
+
+
+def test_dead_port_is_dead(conch: Machine) -> None:
+    """A port where nothing listens is that, where the server confirms the channel; who answers is found."""
+    with to(conch) as connection, web_server() as port:
+        assert look(connection, free_port(), timeout=20) is None
+        assert not answers(connection, ("127.0.0.2", port), timeout=20)
+        found = look(connection, port, timeout=20)
+        assert found
+        assert found.status == 404
+        assert answers(connection, ("127.0.0.1", port), timeout=20)
+        with _listening(fakes.saying(b"220 mail.example\r\n")) as other:
+            found = look(connection, other, timeout=20)
+            assert found
+            assert not found.is_bokeh
+
+
+def test_nothing_to_attach_to_is_told_as_that(conch: Machine) -> None:
+    """Attaching to a dead port is told as such, and not as a port that something else has."""
+    keywords: dict[str, Any] = {"launch": False, "isolate": False, **conch.login}
+    with pytest.raises(ServerNotFoundError):
+        DirectTunnel(conch.host, conch.user, remote_port=free_port(), **keywords).open()
+    with web_server() as port, pytest.raises(PortInUseError, match="not a Bokeh server"):
+        DirectTunnel(conch.host, conch.user, remote_port=port, **keywords).open()
+
+
+def test_local_forward_through_conch(conch: Machine) -> None:
+    """The control: what listens is reached through it."""
+    with target_here() as port:
+        with LocalForward(
+            conch.host, conch.user, remote_port=port, remote_host="127.0.0.1", **conch.login
+        ) as forward:
+            conformance.check_echo(("127.0.0.1", forward.local_port))
+
+
+# --- doctor
+
+
+def test_doctor_goes_on_to_the_end(conch: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that hangs up when it is asked to listen is a worse gateway and no worse host: what follows is
+    looked at over a new connection. What it confirms is not taken for what is there."""
+    found = examine(conch)
+    assert list(found) == CHECKS
+    assert found["forwarding"][0] == "good"
+    monkeypatch.setattr(_checkup, "BOKEH_PORT", free_port())
+    with to(conch) as connection, web_server() as port:
+        assert "nothing listens" in _checkup._check_forwarding(connection).text
+        monkeypatch.setattr(_checkup, "BOKEH_PORT", port)
+        assert "something listens" in _checkup._check_forwarding(connection).text
+    assert found["as a gateway"][0] == "note"
+    assert found["server"][0] in ("good", "note")
+    assert found["your servers"][0] in (
+        "good",
+        "note",
+    )  # all of the account's own
+
+
+def test_doctor_tells_what_forbids_in_other_words(
+    key: Key, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Erlang forbids a forward with the reason of a target that does not answer; doctor is not taken in."""
+    words = command("erlang-forbid", tmp_path_factory)
+    with other_servers.running(words, key, tmp_path) as machine:
+        with to(machine) as connection, pytest.raises(ForwardingRefusedError, match="Forwarding disabled"):
+            connection.open_socket(("127.0.0.1", free_port()), timeout=20)
+        found = examine(machine, code=1)
+        assert found["forwarding"][0] == "bad"
+    words = command("erlang", tmp_path_factory)
+    with other_servers.running(words, key, tmp_path) as machine:  # the control
+        with to(machine) as connection:
+            assert look(connection, free_port(), timeout=20) is None

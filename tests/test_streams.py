@@ -1,0 +1,189 @@
+"""Standard output and error that are closed or full, or that nobody reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+if os.name != "posix":
+    pytest.skip("redirections of POSIX", allow_module_level=True)
+
+import fcntl
+import termios
+
+import apps
+from beds import Machine, until
+from programs import CLI, Program, login
+
+#: How a stream is spoilt, in the words of a shell, and what is said about it.
+SPOILT = {
+    "closed": (">&-", "Bad file descriptor"),
+    "full": ("> /dev/full", "No space left on device"),
+    "left": ("", ""),  # a pipe without a reader
+}
+
+
+@pytest.fixture
+def machine(embedded: Callable[..., Machine]) -> Machine:
+    """A machine on which the tests' own Python is the first."""
+    return embedded(env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"})
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> str:
+    """An app that writes a lot into its log when it is asked for a page."""
+    path = tmp_path / "sliders.py"
+    path.write_text(apps.SLIDER + "for _ in range(3000): print('x' * 100, flush=True)\n")
+    return str(path)
+
+
+def run(*words: str, spoilt: str = "", timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    """Run the command line from a shell, with a redirection."""
+    argv = ["sh", "-c", f'exec "$@" {spoilt}', "sh", *CLI, *words]
+    return subprocess.run(
+        argv,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize("how", SPOILT)
+@pytest.mark.parametrize("words", ["--version", "--help", "ls --help", "ls --json it --bad"])
+def test_output_that_is_not_taken_is_an_error(words: str, how: str) -> None:
+    """Whatever could not be said on standard output makes for an exit status, and one line with the reason,
+    never a traceback; without a reader there is nothing to say."""
+    redirection, said = SPOILT[how]
+    pieces = words.split()
+    done = run_to_nobody(*pieces) if how == "left" else run(*pieces, spoilt=redirection)
+    usage = "--bad" in pieces
+    assert done.returncode == (2 if usage else 1), done
+    told = [f"bokeh-ssh: standard output cannot be written to ({said})"]
+    assert done.stderr.splitlines() == told * bool(said)
+    control = run(*pieces)
+    assert control.returncode == (2 if usage else 0), control
+    assert control.stdout
+
+
+def run_to_nobody(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line with a standard output whose reader has left."""
+    ear, mouth = os.pipe()
+    os.close(ear)
+    try:
+        return subprocess.run(
+            [*CLI, *words],
+            stdout=mouth,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            stdin=subprocess.DEVNULL,
+        )
+    finally:
+        os.close(mouth)
+
+
+@pytest.mark.parametrize("how", ["2>&-", "2> /dev/full", "2> /dev/full <&-"])
+def test_error_output_that_is_not_taken_is_nothing(how: str) -> None:
+    """Without a standard error all is as usual: the exit status, and standard output."""
+    done = run("--version", spoilt=how)
+    assert (done.returncode, done.stdout.split()[0]) == (0, "bokeh-ssh")
+    assert run("ls", "--nonsense", spoilt=how).returncode == 2
+    assert run("ls", "--port", "1", "127.0.0.1", "--json", spoilt=how).returncode == 1
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_tunnel_that_cannot_be_announced_is_closed(machine: Machine, app: str, how: str) -> None:
+    """A tunnel whose address nobody can be told ends at once and tidily: its server too."""
+    words = ["direct", machine.host, app, "--local-port", "0", *login(machine)]
+    redirection, said = SPOILT[how]
+    done = run_to_nobody(*words) if how == "left" else run(*words, spoilt=redirection)
+    assert done.returncode == 1, done
+    assert "Traceback" not in done.stderr
+    if said:
+        assert done.stderr.splitlines()[-1].endswith(f"cannot be written to ({said})")
+    until(lambda: not machine.pids(app), what="the server to be gone")
+
+
+def test_reader_that_leaves_ends_a_tunnel(machine: Machine, app: str) -> None:
+    """A reader of --json that leaves once it has what it wants ends the tunnel at the next event, tidily."""
+    words = [*CLI, "direct", machine.host, app, "--local-port", "0", "--json", "--log", *login(machine)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stderr
+        try:
+            url = ""
+            while '"opened"' not in url:
+                url = process.stdout.readline()
+            process.stdout.close()
+            load(json.loads(url)["addresses"][0])
+            assert process.wait(30) == 1
+            assert process.stderr.read() == ""
+        finally:
+            process.kill()
+    until(lambda: not machine.pids(app), what="the server to be gone")
+
+
+def test_tunnel_without_error_output_works(machine: Machine, app: str) -> None:
+    """A tunnel whose standard error is full works all the same, and Ctrl-C ends it with 0."""
+    words = ["direct", machine.host, app, "--local-port", "0", *login(machine)]
+    with Program(argv=["sh", "-c", 'exec "$@" 2> /dev/full', "sh", *CLI, *words]) as program:
+        apps.drive(program.address())
+        program.interrupt()
+        assert program.end() == 0, program
+
+
+@pytest.mark.parametrize("json_", [False, True])
+def test_first_interrupt_counts_where_nobody_reads(machine: Machine, app: str, json_: bool) -> None:
+    """With --log into a pipe that nobody reads and that is full, the first Ctrl-C closes everything."""
+    ear, mouth = os.pipe()
+    words = [*CLI, "direct", machine.host, app, "--local-port", "0", "--log", *login(machine)]
+    streams = {"stdout": mouth} if json_ else {"stdout": subprocess.PIPE, "stderr": mouth}
+    with subprocess.Popen([*words, *["--json"] * json_], start_new_session=True, **streams) as process:  # type: ignore[call-overload]
+        os.close(mouth)
+        try:
+            if json_:
+                load(_opened(ear))
+            else:
+                load(process.stdout.readline().decode().strip())
+            until(lambda: _waiting(ear) > 50_000, what="a pipe that is full")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(10) == 0
+        finally:
+            process.kill()
+            os.close(ear)
+    until(lambda: not machine.pids(app), what="the server to be gone")
+
+
+def load(url: str) -> None:
+    """Load a page, which has its app write, on a thread: the tunnel may end meanwhile."""
+
+    def get() -> None:
+        with suppress(OSError), urllib.request.urlopen(url, timeout=20) as page:
+            page.read()
+
+    threading.Thread(target=get, daemon=True).start()
+
+
+def _opened(ear: int) -> str:
+    """Read JSON lines until the one with the address."""
+    read = b""
+    while b'"opened"' not in read or not read.endswith(b"\n"):
+        read += os.read(ear, 1)
+    return str(json.loads(read.splitlines()[-1])["addresses"][0])
+
+
+def _waiting(ear: int) -> int:
+    """Tell how many bytes of a pipe nobody has read yet."""
+    return int.from_bytes(fcntl.ioctl(ear, termios.FIONREAD, bytes(4)), sys.byteorder)
