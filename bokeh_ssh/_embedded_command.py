@@ -106,6 +106,9 @@ class Command(asyncssh.SSHServerProcess[bytes]):
             for pump in self._pumps[1:]:
                 pump.cancel()
         await asyncio.wait(self._pumps[1:])
+        for pipe in (popen.stdout, popen.stderr):
+            if pipe:
+                pipe.close()  # a pump that was cancelled before its first step has not
         status = await ended
         self._pumps[0].cancel()
         await asyncio.wait(self._pumps)

@@ -195,7 +195,7 @@ def test_memory_of_slow_readers_is_bounded(sshd: Callable[..., Machine], tmp_pat
                 assert sock.recv(1)
             conformance.check_download(address)  # the others go on
             grown = look(pid).memory - before.memory
-            assert grown < count * 2048 + 8 * 1024
+            assert grown < count * 2048 + 32 * 1024  # the one that is read may have so much under way
             assert grown > 2048, "the control: some of it does wait here"
             digest = hashlib.sha256(b"\x00")
             for part in iter(lambda: slow[0].recv(1 << 18), b""):
