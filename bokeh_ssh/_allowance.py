@@ -8,7 +8,7 @@ line, or in one's own ``~/.ssh/config``. Text only.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from bokeh_ssh._endpoint import check_name
@@ -23,14 +23,21 @@ _LOGIN = frozenset(
 )
 #: What opens something to others, or lends something of the person's own.
 _GUARDS = frozenset({"allow_any_origin", "allow_exposed", "allow_foreign", "allow_others", "forward_agent"})
-#: Options of Bokeh's that say who gets in, and what they are refused for.
+#: Options of Bokeh's and Panel's that say who gets in, and what they are refused for.
 _OPTIONS = {
     "--allow-websocket-origin": "lets pages of others use the app",
     "--session-ids": "may let in who has no signed session",
+    "--cookie-secret": "is a secret that all who have the file would know",
 }
-#: Variables of Bokeh's that do the same, or are a secret that all who have the file would know.
+#: Variables of theirs that do the same, or are a secret that all who have the file would know.
 _VARIABLES = frozenset(
-    {"BOKEH_ALLOW_WS_ORIGIN", "BOKEH_COOKIE_SECRET", "BOKEH_SECRET_KEY", "BOKEH_SIGN_SESSIONS"}
+    {
+        "BOKEH_ALLOW_WS_ORIGIN",
+        "BOKEH_COOKIE_SECRET",
+        "BOKEH_SECRET_KEY",
+        "BOKEH_SIGN_SESSIONS",
+        "PANEL_COOKIE_SECRET",
+    }
 )
 #: Ours: where servers are found, and what passes between our own programs.
 _OURS = "BOKEH_SSH_"
@@ -41,7 +48,7 @@ _ORIGIN = re.compile(
 #: The smallest port that each takes.
 _PORTS = {"local_port": 0, "remote_port": 0, "gateway_port": 0, "port": 1}
 _DAY = 86400
-#: The most seconds: no server stays for ever because a file says so.
+#: The most seconds: no server stays for ever because a file says so, nor by ``detach``.
 _TIMES = {"grace": 7 * _DAY, "launch_timeout": _DAY}
 _TYPED = "say it on the command line, where you want it"
 
@@ -65,6 +72,8 @@ def check(key: str, value: Any, file: object) -> None:
             raise _Refused("has no place in a project", "what logs you in belongs into your ~/.ssh/config")
         if key in _GUARDS or (key == "signed" and value is False):
             raise _Refused("has no place in a project, which may not open anything to others", _TYPED)
+        if key == "detach":
+            raise _Refused("has no place in a project, which may not leave anything running", _TYPED)
     except _Refused as exc:
         raise _error(f"{key} {exc}", exc.hint, file) from None
 
@@ -92,17 +101,17 @@ def check_value(key: str, value: Any, file: object) -> None:
         raise _error(f"{key}: {exc.message}", exc.hint, file) from exc
 
 
-def check_together(keywords: Mapping[str, Any], typed: Collection[str], file: object) -> None:
+def check_together(keywords: Mapping[str, Any], typed: Mapping[str, Any], file: object) -> None:
     """Refuse what lowers a guard only with something else.
 
-    :param typed: keywords that the person has given, which is their own affair
+    :param typed: what the person has given, which counts first
     :raises UsageError: likewise
     """
-    hosts = keywords.get("host") is not None or "host" in typed
-    if keywords.get("gateway_port") is None or "gateway_port" in typed or not hosts:
+    every = {**keywords, **typed}
+    if every.get("gateway_port") is None or "gateway_port" in typed or every.get("host") is None:
         return  # without a host it is a port that is looked at, not one that is opened
-    launches = keywords.get("app") or keywords.get("launch")
-    if not launches or is_plain(split(keywords.get("command", "bokeh serve"))):
+    signs = every.get("signed") is not False and not is_plain(split(every.get("command", "bokeh serve")))
+    if not signs or not (every.get("app") or every.get("launch")):
         what = "gateway_port opens a port to all users of the gateway, where no signed session is asked for"
         raise _error(what, f"leave it out, for a socket there that only you may use; or {_TYPED}", file)
 
@@ -144,15 +153,22 @@ def _check_args(args: Sequence[str]) -> None:
 
 
 def _check_command(command: str) -> None:
-    _check_args([word for word in split(command)[1:] if any(is_option(word, name) for name in _OPTIONS)])
+    words = split(command)
+    _check_args([word for word in words[1:] if any(is_option(word, name) for name in _OPTIONS)])
+    # Some commands set variables: env NAME=VALUE bokeh serve.
+    _check_names(word.partition("=")[0] for word in words if "=" in word)
     Launch(command=command)
 
 
 def _check_env(env: Mapping[str, str]) -> None:
-    for name in env:
+    _check_names(env)
+    Launch(env=env)
+
+
+def _check_names(names: Iterable[str]) -> None:
+    for name in names:
         if name.upper() in _VARIABLES or name.upper().startswith(_OURS):
             raise _Refused(f"may not set {name}, which says who gets in", _TYPED)
-    Launch(env=env)
 
 
 def _check_reverse(who: str) -> None:

@@ -226,13 +226,11 @@ def up(
     wanted = [show]
 
     def make(foreground: Foreground) -> Lifecycle:
-        from pathlib import Path
-
         from bokeh_ssh._direct import DirectTunnel
         from bokeh_ssh._gateway import GatewayTunnel
         from bokeh_ssh._settings import load
 
-        settings = load(which, Path.cwd(), keywords)
+        settings = load(which, typed=keywords)
         foreground.display.note(f"As {settings.path} says")
         every = {**settings.keywords, **common(foreground), **keywords}
         wanted[0] = bool(every.pop("show", False)) or show

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,10 @@ else:
 _FILE = "bokeh-ssh.toml"
 _PROJECT = "pyproject.toml"
 _APPS = "apps"
+#: Bytes of such a file.
+_MOST = 1 << 20
+#: A FIFO that nobody writes to must not be waited for, and a terminal not become ours.
+_FLAGS = sum(getattr(os, name, 0) for name in ("O_RDONLY", "O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
 #: What is no flag of the tunnels, and what is a login's but changes nothing about whom to trust.
 _OTHERS: dict[str, Any] = {
     "gateway": str, "host": str, "app": list[str], "show": bool, "user": str, "port": int, "jump": list[str],
@@ -47,31 +51,59 @@ class Settings:
     keywords: Mapping[str, Any]
 
 
-def load(name: str | None, start: Path, typed: Collection[str] = ()) -> Settings:
+def load(name: str | None, start: Path | None = None, typed: Mapping[str, Any] | None = None) -> Settings:
     """Find the closest file that has settings, from ``start`` upwards, and read the app of that name.
 
     :param name: None takes what stands outside of ``apps``, or the only app there is
+    :param start: None is the current directory
     :param typed: the keywords that count before those of the file, since the person has given them
     :raises UsageError: if there is none, or it says what it may not
     """
+    start = start or _here()
     for folder in (start, *start.parents):
         for file in (folder / _FILE, folder / _PROJECT):
-            table = _read(file)
-            if table is not None:
-                _check_owner(file, start)
-                return Settings(file, _app(table, name, file, typed))
+            read = _read(file)
+            table = _parse(file, read[0]) if read else None
+            if read and table is not None:
+                _check_owner(file, read[1], start)
+                return Settings(file, _app(table, name, file, typed or {}))
     msg = f"there is no {_FILE} here or above, nor a {_PROJECT} with [tool.bokeh-ssh]"
     raise UsageError(msg, hint='write one: host = "me@remote.host" and app = "dashboard.py"')
 
 
-def _read(file: Path) -> dict[str, Any] | None:
+def _here() -> Path:
     try:
-        text = file.read_text(encoding="utf-8")
+        return Path.cwd()
+    except OSError as exc:
+        msg = f"the current directory cannot be looked at ({exc.strerror})"
+        raise UsageError(msg, hint="go to a project's folder, and run it there") from exc
+
+
+def _read(file: Path) -> tuple[str, os.stat_result] | None:
+    """Read a file, and whose it is; None where there is none. What others have put there is not waited for.
+
+    :raises UsageError: if it cannot be read, or is no file of settings by its kind or size
+    """
+    try:
+        with os.fdopen(os.open(file, _FLAGS), "rb") as stream:
+            facts = os.fstat(stream.fileno())
+            data = stream.read(_MOST + 1) if stat.S_ISREG(facts.st_mode) else None
+        if data is None or len(data) > _MOST:
+            msg = f"{file} is no file of settings ({'it is too long' if data else 'it is no file'})"
+            raise UsageError(msg, hint="move it away, or run this elsewhere")
+        return data.decode("utf-8"), facts
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, UnicodeDecodeError) as exc:
         msg = f"{file} cannot be read ({exc})"
         raise UsageError(msg) from exc
+
+
+def _parse(file: Path, text: str) -> dict[str, Any] | None:
+    """Take the table of settings out of a file; None where it has none.
+
+    :raises UsageError: if it is no TOML, or that is no table
+    """
     try:
         table: dict[str, Any] = tomllib.loads(text)
     except (ValueError, RecursionError) as exc:  # TOMLDecodeError is a ValueError; so is a number too long
@@ -87,26 +119,27 @@ def _read(file: Path) -> dict[str, Any] | None:
     return found
 
 
-def _check_owner(file: Path, start: Path) -> None:
+def _check_owner(file: Path, facts: os.stat_result, start: Path) -> None:
     """Refuse a file that somebody else may have put above where a person works, as into ``/tmp``.
 
+    :param facts: of what was read, which need not be what is there now
     :raises UsageError: if it is not theirs, and they are not in its folder, or it can be anybody's
     """
     if not hasattr(os, "geteuid"):
         return
     mine = {0, os.geteuid()}
-    facts, folder = file.stat(), file.parent.stat()
+    folder, link = file.parent.stat(), file.lstat()
     if facts.st_mode & stat.S_IWOTH:
         msg = f"{file} can be written by every user of this machine, so anybody may have written it"
         raise UsageError(msg, hint=f"look at what it says, and then: chmod o-w {file}")
-    if {facts.st_uid, file.lstat().st_uid} <= mine:
+    if {facts.st_uid, link.st_uid} <= mine:
         return
     if folder.st_mode & stat.S_IWOTH or not file.parent.samefile(start):
         msg = f"{file} belongs to another user of this machine, who may have put it in your way"
         raise UsageError(msg, hint="copy the project, or go to its own folder and run it there")
 
 
-def _app(table: dict[str, Any], name: str | None, file: Path, typed: Collection[str] = ()) -> dict[str, Any]:
+def _app(table: dict[str, Any], name: str | None, file: Path, typed: Mapping[str, Any]) -> dict[str, Any]:
     """Give the keywords of one app: what stands outside of ``apps`` counts for all of them."""
     common = {key: value for key, value in table.items() if key != _APPS}
     apps = table.get(_APPS, {})
@@ -170,7 +203,7 @@ def _example(key: str, kind: Any) -> str:
     return {bool: "true", int: "5006", float: "60", list[str]: '["one", "two"]'}.get(kind, '"text"')
 
 
-def _rooted(keywords: dict[str, Any], file: Path, typed: Collection[str]) -> dict[str, Any]:
+def _rooted(keywords: dict[str, Any], file: Path, typed: Mapping[str, Any]) -> dict[str, Any]:
     """Let paths of this machine begin at the file, wherever the command is run.
 
     :raises UsageError: if one leads out of the project

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -150,6 +151,18 @@ env = { THREADS = "4" }
         ('host = "-oProxyCommand=x"', "host: "),
         ('host = "h"\njump = ["a", "b c"]', "jump: "),
         ('host = "h"\nuser = "a;b"', "user: "),
+        (
+            'host = "h"\ndetach = true',
+            "detach has no place in a project, which may not leave anything running",
+        ),
+        (
+            'host = "h"\ncommand = "env BOKEH_ALLOW_WS_ORIGIN=* bokeh serve"',
+            "may not set BOKEH_ALLOW_WS_ORIGIN",
+        ),
+        ('host = "h"\ncommand = "env BOKEH_SSH_DIR=/tmp/x bokeh serve"', "may not set BOKEH_SSH_DIR"),
+        ('host = "h"\nenv = { PANEL_COOKIE_SECRET = "known" }', "may not set PANEL_COOKIE_SECRET"),
+        ('host = "h"\ncommand = "panel serve --cookie-secret=known"', "command may not have"),
+        ('host = "h"\nargs = ["--cookie-s", "known"]', "args may not have"),
         ('host = "h"\nisolate = false', "no setting 'isolate'"),
         ('host = "h"\nallow_agent = true', "no setting 'allow_agent'"),
         ('host = "h"\nforward-agent = false', "forward_agent has no place"),
@@ -165,6 +178,53 @@ def test_what_it_may_not_say_is_told(tmp_path: Path, text: str, said: str) -> No
         load(None, tmp_path)
     assert said in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("typed", [{}, {"command": "x {port}"}, {"signed": False}, {"host": "other"}])
+def test_what_is_typed_lowers_no_guard_with_what_the_file_says(tmp_path: Path, typed: dict[str, Any]) -> None:
+    """A port of the gateway that the file opens asks for signed sessions, whatever else is given."""
+    write(tmp_path, 'gateway = "g"\nhost = "h"\ngateway_port = 7000\napp = "x.py"\n')
+    if typed.keys() <= {"host"}:
+        assert load(None, tmp_path, typed).keywords["gateway_port"] == 7000
+    else:
+        with pytest.raises(UsageError, match="gateway_port opens a port"):
+            load(None, tmp_path, typed)
+    assert load(None, tmp_path, typed | {"gateway_port": 7001})  # the control: the person's own affair
+
+
+@pytest.mark.skipif(os.name != "posix", reason="files that are none")
+@pytest.mark.parametrize("name", ["bokeh-ssh.toml", "pyproject.toml"])
+@pytest.mark.parametrize("kind", ["fifo", "endless", "long", "folder"])
+def test_what_is_no_file_of_settings_is_neither_waited_for_nor_read(
+    name: str, kind: str, tmp_path: Path
+) -> None:
+    """Others may have put it above where a person works: it is named, and ``up`` does not hang or grow."""
+    path, inner = tmp_path / name, tmp_path / "inner"
+    inner.mkdir()
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "endless":
+        path.symlink_to("/dev/zero")
+    elif kind == "long":
+        path.touch()
+        os.truncate(path, 1 << 40)
+    else:
+        path.mkdir()
+    with pytest.raises(UsageError, match=str(path)):
+        load(None, inner)
+    write(inner, 'host = "h"\n')
+    assert load(None, inner).path.parent == inner
+
+
+def test_directory_that_is_gone_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no project then, and no traceback either."""
+
+    def gone() -> Path:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(Path, "cwd", gone)
+    with pytest.raises(UsageError, match="current directory cannot be looked at"):
+        load(None)
 
 
 @pytest.mark.parametrize(
