@@ -176,7 +176,7 @@ class Child:
             else:
                 answer = _sign(self._packer.keys[what], *asked)
         finally:  # the child waits for it, whatever the prompt has raised
-            self._send(("answer", number, answer))
+            self._send(("answer", number, self._packer.pack(answer)))
 
     def _answer_meanwhile(self, *message: Any) -> None:
         try:

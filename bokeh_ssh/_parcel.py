@@ -1,6 +1,7 @@
 """Packing what passes between a program and the child process that holds its SSH side.
 
-Plain data goes as it is. What belongs to one process alone is packed: a ``prompt`` becomes a number that the
+Plain data goes as it is; what is of a class derived from a plain one, as that, since the child does not find
+the program's own files. What belongs to one process alone is packed: a ``prompt`` becomes a number that the
 child sends back with its question, and so does a key, whose private half stays in the program: the child has
 it sign. All of it travels over a pipe between the two alone, never as an argument or in the environment.
 """
@@ -11,13 +12,15 @@ import dataclasses
 import os
 import pickle
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from bokeh_ssh._target import Host
 
 _LENGTH = struct.Struct(">I")
+#: Makes it of what is of a class derived from it.
+_PLAIN: dict[type, Callable[[Any], Any]] = {str: str.__str__, int: int.__int__, float: float.__float__}
 
 
 @dataclass(frozen=True)
@@ -55,13 +58,19 @@ class Packer:
         if isinstance(value, Host):
             fields = {f.name: self.pack(getattr(value, f.name)) for f in dataclasses.fields(value)}
             return HostFields(fields)
-        if isinstance(value, dict):
-            return {name: self.pack(item) for name, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return type(value)(map(self.pack, value))
         if hasattr(value, "sign_ssh_data"):
             self.keys.append(value)
             return KeyNumber(len(self.keys) - 1, value.get_name(), value.asbytes())
+        if isinstance(value, os.PathLike):
+            return self.pack(os.fspath(value))
+        for kind, make in _PLAIN.items():
+            if isinstance(value, kind):
+                return value if isinstance(value, bool) else make(value)
+        if isinstance(value, Mapping):
+            return {self.pack(name): self.pack(item) for name, item in value.items()}
+        if isinstance(value, (Sequence, Set)) and not isinstance(value, (bytes, bytearray)):
+            items = map(self.pack, value)
+            return list(items) if isinstance(value, list) else tuple(items)
         if callable(value):
             self.prompts.append(value)
             return PromptNumber(len(self.prompts) - 1)

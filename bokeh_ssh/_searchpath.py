@@ -61,7 +61,7 @@ def _kept() -> Iterator[str]:
     here = _here()
     avoided, needed = _avoided(here), _needed()
     last = []
-    for entry in sys.path:
+    for entry in filter(lambda entry: isinstance(entry, str), sys.path):  # Python passes over others too
         if os.path.isabs(entry) and os.path.realpath(entry) not in avoided:
             yield entry
         elif os.path.isabs(entry) or here:
@@ -83,8 +83,9 @@ def _avoided(here: str) -> set[str]:
     found = [os.path.expanduser("~"), here]
     main = getattr(sys.modules.get("__main__"), "__file__", None)
     if isinstance(main, str):
-        folder = os.path.dirname(os.path.join(here, main))
-        found += [folder] if os.path.isdir(folder) else []  # else it is an archive, with all in it
+        main = os.path.join(here, main)
+        folders = os.path.dirname(main), os.path.dirname(os.path.realpath(main))  # a link leads to its files
+        found += filter(os.path.isdir, folders)  # else it is an archive, with all in it
     library = os.path.dirname(os.__file__)
     own = [library, os.path.join(library, "lib-dynload"), *_sites()]
     return set(map(os.path.realpath, filter(None, found))) - set(map(os.path.realpath, own))

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import html
+import importlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import types
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import paramiko
 import pytest
 
 import apps
@@ -268,6 +272,33 @@ def test_command_line_beside_such_files(way: str, tmp_path: Path, monkeypatch: p
     assert said_in(said) == []
 
 
+def test_command_line_that_lies_with_all_it_needs_in_the_directory(tmp_path: Path) -> None:
+    """``pip install --target .``, ``python -m`` there: it finds that, and the library's modules elsewhere."""
+    said = plant(tmp_path / "here", [name for name in NAMES if name not in ("numpy", "tornado")])
+    package = Path(_searchpath.__file__).parent
+    shutil.copytree(package, said.parent / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in Path(paramiko.__file__).parents[1].iterdir():
+        if package.name not in path.name:
+            (said.parent / path.name).symlink_to(path)
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    program = [sys.executable, "-S", "-m", "bokeh_ssh", "up"]
+    done = subprocess.run(program, cwd=said.parent, env=env, capture_output=True, text=True, timeout=30)
+    assert "bokeh-ssh.toml" in done.stderr
+    assert said_in(said) == []
+
+
+def test_paths_that_lead_elsewhere_than_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script that is a link runs beside the file it leads to; what is no text in the path is no place."""
+    monkeypatch.chdir(tmp_path)
+    real = tmp_path / "real"
+    real.mkdir()
+    (real / "tool.py").touch()
+    (tmp_path / "tool").symlink_to(real / "tool.py")
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / "tool"))
+    monkeypatch.setattr(sys, "path", [str(real), real, None, *sys.path])
+    assert str(real) not in json.loads(_searchpath.environment()["BOKEH_SSH_SEARCH"])[0]
+
+
 @pytest.mark.parametrize("given", [None, "", ":/somewhere"])
 def test_what_our_own_programs_start_has_the_path_of_the_person(
     given: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -288,3 +319,67 @@ def test_what_our_own_programs_start_has_the_path_of_the_person(
     assert not {"", "relative", str(said.parent)} & set(path)
     assert set(sys.path) - set(path) >= {"", "relative", str(said.parent)}
     assert said_in(said) == []
+
+
+#: What a script may have beside it: a kind of everything that a tunnel takes.
+KINDS = """
+import collections, enum, os, types
+
+class Text(str):
+    pass
+
+class Policy(str, enum.Enum):
+    ask = "ask"
+
+class Number(int):
+    pass
+
+class Seconds(float):
+    pass
+
+class Place:
+    def __init__(self, path):
+        self.path = path
+
+    def __fspath__(self):
+        return Text(self.path)
+
+class Table(collections.UserDict):
+    pass
+
+Pair = collections.namedtuple("Pair", "one other")
+"""
+
+
+@pytest.mark.timeout(60)
+def test_arguments_may_be_of_kinds_from_beside_the_script(
+    embedded: Callable[..., Machine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The child process, which finds no file there, gets what they are otherwise; so it does with answers."""
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "kinds_of_mine.py").write_text(KINDS)
+    monkeypatch.chdir(here)
+    monkeypatch.syspath_prepend(str(here))
+    kinds: Any = importlib.import_module("kinds_of_mine")
+    machine = embedded()
+    known = tmp_path / "none yet"
+    keywords = {
+        "user": kinds.Text(machine.user),
+        **machine.login,
+        "port": kinds.Number(machine.port),
+        "key_filename": kinds.Pair(kinds.Place(str(machine.key_path)), kinds.Place(str(machine.key_path))),
+        "known_hosts": kinds.Place(str(known)),
+        "host_keys": kinds.Policy.ask,
+        "prompt": lambda question: kinds.Text("yes"),
+        "timeout": kinds.Seconds(15),
+        "env": kinds.Table({kinds.Text("OF_MINE"): kinds.Text("set")}),
+        "setup": types.MappingProxyType({'[ "$OF_MINE" = "" ]': 1}).keys(),
+        "python": kinds.Text(machine.python),
+    }
+    with DirectTunnel(
+        kinds.Text(machine.host), launch=True, local_port=kinds.Number(0), **keywords
+    ) as tunnel:
+        assert tunnel._server is None, "it is held by a child process"
+        assert "Bokeh" in apps.get(tunnel.url)
+    assert known.read_text()
