@@ -23,6 +23,7 @@ from bokeh_ssh._dispatcher import Dispatcher
 from bokeh_ssh._errors import BokehSSHError, ConnectionLostError
 from bokeh_ssh._events import Event
 from bokeh_ssh._fork import in_child
+from bokeh_ssh._memory import ask_person
 from bokeh_ssh._wait import SLICE, clocks, heed, wait_for
 
 log = logging.getLogger("bokeh_ssh")
@@ -168,11 +169,11 @@ class Child:
 
     def _answer(self, word: str, number: int, what: int, *asked: Any) -> None:
         """Ask the person, or have the key sign, and send what that gave."""
-        answer = None
+        answer: Any = None
         try:
             if word == "question":
                 self._before()
-                answer = self._packer.prompts[what](*asked)
+                answer = ask_person(self._packer.prompts[what], *asked)
             else:
                 answer = _sign(self._packer.keys[what], *asked)
         finally:  # the child waits for it, whatever the prompt has raised

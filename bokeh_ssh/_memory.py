@@ -4,9 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from bokeh_ssh._errors import UsageError
 from bokeh_ssh._events import Prompt, Question
 
 _Key = tuple[str, str, str]
+
+
+def ask_person(prompt: Prompt, question: Question) -> str | None:
+    """Ask, and see to it that the answer is one.
+
+    :raises UsageError: if it is neither a text nor None
+    """
+    answer: object = prompt(question)
+    if answer is not None and not isinstance(answer, str):
+        msg = f"the prompt answered with a {type(answer).__name__}"  # which may hold a secret
+        raise UsageError(msg, host=question.host, hint="have it give a text, or None to decline")
+    return answer
 
 
 class Memory:
@@ -47,7 +60,7 @@ class Memory:
                 return self._kept[key]
             self._kept.pop(key, None)
             self._before()
-            answer = prompt(question)
+            answer = ask_person(prompt, question)
             if question.reusable and answer is not None:
                 self._new[key] = answer
             return answer

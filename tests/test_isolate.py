@@ -17,7 +17,7 @@ import pytest
 
 import apps
 import conformance
-from beds import PASSWORD, Machine, until
+from beds import PASSWORD, Knobs, Machine, until
 from bokeh_ssh import (
     Connecting,
     ConnectionLostError,
@@ -31,6 +31,7 @@ from bokeh_ssh import (
     Question,
     RefusedError,
     RemoteForward,
+    UsageError,
 )
 from test_forward import target_on
 
@@ -123,8 +124,6 @@ def test_errors_come_out_as_they_are(machine: Machine, no_leaks: Any) -> None:
 
 def test_prompts_are_asked_here_on_the_callers_thread(embedded: Callable[..., Machine]) -> None:
     """A question from the child is asked in this process, by the thread that opens."""
-    from beds import Knobs
-
     machine = embedded(Knobs(password=True, require=("password",)))
     asked: list[tuple[Question, threading.Thread]] = []
 
@@ -161,8 +160,6 @@ def test_ready_key_stays_here_and_signs_for_the_child(
 
 def test_secrets_are_nowhere_to_be_seen(embedded: Callable[..., Machine]) -> None:
     """The password is in no argument and no environment of the child (row 61)."""
-    from beds import Knobs
-
     machine = embedded(Knobs(password=True, require=("password",)))
     with LocalForward(
         machine.host, machine.user, remote_port=1, isolate=True, **{**machine.login, "password": PASSWORD}
@@ -266,3 +263,21 @@ def test_a_fork_does_not_keep_the_child_alive(machine: Machine, no_leaks: Any) -
         finally:
             os.close(mouth)
             os.waitpid(pid, 0)
+
+
+@pytest.mark.parametrize("isolate", [True, False])
+def test_answer_that_is_no_text_is_told(isolate: bool, embedded: Callable[..., Machine]) -> None:
+    """Whatever a prompt gives, nobody waits for what the other process cannot read."""
+    machine = embedded(Knobs(password=True))
+
+    class Secret:
+        def __repr__(self) -> str:
+            return "canary"
+
+    def prompt(question: Question) -> Any:
+        return Secret()
+
+    login = machine.login | {"key_filename": None, "prompt": prompt}
+    with pytest.raises(UsageError, match="answered with a Secret") as caught:
+        DirectTunnel(machine.host, machine.user, launch=True, isolate=isolate, **login).open()
+    assert "canary" not in str(caught.value)
