@@ -2,8 +2,8 @@
 
 What a browser is started with is seen by every account of the machine. So it is given the path of a page
 that this account alone may read, and that says where to go, as Jupyter does. The page is removed when the
-browser has had its time, when the tunnel is closed, when the program ends; and where that was killed, by the
-next one that writes a page.
+browser has had its time, when the tunnel is closed, when the program ends; and where that was killed, by one
+that writes a page ten minutes later or more.
 """
 
 from __future__ import annotations
@@ -131,9 +131,9 @@ def _parents() -> Iterator[Path]:
     """List where it may be, the best first: where the browser sees it, and it is gone after the login."""
     if any(Path(place, name).exists() for place in _SNAPS for name in _BROWSERS):
         yield Path(os.path.expanduser("~"))  # noqa: PTH111 - Path.home() fails where there is none
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    if runtime and _is_ours(Path(runtime), private=True):
-        yield Path(runtime)
+    runtime = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
+    if runtime.is_absolute() and _is_ours(runtime, private=True):
+        yield runtime
     yield Path(tempfile.gettempdir())
 
 

@@ -206,6 +206,35 @@ def test_page_says_nothing_but_where_it_leads(tmp_path: Path, monkeypatch: pytes
     assert not page.path.parent.exists()
 
 
+@pytest.mark.parametrize("kind", ["relative", "open", "link", "file", "another's", "gone"])
+def test_page_lies_in_no_directory_that_is_not_private(
+    kind: str, fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ``XDG_RUNTIME_DIR`` names must be that; else the page goes where temporary files go."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    runtime = tmp_path / "runtime"
+    if kind == "relative":
+        monkeypatch.setenv("XDG_RUNTIME_DIR", "runtime")
+    elif kind == "open":
+        runtime.chmod(0o750)
+    elif kind == "another's":
+        if os.geteuid() != 0:
+            pytest.skip("only root gives files to others")
+        os.chown(runtime, 12345, 12345)
+    else:
+        runtime.rmdir()
+        if kind == "link":
+            runtime.symlink_to(tmp_path / "browser")
+        elif kind == "file":
+            runtime.touch()
+    page = _page.Page(SECRET)
+    monkeypatch.chdir("/")
+    assert page.path.parents[1] == tmp_path
+    page.remove()
+    assert not page.path.exists()
+
+
 def test_page_is_not_shown_where_there_is_no_browser(fake: Path, tmp_path: Path, monkeypatch: Any) -> None:
     """Then it is gone at once; nor is it left for a browser that cannot be started."""
     monkeypatch.setattr("webbrowser.open", lambda url: False)
