@@ -48,7 +48,7 @@ _ORIGIN = re.compile(
 #: The smallest port that each takes.
 _PORTS = {"local_port": 0, "remote_port": 0, "gateway_port": 0, "port": 1}
 _DAY = 86400
-#: The most seconds: no server stays for ever because a file says so, nor by ``detach``.
+#: The most seconds: no server stays for ever because a file says so, which is why ``detach`` is refused too.
 _TIMES = {"grace": 7 * _DAY, "launch_timeout": _DAY}
 _TYPED = "say it on the command line, where you want it"
 
@@ -168,7 +168,7 @@ def _check_env(env: Mapping[str, str]) -> None:
 def _check_names(names: Iterable[str]) -> None:
     for name in names:
         if name.upper() in _VARIABLES or name.upper().startswith(_OURS):
-            raise _Refused(f"may not set {name}, which says who gets in", _TYPED)
+            raise _Refused(f"may not set {name}, which is not for a project to say", _TYPED)
 
 
 def _check_reverse(who: str) -> None:

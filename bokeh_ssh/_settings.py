@@ -162,6 +162,10 @@ def _app(table: dict[str, Any], name: str | None, file: Path, typed: Mapping[str
     if not {"host", "gateway"} & keywords.keys():
         msg = f"{file} does not say where the app runs"
         raise UsageError(msg, hint='add host = "me@remote.host", or gateway')
+    between = {flag.keyword for flag in GATEWAY} - {"host"}
+    if "gateway" not in keywords and between & keywords.keys():
+        msg = f"{file}: {min(between & keywords.keys())} is for a way through a gateway, and none is named"
+        raise UsageError(msg, hint='add gateway = "me@gateway.host", or leave it out')
     _allowance.check_together(keywords, typed, file)
     return _rooted(keywords, file, typed)
 

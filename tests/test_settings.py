@@ -146,6 +146,8 @@ env = { THREADS = "4" }
             'gateway = "g"\nhost = "h"\ngateway_port = 0\napp = "a"\ncommand = "x {port}"',
             "gateway_port opens",
         ),
+        ('host = "h"\nname = "x"', "name is for a way through a gateway"),
+        ('host = "h"\ngateway_port = 7000\napp = "x.py"', "gateway_port is for a way through a gateway"),
         ('gateway = "g"\nreverse = "me"', "reverse = 'me' is not known"),
         ('gateway = "g"\nname = "../x"', "name: "),
         ('host = "-oProxyCommand=x"', "host: "),
