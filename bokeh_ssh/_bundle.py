@@ -95,7 +95,12 @@ class Bundle:
 
 
 def _found(path: str) -> Path:
-    root = Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100 - a link keeps the name it was given
+    try:
+        # Not resolved: a link keeps the name it was given.
+        root = Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100
+    except OSError as exc:
+        msg = f"{path!r} cannot be looked for: the current directory cannot be looked at ({exc.strerror})"
+        raise UsageError(msg, hint="go to another one, or give the whole path") from exc
     if not root.exists():
         msg = f"there is no {path!r} here to be brought there"
         raise UsageError(msg, hint="give a path of this machine, or leave out upload")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from bokeh_ssh import _searchpath
@@ -69,7 +68,6 @@ def leave(words: Sequence[str], *, timeout: float) -> Ticket:
         env=_searchpath.environment(),
         python=sys.executable,
         verbatim=True,
-        cwd=str(Path.cwd()),
         timeout=timeout + _LOGIN,
     )
     return Server.start(Shell(), launch).detach()

@@ -508,3 +508,15 @@ def test_big_file_comes_whole(embedded: Callable[..., Machine], tmp_path: Path, 
     sums = " ".join(sha256(path.read_bytes()).hexdigest() for path in sorted(data.iterdir()))
     with tunnel_to(machine, script, bring=str(data)) as tunnel:
         assert text_of(tunnel) == sums
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere a directory in use stays")
+def test_current_directory_that_is_gone_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path that starts where nothing is any more is an error that says so; a whole one needs none."""
+    (tmp_path / "app.py").write_text("")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(UsageError, match="current directory"):
+        Bundle(("app.py",), ())
+    assert Bundle((str(tmp_path / "app.py"),), ()).roots == [tmp_path / "app.py"]
