@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     Table = dict[int, Row]
 
 _SET_CHILD_SUBREAPER = 36
+_ROUNDS = 50  # in which a machine that starts programs all the time is read
 _FIELDS = 20  # of /proc/PID/stat, from the state to the start time
 
 
@@ -45,26 +46,49 @@ def look(pid: int) -> Row | None:
     try:
         with open(f"/proc/{pid}/stat", "rb") as stat:
             words = stat.read().rpartition(b")")[2].split()[:_FIELDS]  # the name before may hold anything
-        return int(words[1]), int(words[2]), words[0].decode(), int(words[19])
+        # The state is that of the first thread: the others go on where that has ended alone.
+        state = "S" if words[0] == b"Z" and int(words[17]) > 1 else words[0].decode()
+        return int(words[1]), int(words[2]), state, int(words[19])
     except (OSError, ValueError, IndexError):
         return None
 
 
 def table() -> Table:
-    """List the processes that run; a zombie does not."""
-    rows: Table = {}
+    """List the processes that run; a zombie does not.
+
+    On Linux, what runs and was started by one that is listed, or by one that has ended meanwhile, is listed.
+    """
     if os.path.exists("/proc/self/stat"):
-        for name in os.listdir("/proc"):
-            row = look(int(name)) if name.isdigit() else None
-            if row:
-                rows[int(name)] = row
-    else:
-        with os.popen("ps -A -o pid=,ppid=,pgid=,stat=") as ps:  # noqa: S605, S607 - where ps is, PATH knows
-            for line in ps:
-                with contextlib.suppress(ValueError):
-                    pid, parent, group, state = line.split()[:4]
-                    rows[int(pid)] = int(parent), int(group), state, 0
-    return {pid: row for pid, row in rows.items() if row[2][:1] not in ("Z", "X")}
+        return _all()
+    rows: Table = {}
+    with os.popen("ps -A -o pid=,ppid=,pgid=,stat=") as ps:  # noqa: S605, S607 - where ps is, PATH knows
+        for line in ps:
+            with contextlib.suppress(ValueError):
+                pid, parent, group, state = line.split()[:4]
+                rows[int(pid)] = int(parent), int(group), state, 0
+    return {pid: row for pid, row in rows.items() if _runs(row)}
+
+
+def _all() -> Table:
+    """Read /proc until there is nobody new: one that forks and ends while it is read would hide its child."""
+    rows: Table = {}
+    seen: set[int] = set()
+    for _ in range(_ROUNDS):
+        new = {int(name) for name in os.listdir("/proc") if name.isdigit()} - seen
+        seen |= new
+        # Whose parent ended after we have looked at it has another by now.
+        orphans = {pid for pid, row in rows.items() if row[0] and row[0] not in rows}
+        found = {pid: look(pid) for pid in new | orphans}
+        if not new and all(row == rows[pid] for pid, row in found.items()):
+            break
+        for pid in found:
+            rows.pop(pid, None)
+        rows.update((pid, row) for pid, row in found.items() if row and _runs(row))
+    return rows
+
+
+def _runs(row: Row) -> bool:
+    return row[2][:1] not in ("Z", "X")
 
 
 def members(group: int, rows: Table) -> set[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -60,6 +61,15 @@ case " $* " in *" --unix-socket "*)
   exit 2
 esac
 exec "$@"
+"""
+#: Goes on without its first thread, and holds a file locked for as long.
+_HEADLESS = """
+import ctypes, fcntl, os, sys, threading, time
+lock = open(sys.argv[1])
+fcntl.flock(lock, fcntl.LOCK_SH)
+threading.Thread(target=time.sleep, args=(600,)).start()
+os.close(3)
+ctypes.CDLL(None).pthread_exit(None)
 """
 _DEAF = "setsid sh -c \"trap '' TERM; LOOP\" MARK &"
 
@@ -147,6 +157,44 @@ def test_what_ignores_term_is_killed(bench: Bench, mark: str, bystander: subproc
     assert held.server.stop(timeout=2) is True
     assert 1 < time.monotonic() - began < 4
     assert strays(mark, bystander) == set()
+
+
+def test_program_whose_first_thread_has_ended_is_ended(bench: Bench) -> None:
+    """The system shows it as a zombie, though its other threads go on."""
+    lock = bench.path / "lock"
+    lock.touch()
+    program = bench.script("headless.py", _HEADLESS)
+    line = f"{{ setsid {sys.executable} -S {program} {lock} 3>&1 >/dev/null & }} | cat"  # until 3 is closed
+    wrapper = bench.script("wrapper", f'#!/bin/sh\n{line}\nexec "$@"\n')
+    server = bench.start(command=(wrapper, *FAKE), env={"FAKE": ""})
+    with lock.open() as file:
+        with pytest.raises(BlockingIOError):  # the control
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert server.stop() is True
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_who_is_started_while_we_look_is_seen(mark: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that starts another one, and ends, between two looks of ours does not hide that."""
+    look, line = _tree.look, f"read go; sh -c '{_LOOP}' {mark} >/dev/null & echo $!"
+    with subprocess.Popen(["sh", "-c", line], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as popen:
+
+        def late(pid: int) -> _tree.Row | None:
+            if pid == popen.pid and popen.poll() is None:
+                assert popen.stdin
+                popen.stdin.write(b"\n")
+                popen.stdin.close()
+                popen.wait(20)
+            return look(pid)
+
+        monkeypatch.setattr(_tree, "look", late)
+        rows = _tree.table()
+        assert popen.stdout
+        started = int(popen.stdout.read())
+    os.kill(started, signal.SIGKILL)
+    assert popen.pid not in rows
+    assert started in rows
+    assert rows[started][0] != popen.pid
 
 
 @pytest.mark.parametrize("how", ["grace", "exits", "killed", "supervisor", "guardian first"])
