@@ -19,11 +19,13 @@ from bokeh_ssh._errors import (
     SessionError,
     TargetUnreachableError,
 )
-from bokeh_ssh._owner import OWNER_COMMAND, find_owner
+from bokeh_ssh._owner import find_owner, owner_command
 from bokeh_ssh._wait import wait
 
 #: Seconds between two looks at a server that does not answer yet.
 _PAUSE = 0.05
+#: Bytes of what a machine says of a port's owner; there are few rows of those who listen there.
+_MOST_SAID = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -140,12 +142,18 @@ def check_owner(connection: Connection, port: int) -> None:
 
     :raises ForeignServerError: if it is somebody else's
     """
-    chunks: list[bytes] = []
+    said = bytearray()
     ended = threading.Event()
+
+    def hear(data: bytes) -> None:
+        said.extend(data[: _MOST_SAID - len(said)])
+        if len(said) == _MOST_SAID:
+            ended.set()
+
     try:
         session = connection.run(
-            OWNER_COMMAND,
-            on_stdout=chunks.append,
+            owner_command(port),
+            on_stdout=hear,
             on_stderr=lambda data: None,
             on_exit=lambda status: ended.set(),
             timeout=connection.hop.timeout,
@@ -155,7 +163,7 @@ def check_owner(connection: Connection, port: int) -> None:
     session.write_eof()
     wait(ended, connection.hop.timeout)
     session.close()
-    found = find_owner(b"".join(chunks).decode("utf-8", "replace"), port)
+    found = find_owner(said.decode("utf-8", "replace"), port)
     if found is None:
         return
     me, owner = found

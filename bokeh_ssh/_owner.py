@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-#: Works in every login shell. The marker tells the user id from what start files may print.
-OWNER_COMMAND = "echo bokeh-ssh-owner; id -u; cat /proc/net/tcp /proc/net/tcp6"
+#: Tells the user id from what start files may print.
+_MARKER = "bokeh-ssh-owner"
 _LISTEN = "0A"
 
 #: (the owner's user id, the number of the socket): another listener on the same port has another number.
@@ -40,6 +40,16 @@ def _rows(text: str) -> Iterator[_Row]:
         yield row
 
 
+def listening(port: int) -> str:
+    """Return the pattern by which ``grep -i`` finds the rows of those who listen on a port."""
+    return f":{port:04X} [0-9A-F]*:[0-9A-F]* {_LISTEN} "
+
+
+def owner_command(port: int) -> str:
+    """Return the command whose output :func:`find_owner` reads; it works in every login shell."""
+    return f"echo {_MARKER}; id -u; grep -hi '{listening(port)}' /proc/net/tcp /proc/net/tcp6"
+
+
 def find_owner(text: str, port: int) -> tuple[int, int] | None:
     r"""Find (our user id, the owner's user id) of the listener on ``port`` in the output of the command.
 
@@ -50,7 +60,7 @@ def find_owner(text: str, port: int) -> tuple[int, int] | None:
     >>> find_owner("bokeh-ssh-owner\n1000\n" + table + row, 5006)
     (1000, 1001)
     """
-    said = text.partition("bokeh-ssh-owner")[2]
+    said = text.partition(_MARKER)[2]
     digits = [line.strip() for line in said.split("\n") if line.strip().isdecimal() and len(line) < 20]
     if not digits:
         return None

@@ -16,13 +16,15 @@ from collections.abc import Callable, Iterator
 from bokeh_ssh._command import encode, exec_line
 from bokeh_ssh._connection import Connection
 from bokeh_ssh._errors import BokehSSHError, ConnectionLostError, ForeignServerError, SessionError
-from bokeh_ssh._owner import Listener, listeners
+from bokeh_ssh._owner import Listener, listeners, listening
 from bokeh_ssh._report import Reader
 from bokeh_ssh._wait import wait_for
 
 #: Told whether the port is still one's own; on the connection's thread, so it must not block.
 Verdict = Callable[[bool], None]
 
+#: What is waited for.
+_WORDS = ("hello", "uid", "blind")
 #: Answers each line of its input with the listeners of one port; one ``grep`` a time.
 _LOOK = """\
 say() { printf '%s{"event":"%s","text":"%s"}\\n' "$mark" "$1" "$2"; }
@@ -66,8 +68,7 @@ class Sentry:
         """Have it look for the first time; tells whether it sees anything."""
         if not self._wait("hello", timeout):
             return False
-        pattern = f":{self._port:04X} [0-9A-F]*:[0-9A-F]* 0A "
-        self._session.write(encode(f"mark={self._mark}; port='{pattern}'\n{_LOOK}\n"))
+        self._session.write(encode(f"mark={self._mark}; port='{listening(self._port)}'\n{_LOOK}\n"))
         return self._wait("uid", timeout)
 
     def _wait(self, word: str, timeout: float) -> bool:
@@ -105,9 +106,10 @@ class Sentry:
                 verdict = self._asked.pop(number, None)
                 if verdict:
                     verdict(self._judge(listeners(rows.replace(";", "\n"), self._port)))
-            with self._change:
-                self._said.add(event)
-                self._change.notify_all()
+            if event in _WORDS:
+                with self._change:
+                    self._said.add(event)
+                    self._change.notify_all()
 
     def _judge(self, now: frozenset[Listener]) -> bool:
         foreign = [owner for owner, _ in now if owner != self._me]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -12,22 +13,26 @@ import time
 import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from beds import until
 from bokeh_ssh import _wire
+from bokeh_ssh._attach import check_owner
 from bokeh_ssh._backlog import Backlog
 from bokeh_ssh._dispatcher import Dispatcher
 from bokeh_ssh._events import AppFailed
 from bokeh_ssh._hearing import Hearing
 from bokeh_ssh._launch import Launch
 from bokeh_ssh._report import AppErrors, Reader
+from bokeh_ssh._sentry import Sentry
 
 if os.name != "posix":
     pytest.skip("the remote side is a POSIX system", allow_module_level=True)
 
 from local_runner import FAKE, Bench, LocalSession
+from test_compression import peak
 
 _MIB = 1 << 20
 _SIZE = 48 * _MIB  # of what is written
@@ -209,6 +214,42 @@ def test_what_a_list_of_servers_says_is_bounded(bench: Bench, monkeypatch: pytes
     for number in range(1000):
         run._on_stdout(run._mark.encode() + json.dumps({"event": "server", "n": number}).encode() + b"\n")
     assert len(run._messages) < 30
+
+
+class _Floods:
+    """A connection whose machine says the same to whatever is executed there, 64 MiB of it."""
+
+    name = "host"
+    hop = types.SimpleNamespace(timeout=20)
+
+    def __init__(self, say: Callable[[str, int], bytes]) -> None:
+        self._say = say
+
+    def run(self, command: str, *, on_stdout: Callable[[bytes], None], **_: object) -> types.SimpleNamespace:
+        for number in range(1024):
+            on_stdout(self._say(command, number))
+        return types.SimpleNamespace(write_eof=nothing, close=nothing)
+
+
+def nothing() -> None:
+    pass
+
+
+def test_owner_of_a_port_is_told_in_few_words() -> None:
+    """A machine that never ends to say whose a port is is not listened to."""
+    connection: Any = _Floods(lambda command, number: b"bokeh-ssh-owner\n0\n" + b"x" * 65536)
+    assert peak(lambda: check_owner(connection, 5006)) < _MIB
+
+
+def test_words_that_nobody_asked_for_are_not_kept() -> None:
+    """What watches over a port keeps nothing of messages that it does not know."""
+
+    def say(command: str, number: int) -> bytes:
+        mark = "".join(re.findall(r'echo (\w+)"(\w+)"hello', command)[0]).encode()
+        return mark + b'{"event": "%08d' % number + b"x" * 65536 + b'"}\n'
+
+    connection: Any = _Floods(say)
+    assert peak(lambda: Sentry(connection, 5006, lambda error: None)) < 2 * _MIB
 
 
 def test_of_what_a_slow_client_misses_the_last_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
