@@ -6,13 +6,21 @@ person's own ``core.excludesFile`` is not read: what is brought must not depend 
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pathspec import GitIgnoreSpec
+
+#: What pathspec makes of ``*``, and of ``**`` in the middle and at the beginning.
+_STAR = "[^/]*"
+_FOLDERS = "(?:/.+)?"
+_TOP = "^(?:.+/)?"
 
 #: Never an app's, with or without git.
 _NEVER = frozenset(
@@ -60,9 +68,47 @@ class Ignored:
             text = file.read_text(encoding="utf-8", errors="surrogateescape")
         except (FileNotFoundError, NotADirectoryError):
             return
-        from pathspec import GitIgnoreSpec  # most tunnels bring nothing
+        self._rules.append((folder, spec(text.splitlines())))
 
-        self._rules.append((folder, GitIgnoreSpec.from_lines(text.splitlines())))
+
+def spec(lines: Iterable[str]) -> GitIgnoreSpec:
+    """Read patterns, without those that no name fits: git passes over them, and pathspec raises."""
+    from pathspec import GitIgnoreSpec  # most tunnels bring nothing
+
+    patterns: list[Any] = []
+    for line in lines:
+        with contextlib.suppress(ValueError, re.error):
+            patterns += GitIgnoreSpec.from_lines([line]).patterns
+    for pattern in patterns:
+        if pattern.regex:
+            pattern.regex = re.compile(_linear(pattern.regex.pattern))
+    return GitIgnoreSpec(patterns)
+
+
+def _linear(regex: str) -> str:
+    """Have a regular expression of pathspec's try each place once for what follows a ``*`` or ``**``.
+
+    Where it fits first leaves most to what comes after it, so nothing is lost if that place stays; otherwise
+    each further star multiplies the time by the length of the name.
+    """
+    number = itertools.count()
+
+    def first(text: str) -> str:  # an atomic group, for Pythons before 3.11
+        name = f"first{next(number)}"
+        return f"(?=(?P<{name}>{text}))(?P={name})"
+
+    def stars(text: str) -> str:
+        front, star, rest = text.partition(_STAR)
+        *middle, last = rest.split(_STAR)
+        return front + "".join(first(f"{_STAR}?{part}") for part in middle) + star + last
+
+    top, *folders = map(stars, regex.split(_FOLDERS))
+    if not folders:
+        return top
+    if top.startswith(_TOP):
+        top = "^" + first(f"(?:.+?/)??{top.removeprefix(_TOP)}(?=/)")
+    *between, last = folders
+    return top + "".join(first(f"(?:/.+?)??{part}(?=/)") for part in between) + _FOLDERS + last
 
 
 def _above(top: Path) -> Iterator[Path]:

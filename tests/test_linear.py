@@ -21,6 +21,7 @@ from bokeh_ssh import BokehSSHError
 from bokeh_ssh._configtext import criteria, expand, seconds, split_keyword, split_words
 from bokeh_ssh._flagtable import in_flags
 from bokeh_ssh._forwardspec import parse_forward
+from bokeh_ssh._gitignore import spec
 from bokeh_ssh._guard import Guard
 from bokeh_ssh._inspector import Inspector, RequestRefusedError
 from bokeh_ssh._knownhosts import find
@@ -201,6 +202,13 @@ def _dripped_head(text: bytes) -> None:
             inspector.feed(text[at : at + 8])
 
 
+def _ignored(text: str) -> None:
+    name = "/".join(text[at : at + 250] for at in range(0, 4000, 250))
+    for piece in ("*a", "*-", "*?", "*[a]", "**/a/", "**/*/", "a/**/*a"):
+        assert not spec([piece * 12 + "\\x01"]).match_file(name)
+    spec([text])
+
+
 def _records(text: str) -> None:
     errors = AppErrors()
     errors.feed(["Error running application handler x: " + text])
@@ -232,6 +240,7 @@ _PARSERS: dict[str, Callable[[str], object]] = {
     "chunks": lambda text: _chunked(text.encode("latin-1", "replace")),
     "head": lambda text: _dripped_head(text.encode("latin-1", "replace")),
     "tokens": lambda text: _refused(expand, text, {}, {}),
+    "gitignore": _ignored,
     "time": lambda text: _refused(seconds, text),
     "flags": in_flags,
 }
