@@ -43,7 +43,7 @@ _VARIABLES = frozenset(
 _OURS = "BOKEH_SSH_"
 _LOOPBACK = (None, "localhost", "127.0.0.1", "::1")
 _ORIGIN = re.compile(
-    r"(?:localhost|127\.0\.0\.1|\[::1\]|(?:[a-z0-9-]+\.)+localhost)(?::(\d{1,5}))?", re.ASCII
+    r"\A(?:localhost|127\.0\.0\.1|\[::1\]|(?:[a-z0-9-]+\.)+localhost)(?::(\d{1,5}))?", re.ASCII
 )
 #: The smallest port that each takes.
 _PORTS = {"local_port": 0, "remote_port": 0, "gateway_port": 0, "port": 1}

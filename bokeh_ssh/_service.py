@@ -486,8 +486,9 @@ class Service:
 
     def keep_of_log(self, lines: list[str]) -> None:
         """Keep the last lines, and no more than is ever told of them."""
-        self.log.extend(lines)
-        self.kept += sum(len(line) + 1 for line in lines)
+        last = lines[-LINES:]
+        self.log.extend(last)
+        self.kept += sum(len(line) + 1 for line in last)
         while len(self.log) > LINES or self.kept > TAIL:
             self.kept -= len(self.log.popleft()) + 1
 

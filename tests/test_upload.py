@@ -430,7 +430,8 @@ def test_the_same_files_as_git(tmp_path: Path) -> None:
     top = tmp_path / "repository"
     files = {
         ".gitignore": "*.log\n/build/\n!keep.log\ndoc/*.txt\n# a comment\n\\#hash\nspace\\ \n**/deep/x\n",
-        "app/.gitignore": "!*.log\nsub/local\n/rooted\n*.tmp\n!sub/*.tmp\n!\n\\\n[z-a]\n*-*-*.c\np/**/q/**/r\n",
+        "app/.gitignore": "!*.log\nsub/local\n/rooted\n*.tmp\n!sub/*.tmp\n!\n\\\n[z-a]\n*-*-*.c\n",
+        "app/p/.gitignore": "/**/q/**/r\n",
         "app/a-b-c-.c": "", "app/a-b.c": "", "app/p/q/r": "", "app/p/1/q/2/q/3/r": "", "app/p/q/1/s": "",
         "app/main.py": "", "app/a.log": "", "app/keep.log": "", "app/#hash": "", "app/space ": "",
         "app/sub/local": "", "app/rooted": "", "app/sub/rooted": "", "app/x.tmp": "", "app/sub/y.tmp": "",
