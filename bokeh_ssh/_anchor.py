@@ -5,6 +5,8 @@ system. Some SSH servers end what they executed when its channel ends (Apache MI
 HUP, others KILL, to that process, its group or its children). So that one only waits, as the channel's
 *anchor*, and the supervisor runs in a session of its own, as nobody's child: all that it learns from such an
 end is that its client has gone.
+
+Where supervisor and guardian are killed at once, the anchor, if it is left, ends what was theirs.
 """
 
 from __future__ import annotations
@@ -12,10 +14,19 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import time
+
+from bokeh_ssh import _tree
+from bokeh_ssh._door import clear
+from bokeh_ssh._group import PATIENCE
+from bokeh_ssh._place import Place
 
 TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
 if TYPE_CHECKING:
     from typing import NoReturn
+
+_PAUSE = 0.5  # seconds between two looks whether the guardian lives, and has ended all
+_LOOKS = 12  # in which it has, with the patience that it has
 
 
 class Anchor:
@@ -26,6 +37,14 @@ class Anchor:
 
     def __init__(self, fd: int = -1) -> None:
         self.fd = fd
+
+    def watch(self, place: Place) -> None:
+        """Have it look after a place: should we be killed, and whoever else does."""
+        if self.fd >= 0:
+            try:
+                os.write(self.fd, os.fsencode(place.path) + b"\n")
+            except OSError:
+                pass  # it was ended before
 
     def let_go(self) -> None:
         """Listen to it no more."""
@@ -76,7 +95,32 @@ def stay(pid: int, fd: int) -> NoReturn:
     for stream in range(3):  # they are the other's: one ends when that closes it
         os.dup2(null, stream)
     os.waitpid(pid, 0)
-    status = os.read(fd, 1)
-    if not status:  # it could not even say so
-        os.kill(os.getpid(), signal.SIGKILL)
+    path, status = listen(fd)
+    if not status:  # it was killed, and could not even say so
+        try:
+            if path and not os.fork():
+                os.setsid()  # out of reach of the session's end, which does not wait for this
+                succeed(Place(os.fsdecode(path)))
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
     os._exit(status[0])
+
+
+def succeed(place: Place) -> None:
+    """End what a supervisor that was killed has left, unless its guardian does."""
+    for _ in range(_LOOKS):
+        if not _tree.marked(place.mark, _tree.table()):
+            break
+        time.sleep(_PAUSE)
+    clear(place, PATIENCE)
+
+
+def listen(fd: int) -> tuple[bytes, bytes]:
+    """Hear which place to look after, and the exit status; either is empty where it was not said."""
+    said = b""
+    while True:
+        part = os.read(fd, 1 << 12)
+        said += part
+        path, _, status = said.rpartition(b"\n")
+        if status or not part:
+            return path, status

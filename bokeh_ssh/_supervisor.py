@@ -81,6 +81,8 @@ class Supervisor(Service):
         """Start the server, once what it needs is here, and hold it until its whole group is gone."""
         self.arm()
         self.place, self.door, self.nowhere = make(lambda path: Door(os.path.join(path, CONTROL)))
+        if self.place:
+            self.anchor.watch(self.place)
         self.started["doomed"] = doom()
         self.prepare()
         self.others = _tree.below(os.getpid(), _tree.table())  # what "setup" has left running

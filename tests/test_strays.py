@@ -280,6 +280,19 @@ def test_server_that_nobody_holds_ends_when_somebody_looks(
     until(lambda: not place.exists(), what="its place is gone")
 
 
+def test_server_whose_holders_are_killed_ends_where_the_anchor_is_left(
+    bench: Bench, mark: str, bystander: subprocess.Popen[bytes]
+) -> None:
+    """What the SSH server executed waits for the guardian, and then ends what that has not."""
+    runs_in = beginning(
+        bench, "import time; wait = time.sleep; time.sleep = lambda seconds: wait(seconds / 10)"
+    )
+    held = escaped(bench, mark, _WAYS["setsid"], _WAYS["daemon"], grace=600, runs_in=runs_in)
+    held.kill_holders()
+    until(lambda: not held.alive() and not strays(mark, bystander), what="it has ended")
+    until(lambda: not any(Path(os.environ["BOKEH_SSH_DIR"]).glob("*")), what="its place is gone")
+
+
 def test_what_setup_leaves_running_is_its_own(bench: Bench, mark: str) -> None:
     """A program older than the supervisor, as ``setup`` may start one, is not ended with the server."""
     line = f"sh -c '{_LOOP}' {mark} >/dev/null 2>&1 3>&- 4>&- &"
