@@ -96,7 +96,7 @@ class Errand:
         try:
             sock, answer = self.enter(place)
         except OSError as exc:
-            if vacant(place):
+            if ended(place, exc):
                 return self.bury(place)
             self.say("refused", why="silent", text=exc.strerror or str(exc))
             return 1
@@ -128,10 +128,10 @@ class Errand:
             try:
                 sock, record = knock(place.at(CONTROL), {"do": "status"}, (), QUICK)
                 sock.close()
-            except OSError:
-                record = place.read()
+            except OSError as exc:
+                over, record = ended(place, exc), place.read()
                 state = "silent"
-                if vacant(place):
+                if over:
                     if "ended" not in record:
                         clear(place, QUICK)
                         continue
@@ -152,7 +152,7 @@ class Errand:
         try:
             sock, _ = knock(place.at(CONTROL), self.order, (), QUICK)
         except OSError as exc:
-            if vacant(place):
+            if ended(place, exc):
                 clear(place, QUICK)
                 self.say("over", already=True)
                 return 0
@@ -163,6 +163,16 @@ class Errand:
             return 1
         self.say("over", already=False)
         return 0
+
+
+def ended(place: Place, why: OSError) -> bool:
+    """Whether a supervisor that did not answer is no more; one that hung up may be about to end."""
+    deadline = time.monotonic() + QUICK
+    while not vacant(place):
+        if not isinstance(why, ConnectionResetError) or time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def for_the_end(sock: socket.socket, timeout: float) -> bool:

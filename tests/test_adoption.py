@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from beds import Machine, until
-from bokeh_ssh import Host, _place
+from bokeh_ssh import Host, _errand, _place
 from bokeh_ssh._cargo import program
 from bokeh_ssh._errors import (
     BokehSSHError,
@@ -325,6 +325,15 @@ def test_server_that_is_killed_while_the_line_is_half_dead_is_told(bench: Bench,
     until(lambda: not held.grandchildren(), what="the group is gone")
     assert not held.server.ended.is_set()  # the proof that it was not told
     assert refused(bench, ServerExitedError, ticket_of(held)).exit_status == -signal.SIGKILL
+
+
+def test_supervisor_that_hangs_up_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that ends closes its socket a moment before it is gone; who is only silent is not waited for."""
+    looks = iter([False, False, True])
+    monkeypatch.setattr(_errand, "vacant", lambda place: next(looks))
+    place = _place.Place(str(tmp_path))
+    assert not _errand.ended(place, TimeoutError())
+    assert _errand.ended(place, ConnectionResetError())
 
 
 def test_server_that_dies_while_its_client_is_there_leaves_no_record(
