@@ -83,6 +83,11 @@ class Guardian:
         *lines, self._rest = (self._rest + data).split(b"\n")
         return [(event.decode(), int(status)) for event, status in map(bytes.split, lines)]
 
+    def go_on(self) -> None:
+        """Have it go on, should somebody have stopped it."""
+        if self.pid:
+            os.kill(self.pid, signal.SIGCONT)
+
     def dismiss(self) -> None:
         """End it, and take over what it has, where that can be adopted; idempotent."""
         if self.pid:

@@ -69,7 +69,7 @@ class Inflater:
             msg = f"the server sent a packet that inflates to more than {MAX_PACKET_LENGTH} bytes"
             raise InflateError(msg)
         if not payload or self._zlib.eof:  # zlib would keep all that comes after such an end
-            msg = "the server sent compressed data that ends"
+            msg = "the server sent compressed data that is empty or ends"
             raise InflateError(msg)
         return payload
 

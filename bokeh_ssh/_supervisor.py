@@ -187,6 +187,8 @@ class Supervisor(Service):
         """Do what is due."""
         if self.termed or now >= self.limit():
             self.order(PATIENCE)
+        if self.guardian:
+            self.guardian.go_on()
         if self.door:
             self.door.tidy()
         if self.place:

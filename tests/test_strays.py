@@ -221,16 +221,18 @@ def test_all_of_it_ends_however_the_server_does(
         os.kill(pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("lacks", ["guardian", "waitid"])
+@pytest.mark.parametrize("lacks", ["guardian", "guardian for a while", "waitid"])
 def test_what_becomes_of_it_is_told_all_the_same(
     bench: Bench, mark: str, lacks: str, bystander: subprocess.Popen[bytes]
 ) -> None:
-    """Without its parent; and where Python cannot leave a child that ended unreaped, as on macOS."""
+    """Without its parent, or where that is stopped; and where Python leaves no child that ended unreaped."""
     begins = "import os; del os.waitid" if lacks == "waitid" else ""
     held = escaped(bench, mark, runs_in=beginning(bench, begins))
     if lacks == "guardian":
         os.kill(held.guardian, signal.SIGKILL)
         until(lambda: held.guardian == held.supervisor, what="the supervisor to adopt it")
+    elif lacks == "guardian for a while":
+        os.kill(held.guardian, signal.SIGSTOP)
     os.kill(held.server.pid, signal.SIGSTOP)
     until(lambda: kinds(bench, ServerUnresponsive), what="it is told")
     os.kill(held.server.pid, signal.SIGCONT)
