@@ -26,6 +26,8 @@ _T = TypeVar("_T")
 
 #: Seconds for the server's own steps: to listen, to answer a question of ours, to say goodbye.
 _PATIENCE = 10.0
+#: Turns of the loop after which what was accepted last is a client, too.
+_TURNS = 5
 
 
 @dataclass(frozen=True)
@@ -233,6 +235,8 @@ class EmbeddedServer:
         tell(None)
         await self._stop.wait()
         acceptor.close()
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
         clients = tuple(self._clients)
         for client in clients:
             client.conn.close()
