@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 GUESTS = 32  # that may stand in the door at once
 PATIENCE = 10.0  # seconds until one that does not say what it wants is shown out
 LONGEST = 1 << 16  # bytes of a request
+MENDED = 4.0  # seconds in which a supervisor makes its directory anew that was removed: it looks every 2
 _GRACE = 5.0  # seconds between TERM and KILL for what nobody holds any more
 
 
@@ -207,7 +208,11 @@ def knock(
 
 
 def vacant(place: Place) -> bool:
-    """Whether the supervisor of a place is no more; one whose socket was removed makes it again."""
+    """Whether the supervisor of a place is no more; one whose socket was removed makes it again.
+
+    Where its record was removed too, so that nothing tells which process it is, it has the time for that.
+    """
+    record = place.read()
     # On Linux a refusal is the truth; macOS refuses also where many knock at once.
     for pause in [0] if sys.platform == "linux" else [0, 0.02, 0.02]:
         time.sleep(pause)
@@ -216,6 +221,8 @@ def vacant(place: Place) -> bool:
             sock.settimeout(1.0)
             sock.connect(place.at(CONTROL))
         except FileNotFoundError:
+            if not record and place.age() < MENDED:
+                return False
             break
         except ConnectionRefusedError:
             continue
@@ -224,7 +231,7 @@ def vacant(place: Place) -> bool:
         finally:
             sock.close()
         return False
-    who = str(place.read().get("identity", ""))
+    who = str(record.get("identity", ""))
     pid = who.partition(":")[0]
     return not pid.isdigit() or identity(int(pid)) != who
 

@@ -13,17 +13,17 @@ import select
 import signal
 import time
 
-from bokeh_ssh._door import clear, knock, vacant
+from bokeh_ssh._door import MENDED, clear, knock, vacant
 from bokeh_ssh._place import CONTROL, KEEP, Place, identity, node, places
 
 TYPE_CHECKING = False  # typing costs milliseconds and is not needed to run
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Sequence
     from typing import Any, NoReturn
 
 LOST = 5  # our exit status where the supervisor went away without a word
 QUICK = 2.0  # seconds for a supervisor to tell about itself
-MENDED = 4.0  # seconds in which one makes its directory anew that was removed: it looks every 2
 ENDED = 12.0  # seconds in which one has ended that was told to
 
 
@@ -72,7 +72,9 @@ class Errand:
                 time.sleep(0.1)
         return None
 
-    def enter(self, place: Place) -> tuple[socket.socket, dict[str, Any]]:
+    def enter(
+        self, place: Place, request: dict[str, Any], fds: Sequence[int] = (), timeout: float = QUICK
+    ) -> tuple[socket.socket, dict[str, Any]]:
         """Knock, for as long as a supervisor that runs may need to make its socket again.
 
         :raises OSError: if it does not answer
@@ -80,9 +82,9 @@ class Errand:
         deadline = time.monotonic() + MENDED
         while True:
             try:
-                return knock(place.at(CONTROL), self.order, (0, 1), float(self.order["timeout"]))
+                return knock(place.at(CONTROL), request, fds, timeout)
             except (FileNotFoundError, ConnectionRefusedError):
-                if vacant(place) or time.monotonic() > deadline:
+                if not place.exists() or vacant(place) or time.monotonic() > deadline:
                     raise
             time.sleep(0.1)
 
@@ -94,8 +96,10 @@ class Errand:
             self.say("refused", why="elsewhere" if wanted not in ("", node()) else "gone", node=node())
             return 1
         try:
-            sock, answer = self.enter(place)
+            sock, answer = self.enter(place, self.order, (0, 1), float(self.order["timeout"]))
         except OSError as exc:
+            if not place.exists():  # between the two; perhaps only for a moment
+                return self.do_adopt()
             if ended(place, exc):
                 return self.bury(place)
             self.say("refused", why="silent", text=exc.strerror or str(exc))
@@ -126,9 +130,11 @@ class Errand:
         for place in places():
             state = "running"
             try:
-                sock, record = knock(place.at(CONTROL), {"do": "status"}, (), QUICK)
+                sock, record = self.enter(place, {"do": "status"})
                 sock.close()
             except OSError as exc:
+                if not place.exists():
+                    continue
                 over, record = ended(place, exc), place.read()
                 state = "silent"
                 if over:
@@ -150,9 +156,9 @@ class Errand:
             self.say("refused", why="gone", node=node())
             return 1
         try:
-            sock, _ = knock(place.at(CONTROL), self.order, (), QUICK)
+            sock, _ = self.enter(place, self.order)
         except OSError as exc:
-            if ended(place, exc):
+            if not place.exists() or ended(place, exc):
                 clear(place, QUICK)
                 self.say("over", already=True)
                 return 0

@@ -161,8 +161,12 @@ class Place:
                 with contextlib.suppress(OSError):
                     os.utime(path)
 
+    def exists(self) -> bool:
+        """Whether it is there: a server that ends takes it along, and anybody may have removed it."""
+        return os.path.isdir(self.path)
+
     def age(self) -> float:
-        """How many seconds ago it was last touched."""
+        """How many seconds ago it was touched, or something in it made or removed; 0 if it is not there."""
         try:
             return time.time() - os.lstat(self.path).st_mtime
         except OSError:

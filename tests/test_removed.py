@@ -16,10 +16,22 @@ import pytest
 
 import apps
 from beds import Machine, until
-from bokeh_ssh import Event, Lost, Reconnected, RemoteForward, Warned, _remotesocket
+from bokeh_ssh import (
+    Event,
+    Lost,
+    Reconnected,
+    RemoteForward,
+    Warned,
+    _cargo,
+    _dialogue,
+    _remotesocket,
+    _servers,
+)
+from bokeh_ssh._door import sweep
 from bokeh_ssh._errors import BokehSSHError, ServerGoneError
+from bokeh_ssh._place import private
 from bokeh_ssh._server import Server
-from bokeh_ssh._servers import list_servers
+from bokeh_ssh._servers import list_servers, stop_server
 from local_runner import FAKE, Bench, Held, alive
 from test_reconnect import kinds
 from test_reconnect_tunnel import COUNTER, ask, cabled, servers, tunnel_to
@@ -42,6 +54,22 @@ while True:
 def place() -> Path:
     """Where the servers of this test are found."""
     return Path(os.environ["BOKEH_SSH_DIR"])
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have what is sent look, and be waited for, twenty times as often; one test has the real pace."""
+    send = _cargo.program
+
+    def program(name: str) -> bytes:
+        text = send(name)
+        for old, new in ((b"\\nLOOK = 2.0 ", b"\\nLOOK = 0.1 "), (b"\\nMENDED = 4.0 ", b"\\nMENDED = 1.0 ")):
+            assert (old in text) == (name == "supervisor" or b"MENDED" in old)
+            text = text.replace(old, new)
+        return text
+
+    monkeypatch.setattr(_dialogue, "program", program)
+    monkeypatch.setattr(_servers, "program", program)
 
 
 def on_socket(bench: Bench, **words: Any) -> Server:
@@ -81,6 +109,7 @@ REMOVALS: dict[str, Callable[[Path, Path], object]] = {
 }
 
 
+@pytest.mark.usefixtures("hurried")
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a socket has another path on Linux only")
 @pytest.mark.parametrize("how", REMOVALS)
 def test_place_is_made_again(bench: Bench, place: Path, how: str) -> None:
@@ -108,6 +137,7 @@ def test_place_is_made_again(bench: Bench, place: Path, how: str) -> None:
     assert not [event for event in bench.events if isinstance(event, Warned)]
 
 
+@pytest.mark.usefixtures("hurried")
 @pytest.mark.parametrize("how", ["seen", "unseen", "control"])
 def test_place_is_removed_in_the_moment_of_a_loss(bench: Bench, mark: str, place: Path, how: str) -> None:
     """Whether the supervisor has seen the loss or not, who comes back finds the same server."""
@@ -129,6 +159,43 @@ def test_place_is_removed_in_the_moment_of_a_loss(bench: Bench, mark: str, place
     held.check_gone()
 
 
+BARED: dict[str, Callable[[Path, Path], object]] = {
+    "nothing": lambda root, inner: None,  # the control
+    "files": lambda root, inner: [path.unlink() for path in inner.iterdir()],
+    "all, and half made again": lambda root, inner: [shutil.rmtree(root), root.mkdir(), inner.mkdir()],
+}
+
+
+@pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize("how", BARED)
+def test_who_looks_before_it_is_made_again_ends_nothing(
+    bench: Bench, mark: str, place: Path, how: str
+) -> None:
+    """With neither socket nor record nothing tells whose place it is: its supervisor has time to say."""
+    held = Held(bench, mark, grace=60)
+    ticket = held.server.ticket
+    assert ticket
+    os.kill(held.supervisor, signal.SIGSTOP)  # it has not seen it yet
+    with private():
+        BARED[how](place, Path(ticket.place))
+    assert not sweep()
+    assert held.alive()
+    os.kill(held.supervisor, signal.SIGCONT)
+    [listed] = list_servers(bench.runner(), python=sys.executable)
+    assert listed.pid == held.server.pid
+    assert adopted(bench, held.server).pid == held.server.pid
+
+
+@pytest.mark.usefixtures("hurried")
+def test_server_whose_socket_is_to_be_made_again_is_stopped(bench: Bench, mark: str, place: Path) -> None:
+    """Who wants to end it waits for that, as who wants it back does."""
+    held = Held(bench, mark, grace=60)
+    next(place.glob("*/control")).unlink()
+    stop_server(bench.runner(), next(place.iterdir()).name, python=sys.executable)
+    held.check_gone()
+
+
+@pytest.mark.usefixtures("hurried")
 def test_place_that_cannot_be_made_again_is_told(bench: Bench, mark: str, place: Path) -> None:
     """A warning says what it means; who comes back finds none, and the old server has ended: never two."""
     held = Held(bench, mark, grace=600)
@@ -184,6 +251,7 @@ def test_another_process_of_that_number_is_left_alone(bench: Bench, mark: str, p
     place.unlink()
 
 
+@pytest.mark.usefixtures("hurried")
 def test_what_was_brought_is_removed(bench: Bench) -> None:
     """That it is gone is told, once."""
 

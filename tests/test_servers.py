@@ -124,7 +124,7 @@ def test_what_is_left_behind_holds_nobody(place: Path, monkeypatch: pytest.Monke
     for number in range(30):
         record = place / f"{number:08x}" / "record"
         record.parent.mkdir()
-        record.write_text(json.dumps({"ended": time.time()} if number < 10 else {}))
+        record.write_text(json.dumps({"ended": time.time()} if number < 10 else {"identity": "1:0"}))
         if number >= 20:  # killed, so that its socket is left
             with socket.socket(socket.AF_UNIX) as sock:
                 sock.bind(str(record.with_name("control")))
