@@ -425,7 +425,8 @@ def demo(
         )
         shared = common(foreground)
         shared.pop("prompt")  # its login never asks
-        return DirectTunnel(host, app=APP, python=demo_python(), grace=10, **shared, **keywords)
+        # Its machine ends with this process: then nobody can come back.
+        return DirectTunnel(host, app=APP, python=demo_python(), grace=2, **shared, **keywords)
 
     hold(make, announce_urls(not no_show), verbose, keywords)
 

@@ -313,7 +313,7 @@ def test_publisher_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
             "places": [{"name": "app"}],
         }
         with subprocess.Popen(
-            [sys.executable, "-c", "from bokeh_ssh._publisher import main; main()"],
+            [sys.executable, "-c", "import bokeh_ssh._publisher as it; it.main()"],
             stdin=subprocess.PIPE,
             env={**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(Path(__file__).parents[1])},
         ) as process:
