@@ -54,8 +54,12 @@ def top() -> Iterator[Path]:
 
 
 def everything(folder: Path) -> list[str]:
-    """List all that is in a folder."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+    """List all that is in a folder; some of it may be removed meanwhile."""
+    return sorted(
+        str(Path(above, name).relative_to(folder))
+        for above, folders, files in os.walk(folder)
+        for name in (*folders, *files)
+    )
 
 
 def running(top: Path | str) -> set[int]:
