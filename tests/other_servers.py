@@ -19,6 +19,9 @@ from beds import Key, Machine, free_port, has_banner, until
 SOURCES = Path(__file__).parent / "servers"
 #: Where Debian keeps the Go packages that are built from source.
 _GOPATH = "/usr/share/gocode"
+#: Where it keeps Apache MINA's SSHD (libmina-sshd-java, not in Debian 12), and what that needs.
+_JARS = os.environ.get("MINA_JARS", "/usr/share/java")
+_JARS_NEEDED = ("sshd-common", "sshd-core", "sshd-sftp", "eddsa", "slf4j-api", "slf4j-nop")
 
 
 class MissingError(Exception):
@@ -28,8 +31,8 @@ class MissingError(Exception):
 def command(name: str, directory: Path) -> list[str]:
     """Return the command that runs a server, built first where it has to be; it takes its host key's path.
 
-    :param name: "conch" (Twisted Conch), "gliderlabs" (Go's gliderlabs/ssh), "erlang", or "erlang-forbid",
-        which forwards nothing
+    :param name: "conch" (Twisted Conch), "mina" (Apache MINA), "gliderlabs" (Go's gliderlabs/ssh), "erlang",
+        or "erlang-forbid", which forwards nothing
     :param directory: where what is built goes
     :raises MissingError: if what it needs is not installed
     """
@@ -45,6 +48,12 @@ def command(name: str, directory: Path) -> list[str]:
             msg = "Erlang with its ssh is not installed (erlang-base, erlang-ssh)"
             raise MissingError(msg)
         return ["escript", str(SOURCES / "erlang.escript"), *name.split("-")[1:]]
+    if name == "mina":
+        jars = [Path(_JARS, f"{each}.jar") for each in _JARS_NEEDED]
+        if not shutil.which("java") or not all(jar.exists() for jar in jars):
+            msg = "Java with Apache MINA's SSHD is not installed (openjdk-17-jdk-headless, libmina-sshd-java)"
+            raise MissingError(msg)
+        return ["java", "-cp", os.pathsep.join(map(str, jars)), str(SOURCES / "Mina.java")]
     if not shutil.which("go") or not Path(_GOPATH, "src/github.com/gliderlabs/ssh").is_dir():
         msg = "Go with gliderlabs/ssh is not installed (golang-go, golang-github-gliderlabs-ssh-dev)"
         raise MissingError(msg)
