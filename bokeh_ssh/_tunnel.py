@@ -234,7 +234,9 @@ class Tunnel(Offer):
 
     def _let_go(self, connection: Connection, server: Server) -> None:
         """End the server; or leave it for its grace where the line is to be made again."""
-        if not self._leaving:
+        if server is not self._server:  # another one was started in its place
+            server.close()
+        elif not self._leaving:
             server.close()
             self._left_behind = True
         elif server.detached:

@@ -182,6 +182,25 @@ def test_server_that_was_left_and_ended_is_not_called_left(
     assert "ended with its session" in warned
 
 
+@pytest.mark.parametrize(("detach", "fate"), [(True, "left"), (False, "ended")])
+def test_end_of_a_server_that_took_the_place_of_another(
+    embedded: Callable[..., Machine], detach: bool, fate: str
+) -> None:
+    """Where sockets cannot be forwarded (MINA, Conch) a second one is started: its end is what counts."""
+    here = embedded(env={"BOKEH_SSH_DIR": os.environ["BOKEH_SSH_DIR"]}, streamlocal=False)
+    app = apps.put(here, "counter.py", COUNTER)
+    events: list[Event] = []
+    with tunnel_to(here, app, events, isolate=False, detach=detach) as tunnel:
+        name = tunnel.server
+    assert len([event for event in events if isinstance(event, Launched)]) == 2
+    assert events[-1] == Closed(host=here.host, server=fate)
+    assert len(servers(here, app)) == detach
+    if detach:
+        with line_to(here) as connection:
+            stop_server(connection, str(name), python=here.python)
+    until(lambda: not servers(here, app), what="it to end")
+
+
 def test_what_was_executed_is_killed_alone(bench: Bench, mark: str) -> None:
     """Without it the client is gone, no more: the session ends, and the server has its grace time."""
     held = Held(bench, mark, grace=60)
