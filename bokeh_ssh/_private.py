@@ -19,11 +19,17 @@ _PATIENCE = 10.0
 _PLACES = """\
 umask 077
 set -f
-if [ -n "$BOKEH_SSH_DIR" ]; then set -- "${BOKEH_SSH_DIR%/}"
+if [ -n "$BOKEH_SSH_DIR" ]; then
+  set -- "$BOKEH_SSH_DIR"
+  while case $1 in ?*/) ;; *) false;; esac do set -- "${1%/}"; done
 else
   n=$(uname -n | tr -c 'A-Za-z0-9_.\\n-' _ | cut -c1-32)
   set -- "/tmp/bokeh-ssh-$(id -u)" "${HOME%/}/.bokeh-ssh-$n"
 fi
+served() { # others may listen on paths that begin like this one
+  grep -F " $1" /proc/net/unix | (while read -r a b c f e i g q; do [ "$q" != "$1" ] || exit 7; done)
+  [ $? = 7 ]
+}
 me=$(id -u)
 top=$(set -- $(LC_ALL=C ls -ldn -- /); echo "$3")
 straight() {
@@ -58,7 +64,7 @@ for w do
     if [ -r /proc/net/unix ]; then
       set +f
       for s in "$d"/tunnel-* "$d"/pub-*; do
-        if [ -S "$s" ] && ! grep -qF " $s" /proc/net/unix; then rm -f -- "$s"; fi
+        if [ -S "$s" ] && ! served "$s"; then rm -f -- "$s"; fi
       done
     fi
     say folder "$d"; exit
@@ -77,7 +83,7 @@ for w do
     set +f
     for s in "$d"/pub-*; do
       if [ -S "$s" ] && [ -O "$s" ]; then
-        if [ ! -r /proc/net/unix ] || grep -qF " $s" /proc/net/unix; then n="$n/${{s##*/pub-}}"; fi
+        if [ ! -r /proc/net/unix ] || served "$s"; then n="$n/${{s##*/pub-}}"; fi
       fi
     done
     set -f

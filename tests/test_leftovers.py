@@ -31,7 +31,7 @@ from bokeh_ssh import (
 )
 from bokeh_ssh._checkup import examine
 from bokeh_ssh._handshake import connect
-from bokeh_ssh._private import private_directory
+from bokeh_ssh._private import private_directory, published
 from bokeh_ssh._serve import Serve
 from cable import Cable
 from local_runner import FAKE, Bench
@@ -100,6 +100,8 @@ def _make(top: Path, *steps: str) -> None:
         (["a 755", "a/d 700"], "a/d", ""),
         (["a 755"], "a/d", ""),  # it is made
         (["a 755", "a/d 700"], "a/d/", ""),
+        (["a 755"], "a/d//", ""),
+        (["a 755", "a/d 700", "a/l -> d"], "a/l//", "no directory"),
         (["a 1777", "a/d 700"], "a/d", ""),
         (["a 755", "a/b 755", "a/b/d 700", "l -> a/b"], "l/d", ""),
         (["a 755", "a/d 755"], "a/d", "mode 755"),
@@ -343,6 +345,21 @@ def test_demo_that_is_killed_leaves_nothing() -> None:
         until(lambda: not everything(temporary), what="nothing to be left")
     finally:
         shutil.rmtree(temporary)
+
+
+def test_dead_socket_beside_one_that_begins_like_it(gateway: Machine, top: Path) -> None:
+    """Nobody listens on the one, whoever listens on the other: it is not listed, and does not stay."""
+    folder = top / "d"
+    folder.mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as alive, socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(folder / "pub-app"))
+        alive.bind(str(folder / "pub-app2"))
+        alive.listen()
+        dead.close()
+        with connect(Host(gateway.host, gateway.user, **gateway.login)) as connection:
+            assert list(published(connection)) == ["app2"]
+            assert private_directory(connection) == str(folder)
+        assert everything(folder) == ["pub-app2"]
 
 
 def test_socket_that_was_taken_back_stays(gateway: Machine, top: Path, tmp_path: Path) -> None:
