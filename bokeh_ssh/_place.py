@@ -220,11 +220,16 @@ def make(fill: Any) -> tuple[Place | None, Any, str]:
 
 def found(root: str) -> str:
     """Make a directory where there is none; says why it may not be used, and then leaves none behind."""
-    made = False
-    with contextlib.suppress(OSError), private():
-        os.mkdir(root, 0o700)
+    made, why = False, ""
+    try:
+        with private():
+            os.mkdir(root, 0o700)
         made = True
+    except OSError as exc:
+        why = exc.strerror or ""
     fault = usable(root)
+    if fault and not os.path.lexists(root):
+        return why or fault
     if fault and made:
         with contextlib.suppress(OSError):
             os.rmdir(root)
@@ -242,7 +247,9 @@ def mend(place: Place) -> str:
         with contextlib.suppress(FileExistsError), private():
             os.mkdir(path, 0o700)
         found = os.lstat(path)
-        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and found.st_mode & 0o777 != 0o700:
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            return f"{os.path.basename(path)} was replaced there"
+        if found.st_mode & 0o777 != 0o700:
             os.chmod(path, 0o700)
     return fault or usable(root)
 

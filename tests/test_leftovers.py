@@ -156,6 +156,16 @@ def test_odd_names_of_a_directory(top: Path, embedded: Callable[..., Machine], g
         assert private_directory(connection) == (None if fault else given)
 
 
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="needs a place where nobody may make a folder"
+)
+def test_reason_is_why_it_cannot_be_made() -> None:
+    """And not that it is not there."""
+    fault = _place.found("/sys/d")
+    assert fault
+    assert "No such file" not in fault
+
+
 def test_place_that_will_not_do_is_not_left(bench: Bench, top: Path) -> None:
     """A directory that was made and cannot be used is gone before the server runs, which it does anyway."""
     for bad in (top / ("x" * 90), top / "shared" / "d"):

@@ -8,7 +8,8 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from bokeh_ssh import (
     _dialogue,
     _remotesocket,
     _servers,
+    _tree,
 )
 from bokeh_ssh._door import sweep
 from bokeh_ssh._errors import BokehSSHError, ServerGoneError
@@ -99,6 +101,17 @@ def adopted(bench: Bench, server: Server) -> Server:
     return back
 
 
+@contextmanager
+def halted(pid: int) -> Iterator[None]:
+    """Have a process stopped during the block: it neither sees nor undoes what is done there."""
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: _tree.table()[pid][2][:1] == "T", what="it to be stopped")
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 REMOVALS: dict[str, Callable[[Path, Path], object]] = {
     "all": lambda root, inner: shutil.rmtree(root),
     "inner": lambda root, inner: shutil.rmtree(inner),
@@ -118,9 +131,10 @@ def test_place_is_made_again(bench: Bench, place: Path, how: str) -> None:
     assert server.ticket
     inner = Path(server.ticket.place)
     assert who(server.socket) == server.pid
-    REMOVALS[how](place, inner)
     broken = how in ("socket", "all", "inner", "moved")
-    assert (who(server.socket) == 0) == broken
+    with halted(int(server.ticket.supervisor.partition(":")[0])):
+        REMOVALS[how](place, inner)
+        assert (who(server.socket) == 0) == broken
 
     def well() -> bool:
         listed = list_servers(bench.runner(), python=sys.executable)
@@ -146,13 +160,10 @@ def test_place_is_removed_in_the_moment_of_a_loss(bench: Bench, mark: str, place
         next(place.glob("*/control")).unlink()
         assert len(list_servers(bench.runner(), python=sys.executable)) == 1
     else:
-        if how == "unseen":
-            os.kill(held.supervisor, signal.SIGSTOP)
-        shutil.rmtree(place)
-    if how == "seen":
-        held.session.vanish()
-    elif how == "unseen":
-        os.kill(held.supervisor, signal.SIGCONT)
+        with halted(held.supervisor):
+            shutil.rmtree(place)
+        if how == "seen":
+            held.session.vanish()
     back = adopted(bench, held.server)
     assert back.pid == held.server.pid
     assert back.stop()
@@ -175,15 +186,32 @@ def test_who_looks_before_it_is_made_again_ends_nothing(
     held = Held(bench, mark, grace=60)
     ticket = held.server.ticket
     assert ticket
-    os.kill(held.supervisor, signal.SIGSTOP)  # it has not seen it yet
-    with private():
-        BARED[how](place, Path(ticket.place))
-    assert not sweep()
-    assert held.alive()
-    os.kill(held.supervisor, signal.SIGCONT)
+    with halted(held.supervisor):
+        with private():
+            BARED[how](place, Path(ticket.place))
+        assert not sweep()
+        assert held.alive()
     [listed] = list_servers(bench.runner(), python=sys.executable)
     assert listed.pid == held.server.pid
     assert adopted(bench, held.server).pid == held.server.pid
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="needs a folder of another user")
+@pytest.mark.usefixtures("hurried")
+def test_place_that_another_user_has_replaced_is_not_used(bench: Bench, mark: str, place: Path) -> None:
+    """While the directory was open to others, one put a place of his own there: nothing is made in it."""
+    held = Held(bench, mark, grace=60)
+    ticket = held.server.ticket
+    assert ticket
+    inner = Path(ticket.place)
+    with halted(held.supervisor):
+        shutil.rmtree(inner)
+        inner.mkdir(mode=0o700)
+        os.chown(inner, 65534, -1)
+        place.chmod(0o777)
+    until(lambda: any(isinstance(event, Warned) for event in bench.events), timeout=10, what="it to be told")
+    assert not list(inner.iterdir())
+    assert held.server.stop()
 
 
 @pytest.mark.usefixtures("hurried")
@@ -199,8 +227,9 @@ def test_server_whose_socket_is_to_be_made_again_is_stopped(bench: Bench, mark: 
 def test_place_that_cannot_be_made_again_is_told(bench: Bench, mark: str, place: Path) -> None:
     """A warning says what it means; who comes back finds none, and the old server has ended: never two."""
     held = Held(bench, mark, grace=600)
-    shutil.rmtree(place)
-    place.write_text("in the way")
+    with halted(held.supervisor):
+        shutil.rmtree(place)
+        place.write_text("in the way")
 
     def warnings() -> list[str]:
         return [event.text for event in bench.events if isinstance(event, Warned)]
