@@ -24,8 +24,8 @@ def doom(root: str = "/") -> str:
     """
     unit = _unit(root)
     if unit.startswith("session-") and unit.endswith(".scope"):
-        kills = _logind_kills(root)
-        return "KillUserProcesses=yes of systemd-logind" if kills else ""
+        setting = _logind_kills(root)
+        return f"{setting} of systemd-logind" if setting else ""
     # One for each connection ends with that.
     if unit.endswith(".service") and "@" in unit and not unit.startswith("user@"):
         mode = _kill_mode(unit)
@@ -48,10 +48,15 @@ def _unit(root: str) -> str:
     return ""
 
 
-def _logind_kills(root: str) -> bool:
-    """Tell whether logind ends what a session of this account's has left (logind.conf(5))."""
-    kills, spared = False, ["root"]  # as distributions have it
+def _logind_kills(root: str) -> str:
+    """Give the setting by which logind ends what a session of this account's has left; empty if it does not.
+
+    As it decides, which is not quite what logind.conf(5) says: root is spared where no list spares anybody,
+    and a list of those who are not spared counts whatever KillUserProcesses says.
+    """
+    kills = False
     only: list[str] = []
+    spared: list[str] = []
     for name, value in _settings(root):
         words = value.split()
         if name == "KillUserProcesses":
@@ -59,16 +64,18 @@ def _logind_kills(root: str) -> bool:
         elif name == "KillOnlyUsers":
             only = only + words if words else []
         elif name == "KillExcludeUsers":
-            spared = words
-    if not kills:
-        return False
+            spared = spared + words if words else []
+    if not kills and not only:
+        return ""
     import pwd  # as long as nobody asks, a launch does not pay for it
 
     try:
         user = pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
         user = ""
-    return user not in spared and (not only or user in only)
+    if user in (spared or ["root"]) or (only and user not in only):
+        return ""
+    return "KillOnlyUsers" if only else "KillUserProcesses=yes"
 
 
 def _settings(root: str) -> Iterator[tuple[str, str]]:

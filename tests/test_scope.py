@@ -52,6 +52,19 @@ ME = getpass.getuser()
             False,
         ),
         (SESSION, {"etc/systemd/logind.conf": f"KillUserProcesses=yes\nKillExcludeUsers=x {ME}"}, False),
+        (
+            SESSION,
+            {
+                "etc/systemd/logind.conf": f"KillUserProcesses=yes\nKillExcludeUsers={ME}",
+                "etc/systemd/logind.conf.d/1.conf": "KillExcludeUsers=x",
+            },
+            False,
+        ),
+        (
+            SESSION,
+            {"etc/systemd/logind.conf": f"KillOnlyUsers=somebody {ME}"},
+            True,
+        ),  # whatever the other says
         (SESSION, {"etc/systemd/logind.conf": "KillUserProcesses=yes\nKillOnlyUsers=somebody"}, False),
         (SESSION, {"etc/systemd/logind.conf": f"KillUserProcesses=yes\nKillOnlyUsers=somebody {ME}"}, True),
         ("0::/system.slice/ssh.service\n", {"etc/systemd/logind.conf": "KillUserProcesses=yes"}, False),
@@ -65,7 +78,7 @@ ME = getpass.getuser()
 )
 def test_what_logind_ends(tmp_path: Path, cgroup: str, files: dict[str, str], doomed: bool) -> None:
     """Read as logind reads it: its files in their order, its lists of users, what is built in."""
-    spares_nobody = {} if ME != "root" else {"etc/systemd/logind.conf.d/0.conf": "KillExcludeUsers="}
+    spares_nobody = {} if ME != "root" else {"etc/systemd/logind.conf.d/0.conf": "KillExcludeUsers=nobody"}
     if any("KillExcludeUsers" in text for text in files.values()):
         spares_nobody = {}
     for name, text in {"proc/self/cgroup": cgroup, **spares_nobody, **files}.items():
@@ -108,7 +121,7 @@ def logind(tmp_path: Path, embedded: Callable[..., Machine]) -> Iterator[Machine
     group = top / "session-c1.scope"
     settings = tmp_path / "systemd"
     settings.mkdir()
-    (settings / "logind.conf").write_text("[Login]\nKillUserProcesses=yes\nKillExcludeUsers=\n")
+    (settings / "logind.conf").write_text("[Login]\nKillUserProcesses=yes\nKillExcludeUsers=nobody\n")
     shell = tmp_path / "shell"
     shell.write_text(
         f"#!/bin/sh\necho $$ > {group}/cgroup.procs || exit\n"
