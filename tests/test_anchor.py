@@ -49,9 +49,7 @@ def ender(
         try:
             words = other_servers.command(request.param, tmp_path)
         except other_servers.MissingError as exc:
-            if (
-                request.param == "mina"
-            ):  # not in every distribution: its way is among those of the embedded one
+            if request.param == "mina":  # its way is among those of the embedded one
                 pytest.skip(str(exc))
             missing(str(exc))
         with other_servers.running(words, key, tmp_path) as machine:

@@ -25,6 +25,7 @@ from bokeh_ssh import (
     PortInUseError,
     RemoteForward,
     ServerNotFoundError,
+    TargetUnreachableError,
     _checkup,
 )
 from bokeh_ssh._attach import answers, look
@@ -52,6 +53,17 @@ def command(name: str, factory: pytest.TempPathFactory) -> list[str]:
 def conch(key: Key, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """Twisted Conch: confirms a channel to anything, and connects then."""
     with other_servers.running(command("conch", tmp_path_factory), key, tmp_path) as machine:
+        yield machine
+
+
+@pytest.fixture
+def mina(key: Key, tmp_path: Path) -> Iterator[Machine]:
+    """Apache MINA: refuses for reason 0, with the name of what Java has raised."""
+    try:
+        words = other_servers.command("mina", tmp_path)
+    except other_servers.MissingError as exc:  # not in every distribution: test_hostile.py has its answers
+        pytest.skip(str(exc))
+    with other_servers.running(words, key, tmp_path) as machine:
         yield machine
 
 
@@ -229,3 +241,13 @@ def test_doctor_tells_what_forbids_in_other_words(
     with other_servers.running(words, key, tmp_path) as machine:  # the control
         with to(machine) as connection:
             assert look(connection, free_port(), timeout=20) is None
+
+
+def test_refusal_for_no_reason_is_one(mina: Machine) -> None:
+    """A name that does not resolve there, and a port where nobody listens, are told in the server's words."""
+    dead = ("127.0.0.1", free_port())
+    with target_here() as port, to(mina) as connection:
+        for target, words in ((("no-such-host.invalid", 80), "Unresolved"), (dead, "")):
+            with pytest.raises(TargetUnreachableError, match=words):
+                connection.open_socket(target, timeout=10)
+        connection.open_socket(("127.0.0.1", port), timeout=10).close()  # the control: the connection lives
