@@ -41,8 +41,11 @@ class Backlog:
         """Begin to hand on what waits, and what comes."""
         self._thread.start()
 
-    def close(self, timeout: float = 1.0) -> None:
-        """Hand on what waits, for ``timeout`` seconds at most, and end; idempotent."""
+    def close(self, timeout: float | None = 1.0) -> None:
+        """Hand on what waits, and end; idempotent.
+
+        :param timeout: seconds for that; None for as long as it takes
+        """
         with self._change:
             self._closed = True
             self._change.notify_all()

@@ -47,9 +47,8 @@ def visit(foreground: Foreground, keywords: dict[str, Any]) -> dict[str, Any]:
 
 
 def _foreground(verbose: int, keywords: dict[str, Any]) -> Foreground:
-    from bokeh_ssh._foreground import Foreground, set_up_logging
+    from bokeh_ssh._foreground import Foreground
 
-    set_up_logging(verbose)
     names = [flag.keyword for flag in LOGGED if flag.keyword in keywords]
     try:
         return Foreground(verbose, **{name: keywords.pop(name) for name in names})

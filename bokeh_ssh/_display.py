@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import sys
 import threading
 import time
@@ -186,9 +185,6 @@ class Display:
     def interrupted(self) -> None:
         """Say, from now on, that everything is being closed. Safe in a signal handler."""
         self._interrupted = True
-        if self._moving:
-            with contextlib.suppress(OSError):
-                os.write(2, b"\r")  # what comes next covers the ^C
 
     # The moving line.
 
@@ -311,5 +307,5 @@ def _framed(console: Console, texts: Sequence[str]) -> RenderableType:
 def flush() -> None:
     """Let what was written get out, as far as somebody still reads it."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # the last: a signal came while it wrote
             stream.flush()

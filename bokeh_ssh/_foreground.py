@@ -50,6 +50,7 @@ class Foreground:
         self._verbose = verbose
         self.display = JsonDisplay() if json else Display(moving=not verbose, quiet=quiet)
         self._backlog = Backlog(self.display.log_lines) if log else None
+        self._logging = _set_up_logging(verbose)
         asking = find_prompt()
         self.prompt: Prompt | None = self.display.prompt(asking) if asking else None
         self.stack = contextlib.ExitStack()
@@ -87,15 +88,10 @@ class Foreground:
             except OutputError:
                 return FAILED
             except BokehSSHError as exc:
-                self.display.stop()
-                if self._backlog:
-                    self._backlog.close()
                 return FAILED if self._streams.fault else self.fail(exc)
             finally:
                 self._streams.on_fault = _nothing
-                self.display.stop()
-                if self._backlog:
-                    self._backlog.close()
+                self._let_out()
         return 0
 
     def do(self, action: Callable[[Foreground], int | None]) -> int:
@@ -114,7 +110,7 @@ class Foreground:
             except BokehSSHError as exc:
                 return self.fail(exc)
             finally:
-                self.display.stop()
+                self._let_out()
 
     def check(self) -> None:
         """Refuse to go on where standard output takes nothing any more.
@@ -124,10 +120,22 @@ class Foreground:
         self._streams.check()
 
     def fail(self, error: BokehSSHError) -> int:
-        """Tell an error; gives the exit code."""
+        """Tell an error, after all that was logged; gives the exit code."""
+        self._let_out(patience=None)
         code = MISUSED if isinstance(error, UsageError) else FAILED
         self.display.error(error, code, trace=self._verbose > 1)
         return code
+
+    def _let_out(self, patience: float | None = 1.0) -> None:
+        """Let what waits to be shown be shown; idempotent.
+
+        :param patience: seconds for a reader to take what was logged; None where it is waited for anyway
+        """
+        self.display.stop()
+        if self._backlog:
+            self._backlog.close()
+        if self._logging:
+            self._logging.close(patience)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -140,11 +148,12 @@ class Foreground:
                 first.append(now)
                 self._streams.end_soon()
                 self.display.interrupted()
+                if self.display.moving:
+                    self._streams.mark(b"\r")  # what comes next covers the ^C
                 raise KeyboardInterrupt
             if now - first[0] > _TOGETHER:
                 if self.display.moving:
-                    with contextlib.suppress(OSError):
-                        os.write(2, b"\x1b[?25h\n")  # the moving line hides the cursor
+                    self._streams.mark(b"\x1b[?25h\n")  # the moving line hides the cursor
                 flush()
                 remove_all()
                 os._exit(INTERRUPTED)
@@ -177,17 +186,37 @@ def show(display: Display | JsonDisplay, browse: Callable[[], bool]) -> None:
         display.note("No browser was found here; open the address in one yourself")
 
 
-def set_up_logging(verbose: int) -> None:
-    """Log to standard error: nothing, what happens (1), everything of ours (2), paramiko's too (3)."""
+def _set_up_logging(verbose: int) -> Backlog | None:
+    """Log to standard error: nothing, what happens (1), everything of ours (2), paramiko's too (3).
+
+    :returns: what the lines go through, as whoever logs must not wait for a reader; None where there are none
+    """
     if not verbose:
         # Without any handler Python writes warnings to standard error, paramiko's tracebacks among them.
         logging.getLogger().addHandler(logging.NullHandler())
-        return
-    handler = logging.StreamHandler()
+        return None
+    backlog = Backlog(lambda lines: sys.stderr.writelines(f"{line}\n" for line in lines))
+    backlog.start()
+    handler = _LogHandler(backlog)
     handler.setFormatter(_Formatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
     logging.getLogger().addHandler(handler)
     logging.getLogger("bokeh_ssh").setLevel(logging.INFO if verbose == 1 else logging.DEBUG)
     logging.getLogger("paramiko").setLevel(logging.DEBUG if verbose > 2 else logging.CRITICAL)
+    return backlog
+
+
+class _LogHandler(logging.Handler):
+    """Puts what is logged into a backlog."""
+
+    def __init__(self, backlog: Backlog) -> None:
+        super().__init__()
+        self._backlog = backlog
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._backlog.put([self.format(record)])
+        except Exception:  # noqa: BLE001 - as logging's own handlers do
+            self.handleError(record)
 
 
 class _Formatter(logging.Formatter):

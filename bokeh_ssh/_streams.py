@@ -22,6 +22,8 @@ from typing import Any
 _LAST_WORDS = 1.0
 #: Bytes that a pipe takes at once which is said to take any (PIPE_BUF is 512 at least).
 _PIECE = getattr(select, "PIPE_BUF", 512)
+#: Seconds between two tries where the system is of two minds.
+_PAUSE = 0.01
 
 
 _current: Streams | None = None
@@ -43,12 +45,17 @@ class Streams:
         self.on_fault: Callable[[], object] = _nothing
         self._ending = 0.0  # when the last words are over
         self._ear = self._mouth = -1
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may write while its thread does
+        self._apart: dict[int, int] = {}  # see _open_apart
 
     def open(self) -> None:
         """Be ready to be told of the end."""
         self._ear, self._mouth = os.pipe()
         os.set_blocking(self._mouth, False)
+        for descriptor in (1, 2):
+            apart = _open_apart(descriptor)
+            if apart is not None:
+                self._apart[descriptor] = apart
 
     def end_soon(self) -> None:
         """Let nobody wait for a reader for long any more. Safe in a signal handler."""
@@ -89,17 +96,37 @@ class Streams:
     def write(self, descriptor: int, data: memoryview) -> int:
         """Write some of it; 0 if nobody takes it."""
         while self.wait(descriptor):
-            with self._lock:  # the two may lead to one pipe
-                if select.select([], [descriptor], [], 0)[1]:
-                    return os.write(descriptor, data[:_PIECE])
+            written = self._try(descriptor, data)
+            if written:
+                return written
+            select.select([], [], [], _PAUSE)  # it says that it takes some, and does not
         return 0
+
+    def mark(self, data: bytes) -> None:
+        """Write a few bytes to standard error, unless that would have to wait. Safe in a signal handler."""
+        with contextlib.suppress(OSError):
+            if self._ear < 0:  # no POSIX system
+                os.write(2, data)
+            else:
+                self._try(2, memoryview(data))
+
+    def _try(self, descriptor: int, data: memoryview) -> int:
+        """Write some of it without waiting; 0 where it is not taken."""
+        with self._lock:  # the two may lead to one pipe
+            if not select.select([], [descriptor], [], 0)[1]:
+                return 0
+            try:
+                return os.write(self._apart.get(descriptor, descriptor), data[:_PIECE])
+            except BlockingIOError:
+                return 0
 
     def close(self) -> None:
         """Let go of what it has; idempotent."""
-        for end in (self._ear, self._mouth):
+        for end in (self._ear, self._mouth, *self._apart.values()):
             with contextlib.suppress(OSError):
                 os.close(end)
         self._ear = self._mouth = -1
+        self._apart.clear()
 
 
 class _Raw(io.RawIOBase):
@@ -177,6 +204,20 @@ def standing() -> Iterator[Streams]:
 def current() -> Streams:
     """Return those of the command line that runs; where none does, some that nothing is written through."""
     return _current or Streams()
+
+
+def _open_apart(descriptor: int) -> int | None:
+    """Open a terminal once more, so that writing there never waits.
+
+    One that says that it takes something may take less than is written. And whoever shares the descriptor
+    would share the flag for that.
+
+    :returns: None for what is no terminal, or cannot be opened
+    """
+    try:
+        return os.open(os.ttyname(descriptor), os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError:
+        return None
 
 
 def _is_open(descriptor: int) -> bool:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
@@ -164,6 +167,60 @@ def test_first_interrupt_counts_where_nobody_reads(machine: Machine, app: str, j
             process.kill()
             os.close(ear)
     until(lambda: not machine.pids(app), what="the server to be gone")
+
+
+def test_first_interrupt_counts_where_a_terminal_takes_nothing(machine: Machine, app: str) -> None:
+    """With --log onto a terminal that is full, the first Ctrl-C closes everything."""
+    master, slave = pty.openpty()
+    words = [*CLI, "direct", machine.host, app, "--local-port", "0", "--log", *login(machine)]
+    env = os.environ | {"TERM": "xterm"}
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=slave, start_new_session=True, env=env
+    ) as process:
+        try:
+            assert process.stdout
+            load(process.stdout.readline().decode().strip())
+            until(lambda: not select.select([], [slave], [], 0)[1], what="a terminal that is full")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(10) == 0
+        finally:
+            process.kill()
+            os.close(master)
+            os.close(slave)
+    until(lambda: not machine.pids(app), what="the server to be gone")
+
+
+@pytest.mark.parametrize("flag", ["-v", "-vv"])
+def test_log_that_nobody_reads_holds_nobody_up(machine: Machine, app: str, flag: str) -> None:
+    """With -v into a pipe that nobody reads and that is full, what comes in is led on or refused as ever,
+    though that is logged; the first Ctrl-C closes everything."""
+    ear, mouth = os.pipe()
+    words = [*CLI, "direct", machine.host, app, "--local-port", "0", flag, *login(machine)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=mouth, start_new_session=True) as process:
+        try:
+            assert process.stdout
+            url = process.stdout.readline().decode().strip()
+            _fill(mouth)
+            for _ in range(3):
+                with pytest.raises(urllib.error.HTTPError, match="403"):
+                    urllib.request.urlopen(urllib.request.Request(url, headers={"Host": "evil.example"}))
+                with urllib.request.urlopen(url) as page:
+                    assert b"Bokeh" in page.read()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(10) == 0
+        finally:
+            process.kill()
+            os.close(ear)
+            os.close(mouth)
+
+
+def _fill(mouth: int) -> None:
+    """Fill a pipe, for all who write to it."""
+    os.set_blocking(mouth, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(mouth, bytes(select.PIPE_BUF))
+    os.set_blocking(mouth, True)
 
 
 def load(url: str) -> None:
