@@ -65,7 +65,6 @@ class Depot:
         path, hidden = self.at(name), self._hidden
         if name != self._name or self._file is None:
             self.close()
-            os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(hidden)  # its mode would be that of another file
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
@@ -77,35 +76,49 @@ class Depot:
         self.size += skip + len(data)
         if last:
             self.close()
-            os.replace(hidden, path)
+            self._name_it(hidden, path)
 
     def place(self, name: str, part: str, runs: bool) -> None:
         """Give a file that was written beside the folders, over SFTP, its name."""
         path, hidden = self.at(name), self.at(part)
         os.chmod(hidden, 0o700 if runs else 0o600)
         size = os.stat(hidden).st_size
-        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-        os.replace(hidden, path)
+        self._name_it(hidden, path)
         self.size += size
 
     def link(self, name: str, to: str) -> None:
         """Make a symbolic link to another name in here."""
         path = self.at(name)
-        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
         hidden = self._hidden + "-link"
         with contextlib.suppress(FileNotFoundError):
             os.unlink(hidden)
         os.symlink(os.path.relpath(self.at(to), os.path.dirname(path)), hidden)
+        self._name_it(hidden, path)
+
+    def _name_it(self, hidden: str, path: str) -> None:
+        """Give what is whole its name, in place of whatever the server has put in the way."""
+        folder = self.path
+        for part in os.path.relpath(os.path.dirname(path), folder).split("/"):
+            folder = os.path.join(folder, part)
+            if os.path.islink(folder) or not os.path.isdir(folder):
+                raze(folder)
+                os.mkdir(folder, 0o700)
+        if os.path.isdir(path) and not os.path.islink(path):
+            raze(path)
         os.replace(hidden, path)
 
     def drop(self, name: str) -> None:
         """Remove a file, and the folders that are empty then."""
         path = self.at(name)
-        with contextlib.suppress(FileNotFoundError):
+        if os.path.isdir(path) and not os.path.islink(path):
+            return  # the server's, in place of what is to go
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             os.unlink(path)
         with contextlib.suppress(OSError):
             while os.path.dirname(path) != self.path:
                 path = os.path.dirname(path)
+                if os.listdir(path) == ["__pycache__"]:  # a folder without it would be a package all the same
+                    raze(os.path.join(path, "__pycache__"))
                 os.rmdir(path)
 
     def close(self) -> None:

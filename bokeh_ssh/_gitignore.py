@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from bokeh_ssh._reading import NotAFileError, Reading
 
 if TYPE_CHECKING:
     from pathspec import GitIgnoreSpec
@@ -26,6 +27,8 @@ _TOP = "^(?:.+/)?"
 _NEVER = frozenset(
     {".git", ".hg", ".svn", "__pycache__", ".ipynb_checkpoints", ".DS_Store", ".mypy_cache", ".ruff_cache"}
 )
+
+_CHUNK = 64 << 10
 
 
 class Ignored:
@@ -63,11 +66,12 @@ class Ignored:
 
     def _read(self, folder: Path, file: Path) -> None:
         try:
-            if not stat.S_ISREG(file.stat().st_mode):  # a FIFO would be waited for
-                return
-            text = file.read_text(encoding="utf-8", errors="surrogateescape")
-        except (FileNotFoundError, NotADirectoryError):
+            facts = file.stat()
+            reading = Reading(file, file, facts.st_size, facts.st_mtime_ns)
+        except (FileNotFoundError, NotADirectoryError, NotAFileError):
             return
+        with contextlib.closing(reading):
+            text = b"".join(data for _, data in reading.pieces(_CHUNK)).decode("utf-8", "surrogateescape")
         self._rules.append((folder, spec(text.splitlines())))
 
 

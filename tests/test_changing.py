@@ -332,6 +332,86 @@ def test_change_that_is_missed_follows(
         assert "app/it" not in brought.names
 
 
+@pytest.mark.parametrize("size", [9, 1_500_000], ids=["little", "much"])
+def test_what_the_server_has_made_gives_way(machine: Machine, folder: Path, size: int) -> None:
+    """What is brought takes the place of what the server has put there: in a folder that is a file now, or
+    as a file or a link where there is a folder now. Nothing is written outside, and what the server has made
+    elsewhere stays."""
+    text = os.urandom(size // 2).hex()
+    with bringing(machine, folder) as brought:
+        there, outside = brought.folder / "app", folder.parent / "outside"
+        outside.mkdir()
+        (there / "inner" / "__pycache__").mkdir()
+        (there / "inner" / "__pycache__" / "it.pyc").touch()
+        (there / "inner" / "made").touch()
+        (there / "made").touch()
+        (there / "linked").symlink_to(outside)
+        (there / "last").unlink()
+        (there / "last").mkdir()
+        (there / "stays").touch()
+        (folder / "inner" / "it").unlink()
+        (folder / "inner").rmdir()
+        (folder / "inner").write_text(text)
+        for name in ("made", "linked"):
+            (folder / name).mkdir()
+            (folder / name / "it").write_text(text)
+        (folder / "last").unlink()
+        (folder / "before").unlink()
+        (folder / "before").symlink_to("it")
+        brought.mirror._catch_up(brought.server)
+        assert brought.warnings == ""
+        for name in ("inner", "made/it", "linked/it"):
+            assert (there / name).read_text() == text
+        assert (there / "before").readlink() == Path("it")
+        assert (there / "last").is_dir()
+        assert (there / "stays").exists()
+        assert list(outside.iterdir()) == []
+
+
+def test_package_that_goes_goes_whole(machine: Machine, folder: Path) -> None:
+    """Of a folder that is removed here nothing is left there that Python would take for a package, unless the
+    server has put something else there."""
+    (folder / "other").mkdir()
+    (folder / "other" / "it").touch()
+    with bringing(machine, folder) as brought:
+        for name in ("inner", "other"):
+            (brought.folder / "app" / name / "__pycache__").mkdir()
+            (brought.folder / "app" / name / "__pycache__" / "it.pyc").touch()
+            (folder / name / "it").unlink()
+        (brought.folder / "app" / "other" / "made").touch()
+        brought.mirror._catch_up(brought.server)
+        assert not (brought.folder / "app" / "inner").exists()
+        assert brought.names == {
+            "app/before",
+            "app/it",
+            "app/last",
+            "app/other/made",
+            "app/other/__pycache__/it.pyc",
+        }
+
+
+def test_ignore_file_that_becomes_a_fifo_is_not_waited_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is one that becomes a FIFO between the look at it and its opening."""
+    file = folder / ".gitignore"
+    file.write_text("last")
+    assert "app/last" not in Bundle([str(folder)]).scan().items
+    plain = Path.stat
+
+    def stat(path: Path, *args: bool, **keywords: bool) -> os.stat_result:
+        facts = plain(path, *args, **keywords)
+        if path == file:
+            file.unlink()
+            os.mkfifo(file)
+        return facts
+
+    monkeypatch.setattr(Path, "stat", stat)
+    found = Bundle([str(folder)]).scan()
+    assert "app/last" in found.items
+    assert found.left_out == ["app/.gitignore (no file)"]
+
+
 def test_ignore_file_that_is_none_is_not_waited_for(folder: Path) -> None:
     """A .gitignore that is a FIFO says nothing, and is waited for by nobody."""
     os.mkfifo(folder / ".gitignore")
