@@ -48,6 +48,7 @@ def ask(connection: Connection, target: Endpoint, path: str, *, timeout: float) 
     :raises TargetUnreachableError: if nothing listens there, or the connection ends without a word: an SSH
         server may say that it is connected before it tries
     :raises ForwardingRefusedError: the SSH server forbids it
+    :raises ConnectionLostError: if the line goes down
     :raises OSError: if what listens gives no HTTP answer in time
     """
     sock = connection.open_socket(target, timeout=timeout)
@@ -59,8 +60,8 @@ def ask(connection: Connection, target: Endpoint, path: str, *, timeout: float) 
             client.request("GET", path)
             answer = client.getresponse()
         except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError) as exc:
-            if not connection.alive:
-                raise
+            if not connection.ping(timeout):
+                raise connection.lost_error() from exc
             msg = f"nothing answers on {in_words(target)} there (the connection ends without a word)"
             hint = "check that the server runs and the port"
             raise TargetUnreachableError(msg, host=connection.name, hint=hint) from exc
@@ -101,7 +102,7 @@ def answers(connection: Connection, target: Endpoint, *, timeout: float) -> bool
     except (ForwardError, TimeoutError):
         return False
     except OSError:  # it is not HTTP
-        return connection.alive
+        pass
     return True
 
 

@@ -19,6 +19,8 @@ from bokeh_ssh._stream import Stream
 #: Seconds for a word to go there and back, and round trips besides; a server that is busy may take some.
 _PATIENCE = 5.0
 _TRIPS = 10
+#: Seconds for a word that was late since the line was.
+_AGAIN = 1.0
 #: Connections that are listened to at a time: all who have waited for the line may come there meanwhile.
 _MOST = 1024
 
@@ -56,9 +58,19 @@ class Proof:
             sock = self._connection.open_socket(target, timeout=patience)
         except ForwardError:
             return None
-        with contextlib.closing(sock), contextlib.suppress(OSError):
+        with contextlib.closing(sock):
             sock.settimeout(patience)
-            sock.sendall(self._word)
+            if self._is_answered(sock, self._word):
+                return True
+            # A line that is down, or was for a moment, says nothing about who listens.
+            if not self._connection.ping(patience):
+                raise self._connection.lost_error()
+            sock.settimeout(patience - _PATIENCE + _AGAIN)
+            return self._is_answered(sock, b"")
+
+    def _is_answered(self, sock: socket.socket, word: bytes) -> bool:
+        with contextlib.suppress(OSError):
+            sock.sendall(word)
             return self._read(sock) == self._answer
         return False
 
@@ -93,8 +105,9 @@ class _Ear:
         self.stream.attach(self)
 
     def _reply(self) -> None:
-        if self.stream.writable() >= len(self._answer):
+        if self._answer and self._heard == self._word and self.stream.writable() >= len(self._answer):
             self.stream.send(memoryview(self._answer))
+            self._answer = b""
 
     def on_data(self, parts: list[memoryview]) -> None:
         self._heard = (self._heard + b"".join(parts))[: len(self._word) + 1]
@@ -111,4 +124,4 @@ class _Ear:
         pass
 
     def on_window(self) -> None:
-        pass
+        self._connection.pump.post(self._reply)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import http.server
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import paramiko
 import pytest
 
 import bokeh_ssh._proof
@@ -18,6 +21,7 @@ import fakes
 import other_servers
 from beds import Key, Machine, free_port
 from bokeh_ssh import (
+    ConnectionLostError,
     DirectTunnel,
     ForwardingRefusedError,
     Host,
@@ -31,6 +35,7 @@ from bokeh_ssh import (
 from bokeh_ssh._attach import answers, look
 from bokeh_ssh._connection import Connection
 from bokeh_ssh._handshake import connect
+from cable import Cable
 from conftest import missing
 from fakes import Listener
 from test_doctor import CHECKS, examine
@@ -166,6 +171,78 @@ def test_control_exposed_port_is_told(sshd: Callable[..., Machine]) -> None:
         with pytest.raises(GatewayExposedError):
             remote_forward(machine, 0, target).open()
         with remote_forward(machine, 0, target, allow_exposed=True) as forward:
+            check_remote(forward)
+
+
+def _confirming(server: fakes.Server, message: paramiko.Message) -> fakes.Raw:
+    """Confirm a channel that the client asks for."""
+    message.get_binary()
+    return server.raw(message.get_int())
+
+
+def test_line_that_is_lost_is_no_port_that_is_taken(tmp_path: Path) -> None:
+    """Where the line goes down while it is found out whether a port is reached, that is what is told."""
+
+    def hang_up(server: fakes.Server, message: paramiko.Message) -> bool:
+        _confirming(server, message)
+        server.close()
+        return True
+
+    with fakes.FakeSSH(tmp_path, on_open=hang_up) as fake, pytest.raises(ConnectionLostError):
+        remote_forward(fake.machine, 40001, 1).open()
+
+
+def test_line_that_is_lost_is_no_answer(tmp_path: Path) -> None:
+    """Nor is it taken for a port where nothing listens, or something else than a Bokeh server does."""
+
+    def hang_up(server: fakes.Server, message: paramiko.Message) -> bool:
+        _confirming(server, message)
+        server.close()
+        return True
+
+    with fakes.FakeSSH(tmp_path, on_open=hang_up) as fake:
+        for ask in (look, lambda connection, port, **more: answers(connection, ("localhost", port), **more)):
+            with to(fake.machine) as connection, pytest.raises(ConnectionLostError):
+                ask(connection, 5006, timeout=20)
+
+
+def test_answer_waits_for_a_window() -> None:
+    """A server that lets nothing be sent at first, on a channel to a listener, is answered once it does."""
+    room, said = [0], []
+    stream = SimpleNamespace(writable=lambda: room[0], send=lambda data: said.append(bytes(data)))
+    connection = SimpleNamespace(pump=SimpleNamespace(post=lambda call: call()))
+    ear = bokeh_ssh._proof._Ear(connection, stream, b"word", b"answer")  # type: ignore[arg-type]
+    ear.on_data([memoryview(b"wo"), memoryview(b"rd")])
+    assert said == []
+    room[0] = len(b"answer")
+    ear.on_window()
+    ear.on_window()
+    assert said == [b"answer"]
+
+
+def test_line_that_stalls_is_no_port_that_is_taken(
+    sshd: Callable[..., Machine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line that carries nothing for longer than the word may take, and then goes on, is none either; the
+    control is a port that is silent though the line is not (above)."""
+    monkeypatch.setattr(bokeh_ssh._proof, "_PATIENCE", 0.5)
+    plain_open, plain_ping = Connection.open_socket, Connection.ping
+
+    def open_socket(connection: Connection, *args: Any, **keywords: Any) -> socket.socket:
+        sock = plain_open(connection, *args, **keywords)
+        cable.cut()
+        return sock
+
+    def ping(connection: Connection, timeout: float) -> bool:
+        cable.mend()
+        return plain_ping(connection, timeout)
+
+    monkeypatch.setattr(Connection, "open_socket", open_socket)
+    monkeypatch.setattr(Connection, "ping", ping)
+    machine = sshd()
+    with target_here() as target, Cable(machine.host, machine.port) as cable:
+        with remote_forward(cable.machine(machine, tmp_path), 0, target) as forward:
+            assert cable.held
             check_remote(forward)
 
 
