@@ -14,10 +14,9 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import BinaryIO, TypeVar
+from typing import Protocol, TypeVar
 
 from bokeh_ssh._errors import BokehSSHError
-from bokeh_ssh._reading import Reading
 from bokeh_ssh._runner import Session, Subsystems
 from bokeh_ssh._wait import wait_for
 
@@ -32,6 +31,13 @@ _CHUNK = 32 << 10  # bytes of a write that every server takes (section 3 of the 
 _AHEAD = 4 << 20  # bytes under way: 40 MB/s at 100 ms
 _EACH = 256  # what a request counts for besides its bytes
 _OPENED = 32  # files that are opened before their turn: an account may have few descriptors
+
+
+class Source(Protocol):
+    """What is in a file: a :class:`Reading`."""
+
+    def pieces(self, most: int) -> Iterator[tuple[int, bytes]]: ...
+    def close(self) -> None: ...
 
 
 class SftpError(Exception):
@@ -96,7 +102,7 @@ class Sftp:
 
     def put(
         self,
-        files: Iterable[tuple[_T, bytes, BinaryIO | Reading]],
+        files: Iterable[tuple[_T, bytes, Source]],
         *,
         done: Callable[[_T], object],
         told: Callable[[int], object],
@@ -104,15 +110,14 @@ class Sftp:
         """Write files that are not there yet, for nobody but their owner to read.
 
         :param files: whose each is, its path there, and its contents here; taken as their turn comes near.
-            The holes of a :class:`Reading` are left out
         :param done: gets whose each is that is there, whole
         :param told: gets how many bytes have arrived in all, each time that more have
         :raises SftpError: if that does not work; a file that was begun may be there in part
-        :raises OSError: if a file cannot be read, with its name
+        :raises OSError: if a file cannot be read
         """
         self.wait()
         coming = iter(files)
-        opening: collections.deque[tuple[_T, BinaryIO | Reading, int]] = collections.deque()
+        opening: collections.deque[tuple[_T, Source, int]] = collections.deque()
         under_way: collections.deque[tuple[int, int, int, list[_T]]] = collections.deque()
         load = sent = 0
 
@@ -145,7 +150,7 @@ class Sftp:
                 whose, file, number = opening[0]
                 handle = _string(self._expect(number, _HANDLE))
                 end = 0
-                for offset, data in _pieces(file):
+                for offset, data in file.pieces(_CHUNK):
                     much = offset + len(data) - end  # with the hole before it
                     end += much
                     ask(_WRITE, handle + struct.pack(">Q", offset) + _string(data), len(data), much, [])
@@ -260,21 +265,3 @@ def _text(body: bytes) -> bytes:
     if len(body) < 4 + length:
         raise ValueError(length)
     return body[4 : 4 + length]
-
-
-def _pieces(file: BinaryIO | Reading) -> Iterator[tuple[int, bytes]]:
-    if isinstance(file, Reading):
-        yield from file.pieces(_CHUNK)
-        return
-    offset = 0
-    while data := _read(file):
-        yield offset, data
-        offset += len(data)
-
-
-def _read(file: BinaryIO) -> bytes:
-    try:
-        return file.read(_CHUNK)
-    except OSError as exc:
-        exc.filename = exc.filename or file.name
-        raise

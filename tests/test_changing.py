@@ -227,6 +227,20 @@ def test_file_that_grows_without_end(machine: Machine, folder: Path, meanwhile: 
     assert time.monotonic() - began < 60
 
 
+def test_file_that_fails_while_it_is_read_is_told(
+    machine: Machine, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that cannot be read any further, as on a broken disk, is an error with its name."""
+
+    def read(self: Reading, at: int, count: int) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Reading, "_read", read)
+    with pytest.raises(UploadError, match=r"app/before cannot be read \(Input/output error\)"):
+        with bringing(machine, folder):
+            pass
+
+
 def test_permission_that_is_lost_is_told(
     machine: Machine, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
