@@ -111,7 +111,8 @@ class Display:
 
     def addresses(self, *texts: str) -> None:
         """Write addresses on standard output, each as one line by itself."""
-        with self._lock:
+        # Where no line moves, nobody who waits for a reader of standard error keeps the address back.
+        with self._lock if self._moving else contextlib.nullcontext():
             self._stop()
             console = Console(highlight=False, soft_wrap=True)
             if console.is_terminal and not self._quiet:
@@ -217,7 +218,7 @@ class Display:
 
     def stop(self) -> None:
         """Let no line move any more."""
-        with self._lock:
+        with self._lock if self._moving else contextlib.nullcontext():
             self._stop()
             self._stage = ""
 

@@ -214,6 +214,24 @@ def test_log_that_nobody_reads_holds_nobody_up(machine: Machine, app: str, flag:
             os.close(mouth)
 
 
+def test_address_is_told_where_nobody_reads_the_rest(machine: Machine, app: str) -> None:
+    """A standard error that is full from the beginning does not keep the address back."""
+    ear, mouth = os.pipe()
+    _fill(mouth)
+    words = [*CLI, "direct", machine.host, app, "--local-port", "0", "--log", *login(machine)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=mouth, start_new_session=True) as process:
+        try:
+            assert process.stdout
+            with urllib.request.urlopen(process.stdout.readline().decode().strip()) as page:
+                assert b"Bokeh" in page.read()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(10) == 0
+        finally:
+            process.kill()
+            os.close(ear)
+            os.close(mouth)
+
+
 def _fill(mouth: int) -> None:
     """Fill a pipe, for all who write to it."""
     os.set_blocking(mouth, False)
