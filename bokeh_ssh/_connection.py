@@ -78,7 +78,7 @@ class Connection:
         self._on_lost: list[Callable[[str], None]] = []
         self._under: Connection | None = None
         self._closing = threading.Event()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may close meanwhile
         self._watchdog: Watchdog | None = None
         in_child(self, Connection._abandon)
 

@@ -266,7 +266,7 @@ class _Losses:
         self._tell = tell
         self._counts: dict[str, int] = {}
         self._told: dict[str, int] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may close meanwhile
 
     def once(self, text: str) -> None:
         """Tell of a kind, the first time."""

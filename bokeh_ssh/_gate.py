@@ -58,7 +58,7 @@ class Gate:
         self._crowded = False  # whether somebody looks for what may give way
         self._released = False
         self._waiting: dict[socket.socket, _Waiting] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may close meanwhile
 
     def admit(self, sock: socket.socket, origin: tuple[str, int]) -> None:
         """Lead a connection on, or refuse it, once it has said enough; returns at once."""

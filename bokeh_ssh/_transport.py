@@ -171,6 +171,8 @@ class Transport(_Base):
             default_max_packet_size=MAX_PACKET,
             packetizer_class=Packetizer,
         )
+        # A signal handler may close what its thread is about to open a channel of.
+        self._channels._lock = threading.RLock()
         self.packetizer.on_data = self._on_data
         self.packetizer.on_pause = self._hand_on
         self._gathered: list[memoryview] = []  # what came for one stream at a time, of one read
