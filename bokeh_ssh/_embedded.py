@@ -9,6 +9,7 @@ ended, not already when the process has.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import stat
 import threading
@@ -234,9 +235,13 @@ class EmbeddedServer:
         self.port = acceptor.get_port()
         tell(None)
         await self._stop.wait()
-        acceptor.close()
+        # asyncio loses what it has accepted and not begun to serve as it closes: accept no more before that.
+        with contextlib.suppress(NotImplementedError):  # Windows
+            for sock in acceptor.sockets:
+                self._loop.remove_reader(sock.fileno())
         for _ in range(_TURNS):
             await asyncio.sleep(0)
+        acceptor.close()
         clients = tuple(self._clients)
         for client in clients:
             client.conn.close()
