@@ -106,7 +106,8 @@ class _Ear:
 
     def _reply(self) -> None:
         if self._answer and self._heard == self._word and self.stream.writable() >= len(self._answer):
-            self.stream.send(memoryview(self._answer))
+            with contextlib.suppress(OSError):  # the line goes down: then nobody asks any more
+                self.stream.send(memoryview(self._answer))
             self._answer = b""
 
     def on_data(self, parts: list[memoryview]) -> None:

@@ -85,10 +85,13 @@ class Session:
                 del self._queue[: len(part)]
                 finish = self._eof and not self._queue and not self._eof_sent
                 self._eof_sent = self._eof_sent or finish
-            if part:
-                stream.send(memoryview(part))
-            if finish:
-                stream.send_eof()
+            try:
+                if part:
+                    stream.send(memoryview(part))
+                if finish:
+                    stream.send_eof()
+            except OSError:  # the line goes down, which the transport tells
+                return
             if not part:
                 return
 

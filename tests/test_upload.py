@@ -319,7 +319,7 @@ def test_broken_off_upload_leaves_nothing(bench: Bench, how: str) -> None:
     def bring(server: Any) -> None:
         server.order(do="put", name="app/main.py", data="eA==", last=False, runs=False)
         server.arrived(server.mark(), 10)
-        assert list(place.glob("*/apps/app"))
+        assert list(place.glob("*/apps/.bokeh-ssh-*"))
         if how == "vanish":
             runner.sessions[-1].vanish()
         raise KeyboardInterrupt
