@@ -18,7 +18,7 @@ import time
 
 from bokeh_ssh import _tree
 from bokeh_ssh._group import let_go
-from bokeh_ssh._place import CONTROL, KEEP, Place, identity, places
+from bokeh_ssh._place import CONTROL, HOLDER, KEEP, Place, identity, places
 
 TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
 if TYPE_CHECKING:
@@ -210,7 +210,8 @@ def knock(
 def vacant(place: Place) -> bool:
     """Whether the supervisor of a place is no more; one whose socket was removed makes it again.
 
-    Where its record was removed too, so that nothing tells which process it is, it has the time for that.
+    Where its record was removed too, its server's environment tells which process it is; else it has the time
+    for that.
     """
     record = place.read()
     # On Linux a refusal is the truth; macOS refuses also where many knock at once.
@@ -231,9 +232,16 @@ def vacant(place: Place) -> bool:
         finally:
             sock.close()
         return False
-    who = str(record.get("identity", ""))
-    pid = who.partition(":")[0]
-    return not pid.isdigit() or identity(int(pid)) != who
+    known = {os.fsencode(str(record.get("identity", "")))}
+    if not record:
+        known = _tree.values(HOLDER.encode(), _tree.marked(place.mark, _tree.table()))
+    return not any(map(_lives, known))
+
+
+def _lives(who: bytes) -> bool:
+    """Tell whether a process still runs that :func:`identity` has named."""
+    pid = who.partition(b":")[0]
+    return pid.isdigit() and identity(int(pid)).encode() == who
 
 
 def clear(place: Place, patience: float) -> None:

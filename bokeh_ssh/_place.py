@@ -36,6 +36,8 @@ SERVER = "server"
 APPS = "apps"
 #: Tells what a server starts, in its environment, which one that was; the supervisors of others among it.
 WITHIN = "BOKEH_SSH_WITHIN"
+#: And which process that is, as :func:`identity` has it.
+HOLDER = "BOKEH_SSH_SUPERVISOR"
 #: Names it as the only place where it is set; for machines where neither /tmp nor the home will do.
 SETTING = "BOKEH_SSH_DIR"
 LONGEST = 100  # bytes of a socket's path: 103 on macOS, 107 on Linux

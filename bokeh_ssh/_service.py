@@ -20,7 +20,7 @@ from bokeh_ssh._depot import Depot
 from bokeh_ssh._door import sweep
 from bokeh_ssh._group import PATIENCE, changes, piped, start
 from bokeh_ssh._guardian import Guardian
-from bokeh_ssh._place import APPS, SERVER, Place, identity, node
+from bokeh_ssh._place import APPS, HOLDER, SERVER, Place, identity, node
 from bokeh_ssh._readiness import (
     READY_FD,
     Facts,
@@ -227,6 +227,7 @@ class Service:
         if self.place:
             name, _, value = self.place.mark.partition(b"=")
             env[name] = value
+            env[HOLDER.encode()] = identity(os.getpid()).encode()
         return env
 
     def signs(self) -> bool:

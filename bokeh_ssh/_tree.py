@@ -121,6 +121,17 @@ def marked(entry: bytes, rows: Table) -> set[int]:
     return found - {os.getpid()}
 
 
+def values(name: bytes, pids: Iterable[int]) -> set[bytes]:
+    """List the values that processes were started with for a variable; where /proc does not say, none."""
+    found = set()
+    for pid in pids:
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as environ:
+            for entry in environ.read().split(b"\0"):
+                if entry.startswith(name + b"="):
+                    found.add(entry[len(name) + 1 :])
+    return found
+
+
 def tell(pid: int, since: int, *signals: int) -> None:
     """Send signals to a process if it is still the one that was seen: its number may be another's by now."""
     fd = -1

@@ -148,6 +148,25 @@ def test_place_is_made_again(bench: Bench, place: Path, how: str) -> None:
     assert back.stop()
     until(lambda: not place.exists(), what="nothing to be left")
     shutil.rmtree(f"{place}-old", ignore_errors=True)
+
+
+@pytest.mark.usefixtures("hurried")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc tells which process holds a server")
+def test_supervisor_that_is_late_with_it_lives(bench: Bench, place: Path) -> None:
+    """A directory that is empty, for however long, is no sign that nobody holds its server."""
+    server = on_socket(bench)
+    assert server.ticket
+    inner = Path(server.ticket.place)
+    supervisor = int(server.ticket.supervisor.partition(":")[0])
+    with halted(supervisor):
+        shutil.rmtree(inner)
+        inner.mkdir(0o700)
+        os.utime(inner, (0, 0))
+        list_servers(bench.runner(), python=sys.executable)
+        assert alive(server.pid)
+        assert inner.exists()
+    until(lambda: who(server.socket) == server.pid, what="it to be found again")
+    assert server.stop()
     assert not [event for event in bench.events if isinstance(event, Warned)]
 
 
