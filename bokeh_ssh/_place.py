@@ -294,7 +294,10 @@ def places() -> Iterator[Place]:
     for root in candidates():
         if usable(root):
             continue
-        for name in sorted(os.listdir(root)):
+        names: list[str] = []
+        with contextlib.suppress(OSError):  # it is removed with the last that is in it
+            names = sorted(os.listdir(root))
+        for name in names:
             place = Place(os.path.join(root, name))
             if _ID.fullmatch(name):
                 yield place

@@ -408,7 +408,8 @@ class Service:
         self.say(**ready)
         if self.place:
             self.place.write(self.record_of())
-            self.others |= sweep()
+            with contextlib.suppress(OSError):  # what others have left ends nothing of ours
+                self.others |= sweep()
 
     def hold_socket(self) -> bool:
         """Have the server's socket be where it was told, though the path was removed; False if it cannot.

@@ -25,6 +25,7 @@ from bokeh_ssh import (
     Warned,
     _cargo,
     _dialogue,
+    _place,
     _remotesocket,
     _servers,
     _tree,
@@ -148,6 +149,16 @@ def test_place_is_made_again(bench: Bench, place: Path, how: str) -> None:
     assert back.stop()
     until(lambda: not place.exists(), what="nothing to be left")
     shutil.rmtree(f"{place}-old", ignore_errors=True)
+
+
+def test_directory_that_goes_while_it_is_looked_at_holds_nothing(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever ends the last server removes the directory: for others, there is nothing to see then."""
+    place.mkdir(0o700)
+    monkeypatch.setattr(_place, "usable", lambda root: shutil.rmtree(root))
+    assert list(_place.places()) == []
+    assert not place.exists()
 
 
 @pytest.mark.usefixtures("hurried")
