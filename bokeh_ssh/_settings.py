@@ -8,6 +8,7 @@ in their ``~/.ssh/config``.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import sys
@@ -225,7 +226,10 @@ def _rooted(keywords: dict[str, Any], file: Path, typed: Mapping[str, Any]) -> d
 
 
 def _is_inside(path: str, folder: Path) -> bool:
+    whole = folder / path
     try:
-        return (folder / path).resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError, ValueError):  # a link to itself; no path at all
+        with contextlib.suppress(FileNotFoundError):  # which is told when it is brought
+            whole.resolve(strict=True)  # from Python 3.13 on, only that sees a link to itself
+        return whole.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # such a link; no path at all
         return False

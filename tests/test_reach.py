@@ -100,8 +100,8 @@ def remote_forward(machine: Machine, port: int, target: int, **keywords: Any) ->
 
 
 def check_remote(forward: RemoteForward) -> None:
-    """See that what connects to a remote forward gets to its target."""
-    conformance.check_echo(("127.0.0.1", forward.remote_port))
+    """See that what connects to a remote forward, by "localhost", gets to its target."""
+    conformance.check_echo(("localhost", forward.remote_port))
 
 
 @contextmanager
