@@ -3,7 +3,7 @@
 The way there has four steps, so that each does only what it alone can do:
 
 1. The user's login shell, whichever it is, gets one constant command: it says hello and hands over to
-   ``/bin/sh``. Nothing in it means anything to any shell but single quotes (:func:`exec_line`).
+   ``/bin/sh``. Nothing in it means anything to any shell but single quotes (``exec_line``).
 2. ``/bin/sh`` reads the real script as one encoded line from standard input, runs ``setup``, goes to ``cwd``
    and finds the Python interpreters (:func:`script`).
 3. Python checks itself for the package, hands over to the next interpreter if it lacks it, and reads the
@@ -21,6 +21,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from bokeh_ssh._launch import OLDEST_BOKEH, OLDEST_PYTHON, Launch, not_an_option
+from bokeh_ssh._script import READ, encode
 
 #: Where PYTHONPATH is while a Python of ours starts.
 KEPT = "BOKEH_SSH_PYTHONPATH"
@@ -35,28 +36,6 @@ def _word(path: str) -> str:
     if not home:
         return shlex.quote(not_an_option(path))
     return home.group() + (shlex.quote(path[home.end() :]) if path[home.end() :] else "")
-
-
-def exec_line(mark: str) -> str:
-    """Give the command for the login shell: sh, dash, bash, ksh, zsh, csh, tcsh, fish, ash alike.
-
-    :param mark: letters and digits that mark our lines; they come out joined, so that a start file that
-        prints the command it was started for does not say hello in our place
-    """
-    half = len(mark) // 2
-    hello = f'echo {mark[:half]}"{mark[half:]}"hello'
-    return f"exec /bin/sh -c '{hello}; {_READ.replace('<&3', '')}'"
-
-
-#: Reads one line as :func:`encode` wrote it and runs it. ``read`` takes not one byte more (POSIX).
-_READ = 'IFS= read -r s <&3; eval "$(printf %b "$s")"'
-
-
-def encode(text: str) -> bytes:
-    r"""Write a script as one line for ``printf %b``: octal for all but plain characters."""
-    raw = text.encode("utf-8", "surrogateescape")
-    plain = (chr(byte) if 32 <= byte < 127 and byte != 92 else f"\\0{byte:03o}" for byte in raw)
-    return "".join(plain).encode("ascii") + b"\n"
 
 
 def errand(
@@ -122,7 +101,7 @@ def opening(launch: Launch, mark: str, supervisor: bytes, token: str = "", key: 
     steps = (launch.setup,) if isinstance(launch.setup, str) else launch.setup
     lines = [_ASIDE, f"bokeh_ssh_mark={mark}", _TRAP]
     if any(steps):
-        first = [*lines, _LOGIN.replace("READ", shlex.quote(_READ)).replace("HERE", _READ)]
+        first = [*lines, _LOGIN.replace("READ", shlex.quote(READ)).replace("HERE", READ)]
         text = encode("\n".join(first)) + encode(script(launch, steps, mark))
     else:
         text = encode("\n".join([*lines, script(launch, (), mark)]))

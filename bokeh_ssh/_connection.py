@@ -11,17 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from bokeh_ssh._endpoint import (
-    AGENT_REQUEST,
-    HERE,
-    Endpoint,
-    Origin,
-    bound_port,
-    cancelling,
-    in_words,
-    listening,
-    opening,
-)
+from bokeh_ssh._endpoint import HERE, Endpoint, Origin, in_words
 from bokeh_ssh._errors import (
     ConnectionLostError,
     ForwardError,
@@ -31,8 +21,8 @@ from bokeh_ssh._errors import (
     TargetUnreachableError,
 )
 from bokeh_ssh._fork import in_child
-from bokeh_ssh._inspector import Opened
-from bokeh_ssh._pipe import reset
+from bokeh_ssh._messages import AGENT_REQUEST, bound_port, cancelling, listening, opening
+from bokeh_ssh._pipe import MakePipe, Pipe, reset
 from bokeh_ssh._pump import Pump
 from bokeh_ssh._route import Hop
 from bokeh_ssh._session import Session
@@ -283,7 +273,7 @@ class Connection:
         target: Endpoint,
         origin: Origin,
         check: Callable[[Callable[[bool], None]], None] | None = None,
-        begun: Opened | None = None,
+        make: MakePipe = Pipe,
         again: Callable[[], None] | None = None,
     ) -> None:
         """Join an accepted local connection to ``target`` as seen from the server; returns at once.
@@ -292,7 +282,7 @@ class Connection:
 
         :param check: tells, once the server has connected, whether anything may go there; on the transport
             thread
-        :param begun: how it began, where its requests are judged
+        :param make: makes what joins them
         :param again: takes the local connection back, where the line was lost before anything of it was sent
         """
         began = time.monotonic()
@@ -317,10 +307,10 @@ class Connection:
                 stream.attach(early)
                 check(lambda fine: go_on(stream, early) if fine else give_up(stream))
             else:
-                stream.attach(self.pump.splice(sock, stream, opened=begun))
+                stream.attach(self.pump.splice(sock, stream, make=make))
 
         def go_on(stream: Stream, early: _Early) -> None:
-            pipe = self.pump.splice(sock, stream, opened=begun)
+            pipe = self.pump.splice(sock, stream, make=make)
             early.hand_over(pipe)
             if stream.sink is early:  # else it has ended, and that was handed over
                 stream.sink = pipe

@@ -20,8 +20,9 @@ from bokeh_ssh._errors import (
     SessionError,
     UploadError,
 )
+from bokeh_ssh._framing import plain
 from bokeh_ssh._launch import OLDEST_BOKEH, OLDEST_PYTHON, Launch
-from bokeh_ssh._report import is_windows, plain, port_in_use, reason
+from bokeh_ssh._report import is_windows, port_in_use, reason
 
 _PYTHON_HINT = 'give python= the path of one, or setup= what makes one available ("conda activate NAME")'
 

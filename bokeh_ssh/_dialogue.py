@@ -9,14 +9,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bokeh_ssh._cargo import program
-from bokeh_ssh._command import errand, exec_line, opening
+from bokeh_ssh._command import errand, opening
 from bokeh_ssh._diagnosis import Findings
 from bokeh_ssh._errors import ConnectionLostError, UploadError
 from bokeh_ssh._events import OnEvent, ServerExited
+from bokeh_ssh._framing import Reader, Tail
 from bokeh_ssh._hearing import Hearing
 from bokeh_ssh._launch import Launch, line
-from bokeh_ssh._report import Reader, Tail
 from bokeh_ssh._runner import Runner, Session, Subsystems
+from bokeh_ssh._script import exec_line
 from bokeh_ssh._sftp import Sftp
 from bokeh_ssh._signing import new_key
 from bokeh_ssh._ticket import Ticket

@@ -18,10 +18,11 @@ from bokeh_ssh._endpoint import Endpoint, Origin
 from bokeh_ssh._fork import in_child
 from bokeh_ssh._gate import Gate
 from bokeh_ssh._guard import Guard
+from bokeh_ssh._guardedpipe import GuardedPipe
 from bokeh_ssh._inspector import MOST, Inspector, Opened
 from bokeh_ssh._listener import Accept, address_of, listen, pause
 from bokeh_ssh._peer import GONE, UNKNOWN, Strangers
-from bokeh_ssh._pipe import reset
+from bokeh_ssh._pipe import Pipe, reset
 
 log = logging.getLogger("bokeh_ssh.forward")
 
@@ -208,7 +209,8 @@ class Entrance:
         """
 
         def accept(sock: socket.socket, origin: tuple[str, int], begun: Opened | None = None) -> None:
-            connection.forward(sock, target, origin, check, begun, lambda: hold_again(sock, origin, begun))
+            make = functools.partial(GuardedPipe, opened=begun) if begun else Pipe
+            connection.forward(sock, target, origin, check, make, lambda: hold_again(sock, origin, begun))
 
         def hold_again(sock: socket.socket, origin: tuple[str, int], begun: Opened | None) -> None:
             if begun:

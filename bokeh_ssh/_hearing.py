@@ -19,8 +19,9 @@ from bokeh_ssh._events import (
     ServerUnresponsive,
     Warned,
 )
+from bokeh_ssh._framing import plain
 from bokeh_ssh._launch import Launch
-from bokeh_ssh._report import AppErrors, Kept, plain
+from bokeh_ssh._report import AppErrors, Kept
 from bokeh_ssh._ticket import as_paths
 
 _log = logging.getLogger("bokeh_ssh")

@@ -17,7 +17,8 @@ from collections.abc import Iterator
 
 from bokeh_ssh._agent import Agent, AgentError
 from bokeh_ssh._connection import Connection
-from bokeh_ssh._endpoint import AGENT, Origin
+from bokeh_ssh._endpoint import Origin
+from bokeh_ssh._messages import AGENT
 from bokeh_ssh._session import Session
 from bokeh_ssh._stream import Stream
 

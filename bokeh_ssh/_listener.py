@@ -18,7 +18,7 @@ from typing import Any
 
 import sshtunnel
 
-from bokeh_ssh._endpoint import HERE, Origin
+from bokeh_ssh._endpoint import HERE, Origin, nearby
 from bokeh_ssh._errors import PortInUseError
 from bokeh_ssh._fork import in_child
 from bokeh_ssh._pipe import reset, reset_if_killed
@@ -58,15 +58,6 @@ def bind(port: int | None, *, prefer: int = 5006, address: str = "localhost") ->
     msg = f"local port {port or prefer} on {address} cannot be had ({last.strerror if last else ''})"
     hint = "choose another local_port, 0 for any free one, or end what listens there"
     raise PortInUseError(msg, hint=hint, port=port or 0, side="local") from last
-
-
-def nearby(port: int) -> list[int]:
-    """List the ports that are tried in turn where ``port`` is only preferred.
-
-    A server that is published for others lets pages from all of these in (``--allow-websocket-origin``), so
-    that one of them serves as well as the first.
-    """
-    return list(range(port, min(port + 10, 65536)))
 
 
 def _bind_all(port: int, addresses: list[str]) -> list[socket.socket]:

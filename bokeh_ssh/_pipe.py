@@ -428,3 +428,7 @@ class Pipe:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError as exc:  # it is gone already, which reading from it will tell
             log.debug("a local connection cannot be half-closed: %s", exc)
+
+
+#: Makes a pipe of a loop, a socket, a stream and what is called at the end.
+MakePipe = Callable[[Loop, socket.socket, Stream, "Callable[[bool], None] | None"], Pipe]

@@ -16,7 +16,7 @@ from typing import IO
 
 from bokeh_ssh import _usershell
 from bokeh_ssh._errors import ConnectError
-from bokeh_ssh._report import Tail
+from bokeh_ssh._framing import Tail
 
 log = logging.getLogger("bokeh_ssh.connection")
 

@@ -11,11 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bokeh_ssh._endpoint import as_name, in_words
+from bokeh_ssh._endpoint import as_name, in_words, nearby
 from bokeh_ssh._errors import ForwardError, ServerExitedError, ServerNotFoundError, UsageError
 from bokeh_ssh._events import Attached, Event, OnEvent, ServerExited, Warned
 from bokeh_ssh._launch import Launch
-from bokeh_ssh._listener import nearby
 from bokeh_ssh._remote import LOOPBACK, RemoteForward
 from bokeh_ssh._server import Server
 from bokeh_ssh._shell import Shell

@@ -19,9 +19,7 @@ from collections.abc import Callable, Sequence
 
 from bokeh_ssh._dial import Address
 from bokeh_ssh._fork import in_child
-from bokeh_ssh._guardedpipe import GuardedPipe
-from bokeh_ssh._inspector import Opened
-from bokeh_ssh._pipe import Pipe, Stream, reset, reset_if_killed
+from bokeh_ssh._pipe import MakePipe, Pipe, Stream, reset, reset_if_killed
 
 log = logging.getLogger("bokeh_ssh.pump")
 
@@ -89,17 +87,14 @@ class Pump:
         sock: socket.socket,
         stream: Stream,
         on_end: Callable[[bool], None] | None = None,
-        opened: Opened | None = None,
+        make: MakePipe = Pipe,
     ) -> Pipe:
         """Join a connected socket and an open stream; the pipe owns both from here on.
 
         :param on_end: called once at the end, with True if both directions ended cleanly
-        :param opened: how it began, where its requests are judged
+        :param make: makes the pipe
         """
-        if opened:
-            pipe: Pipe = GuardedPipe(self, sock, stream, on_end, opened)
-        else:
-            pipe = Pipe(self, sock, stream, on_end)
+        pipe = make(self, sock, stream, on_end)
         self._pipes.add(pipe)
         self.post(pipe.start)
         if self._closing:

@@ -20,12 +20,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bokeh_ssh._agent import Agent
-from bokeh_ssh._command import APART, BACK, OWN, encode, exec_line
+from bokeh_ssh._command import APART, BACK, OWN
 from bokeh_ssh._connection import Connection
 from bokeh_ssh._endpoint import Endpoint, is_name
 from bokeh_ssh._errors import BokehSSHError, ConnectionLostError, ForwardError
+from bokeh_ssh._framing import Reader, plain
 from bokeh_ssh._lending import lent
-from bokeh_ssh._report import Reader, plain
+from bokeh_ssh._script import encode, exec_line
 from bokeh_ssh._server import Server
 from bokeh_ssh._target import Target
 from bokeh_ssh._wait import wait_for

@@ -7,10 +7,9 @@ import threading
 from collections import deque
 from typing import Any
 
-from bokeh_ssh._command import encode, exec_line
 from bokeh_ssh._connection import Connection
 from bokeh_ssh._errors import SessionError
-from bokeh_ssh._report import Reader
+from bokeh_ssh._framing import Reader
 from bokeh_ssh._session import Session
 from bokeh_ssh._wait import wait_for
 
@@ -19,6 +18,28 @@ _WORDS = 100
 
 #: Says one thing of two plain words.
 _SAY = 'say() { printf \'%s{"event":"%s","text":"%s"}\\n\' "$mark" "$1" "$2"; }'
+
+
+#: Reads one line as :func:`encode` wrote it and runs it. ``read`` takes not one byte more (POSIX).
+READ = 'IFS= read -r s <&3; eval "$(printf %b "$s")"'
+
+
+def exec_line(mark: str) -> str:
+    """Give the command for the login shell: sh, dash, bash, ksh, zsh, csh, tcsh, fish, ash alike.
+
+    :param mark: letters and digits that mark our lines; they come out joined, so that a start file that
+        prints the command it was started for does not say hello in our place
+    """
+    half = len(mark) // 2
+    hello = f'echo {mark[:half]}"{mark[half:]}"hello'
+    return f"exec /bin/sh -c '{hello}; {READ.replace('<&3', '')}'"
+
+
+def encode(text: str) -> bytes:
+    r"""Write a script as one line for ``printf %b``: octal for all but plain characters."""
+    raw = text.encode("utf-8", "surrogateescape")
+    plain = (chr(byte) if 32 <= byte < 127 and byte != 92 else f"\\0{byte:03o}" for byte in raw)
+    return "".join(plain).encode("ascii") + b"\n"
 
 
 class Script:

@@ -13,11 +13,11 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator
 
-from bokeh_ssh._command import encode, exec_line
 from bokeh_ssh._connection import Connection
 from bokeh_ssh._errors import BokehSSHError, ConnectionLostError, ForeignServerError, SessionError
+from bokeh_ssh._framing import Reader
 from bokeh_ssh._owner import Listener, listeners, listening
-from bokeh_ssh._report import Reader
+from bokeh_ssh._script import encode, exec_line
 from bokeh_ssh._wait import wait_for
 
 #: Told whether the port is still one's own; on the connection's thread, so it must not block.

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bokeh_ssh._bundle import Bundle
-from bokeh_ssh._endpoint import Endpoint
+from bokeh_ssh._endpoint import Endpoint, nearby
 from bokeh_ssh._errors import UsageError
 from bokeh_ssh._forwardspec import Listen, parse_forward
 from bokeh_ssh._launch import Launch, is_option, is_plain, own_options, split
-from bokeh_ssh._listener import nearby
 from bokeh_ssh._mirror import check_watching
 from bokeh_ssh._target import check_port
 

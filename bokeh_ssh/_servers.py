@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bokeh_ssh._cargo import program
-from bokeh_ssh._command import errand, exec_line
+from bokeh_ssh._command import errand
 from bokeh_ssh._diagnosis import refused
 from bokeh_ssh._errors import (
     BokehSSHError,
@@ -20,9 +20,10 @@ from bokeh_ssh._errors import (
     SessionError,
     UsageError,
 )
+from bokeh_ssh._framing import Reader, Tail, plain
 from bokeh_ssh._launch import line
-from bokeh_ssh._report import Reader, Tail, plain
 from bokeh_ssh._runner import Runner, Session, Signals
+from bokeh_ssh._script import exec_line
 from bokeh_ssh._ticket import Ticket, as_paths
 from bokeh_ssh._wait import wait_for
 

@@ -45,7 +45,8 @@ from paramiko.common import (
 )
 from paramiko.message import Message
 
-from bokeh_ssh._endpoint import Endpoint, Origin, forwarded
+from bokeh_ssh._endpoint import Endpoint, Origin
+from bokeh_ssh._messages import forwarded
 from bokeh_ssh._packetizer import ChannelData, InflateError, Inflater, Packetizer
 from bokeh_ssh._pump import Pump
 from bokeh_ssh._stream import MAX_PACKET, WINDOW, Stream

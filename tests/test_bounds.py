@@ -23,9 +23,10 @@ from bokeh_ssh._attach import check_owner
 from bokeh_ssh._backlog import Backlog
 from bokeh_ssh._dispatcher import Dispatcher
 from bokeh_ssh._events import AppFailed
+from bokeh_ssh._framing import Reader
 from bokeh_ssh._hearing import Hearing
 from bokeh_ssh._launch import Launch
-from bokeh_ssh._report import AppErrors, Reader
+from bokeh_ssh._report import AppErrors
 from bokeh_ssh._sentry import Sentry
 
 if os.name != "posix":

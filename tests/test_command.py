@@ -14,13 +14,15 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bokeh_ssh import _readiness, _tree
-from bokeh_ssh._command import encode, exec_line, opening
+from bokeh_ssh._command import opening
 from bokeh_ssh._diagnosis import Findings, refused
 from bokeh_ssh._errors import LaunchError, SessionError, UsageError
 from bokeh_ssh._events import Event
+from bokeh_ssh._framing import Reader, Tail, plain
 from bokeh_ssh._hearing import Hearing
 from bokeh_ssh._launch import Launch, line
-from bokeh_ssh._report import AppErrors, Reader, Tail, is_windows, plain, port_in_use, reason
+from bokeh_ssh._report import AppErrors, is_windows, port_in_use, reason
+from bokeh_ssh._script import encode, exec_line
 from conftest import missing
 
 MARK = "0123456789abcdef" * 2

@@ -24,10 +24,10 @@ import pytest
 import apps
 from beds import Machine, until
 from bokeh_ssh import DirectTunnel, LaunchError, Reconnected, _searchpath
-from bokeh_ssh._command import encode
 from bokeh_ssh._events import Event
 from bokeh_ssh._inventory import find, leave
 from bokeh_ssh._reverse import _script
+from bokeh_ssh._script import encode
 from bokeh_ssh._servers import list_servers
 from local_runner import FAKE, Bench, LocalRunner, pythons
 from programs import CLI, Program

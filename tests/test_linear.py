@@ -22,13 +22,14 @@ from bokeh_ssh import BokehSSHError
 from bokeh_ssh._configtext import criteria, expand, seconds, split_keyword, split_words
 from bokeh_ssh._flagtable import in_flags
 from bokeh_ssh._forwardspec import parse_forward
+from bokeh_ssh._framing import Reader, Tail, plain
 from bokeh_ssh._gitignore import spec
 from bokeh_ssh._guard import Guard
 from bokeh_ssh._inspector import Inspector, RequestRefusedError
 from bokeh_ssh._knownhosts import find
 from bokeh_ssh._owner import find_owner
 from bokeh_ssh._readiness import Facts, mask, told
-from bokeh_ssh._report import AppErrors, Reader, Tail, plain, reason
+from bokeh_ssh._report import AppErrors, reason
 from bokeh_ssh._text import clean
 
 #: Characters, or bytes, of a hostile text. What is linear takes milliseconds for that, what is not much more.

@@ -18,8 +18,9 @@ import pytest
 import apps
 from beds import Machine, free_port, until
 from bokeh_ssh import Event, Lost, Reconnected, ServerExited
+from bokeh_ssh._framing import plain
 from bokeh_ssh._readiness import Facts, holds, listeners
-from bokeh_ssh._report import plain, port_in_use, reason
+from bokeh_ssh._report import port_in_use, reason
 from bokeh_ssh._service import LINES, TAIL, Service
 from cable import Cable
 from test_direct import tunnel_to
