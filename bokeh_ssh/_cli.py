@@ -25,7 +25,6 @@ from bokeh_ssh._cliwork import (
     take_no_args,
     visit,
 )
-from bokeh_ssh._flags import takes
 from bokeh_ssh._flagtable import (
     ATTACH,
     DEMO,
@@ -39,6 +38,7 @@ from bokeh_ssh._flagtable import (
     START,
     TUNNEL,
     VISIT,
+    takes,
 )
 from bokeh_ssh._streams import OutputError, standing
 from bokeh_ssh._version import __version__
