@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bokeh_ssh._version import __version__
 
 if TYPE_CHECKING:
-    from bokeh_ssh._direct import DirectTunnel
-    from bokeh_ssh._errors import (
+    from bokeh_ssh._core.errors import (
         AuthenticationError,
         BokehNotFoundError,
         BokehSSHError,
@@ -50,7 +49,7 @@ if TYPE_CHECKING:
         UploadError,
         UsageError,
     )
-    from bokeh_ssh._events import (
+    from bokeh_ssh._core.events import (
         AppFailed,
         Attached,
         Authenticated,
@@ -75,16 +74,17 @@ if TYPE_CHECKING:
         Uploading,
         Warned,
     )
-    from bokeh_ssh._gateway import GatewayTunnel
-    from bokeh_ssh._local import LocalForward
-    from bokeh_ssh._notebook import notebook_prompt, show
-    from bokeh_ssh._remote import RemoteForward
-    from bokeh_ssh._target import Host
+    from bokeh_ssh._core.host import Host
+    from bokeh_ssh._tunnels.direct import DirectTunnel
+    from bokeh_ssh._tunnels.gateway import GatewayTunnel
+    from bokeh_ssh._tunnels.local_forward import LocalForward
+    from bokeh_ssh._tunnels.notebook import notebook_prompt, show
+    from bokeh_ssh._tunnels.remote_forward import RemoteForward
 
 #: Where each public name lives. Loaded at first use: the command line shows its help without paramiko.
 _HOMES = {
-    "_direct": ("DirectTunnel",),
-    "_errors": (
+    "_tunnels.direct": ("DirectTunnel",),
+    "_core.errors": (
         "AuthenticationError",
         "BokehNotFoundError",
         "BokehSSHError",
@@ -120,7 +120,7 @@ _HOMES = {
         "UploadError",
         "UsageError",
     ),
-    "_events": (
+    "_core.events": (
         "AppFailed",
         "Attached",
         "Authenticated",
@@ -145,11 +145,11 @@ _HOMES = {
         "Uploading",
         "Warned",
     ),
-    "_gateway": ("GatewayTunnel",),
-    "_local": ("LocalForward",),
-    "_notebook": ("notebook_prompt", "show"),
-    "_remote": ("RemoteForward",),
-    "_target": ("Host",),
+    "_tunnels.gateway": ("GatewayTunnel",),
+    "_tunnels.local_forward": ("LocalForward",),
+    "_tunnels.notebook": ("notebook_prompt", "show"),
+    "_tunnels.remote_forward": ("RemoteForward",),
+    "_core.host": ("Host",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

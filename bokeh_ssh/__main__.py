@@ -10,7 +10,7 @@ if __name__ == "__main__" and sys.path and os.path.exists(sys.path[0]) and os.pa
     if os.path.realpath(here) == os.path.dirname(os.path.dirname(os.path.realpath(__file__))):
         sys.path.append(here)  # but what we need may be, where we are there ourselves
 
-from bokeh_ssh._cli import main
+from bokeh_ssh._cli.app import main
 
 __all__ = ["main"]
 

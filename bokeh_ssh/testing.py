@@ -20,7 +20,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from bokeh_ssh._machine import Challenge, SSHMachine, machine
+from bokeh_ssh._demo.machine import Challenge, SSHMachine, machine
 
 __all__ = ["Challenge", "SSHMachine", "machine", "ssh_machine"]
 

@@ -300,7 +300,7 @@ def has_banner(host: str, port: int) -> bool:
 @contextmanager
 def embedded(knobs: Knobs, key: Key, directory: Path, **settings: Any) -> Iterator[Machine]:
     """Run the embedded server; ``settings`` are more of its own."""
-    from bokeh_ssh._embedded import Challenge, EmbeddedServer, Settings
+    from bokeh_ssh._demo.ssh_server import Challenge, EmbeddedServer, Settings
 
     challenge = Challenge({"Password: ": PASSWORD})
     options = {"rekey_bytes": knobs.rekey} if knobs.rekey else {}

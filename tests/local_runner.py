@@ -23,10 +23,10 @@ from typing import Any
 import pytest
 
 from beds import until
-from bokeh_ssh import _tree
-from bokeh_ssh._errors import BokehSSHError
-from bokeh_ssh._events import Event
-from bokeh_ssh._server import Launch, Server
+from bokeh_ssh._core.errors import BokehSSHError
+from bokeh_ssh._core.events import Event
+from bokeh_ssh._remote import process_tree
+from bokeh_ssh._server.server import Launch, Server
 
 #: A command that starts at once in place of Bokeh.
 FAKE = (sys.executable, "-S", str(Path(__file__).with_name("fake_server.py")))
@@ -318,7 +318,7 @@ class Held:
     @property
     def guardian(self) -> int:
         """The parent of what was started, which leads the server's group."""
-        return _tree.table()[os.getpgid(self.server.pid)][0]
+        return process_tree.table()[os.getpgid(self.server.pid)][0]
 
     def kill_holders(self) -> None:
         """Kill guardian and supervisor at once: neither sees the other go."""

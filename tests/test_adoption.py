@@ -22,9 +22,8 @@ from typing import Any
 import pytest
 
 from beds import Machine, until
-from bokeh_ssh import Host, _errand, _place
-from bokeh_ssh._cargo import program
-from bokeh_ssh._errors import (
+from bokeh_ssh import Host
+from bokeh_ssh._core.errors import (
     BokehSSHError,
     ConnectionLostError,
     LaunchTimeoutError,
@@ -34,10 +33,12 @@ from bokeh_ssh._errors import (
     ServerNotFoundError,
     ServerTakenError,
 )
-from bokeh_ssh._events import Event, ServerExited, ServerTaken, ServerUnresponsive
-from bokeh_ssh._handshake import connect
-from bokeh_ssh._server import Launch, Server, Ticket
-from bokeh_ssh._shell import Shell
+from bokeh_ssh._core.events import Event, ServerExited, ServerTaken, ServerUnresponsive
+from bokeh_ssh._remote import control_client, run_dir
+from bokeh_ssh._server.local_runner import Shell
+from bokeh_ssh._server.payload import program
+from bokeh_ssh._server.server import Launch, Server, Ticket
+from bokeh_ssh._ssh.connect import connect
 from conftest import missing
 
 if os.name != "posix":
@@ -330,10 +331,10 @@ def test_server_that_is_killed_while_the_line_is_half_dead_is_told(bench: Bench,
 def test_supervisor_that_hangs_up_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that ends closes its socket a moment before it is gone; who is only silent is not waited for."""
     looks = iter([False, False, True])
-    monkeypatch.setattr(_errand, "vacant", lambda place: next(looks))
-    place = _place.Place(str(tmp_path))
-    assert not _errand.ended(place, TimeoutError())
-    assert _errand.ended(place, ConnectionResetError())
+    monkeypatch.setattr(control_client, "vacant", lambda place: next(looks))
+    place = run_dir.Place(str(tmp_path))
+    assert not control_client.ended(place, TimeoutError())
+    assert control_client.ended(place, ConnectionResetError())
 
 
 def test_server_that_dies_while_its_client_is_there_leaves_no_record(
@@ -484,14 +485,14 @@ def test_home_takes_the_place_of_tmp(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     """Where somebody else has the directory in /tmp, it is one in the home, with the machine's name."""
     monkeypatch.delenv("BOKEH_SSH_DIR")
     monkeypatch.setenv("HOME", "/tmp")  # short enough
-    first, second = _place.candidates()
+    first, second = run_dir.candidates()
     assert first == f"/tmp/bokeh-ssh-{os.getuid()}"
     assert second.startswith("/tmp/.bokeh-ssh-")
     taken = tmp_path / "taken"
     taken.write_text("")
     free = os.environ.get("TMPDIR", "/tmp") + f"/bs-{uuid.uuid4().hex[:6]}"
-    monkeypatch.setattr(_place, "candidates", lambda: [str(taken), free])
-    made, _, why = _place.make(lambda path: path)
+    monkeypatch.setattr(run_dir, "candidates", lambda: [str(taken), free])
+    made, _, why = run_dir.make(lambda path: path)
     assert made is not None
     assert made.path.startswith(f"{free}/")
     assert why == ""
@@ -542,36 +543,36 @@ def test_directory_that_others_could_replace_is_not_used(tmp_path: Path) -> None
     inner = Path("/tmp", f"bs-{uuid.uuid4().hex[:6]}")
     (inner / "x").mkdir(mode=0o700, parents=True)
     try:
-        assert _place.usable(str(inner / "x")) == ""
+        assert run_dir.usable(str(inner / "x")) == ""
         inner.chmod(0o777)
-        assert "replaced" in _place.usable(str(inner / "x"))
+        assert "replaced" in run_dir.usable(str(inner / "x"))
         inner.chmod(0o1777)
-        assert _place.usable(str(inner / "x")) == ""
+        assert run_dir.usable(str(inner / "x")) == ""
     finally:
         shutil.rmtree(inner)
     long = tmp_path / ("x" * 90)
     long.mkdir(mode=0o700)
     tmp_path.chmod(0o700)
-    assert "too long" in _place.usable(str(long))
+    assert "too long" in run_dir.usable(str(long))
 
 
 def test_place_looks_used_for_as_long_as_it_is(tmp_path: Path) -> None:
     """What cleans /tmp by age sees files that are touched now and then, and not all the time."""
     tmp_path.chmod(0o700)
-    place = _place.Place(str(tmp_path))
+    place = run_dir.Place(str(tmp_path))
     place.write({"pid": 1})
     old = time.time() - 1e6
     for path in (tmp_path, tmp_path / "record"):
         os.utime(path, (old, old))
     place.touch()
     assert place.age() > 9e5  # not all the time
-    place.touched -= _place.TOUCH + 1
+    place.touched -= run_dir.TOUCH + 1
     place.touch()
     assert place.age() < 60
     assert time.time() - (tmp_path / "record").stat().st_mtime < 60
 
 
-@pytest.mark.parametrize(("age", "kept"), [(60, True), (_place.KEEP + 60, False)])
+@pytest.mark.parametrize(("age", "kept"), [(60, True), (run_dir.KEEP + 60, False)])
 def test_record_of_an_end_is_kept_for_a_day(
     bench: Bench, mark: str, place: Path, age: float, kept: bool
 ) -> None:
@@ -595,7 +596,7 @@ def test_system_need_not_tell_who_is_on_the_other_end(
 ) -> None:
     """Where sockets have no credentials, the directory's permissions do, and all works the same."""
     before = b"import socket\ndel socket.SO_PEERCRED\n" if hasattr(socket, "SO_PEERCRED") else b""
-    monkeypatch.setattr("bokeh_ssh._dialogue.program", lambda name: before + program(name))
+    monkeypatch.setattr("bokeh_ssh._server.supervisor_client.program", lambda name: before + program(name))
     held = Held(bench, mark, grace=60)
     held.session.vanish()
     assert adopt(bench, ticket_of(held)).pid == held.server.pid

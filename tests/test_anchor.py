@@ -17,10 +17,10 @@ import apps
 import other_servers
 from beds import Key, Machine, until
 from bokeh_ssh import Closed, Event, Host, Launched, Reconnected, ServerExited, Warned
-from bokeh_ssh._connection import Connection
-from bokeh_ssh._handshake import connect
-from bokeh_ssh._server import Launch, Server
-from bokeh_ssh._servers import list_servers, stop_server
+from bokeh_ssh._server.registry import list_servers, stop_server
+from bokeh_ssh._server.server import Launch, Server
+from bokeh_ssh._ssh.connect import connect
+from bokeh_ssh._ssh.connection import Connection
 from conftest import missing
 from local_runner import FAKE, Bench, Held, alive, processes
 from test_leftovers import running

@@ -17,20 +17,13 @@ import pytest
 
 import conformance
 from beds import Machine, until
-from bokeh_ssh import (
-    ConnectionLostError,
-    Event,
-    LocalForward,
-    Lost,
-    Reconnected,
-    Reconnecting,
-    _attempts,
-    _entrance,
-)
-from bokeh_ssh._attempts import Attempts
-from bokeh_ssh._entrance import enter
-from bokeh_ssh._guard import Guard
-from bokeh_ssh._listener import bind
+from bokeh_ssh import ConnectionLostError, Event, LocalForward, Lost, Reconnected, Reconnecting
+from bokeh_ssh._core import backoff
+from bokeh_ssh._core.backoff import Attempts
+from bokeh_ssh._forwarding import local_acceptor
+from bokeh_ssh._forwarding.listener import bind
+from bokeh_ssh._forwarding.local_acceptor import enter
+from bokeh_ssh._forwarding.request_filter import Guard
 from cable import Cable
 from fakes import Listener
 from test_ends import connected
@@ -42,8 +35,8 @@ LOOPBACK = "127.0.0.1"
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have attempts far apart, as after a long outage."""
-    monkeypatch.setattr(_attempts, "_FIRST_PAUSE", 60.0)
-    monkeypatch.setattr(_attempts, "_LONGEST_PAUSE", 60.0)
+    monkeypatch.setattr(backoff, "_FIRST_PAUSE", 60.0)
+    monkeypatch.setattr(backoff, "_LONGEST_PAUSE", 60.0)
 
 
 @contextmanager
@@ -124,7 +117,7 @@ def test_nothing_is_reset_while_an_attempt_is_under_way(
     embedded: Callable[..., Machine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What has waited for its time is served by an attempt that takes longer than that."""
-    monkeypatch.setattr(_entrance, "PATIENCE", 0.2)
+    monkeypatch.setattr(local_acceptor, "PATIENCE", 0.2)
     with away(embedded, tmp_path) as (cable, forward, _):
         made = cable.made
         cable.cut()  # connections are taken, and nothing answers
@@ -145,7 +138,7 @@ def test_control_failed_attempt_ends_the_wait(
     embedded: Callable[..., Machine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the attempt fails that was made for it, what has waited for its time is reset."""
-    monkeypatch.setattr(_entrance, "PATIENCE", 0.2)
+    monkeypatch.setattr(local_acceptor, "PATIENCE", 0.2)
     with away(embedded, tmp_path) as (_, forward, events):
         with socket.create_connection((LOOPBACK, forward.local_port), timeout=30) as sock:
             with pytest.raises(ConnectionResetError):
@@ -232,8 +225,8 @@ def test_more_than_can_be_held_wait_too(
     embedded: Callable[..., Machine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, back: bool
 ) -> None:
     """Connections beyond the bound wait in the kernel's queue, and are served in turn, or reset at last."""
-    monkeypatch.setattr(_entrance, "_MOST_HELD", 3)
-    monkeypatch.setattr(_entrance, "PATIENCE", 5.0)
+    monkeypatch.setattr(local_acceptor, "_MOST_HELD", 3)
+    monkeypatch.setattr(local_acceptor, "PATIENCE", 5.0)
     with away(embedded, tmp_path) as (cable, forward, _), ExitStack() as stack:
         address = LOOPBACK, forward.local_port
         socks = [stack.enter_context(conformance.ask(address, "echo")) for _ in range(10)]
@@ -259,8 +252,8 @@ def test_attempts_are_bounded(
     embedded: Callable[..., Machine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A program that connects all the time does not have the server bothered all the time."""
-    monkeypatch.setattr(_entrance, "PATIENCE", 0.05)
-    monkeypatch.setattr(_attempts, "_GAP", 0.05)
+    monkeypatch.setattr(local_acceptor, "PATIENCE", 0.05)
+    monkeypatch.setattr(backoff, "_GAP", 0.05)
     with away(embedded, tmp_path) as (_, forward, events):
 
         def attempts_after_one_more() -> int:
@@ -268,9 +261,9 @@ def test_attempts_are_bounded(
                 socket.create_connection((LOOPBACK, forward.local_port), timeout=30).close()
             return early(events)
 
-        until(lambda: attempts_after_one_more() >= _attempts._EARLY, what="the early attempts")
+        until(lambda: attempts_after_one_more() >= backoff._EARLY, what="the early attempts")
         with pytest.raises(AssertionError):
-            until(lambda: attempts_after_one_more() > _attempts._EARLY + 1, timeout=2)
+            until(lambda: attempts_after_one_more() > backoff._EARLY + 1, timeout=2)
 
 
 def test_line_that_breaks_as_it_comes_back_is_made_again(
@@ -309,7 +302,7 @@ def test_websocket_is_known_behind_many_cookies(header: bytes, is_page: bool) ->
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.sendall(head + b"\r\n" + header + b"\r\n\r\n")
-        assert _entrance._is_page(theirs, b"") == is_page
+        assert local_acceptor._is_page(theirs, b"") == is_page
         assert len(theirs.recv(65536)) > 40_000
 
 
@@ -335,11 +328,11 @@ def test_early_attempts_refill() -> None:
     attempts = Attempts()
     attempts.begin()
     told: list[int] = []
-    for _ in range(_attempts._EARLY):
+    for _ in range(backoff._EARLY):
         attempts.want()
         assert attempts.wait(60, lambda: told.append(1))
         attempts._ended = 0.0
-    assert len(told) == _attempts._EARLY
+    assert len(told) == backoff._EARLY
     attempts.want()
     waiting = threading.Thread(target=lambda: told.append(int(attempts.wait(60, lambda: None))))
     waiting.start()
@@ -354,7 +347,7 @@ def test_early_attempts_refill() -> None:
 
 NETWORK = """
 import subprocess, sys, threading
-from bokeh_ssh._network import NetworkWatch
+from bokeh_ssh._core.network_changes import NetworkWatch
 changed = threading.Event()
 def ip(*words): subprocess.run(["ip", *words], check=True)
 ip("link", "set", "lo", "up")

@@ -41,9 +41,7 @@ from auth_servers import (
     info_request,
     make_key,
 )
-from bokeh_ssh import _agent, _auth, _keys, _userauth
-from bokeh_ssh._auth import login
-from bokeh_ssh._errors import (
+from bokeh_ssh._core.errors import (
     AuthenticationError,
     BokehSSHError,
     ConnectionLostError,
@@ -52,9 +50,13 @@ from bokeh_ssh._errors import (
     TooManyKeysError,
     UsageError,
 )
-from bokeh_ssh._events import Question
-from bokeh_ssh._target import Host
-from bokeh_ssh._text import clean
+from bokeh_ssh._core.events import Question
+from bokeh_ssh._core.host import Host
+from bokeh_ssh._core.text import clean
+from bokeh_ssh._ssh.auth import agent as agent_module
+from bokeh_ssh._ssh.auth import identities, userauth
+from bokeh_ssh._ssh.auth import login as login_module
+from bokeh_ssh._ssh.auth.login import login
 
 
 @dataclass(frozen=True)
@@ -356,7 +358,7 @@ def test_bad_key_file(
         enter(bed.port, key_filename=path)
     assert str(path) in str(caught.value)
     with pytest.raises(UsageError):
-        _keys.check_keys(Host("far.example", key_filename=path))
+        identities.check_keys(Host("far.example", key_filename=path))
 
 
 def _write(path: Path, data: bytes) -> Path:
@@ -533,17 +535,17 @@ def test_agent_address(monkeypatch: pytest.MonkeyPatch) -> None:
     """IdentityAgent is a path, "none" or a variable; without it SSH_AUTH_SOCK counts."""
     if sys.platform == "win32":
         pytest.skip("on Windows paramiko finds the agent")
-    assert _agent.agent_address(None) is None
+    assert agent_module.agent_address(None) is None
     monkeypatch.setenv("SSH_AUTH_SOCK", "/run/agent")
     monkeypatch.setenv("OTHER", "/run/other")
-    assert _agent.agent_address(None) == "/run/agent"
-    assert _agent.agent_address("SSH_AUTH_SOCK") == "/run/agent"
-    assert _agent.agent_address("none") is None
-    assert _agent.agent_address("$OTHER") == "/run/other"
-    assert _agent.agent_address("${OTHER}") == "/run/other"
-    assert _agent.agent_address("${OTHER}/s") == "/run/other/s"
-    assert _agent.agent_address("${MISSING}") is None
-    assert _agent.agent_address("~/s") == str(Path("~/s").expanduser())
+    assert agent_module.agent_address(None) == "/run/agent"
+    assert agent_module.agent_address("SSH_AUTH_SOCK") == "/run/agent"
+    assert agent_module.agent_address("none") is None
+    assert agent_module.agent_address("$OTHER") == "/run/other"
+    assert agent_module.agent_address("${OTHER}") == "/run/other"
+    assert agent_module.agent_address("${OTHER}/s") == "/run/other/s"
+    assert agent_module.agent_address("${MISSING}") is None
+    assert agent_module.agent_address("~/s") == str(Path("~/s").expanduser())
 
 
 def test_agent_from_environment(
@@ -604,8 +606,8 @@ def test_bad_agent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Row 5: an agent that hangs or talks nonsense is given up soon, and the other methods go on."""
-    assert _agent.LIST_TIMEOUT <= 3
-    monkeypatch.setattr(_agent, "LIST_TIMEOUT", 0.2)
+    assert agent_module.LIST_TIMEOUT <= 3
+    monkeypatch.setattr(agent_module, "LIST_TIMEOUT", 0.2)
     key = make_key(account / ".ssh" / "id_ed25519")
     agent = fake_agent(script)
     bed = make_bed({"publickey", "password"}, keys=(key,))
@@ -640,8 +642,8 @@ def test_agent_that_never_signs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A signature may take long (a person confirms it), but not for ever; then the next method is tried."""
-    assert _agent.SIGN_TIMEOUT >= 30
-    monkeypatch.setattr(_agent, "SIGN_TIMEOUT", 0.2)
+    assert agent_module.SIGN_TIMEOUT >= 30
+    monkeypatch.setattr(agent_module, "SIGN_TIMEOUT", 0.2)
     key = make_key(keys / "id")
 
     def script(conn: socket.socket) -> None:
@@ -679,7 +681,7 @@ def test_agent_that_refuses_to_sign(
 def test_agent_without_unix_sockets(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where Python has no Unix sockets, and no agent is found otherwise, there are no keys and a reason."""
     monkeypatch.delattr(socket, "AF_UNIX")
-    agent = _agent.Agent("/run/agent")
+    agent = agent_module.Agent("/run/agent")
     assert agent.list_keys() == ()
     assert "cannot be used" in agent.trouble
 
@@ -709,24 +711,24 @@ class _Pipe:
 
 def test_agent_pipe_of_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """An agent whose reads know no deadline is asked with one all the same, and closed."""
-    monkeypatch.setattr(_agent, "SIGN_TIMEOUT", 0.2)
+    monkeypatch.setattr(agent_module, "SIGN_TIMEOUT", 0.2)
     pipe = _Pipe(_listing(b"\x00\x00\x00\x01x"), b"\x00\x00\x00\x06\x0e\x00\x00\x00\x01s", None)
-    monkeypatch.setattr(_agent, "_connect", lambda *_: _agent.PipeLine(lambda: pipe))
-    agent = _agent.Agent("")
+    monkeypatch.setattr(agent_module, "_connect", lambda *_: agent_module.PipeLine(lambda: pipe))
+    agent = agent_module.Agent("")
     assert [key.blob for key in agent.list_keys()] == [b"\x00\x00\x00\x01x"]
     assert agent.sign(b"x", b"data", "ssh-ed25519") == b"s"
-    with pytest.raises(_agent.AgentError, match="did not answer"):
+    with pytest.raises(agent_module.AgentError, match="did not answer"):
         agent.sign(b"x", b"data", "ssh-ed25519")
     pipe.released.set()
     other = _Pipe(_listing())
-    monkeypatch.setattr(_agent, "_connect", lambda *_: _agent.PipeLine(lambda: other))
-    second = _agent.Agent("")
+    monkeypatch.setattr(agent_module, "_connect", lambda *_: agent_module.PipeLine(lambda: other))
+    second = agent_module.Agent("")
     assert second.list_keys() == ()
     second.close()
     second.close()
     assert other.closed
-    monkeypatch.setattr(_agent, "_connect", lambda *_: _agent.PipeLine(lambda: None))
-    third = _agent.Agent("")
+    monkeypatch.setattr(agent_module, "_connect", lambda *_: agent_module.PipeLine(lambda: None))
+    third = agent_module.Agent("")
     assert third.list_keys() == ()
     assert "none is running" in third.trouble
 
@@ -865,7 +867,7 @@ def test_password_answers_one_hidden_question(make_bed: Callable[..., Bed]) -> N
 )
 def test_which_questions_a_password_answers(questions: tuple[tuple[str, bool], ...], answered: bool) -> None:
     """Only exactly one hidden question that asks for the account's password gets it."""
-    assert _auth._asks_password(questions) is answered
+    assert login_module._asks_password(questions) is answered
 
 
 def test_password_is_not_repeated_to_a_second_question(make_bed: Callable[..., Bed]) -> None:
@@ -1182,8 +1184,8 @@ def test_silent_server_after_the_password(
     make_bed: Callable[..., Bed], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answer to a password may take as long as a push to a phone takes, but not for ever."""
-    assert _userauth.PERSON_TIMEOUT == 120
-    monkeypatch.setattr(_userauth, "PERSON_TIMEOUT", 0.4)
+    assert userauth.PERSON_TIMEOUT == 120
+    monkeypatch.setattr(userauth, "PERSON_TIMEOUT", 0.4)
     bed = make_bed({"password"}, on_answer=_never)
     with pytest.raises(ConnectTimeoutError, match=r"within 0.4 s during login \(password\)"):
         enter(bed.port, password="right", timeout=0.2)
@@ -1216,7 +1218,7 @@ def test_a_person_may_think_long(make_bed: Callable[..., Bed], monkeypatch: pyte
         ahead += 3600
         return "123456" if question.kind == "interactive" else "right"
 
-    monkeypatch.setattr(_userauth, "time", SimpleNamespace(monotonic=monotonic))
+    monkeypatch.setattr(userauth, "time", SimpleNamespace(monotonic=monotonic))
     bed = make_bed(("keyboard-interactive", "password"), rounds=(CODE, CODE))
     assert enter(bed.port, prompt=prompt, timeout=5) == ("keyboard-interactive", "password")
     assert ahead == 3 * 3600

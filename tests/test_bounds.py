@@ -18,16 +18,16 @@ from typing import Any
 import pytest
 
 from beds import until
-from bokeh_ssh import _wire
-from bokeh_ssh._attach import check_owner
-from bokeh_ssh._backlog import Backlog
-from bokeh_ssh._dispatcher import Dispatcher
-from bokeh_ssh._events import AppFailed
-from bokeh_ssh._framing import Reader
-from bokeh_ssh._hearing import Hearing
-from bokeh_ssh._launch import Launch
-from bokeh_ssh._report import AppErrors
-from bokeh_ssh._sentry import Sentry
+from bokeh_ssh._cli.output_queue import Backlog
+from bokeh_ssh._core.dispatcher import Dispatcher
+from bokeh_ssh._core.events import AppFailed
+from bokeh_ssh._core.framing import Reader
+from bokeh_ssh._forwarding.port_ownership import Sentry
+from bokeh_ssh._remote import client_stream
+from bokeh_ssh._server.launch_spec import Launch
+from bokeh_ssh._server.log_parsing import AppErrors
+from bokeh_ssh._server.probe import check_owner
+from bokeh_ssh._server.server_state import Hearing
 
 if os.name != "posix":
     pytest.skip("the remote side is a POSIX system", allow_module_level=True)
@@ -211,10 +211,10 @@ def test_lines_that_wait_for_a_terminal_are_bounded() -> None:
 
 def test_what_a_list_of_servers_says_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that says more of its servers than there can be is not listened to for ever."""
-    from bokeh_ssh import _servers
+    from bokeh_ssh._server import registry
 
-    monkeypatch.setattr(_servers, "_MOST_BYTES", 1000)
-    run = _servers._Errand(bench.runner(), {"do": "list"}, None, 5)
+    monkeypatch.setattr(registry, "_MOST_BYTES", 1000)
+    run = registry._Errand(bench.runner(), {"do": "list"}, None, 5)
     for number in range(1000):
         run._on_stdout(run._mark.encode() + json.dumps({"event": "server", "n": number}).encode() + b"\n")
     assert len(run._messages) < 30
@@ -267,8 +267,8 @@ def test_of_what_a_slow_client_misses_the_last_is_told(monkeypatch: pytest.Monke
         sent.extend(data)
         return len(data)
 
-    monkeypatch.setattr(_wire, "os", types.SimpleNamespace(write=write))
-    wire = _wire.Wire("mark")
+    monkeypatch.setattr(client_stream, "os", types.SimpleNamespace(write=write))
+    wire = client_stream.Wire("mark")
     full.set()
     for number in range(3000):
         wire.say("log", stream="out", lines=["x" * 1000])

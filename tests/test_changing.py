@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 
 from beds import Knobs, Machine, until
-from bokeh_ssh import Event, Host, Updated, UploadError, Warned, _mirror, _reading
-from bokeh_ssh._bundle import Bundle
-from bokeh_ssh._handshake import connect
-from bokeh_ssh._mirror import Mirror
-from bokeh_ssh._reading import Reading
-from bokeh_ssh._server import Launch, Server
+from bokeh_ssh import Event, Host, Updated, UploadError, Warned
+from bokeh_ssh._core import file_reader
+from bokeh_ssh._core.file_reader import Reading
+from bokeh_ssh._server import file_sync
+from bokeh_ssh._server.file_sync import Mirror
+from bokeh_ssh._server.server import Launch, Server
+from bokeh_ssh._server.upload_set import Bundle
+from bokeh_ssh._ssh.connect import connect
 
 if os.name != "posix":
     pytest.skip("the remote side is a POSIX system", allow_module_level=True)
@@ -93,14 +95,14 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]
     """Have something done between the first look and the first opening."""
 
     def have(change: Callable[[], object]) -> None:
-        plain, left = _mirror.deliver, [change]
+        plain, left = file_sync.deliver, [change]
 
         def deliver(*args: object, **keywords: object) -> set[str]:
             if left:
                 left.pop()()
             return plain(*args, **keywords)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(_mirror, "deliver", deliver)
+        monkeypatch.setattr(file_sync, "deliver", deliver)
 
     return have
 
@@ -245,14 +247,14 @@ def test_permission_that_is_lost_is_told(
     machine: Machine, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that may not be read any more is an error with its name."""
-    plain = _reading._open
+    plain = file_reader._open
 
     def refuse(path: Path, top: Path) -> int:
         if path.name == "last":
             raise PermissionError(13, "Permission denied")
         return plain(path, top)
 
-    monkeypatch.setattr(_reading, "_open", refuse)
+    monkeypatch.setattr(file_reader, "_open", refuse)
     with pytest.raises(UploadError, match=r"app/last cannot be read \(Permission denied\)"):
         with bringing(machine, folder):
             pass

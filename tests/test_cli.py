@@ -22,9 +22,9 @@ import pytest
 import apps
 import bokeh_ssh
 from beds import Knobs, Machine, free_port, until
-from bokeh_ssh import _flagtable as flagtable
-from bokeh_ssh._cli import main
-from bokeh_ssh._publication import Publication
+from bokeh_ssh._cli import options as flagtable
+from bokeh_ssh._cli.app import main
+from bokeh_ssh._tunnels.publication import Publication
 from cable import Cable
 from programs import CLI, ESCAPES, OnTerminal, Program, login, unkeyed
 
@@ -129,8 +129,8 @@ def test_every_flag_reaches_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
             given.update(keywords, positional=args)
             raise bokeh_ssh.UsageError("enough")
 
-    monkeypatch.setattr("bokeh_ssh._gateway.GatewayTunnel", Tunnel)
-    monkeypatch.setattr("bokeh_ssh._foreground.find_prompt", lambda: None)
+    monkeypatch.setattr("bokeh_ssh._tunnels.gateway.GatewayTunnel", Tunnel)
+    monkeypatch.setattr("bokeh_ssh._cli.foreground.find_prompt", lambda: None)
     monkeypatch.setenv("TOKEN", "secret")
     words = """gateway me@gw a.py b.py --host inner --reverse relay --gateway-port 1 --gateway-address g:2
         --allow-exposed --local-port 0 --remote-port 3 --attach --arg=--dev --command bokeh --python py
@@ -256,7 +256,7 @@ def test_misuse_exits_with_2(words: str, capsys: pytest.CaptureFixture[str]) -> 
 )
 def test_forward_is_written_as_in_ssh(spec: str, parts: tuple[object, ...]) -> None:
     """``-L`` and ``-R`` are read as ssh reads them, IPv6 in brackets included."""
-    from bokeh_ssh._forwards import parse_forward
+    from bokeh_ssh._cli.forward import parse_forward
 
     assert parse_forward(spec) == parts
 
@@ -416,7 +416,7 @@ def test_show_opens_the_browser(machine: Machine, app: str, tmp_path: Path) -> N
 def test_questions_on_the_terminal(embedded: Callable[..., Machine], app: str, tmp_path: Path) -> None:
     """Host key, password and code are asked for on the terminal; what must be hidden is, what may be shown
     is; what the server says cannot act on the terminal."""
-    from bokeh_ssh._embedded import Challenge
+    from bokeh_ssh._demo.ssh_server import Challenge
 
     challenges = (
         Challenge({"Password: ": "sesame"}),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bokeh_ssh._aliases import complete_host, find_aliases
+from bokeh_ssh._cli.completion import complete_host, find_aliases
 
 CONFIG = """\
 Include extra/*.conf

@@ -15,9 +15,9 @@ import pytest
 import apps
 from beds import Machine, free_port, until
 from bokeh_ssh import LaunchError
-from bokeh_ssh._backlog import Backlog
-from bokeh_ssh._display import Display
-from bokeh_ssh._phrases import next_step
+from bokeh_ssh._cli.display import Display
+from bokeh_ssh._cli.messages import next_step
+from bokeh_ssh._cli.output_queue import Backlog
 from cable import Cable
 from programs import OnTerminal, Program, login
 

@@ -13,16 +13,16 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from bokeh_ssh import _readiness, _tree
-from bokeh_ssh._command import opening
-from bokeh_ssh._diagnosis import Findings, refused
-from bokeh_ssh._errors import LaunchError, SessionError, UsageError
-from bokeh_ssh._events import Event
-from bokeh_ssh._framing import Reader, Tail, plain
-from bokeh_ssh._hearing import Hearing
-from bokeh_ssh._launch import Launch, line
-from bokeh_ssh._report import AppErrors, is_windows, port_in_use, reason
-from bokeh_ssh._script import encode, exec_line
+from bokeh_ssh._core.errors import LaunchError, SessionError, UsageError
+from bokeh_ssh._core.events import Event
+from bokeh_ssh._core.framing import Reader, Tail, plain
+from bokeh_ssh._remote import process_tree, readiness
+from bokeh_ssh._server.bootstrap import opening
+from bokeh_ssh._server.diagnosis import Findings, refused
+from bokeh_ssh._server.launch_spec import Launch, line
+from bokeh_ssh._server.log_parsing import AppErrors, is_windows, port_in_use, reason
+from bokeh_ssh._server.server_state import Hearing
+from bokeh_ssh._ssh.remote_shell import encode, exec_line
 from conftest import missing
 
 MARK = "0123456789abcdef" * 2
@@ -364,7 +364,7 @@ def test_launch_error_shows_log_status_and_command() -> None:
 )
 def test_port_and_route_are_read_from_the_log(url: str, port: int, route: str) -> None:
     """The port and the routes come from Bokeh's line, whatever host it names."""
-    facts = _readiness.Facts()
+    facts = readiness.Facts()
     assert facts.read("Starting Bokeh server version 3.9.2 (running on Tornado 6.5.1)") is None
     assert facts.read(f"2026 Bokeh app running at: {url}") is None
     assert facts.read("2026 Starting Bokeh server with process id: 77") == {
@@ -378,7 +378,7 @@ def test_port_and_route_are_read_from_the_log(url: str, port: int, route: str) -
 
 def test_restarted_server_is_read_anew() -> None:
     """With --dev the server starts over in the same process: its new port counts, its old routes do not."""
-    facts = _readiness.Facts()
+    facts = readiness.Facts()
     for port in (1, 2):
         facts.read("Starting Bokeh server version 3 (running on Tornado 6)")
         facts.read(f"Bokeh app running at: http://h:{port}/a{port}")
@@ -391,7 +391,7 @@ def test_restarted_server_is_read_anew() -> None:
 @pytest.mark.skipif(os.name != "posix", reason="the supervisor needs POSIX")
 def test_members_sees_this_process() -> None:
     """The process table is read, on this system, well enough to find ourselves in our group."""
-    assert os.getpid() in _tree.members(os.getpgrp(), _tree.table())
+    assert os.getpid() in process_tree.members(os.getpgrp(), process_tree.table())
 
 
 # --- what a far side says of its server, whatever it is
@@ -458,17 +458,17 @@ def test_any_message_is_survived(messages: list[dict[str, Any]]) -> None:
 @given(st.binary(max_size=200))
 def test_any_word_of_readiness_is_survived(raw: bytes) -> None:
     """What a command says of itself is a port or a socket, or nothing."""
-    word = _readiness.told(raw.decode("utf-8", "replace"))
+    word = readiness.told(raw.decode("utf-8", "replace"))
     assert word is None or word["port"] or word["socket"]
-    assert _readiness.told('{"port": 5, "routes": 7}') is None
-    assert _readiness.told('{"port": Infinity}') is None
-    assert _readiness.told("[]") is None
+    assert readiness.told('{"port": 5, "routes": 7}') is None
+    assert readiness.told('{"port": Infinity}') is None
+    assert readiness.told("[]") is None
 
 
 def test_words_that_look_secret_are_masked() -> None:
     """In what is told of a command line, the values of such options are hidden, and nothing else is."""
     words = ["x", "--cookie-secret", "A", "--api-key=B", "--ssl-keyfile", "f", "--token", "C", "key", "D"]
-    shown = [_readiness.mask(*pair) for pair in zip(["", *words], words, strict=False)]
+    shown = [readiness.mask(*pair) for pair in zip(["", *words], words, strict=False)]
     assert shown == [
         "x",
         "--cookie-secret",
@@ -481,4 +481,4 @@ def test_words_that_look_secret_are_masked() -> None:
         "key",
         "D",
     ]
-    assert _readiness.mask("", "--session-token-expiration=600") == "--session-token-expiration=600"
+    assert readiness.mask("", "--session-token-expiration=600") == "--session-token-expiration=600"

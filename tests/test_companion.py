@@ -9,13 +9,13 @@ import sys
 import pytest
 
 from beds import until
-from bokeh_ssh._events import ServerExited
+from bokeh_ssh._core.events import ServerExited
 
 if os.name != "posix":
     pytest.skip("the remote side is a POSIX system", allow_module_level=True)
 
-from bokeh_ssh._server import Server
-from bokeh_ssh._servers import list_servers
+from bokeh_ssh._server.registry import list_servers
+from bokeh_ssh._server.server import Server
 from local_runner import Bench, Held, kinds, processes
 
 #: Says where it is, and stays.

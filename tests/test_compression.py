@@ -15,9 +15,9 @@ from paramiko.message import Message
 
 from beds import Machine
 from bokeh_ssh import BokehSSHError, ConnectionLostError
-from bokeh_ssh._packetizer import MAX_PACKET_LENGTH, InflateError, Inflater, Packetizer
-from bokeh_ssh._stream import MAX_PACKET
-from bokeh_ssh._transport import Transport
+from bokeh_ssh._ssh.channel import MAX_PACKET
+from bokeh_ssh._ssh.packetizer import MAX_PACKET_LENGTH, InflateError, Inflater, Packetizer
+from bokeh_ssh._ssh.transport import Transport
 from fakes import FakeSSH, Server
 from test_hostile import check_alive, local_forward
 from test_rekey import LIMIT, WAYS, keys

@@ -31,8 +31,8 @@ from bokeh_ssh import (
     UsageError,
     Warned,
 )
-from bokeh_ssh._handshake import connect
-from bokeh_ssh._servers import RemoteServer, list_servers, stop_server
+from bokeh_ssh._server.registry import RemoteServer, list_servers, stop_server
+from bokeh_ssh._ssh.connect import connect
 from cable import Cable
 from programs import Program, login
 from test_gateway import gateway_of, host_of
@@ -184,7 +184,7 @@ def cleaned(host: Machine, app: str) -> Iterator[None]:
     finally:
         host.execute(["pkill", "-f", app])
         until(
-            lambda: not servers(host, app) and not host.pids("bokeh_ssh._publisher"),
+            lambda: not servers(host, app) and not host.pids("bokeh_ssh._tunnels.publisher_main"),
             what="nothing to be left",
         )
 
@@ -217,14 +217,16 @@ def test_gateway_tunnel_leaves_its_way_too(shape: str, request: pytest.FixtureRe
         with leave_through(bed, events, server=server) as taken:  # nor is it published twice
             assert (taken.name, taken.server) == ("counter", server)
             assert ask(taken) == seen.replace("seen 1", "seen 3")
-        assert len(bed.bokehhost.pids("bokeh_ssh._publisher")) == 1
+        assert len(bed.bokehhost.pids("bokeh_ssh._tunnels.publisher_main")) == 1
         jump = {"jump": gateway_of(bed)} if shape == "C" else {}
         with connect(host_of(bed, **jump)) as connection:
             every = list_servers(connection, python=bed.bokehhost.python)
             [left] = [each for each in every if each.id == server]
             assert left.published == "counter on gateway:22"
             stop_server(connection, left)
-        until(lambda: not bed.bokehhost.pids("bokeh_ssh._publisher"), what="the publisher to end")
+        until(
+            lambda: not bed.bokehhost.pids("bokeh_ssh._tunnels.publisher_main"), what="the publisher to end"
+        )
         until(
             lambda: str(bed.gateway.execute("ls /tmp/bokeh-ssh-*/pub-*")) == "", what="the socket to be gone"
         )
@@ -257,12 +259,12 @@ def test_way_that_ends_is_made_again(shape_c: Any) -> None:
     with cleaned(shape_c.bokehhost, app):
         with leave_through(shape_c, events, app=app, detach=True) as tunnel:
             seen, url = ask(tunnel), tunnel.url
-            [before] = shape_c.bokehhost.pids("bokeh_ssh._publisher")
+            [before] = shape_c.bokehhost.pids("bokeh_ssh._tunnels.publisher_main")
             shape_c.bokehhost.execute(["kill", "-KILL", str(before)])
             until(lambda: Reconnected in map(type, events), what="the way to be back")
             assert ask(tunnel) == seen.replace("seen 1", "seen 2")
             assert tunnel.url == url
-            assert before not in shape_c.bokehhost.pids("bokeh_ssh._publisher")
+            assert before not in shape_c.bokehhost.pids("bokeh_ssh._tunnels.publisher_main")
         with GatewayTunnel(gateway_of(shape_c), name=tunnel.name) as again:
             assert ask(again) == seen.replace("seen 1", "seen 3")
 
@@ -289,7 +291,7 @@ def test_way_on_a_port_is_left_too(shape_c: Any) -> None:
         assert ("127.0.0.1", 5999) in shape_c.gateway.listening()
         with leave_through(shape_c, [], server=server, gateway_port=5999) as again:
             assert ask(again) == seen.replace("seen 1", "seen 2")
-        assert len(shape_c.bokehhost.pids("bokeh_ssh._publisher")) == 1
+        assert len(shape_c.bokehhost.pids("bokeh_ssh._tunnels.publisher_main")) == 1
 
 
 def test_second_of_a_name_gets_another(shape_c: Any) -> None:

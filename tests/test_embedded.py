@@ -16,7 +16,7 @@ import asyncssh
 import pytest
 
 from beds import PASSWORD, Key, Machine, until
-from bokeh_ssh._embedded import Challenge, EmbeddedServer, Settings
+from bokeh_ssh._demo.ssh_server import Challenge, EmbeddedServer, Settings
 
 Maker = Callable[..., Machine]
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the commands are for a POSIX shell")

@@ -18,16 +18,17 @@ from typing import Any
 import asyncssh.channel
 import pytest
 
-import bokeh_ssh._pipe
+import bokeh_ssh._ssh.relay
 from beds import Machine, until
-from bokeh_ssh import ConnectionLostError, Host, LocalForward, Lost, RemoteForward, _fork
-from bokeh_ssh._attempts import Attempts
-from bokeh_ssh._connection import Connection
-from bokeh_ssh._entrance import enter
-from bokeh_ssh._guard import Guard
-from bokeh_ssh._handshake import connect
-from bokeh_ssh._listener import bind
-from bokeh_ssh._remote import listening, to_peer
+from bokeh_ssh import ConnectionLostError, Host, LocalForward, Lost, RemoteForward
+from bokeh_ssh._core import fork
+from bokeh_ssh._core.backoff import Attempts
+from bokeh_ssh._forwarding.listener import bind
+from bokeh_ssh._forwarding.local_acceptor import enter
+from bokeh_ssh._forwarding.request_filter import Guard
+from bokeh_ssh._ssh.connect import connect
+from bokeh_ssh._ssh.connection import Connection
+from bokeh_ssh._tunnels.remote_forward import listening, to_peer
 from cable import Cable
 from conformance import pattern, read_all, read_exactly
 from fakes import Handler, Listener, stay
@@ -314,7 +315,7 @@ def test_program_that_goes_on_sending_is_told(
     embedded: Any, ending: Ending, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who sends without end to a target that has gone gets an error soon, and all that was sent before."""
-    monkeypatch.setattr(bokeh_ssh._pipe, "_LINGER", 0.5)
+    monkeypatch.setattr(bokeh_ssh._ssh.relay, "_LINGER", 0.5)
     with forwarded(embedded(), lambda sock, number: sock.sendall(b"bye"), ending) as forward:
         with socket.create_connection((_LOOPBACK, forward.local_port), timeout=_PATIENCE) as sock:
             until(lambda: ending.sent, what="the server to end it")
@@ -328,7 +329,7 @@ def test_program_that_goes_on_sending_through_sshd_is_told(
     sshd: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same through OpenSSH, which ends the channel when it cannot write to the target."""
-    monkeypatch.setattr(bokeh_ssh._pipe, "_LINGER", 0.5)
+    monkeypatch.setattr(bokeh_ssh._ssh.relay, "_LINGER", 0.5)
     with (
         forwarded(sshd(), lambda sock, number: sock.sendall(b"bye")) as forward,
         socket.create_connection((_LOOPBACK, forward.local_port), timeout=_PATIENCE) as sock,
@@ -344,9 +345,9 @@ def test_program_that_sends_and_reads_nothing_is_told(
     embedded: Any, ending: Ending, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So does one that never reads; one that is only silent may take its time."""
-    monkeypatch.setattr(bokeh_ssh._pipe, "_LINGER", 0.1)
-    monkeypatch.setattr(bokeh_ssh._pipe, "_STALLED", 0.5)
-    monkeypatch.setattr(bokeh_ssh._pipe, "_TICK", 0.1)
+    monkeypatch.setattr(bokeh_ssh._ssh.relay, "_LINGER", 0.1)
+    monkeypatch.setattr(bokeh_ssh._ssh.relay, "_STALLED", 0.5)
+    monkeypatch.setattr(bokeh_ssh._ssh.relay, "_TICK", 0.1)
     with forwarded(embedded(), send_and_end) as forward:
         address = (_LOOPBACK, forward.local_port)
         with slow(address) as silent, slow(address) as sock:
@@ -552,7 +553,7 @@ def test_child_that_is_killed_resets_uploads(embedded: Any) -> None:
 
 
 def _is_let_go_of_in_children(client: socket.socket) -> bool:
-    for thing in list(_fork._calls):
+    for thing in list(fork._calls):
         if isinstance(thing, socket.socket):
             with suppress(OSError):
                 if thing.getpeername() == client.getsockname():

@@ -22,13 +22,15 @@ import paramiko
 import pytest
 
 import apps
+import bokeh_ssh
 from beds import Machine, until
-from bokeh_ssh import DirectTunnel, LaunchError, Reconnected, _searchpath
-from bokeh_ssh._events import Event
-from bokeh_ssh._inventory import find, leave
-from bokeh_ssh._reverse import _script
-from bokeh_ssh._script import encode
-from bokeh_ssh._servers import list_servers
+from bokeh_ssh import DirectTunnel, LaunchError, Reconnected
+from bokeh_ssh._cli.servers import find, leave
+from bokeh_ssh._core import python_path
+from bokeh_ssh._core.events import Event
+from bokeh_ssh._server.registry import list_servers
+from bokeh_ssh._ssh.remote_shell import encode
+from bokeh_ssh._tunnels.host_publisher import _script
 from local_runner import FAKE, Bench, LocalRunner, pythons
 from programs import CLI, Program
 
@@ -275,7 +277,7 @@ def test_command_line_beside_such_files(way: str, tmp_path: Path, monkeypatch: p
 def test_command_line_that_lies_with_all_it_needs_in_the_directory(tmp_path: Path) -> None:
     """``pip install --target .``, ``python -m`` there: it finds that, and the library's modules elsewhere."""
     said = plant(tmp_path / "here", [name for name in NAMES if name not in ("numpy", "tornado")])
-    package = Path(_searchpath.__file__).parent
+    package = Path(bokeh_ssh.__file__).parent
     shutil.copytree(package, said.parent / package.name, ignore=shutil.ignore_patterns("__pycache__"))
     for path in Path(paramiko.__file__).parents[1].iterdir():
         if package.name not in path.name:
@@ -296,7 +298,7 @@ def test_paths_that_lead_elsewhere_than_they_say(tmp_path: Path, monkeypatch: py
     (tmp_path / "tool").symlink_to(real / "tool.py")
     monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / "tool"), raising=False)
     monkeypatch.setattr(sys, "path", [str(real), real, None, *sys.path])
-    assert str(real) not in json.loads(_searchpath.environment()["BOKEH_SSH_SEARCH"])[0]
+    assert str(real) not in json.loads(python_path.environment()["BOKEH_SSH_SEARCH"])[0]
 
 
 @pytest.mark.parametrize("given", [None, "", ":/somewhere"])
@@ -311,11 +313,11 @@ def test_what_our_own_programs_start_has_the_path_of_the_person(
     if given is not None:
         monkeypatch.setenv("PYTHONPATH", given)
     run = "import bokeh_ssh; print(json.dumps([os.environ.get('PYTHONPATH'), sys.path, bokeh_ssh.__file__]))"
-    env = os.environ | _searchpath.environment()
-    done = subprocess.run(_searchpath.command(run), env=env, stdout=subprocess.PIPE, timeout=30)
+    env = os.environ | python_path.environment()
+    done = subprocess.run(python_path.command(run), env=env, stdout=subprocess.PIPE, timeout=30)
     variable, path, package = json.loads(done.stdout)
     assert variable == given
-    assert package == _searchpath.__file__.replace("_searchpath", "__init__")
+    assert package == bokeh_ssh.__file__
     assert not {"", "relative", str(said.parent)} & set(path)
     assert set(sys.path) - set(path) >= {"", "relative", str(said.parent)}
     assert said_in(said) == []

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from bokeh_ssh._agent import Agent, AgentError
-from bokeh_ssh._framing import Reader, Tail, plain
-from bokeh_ssh._messages import AGENT, bound_port, forwarded
-from bokeh_ssh._owner import find_owner, find_peer, listeners
-from bokeh_ssh._report import AppErrors, is_windows, port_in_use, reason
+from bokeh_ssh._core.framing import Reader, Tail, plain
+from bokeh_ssh._core.proc_net import find_owner, find_peer, listeners
+from bokeh_ssh._server.log_parsing import AppErrors, is_windows, port_in_use, reason
+from bokeh_ssh._ssh.auth.agent import Agent, AgentError
+from bokeh_ssh._ssh.messages import AGENT, bound_port, forwarded
 
 #: Lines as Bokeh writes them, and what an app can print between them.
 LINES = st.lists(

@@ -101,7 +101,7 @@ def test_driven_from_here(shape: str, reverse: Any, request: pytest.FixtureReque
         assert {address for address, _ in opened} <= {"127.0.0.1"}
     until(lambda: not bed.bokehhost.pids(app), what="the server to be gone")
     until(lambda: bed.gateway.listening() <= before, what="the gateway's port to be free")
-    until(lambda: not bed.bokehhost.pids("_publisher"), what="the publisher to be gone")
+    until(lambda: not bed.bokehhost.pids("publisher_main"), what="the publisher to be gone")
 
 
 @pytest.mark.parametrize("isolate", [True, False])

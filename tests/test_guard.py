@@ -17,13 +17,14 @@ from websockets.sync.client import connect
 import apps
 import conformance
 from beds import Machine, until
-from bokeh_ssh import LocalForward, _gate
-from bokeh_ssh._answers import Answers, Due
-from bokeh_ssh._gate import Gate
-from bokeh_ssh._guard import Guard
-from bokeh_ssh._guardedpipe import GuardedPipe
-from bokeh_ssh._inspector import MOST, Inspector, Opened, RequestRefusedError
-from bokeh_ssh._pump import Pump
+from bokeh_ssh import LocalForward
+from bokeh_ssh._forwarding import http_gate
+from bokeh_ssh._forwarding.filtered_relay import GuardedPipe
+from bokeh_ssh._forwarding.http_gate import Gate
+from bokeh_ssh._forwarding.http_requests import MOST, Inspector, Opened, RequestRefusedError
+from bokeh_ssh._forwarding.http_responses import Answers, Due
+from bokeh_ssh._forwarding.request_filter import Guard
+from bokeh_ssh._ssh.io_loop import Pump
 from test_direct import port_of, serve_on, tunnel_to
 
 
@@ -521,7 +522,7 @@ def test_connection_that_comes_as_its_line_goes_is_not_forgotten() -> None:
 def test_idle_connections_give_way(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of more connections that say nothing for long than a browser ever has, the oldest are ended, and a page
     that waits for its turn meanwhile is served; one that has begun is not taken for idle."""
-    monkeypatch.setattr(_gate, "_IDLE", 1.0)
+    monkeypatch.setattr(http_gate, "_IDLE", 1.0)
     app = apps.put(machine, "sliders.py", apps.SLIDER)
     with tunnel_to(machine, app, isolate=False) as tunnel:
         address = ("127.0.0.1", tunnel.local_port)

@@ -25,9 +25,9 @@ from tornado.httputil import (
 )
 from tornado.iostream import IOStream
 
-from bokeh_ssh._answers import Answers
-from bokeh_ssh._guard import Guard
-from bokeh_ssh._inspector import Inspector, RequestRefusedError
+from bokeh_ssh._forwarding.http_requests import Inspector, RequestRefusedError
+from bokeh_ssh._forwarding.http_responses import Answers
+from bokeh_ssh._forwarding.request_filter import Guard
 
 #: What was dispatched, or let in: method, target, Host.
 Seen = tuple[str, str, str]

@@ -38,10 +38,9 @@ from bokeh_ssh import (
     ServerExitedError,
     TunnelClosedError,
     Warned,
-    _isolated,
-    _lifecycle,
 )
-from bokeh_ssh._dispatcher import Dispatcher
+from bokeh_ssh._core.dispatcher import Dispatcher
+from bokeh_ssh._tunnels import child_process, lifecycle
 from conformance import ask
 from test_forward import target_here
 from test_isolate import children
@@ -337,7 +336,7 @@ def test_wait_in_a_handler_holds_nobody_up(machine: Machine, no_leaks: Any, isol
     def live() -> None:
         began = time.monotonic()
         with forward:
-            assert time.monotonic() - began < _lifecycle._HANDLERS
+            assert time.monotonic() - began < lifecycle._HANDLERS
             assert forward.state == "ready"
             assert not ended
         assert ended == [True]
@@ -351,7 +350,7 @@ def test_slow_handler_delays_and_no_more(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, no_leaks: Any, isolate: bool
 ) -> None:
     """One that takes longer than it is waited for gets all events in order; opening and closing return."""
-    monkeypatch.setattr(_lifecycle, "_HANDLERS", 0.1)
+    monkeypatch.setattr(lifecycle, "_HANDLERS", 0.1)
     go_on = threading.Event()
     events: list[str] = []
 
@@ -408,7 +407,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the patience with a child short."""
     short = {"_STARTS": 20.0, "_OPENS": 2.0, "_STANDS": 2.0, "_LAST_WORD": 1.0, "_TELLS": 0.5}
     for name, value in short.items():
-        monkeypatch.setattr(_isolated, name, value)
+        monkeypatch.setattr(child_process, name, value)
 
 
 @contextmanager
@@ -478,7 +477,7 @@ def test_closing_with_a_stopped_child(
 ) -> None:
     """Reading answers with what is known, ``close`` ends the child, and says what becomes of the server."""
     quick(monkeypatch)
-    monkeypatch.setattr(_isolated, "_STANDS", 60.0)
+    monkeypatch.setattr(child_process, "_STANDS", 60.0)
     app = apps.put(machine, "sliders.py", apps.SLIDER)
     events: list[Event] = []
     with no_leaks():
@@ -512,17 +511,18 @@ def test_child_that_is_killed_while_it_is_asked(machine: Machine, no_leaks: Any)
             os.kill(child, signal.SIGKILL)
             reader.join(10)
             assert read == [log]
-            assert time.monotonic() - began < _isolated._TELLS
+            assert time.monotonic() - began < child_process._TELLS
     until(lambda: not machine.pids(app), what="the server to end by its grace")
 
 
 _PROGRAM = """
 import json, logging, sys
-from bokeh_ssh import LocalForward, _isolated
+from bokeh_ssh._tunnels import child_process
+from bokeh_ssh import LocalForward
 logging.basicConfig(level=logging.INFO, filename="/dev/null")
 words = json.loads(sys.argv[1])
 for name, value in words.get("patience", {}).items():
-    setattr(_isolated, name, value)
+    setattr(child_process, name, value)
 with LocalForward(words["host"], words["user"], remote_port=words["port"], remote_host="127.0.0.1",
                   isolate=True, **words["login"]) as forward:
     print(forward.local_port, flush=True)

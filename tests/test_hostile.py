@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from paramiko.message import Message
 
-import bokeh_ssh._transport
+import bokeh_ssh._ssh.transport
 import fakes
 from beds import until
 from bokeh_ssh import (
@@ -33,11 +33,11 @@ from bokeh_ssh import (
     TargetUnreachableError,
     Warned,
 )
-from bokeh_ssh._connection import Connection
-from bokeh_ssh._handshake import connect
-from bokeh_ssh._pump import Pump
-from bokeh_ssh._session import Session
-from bokeh_ssh._stream import WINDOW, Stream
+from bokeh_ssh._ssh.channel import WINDOW, Stream
+from bokeh_ssh._ssh.connect import connect
+from bokeh_ssh._ssh.connection import Connection
+from bokeh_ssh._ssh.io_loop import Pump
+from bokeh_ssh._ssh.session import Session
 from fakes import FakeSSH, Listener, Server
 
 _ADJUST, _DATA, _EOF, _CLOSE, _REQUEST = 93, 94, 96, 97, 98
@@ -142,7 +142,7 @@ def test_flood_of_channel_opens_is_answered_without_growing(tmp_path: Path) -> N
 
 def test_flood_through_a_listener_is_capped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Channels through a listener of ours are bounded in number; those above are refused (row 63)."""
-    monkeypatch.setattr(bokeh_ssh._transport, "_MOST_INCOMING", 20)
+    monkeypatch.setattr(bokeh_ssh._ssh.transport, "_MOST_INCOMING", 20)
     with (
         Listener(fakes.stay) as target,
         FakeSSH(tmp_path) as fake,
@@ -160,7 +160,7 @@ def test_server_that_asks_and_does_not_read_is_cut_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: Any
 ) -> None:
     """One that asks and asks but takes no answers fills no memory: the connection ends, typed (row 63)."""
-    monkeypatch.setattr(bokeh_ssh._transport, "_MOST_WAITING", 500)
+    monkeypatch.setattr(bokeh_ssh._ssh.transport, "_MOST_WAITING", 500)
     many = 200_000  # by far more than fit into the sockets between us, and into what lags behind
     deaf, stuck, done = threading.Event(), threading.Event(), threading.Event()
 

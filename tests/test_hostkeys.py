@@ -24,9 +24,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bokeh_ssh import _hostkeys
-from bokeh_ssh._errors import ChangedHostKeyError, HostKeyError, RevokedHostKeyError, UnknownHostKeyError
-from bokeh_ssh._events import HostKeyAdded, Question
+from bokeh_ssh._core.errors import ChangedHostKeyError, HostKeyError, RevokedHostKeyError, UnknownHostKeyError
+from bokeh_ssh._core.events import HostKeyAdded, Question
+from bokeh_ssh._ssh.auth import host_keys as host_keys_module
 from conftest import missing
 
 SSH, KEYGEN = shutil.which("ssh"), shutil.which("ssh-keygen")
@@ -156,7 +156,7 @@ def verify(key: bytes, files: list[str], *, name: str = HOST, port: int | None =
         "ask": None,
         "writable": files[0],
     }
-    return _hostkeys.verify(key=key, name=name, port=port, files=files, **{**given, **more})
+    return host_keys_module.verify(key=key, name=name, port=port, files=files, **{**given, **more})
 
 
 def verdict(key: bytes, files: list[str], *, name: str = HOST, port: int | None = 22) -> str:
@@ -507,7 +507,7 @@ def test_fingerprint(keys: Keys) -> None:
     """Fingerprints are those that ``ssh-keygen -l`` prints; a certificate has that of its key."""
     for name in ("ed", "ec", "rsa", "cert", "cert-rsa"):
         printed = run(str(KEYGEN), "-l", "-f", "-", input=keys.public[name] + "\n").stdout
-        assert _hostkeys.fingerprint(blob(keys.public[name])) == printed.split()[1]
+        assert host_keys_module.fingerprint(blob(keys.public[name])) == printed.split()[1]
 
 
 def test_known_algorithms(keys: Keys, tmp_path: Path) -> None:
@@ -519,14 +519,14 @@ def test_known_algorithms(keys: Keys, tmp_path: Path) -> None:
         )
     )
     files = [str(tmp_path / "missing"), str(path)]
-    assert _hostkeys.known_algorithms("HOST.example.org", 22, files) == (
+    assert host_keys_module.known_algorithms("HOST.example.org", 22, files) == (
         "ssh-ed25519",
         "rsa-sha2-512",
         "rsa-sha2-256",
     )
-    assert _hostkeys.known_algorithms(HOST, 2222, files) == ("ecdsa-sha2-nistp256",)
-    assert _hostkeys.known_algorithms(HOST, 2223, files) == ()
-    assert _hostkeys.known_algorithms("ca", None, files) == (
+    assert host_keys_module.known_algorithms(HOST, 2222, files) == ("ecdsa-sha2-nistp256",)
+    assert host_keys_module.known_algorithms(HOST, 2223, files) == ()
+    assert host_keys_module.known_algorithms("ca", None, files) == (
         "ssh-ed25519-cert-v01@openssh.com",
         "ecdsa-sha2-nistp256-cert-v01@openssh.com",
         "ecdsa-sha2-nistp384-cert-v01@openssh.com",
@@ -553,7 +553,9 @@ def test_errors(keys: Keys, tmp_path: Path) -> None:
     """Each refusal names host, key type, fingerprint, the line that decided, and the next step."""
     path = tmp_path / "known_hosts"
     path.write_bytes(fill(f"# old\n{P} {{rsa}}\n{P} {{ed2}}\n@revoked {P} {{ec}}\n", keys))
-    prints = {name: _hostkeys.fingerprint(blob(keys.public[name])) for name in ("ed", "ed2", "ec", "rsa")}
+    prints = {
+        name: host_keys_module.fingerprint(blob(keys.public[name])) for name in ("ed", "ed2", "ec", "rsa")
+    }
     caught: dict[str, HostKeyError] = {}
     for name, port in (("ed", 2222), ("ec", 2222), ("rsa", 22)):
         with pytest.raises(HostKeyError) as info:
@@ -615,7 +617,7 @@ def test_added_as_ssh_does(before: str, name: str, port: int, sshd: Sshd, tmp_pa
     assert sshd_says[0] == "known"
     key = sshd.keys.public["ed"]
     added = verify(blob(key), [str(ours)], name=name, port=port, policy="accept-new")
-    print_of = _hostkeys.fingerprint(blob(key))
+    print_of = host_keys_module.fingerprint(blob(key))
     assert added == HostKeyAdded(host="me", key_type="ssh-ed25519", fingerprint=print_of, path=str(ours))
     assert ours.read_bytes() == theirs.read_bytes()
     assert verify(blob(key), [str(ours)], name=name, port=port) is None
@@ -688,7 +690,7 @@ def test_question(keys: Keys, tmp_path: Path) -> None:
     assert verify(blob(keys.public["ed"]), [str(path)], port=2222, policy="ask", ask=ask, address="10.0.0.9")
     (question,) = asked
     assert (question.kind, question.host, question.echo) == ("host_key", "me", True)
-    for part in (f"{P} (10.0.0.9)", "ssh-ed25519", _hostkeys.fingerprint(blob(keys.public["ed"]))):
+    for part in (f"{P} (10.0.0.9)", "ssh-ed25519", host_keys_module.fingerprint(blob(keys.public["ed"]))):
         assert part in question.text
     assert f"{path} line 1: old.example" in question.text
     assert f"{path} line 2: [hashed name]" in question.text
@@ -698,7 +700,7 @@ def test_question(keys: Keys, tmp_path: Path) -> None:
 def test_answers(keys: Keys, tmp_path: Path) -> None:
     """Yes and the fingerprint accept, no and nothing decline, anything else is asked again."""
     key = blob(keys.public["ed"])
-    print_of = _hostkeys.fingerprint(key)
+    print_of = host_keys_module.fingerprint(key)
     for number, (said, accepted) in enumerate(
         [
             (["yes"], True),
@@ -821,7 +823,7 @@ def test_processes_at_once(keys: Keys, tmp_path: Path) -> None:
 def test_lock_has_a_deadline(keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lock that somebody never gives back does not hold us for ever."""
     fcntl = pytest.importorskip("fcntl")
-    monkeypatch.setattr(_hostkeys, "_LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(host_keys_module, "_LOCK_SECONDS", 0.2)
     path = tmp_path / "known_hosts"
     with path.open("ab") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -845,7 +847,7 @@ def test_windows(locks: bool, keys: Keys, tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setitem(sys.modules, "fcntl", None)
     monkeypatch.setitem(sys.modules, "msvcrt", Msvcrt)
-    monkeypatch.setattr(_hostkeys, "_LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(host_keys_module, "_LOCK_SECONDS", 0.1)
     path = tmp_path / "known_hosts"
     path.write_bytes(b"# x\n")
     assert verify(blob(keys.public["ed"]), [str(path)], policy="accept-new") is not None
@@ -869,7 +871,8 @@ def test_nobodys_home(keys: Keys) -> None:
 def test_imports() -> None:
     """Host keys are checked without paramiko: what is trusted does not depend on what is to be distrusted."""
     program = (
-        "import sys; import bokeh_ssh._hostkeys, bokeh_ssh._sshconfig; assert 'paramiko' not in sys.modules"
+        "import sys; import bokeh_ssh._ssh.auth.host_keys, bokeh_ssh._ssh.config.lookup; "
+        "assert 'paramiko' not in sys.modules"
     )
     done = run(sys.executable, "-c", program, cwd=Path(__file__).parents[1])
     assert done.returncode == 0, done.stderr

@@ -23,7 +23,7 @@ import apps
 import fakes
 from beds import PASSWORD, Knobs, Machine, until
 from bokeh_ssh import BokehSSHError, Host, LocalForward, TunnelClosedError
-from bokeh_ssh._handshake import connect
+from bokeh_ssh._ssh.connect import connect
 from fakes import FakeSSH, Listener
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="signals and fork as POSIX has them")

@@ -42,7 +42,7 @@ def children() -> list[int]:
     for path in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == os.getpid() and b"bokeh_ssh._child" in (path / "cmdline").read_bytes():
+            if parent == os.getpid() and b"bokeh_ssh._tunnels.child_main" in (path / "cmdline").read_bytes():
                 found.append(int(path.name))
         except (OSError, IndexError):
             continue
@@ -115,7 +115,7 @@ def test_errors_come_out_as_they_are(machine: Machine, no_leaks: Any) -> None:
             with pytest.raises(PortInUseError) as caught:
                 forward.open()
         assert (caught.value.port, caught.value.side) == (port, "local")
-        assert "_local.py" in str(caught.value.__cause__)
+        assert "local_forward.py" in str(caught.value.__cause__)
         login = {**machine.login, "port": port}
         with pytest.raises(RefusedError):
             LocalForward(machine.host, machine.user, remote_port=1, isolate=True, **login).open()

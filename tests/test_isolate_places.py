@@ -130,7 +130,11 @@ def check(port: int) -> None:
 
 def holders(root: int) -> list[int]:
     """List the processes below one that hold a tunnel for it."""
-    return [pid for pid in tree([root]) if b"bokeh_ssh._child" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [
+        pid
+        for pid in tree([root])
+        if b"bokeh_ssh._tunnels.child_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
 
 
 def _stat(pid: int) -> list[str]:

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from beds import until
-from bokeh_ssh._errors import (
+from bokeh_ssh._core.errors import (
     BokehNotFoundError,
     LaunchError,
     LaunchTimeoutError,
@@ -29,8 +29,8 @@ from bokeh_ssh._errors import (
     PythonNotFoundError,
     SessionError,
 )
-from bokeh_ssh._events import AppFailed, Launched, Launching, Warned
-from bokeh_ssh._server import Server
+from bokeh_ssh._core.events import AppFailed, Launched, Launching, Warned
+from bokeh_ssh._server.server import Server
 from conftest import missing
 
 if os.name != "posix":

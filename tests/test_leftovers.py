@@ -27,12 +27,12 @@ from bokeh_ssh import (
     LaunchError,
     RemoteForward,
     ServerNotFoundError,
-    _place,
 )
-from bokeh_ssh._checkup import examine
-from bokeh_ssh._handshake import connect
-from bokeh_ssh._private import private_directory, published
-from bokeh_ssh._serve import Serve
+from bokeh_ssh._cli.doctor import examine
+from bokeh_ssh._forwarding.published_sockets import private_directory, published
+from bokeh_ssh._remote import run_dir
+from bokeh_ssh._server.options import Serve
+from bokeh_ssh._ssh.connect import connect
 from cable import Cable
 from local_runner import FAKE, Bench
 from programs import Program, login
@@ -129,8 +129,8 @@ def test_directory_that_others_could_replace(
     before = everything(top)
     given = f"{top}/{name}"
     os.environ["BOKEH_SSH_DIR"] = given
-    [path] = _place.candidates()
-    fault = _place.found(path)
+    [path] = run_dir.candidates()
+    fault = run_dir.found(path)
     assert (why in fault) if why else not fault, fault
     if not why and name.rstrip("/") not in before and not name.startswith("l/"):
         Path(path).rmdir()
@@ -149,7 +149,7 @@ def test_odd_names_of_a_directory(top: Path, embedded: Callable[..., Machine], g
     """A relative one means nothing where nobody knows the directory; a blank in one is no end of it."""
     given = f"{top}/{given}" if "blank" in given else given
     os.environ["BOKEH_SSH_DIR"] = given
-    fault = _place.found(_place.candidates()[0])
+    fault = run_dir.found(run_dir.candidates()[0])
     assert bool(fault) == ("blank" not in given)
     machine = embedded(env={"BOKEH_SSH_DIR": given})
     with connect(Host(machine.host, machine.user, **machine.login)) as connection:
@@ -161,7 +161,7 @@ def test_odd_names_of_a_directory(top: Path, embedded: Callable[..., Machine], g
 )
 def test_reason_is_why_it_cannot_be_made() -> None:
     """And not that it is not there."""
-    fault = _place.found("/sys/d")
+    fault = run_dir.found("/sys/d")
     assert fault
     assert "No such file" not in fault
 
@@ -329,7 +329,7 @@ def test_publisher_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
             "places": [{"name": "app"}],
         }
         with subprocess.Popen(
-            [sys.executable, "-c", "import bokeh_ssh._publisher as it; it.main()"],
+            [sys.executable, "-c", "import bokeh_ssh._tunnels.publisher_main as it; it.main()"],
             stdin=subprocess.PIPE,
             env={**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(Path(__file__).parents[1])},
         ) as process:

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 import apps
 from beds import until
 from bokeh_ssh import AuthenticationError, BokehSSHError, GatewayTunnel, Host, ReverseForwarded, UsageError
-from bokeh_ssh._agent import Agent
-from bokeh_ssh._handshake import connect
-from bokeh_ssh._lending import _string, is_login, lent
+from bokeh_ssh._ssh.agent_forwarding import _string, is_login, lent
+from bokeh_ssh._ssh.auth.agent import Agent
+from bokeh_ssh._ssh.connect import connect
 from test_gateway import gateway_of, host_of
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="an agent on a Unix socket")
@@ -69,7 +69,7 @@ def test_host_logs_in_to_the_gateway_with_a_lent_agent(bed: Any, agent: str) -> 
     ) as tunnel:
         assert tunnel.reverse == "host"
         apps.drive(tunnel.url)
-        [pid] = shape.bokehhost.pids("bokeh_ssh._publisher")
+        [pid] = shape.bokehhost.pids("bokeh_ssh._tunnels.publisher_main")
         find = f"tr '\\0' '\\n' < /proc/{pid}/environ | sed -n 's/^SSH_AUTH_SOCK=//p'"
         path = str(shape.bokehhost.execute(find, user="alice"))
         assert path, "the host was offered an agent"

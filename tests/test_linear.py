@@ -19,18 +19,18 @@ import pytest
 
 import bokeh_ssh
 from bokeh_ssh import BokehSSHError
-from bokeh_ssh._configtext import criteria, expand, seconds, split_keyword, split_words
-from bokeh_ssh._flagtable import in_flags
-from bokeh_ssh._forwardspec import parse_forward
-from bokeh_ssh._framing import Reader, Tail, plain
-from bokeh_ssh._gitignore import spec
-from bokeh_ssh._guard import Guard
-from bokeh_ssh._inspector import Inspector, RequestRefusedError
-from bokeh_ssh._knownhosts import find
-from bokeh_ssh._owner import find_owner
-from bokeh_ssh._readiness import Facts, mask, told
-from bokeh_ssh._report import AppErrors, reason
-from bokeh_ssh._text import clean
+from bokeh_ssh._cli.options import in_flags
+from bokeh_ssh._core.forward_spec import parse_forward
+from bokeh_ssh._core.framing import Reader, Tail, plain
+from bokeh_ssh._core.proc_net import find_owner
+from bokeh_ssh._core.text import clean
+from bokeh_ssh._forwarding.http_requests import Inspector, RequestRefusedError
+from bokeh_ssh._forwarding.request_filter import Guard
+from bokeh_ssh._remote.readiness import Facts, mask, told
+from bokeh_ssh._server.gitignore import spec
+from bokeh_ssh._server.log_parsing import AppErrors, reason
+from bokeh_ssh._ssh.auth.known_hosts import find
+from bokeh_ssh._ssh.config.syntax import criteria, expand, seconds, split_keyword, split_words
 
 #: Characters, or bytes, of a hostile text. What is linear takes milliseconds for that, what is not much more.
 _LENGTH = 20_000
@@ -300,4 +300,4 @@ def test_all_patterns_are_seen() -> None:
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
                 for inner in ast.walk(node):
                     if isinstance(inner, ast.Call) and ast.unparse(inner.func) == "re.compile":
-                        assert path.stem == "_gitignore", f"{path.name}:{inner.lineno}"
+                        assert path.stem == "gitignore", f"{path.name}:{inner.lineno}"

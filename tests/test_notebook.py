@@ -18,7 +18,7 @@ import pytest
 import browser
 from beds import PASSWORD, Knobs, Machine, until
 from bokeh_ssh import DirectTunnel, PromptRequiredError, Question, UsageError, notebook_prompt
-from bokeh_ssh._notebook import frame, summary
+from bokeh_ssh._tunnels.notebook import frame, summary
 from conftest import missing
 
 #: What a person types, cell by cell; the last expression of each is what is looked for.

@@ -22,7 +22,8 @@ import pytest
 import apps
 import browser
 from beds import Machine, until
-from bokeh_ssh import DirectTunnel, _page
+from bokeh_ssh import DirectTunnel
+from bokeh_ssh._tunnels import redirect_page
 from programs import Program, login
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="modes, and what ps shows")
@@ -190,7 +191,7 @@ def test_page_says_nothing_but_where_it_leads(tmp_path: Path, monkeypatch: pytes
     url = "http://localhost:1/\"><script>alert(1)</script>&quot;'é?bokeh-session-id=canary&x"
     before = os.umask(0o777)
     try:
-        page = _page.Page(url)
+        page = redirect_page.Page(url)
     finally:
         os.umask(before)
     try:
@@ -228,7 +229,7 @@ def test_page_lies_in_no_directory_that_is_not_private(
             runtime.symlink_to(tmp_path / "browser")
         elif kind == "file":
             runtime.touch()
-    page = _page.Page(SECRET)
+    page = redirect_page.Page(SECRET)
     monkeypatch.chdir("/")
     assert page.path.parents[1] == tmp_path
     page.remove()
@@ -238,14 +239,14 @@ def test_page_lies_in_no_directory_that_is_not_private(
 def test_page_is_not_shown_where_there_is_no_browser(fake: Path, tmp_path: Path, monkeypatch: Any) -> None:
     """Then it is gone at once; nor is it left for a browser that cannot be started."""
     monkeypatch.setattr("webbrowser.open", lambda url: False)
-    assert _page.open_in_browser(SECRET) is None
+    assert redirect_page.open_in_browser(SECRET) is None
 
     def fail(url: str) -> bool:
         raise webbrowser.Error("none")
 
     monkeypatch.setattr("webbrowser.open", fail)
     with pytest.raises(webbrowser.Error):
-        _page.open_in_browser(SECRET)
+        redirect_page.open_in_browser(SECRET)
     assert pages(tmp_path) == []
 
 
@@ -265,7 +266,10 @@ def test_page_that_cannot_be_written_shows_nothing(
 
 def test_page_of_a_program_that_was_killed_is_removed_by_the_next(fake: Path, tmp_path: Path) -> None:
     """What is left is what nobody can remove; a page of a program that runs stays, and what is not ours."""
-    code = "import sys\nfrom bokeh_ssh._page import Page\nprint(Page(sys.argv[1]).path, flush=True)\ninput()"
+    code = (
+        "import sys\nfrom bokeh_ssh._tunnels.redirect_page import Page\n"
+        "print(Page(sys.argv[1]).path, flush=True)\ninput()"
+    )
     words = [sys.executable, "-c", code, SECRET]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
         assert program.stdout
@@ -273,10 +277,10 @@ def test_page_of_a_program_that_was_killed_is_removed_by_the_next(fake: Path, tm
         program.kill()
     other = tmp_path / "runtime" / "bokeh-ssh-page-link"
     other.symlink_to(tmp_path)
-    _page.Page(SECRET).remove()
+    redirect_page.Page(SECRET).remove()
     assert left.exists()  # the control: it could be that of one that runs
     os.utime(left.parent, (1, 1))
-    page = _page.Page(SECRET)
+    page = redirect_page.Page(SECRET)
     assert not left.parent.exists()
     assert other.is_symlink()
     page.remove()
@@ -294,8 +298,8 @@ def test_page_is_where_the_browser_sees_it(
     """A browser in a snap sees the home alone; one of Windows has another name for the file."""
     (tmp_path / "snap").mkdir()
     (tmp_path / "snap" / "firefox").touch()
-    monkeypatch.setattr(_page, "_SNAPS", (str(tmp_path / "snap"),))
-    page = _page.Page(SECRET)
+    monkeypatch.setattr(redirect_page, "_SNAPS", (str(tmp_path / "snap"),))
+    page = redirect_page.Page(SECRET)
     page.remove()
     assert page.path.parents[1] == account
     assert not page.path.parent.name.startswith(".")
@@ -303,16 +307,16 @@ def test_page_is_where_the_browser_sees_it(
     tool.write_text('#!/bin/sh\necho "//wsl.localhost/Debian 13$2"\n')
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert _page._as_seen(Path("/a b")) == "file:///a%20b"
+    assert redirect_page._as_seen(Path("/a b")) == "file:///a%20b"
     monkeypatch.setenv("BROWSER", "/mnt/c/Program Files/Mozilla Firefox/firefox.exe")
-    assert _page._as_seen(Path("/a b")) == "file://wsl.localhost/Debian%2013/a%20b"
+    assert redirect_page._as_seen(Path("/a b")) == "file://wsl.localhost/Debian%2013/a%20b"
     tool.write_text("#!/bin/sh\necho C:/Temp/x\n")
-    assert _page._as_seen(Path("/mnt/c/Temp/x")) == "file:///C:/Temp/x"
+    assert redirect_page._as_seen(Path("/mnt/c/Temp/x")) == "file:///C:/Temp/x"
 
 
 def test_page_does_not_stay(fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once the browser has had its time it goes, though the tunnel stands."""
     monkeypatch.setattr("webbrowser.open", lambda url: True)
-    monkeypatch.setattr(_page, "_STAYS", 0.05)
-    assert _page.open_in_browser(SECRET)
+    monkeypatch.setattr(redirect_page, "_STAYS", 0.05)
+    assert redirect_page.open_in_browser(SECRET)
     until(lambda: not pages(tmp_path), timeout=10, what="the page to go")

@@ -18,7 +18,8 @@ import pytest
 import apps
 import conformance
 from beds import Key, Machine, until
-from bokeh_ssh import DirectTunnel, Event, LocalForward, UsageError, Warned, _peer
+from bokeh_ssh import DirectTunnel, Event, LocalForward, UsageError, Warned
+from bokeh_ssh._forwarding import peer_uid
 from cable import Cable
 
 if TYPE_CHECKING:
@@ -112,18 +113,18 @@ def connected(family: int) -> Iterator[tuple[socket.socket, socket.socket]]:
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
 def test_both_ways_tell_the_same(family: int) -> None:
     """The kernel's answer and its table name the socket at the other end, and no longer once it is closed."""
-    with closing(_peer.Diagnosis()) as diagnosis, connected(family) as (here, there):
+    with closing(peer_uid.Diagnosis()) as diagnosis, connected(family) as (here, there):
         me = os.geteuid(), os.fstat(here.fileno()).st_ino
-        assert diagnosis(there) == _peer.look_up(there) == me
+        assert diagnosis(there) == peer_uid.look_up(there) == me
         here.close()
-        for owner in (diagnosis(there), _peer.look_up(there)):
+        for owner in (diagnosis(there), peer_uid.look_up(there)):
             assert owner is None or owner[1] == 0
 
 
 @linux
 def test_strangers_and_those_who_left_are_told() -> None:
     """A connection of this account passes; one that was closed at once has nobody that could be asked for."""
-    with closing(_peer.Strangers()) as strangers, connected(socket.AF_INET) as (here, there):
+    with closing(peer_uid.Strangers()) as strangers, connected(socket.AF_INET) as (here, there):
         assert strangers.find(there) is None
         here.sendall(b"DELETE")
         here.close()
@@ -159,17 +160,17 @@ def test_forward_refuses_other_users(embedded: Callable[..., Machine]) -> None:
 def test_system_that_does_not_tell_lets_all_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """Elsewhere, and where neither way tells the truth, a forward works as ``ssh -L`` does."""
     with connected(socket.AF_INET) as (_, there):
-        monkeypatch.setattr(_peer.Diagnosis, "__call__", lambda self, sock: (os.geteuid(), 1))
-        monkeypatch.setattr(_peer, "look_up", lambda sock: None)
-        assert _peer.Strangers().find(there) is None
+        monkeypatch.setattr(peer_uid.Diagnosis, "__call__", lambda self, sock: (os.geteuid(), 1))
+        monkeypatch.setattr(peer_uid, "look_up", lambda sock: None)
+        assert peer_uid.Strangers().find(there) is None
         monkeypatch.setattr(sys, "platform", "darwin")
-        assert _peer.Strangers().find(there) is None
+        assert peer_uid.Strangers().find(there) is None
 
 
 @linux
 def test_answers_to_others_are_passed_over() -> None:
     """A late answer to an earlier question is not taken for that to this one."""
-    with closing(_peer.Diagnosis()) as ask, connected(socket.AF_INET) as (here, there):
+    with closing(peer_uid.Diagnosis()) as ask, connected(socket.AF_INET) as (here, there):
         ask(there)
         stale = struct.pack("=IHHII", 16, 20, 0, 7, 0)
         real = ask._line

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from beds import until
-from bokeh_ssh._errors import LaunchError, UsageError
-from bokeh_ssh._events import Launched
-from bokeh_ssh._launch import Launch
-from bokeh_ssh._server import Server
+from bokeh_ssh._core.errors import LaunchError, UsageError
+from bokeh_ssh._core.events import Launched
+from bokeh_ssh._server.launch_spec import Launch
+from bokeh_ssh._server.server import Server
 
 if os.name != "posix":
     pytest.skip("the remote side is a POSIX system", allow_module_level=True)

@@ -27,9 +27,9 @@ from bokeh_ssh import (
     Reconnected,
     UnknownHostKeyError,
 )
-from bokeh_ssh._configtext import as_jump
-from bokeh_ssh._proxy import ProxySocket
-from bokeh_ssh._route import find_route, goes_its_own_way
+from bokeh_ssh._ssh.config.syntax import as_jump
+from bokeh_ssh._ssh.proxy_command import ProxySocket
+from bokeh_ssh._ssh.route import find_route, goes_its_own_way
 
 if os.name != "posix":
     pytest.skip("programs of POSIX", allow_module_level=True)

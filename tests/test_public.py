@@ -43,8 +43,8 @@ from bokeh_ssh import (
     TunnelClosedError,
     UnknownHostKeyError,
     UsageError,
-    _errors,
 )
+from bokeh_ssh._core import errors as errors_module
 from fakes import FakeSSH, Listener
 
 PACKAGE = Path(bokeh_ssh.__file__).parent
@@ -71,8 +71,10 @@ def test_all_is_sorted_and_complete() -> None:
     assert bokeh_ssh.__all__ == sorted(bokeh_ssh.__all__)
     assert len(set(bokeh_ssh.__all__)) == len(bokeh_ssh.__all__)
     assert set(bokeh_ssh.__all__) == {*bokeh_ssh._HOME_OF, "__version__"}
-    errors = {name for name, thing in vars(_errors).items() if inspect.isclass(thing) and name[0] != "_"}
-    assert {name for name in errors if issubclass(getattr(_errors, name), Exception)} <= set(
+    errors = {
+        name for name, thing in vars(errors_module).items() if inspect.isclass(thing) and name[0] != "_"
+    }
+    assert {name for name in errors if issubclass(getattr(errors_module, name), Exception)} <= set(
         bokeh_ssh.__all__
     )
 
@@ -110,7 +112,7 @@ def test_error_tree_is_as_drawn() -> None:
     """The tree of errors is the one drawn at the top of its module."""
     drawn: dict[str, str] = {}
     path: list[str] = []
-    for line in (_errors.__doc__ or "").splitlines():
+    for line in (errors_module.__doc__ or "").splitlines():
         found = re.match(r" {4}([│├└─ ]*)([A-Z]\w+Error)\b", line)
         if found:
             depth = len(found[1]) // 4
@@ -118,7 +120,7 @@ def test_error_tree_is_as_drawn() -> None:
             drawn[found[2]] = path[depth - 1] if depth else "Exception"
     real = {
         name: thing.__mro__[1].__name__
-        for name, thing in vars(_errors).items()
+        for name, thing in vars(errors_module).items()
         if inspect.isclass(thing) and issubclass(thing, Exception)
     }
     assert drawn == real
@@ -130,10 +132,27 @@ def test_error_tree_is_as_drawn() -> None:
 def test_map_shows_every_room() -> None:
     """The map of the code for contributors has every module, and none that is no more."""
     text = Path(__file__).parents[1].joinpath("docs", "architecture.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"`(_[a-z]\w*)`", text)) - {"_lose", "_repr_html_"}
-    modules = {path.stem for path in PACKAGE.glob("_*.py")} - {"__init__", "__main__"}
+    named = set(re.findall(r"`(_[a-z]+(?:\.\w+)+)`", text))
+    paths = (path.relative_to(PACKAGE) for path in PACKAGE.glob("_*/**/*.py") if path.stem != "__init__")
+    modules = {".".join(path.with_suffix("").parts) for path in paths}
     assert modules - named == set()
-    assert {name for name in named if not name.startswith("__")} - modules == set()
+    assert named - modules == set()
+
+
+FOLDERS = sorted(path.parent for path in PACKAGE.glob("_*/**/__init__.py"))
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_folder_says_what_it_is(folder: Path) -> None:
+    """A folder has at most 20 modules; its docstring says what lives there, and where to begin reading."""
+    assert len(list(folder.glob("*.py"))) <= 21
+    doc = (
+        ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
+    ).splitlines()
+    assert len(doc) == 3
+    begin = re.findall(r":mod:`(\w+)`", doc[2])
+    assert begin
+    assert all((folder / f"{name}.py").exists() for name in begin)
 
 
 def test_import_is_cheap() -> None:
@@ -278,7 +297,7 @@ def stock() -> Any:
 
 def test_paramiko_has_the_names_that_the_transport_uses(stock: paramiko.Transport) -> None:
     """Every private name of ``paramiko.Transport`` that we use or override is there in this version."""
-    names = declared_names("_transport") | private_names("_transport", "Transport")
+    names = declared_names("_ssh/transport") | private_names("_ssh/transport", "Transport")
     names |= {"_channel_handler_table", "_handler_table", "run", "preferred_keys", "banner_timeout", "active"}
     assert len(names) > 12
     assert not {name for name in names if not hasattr(stock, name)}
@@ -287,7 +306,7 @@ def test_paramiko_has_the_names_that_the_transport_uses(stock: paramiko.Transpor
 def test_paramiko_calls_what_the_transport_overrides() -> None:
     """paramiko still calls each method that we override: one that it renamed would never be called."""
     source = inspect.getsource(paramiko.transport) + inspect.getsource(paramiko.kex_curve25519)
-    for name in declared_names("_transport"):
+    for name in declared_names("_ssh/transport"):
         if callable(getattr(paramiko.Transport, name, None)):
             assert re.search(rf"(self|transport)\.{name}\b", source), name
     for cls, pattern in (
@@ -302,8 +321,8 @@ def test_paramiko_calls_what_the_transport_overrides() -> None:
 
 def test_paramiko_has_the_names_that_the_packetizer_uses(stock: paramiko.Transport) -> None:
     """Every private name of ``paramiko.packet.Packetizer`` that we use is there, mangled ones too."""
-    names = declared_names("_packetizer")
-    tree = ast.parse((PACKAGE / "_packetizer.py").read_text(encoding="utf-8"))
+    names = declared_names("_ssh/packetizer")
+    tree = ast.parse((PACKAGE / "_ssh" / "packetizer.py").read_text(encoding="utf-8"))
     used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     names |= {f"_Packetizer{name}" for name in used if name.startswith("__") and not name.endswith("__")}
     assert len(names) > 15
@@ -315,7 +334,7 @@ def test_paramiko_has_the_names_that_the_packetizer_uses(stock: paramiko.Transpo
 def test_paramiko_has_the_names_that_the_login_uses(stock: paramiko.Transport) -> None:
     """Every private name of ``AuthHandler`` that we use or override is there."""
     handler = AuthHandler(stock)
-    names = private_names("_userauth", "UserAuth") | {
+    names = private_names("_ssh/auth/userauth", "UserAuth") | {
         "_client_handler_table",
         "_parse_userauth_success",
         "abort",
@@ -328,7 +347,7 @@ def test_paramiko_has_the_names_that_the_login_uses(stock: paramiko.Transport) -
 
 def test_sshtunnel_has_the_names_that_the_forwarder_overrides() -> None:
     """Every name of ``SSHTunnelForwarder`` that our subclass overrides is there and is called."""
-    tree = ast.parse((PACKAGE / "_listener.py").read_text(encoding="utf-8"))
+    tree = ast.parse((PACKAGE / "_forwarding" / "listener.py").read_text(encoding="utf-8"))
     [node] = [n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and n.name == "Forwarder"]
     ours = {n.name for n in node.body if isinstance(n, ast.FunctionDef)}
     ours |= {
@@ -340,7 +359,7 @@ def test_sshtunnel_has_the_names_that_the_forwarder_overrides() -> None:
     source = inspect.getsource(sshtunnel.SSHTunnelForwarder)
     for name in ours - {"__init__", "__str__", "__repr__", "__del__", "_stop_transport"}:
         assert re.search(rf"(self|cls|SSHTunnelForwarder)\.{name}\b", source), name
-    for name in private_names("_listener", "Forwarder"):
+    for name in private_names("_forwarding/listener", "Forwarder"):
         assert re.search(rf"self\.{name}\b", source), name
 
 
@@ -500,7 +519,7 @@ def test_no_foreign_error_leaks(
     with no_leaks():
         with pytest.raises(error) as caught:
             provoked(name, machine, tmp_path)
-        assert type(caught.value).__module__ in ("bokeh_ssh", "bokeh_ssh._errors")
+        assert type(caught.value).__module__ in ("bokeh_ssh", "bokeh_ssh._core.errors")
         assert "paramiko" not in str(caught.value)
         assert "Errno" not in str(caught.value)
         assert caught.value.hint or isinstance(caught.value, ProtocolError)
@@ -544,7 +563,7 @@ _ELSEWHERE = """
     import selectors
     selectors.DefaultSelector = selectors.SelectSelector
 
-    import bokeh_ssh._direct, bokeh_ssh._gateway  # where something is missing, this tells what
+    import bokeh_ssh._tunnels.direct, bokeh_ssh._tunnels.gateway  # tells what is missing
     from bokeh_ssh import LocalForward, RemoteForward, DirectTunnel, GatewayTunnel
 
     host, user, port, login = json.loads(sys.argv[1])

@@ -26,7 +26,7 @@ from bokeh_ssh import (
     UsageError,
     Warned,
 )
-from bokeh_ssh._publication import Publication
+from bokeh_ssh._tunnels.publication import Publication
 from cable import Cable
 from test_direct import port_of, serve_on
 from test_gateway import gateway_of, publish

@@ -15,7 +15,7 @@ from typing import Any
 import paramiko
 import pytest
 
-import bokeh_ssh._proof
+import bokeh_ssh._forwarding.listener_probe
 import conformance
 import fakes
 import other_servers
@@ -30,11 +30,11 @@ from bokeh_ssh import (
     RemoteForward,
     ServerNotFoundError,
     TargetUnreachableError,
-    _checkup,
 )
-from bokeh_ssh._attach import answers, look
-from bokeh_ssh._connection import Connection
-from bokeh_ssh._handshake import connect
+from bokeh_ssh._cli import doctor
+from bokeh_ssh._server.probe import answers, look
+from bokeh_ssh._ssh.connect import connect
+from bokeh_ssh._ssh.connection import Connection
 from cable import Cable
 from conftest import missing
 from fakes import Listener
@@ -131,7 +131,7 @@ def test_port_that_is_taken_on_one_address_is_taken(
     """Dropbear grants a port that somebody has on 127.0.0.1, and listens on ::1 alone: that is an error like
     any other port that is taken, whatever who has it says."""
     if who == "silent":
-        monkeypatch.setattr(bokeh_ssh._proof, "_PATIENCE", 1.0)
+        monkeypatch.setattr(bokeh_ssh._forwarding.listener_probe, "_PATIENCE", 1.0)
     with target_here() as target:
         taken = web_server() if who == "web" else _listening(fakes.stay if who == "silent" else fakes.hang_up)
         with taken as port:
@@ -211,7 +211,7 @@ def test_answer_waits_for_a_window() -> None:
     room, said = [0], []
     stream = SimpleNamespace(writable=lambda: room[0], send=lambda data: said.append(bytes(data)))
     connection = SimpleNamespace(pump=SimpleNamespace(post=lambda call: call()))
-    ear = bokeh_ssh._proof._Ear(connection, stream, b"word", b"answer")  # type: ignore[arg-type]
+    ear = bokeh_ssh._forwarding.listener_probe._Ear(connection, stream, b"word", b"answer")  # type: ignore[arg-type]
     ear.on_data([memoryview(b"wo"), memoryview(b"rd")])
     assert said == []
     room[0] = len(b"answer")
@@ -225,7 +225,7 @@ def test_line_that_stalls_is_no_port_that_is_taken(
 ) -> None:
     """A line that carries nothing for longer than the word may take, and then goes on, is none either; the
     control is a port that is silent though the line is not (above)."""
-    monkeypatch.setattr(bokeh_ssh._proof, "_PATIENCE", 0.5)
+    monkeypatch.setattr(bokeh_ssh._forwarding.listener_probe, "_PATIENCE", 0.5)
     plain_open, plain_ping = Connection.open_socket, Connection.ping
 
     def open_socket(connection: Connection, *args: Any, **keywords: Any) -> socket.socket:
@@ -291,11 +291,11 @@ def test_doctor_goes_on_to_the_end(conch: Machine, monkeypatch: pytest.MonkeyPat
     found = examine(conch)
     assert list(found) == CHECKS
     assert found["forwarding"][0] == "good"
-    monkeypatch.setattr(_checkup, "BOKEH_PORT", free_port())
+    monkeypatch.setattr(doctor, "BOKEH_PORT", free_port())
     with to(conch) as connection, web_server() as port:
-        assert "nothing listens" in _checkup._check_forwarding(connection).text
-        monkeypatch.setattr(_checkup, "BOKEH_PORT", port)
-        assert "something listens" in _checkup._check_forwarding(connection).text
+        assert "nothing listens" in doctor._check_forwarding(connection).text
+        monkeypatch.setattr(doctor, "BOKEH_PORT", port)
+        assert "something listens" in doctor._check_forwarding(connection).text
     assert found["as a gateway"][0] == "note"
     assert found["server"][0] in ("good", "note")
     assert found["your servers"][0] in (

@@ -32,8 +32,8 @@ from bokeh_ssh import (
     Reconnected,
     Reconnecting,
     RemoteForward,
-    _entrance,
 )
+from bokeh_ssh._forwarding import local_acceptor
 from cable import Cable
 from test_forward import check_on, target_here, target_on
 
@@ -187,7 +187,7 @@ def test_connections_are_held_for_a_stated_time(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that has waited long enough is reset; a page's WebSocket is given more time."""
-    monkeypatch.setattr(_entrance, "PATIENCE", 0.3)
+    monkeypatch.setattr(local_acceptor, "PATIENCE", 0.3)
     with cabled(machine, tmp_path) as (cable, there), forward_to(there, 1) as forward:
         cable.refuse()
         until(lambda: forward.state in ("lost", "reconnecting"), what="the loss")
@@ -201,7 +201,7 @@ def test_connections_are_held_for_a_stated_time(
                 plain.recv(1)
             with pytest.raises(TimeoutError):
                 page.recv(1)
-            monkeypatch.setattr(_entrance, "PAGE_PATIENCE", 0.0)
+            monkeypatch.setattr(local_acceptor, "PAGE_PATIENCE", 0.0)
     assert not [thread for thread in threading.enumerate() if thread.name == "bokeh-ssh hold"]
 
 
@@ -278,7 +278,7 @@ def test_password_is_asked_for_once(embedded: Callable[..., Machine], tmp_path: 
 @pytest.mark.parametrize("isolate", [False, True])
 def test_codes_are_asked_for_again(embedded: Callable[..., Machine], tmp_path: Path, isolate: bool) -> None:
     """A code works once, so a person is asked for another one; the password is not asked for again."""
-    from bokeh_ssh._embedded import Challenge
+    from bokeh_ssh._demo.ssh_server import Challenge
 
     codes = {"Verification code: ": "123456"}
     machine = embedded(

@@ -26,7 +26,7 @@ from bokeh_ssh import (
     ServerExitedError,
     Warned,
 )
-from bokeh_ssh._server import Server
+from bokeh_ssh._server.server import Server
 from cable import Cable
 from test_direct import port_of, serve_on
 from test_reconnect import kinds

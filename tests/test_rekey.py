@@ -17,8 +17,8 @@ import pytest
 import conformance
 from beds import Machine, until
 from bokeh_ssh import ConnectionLostError, LocalForward, RemoteForward
-from bokeh_ssh._packetizer import Packetizer
-from bokeh_ssh._transport import Transport
+from bokeh_ssh._ssh.packetizer import Packetizer
+from bokeh_ssh._ssh.transport import Transport
 from conformance import DEADLINE, MIB, ask, pattern, read_all, read_exactly
 
 SOURCE = Path(conformance.__file__).read_text(encoding="utf-8")

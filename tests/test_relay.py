@@ -11,9 +11,9 @@ import pytest
 import conformance
 from beds import Machine, until
 from bokeh_ssh import Host
-from bokeh_ssh._connection import Connection
-from bokeh_ssh._handshake import connect
-from bokeh_ssh._remote import listening, to_peer
+from bokeh_ssh._ssh.connect import connect
+from bokeh_ssh._ssh.connection import Connection
+from bokeh_ssh._tunnels.remote_forward import listening, to_peer
 from conformance import ask, read_exactly
 from test_forward import target_here
 

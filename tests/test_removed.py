@@ -17,24 +17,15 @@ import pytest
 
 import apps
 from beds import Machine, until
-from bokeh_ssh import (
-    Event,
-    Lost,
-    Reconnected,
-    RemoteForward,
-    Warned,
-    _cargo,
-    _dialogue,
-    _place,
-    _remotesocket,
-    _servers,
-    _tree,
-)
-from bokeh_ssh._door import sweep
-from bokeh_ssh._errors import BokehSSHError, ServerGoneError
-from bokeh_ssh._place import private
-from bokeh_ssh._server import Server
-from bokeh_ssh._servers import list_servers, stop_server
+from bokeh_ssh import Event, Lost, Reconnected, RemoteForward, Warned
+from bokeh_ssh._core.errors import BokehSSHError, ServerGoneError
+from bokeh_ssh._forwarding import remote_sockets
+from bokeh_ssh._remote import process_tree, run_dir
+from bokeh_ssh._remote.control_socket import sweep
+from bokeh_ssh._remote.run_dir import private
+from bokeh_ssh._server import payload, registry, supervisor_client
+from bokeh_ssh._server.registry import list_servers, stop_server
+from bokeh_ssh._server.server import Server
 from local_runner import FAKE, Bench, Held, alive
 from test_reconnect import kinds
 from test_reconnect_tunnel import COUNTER, ask, cabled, servers, tunnel_to
@@ -62,7 +53,7 @@ def place() -> Path:
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have what is sent look, and be waited for, twenty times as often; one test has the real pace."""
-    send = _cargo.program
+    send = payload.program
 
     def program(name: str) -> bytes:
         text = send(name)
@@ -71,8 +62,8 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
             text = text.replace(old, new)
         return text
 
-    monkeypatch.setattr(_dialogue, "program", program)
-    monkeypatch.setattr(_servers, "program", program)
+    monkeypatch.setattr(supervisor_client, "program", program)
+    monkeypatch.setattr(registry, "program", program)
 
 
 def on_socket(bench: Bench, **words: Any) -> Server:
@@ -106,7 +97,7 @@ def adopted(bench: Bench, server: Server) -> Server:
 def halted(pid: int) -> Iterator[None]:
     """Have a process stopped during the block: it neither sees nor undoes what is done there."""
     os.kill(pid, signal.SIGSTOP)
-    until(lambda: _tree.table()[pid][2][:1] == "T", what="it to be stopped")
+    until(lambda: process_tree.table()[pid][2][:1] == "T", what="it to be stopped")
     try:
         yield
     finally:
@@ -156,8 +147,8 @@ def test_directory_that_goes_while_it_is_looked_at_holds_nothing(
 ) -> None:
     """Whoever ends the last server removes the directory: for others, there is nothing to see then."""
     place.mkdir(0o700)
-    monkeypatch.setattr(_place, "usable", lambda root: shutil.rmtree(root))
-    assert list(_place.places()) == []
+    monkeypatch.setattr(run_dir, "usable", lambda root: shutil.rmtree(root))
+    assert list(run_dir.places()) == []
     assert not place.exists()
 
 
@@ -333,7 +324,7 @@ def test_socket_of_a_publication_is_made_again(
     sshd: Callable[..., Machine], place: Path, no_leaks: Any, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """Its socket on the gateway is removed: it is there again, on the same line, and leads where it did."""
-    monkeypatch.setattr(_remotesocket, "_PAUSE", 0.2)
+    monkeypatch.setattr(remote_sockets, "_PAUSE", 0.2)
     gateway = sshd(SetEnv=f"BOKEH_SSH_DIR={place}")
     path = place / "pub-app"
     with socket.create_server(("127.0.0.1", 0)) as target, no_leaks():
@@ -364,7 +355,7 @@ def test_socket_of_a_publication_that_cannot_be_made_again(
     sshd: Callable[..., Machine], place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where something else is in its place by then, the forward is lost, says why, and tries again."""
-    monkeypatch.setattr(_remotesocket, "_PAUSE", 0.2)
+    monkeypatch.setattr(remote_sockets, "_PAUSE", 0.2)
     gateway = sshd(SetEnv=f"BOKEH_SSH_DIR={place}")
     events: list[Event] = []
     with RemoteForward(

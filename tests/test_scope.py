@@ -13,11 +13,11 @@ import pytest
 
 from beds import Machine, until
 from bokeh_ssh import Event, Host, LaunchError, Warned
-from bokeh_ssh._checkup import examine
-from bokeh_ssh._handshake import connect
-from bokeh_ssh._scope import doom
-from bokeh_ssh._serve import Serve
-from bokeh_ssh._server import Launch, Server
+from bokeh_ssh._cli.doctor import examine
+from bokeh_ssh._remote.systemd_scope import doom
+from bokeh_ssh._server.options import Serve
+from bokeh_ssh._server.server import Launch, Server
+from bokeh_ssh._ssh.connect import connect
 from local_runner import FAKE, alive
 from test_detach import here as here
 

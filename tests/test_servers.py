@@ -21,9 +21,8 @@ from hypothesis import strategies as st
 
 from beds import Machine, until
 from bokeh_ssh import Host
-from bokeh_ssh._announcement import announce
-from bokeh_ssh._door import sweep
-from bokeh_ssh._errors import (
+from bokeh_ssh._cli.notify_ready import announce
+from bokeh_ssh._core.errors import (
     ConnectionLostError,
     LaunchError,
     LaunchTimeoutError,
@@ -33,11 +32,12 @@ from bokeh_ssh._errors import (
     SessionError,
     UsageError,
 )
-from bokeh_ssh._events import ServerExited
-from bokeh_ssh._handshake import connect
-from bokeh_ssh._server import Launch, Server
-from bokeh_ssh._servers import RemoteServer, _server, choose, list_servers, stop_server
-from bokeh_ssh._shell import Shell
+from bokeh_ssh._core.events import ServerExited
+from bokeh_ssh._remote.control_socket import sweep
+from bokeh_ssh._server.local_runner import Shell
+from bokeh_ssh._server.registry import RemoteServer, _server, choose, list_servers, stop_server
+from bokeh_ssh._server.server import Launch, Server
+from bokeh_ssh._ssh.connect import connect
 
 if os.name != "posix":
     pytest.skip("the remote side is a POSIX system", allow_module_level=True)
@@ -295,7 +295,7 @@ def test_command_of_its_own_tells_that_it_is_ready(bench: Bench, mark: str) -> N
     """A command that is run verbatim gets no options, and is ready when it says so, wherever it listens."""
     code = (
         f"import sys, time; sys.path.insert(0, {str(Path(__file__).parent.parent)!r})\n"
-        "from bokeh_ssh._announcement import announce\n"
+        "from bokeh_ssh._cli.notify_ready import announce\n"
         "print('Bokeh app running at: http://localhost:1/x')\n"
         "print('Starting Bokeh server with process id: 1')\n"
         "print(sys.argv[1:], announce(6001, routes=['/pub'], versions='mine'), announce(6002), flush=True)\n"
@@ -322,9 +322,9 @@ def test_server_within_another_says_so(bench: Bench, mark: str) -> None:
     inner = {"FAKE": "child", "FAKE_MARK": mark}
     code = (
         f"import sys, time; sys.path.insert(0, {str(Path(__file__).parent.parent)!r})\n"
-        "from bokeh_ssh._announcement import announce\n"
-        "from bokeh_ssh._server import Launch, Server\n"
-        "from bokeh_ssh._shell import Shell\n"
+        "from bokeh_ssh._cli.notify_ready import announce\n"
+        "from bokeh_ssh._server.server import Launch, Server\n"
+        "from bokeh_ssh._server.local_runner import Shell\n"
         f"launch = Launch(command={FAKE!r}, python=sys.executable, env={inner!r}, grace=0)\n"
         "server = Server.start(Shell(), launch)\n"
         "announce(server.port); time.sleep(600)\n"

@@ -13,7 +13,7 @@ import pytest
 import apps
 from beds import Machine
 from bokeh_ssh import UsageError
-from bokeh_ssh._settings import load
+from bokeh_ssh._cli.project_config import load
 from programs import Program, login
 
 

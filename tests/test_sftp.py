@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from beds import Machine, until
 from bokeh_ssh import SessionError
-from bokeh_ssh._handshake import connect
-from bokeh_ssh._sftp import Sftp, SftpError
-from bokeh_ssh._target import Host
+from bokeh_ssh._core.host import Host
+from bokeh_ssh._ssh.connect import connect
+from bokeh_ssh._ssh.sftp_writer import Sftp, SftpError
 
 if os.name != "posix":
     pytest.skip("the remote side is a POSIX system", allow_module_level=True)

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bokeh_ssh._errors import UsageError
-from bokeh_ssh._launch import Launch
-from bokeh_ssh._serve import Serve
-from bokeh_ssh._server import Server
-from bokeh_ssh._signing import is_signed, new_key, new_session_id, token_of
+from bokeh_ssh._core.errors import UsageError
+from bokeh_ssh._server.launch_spec import Launch
+from bokeh_ssh._server.options import Serve
+from bokeh_ssh._server.server import Server
+from bokeh_ssh._server.session_ids import is_signed, new_key, new_session_id, token_of
 
 token = pytest.importorskip("bokeh.util.token")
 KEYS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
@@ -186,6 +186,8 @@ def test_beginning_of_an_option_counts_as_the_option() -> None:
 
 def test_module_needs_no_bokeh() -> None:
     """Minting an id imports neither Bokeh nor anything else that is large."""
-    code = "import sys, bokeh_ssh._signing as s; s.new_session_id('k'); print('bokeh' in sys.modules)"
+    code = (
+        "import sys, bokeh_ssh._server.session_ids as s; s.new_session_id('k'); print('bokeh' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -33,11 +33,11 @@ from bokeh_ssh import (
     UsageError,
     Warned,
 )
-from bokeh_ssh import _endpoint as endpoint
-from bokeh_ssh import _localsocket as localsocket
-from bokeh_ssh._connection import Connection
-from bokeh_ssh._handshake import connect
-from bokeh_ssh._stream import Stream
+from bokeh_ssh._core import endpoint as endpoint
+from bokeh_ssh._forwarding import local_sockets as localsocket
+from bokeh_ssh._ssh.channel import Stream
+from bokeh_ssh._ssh.connect import connect
+from bokeh_ssh._ssh.connection import Connection
 
 _ECHO = """
 import os, socket, sys, threading
@@ -570,7 +570,7 @@ def test_account_that_may_run_nothing_has_sockets_too(container: Any, here: Path
 )
 def test_forwards_are_read_as_ssh_reads_them(spec: str) -> None:
     """``-L`` means what it means to ``ssh``, by ``ssh``'s own word."""
-    from bokeh_ssh._forwards import parse_forward
+    from bokeh_ssh._cli.forward import parse_forward
 
     said = subprocess.run(
         ["ssh", "-F", "none", "-G", "-L", spec, "host"], capture_output=True, text=True, check=False

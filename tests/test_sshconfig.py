@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from beds import until
-from bokeh_ssh import _sshconfig
-from bokeh_ssh._condition import holds
-from bokeh_ssh._errors import ConfigError
-from bokeh_ssh._sshconfig import HostConfig, load
+from bokeh_ssh._core.errors import ConfigError
+from bokeh_ssh._ssh.config import lookup
+from bokeh_ssh._ssh.config.lookup import HostConfig, load
+from bokeh_ssh._ssh.config.match_exec import holds
 from conftest import missing
 from local_runner import processes
 
@@ -540,7 +540,7 @@ def test_without_posix(write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOGNAME", "me")
     path = write("Match localuser me\nPort 4\n")
     assert load(path, "a").port == 4
-    assert _sshconfig._local_user() == "me"
+    assert lookup._local_user() == "me"
 
 
 def test_exec_is_run_once_and_only_where_it_decides(write, tmp_path: Path) -> None:

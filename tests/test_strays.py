@@ -16,13 +16,13 @@ import pytest
 
 import apps
 from beds import Machine, until
-from bokeh_ssh import _tree
-from bokeh_ssh._events import ServerExited, ServerResponsive, ServerUnresponsive
+from bokeh_ssh._core.events import ServerExited, ServerResponsive, ServerUnresponsive
+from bokeh_ssh._remote import process_tree
 
 if os.name != "posix":
     pytest.skip("the remote side is a POSIX system", allow_module_level=True)
 
-from bokeh_ssh._servers import list_servers, stop_server
+from bokeh_ssh._server.registry import list_servers, stop_server
 from local_runner import FAKE, Bench, Held, alive, kinds, processes, pythons
 from test_detach import end, there
 from test_reconnect_tunnel import tunnel_to
@@ -107,7 +107,7 @@ def bystander(mark: str) -> Iterator[subprocess.Popen[bytes]]:
 
 def strays(mark: str, bystander: subprocess.Popen[bytes]) -> set[int]:
     """List those of the server's programs that run."""
-    rows = {pid: _tree.look(pid) for pid in processes(mark)}
+    rows = {pid: process_tree.look(pid) for pid in processes(mark)}
     return {pid for pid, row in rows.items() if row and row[1] != bystander.pid}
 
 
@@ -132,7 +132,7 @@ def test_all_that_left_the_group_ends_with_stop(
 ) -> None:
     """In whichever way they left, they are ended, TERM first; what else runs is not."""
     held = escaped(bench, mark)
-    group = _tree.members(os.getpgid(held.server.pid), _tree.table())
+    group = process_tree.members(os.getpgid(held.server.pid), process_tree.table())
     assert len(strays(mark, bystander) - group) >= len(_WAYS)  # the control: none is a member
     with deadline(15):
         assert held.server.stop() is True
@@ -176,10 +176,10 @@ def test_program_whose_first_thread_has_ended_is_ended(bench: Bench) -> None:
 
 def test_who_is_started_while_we_look_is_seen(mark: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that starts another one, and ends, between two looks of ours does not hide that."""
-    look, line = _tree.look, f"read go; sh -c '{_LOOP}' {mark} >/dev/null & echo $!"
+    look, line = process_tree.look, f"read go; sh -c '{_LOOP}' {mark} >/dev/null & echo $!"
     with subprocess.Popen(["sh", "-c", line], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as popen:
 
-        def late(pid: int) -> _tree.Row | None:
+        def late(pid: int) -> process_tree.Row | None:
             if pid == popen.pid and popen.poll() is None:
                 assert popen.stdin
                 popen.stdin.write(b"\n")
@@ -187,8 +187,8 @@ def test_who_is_started_while_we_look_is_seen(mark: str, monkeypatch: pytest.Mon
                 popen.wait(20)
             return look(pid)
 
-        monkeypatch.setattr(_tree, "look", late)
-        rows = _tree.table()
+        monkeypatch.setattr(process_tree, "look", late)
+        rows = process_tree.table()
         assert popen.stdout
         started = int(popen.stdout.read())
     os.kill(started, signal.SIGKILL)
@@ -251,12 +251,12 @@ def test_number_of_the_group_stays_taken(bench: Bench, mark: str) -> None:
     os.kill(held.server.pid, signal.SIGKILL)
     until(lambda: kinds(bench, ServerExited), what="it is told")
     [deaf] = held.grandchildren()  # it has five seconds
-    row = _tree.look(held.server.pid)
+    row = process_tree.look(held.server.pid)
     assert row
     assert (row[0], row[2]) == (guardian, "Z")
     os.kill(deaf, signal.SIGKILL)
     held.check_gone()
-    assert _tree.look(held.server.pid) is None
+    assert process_tree.look(held.server.pid) is None
 
 
 @pytest.mark.parametrize("looks", ["ls", "stop", "launch"])
@@ -343,11 +343,11 @@ def test_attempt_that_failed_leaves_nothing(bench: Bench, mark: str, begins: str
 def test_number_that_another_process_has_is_left_alone(mark: str) -> None:
     """A process that was seen is not sent a signal once its number is another's."""
     with subprocess.Popen(["sh", "-c", _LOOP, mark]) as popen:
-        row = _tree.look(popen.pid)
+        row = process_tree.look(popen.pid)
         assert row
-        _tree.tell(popen.pid, row[3] - 1, signal.SIGKILL)
+        process_tree.tell(popen.pid, row[3] - 1, signal.SIGKILL)
         assert alive(popen.pid)
-        _tree.tell(popen.pid, row[3], signal.SIGKILL)  # the control
+        process_tree.tell(popen.pid, row[3], signal.SIGKILL)  # the control
         assert popen.wait(20) == -signal.SIGKILL
 
 

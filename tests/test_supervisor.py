@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from beds import until
-from bokeh_ssh._cargo import program
-from bokeh_ssh._errors import ConnectionLostError, LaunchError
-from bokeh_ssh._events import ServerExited, ServerResponsive, ServerUnresponsive
+from bokeh_ssh._core.errors import ConnectionLostError, LaunchError
+from bokeh_ssh._core.events import ServerExited, ServerResponsive, ServerUnresponsive
+from bokeh_ssh._server.payload import program
 
 if os.name != "posix":
     pytest.skip("the remote side is a POSIX system", allow_module_level=True)

@@ -74,7 +74,7 @@ def test_tool_tests_without_sshd(tmp_path: Path) -> None:
 
 def test_library_does_not_need_pytest() -> None:
     """The package and the demo run where pytest is not installed; the fixture's module says what it needs."""
-    code = "import sys; sys.modules['pytest'] = None; import bokeh_ssh._demo, bokeh_ssh._machine, bokeh_ssh"
+    code = "import sys; sys.modules['pytest'] = None; import bokeh_ssh._demo.demo, bokeh_ssh"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     words = [sys.executable, "-c", f"{code}.testing"]
     done = subprocess.run(words, timeout=60, capture_output=True, text=True, check=False)

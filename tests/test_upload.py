@@ -32,9 +32,9 @@ from bokeh_ssh import (
     UsageError,
     Warned,
 )
-from bokeh_ssh._bundle import Bundle
-from bokeh_ssh._depot import Depot
-from bokeh_ssh._server import Server
+from bokeh_ssh._remote.upload_dir import Depot
+from bokeh_ssh._server.server import Server
+from bokeh_ssh._server.upload_set import Bundle
 
 if os.name != "posix":
     pytest.skip("the remote side is a POSIX system", allow_module_level=True)

@@ -18,10 +18,10 @@ import pytest
 import apps
 from beds import Machine, free_port, until
 from bokeh_ssh import Event, Lost, Reconnected, ServerExited
-from bokeh_ssh._framing import plain
-from bokeh_ssh._readiness import Facts, holds, listeners
-from bokeh_ssh._report import port_in_use, reason
-from bokeh_ssh._service import LINES, TAIL, Service
+from bokeh_ssh._core.framing import plain
+from bokeh_ssh._remote.readiness import Facts, holds, listeners
+from bokeh_ssh._remote.server_process import LINES, TAIL, Service
+from bokeh_ssh._server.log_parsing import port_in_use, reason
 from cable import Cable
 from test_direct import tunnel_to
 

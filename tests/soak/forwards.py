@@ -11,8 +11,8 @@ import sys
 from typing import Any
 
 from bokeh_ssh import LocalForward, RemoteForward
-from bokeh_ssh._packetizer import Packetizer
-from bokeh_ssh._transport import Transport
+from bokeh_ssh._ssh.packetizer import Packetizer
+from bokeh_ssh._ssh.transport import Transport
 
 _LOOPBACK = "127.0.0.1"
 

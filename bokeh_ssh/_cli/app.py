@@ -1,0 +1,482 @@
+"""The command line: what people type. The only place that prints, prompts or exits, with what it is made of.
+
+A command makes one object of the library and holds it in the foreground; everything else is in its flags.
+Nothing of the library that needs paramiko is imported before a command runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from bokeh_ssh._cli.completion import complete_host
+from bokeh_ssh._cli.notify_ready import announce as tell_supervisor
+from bokeh_ssh._cli.options import (
+    ATTACH,
+    DEMO,
+    EXPOSED,
+    FORWARD,
+    GATEWAY,
+    LOGGED,
+    LOGIN,
+    OUTPUT,
+    REMOTE,
+    START,
+    TUNNEL,
+    VISIT,
+    takes,
+)
+from bokeh_ssh._cli.run import (
+    add_args,
+    announce_urls,
+    common,
+    do,
+    hold,
+    leave,
+    other_half,
+    take_no_args,
+    visit,
+)
+from bokeh_ssh._cli.std_streams import OutputError, standing
+from bokeh_ssh._version import __version__
+
+if TYPE_CHECKING:
+    from bokeh_ssh._cli.foreground import Foreground
+    from bokeh_ssh._tunnels.lifecycle import Lifecycle
+
+_EPILOG = "A flag does what the keyword of the same name does in Python. Passwords and codes are asked for."
+
+app = typer.Typer(
+    name="bokeh-ssh",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=_EPILOG,
+)
+
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="HOST",
+        help="A name, user@host:port, or an alias of the ssh config.",
+        autocompletion=complete_host,
+    ),
+]
+Machine = Annotated[
+    str,
+    typer.Argument(
+        metavar="HOST",
+        help="A name, user@host:port, or an alias of the ssh config; '.' is this machine.",
+        autocompletion=complete_host,
+    ),
+]
+GatewayTarget = Annotated[
+    str,
+    typer.Argument(
+        metavar="GATEWAY",
+        help="A name, user@host:port, or an alias of the ssh config.",
+        autocompletion=complete_host,
+    ),
+]
+Apps = Annotated[
+    Optional[list[str]],  # noqa: UP045 - evaluated at run time
+    typer.Argument(metavar="APP", help="Apps to serve: paths on the Bokeh host.", show_default=False),
+]
+Show = Annotated[bool, typer.Option("--show", metavar="", help="Open it in the browser.")]
+Verbose = Annotated[
+    int,
+    typer.Option(
+        "--verbose",
+        "-v",
+        count=True,
+        metavar="",
+        help="Log what happens; -vv everything, with tracebacks.",
+        show_default=False,
+    ),
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"bokeh-ssh {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool,
+        typer.Option("--version", metavar="", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Open a Bokeh server that runs on another machine, through SSH, as if it ran here."""
+
+
+@app.command()
+@takes(*TUNNEL, *LOGIN, *LOGGED)
+def direct(
+    context: typer.Context,
+    host: Target,
+    apps: Apps = None,
+    show: Show = False,
+    verbose: Verbose = 0,
+    **keywords: Any,
+) -> None:
+    """Open a Bokeh server on HOST; start it there if it does not run.
+
+    Like `bokeh serve APP` there and `ssh -NL 5006:localhost:5006 HOST` here.
+    """
+    add_args(context, keywords)
+
+    def make(foreground: Foreground) -> Lifecycle:
+        from bokeh_ssh._tunnels.direct import DirectTunnel
+
+        return DirectTunnel(host, app=apps or None, **common(foreground), **keywords)
+
+    hold(make, announce_urls(show, host), verbose, keywords)
+
+
+@app.command()
+@takes(*ATTACH, *LOGIN, *LOGGED)
+def attach(
+    context: typer.Context,
+    host: Target,
+    name: Annotated[
+        Optional[str],  # noqa: UP045 - evaluated at run time
+        typer.Argument(
+            metavar="NAME",
+            help="Its id, app or route, as `ls` shows them; none: the only one.",
+            show_default=False,
+        ),
+    ] = None,
+    show: Show = False,
+    verbose: Verbose = 0,
+    **keywords: Any,
+) -> None:
+    """Open a server of yours that runs on HOST: left running, or waiting for somebody to come back.
+
+    It is as if this command had started it; one that was left running goes on running at the end.
+    """
+    take_no_args(context)
+
+    def make(foreground: Foreground) -> Lifecycle:
+        from bokeh_ssh._tunnels.direct import DirectTunnel
+
+        return DirectTunnel(host, server=name or "*", **common(foreground), **keywords)
+
+    hold(make, announce_urls(show, host), verbose, keywords)
+
+
+@app.command()
+@takes(*GATEWAY, *TUNNEL, *LOGIN, *LOGGED)
+def gateway(
+    context: typer.Context,
+    gateway: GatewayTarget,
+    apps: Apps = None,
+    show: Show = False,
+    verbose: Verbose = 0,
+    **keywords: Any,
+) -> None:
+    """Open a Bokeh server through a port of GATEWAY; without --host, what was published there.
+
+    Like `ssh -NR 5006:localhost:5006 GATEWAY` on the Bokeh host and `ssh -NL ...` to it here.
+    """
+    add_args(context, keywords)
+
+    def make(foreground: Foreground) -> Lifecycle:
+        from bokeh_ssh._tunnels.gateway import GatewayTunnel
+
+        return GatewayTunnel(gateway, app=apps or None, **common(foreground), **keywords)
+
+    def announce(foreground: Foreground, tunnel: Any) -> None:
+        announce_urls(show)(foreground, tunnel)
+        if tunnel.server and tunnel.detached:
+            from bokeh_ssh._ssh.route import find_hop, goes_its_own_way
+
+            host = keywords["host"]
+            more = f" --name {tunnel.name}" if tunnel.name else f" --host {host} --server {tunnel.server}"
+            way = "" if goes_its_own_way(tunnel._bokeh_host) else f" -J {gateway}"
+            user = "" if "@" in host else f"{find_hop(tunnel._bokeh_host).user}@"  # the gateway's, by default
+            foreground.display.hint(f"Again: bokeh-ssh gateway {gateway}{more}")
+            foreground.display.hint(f"For good: bokeh-ssh stop {user}{host}{way} {tunnel.server}")
+
+    hold(make, announce, verbose, keywords)
+
+
+@app.command()
+@takes(*GATEWAY, *TUNNEL, *LOGIN, *LOGGED)
+def up(
+    context: typer.Context,
+    which: Annotated[
+        Optional[str],  # noqa: UP045 - evaluated at run time
+        typer.Argument(metavar="NAME", help="One of several in the file.", show_default=False),
+    ] = None,
+    show: Show = False,
+    verbose: Verbose = 0,
+    **keywords: Any,
+) -> None:
+    """Open the app of this project: as pyproject.toml ([tool.bokeh-ssh]) or bokeh-ssh.toml says.
+
+    Flags count before what stands there.
+    """
+    add_args(context, keywords)
+    wanted = [show]
+
+    def make(foreground: Foreground) -> Lifecycle:
+        from bokeh_ssh._cli.project_config import load
+        from bokeh_ssh._tunnels.direct import DirectTunnel
+        from bokeh_ssh._tunnels.gateway import GatewayTunnel
+
+        settings = load(which, typed=keywords)
+        foreground.display.note(f"As {settings.path} says")
+        every = {**settings.keywords, **common(foreground), **keywords}
+        wanted[0] = bool(every.pop("show", False)) or show
+        gateway = every.pop("gateway", None)
+        if gateway is None:
+            return DirectTunnel(every.pop("host"), **every)
+        return GatewayTunnel(gateway, **every)
+
+    def announce(foreground: Foreground, tunnel: Any) -> None:
+        announce_urls(wanted[0])(foreground, tunnel)
+
+    hold(make, announce, verbose, keywords)
+
+
+@app.command()
+@takes(*REMOTE, *START, *LOGIN, *LOGGED)
+def publish(
+    context: typer.Context,
+    gateway: Annotated[
+        str,
+        typer.Option(
+            "--gateway",
+            "-g",
+            metavar="TARGET",
+            help="Where to publish it.",
+            show_default=False,
+            autocompletion=complete_host,
+        ),
+    ],
+    apps: Annotated[
+        Optional[list[str]],  # noqa: UP045 - evaluated at run time
+        typer.Argument(
+            metavar="APP",
+            help="Apps to serve, on this machine; none: a server that runs.",
+            show_default=False,
+        ),
+    ] = None,
+    detach: Annotated[
+        bool,
+        typer.Option(
+            "--detach", metavar="", help="Leave all of it running in the background; see ls and stop."
+        ),
+    ] = False,
+    verbose: Verbose = 0,
+    **keywords: Any,
+) -> None:
+    """On the Bokeh host: serve APP, or take the server that runs, and publish it on a gateway.
+
+    Like `bokeh serve APP` and `ssh -NR 5006:localhost:5006 GATEWAY`; --detach is like `nohup` and `ssh -f`.
+    """
+    if detach:
+        leave(context, gateway, verbose, keywords)
+    add_args(context, keywords)
+
+    def make(foreground: Foreground) -> Lifecycle:
+        from bokeh_ssh._tunnels.publication import Publication
+
+        return Publication(gateway, app=apps or (), **common(foreground), **keywords)
+
+    def announce(foreground: Foreground, publication: Any) -> None:
+        where = publication.remote_socket or publication.remote_port
+        tell_supervisor(where, routes=publication.routes)
+        foreground.display.addresses(foreground.display.ready)
+        foreground.display.hint(f"Open it on your own machine with: {other_half(gateway, where)}")
+
+    hold(make, announce, verbose, keywords)
+
+
+@app.command()
+@takes(*FORWARD, *EXPOSED, *LOGIN, *OUTPUT)
+def forward(
+    context: typer.Context,
+    host: Target,
+    local: Annotated[
+        Optional[str],  # noqa: UP045 - evaluated at run time
+        typer.Option("-L", metavar="[BIND:]PORT:HOST:HOSTPORT", help="A local forward, as ssh writes it."),
+    ] = None,
+    remote: Annotated[
+        Optional[str],  # noqa: UP045 - evaluated at run time
+        typer.Option("-R", metavar="[BIND:]PORT:HOST:HOSTPORT", help="A remote forward, as ssh writes it."),
+    ] = None,
+    verbose: Verbose = 0,
+    **keywords: Any,
+) -> None:
+    """Forward one port, Bokeh's or not: give --remote-port, or -L or -R as to ssh.
+
+    Like `ssh -N -L` and `ssh -N -R`.
+    """
+    take_no_args(context)
+
+    def make(foreground: Foreground) -> Lifecycle:
+        from bokeh_ssh._cli.forward import make_forward
+
+        return make_forward(host, local, remote, keywords | common(foreground))
+
+    def announce(foreground: Foreground, _: Any) -> None:
+        foreground.display.addresses(foreground.display.ready)
+
+    hold(make, announce, verbose, keywords)
+
+
+@app.command("ls")
+@takes(*VISIT, *OUTPUT)
+def list_(context: typer.Context, host: Machine, verbose: Verbose = 0, **keywords: Any) -> None:
+    """List your servers on HOST: in use, left running, or waiting for somebody to come back.
+
+    Like `ps` there, for what bokeh-ssh has started.
+    """
+    take_no_args(context)
+
+    def look(foreground: Foreground) -> None:
+        from bokeh_ssh._cli.servers import find
+
+        foreground.display.servers(find(host, **visit(foreground, keywords)))
+
+    do(look, verbose, keywords)
+
+
+@app.command()
+@takes(*VISIT, *OUTPUT)
+def stop(
+    context: typer.Context,
+    host: Machine,
+    name: Annotated[
+        Optional[str],  # noqa: UP045 - evaluated at run time
+        typer.Argument(
+            metavar="NAME",
+            help="Its id, app or route, as `ls` shows them; none: the only one.",
+            show_default=False,
+        ),
+    ] = None,
+    verbose: Verbose = 0,
+    **keywords: Any,
+) -> None:
+    """End one of your servers on HOST, and all that it started, whoever uses it."""
+    take_no_args(context)
+
+    def end_it(foreground: Foreground) -> None:
+        from bokeh_ssh._cli.servers import end
+
+        foreground.display.ended(end(host, name, **visit(foreground, keywords)))
+
+    do(end_it, verbose, keywords)
+
+
+@app.command()
+@takes(*START, *(flag for flag in LOGIN if flag.keyword != "reconnect"), *OUTPUT)
+def doctor(context: typer.Context, host: Target, verbose: Verbose = 0, **keywords: Any) -> None:
+    """Check everything on the way to a server on HOST, and say what to do about what does not work.
+
+    Logs in, tries what a tunnel would do, starts a server for a moment. Exit code 1 if a tunnel cannot work.
+    """
+    add_args(context, keywords)
+
+    def look(foreground: Foreground) -> int:
+        from bokeh_ssh._cli.doctor import examine
+        from bokeh_ssh._core.host import Host
+        from bokeh_ssh._server.options import Serve
+
+        start = {flag.keyword for flag in START} & keywords.keys()
+        serve = Serve.check(None, launch=True, **{name: keywords.pop(name) for name in start})
+        code = 0
+        for finding in examine(
+            Host(host, **keywords, prompt=foreground.prompt), serve, foreground.display.begin
+        ):
+            foreground.display.finding(finding)
+            foreground.check()
+            code = 1 if finding.verdict == "bad" else code
+        return code
+
+    do(look, verbose, keywords)
+
+
+@app.command()
+@takes(*DEMO, *LOGGED)
+def demo(
+    context: typer.Context,
+    no_show: Annotated[bool, typer.Option("--no-show", metavar="", help="Only print the address.")] = False,
+    verbose: Verbose = 0,
+    **keywords: Any,
+) -> None:
+    """Try it without another machine: an SSH server on this one, a Bokeh app on it, and a tunnel to that."""
+    take_no_args(context)
+
+    def make(foreground: Foreground) -> Lifecycle:
+        from bokeh_ssh._demo.demo import APP, demo_machine, demo_python
+        from bokeh_ssh._tunnels.direct import DirectTunnel
+
+        host = foreground.stack.enter_context(demo_machine())
+        foreground.display.note(
+            f"An SSH server listens on 127.0.0.1, port {host.port}, with keys made for this demo"
+        )
+        shared = common(foreground)
+        shared.pop("prompt")  # its login never asks
+        # Its machine ends with this process: then nobody can come back.
+        return DirectTunnel(host, app=APP, python=demo_python(), grace=2, **shared, **keywords)
+
+    hold(make, announce_urls(not no_show), verbose, keywords)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 well, 1 failed, 2 misused, 130 interrupted before it was open.
+
+    :param argv: the words after the program's name; None takes this program's own
+    """
+    code: str | int | None = 0
+    with standing() as streams:
+        try:
+            _run(list(sys.argv[1:] if argv is None else argv))
+        except SystemExit as exc:
+            code = exc.code
+        try:
+            streams.check()
+        except KeyboardInterrupt:
+            streams.end_soon()
+            code = code or 130
+        except OutputError as exc:
+            code = code or 1
+            fault = exc.__cause__
+            if not isinstance(fault, BrokenPipeError):  # who has left wants to hear no more
+                why = getattr(fault, "strerror", fault)
+                print(f"bokeh-ssh: standard output cannot be written to ({why})", file=sys.stderr)
+    sys.exit(code)
+
+
+def _run(words: list[str]) -> None:
+    # The parser would mix what follows "--" into the apps; it is for bokeh serve, word for word.
+    end = words.index("--") if "--" in words else len(words)
+    rest = {"obj": {"args": words[end + 1 :], "words": words[:end]}, "prog_name": "bokeh-ssh"}
+    if "--json" not in words[:end]:
+        app(args=words[:end], **rest)
+    try:
+        code = app(args=words[:end], standalone_mode=False, **rest)
+    except Exception as exc:
+        say = getattr(exc, "format_message", None)  # typer's own errors, by whatever name it has for them
+        if say is None:
+            raise
+        from bokeh_ssh._cli.json_output import record
+
+        told: dict[str, Any] = {
+            "type": "UsageError",
+            "stage": "use",
+            "host": None,
+            "hint": "see --help",
+            "log": [],
+        }
+        print(record("error", **told, message=say(), exit_code=2))
+        code = 2
+    sys.exit(code)

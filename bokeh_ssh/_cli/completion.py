@@ -1,0 +1,51 @@
+"""The aliases of the ssh config, for a shell that completes a host's name. Never fails: it finds less."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+from pathlib import Path
+
+from bokeh_ssh._ssh.config.syntax import all_words, split_keyword
+
+_MOST_FILES = 50
+
+
+def find_aliases(path: str = "~/.ssh/config") -> list[str]:
+    """List the names after ``Host`` that are no patterns, in the config and in what it includes."""
+    found: dict[str, None] = {}
+    with contextlib.suppress(RuntimeError):  # there is no home for "~"
+        waiting = [Path(path).expanduser()]
+        seen: set[Path] = set()
+        while waiting and len(seen) < _MOST_FILES:
+            file = waiting.pop(0)
+            if file not in seen:
+                seen.add(file)
+                waiting += _read(file, found)
+    return list(found)
+
+
+def complete_host(incomplete: str) -> list[str]:
+    """List what a half-typed ``HOST`` or ``USER@HOST`` can become."""
+    user, at, begun = incomplete.rpartition("@")
+    return [f"{user}{at}{alias}" for alias in find_aliases() if alias.startswith(begun)]
+
+
+def _read(file: Path, found: dict[str, None]) -> list[Path]:
+    """Add a file's aliases; gives the files that it includes."""
+    included: list[Path] = []
+    try:
+        lines = file.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        with contextlib.suppress(ValueError):  # a line that nobody could read
+            keyword, rest = split_keyword(line) or ("", "")
+            if keyword == "host":
+                found.update(dict.fromkeys(word for word in all_words(rest) if not set(word) & set("*?!")))
+            elif keyword == "include":
+                for word in all_words(rest):
+                    # As ssh: what is not absolute is beside the account's own config.
+                    pattern = Path("~/.ssh").expanduser() / Path(word).expanduser()
+                    included += map(Path, sorted(glob.glob(str(pattern))))  # noqa: PTH207  # Path.glob takes no absolute pattern
+    return included

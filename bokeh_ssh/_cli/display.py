@@ -1,0 +1,312 @@
+"""What the command line shows: progress and errors on standard error, addresses on standard output."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from bokeh_ssh._cli.doctor import Finding
+from bokeh_ssh._cli.messages import HEAD, LONGEST, Line, describe, in_words, next_step, row
+from bokeh_ssh._cli.options import in_flags
+from bokeh_ssh._core.errors import BokehSSHError
+from bokeh_ssh._core.events import Event, Prompt, Question, Ready, Uploading
+from bokeh_ssh._core.text import clean
+from bokeh_ssh._server.registry import RemoteServer
+
+_LOG_LINES = 12
+_BAR = 20  # columns
+_FRAME = 6  # columns that a box takes
+#: Lines of an error, with its next step, and of what failed at least, on 80 columns; -vv shows all of it. The
+#: server's own last lines come besides.
+_ERROR_LINES = 5
+_LEAST_LINES = 2
+_COLUMNS = 80
+_STYLES = {"done": "green", "note": "dim", "warn": "yellow", "fail": "red"}
+_MARKS = {"done": "✓", "note": "·", "warn": "!", "fail": "✗"}
+_ASCII_MARKS = {"done": "+", "note": "-", "warn": "!", "fail": "x"}
+
+
+_KINDS = {"good": "done", "note": "warn", "bad": "fail"}
+
+
+class Display:
+    """Shows progress: with a moving line on a terminal, as plain lines elsewhere.
+
+    :param moving: whether a line may move at all; it would garble log lines
+    :param quiet: show the address, and what is wrong; nothing else
+    :ivar ready: what the last :class:`Ready` said opens it
+    """
+
+    def __init__(self, *, moving: bool = True, quiet: bool = False) -> None:
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        able = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._moving = moving and able and not quiet
+        self._quiet = quiet
+        self._marks = _MARKS if self._console.encoding.startswith("utf") else _ASCII_MARKS
+        self._bar = "━━" if self._console.encoding.startswith("utf") else "#-"
+        self._lock = threading.RLock()
+        self._live: Live | None = None
+        self._spinner = Spinner("dots" if self._console.encoding.startswith("utf") else "line", style="cyan")
+        self._stage = ""
+        self._due = 0.0  # when the stage began, or what it says will be tried
+        self._opened = time.monotonic()  # when it all began
+        self._interrupted = False
+        self._part = 0.0  # of what is being brought there, that has arrived
+        self.ready = ""
+
+    @property
+    def moving(self) -> bool:
+        """Whether a person watches the lines move."""
+        return self._moving
+
+    # What is told.
+
+    def on_event(self, event: Event) -> None:
+        """Show an event; from any thread."""
+        if isinstance(event, Ready):
+            self.ready = event.url
+        if isinstance(event, Uploading):
+            self._part = event.sent / event.size if 0 < event.sent < event.size else 0.0
+        line = describe(event)
+        if line is None:
+            return
+        with self._lock:
+            if line.kind == "begin":
+                self._begin(line)
+            else:
+                self._write(line)
+
+    def note(self, text: str) -> None:
+        """Show a line that says how things are."""
+        self._write(Line("note", text))
+
+    def warn(self, text: str) -> None:
+        """Show a line that says what does not work as hoped."""
+        self._write(Line("warn", text))
+
+    def hint(self, text: str) -> None:
+        """Show a line without a mark: what can be done now."""
+        with self._lock:
+            if not self._quiet:
+                self._console.print(Text(text, style="dim"))
+
+    def log_lines(self, lines: Sequence[str]) -> None:
+        """Show what the server wrote."""
+        with self._lock:
+            for line in lines:
+                self._console.print(Text(f"  | {clean(line, LONGEST)}", style="dim"))
+
+    def addresses(self, *texts: str) -> None:
+        """Write addresses on standard output, each as one line by itself."""
+        # Where no line moves, nobody who waits for a reader of standard error keeps the address back.
+        with self._lock if self._moving else contextlib.nullcontext():
+            self._stop()
+            console = Console(highlight=False, soft_wrap=True)
+            if console.is_terminal and not self._quiet:
+                console.print(_framed(console, texts))
+            else:
+                sys.stdout.writelines(f"{text}\n" for text in texts)
+                sys.stdout.flush()
+
+    def servers(self, servers: Sequence[RemoteServer]) -> None:
+        """Write a table of servers on standard output; elsewhere than on a terminal, parted by tabs."""
+        with self._lock:
+            self._stop()
+            console = Console(highlight=False)
+            if not console.is_terminal:
+                sys.stdout.writelines("\t".join(row(server)) + "\n" for server in servers)
+            elif servers:
+                table = Table(*HEAD, box=None, pad_edge=False, header_style="dim")
+                for server in servers:
+                    table.add_row(*map(Text, row(server)))
+                console.print(table)
+            else:
+                self.hint("There is no server of yours")
+
+    def begin(self, text: str) -> None:
+        """Say what is done now, to a person who watches."""
+        with self._lock:
+            if self._moving:
+                self._begin(Line("begin", text))
+
+    def finding(self, finding: Finding) -> None:
+        """Write what was found on standard output; elsewhere than on a terminal, parted by tabs."""
+        with self._lock:
+            self._stop()
+            console = Console(highlight=False, soft_wrap=True)
+            text, hint = in_flags(clean(finding.text, LONGEST)), in_flags(clean(finding.hint, LONGEST))
+            if not console.is_terminal:
+                sys.stdout.write("\t".join((finding.verdict, finding.check, text, hint)).rstrip() + "\n")
+                sys.stdout.flush()
+            elif finding.verdict == "bad" or not self._quiet:
+                kind = _KINDS[finding.verdict]
+                mark = (f"{self._marks[kind]} ", f"bold {_STYLES[kind]}")
+                console.print(Text.assemble(mark, (f"{finding.check}: ", "bold"), text))
+                if hint:
+                    console.print(Text(f"    {hint}", style="" if finding.verdict == "bad" else "dim"))
+
+    def ended(self, server: RemoteServer) -> None:
+        """Say which server was ended."""
+        with self._lock:
+            self.stop()
+            what = " ".join(server.apps) or "the server"
+            self._write(Line("done", f"Ended {what} on {server.host} ({server.id})"))
+
+    def error(self, error: BokehSSHError, exit_code: int, *, trace: bool = False) -> None:
+        """Show an error: what failed, the last lines of a log where there is one, and the next step."""
+        with self._lock:
+            self.stop()
+            if trace:
+                text = "".join(traceback.format_exception(error))
+                self._console.print(Text(clean(text, 100_000, lines=True), style="dim"))
+            hint = next_step(error)
+            left = _ERROR_LINES - math.ceil((len(hint) + 2) / _COLUMNS)
+            most = max(_LEAST_LINES, left) * _COLUMNS - len("bokeh-ssh: …")
+            text = f"{error.host}: " * bool(error.host) + in_words(error)
+            text = clean(text, LONGEST if trace else most)
+            self._console.print(Text.assemble(("bokeh-ssh: ", "bold red"), (text, "bold")))
+            for line in getattr(error, "log", ())[-_LOG_LINES:]:
+                self._console.print(Text(f"  | {clean(line, LONGEST)}", style="dim"))
+            if hint:
+                self._console.print(Text(f"  {hint}"))
+
+    def interrupted(self) -> None:
+        """Say, from now on, that everything is being closed. Safe in a signal handler."""
+        self._interrupted = True
+
+    # The moving line.
+
+    def prompt(self, ask: Prompt) -> Prompt:
+        """Make ``ask`` have the terminal for itself while it asks."""
+
+        def asking(question: Question) -> str | None:
+            with self.paused():
+                return ask(question)
+
+        return asking
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the terminal alone for a while."""
+        with self._lock:
+            stage = self._stage
+            self._stop()
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            with self._lock:
+                if stage and not self._stage:
+                    self._stage = stage
+                    pause = time.monotonic() - began  # what a person takes to type is not the stage's
+                    self._due += pause
+                    self._opened += pause
+                    self._start()
+
+    def stop(self) -> None:
+        """Let no line move any more."""
+        with self._lock if self._moving else contextlib.nullcontext():
+            self._stop()
+            self._stage = ""
+
+    def _begin(self, line: Line) -> None:
+        text = clean(line.text, LONGEST)
+        if not self._moving and not self._quiet:
+            when = f" in {line.wait:.0f} s" if line.wait else ""
+            why = f": {clean(line.more, LONGEST)}" if line.more else ""
+            self._console.print(Text(f"{text}{when}{why}"))
+        self._await(text, line.wait)
+        self._start()
+
+    def _await(self, stage: str, wait: float = 0.0) -> None:
+        self._stage = stage
+        self._due = time.monotonic() + wait
+
+    def _start(self) -> None:
+        if self._moving and self._live is None:
+            self._live = Live(
+                console=self._console,
+                get_renderable=self._moving_line,
+                refresh_per_second=10,
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._live.start()
+
+    def _stop(self) -> None:
+        live, self._live = self._live, None
+        if live:
+            live.stop()
+
+    def _moving_line(self) -> Table:
+        now = time.monotonic()
+        text = Text("Closing" if self._interrupted else self._stage, no_wrap=True, overflow="ellipsis")
+        part = self._part
+        if part and not self._interrupted:
+            full = round(part * _BAR)
+            text.append("  ")
+            text.append(self._bar[0] * full, style="cyan")
+            text.append(self._bar[1] * (_BAR - full) + f" {part:4.0%}", style="dim")
+        if self._due > now and not self._interrupted:
+            text.append(f" in {math.ceil(self._due - now)} s")
+        elif now - self._due >= 1 and not self._interrupted:
+            text.append(f"  {now - self._due:.0f} s", style="dim")
+        row = Table.grid(padding=(0, 1))
+        row.add_row(self._spinner, text)
+        return row
+
+    def _write(self, line: Line) -> None:
+        with self._lock:
+            if self._quiet and not line.loud and line.kind not in ("warn", "fail"):
+                return
+            self._stop()
+            text = Text(clean(line.text, LONGEST))
+            if line.kind == "done" and self._stage:
+                now = time.monotonic()
+                total = f", {now - self._opened:.1f} s in all" if line.total else ""
+                text.append(f"  {now - self._due:.1f} s{total}", style="dim")
+            if line.kind == "done":
+                self._stage = ""
+            mark = (f"{self._marks[line.kind]} ", f"bold {_STYLES[line.kind]}") if self._moving else ""
+            self._console.print(Text.assemble(mark, text))
+            for more in clean(line.more, 20_000, lines=True, tail=True).splitlines():
+                self._console.print(Text(f"  | {more}", style="dim"))
+            if line.then:
+                self._await(line.then)
+            if self._stage:
+                self._start()
+
+
+def _framed(console: Console, texts: Sequence[str]) -> RenderableType:
+    """Put addresses in a box; where they do not fit into one, they stand alone, whole."""
+    rows = [
+        Text(text, style=f"bold cyan link {text}" if text.startswith("http") else "bold cyan")
+        for text in texts
+    ]
+    if max(map(len, texts), default=0) + _FRAME > console.width:
+        return Group("", *rows, "")
+    plain = not console.encoding.startswith("utf") or console.is_dumb_terminal
+    return Panel.fit(
+        Group(*rows), box=box.ASCII if plain else box.ROUNDED, padding=(0, 2), border_style="cyan"
+    )
+
+
+def flush() -> None:
+    """Let what was written get out, as far as somebody still reads it."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # the last: a signal came while it wrote
+            stream.flush()

@@ -1,0 +1,226 @@
+"""One tunnel or forward in the foreground: opened, announced, held until it ends. Signals and exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from bokeh_ssh._cli.display import Display, flush
+from bokeh_ssh._cli.json_output import JsonDisplay
+from bokeh_ssh._cli.output_queue import Backlog
+from bokeh_ssh._cli.prompts import find_prompt
+from bokeh_ssh._cli.std_streams import OutputError, current
+from bokeh_ssh._core.errors import BokehSSHError, UsageError
+from bokeh_ssh._core.events import Prompt
+from bokeh_ssh._core.text import clean
+from bokeh_ssh._tunnels.lifecycle import Lifecycle
+from bokeh_ssh._tunnels.redirect_page import remove_all
+
+FAILED = 1
+MISUSED = 2
+INTERRUPTED = 130
+
+#: What asks a program to end. Where one is ignored (nohup, a shell's &) it stays so.
+_ENDINGS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+#: Seconds within which signals count as one: a closing terminal sends two, and so do some wrappers.
+_TOGETHER = 0.5
+
+
+class Foreground:
+    """What a command works with while it runs.
+
+    :ivar display: shows what happens
+    :ivar prompt: asks the person at the terminal; None where there is none
+    :ivar stack: what is closed after the tunnel
+    """
+
+    def __init__(
+        self, verbose: int = 0, *, json: bool = False, quiet: bool = False, log: bool = False
+    ) -> None:
+        if json and quiet:
+            msg = "--json and --quiet cannot be given together"
+            raise UsageError(msg, hint="leave out --quiet: with --json nothing else is written")
+        self._verbose = verbose
+        self.display = JsonDisplay() if json else Display(moving=not verbose, quiet=quiet)
+        self._backlog = Backlog(self.display.log_lines) if log else None
+        self._logging = _set_up_logging(verbose)
+        asking = find_prompt()
+        self.prompt: Prompt | None = self.display.prompt(asking) if asking else None
+        self.stack = contextlib.ExitStack()
+        self._streams = current()
+
+    def hold(self, make: Callable[[Foreground], Lifecycle], announce: Callable[[Lifecycle], None]) -> int:
+        """Open what ``make`` makes, announce it, and wait until it ends or is ended.
+
+        :returns: the exit code: 0 also where Ctrl-C ended what stood; 130 where it ended what had yet to open
+        """
+        stood = False
+        with self._signals():
+            try:
+                with self.stack:
+                    thing = make(self)
+                    # Who was to be told is gone; on a thread, as whoever writes holds what closing may need.
+                    self._streams.on_fault = lambda: threading.Thread(
+                        target=thing.close, name="bokeh-ssh end", daemon=True
+                    ).start()
+                    if self._backlog:
+                        thing._on_log = self._backlog.put  # type: ignore[attr-defined]  # what has a server has it
+                    with thing:
+                        stood = True
+                        self.display.stop()
+                        announce(thing)
+                        self.check()
+                        if self._backlog:
+                            self._backlog.start()
+                        thing.wait()
+            except KeyboardInterrupt:
+                self.display.stop()
+                if not stood:
+                    self.display.warn("Interrupted")
+                return 0 if stood else INTERRUPTED
+            except OutputError:
+                return FAILED
+            except BokehSSHError as exc:
+                return FAILED if self._streams.fault else self.fail(exc)
+            finally:
+                self._streams.on_fault = _nothing
+                self._let_out()
+        return 0
+
+    def do(self, action: Callable[[Foreground], int | None]) -> int:
+        """Do something that ends by itself; gives the exit code, that which it gives if it does."""
+        with self._signals():
+            try:
+                code = action(self) or 0
+                self.check()
+                return code
+            except OutputError:
+                return FAILED
+            except KeyboardInterrupt:
+                self.display.stop()
+                self.display.warn("Interrupted")
+                return INTERRUPTED
+            except BokehSSHError as exc:
+                return self.fail(exc)
+            finally:
+                self._let_out()
+
+    def check(self) -> None:
+        """Refuse to go on where standard output takes nothing any more.
+
+        :raises OutputError: if it does not; ``main`` tells
+        """
+        self._streams.check()
+
+    def fail(self, error: BokehSSHError) -> int:
+        """Tell an error, after all that was logged; gives the exit code."""
+        self._let_out(patience=None)
+        code = MISUSED if isinstance(error, UsageError) else FAILED
+        self.display.error(error, code, trace=self._verbose > 1)
+        return code
+
+    def _let_out(self, patience: float | None = 1.0) -> None:
+        """Let what waits to be shown be shown; idempotent.
+
+        :param patience: seconds for a reader to take what was logged; None where it is waited for anyway
+        """
+        self.display.stop()
+        if self._backlog:
+            self._backlog.close()
+        if self._logging:
+            self._logging.close(patience)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Let each signal that ends a program be a KeyboardInterrupt, and a second one the end at once."""
+        first: list[float] = []
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            now = time.monotonic()
+            if not first:
+                first.append(now)
+                self._streams.end_soon()
+                self.display.interrupted()
+                if self.display.moving:
+                    self._streams.mark(b"\r")  # what comes next covers the ^C
+                raise KeyboardInterrupt
+            if now - first[0] > _TOGETHER:
+                if self.display.moving:
+                    self._streams.mark(b"\x1b[?25h\n")  # the moving line hides the cursor
+                flush()
+                remove_all()
+                os._exit(INTERRUPTED)
+
+        before = {}
+        for name in _ENDINGS:
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, handle)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _nothing() -> None:
+    pass
+
+
+def show(display: Display | JsonDisplay, browse: Callable[[], bool]) -> None:
+    """Open the app in a browser, where there is one with a display.
+
+    :param browse: opens it, and tells whether there was one
+    """
+    graphical = sys.platform in ("win32", "darwin") or any(
+        os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
+    )
+    if not graphical or not browse():
+        display.note("No browser was found here; open the address in one yourself")
+
+
+def _set_up_logging(verbose: int) -> Backlog | None:
+    """Log to standard error: nothing, what happens (1), everything of ours (2), paramiko's too (3).
+
+    :returns: what the lines go through, as whoever logs must not wait for a reader; None where there are none
+    """
+    if not verbose:
+        # Without any handler Python writes warnings to standard error, paramiko's tracebacks among them.
+        logging.getLogger().addHandler(logging.NullHandler())
+        return None
+    backlog = Backlog(lambda lines: sys.stderr.writelines(f"{line}\n" for line in lines))
+    backlog.start()
+    handler = _LogHandler(backlog)
+    handler.setFormatter(_Formatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
+    logging.getLogger().addHandler(handler)
+    logging.getLogger("bokeh_ssh").setLevel(logging.INFO if verbose == 1 else logging.DEBUG)
+    logging.getLogger("paramiko").setLevel(logging.DEBUG if verbose > 2 else logging.CRITICAL)
+    return backlog
+
+
+class _LogHandler(logging.Handler):
+    """Puts what is logged into a backlog."""
+
+    def __init__(self, backlog: Backlog) -> None:
+        super().__init__()
+        self._backlog = backlog
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._backlog.put([self.format(record)])
+        except Exception:  # noqa: BLE001 - as logging's own handlers do
+            self.handleError(record)
+
+
+class _Formatter(logging.Formatter):
+    """Makes what servers sent fit for a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return clean(super().format(record), 20_000, lines=True)

@@ -1,0 +1,59 @@
+"""What ``bokeh-ssh forward`` makes of its flags, or of ssh's own ``-L`` and ``-R``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bokeh_ssh._cli.options import FORWARD
+from bokeh_ssh._core.endpoint import Endpoint
+from bokeh_ssh._core.errors import UsageError
+from bokeh_ssh._core.forward_spec import Listen, parse_forward
+from bokeh_ssh._tunnels.local_forward import LocalForward
+from bokeh_ssh._tunnels.remote_forward import RemoteForward
+
+
+def make_forward(
+    host: str, local: str | None, remote: str | None, keywords: dict[str, Any]
+) -> LocalForward | RemoteForward:
+    """Make the forward that was asked for, by flags or as ``ssh`` writes it.
+
+    :param local: the value of ``-L``
+    :param remote: the value of ``-R``
+    :param keywords: the flags that were given, and the login keywords
+    :raises UsageError: if it was asked for in two ways, or in none
+    """
+    ways = [name for name, spec in (("-L", local), ("-R", remote)) if spec is not None]
+    ways += sorted({flag.keyword for flag in FORWARD} & set(keywords))
+    if not ways:
+        msg = "it is not said what to forward"
+        raise UsageError(msg, hint="give remote_port= or remote_socket=, or -L or -R as to ssh")
+    if len(ways) > 1 and ways[0].startswith("-"):
+        msg = f"{ways[0]} and {ways[1]} cannot be given together"
+        raise UsageError(msg, hint="give -L, -R, or the flags; run it once for each forward")
+    allow_exposed = keywords.pop("allow_exposed", False)
+    if remote is not None:
+        listen, target = parse_forward(remote)
+        return RemoteForward(
+            host, allow_exposed=allow_exposed, **_named(listen, target, "remote", "local"), **keywords
+        )
+    if local is not None:
+        keywords |= _named(*parse_forward(local), "local", "remote")
+    return LocalForward(host, **keywords)
+
+
+def _named(listen: Listen, target: Endpoint, here: str, there: str) -> dict[str, Any]:
+    """Give both ends of a forward as keywords."""
+    named: dict[str, Any] = {}
+    if isinstance(listen, str):
+        named[f"{here}_socket"] = listen
+    else:
+        bind, named[f"{here}_port"] = listen
+        if bind is not None:
+            # Empty and "*" are every address, which the protocol writes as "".
+            everywhere = "" if here == "remote" else "0.0.0.0"  # noqa: S104 - asked for
+            named["bind_address"] = everywhere if bind in ("", "*") else bind
+    if isinstance(target, str):
+        named[f"{there}_socket"] = target
+    else:
+        named[f"{there}_host"], named[f"{there}_port"] = target
+    return named

@@ -1,0 +1,129 @@
+"""What the command line tells other programs: one JSON object a line, on standard output.
+
+The names of objects and of their fields are part of the interface: they change as the Python names do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import re
+import sys
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from bokeh_ssh._cli.doctor import Finding
+from bokeh_ssh._cli.messages import in_words, next_step
+from bokeh_ssh._core.errors import BokehSSHError
+from bokeh_ssh._core.events import Event, Prompt
+from bokeh_ssh._server.registry import RemoteServer
+
+
+def name_of(event: Event) -> str:
+    """Give the name of an event: that of its class, in lower case, with underscores.
+
+    >>> from bokeh_ssh import HostKeyAdded
+    >>> name_of(HostKeyAdded(host="h", key_type="", fingerprint="", path=""))
+    'host_key_added'
+    """
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(event).__name__).lower()
+
+
+def record(event: str, **fields: Any) -> str:
+    """Write one object: what it is, when it was, and its fields."""
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
+    # In plain ASCII, whatever the locale; half a surrogate pair from a file name goes out as it is escaped.
+    return json.dumps({"event": event, "time": now.replace("+00:00", "Z"), **fields})
+
+
+def error_fields(error: BokehSSHError, exit_code: int) -> dict[str, Any]:
+    """Give the fields of an ``error`` object."""
+    return {
+        "type": type(error).__name__,
+        "stage": error.stage,
+        "host": error.host,
+        "message": in_words(error),
+        "hint": next_step(error),
+        "log": list(getattr(error, "log", ())),
+        "exit_code": exit_code,
+    }
+
+
+def _fields(server: RemoteServer) -> dict[str, Any]:
+    """Give what is told of a server; not what is our own way to it."""
+    every = dataclasses.asdict(server)
+    return {name: value for name, value in every.items() if name not in ("python", "libraries", "place")}
+
+
+class JsonDisplay:
+    """Tells what happens in JSON; shows nothing. Has what ``Display`` has."""
+
+    moving = False
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.ready = ""
+
+    def on_event(self, event: Event) -> None:
+        """Tell an event; from any thread."""
+        self.ready = getattr(event, "url", "") or self.ready
+        self.tell(name_of(event), **dataclasses.asdict(event))
+
+    def tell(self, event: str, **fields: Any) -> None:
+        """Write one object."""
+        line = record(event, **fields)
+        with self._lock:
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()
+
+    def addresses(self, *texts: str) -> None:
+        """Tell the addresses that can be opened now."""
+        self.tell("opened", addresses=list(texts))
+
+    def servers(self, servers: Sequence[RemoteServer]) -> None:
+        """Tell which servers there are."""
+        for server in servers:
+            self.tell("server", **_fields(server))
+
+    def begin(self, text: str) -> None:
+        """Tell nothing: what comes of it is told."""
+
+    def finding(self, finding: Finding) -> None:
+        """Tell what was found."""
+        self.tell("finding", **dataclasses.asdict(finding))
+
+    def ended(self, server: RemoteServer) -> None:
+        """Tell which server was ended."""
+        self.tell("ended", **_fields(server))
+
+    def log_lines(self, lines: Sequence[str]) -> None:
+        """Tell what the server wrote."""
+        for line in lines:
+            self.tell("log", line=line)
+
+    def error(self, error: BokehSSHError, exit_code: int, *, trace: bool = False) -> None:
+        """Tell an error; no object comes after it."""
+        self.tell("error", **error_fields(error, exit_code))
+
+    def note(self, text: str) -> None:
+        """Tell how things are."""
+        self.tell("note", text=text)
+
+    def warn(self, text: str) -> None:
+        """Tell what does not work as hoped."""
+        self.tell("warning", text=text)
+
+    def prompt(self, ask: Prompt) -> Prompt:
+        """Leave the question to the terminal."""
+        return ask
+
+    def hint(self, text: str) -> None:
+        """Tell nothing: it is for people."""
+
+    def interrupted(self) -> None:
+        """Tell nothing: ``closed`` comes."""
+
+    def stop(self) -> None:
+        """Do nothing: no line moves."""

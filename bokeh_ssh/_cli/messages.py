@@ -1,0 +1,191 @@
+"""Events in words, as the command line shows them. Text only."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+from bokeh_ssh._cli.options import in_flags
+from bokeh_ssh._core.errors import BokehSSHError, PromptRequiredError, UnknownHostKeyError
+from bokeh_ssh._core.events import (
+    AppFailed,
+    Attached,
+    Authenticated,
+    Closed,
+    Connecting,
+    Event,
+    HostKeyAdded,
+    HostKeyVerified,
+    Launched,
+    Launching,
+    Ready,
+    Reconnected,
+    Reconnecting,
+    ReverseForwarded,
+    ServerResponsive,
+    ServerUnresponsive,
+    Updated,
+    Uploading,
+    Warned,
+)
+from bokeh_ssh._core.text import clean
+from bokeh_ssh._server.registry import RemoteServer
+
+Kind = Literal["begin", "done", "note", "warn", "fail"]
+
+#: Characters that are shown of a line.
+LONGEST = 1000
+_SHOWN = 5  # names in one line
+_WAITING = "Waiting for Bokeh to answer all the way"
+_ENDS = {
+    "ended": "its server has ended",
+    "left": "its server runs on",
+    "unreached": "its server ends by itself",
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """What an event looks like.
+
+    :param more: what stands below it, as it was written
+    :param then: what is waited for after it
+    :param wait: seconds until what a line of kind "begin" says is tried
+    :param total: whether it tells how long all took
+    :param loud: whether it is shown to those who want to hear of trouble only
+    """
+
+    kind: Kind
+    text: str
+    more: str = ""
+    then: str = ""
+    wait: float = 0.0
+    total: bool = False
+    loud: bool = False
+
+
+def describe(event: Event) -> Line | None:
+    """Say an event in words; None for those that an error or another event tells better.
+
+    >>> from bokeh_ssh import Launching
+    >>> describe(Launching(host="node17", command=("python3", "-m", "bokeh"))).text
+    'Launching the server on node17'
+    """
+    host = event.host
+    if isinstance(event, Connecting):
+        via = f" through {event.via}" if event.via else ""
+        return Line("begin", f"Connecting to {host}, port {event.port}{via}")
+    if isinstance(event, HostKeyAdded):
+        return Line("note", f"Added the {event.key_type} key of {host} ({event.fingerprint}) to {event.path}")
+    if isinstance(event, HostKeyVerified):
+        text = f"Reached {host}; its host key is known ({event.key_type})"
+        return Line("done", text, then=f"Logging in to {host}")
+    if isinstance(event, Authenticated):
+        return Line("done", f"Logged in to {host} as {event.user} ({', '.join(event.methods)})")
+    if isinstance(event, Launching):
+        return Line("begin", f"Launching the server on {host}")
+    if isinstance(event, Uploading):
+        return _describe_upload(event)
+    if isinstance(event, Updated):
+        names = [*event.changed, *(f"{name} (removed)" for name in event.removed)]
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        return Line("note", f"Brought to {host}: {', '.join(names[:_SHOWN])}{more}")
+    if isinstance(event, Launched):
+        where = f"port {event.port}, " if event.port else ""
+        text = f"Started {event.versions or 'the server'} on {host}, {where}process {event.pid}"
+        return Line("done", text, then=_WAITING)
+    if isinstance(event, Attached) and event.id:
+        return Line("done", f"Took over your server {event.id} on {host}, process {event.pid}", then=_WAITING)
+    if isinstance(event, Attached) and event.name:
+        return Line("done", f"Found {event.name}, published on {host}", then=_WAITING)
+    if isinstance(event, Attached):
+        return Line("done", f"Found a server on port {event.port} of {host}", then=_WAITING)
+    if isinstance(event, ReverseForwarded):
+        by = "the Bokeh host" if event.by == "host" else "this machine"
+        what = f"Port {event.port}" if event.port else "A private socket"
+        return Line("done", f"{what} of {host} leads to it, opened by {by}", event.reason, _WAITING)
+    if isinstance(event, Ready):
+        return Line("done", "Ready", total=True)
+    if isinstance(event, Reconnecting):
+        again = f"Reconnecting to {host}"
+        if event.attempt == 1:
+            return Line("warn", f"Lost {host}: {event.reason}", then=again)
+        return Line("begin", again, event.reason, wait=event.delay)
+    if isinstance(event, Reconnected):
+        text = "Back" if event.same_server else "Back, with a new server: load the page again"
+        return Line("done", text, loud=True)
+    if isinstance(event, AppFailed):
+        return Line("fail", f"The app on {host} failed, and its page is blank", event.traceback)
+    if isinstance(event, ServerUnresponsive):
+        why = {"stopped": "its process is stopped", "busy": "it is busy, or hangs"}
+        return Line("warn", f"The server on {host} does not respond: {why.get(event.reason, event.reason)}")
+    if isinstance(event, ServerResponsive):
+        return Line("note", f"The server on {host} responds again")
+    if isinstance(event, Warned):
+        return Line("warn", f"{host}: {event.text}")
+    if isinstance(event, Closed):
+        what = _ENDS.get(event.server, "")
+        return Line("note", f"Closed the way to {host}" + (f"; {what}" if what else ""))
+    return None
+
+
+def _describe_upload(event: Uploading) -> Line | None:
+    size, files = _bytes(event.size), f"{event.files} file{'s' * (event.files != 1)}"
+    if event.sent == event.size:
+        text = f"Brought {files}, {size}, to {event.host}"
+        return Line("done", text, then=f"Launching the server on {event.host}")
+    if event.sent == 0:
+        return Line("begin", f"Bringing {files}, {size}, to {event.host}")
+    return None
+
+
+def _bytes(count: float) -> str:
+    """Say a number of bytes as people do."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def in_words(error: BokehSSHError) -> str:
+    """Give the one line of an error that says what failed; where it did is ``error.host``."""
+    return clean(in_flags(error.message), LONGEST)
+
+
+def next_step(error: BokehSSHError) -> str:
+    """Give the one line of an error that says what to do; empty where there is nothing to do."""
+    if isinstance(error, PromptRequiredError):
+        return "run it on a terminal, where it can ask, or name a key with --key-filename"
+    if isinstance(error, UnknownHostKeyError) and "prompt=" in (error.hint or ""):
+        how = "or use --host-keys accept-new after comparing the fingerprint"
+        return f"run it on a terminal, where it can ask, {how}"
+    return clean(in_flags(error.hint or ""), LONGEST)
+
+
+#: What stands over the rows of :func:`row`.
+HEAD = ("ID", "STATE", "AGE", "LISTENS ON", "APP")
+_SPANS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
+
+
+def row(server: RemoteServer, now: float | None = None) -> tuple[str, ...]:
+    """Say what a server is, in a row under :data:`HEAD`.
+
+    >>> row(RemoteServer(host="h", node="n", id="1a", state="running", born=40.0, apps=("a.py",)), now=100.0)
+    ('1a', 'waiting', '1 min', '-', 'a.py')
+    """
+    state = server.state
+    if state == "running":
+        state = "in use" if server.attached else "left" if server.detached else "waiting"
+    where = "private socket" if server.socket else f"port {server.port}" if server.port else "-"
+    where += f", {server.published}" if server.published else ""
+    apps = " ".join(server.apps) or " ".join(server.command) or "-"
+    return (server.id, state, _age((time.time() if now is None else now) - server.born), where, apps)
+
+
+def _age(seconds: float) -> str:
+    for span, unit in _SPANS:
+        if seconds >= span:
+            return f"{seconds / span:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"

@@ -1,0 +1,486 @@
+"""The flags of the command line, in a table: each is a keyword of the classes, and says so.
+
+The classes themselves are not imported: they bring paramiko, which ``--help`` need not wait for. That table
+and classes agree is tested.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Annotated, Any
+
+import typer
+
+from bokeh_ssh._cli.completion import complete_host
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One keyword of a class as a flag.
+
+    :param keyword: its name there; with dashes it is the flag's
+    :param kind: the type of what is typed; list[str] can be repeated, bool has no value
+    :param metavar: what stands for its value in the help
+    :param help: what it does
+    :param also: a second name, such as ``-p``
+    :param name: the name, if it is not the keyword's
+    :param convert: makes the keyword's value of what was typed; not called where nothing was
+    :param default: what counts as typed where nothing was
+    :param panel: the heading that it stands under
+    :param complete: lists what a half-typed value can become, for a shell
+    """
+
+    keyword: str
+    kind: Any
+    metavar: str
+    help: str
+    _: dataclasses.KW_ONLY
+    also: str = ""
+    name: str = ""
+    convert: Callable[[Any], Any] = lambda value: value
+    default: Any = None
+    panel: str = ""
+    complete: Callable[[str], list[str]] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """How it can be written, the usual way first."""
+        return (self.name or "--" + self.keyword.replace("_", "-"), *self.also.split())
+
+    @property
+    def parameter(self) -> inspect.Parameter:
+        """Give it as a parameter of a function, as typer wants it: None where it was not typed."""
+        option = typer.Option(
+            *self.names,
+            help=self.help,
+            rich_help_panel=self.panel,
+            metavar=self.metavar,
+            show_default=False,
+            autocompletion=self.complete,
+        )
+        return inspect.Parameter(
+            self.keyword,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=self.default,
+            annotation=Annotated[self.kind | None, option],
+        )
+
+
+def under(panel: str, *flags: Flag) -> tuple[Flag, ...]:
+    """Put flags under a heading."""
+    return tuple(dataclasses.replace(flag, panel=panel) for flag in flags)
+
+
+def takes(*flags: Flag) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command these flags; it gets those that were typed, as keywords of the class."""
+    table = {flag.keyword: flag for flag in flags}
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def command(**typed: Any) -> None:
+            keywords = {}
+            for name, value in typed.items():
+                if name not in table:
+                    keywords[name] = value
+                elif value is not None and value != []:
+                    keywords[name] = table[name].convert(value)
+            function(**keywords)
+
+        own = inspect.signature(function, eval_str=True).parameters.values()
+        parameters = [parameter for parameter in own if parameter.kind is not parameter.VAR_KEYWORD]
+        parameters += [flag.parameter for flag in flags]
+        # Both are read by typer, some versions the one, some the other.
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # any callable has one
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return command
+
+    return decorate
+
+
+class HostKeys(str, Enum):
+    """The values of ``--host-keys``."""
+
+    strict = "strict"
+    ask = "ask"
+    accept_new = "accept-new"
+
+
+class Reverse(str, Enum):
+    """The values of ``--reverse``."""
+
+    auto = "auto"
+    host = "host"
+    relay = "relay"
+
+
+def _environment(pairs: Sequence[str]) -> dict[str, str]:
+    """Read ``NAME=VALUE`` words; a NAME alone has its value here, so that no secret need be typed."""
+    found = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            if name not in os.environ:
+                msg = f"{name} is not set here; write NAME=VALUE"
+                raise typer.BadParameter(msg, param_hint="'--env'")
+            value = os.environ[name]
+        found[name] = value
+    return found
+
+
+def _jump(targets: Sequence[str]) -> tuple[str, ...]:
+    names = [name.strip() for target in targets for name in target.split(",")]
+    return () if names == ["none"] else tuple(names)
+
+
+def _path(path: str) -> str | None:
+    return None if path == "none" else path
+
+
+def _value(choice: Enum) -> str:
+    return str(choice.value)
+
+
+def _no(_: bool) -> bool:
+    return False
+
+
+#: How it is told what happens.
+OUTPUT = under(
+    "Output",
+    Flag(
+        "json", bool, "", "Tell what happens as JSON objects, one a line, on standard output.", name="--json"
+    ),
+    Flag("quiet", bool, "", "Show the address, and what is wrong; nothing else.", also="-q", name="--quiet"),
+)
+
+#: The same, where there is a server.
+LOGGED = (
+    *OUTPUT,
+    *under("Output", Flag("log", bool, "", "Show what the server writes, as it comes.", name="--log")),
+)
+
+#: The login keywords that can be typed: secrets are asked for, and never on a command line that ``ps`` shows.
+LOGIN = under(
+    "Login",
+    Flag("user", str, "NAME", "The login name (ssh -l).", also="-l"),
+    Flag("port", int, "PORT", "The SSH server's port (ssh -p).", also="-p"),
+    Flag(
+        "key_filename",
+        list[str],
+        "FILE",
+        "A private key file; repeat for several (ssh -i).",
+        also="-i",
+        convert=tuple,
+    ),
+    Flag(
+        "jump",
+        list[str],
+        "TARGET",
+        "A machine to go through; repeat, or separate with commas; 'none' goes directly (ssh -J).",
+        also="-J",
+        convert=_jump,
+        complete=complete_host,
+    ),
+    Flag("known_hosts", str, "FILE", "The file of known host keys."),
+    Flag(
+        "host_keys",
+        HostKeys,
+        "strict|ask|accept-new",
+        "What to do about an unknown host key (default: ask).",
+        convert=_value,
+        default=HostKeys.ask,
+    ),
+    Flag(
+        "ssh_config",
+        str,
+        "FILE",
+        "The ssh config; 'none' reads none (ssh -F).",
+        also="-F",
+        convert=_path,
+    ),
+    Flag("allow_agent", bool, "", "Do not ask the SSH agent.", name="--no-allow-agent", convert=_no),
+    Flag("look_for_keys", bool, "", "Do not try ~/.ssh/id_*.", name="--no-look-for-keys", convert=_no),
+    Flag("timeout", float, "SECONDS", "Time for each stage of connecting (default: 15)."),
+    Flag(
+        "compression", bool, "", "SSH compression, for slow lines (ssh -C).", also="-C", name="--compression"
+    ),
+    Flag("reconnect", bool, "", "End when the line goes down.", name="--no-reconnect", convert=_no),
+)
+
+#: The same for what looks at a machine once, and asks a program there.
+VISIT = (
+    *(flag for flag in LOGIN if flag.keyword != "reconnect"),
+    *under("What runs", Flag("python", str, "PATH", "An interpreter there (default: the first that runs).")),
+)
+
+#: How a server is started, wherever it is.
+START = under(
+    "What runs",
+    Flag(
+        "args",
+        list[str],
+        "OPTION",
+        "One more option for bokeh serve; repeat, or write all of them after --.",
+        also="--arg",
+        convert=tuple,
+    ),
+    Flag(
+        "command",
+        str,
+        "WORDS",
+        "'bokeh serve', 'panel serve' or your own; any web server, with {port} where its port goes.",
+    ),
+    Flag("python", str, "PATH", "The interpreter whose Bokeh is used."),
+    Flag(
+        "setup",
+        list[str],
+        "LINE",
+        "A shell line to run first, such as 'conda activate viz'; repeat.",
+        convert=tuple,
+    ),
+    Flag("cwd", str, "PATH", "The directory to run in."),
+    Flag(
+        "env",
+        list[str],
+        "NAME=VALUE",
+        "A variable for the server; without =VALUE, its value here; repeat.",
+        convert=_environment,
+    ),
+    Flag(
+        "grace",
+        float,
+        "SECONDS",
+        "How long it outlives a bokeh-ssh that has vanished (default: 600; publish: 60).",
+    ),
+    Flag("launch_timeout", float, "SECONDS", "Time to become ready (default: 60)."),
+    Flag(
+        "extra_origins",
+        list[str],
+        "HOST:PORT",
+        "One more address whose pages may embed the app; repeat.",
+        also="--origin",
+        convert=tuple,
+    ),
+)
+
+_LOCAL_PORT = Flag(
+    "local_port", int, "PORT", "The port here; 0 takes any free one (default: 5006, or a free one)."
+)
+
+_ALLOW_OTHERS = Flag(
+    "allow_others",
+    bool,
+    "",
+    "Let the other users of this machine use the port here, as ssh -L does.",
+    name="--allow-others",
+)
+
+#: What both tunnels share.
+TUNNEL = (
+    *under(
+        "Ports",
+        _LOCAL_PORT,
+        Flag("remote_port", int, "PORT", "The server's port there (default: any free one; to attach, 5006)."),
+        Flag(
+            "forwards",
+            list[str],
+            "[BIND:]PORT:HOST:HOSTPORT",
+            "One more port to forward meanwhile, as ssh -L writes it; repeat.",
+            also="--forward -L",
+            convert=tuple,
+        ),
+    ),
+    *under(
+        "What runs",
+        Flag(
+            "launch",
+            bool,
+            "",
+            "Always start a server, or only attach to one (default: with an APP, start one; without, attach, "
+            "and start one where none answers).",
+            name="--launch/--attach",
+        ),
+    ),
+    *START,
+    *under(
+        "What runs",
+        Flag("ready", str, "PATH", "The page that tells that a server of another kind is ready (--command)."),
+        Flag("upload", bool, "", "Bring APP from here: a script or a folder, without what git ignores."),
+        Flag(
+            "bring",
+            list[str],
+            "PATH",
+            "A file or folder to bring along, to lie beside APP; repeat (uploads APP too).",
+            convert=tuple,
+        ),
+        Flag(
+            "server",
+            str,
+            "NAME",
+            "Take over one of your servers there: its id, app or route, as ls shows them; '*': the only one.",
+        ),
+        Flag("detach", bool, "", "Leave the server running at the end, on purpose."),
+        Flag("dev", bool, "", "Start anew when the app's files change; with --upload, those here."),
+        Flag("allow_foreign", bool, "", "Attach to a server of another user.", name="--allow-foreign"),
+        _ALLOW_OTHERS,
+        Flag(
+            "allow_any_origin",
+            bool,
+            "",
+            "Let the pages of every site open WebSockets to the server.",
+            name="--allow-any-origin",
+        ),
+        Flag(
+            "signed",
+            bool,
+            "",
+            "Have the server answer only to signed sessions, or leave it open to the other users of its "
+            "machine (default: a private socket; signed where there is none).",
+            name="--signed/--open",
+        ),
+    ),
+)
+
+#: What opens a server that runs.
+ATTACH = (
+    *under("Ports", _LOCAL_PORT, _ALLOW_OTHERS),
+    *under(
+        "What runs",
+        Flag("detach", bool, "", "Have it run on from now on, if it does not anyway."),
+        Flag("python", str, "PATH", "An interpreter there (default: the first that runs)."),
+        Flag("grace", float, "SECONDS", "How long it outlives a bokeh-ssh that has vanished (default: 600)."),
+    ),
+)
+
+_ALLOW_EXPOSED = Flag(
+    "allow_exposed",
+    bool,
+    "",
+    "Go on where the gateway opens the port to its whole network (GatewayPorts yes).",
+    name="--allow-exposed",
+)
+
+#: What a GatewayTunnel has besides.
+GATEWAY = under(
+    "Gateway",
+    Flag(
+        "host",
+        str,
+        "TARGET",
+        "The Bokeh host, reached through the gateway; none: it publishes by itself.",
+        complete=complete_host,
+    ),
+    Flag(
+        "reverse",
+        Reverse,
+        "auto|host|relay",
+        "Who opens the gateway's port: the Bokeh host, this machine (relay), or the host if it can "
+        "(default: auto).",
+        convert=_value,
+    ),
+    Flag("name", str, "NAME", "What was published under that name (default: the only one)."),
+    Flag(
+        "gateway_port", int, "PORT", "The port on the gateway (default: what was published by name, or 5006)."
+    ),
+    Flag("gateway_address", str, "HOST:PORT", "The gateway as the Bokeh host sees it, if that differs."),
+    Flag(
+        "forward_agent",
+        bool,
+        "",
+        "Lend your SSH agent to the Bokeh host for its login to the gateway (ssh -A, for a moment).",
+        also="-A",
+        name="--forward-agent",
+    ),
+    _ALLOW_EXPOSED,
+)
+
+#: What a RemoteForward takes.
+REMOTE = under(
+    "Ports",
+    Flag("name", str, "NAME", "Publish it under this name, for you alone (default: the app's)."),
+    Flag(
+        "remote_port",
+        int,
+        "PORT",
+        "A port on the gateway in place of a name, open to its other users; 0 takes any free one.",
+    ),
+    Flag(
+        "local_port",
+        int,
+        "PORT",
+        "The server's port; with an APP the one it takes (default: 5006; with an APP any free one).",
+    ),
+    Flag("local_host", str, "HOST", "Where the server already listens (default: this machine)."),
+    Flag("local_socket", str, "PATH", "The Unix socket that the server already listens on."),
+    Flag(
+        "remote_socket",
+        str,
+        "PATH",
+        "A Unix socket on the gateway in place of a port; only you may connect to it.",
+    ),
+    Flag(
+        "bind_address", str, "ADDRESS", "Where the gateway listens; anything but loopback opens it to others."
+    ),
+    _ALLOW_EXPOSED,
+)
+
+#: What a LocalForward takes.
+FORWARD = under(
+    "Ports",
+    Flag("remote_port", int, "PORT", "The target's port."),
+    Flag("remote_host", str, "NAME", "The target as HOST sees it (default: HOST itself)."),
+    Flag("remote_socket", str, "PATH", "A Unix socket on HOST as the target, in place of a port."),
+    Flag("local_port", int, "PORT", "The port here (default: any free one)."),
+    Flag("local_socket", str, "PATH", "A Unix socket here in place of a port; only you may connect to it."),
+    Flag("bind_address", str, "ADDRESS", "Where to listen here; anything but loopback opens it to others."),
+    Flag(
+        "allow_others",
+        bool,
+        "",
+        "Let the other users of this machine use the port here, as ssh -L does; or refuse, besides them, "
+        "programs that close too soon to see whose they are, and tell (default: let these in).",
+        name="--allow-others/--no-allow-others",
+    ),
+)
+
+#: What ``forward -R`` takes besides.
+EXPOSED = under("Ports", _ALLOW_EXPOSED)
+
+#: What the demo takes: its server, app and login are its own.
+DEMO = under("Ports", _LOCAL_PORT)
+
+_NAMES = {flag.keyword: flag.names[0] for flag in (*LOGIN, *TUNNEL, *GATEWAY, *REMOTE, *FORWARD)}
+_MENTION = re.compile(
+    r'\b(?P<name>[a-z_]+)(?:=(?P<value>True|False|"[^"]*"|\(\)|(?=[\s,;.)]|$)))?(?![\w=])',
+)
+
+
+def in_flags(text: str) -> str:
+    """Say with flags what an error says with keywords.
+
+    >>> in_flags('give its remote_port, or let launch=True start one')
+    'give its --remote-port, or let --launch start one'
+    >>> in_flags('host_keys="accept-new" after looking at the host')
+    '--host-keys accept-new after looking at the host'
+    """
+
+    def flag(found: re.Match[str]) -> str:
+        name, value = found["name"], found["value"]
+        known = _NAMES.get(name)
+        # Without a value some are words of their own, such as "host", "app", and the name of a file.
+        if known is None or (value is None and ("_" not in name or name == "known_hosts")):
+            return found[0]
+        yes, _, no = known.partition("/")
+        if no:
+            return no if value == "False" else yes
+        words = {"()": " none", "True": "", "False": "", "": "", None: ""}
+        return known + words.get(value, " " + (value or "").strip('"'))
+
+    return _MENTION.sub(flag, text)

@@ -1,0 +1,235 @@
+"""What ``bokeh-ssh up`` opens: a table in the project's ``pyproject.toml``, or a ``bokeh-ssh.toml``.
+
+It says what an app needs, and comes from whoever wrote the project. So it may not lower a guard of who opens
+it: what each value may be is in ``_cli.project_policy``. It brings nothing along that is not in its own
+folder, and it is not taken from where somebody else may have put it. How to log in is the person's own
+business, and stands in their ``~/.ssh/config``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bokeh_ssh._cli import project_policy
+from bokeh_ssh._cli.options import GATEWAY, START, TUNNEL
+from bokeh_ssh._core.errors import UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_FILE = "bokeh-ssh.toml"
+_PROJECT = "pyproject.toml"
+_APPS = "apps"
+#: Bytes of such a file.
+_MOST = 1 << 20
+#: A FIFO that nobody writes to must not be waited for, and a terminal not become ours.
+_FLAGS = sum(getattr(os, name, 0) for name in ("O_RDONLY", "O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
+#: What is no flag of the tunnels, and what is a login's but changes nothing about whom to trust.
+_OTHERS: dict[str, Any] = {
+    "gateway": str, "host": str, "app": list[str], "show": bool, "user": str, "port": int, "jump": list[str],
+}  # fmt: skip
+_KINDS = {flag.keyword: flag.kind for flag in (*GATEWAY, *TUNNEL, *START)} | _OTHERS
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One app of a project.
+
+    :ivar path: the file that says so
+    :ivar keywords: those of a tunnel, and ``gateway``, ``host`` and ``show``
+    """
+
+    path: Path
+    keywords: Mapping[str, Any]
+
+
+def load(name: str | None, start: Path | None = None, typed: Mapping[str, Any] | None = None) -> Settings:
+    """Find the closest file that has settings, from ``start`` upwards, and read the app of that name.
+
+    :param name: None takes what stands outside of ``apps``, or the only app there is
+    :param start: None is the current directory
+    :param typed: the keywords that count before those of the file, since the person has given them
+    :raises UsageError: if there is none, or it says what it may not
+    """
+    start = start or _here()
+    for folder in (start, *start.parents):
+        for file in (folder / _FILE, folder / _PROJECT):
+            read = _read(file)
+            table = _parse(file, read[0]) if read else None
+            if read and table is not None:
+                _check_owner(file, read[1], start)
+                return Settings(file, _app(table, name, file, typed or {}))
+    msg = f"there is no {_FILE} here or above, nor a {_PROJECT} with [tool.bokeh-ssh]"
+    raise UsageError(msg, hint='write one: host = "me@remote.host" and app = "dashboard.py"')
+
+
+def _here() -> Path:
+    try:
+        return Path.cwd()
+    except OSError as exc:
+        msg = f"the current directory cannot be looked at ({exc.strerror})"
+        raise UsageError(msg, hint="go to a project's folder, and run it there") from exc
+
+
+def _read(file: Path) -> tuple[str, os.stat_result] | None:
+    """Read a file, and whose it is; None where there is none. What others have put there is not waited for.
+
+    :raises UsageError: if it cannot be read, or is no file of settings by its kind or size
+    """
+    try:
+        with os.fdopen(os.open(file, _FLAGS), "rb") as stream:
+            facts = os.fstat(stream.fileno())
+            data = stream.read(_MOST + 1) if stat.S_ISREG(facts.st_mode) else None
+        if data is None or len(data) > _MOST:
+            msg = f"{file} is no file of settings ({'it is too long' if data else 'it is no file'})"
+            raise UsageError(msg, hint="move it away, or run this elsewhere")
+        return data.decode("utf-8"), facts
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, UnicodeDecodeError) as exc:
+        msg = f"{file} cannot be read ({exc})"
+        raise UsageError(msg) from exc
+
+
+def _parse(file: Path, text: str) -> dict[str, Any] | None:
+    """Take the table of settings out of a file; None where it has none.
+
+    :raises UsageError: if it is no TOML, or that is no table
+    """
+    try:
+        table: dict[str, Any] = tomllib.loads(text)
+    except (ValueError, RecursionError) as exc:  # TOMLDecodeError is a ValueError; so is a number too long
+        msg = f"{file} is no TOML ({exc})"
+        raise UsageError(msg, hint="see toml.io") from exc
+    if file.name == _FILE:
+        return table
+    tool = table.get("tool")
+    found = tool.get("bokeh-ssh") if isinstance(tool, dict) else None
+    if found is not None and not isinstance(found, dict):
+        msg = f"{file}: tool.bokeh-ssh is no table"
+        raise UsageError(msg, hint="write [tool.bokeh-ssh]")
+    return found
+
+
+def _check_owner(file: Path, facts: os.stat_result, start: Path) -> None:
+    """Refuse a file that somebody else may have put above where a person works, as into ``/tmp``.
+
+    :param facts: of what was read, which need not be what is there now
+    :raises UsageError: if it is not theirs, and they are not in its folder, or it can be anybody's
+    """
+    if not hasattr(os, "geteuid"):
+        return
+    mine = {0, os.geteuid()}
+    folder, link = file.parent.stat(), file.lstat()
+    if facts.st_mode & stat.S_IWOTH:
+        msg = f"{file} can be written by every user of this machine, so anybody may have written it"
+        raise UsageError(msg, hint=f"look at what it says, and then: chmod o-w {file}")
+    if {facts.st_uid, link.st_uid} <= mine:
+        return
+    if folder.st_mode & stat.S_IWOTH or not file.parent.samefile(start):
+        msg = f"{file} belongs to another user of this machine, who may have put it in your way"
+        raise UsageError(msg, hint="copy the project, or go to its own folder and run it there")
+
+
+def _app(table: dict[str, Any], name: str | None, file: Path, typed: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the keywords of one app: what stands outside of ``apps`` counts for all of them."""
+    common = {key: value for key, value in table.items() if key != _APPS}
+    apps = table.get(_APPS, {})
+    if not isinstance(apps, dict) or not all(isinstance(app, dict) for app in apps.values()):
+        msg = f"{file}: {_APPS} is no table of tables"
+        raise UsageError(msg, hint="write [apps.NAME], or [tool.bokeh-ssh.apps.NAME]")
+    if name is None and len(apps) == 1 and "app" not in common:
+        name = next(iter(apps))
+    if name is not None and name not in apps:
+        known = f"there are {', '.join(apps)}" if apps else f"there is no table {_APPS}"
+        msg = f"{file} has no app {name!r} ({known})"
+        raise UsageError(msg, hint="run it without a name, or with one of those")
+    if name is None and apps and not {"host", "gateway"} & common.keys():
+        msg = f"{file} has several apps: {', '.join(apps)}"
+        raise UsageError(msg, hint="say which: bokeh-ssh up NAME")
+    every = common | (apps[name] if name is not None else {})
+    keywords = {key.replace("-", "_"): value for key, value in every.items()}
+    for key, value in keywords.items():
+        keywords[key] = _checked(key, value, file)
+    if not {"host", "gateway"} & keywords.keys():
+        msg = f"{file} does not say where the app runs"
+        raise UsageError(msg, hint='add host = "me@remote.host", or gateway')
+    between = {flag.keyword for flag in GATEWAY} - {"host"}
+    if "gateway" not in keywords and between & keywords.keys():
+        msg = f"{file}: {min(between & keywords.keys())} is for a way through a gateway, and none is named"
+        raise UsageError(msg, hint='add gateway = "me@gateway.host", or leave it out')
+    project_policy.check_together(keywords, typed, file)
+    return _rooted(keywords, file, typed)
+
+
+def _checked(key: str, value: Any, file: Path) -> Any:
+    """Give a value as the tunnel's keyword takes it.
+
+    :raises UsageError: if there is no such keyword, or it takes something else
+    """
+    project_policy.check(key, value, file)
+    kind = _KINDS.get(key)
+    if kind is None:
+        msg = f"{file}: there is no setting {key!r}"
+        raise UsageError(msg, hint=f"there are {', '.join(sorted(_KINDS))}")
+    if key == "env":
+        fits = isinstance(value, dict) and all(isinstance(each, str) for each in value.values())
+    elif kind == list[str]:
+        value = (value,) if isinstance(value, str) else value
+        fits = isinstance(value, (list, tuple)) and all(isinstance(each, str) for each in value)
+        value = tuple(value) if fits else value
+    elif kind is float:
+        fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+    elif kind in (bool, int):
+        fits = type(value) is kind
+    else:
+        fits = isinstance(value, str)
+    if not fits:
+        names = {bool: "true or false", int: "a number", float: "a number", list[str]: "a list of texts"}
+        what = "a table of texts" if key == "env" else names.get(kind, "a text")
+        msg = f"{file}: {key} is not {what}"
+        raise UsageError(msg, hint=f"write {key} = {_example(key, kind)}")
+    project_policy.check_value(key, value, file)
+    return value
+
+
+def _example(key: str, kind: Any) -> str:
+    if key == "env":
+        return '{ NAME = "value" }'
+    return {bool: "true", int: "5006", float: "60", list[str]: '["one", "two"]'}.get(kind, '"text"')
+
+
+def _rooted(keywords: dict[str, Any], file: Path, typed: Mapping[str, Any]) -> dict[str, Any]:
+    """Let paths of this machine begin at the file, wherever the command is run.
+
+    :raises UsageError: if one leads out of the project
+    """
+    folder = file.parent
+    brings = any(keywords.get(key) or key in typed for key in ("upload", "bring"))
+    for key in ("app", "bring") if brings else ():
+        for path in keywords.get(key, ()):
+            if not _is_inside(path, folder):
+                msg = f"{file}: {key} = {path!r} leads out of {folder}, and is not brought along"
+                raise UsageError(msg, hint="name what is in the project, or bring it on the command line")
+        if key in keywords:
+            keywords[key] = tuple(str(folder / path) for path in keywords[key])
+    return keywords
+
+
+def _is_inside(path: str, folder: Path) -> bool:
+    whole = folder / path
+    try:
+        with contextlib.suppress(FileNotFoundError):  # which is told when it is brought
+            whole.resolve(strict=True)  # from Python 3.13 on, only that sees a link to itself
+        return whole.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # such a link; no path at all
+        return False

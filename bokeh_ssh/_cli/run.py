@@ -1,0 +1,125 @@
+"""How a command of the command line is carried out: held in the foreground or done, and announced."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+
+from bokeh_ssh._cli.options import LOGGED, in_flags
+from bokeh_ssh._core.endpoint import in_words
+from bokeh_ssh._core.errors import BokehSSHError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bokeh_ssh._cli.foreground import Foreground
+    from bokeh_ssh._tunnels.lifecycle import Lifecycle
+
+
+def hold(
+    make: Callable[[Foreground], Lifecycle],
+    announce: Callable[[Foreground, Any], None],
+    verbose: int,
+    keywords: dict[str, Any],
+) -> NoReturn:
+    """Make it, and hold it. What of ``keywords`` is for the display is taken out before that."""
+    foreground = _foreground(verbose, keywords)
+
+    def announce_and_tell(thing: Lifecycle) -> None:
+        announce(foreground, thing)
+        stays = getattr(thing, "detached", False)
+        foreground.display.hint("Ctrl-C ends the tunnel; the server runs on." if stays else "Ctrl-C ends it.")
+
+    raise typer.Exit(foreground.hold(make, announce_and_tell))
+
+
+def do(action: Callable[[Foreground], int | None], verbose: int, keywords: dict[str, Any]) -> NoReturn:
+    """Do something that ends by itself."""
+    raise typer.Exit(_foreground(verbose, keywords).do(action))
+
+
+def visit(foreground: Foreground, keywords: dict[str, Any]) -> dict[str, Any]:
+    """Give what looks at a machine once takes."""
+    login = {**keywords, "prompt": foreground.prompt}
+    python = login.pop("python", None)
+    return {"python": python, "on_event": foreground.display.on_event, "login": login}
+
+
+def _foreground(verbose: int, keywords: dict[str, Any]) -> Foreground:
+    from bokeh_ssh._cli.foreground import Foreground
+
+    names = [flag.keyword for flag in LOGGED if flag.keyword in keywords]
+    try:
+        return Foreground(verbose, **{name: keywords.pop(name) for name in names})
+    except BokehSSHError as exc:
+        raise typer.BadParameter(in_flags(exc.message), param_hint="'--json'") from exc
+
+
+def leave(context: typer.Context, gateway: str, verbose: int, keywords: dict[str, Any]) -> NoReturn:
+    """Do the same in the background, without ``--detach``."""
+    words = [word for word in context.obj["words"] if word not in ("--detach", "--json", "--quiet", "-q")]
+    timeout = float(keywords.get("launch_timeout", 60.0))
+
+    def start(foreground: Foreground) -> None:
+        from bokeh_ssh._cli.servers import leave
+
+        foreground.display.note("Starting it in the background, where it can ask nobody for a password")
+        ticket = leave(
+            [*words, *(("--", *context.obj["args"]) if context.obj["args"] else ())], timeout=timeout
+        )
+        where = ticket.socket or ticket.port
+        foreground.display.addresses(f"{gateway}:{where}")
+        foreground.display.hint(f"Open it on your own machine with: {other_half(gateway, where)}")
+        foreground.display.hint(f"It runs on; end it here with: bokeh-ssh stop . {ticket.id}")
+
+    do(start, verbose, keywords)
+
+
+def other_half(gateway: str, where: str | int) -> str:
+    """Write what opens it elsewhere."""
+    if isinstance(where, int):
+        more = f" --gateway-port {where}"
+    else:
+        _, named, name = where.rpartition("/pub-")
+        more = f" --name {name}" if named else ""
+        if not named:
+            return f"bokeh-ssh forward {gateway} --remote-socket {where}"
+    return f"bokeh-ssh gateway {gateway}{more}"
+
+
+def announce_urls(browse: bool, host: str = "") -> Callable[[Foreground, Any], None]:
+    """Make what tells where an open tunnel leads, and shows it in the browser if ``browse``."""
+
+    def announce(foreground: Foreground, tunnel: Any) -> None:
+        from bokeh_ssh._cli.foreground import show
+
+        foreground.display.addresses(*tunnel.urls)
+        for passage in tunnel._passages:
+            foreground.display.hint(f"{passage.name} leads to {in_words(passage.target)} there")
+        if host and tunnel.server and tunnel.detached:
+            name = f"{host} {tunnel.server}"
+            foreground.display.hint(f"Again: bokeh-ssh attach {name}    For good: bokeh-ssh stop {name}")
+        if browse:
+            show(foreground.display, lambda: tunnel.show(inline=False))
+
+    return announce
+
+
+def common(foreground: Foreground) -> dict[str, Any]:
+    """Give what every tunnel and forward of the command line gets."""
+    # This process computes nothing that could slow the tunnel down: no need for another one (isolate).
+    return {"prompt": foreground.prompt, "on_event": foreground.display.on_event, "isolate": False}
+
+
+def add_args(context: typer.Context, keywords: dict[str, Any]) -> None:
+    """Add what stood after ``--``."""
+    if context.obj["args"]:
+        keywords["args"] = (*keywords.get("args", ()), *context.obj["args"])
+
+
+def take_no_args(context: typer.Context) -> None:
+    """Refuse what stood after ``--``."""
+    if context.obj["args"]:
+        msg = f"nothing can be given to bokeh serve here: {context.obj['args'][0]}"
+        raise typer.BadParameter(msg, param_hint="'--'")

@@ -1,0 +1,221 @@
+"""Who to connect to: what people write, as records. No sockets, files or prompts."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from bokeh_ssh._core.errors import UsageError
+from bokeh_ssh._core.events import Prompt
+
+HostKeys = Literal["strict", "ask", "accept-new"]
+
+#: OpenSSH refuses these in a host or user name since they reach shells (ssh.c, valid_hostname and
+#: valid_ruser); we run no shell here, but names reach logs, known_hosts lines and the remote side. Beyond
+#: ASCII, terminals obey U+0080 to U+009F, and surrogates cannot be written at all.
+_BAD_HOST = re.compile(r"[^A-Za-z0-9._:%\-\u00a1-\ud7ff\ue000-\U0010ffff]")
+_BAD_USER = re.compile(r"[\s'`\"$\\;&<>|(){}\x00-\x1f\x7f]")
+
+
+@dataclass(frozen=True)
+class Target:
+    """``user@host:port`` taken apart; None where a part was not written."""
+
+    host: str
+    user: str | None = None
+    port: int | None = None
+
+
+def parse_target(text: str) -> Target:
+    """Take apart ``host``, ``user@host``, ``host:port``, ``[v6]:port``, ``v6`` or ``ssh://user@host:port``.
+
+    The user may contain ``@`` (the last one counts), as with ``ssh``.
+
+    :raises UsageError: if it is empty, has a bad port, or has characters that no host or user name has
+    """
+    rest = text.strip() if isinstance(text, str) else ""
+    if rest.startswith("ssh://"):
+        rest = rest[len("ssh://") :].rstrip("/")
+    user: str | None
+    user, at, rest = rest.rpartition("@")
+    if at and not user:
+        msg = f"{text!r} has no user before the @"
+        raise UsageError(msg, hint="write user@host or host")
+    host, port = _split_port(rest, text)
+    check_host(host)
+    if at:
+        check_user(user)
+    return Target(host, user if at else None, port)
+
+
+def _split_port(rest: str, text: str) -> tuple[str, int | None]:
+    if rest.startswith("["):
+        host, bracket, tail = rest[1:].partition("]")
+        if not bracket or (tail and not tail.startswith(":")):
+            msg = f"{text!r} has unbalanced brackets"
+            raise UsageError(msg, hint="write an IPv6 address with a port as [address]:port")
+        digits = tail[1:] if tail else None
+    elif rest.count(":") == 1:
+        host, _, digits = rest.partition(":")
+    else:  # no colon: a name; several: a bare IPv6 address
+        host, digits = rest, None
+    return host, None if digits is None else parse_port(digits, text)
+
+
+def parse_port(digits: str, text: str) -> int:
+    """Read a port number from 1 to 65535.
+
+    :raises UsageError: for anything else
+    """
+    if digits.isascii() and digits.isdigit() and 0 < int(digits) < 65536:
+        return int(digits)
+    msg = f"{text!r} has no valid port"
+    raise UsageError(msg, hint="a port is a number from 1 to 65535")
+
+
+def check_host(host: str) -> None:
+    """Refuse what cannot be a host name or address, before it reaches a log, a file or a remote shell.
+
+    :raises UsageError: if it is empty, starts with ``-`` or has control characters, spaces or quotes
+    """
+    if not host or host.startswith("-") or _BAD_HOST.search(host):
+        msg = f"{host!r} is not a host name"
+        raise UsageError(msg, hint="give a host name, an address or an alias of your ssh config")
+
+
+def check_user(user: str) -> None:
+    """Refuse what cannot be a user name.
+
+    :raises UsageError: if it is empty, starts with ``-`` or has white space or shell characters
+    """
+    if not user or user.startswith("-") or _BAD_USER.search(user):
+        msg = f"{user!r} is not a user name"
+        raise UsageError(msg, hint="give the login name as you would to ssh -l")
+
+
+def check_port(port: object, name: str, *, zero: bool = True) -> None:
+    """Refuse what is not a port number.
+
+    :raises UsageError: if it is not an int from 0 (1 where ``zero`` is False) to 65535
+    """
+    if isinstance(port, bool) or not isinstance(port, int) or not (0 if zero else 1) <= port <= 65535:
+        msg = f"{name}={port!r} is not a port number"
+        raise UsageError(msg, hint=f"give a number from {0 if zero else 1} to 65535")
+
+
+@dataclass(frozen=True)
+class Host:
+    """A machine and how to log in to it; can be given wherever a host name can.
+
+    :param name: a host name, an address, ``user@host:port``, or a ``Host`` alias of the ssh config
+    :param user: the login name (``ssh -l``); None takes it from ``name``, the ssh config, or this account
+    :param port: None takes it from ``name``, the ssh config, or 22 (``ssh -p``)
+    :param password: for the password method and a single hidden keyboard-interactive question
+    :param pkey: a ready ``paramiko.PKey``, tried first
+    :param key_filename: a private key file or several, tried next (``ssh -i``)
+    :param passphrase: for encrypted key files
+    :param allow_agent: whether to ask the SSH agent
+    :param look_for_keys: whether to try ``~/.ssh/id_*``
+    :param timeout: seconds for each stage of connecting: reaching the machine and each answer of the login;
+        None takes ConnectTimeout from the ssh config, or 15
+    :param known_hosts: the file of known host keys; None takes those of the ssh config, or
+        ``~/.ssh/known_hosts``, and the system's (``-o UserKnownHostsFile``)
+    :param host_keys: an unknown host key is refused ("strict"), asked about ("ask") or added
+        ("accept-new"); a changed one is always refused (``-o StrictHostKeyChecking``)
+    :param ssh_config: path of the ssh config; None reads none (``ssh -F``)
+    :param jump: a target or a list of them to go through (``ssh -J``); None takes the ssh config's
+        ProxyJump; ``()`` goes directly, whatever the ssh config says
+    :param prompt: answers passwords, passphrases, codes and unknown host keys; None never asks
+    :param compression: SSH compression, for slow lines (``ssh -C``)
+    """
+
+    name: str
+    user: str | None = None
+    port: int | None = field(default=None, kw_only=True)
+    password: str | None = field(default=None, kw_only=True, repr=False)
+    pkey: Any = field(default=None, kw_only=True, repr=False)
+    key_filename: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = field(
+        default=None, kw_only=True
+    )
+    passphrase: str | None = field(default=None, kw_only=True, repr=False)
+    allow_agent: bool = field(default=True, kw_only=True)
+    look_for_keys: bool = field(default=True, kw_only=True)
+    timeout: float | None = field(default=None, kw_only=True)
+    known_hosts: str | os.PathLike[str] | None = field(default=None, kw_only=True)
+    host_keys: HostKeys = field(default="strict", kw_only=True)
+    ssh_config: str | os.PathLike[str] | None = field(default="~/.ssh/config", kw_only=True)
+    jump: str | Host | Sequence[str | Host] | None = field(default=None, kw_only=True)
+    prompt: Prompt | None = field(default=None, kw_only=True, repr=False)
+    compression: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        target = parse_target(self.name)
+        if self.user is not None:
+            check_user(self.user)
+        if self.port is not None:
+            check_port(self.port, "port", zero=False)
+        if self.host_keys not in ("strict", "ask", "accept-new"):
+            msg = f"host_keys={self.host_keys!r} is not known"
+            raise UsageError(msg, host=target.host, hint='use "strict", "ask" or "accept-new"')
+        if self.timeout is not None and not self.timeout > 0:
+            msg = f"timeout={self.timeout!r} is not a time"
+            raise UsageError(msg, host=target.host, hint="give seconds above 0, or None for the default")
+
+    def __reduce__(self) -> Any:
+        # A pickle is a file before long, or goes to another program.
+        secret = next((n for n in ("password", "passphrase", "pkey") if getattr(self, n) is not None), None)
+        if secret:
+            msg = f"a Host with a {secret} is not pickled; make it anew where it is needed, or use prompt"
+            raise TypeError(msg)
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return _host, (fields,)
+
+    def __deepcopy__(self, memo: object = None) -> Host:
+        return self
+
+    __copy__ = __deepcopy__
+
+    @property
+    def target(self) -> Target:
+        """``name`` taken apart, with ``user`` and ``port`` where they were given."""
+        parsed = parse_target(self.name)
+        return Target(parsed.host, self.user or parsed.user, self.port or parsed.port)
+
+    @property
+    def key_files(self) -> tuple[str, ...]:
+        """``key_filename`` as paths."""
+        given = self.key_filename
+        if given is None:
+            return ()
+        if isinstance(given, (str, os.PathLike)):
+            return (os.fspath(given),)
+        return tuple(os.fspath(path) for path in given)
+
+
+def _host(fields: dict[str, Any]) -> Host:
+    return Host(**fields)
+
+
+#: The names of the login keywords: what a public class passes on to :class:`Host`.
+LOGIN_KEYWORDS = tuple(f.name for f in dataclasses.fields(Host) if f.name not in ("name", "user"))
+
+
+def as_host(host: str | Host, user: str | None = None, **login: Any) -> Host:
+    """Make a :class:`Host` of what the caller gave.
+
+    :raises UsageError: if a ``Host`` comes with more login keywords, or one is not known
+    """
+    unknown = sorted(set(login) - set(LOGIN_KEYWORDS))
+    if unknown:
+        msg = f"there is no keyword {unknown[0]!r}"
+        raise UsageError(msg, hint=f"the login keywords are {', '.join(LOGIN_KEYWORDS)}")
+    if isinstance(host, Host):
+        if user is not None or login:
+            msg = "a Host comes with its own user and login keywords"
+            raise UsageError(msg, host=host.name, hint="give them to Host(...) instead")
+        return host
+    return Host(host, user, **login)

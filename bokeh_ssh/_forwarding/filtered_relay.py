@@ -1,0 +1,164 @@
+"""A pipe whose requests are judged as they come: nothing goes to the server unread but TLS and WebSockets.
+
+What the server sends is looked at as far as to tell where each answer ends. Only where it says yes to a
+WebSocket that was asked for, or speaks TLS, may what is not read follow. Until that is known nothing more is
+let through. And only between two answers can there be one of ours.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable
+
+from bokeh_ssh._forwarding.http_requests import MOST, Opened, RequestRefusedError
+from bokeh_ssh._forwarding.http_responses import Answers
+from bokeh_ssh._forwarding.request_filter import refusal
+from bokeh_ssh._ssh.relay import Loop, Pipe, Stream, finish
+
+log = logging.getLogger("bokeh_ssh.forward")
+
+#: What is read and thrown away of a request that is refused, in pieces of MOST.
+_MOST_PIECES = 16
+
+
+class GuardedPipe(Pipe):
+    """A :class:`Pipe` that lets through what an inspector lets through.
+
+    :param opened: the connection's beginning, which was let in
+    """
+
+    __slots__ = ("_answers", "_inspector", "_outgoing", "_switched")
+
+    def __init__(
+        self,
+        pump: Loop,
+        sock: socket.socket,
+        stream: Stream,
+        on_end: Callable[[bool], None] | None,
+        opened: Opened,
+    ) -> None:
+        super().__init__(pump, sock, stream, on_end)
+        self._inspector = opened.inspector
+        self._outgoing = memoryview(opened.passed)  # let through, and more than the stream took
+        self._answers = Answers(opened.inspector.due)
+        self._switched: bool | None = None  # what that answer is, until the pump thread has taken it
+
+    # The pump thread's half.
+
+    def _room(self) -> int:
+        if self._outgoing or (self._inspector.asking and self._inspector.held):
+            return 0
+        return self._stream.writable()
+
+    def _update(self) -> None:
+        super()._update()
+        while self._outgoing and not self._done and self._started:
+            self._push()
+            super()._update()
+            # A window that opened before the interest was changed woke nobody (on_window).
+            if not self._stream.writable():
+                return
+
+    def _push(self) -> None:
+        while self._outgoing:
+            room = self._stream.writable()
+            if self._done or not room:
+                return
+            part, self._outgoing = self._outgoing[:room], self._outgoing[room:]
+            self._send(part)
+
+    def _pass_on(self, data: memoryview) -> None:
+        if self._switched is not None:  # the client has the answer, and goes by it
+            self._take_answer()
+        try:
+            self._let_through(self._inspector.feed(data))
+        except RequestRefusedError as exc:
+            self._refuse(str(exc))
+
+    def _take_answer(self) -> None:
+        switched, self._switched = self._switched, None
+        if switched is None or self._done:
+            return
+        try:
+            self._let_through(self._inspector.answer(switched=switched))
+        except RequestRefusedError as exc:
+            self._refuse(str(exc), at_once=False)  # the answer may have yet to be delivered
+
+    def _answered(self) -> None:
+        self._take_answer()
+        self._update()
+
+    def _let_through(self, data: bytes | memoryview) -> None:
+        if not data:
+            return
+        room = self._stream.writable()
+        if room:
+            self._send(memoryview(data)[:room])
+        if len(data) > room:
+            self._outgoing = memoryview(bytes(data[room:]))  # what was read into is read into again
+
+    def _look_for_end(self) -> None:
+        if not self._outgoing:  # else its end comes after that
+            super()._look_for_end()
+
+    def _send(self, part: memoryview) -> None:
+        try:
+            self._stream.send(part)
+        except OSError as exc:
+            log.debug("a local connection broke: %s", exc)
+            self.abort()
+
+    def _refuse(self, reason: str, *, at_once: bool = True) -> None:
+        """Let nothing more through, and say so where that cannot come into the middle of an answer."""
+        log.warning("refused a request on a local connection: %s", reason)
+        if at_once and self._answers.over and not self._backlog:
+            self._end(lambda sock: turn_away(sock, reason))
+        else:
+            self._stop()
+
+    def _stop(self) -> None:
+        """Take what the client has said so far for all that it says: the answers to that still come."""
+        self._sock_eof = True
+        try:
+            self._stream.send_eof()
+        except OSError as exc:
+            log.debug("a local connection broke: %s", exc)
+            self.abort()
+        self._finish_if_done()
+
+    # The transport thread's half.
+
+    def on_data(self, parts: list[memoryview]) -> None:
+        """Take what arrived, and look where answers end."""
+        # Before it is delivered: who has it may send the next request at once.
+        if not self._answers.free:
+            self._listen(parts)
+        super().on_data(parts)
+
+    def _listen(self, parts: list[memoryview]) -> None:
+        switched = None
+        for part in parts:
+            said = self._answers.read(part)
+            switched = switched if said is None else said
+        if switched is None and self._answers.lost and self._inspector.asking:
+            switched = False  # it will not be known
+        if switched is not None:
+            self._switched = switched
+            self._pump.post(self._answered)
+
+
+def turn_away(sock: socket.socket, reason: str) -> None:
+    """Answer with a refusal, so that it arrives: a close over unread bytes would reset the connection."""
+    try:
+        for _ in range(_MOST_PIECES):
+            if len(sock.recv(MOST)) < MOST:
+                break
+    except OSError:  # all is read, or it is gone
+        pass
+    try:
+        sock.send(refusal(reason))
+        sock.shutdown(socket.SHUT_WR)
+    except OSError:  # it has gone
+        pass
+    finish(sock)

@@ -1,0 +1,178 @@
+"""Reads the beginning of each local connection before it goes on; ``http_requests`` decides whether it may.
+
+None of them needs a thread: the pump's selector waits for all of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+from bokeh_ssh._forwarding.filtered_relay import turn_away
+from bokeh_ssh._forwarding.http_requests import Inspector, Opened, RequestRefusedError
+from bokeh_ssh._ssh.io_loop import Pump
+from bokeh_ssh._ssh.relay import finish
+
+log = logging.getLogger("bokeh_ssh.forward")
+
+Accept = Callable[[socket.socket, "tuple[str, int]", Opened], None]
+
+#: Connections that may wait to say something: browsers open some ahead of need, and leave them idle. More
+#: wait in the system's queue.
+_MOST_WAITING = 256
+#: Seconds after which the oldest of as many gives way, if it has said nothing at all: a program that leaves
+#: them idle for good must not keep others out. Browsers close theirs earlier.
+_IDLE = 60.0
+#: Seconds for the rest of a head that has begun.
+_PATIENCE = 10.0
+
+
+class Gate:
+    """Stands before one line.
+
+    :param pump: of the connection that leads on
+    :param inspect: makes what reads a connection; what another line's gate has read of it, it knows already
+    :param accept: takes what may go on
+    :param late: takes what comes after :meth:`release`, when nobody looks at it here any more
+    :param full: told whether as many wait as may: then no more should be admitted
+    """
+
+    def __init__(
+        self,
+        pump: Pump,
+        inspect: Callable[[socket.socket], Inspector],
+        accept: Accept,
+        late: Callable[[socket.socket, tuple[str, int]], None],
+        full: Callable[[bool], object] = lambda full: None,
+    ) -> None:
+        self._pump = pump
+        self._inspect = inspect
+        self._accept = accept
+        self._late = late
+        self._full = full
+        self._crowded = False  # whether somebody looks for what may give way
+        self._released = False
+        self._waiting: dict[socket.socket, _Waiting] = {}
+        self._lock = threading.RLock()  # a signal handler may close meanwhile
+
+    def admit(self, sock: socket.socket, origin: tuple[str, int]) -> None:
+        """Lead a connection on, or refuse it, once it has said enough; returns at once."""
+        sock.setblocking(False)
+        waiting = None
+        with self._lock:
+            if not self._released:
+                waiting = self._waiting[sock] = _Waiting(origin, self._inspect(sock))
+            if len(self._waiting) == _MOST_WAITING:
+                self._full(True)
+                if not self._crowded:
+                    self._crowded = True
+                    self._pump.post(self._give_way)
+        if waiting:
+            self._pump.post(functools.partial(self._look, sock, waiting))
+        else:
+            self._late(sock, origin)
+
+    def _left(self) -> None:
+        """Take note that one waits no longer; with the lock."""
+        if len(self._waiting) == _MOST_WAITING - 1:
+            self._full(False)
+
+    def release(self) -> list[tuple[socket.socket, tuple[str, int], Inspector]]:
+        """Let go of what still waits, for another line, with what was read of it."""
+        with self._lock:
+            self._released = True
+            released, self._waiting = self._waiting, {}
+            self._full(False)
+        for sock, waiting in released.items():
+            self._pump.post(functools.partial(self._unwatch, sock, waiting))
+        return [(sock, waiting.origin, waiting.inspector) for sock, waiting in released.items()]
+
+    # On the pump thread.
+
+    def _look(self, sock: socket.socket, waiting: _Waiting) -> None:
+        """Read what is there; wait for more where that is not enough."""
+        reason, count, passed = "", 0, b""
+        with self._lock:  # what is let go of meanwhile is read by another
+            if self._waiting.get(sock) is not waiting:
+                return
+            try:
+                if waiting.inspector.held:  # that may be enough, where another line's gate has read it
+                    passed = bytes(waiting.inspector.feed(b""))
+                if not passed:
+                    count = sock.recv_into(self._pump.chunk)
+                    passed = bytes(waiting.inspector.feed(self._pump.chunk[:count])) if count else b""
+            except (BlockingIOError, InterruptedError):
+                count = -1
+            except RequestRefusedError as exc:
+                reason = str(exc)
+            except OSError as exc:
+                log.debug("a local connection went away: %s", exc)
+            over = bool(passed or reason or not count)
+            if not over:
+                self._wait(sock, waiting)
+                return
+            del self._waiting[sock]
+            self._left()
+        self._unwatch(sock, waiting)
+        if passed:
+            self._accept(sock, waiting.origin, Opened(waiting.inspector, passed))
+        elif reason:
+            log.warning("refused a local connection: %s", reason)
+            turn_away(sock, reason)
+        else:
+            finish(sock)
+
+    def _wait(self, sock: socket.socket, waiting: _Waiting) -> None:
+        if not waiting.watched:
+            waiting.watched = True
+            self._pump.watch(sock, 0, selectors.EVENT_READ, lambda _: self._look(sock, waiting))
+        if not waiting.begun and waiting.inspector.held:
+            waiting.begun = True
+            self._pump.later(_PATIENCE, lambda: self._expire(sock, waiting))
+
+    def _unwatch(self, sock: socket.socket, waiting: _Waiting) -> None:
+        if waiting.watched:
+            waiting.watched = False
+            self._pump.watch(sock, selectors.EVENT_READ, 0, lambda _: None)
+
+    def _expire(self, sock: socket.socket, waiting: _Waiting) -> None:
+        with self._lock:
+            if self._waiting.get(sock) is not waiting:
+                return
+            del self._waiting[sock]
+            self._left()
+        self._unwatch(sock, waiting)
+        finish(sock)
+
+    def _give_way(self) -> None:
+        """Close the oldest that has been idle for long, as long as others have to wait for a place."""
+        with self._lock:
+            self._crowded = len(self._waiting) >= _MOST_WAITING
+            if not self._crowded:
+                return
+            idle = ((sock, each) for sock, each in self._waiting.items() if not each.begun)
+            sock, oldest = next(idle, (None, None))
+            # One that has begun has its own time, and ends by that.
+            left = _PATIENCE if oldest is None else oldest.since + _IDLE - time.monotonic()
+        if sock and oldest and left <= 0:
+            self._expire(sock, oldest)
+            left = 0.0
+        self._pump.later(max(left, 0.01), self._give_way)
+
+
+class _Waiting:
+    """A connection that has yet to say enough."""
+
+    __slots__ = ("begun", "inspector", "origin", "since", "watched")
+
+    def __init__(self, origin: tuple[str, int], inspector: Inspector) -> None:
+        self.origin = origin
+        self.inspector = inspector
+        self.since = time.monotonic()
+        self.begun = False
+        self.watched = False

@@ -1,0 +1,345 @@
+"""Where local connections come in: open while the lines that they are led to come and go."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import re
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+
+from bokeh_ssh._core.backoff import Attempts
+from bokeh_ssh._core.endpoint import Endpoint, Origin
+from bokeh_ssh._core.fork import in_child
+from bokeh_ssh._forwarding.filtered_relay import GuardedPipe
+from bokeh_ssh._forwarding.http_gate import Gate
+from bokeh_ssh._forwarding.http_requests import MOST, Inspector, Opened
+from bokeh_ssh._forwarding.listener import Accept, address_of, listen, pause
+from bokeh_ssh._forwarding.peer_uid import GONE, UNKNOWN, Strangers
+from bokeh_ssh._forwarding.request_filter import Guard
+from bokeh_ssh._ssh.connection import Connection
+from bokeh_ssh._ssh.relay import Pipe, reset
+
+log = logging.getLogger("bokeh_ssh.forward")
+
+Tell = Callable[[str], None]
+
+_REFUSED = {
+    GONE: (
+        "refused a local connection of a program that had closed it already, with what it had sent: it could "
+        "be another user's (allow_others lets them in)"
+    ),
+    UNKNOWN: "refused a local connection: the system did not say whose it is (allow_others lets all in)",
+}
+
+#: Seconds that a new connection waits while there is no line, and a WebSocket; and the most that either does
+#: while an attempt is under way, which may wait for a person. A browser waits some 240.
+PATIENCE = 20.0
+PAGE_PATIENCE = 180.0
+_LONGEST = 240.0
+#: Connections that are held; those that come then wait in the kernel's queue.
+_MOST_HELD = 256
+_ASKS = re.compile(rb"\nupgrade:[ \t]{0,99}websocket", re.IGNORECASE)
+#: Kinds of losses that are told apart: the users of a container can be as many as there are numbers.
+_MOST_KINDS = 16
+
+
+def enter(
+    stack: contextlib.ExitStack,
+    sockets: list[socket.socket],
+    tell: Tell,
+    others: bool | None,
+    attempts: Attempts,
+) -> Entrance:
+    """Make an :class:`Entrance` of bound sockets that lasts as long as ``stack``."""
+    with contextlib.ExitStack() as first:
+        for sock in sockets:
+            first.callback(sock.close)
+        entrance = Entrance(sockets, tell, others, attempts)
+        first.pop_all()
+    stack.callback(entrance.close)
+    return entrance
+
+
+class Entrance:
+    """Where local connections come in: stays open while the lines that it leads to come and go.
+
+    Without a line, new connections are held, and the line is tried at once; so are those of which nothing had
+    been sent when it was lost. They are led on when it is there again. One that has waited for
+    :data:`PATIENCE` seconds, a WebSocket for :data:`PAGE_PATIENCE` (the page that wants it back gives up
+    after few attempts, so that each should last), is reset once an attempt that began then has failed.
+
+    :param sockets: bound and listening, see :func:`bind`; closed by :meth:`close`
+    :param tell: told what is refused or lost here: nobody else would notice, where a program has sent
+        something and gone
+    :param others: whether the other users of this machine are let in; None: only where a program has closed
+        its end already, so that nobody can tell whose it was, and it reads no answer. Where the system does
+        not say who connects, all are
+    :param attempts: to have a line again
+    :ivar port: the one that they share; 0 for a Unix socket
+    """
+
+    def __init__(
+        self, sockets: list[socket.socket], tell: Tell, others: bool | None, attempts: Attempts
+    ) -> None:
+        self.port = address_of(sockets[0])[1]
+        self._strangers = Strangers() if self.port and not others else None
+        self._others = others
+        self._losses = _Losses(tell)
+        self._lead: Accept | None = None
+        self._leads = _never
+        self._started = False
+        self._held: list[_Held] = []
+        #: What lines that were lost meanwhile have read of connections that wait for the next.
+        self._begun: weakref.WeakKeyDictionary[socket.socket, Inspector] = weakref.WeakKeyDictionary()
+        self._change = threading.Condition()
+        self._closed = False
+        self._keeper: threading.Thread | None = None
+        self._sockets = list(sockets)
+        self._attempts = attempts
+        attempts.listeners.append(self._look_again)
+        self._forwarder = listen(sockets, self._accept)
+        in_child(self, Entrance._abandon)
+
+    def _abandon(self) -> None:
+        for sock in (*self._sockets, *(held.sock for held in self._held)):
+            sock.close()
+        self._closed = True
+
+    def _accept(self, sock: socket.socket, origin: Origin) -> None:
+        stranger = self._strangers.find(sock) if self._strangers else None
+        if stranger is None or (stranger == GONE and self._others is None):
+            self._admit(sock, origin, patient=True)
+            return
+        reset(sock)
+        if stranger in _REFUSED:
+            self._losses.add(_REFUSED[stranger])
+        else:
+            self._losses.once(
+                f"refused a local connection of user {stranger} (allow_others lets other users in)"
+            )
+
+    def _admit(self, sock: socket.socket, origin: Origin, *, patient: bool = False) -> None:
+        """Lead a connection on, or hold it.
+
+        :param patient: whether this thread may wait while no more can be held: then they wait in the kernel
+        """
+        with self._change:
+            while patient and self._is_full():
+                self._change.wait()
+            lead = self._lead if self._leads() else None
+            hold = lead is None and len(self._held) < _MOST_HELD and not self._closed
+            if hold and not self._attempts.over:
+                self._held.append(_Held(sock, origin, time.monotonic()))
+                if self._keeper is None:
+                    self._keeper = threading.Thread(target=self._keep, name="bokeh-ssh hold", daemon=True)
+                    self._keeper.start()
+                self._change.notify_all()
+                self._attempts.want()
+                return
+        if lead is None:
+            reset(sock)
+        else:
+            lead(sock, origin)
+
+    def _is_full(self) -> bool:
+        over = self._closed or self._attempts.over or (self._lead and self._leads())
+        return len(self._held) >= _MOST_HELD and not over
+
+    def _look_again(self) -> None:
+        with self._change:
+            self._change.notify_all()
+
+    def _keep(self) -> None:
+        """Reset what has waited long enough, until nothing is held."""
+        with self._change:
+            while self._held:
+                now = time.monotonic()
+                for held in list(self._held):
+                    begun = self._begun.get(held.sock)
+                    may_wait = not held.is_due(now) or held.may_wait(now, self._attempts, begun)
+                    if self._attempts.over or not may_wait:
+                        self._held.remove(held)
+                        self._change.notify_all()
+                        reset(held.sock)
+                first = min((held.until for held in self._held), default=now)
+                self._change.wait(max(0.0, first - now))
+            self._keeper = None
+
+    def lead(self, accept: Accept, *, alive: Callable[[], bool]) -> None:
+        """Hand connections to ``accept``, those that are held first, as long as ``alive``.
+
+        Before it is called for the first time, connections wait in the kernel, however long.
+        """
+        while True:
+            with self._change:
+                if not self._held or not alive():  # those that came back since wait for the next line
+                    self._lead, self._leads = accept, alive
+                    self._change.notify_all()
+                    break
+                waiting, self._held = self._held, []
+                self._change.notify_all()
+            for held in waiting:
+                accept(held.sock, held.origin)
+        if not self._started:
+            self._started = True
+            self._forwarder.start()
+
+    def hold(self) -> None:
+        """Hold new connections from now on."""
+        with self._change:
+            self._lead = None
+
+    @contextlib.contextmanager
+    def leading(
+        self,
+        connection: Connection,
+        target: Endpoint,
+        guard: Guard | None = None,
+        check: Callable[[Callable[[bool], None]], None] | None = None,
+    ) -> Iterator[None]:
+        """Lead to ``target`` as seen from the connection's server, while the context lasts.
+
+        :param guard: judges each request; None lets all through, HTTP or not
+        :param check: has the last word on each, see :meth:`Connection.forward`
+        """
+
+        def accept(sock: socket.socket, origin: tuple[str, int], begun: Opened | None = None) -> None:
+            make = functools.partial(GuardedPipe, opened=begun) if begun else Pipe
+            connection.forward(sock, target, origin, check, make, lambda: hold_again(sock, origin, begun))
+
+        def hold_again(sock: socket.socket, origin: tuple[str, int], begun: Opened | None) -> None:
+            if begun:
+                self._begun[sock] = begun.undone()
+            self._admit(sock, origin)
+
+        def inspect(sock: socket.socket) -> Inspector:
+            assert guard
+            return self._begun.pop(sock, None) or Inspector(guard)
+
+        gate: Gate | None = None
+        if guard:
+            full = functools.partial(pause, self._forwarder)
+            gate = Gate(connection.pump, inspect, accept, self._admit, full)
+        self.lead(gate.admit if gate else accept, alive=lambda: connection.alive)
+        try:
+            yield
+        finally:
+            self.hold()
+            for sock, origin, inspector in gate.release() if gate else ():
+                if inspector.held:
+                    self._begun[sock] = inspector
+                self._admit(sock, origin)
+
+    def close(self) -> None:
+        """Stop listening, and reset what is held; idempotent."""
+        with self._change:
+            self._closed = True
+            self._change.notify_all()
+        self._forwarder.stop()
+        if self._strangers:
+            self._strangers.close()
+        for sock in self._sockets:  # where it was never started, nobody else has closed them
+            sock.close()
+        with self._change:
+            self._lead = None
+            for held in self._held:
+                reset(held.sock)
+            self._held = []
+            keeper = self._keeper
+            self._change.notify_all()
+        if keeper and keeper is not threading.current_thread():
+            keeper.join(2)
+        self._losses.close()
+
+
+def _never() -> bool:
+    return False
+
+
+class _Losses:
+    """Tells what is refused or lost, in a number of events that whoever connects has no influence on."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+        self._counts: dict[str, int] = {}
+        self._told: dict[str, int] = {}
+        self._lock = threading.RLock()  # a signal handler may close meanwhile
+
+    def once(self, text: str) -> None:
+        """Tell of a kind, the first time."""
+        log.info("%s", text)
+        with self._lock:
+            if text in self._told or len(self._told) >= _MOST_KINDS:
+                return
+            self._told[text] = 1
+        self._tell(text)
+
+    def add(self, text: str) -> None:
+        """Count one: the first, the tenth, the hundredth and so on are told at once, the rest at the end."""
+        log.info("%s", text)
+        with self._lock:
+            count = self._counts[text] = self._counts.get(text, 0) + 1
+            if str(count).strip("0") != "1":
+                return
+            self._told[text] = count
+        self._tell(text if count == 1 else f"{text}: {count} by now")
+
+    def close(self) -> None:
+        """Tell what was counted and not told; idempotent."""
+        with self._lock:
+            counts, self._counts = self._counts, {}
+        for text, count in counts.items():
+            if count > self._told[text]:
+                self._tell(f"{text}: {count} in all")
+
+
+class _Held:
+    """A local connection that waits for a line."""
+
+    __slots__ = ("_asked", "_came", "_over", "origin", "sock", "until")
+
+    def __init__(self, sock: socket.socket, origin: Origin, now: float) -> None:
+        self.sock = sock
+        self.origin = origin
+        self.until = now + PATIENCE  # when to look again
+        self._came = now
+        self._over = 0.0  # when its time was over
+        self._asked = False
+
+    def is_due(self, now: float) -> bool:
+        """Whether its time is over, so that it waits for an attempt at most."""
+        return bool(self._over) or now >= self.until
+
+    def may_wait(self, now: float, attempts: Attempts, begun: Inspector | None) -> bool:
+        """Look whether it may wait on: as a page's WebSocket, or while an attempt may serve it.
+
+        :param begun: has what was read of it already
+        """
+        if not self._asked:
+            self._asked = True
+            if _is_page(self.sock, begun.held if begun else b""):
+                self.until = self._came + PAGE_PATIENCE
+                if now < self.until:
+                    return True
+        if not self._over:
+            self._over = now
+            attempts.want()
+        self.until = self._came + _LONGEST  # or earlier, when an attempt has failed
+        return now < self.until and attempts.may_serve(self._over)
+
+
+def _is_page(sock: socket.socket, begun: bytes) -> bool:
+    """Check whether a connection begins with a request for a WebSocket.
+
+    :param begun: what has been read of it already
+    """
+    more = b""
+    with contextlib.suppress(OSError):  # it has sent nothing more, or is gone
+        sock.setblocking(False)
+        more = sock.recv(MOST, socket.MSG_PEEK)  # it may stand behind all cookies
+    return bool(_ASKS.search(begun + more))

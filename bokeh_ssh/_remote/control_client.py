@@ -1,0 +1,222 @@
+"""What comes to a supervisor later: take its server over for a new client, list the servers, end one.
+
+Runs on the remote machine, in a session of its own: standard library only, with ``_remote.run_dir`` and
+``_remote.control_socket``, which are sent along. Its one order comes as a line of JSON on standard input;
+what it says are lines of JSON behind the mark, as the supervisor's are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import time
+
+from bokeh_ssh._remote.control_socket import MENDED, clear, knock, vacant
+from bokeh_ssh._remote.run_dir import CONTROL, KEEP, Place, identity, node, places
+
+TYPE_CHECKING = False  # typing costs milliseconds and is not needed to run
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Sequence
+    from typing import Any, NoReturn
+
+LOST = 5  # our exit status where the supervisor went away without a word
+QUICK = 2.0  # seconds for a supervisor to tell about itself
+ENDED = 12.0  # seconds in which one has ended that was told to
+
+
+class Errand:
+    """One order, carried out.
+
+    :param order: the line that came in; ``do`` says what to do
+    """
+
+    def __init__(self, order: dict[str, Any]) -> None:
+        self.order = order
+        self.mark = str(order["mark"]).encode()
+
+    def say(self, event: str, **more: Any) -> None:
+        """Tell the client."""
+        data = self.mark + json.dumps(dict(more, event=event)).encode("ascii") + b"\n"
+        while data:
+            data = data[os.write(1, data) :]
+
+    def find(self) -> Place | None:
+        """Find the place that the order is about."""
+        for place in places():
+            if place.id == self.order["id"]:
+                return place
+        return None
+
+    def seek(self) -> Place | None:
+        """Wait for a place that was removed to be there again; end a server that nobody can find any more.
+
+        Otherwise there would be two, once the client starts another.
+        """
+        who = str(self.order.get("supervisor", ""))
+        if not who or self.order.get("node") != node():
+            return None
+        pid = int(who.partition(":")[0])
+        deadline = time.monotonic() + (MENDED if self.order["id"] else 0)
+        while identity(pid) == who and time.monotonic() < deadline:
+            place = self.find()
+            if place:
+                return place
+            time.sleep(0.1)
+        if identity(pid) == who:
+            os.kill(pid, signal.SIGTERM)
+            deadline = time.monotonic() + ENDED
+            while identity(pid) == who and time.monotonic() < deadline:
+                time.sleep(0.1)
+        return None
+
+    def enter(
+        self, place: Place, request: dict[str, Any], fds: Sequence[int] = (), timeout: float = QUICK
+    ) -> tuple[socket.socket, dict[str, Any]]:
+        """Knock, for as long as a supervisor that runs may need to make its socket again.
+
+        :raises OSError: if it does not answer
+        """
+        deadline = time.monotonic() + MENDED
+        while True:
+            try:
+                return knock(place.at(CONTROL), request, fds, timeout)
+            except (FileNotFoundError, ConnectionRefusedError):
+                if not place.exists() or vacant(place) or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.1)
+
+    def do_adopt(self) -> int:
+        """Hand our standard input and output to the supervisor, and stay until it lets us go."""
+        place = self.find() or self.seek()
+        if place is None:
+            wanted = self.order.get("node", "")
+            self.say("refused", why="elsewhere" if wanted not in ("", node()) else "gone", node=node())
+            return 1
+        try:
+            sock, answer = self.enter(place, self.order, (0, 1), float(self.order["timeout"]))
+        except OSError as exc:
+            if not place.exists():  # between the two; perhaps only for a moment
+                return self.do_adopt()
+            if ended(place, exc):
+                return self.bury(place)
+            self.say("refused", why="silent", text=exc.strerror or str(exc))
+            return 1
+        if answer.get("adopted"):
+            return hold(sock)
+        if "over" in answer:
+            for_the_end(sock, float(self.order["timeout"]))
+            return self.bury(place)
+        self.say("refused", **dict(answer, why=answer.get("error", "unknown")))
+        return 1
+
+    def bury(self, place: Place) -> int:
+        """Tell what became of a server whose supervisor is no more; what was told need not be kept."""
+        record = place.read()
+        if "ended" not in record:
+            clear(place, QUICK)
+            self.say("refused", why="gone", node=node())
+            return 1
+        self.say("refused", **dict(record, why="exited"))
+        ready, _, _ = select.select([0], [], [], 10)
+        if ready and b"seen" in os.read(0, 1 << 12):
+            place.remove()
+        return 1
+
+    def do_list(self) -> int:
+        """Tell of each server."""
+        for place in places():
+            state = "running"
+            try:
+                sock, record = self.enter(place, {"do": "status"})
+                sock.close()
+            except OSError as exc:
+                if not place.exists():
+                    continue
+                over, record = ended(place, exc), place.read()
+                state = "silent"
+                if over:
+                    if "ended" not in record:
+                        clear(place, QUICK)
+                        continue
+                    if place.age() > KEEP:
+                        place.remove()
+                        continue
+                    state = "ended"
+            self.say("server", **dict(record, state=state, id=place.id))
+        self.say("end", node=node())
+        return 0
+
+    def do_stop(self) -> int:
+        """End a server, and wait until nothing of it is left."""
+        place, patience = self.find(), float(self.order["patience"])
+        if place is None:
+            self.say("refused", why="gone", node=node())
+            return 1
+        try:
+            sock, _ = self.enter(place, self.order)
+        except OSError as exc:
+            if not place.exists() or ended(place, exc):
+                clear(place, QUICK)
+                self.say("over", already=True)
+                return 0
+            self.say("refused", why="silent", text=exc.strerror or str(exc))
+            return 1
+        if not for_the_end(sock, patience + 10):
+            self.say("refused", why="silent", text="it does not end")
+            return 1
+        self.say("over", already=False)
+        return 0
+
+
+def ended(place: Place, why: OSError) -> bool:
+    """Whether a supervisor that did not answer is no more; one that hung up may be about to end."""
+    deadline = time.monotonic() + QUICK
+    while not vacant(place):
+        if not isinstance(why, ConnectionResetError) or time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def for_the_end(sock: socket.socket, timeout: float) -> bool:
+    """Wait until a supervisor has ended; False if it has not in time."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            sock.settimeout(max(0.1, deadline - time.monotonic()))
+            if not sock.recv(1 << 16):
+                return True
+        except OSError:
+            return time.monotonic() < deadline
+
+
+def hold(sock: socket.socket) -> int:
+    """Keep the session open; its streams are the supervisor's now."""
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    sock.settimeout(None)
+    data = b""
+    while True:
+        try:
+            part = sock.recv(1 << 12)
+        except OSError:
+            return LOST
+        if not part:
+            return 0 if b"bye" in data else LOST
+        data = data[-8:] + part
+
+
+def main() -> NoReturn:
+    """Read the order, byte by byte, since what follows it is not ours; then carry it out."""
+    text = b""
+    while text[-1:] != b"\n":
+        byte = os.read(0, 1)
+        if not byte:
+            os._exit(3)
+        text += byte
+    errand = Errand(json.loads(text))
+    os._exit(getattr(errand, "do_" + errand.order["do"])())

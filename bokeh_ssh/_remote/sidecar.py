@@ -1,0 +1,56 @@
+"""A program beside a server, in its process group: started when a client wants it, ended with the server.
+
+Runs on the remote machine: standard library only, Python 3.8 or newer, any POSIX system. A publication on a
+gateway is one: whoever ends the server ends that too, and it lives for as long.
+"""
+
+from __future__ import annotations
+
+import json
+
+from bokeh_ssh._remote.process_group import piped, start
+
+TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+
+class Companion:
+    """What runs beside the server, if anything.
+
+    :ivar pid: its process; 0 where none runs
+    :ivar word: the last that it said of itself: a JSON object, on a line of its standard output
+    """
+
+    def __init__(self) -> None:
+        self.pid = 0
+        self.word: dict[str, Any] = {}
+
+    def start(self, argv: list[bytes], env: dict[bytes, bytes], group: int) -> list[int]:
+        """Start it; gives our ends of its standard output and error.
+
+        :raises OSError: if it cannot be started
+        """
+        self.word = {}
+
+        def begin(outputs: list[int]) -> None:
+            self.pid = start(argv, env, group, outputs)
+
+        return piped(begin)
+
+    def hear(self, lines: Sequence[str]) -> bool:
+        """Take lines of its standard output; tells whether it has said something."""
+        heard = False
+        for line in lines:
+            try:
+                word = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(word, dict):
+                self.word, heard = word, True
+        return heard
+
+    def ended(self) -> None:
+        """Take note that it has."""
+        self.pid, self.word = 0, {}

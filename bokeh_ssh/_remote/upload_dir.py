@@ -1,0 +1,134 @@
+"""The folder where what a client brings is kept while its server runs, and no longer.
+
+Runs on the remote machine: standard library only, Python 3.8 or newer, any POSIX system. Names come from the
+client and have slashes between their parts; none leads out of the folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from bokeh_ssh._remote.run_dir import private, raze
+
+TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import BinaryIO
+
+
+class Depot:
+    """A new, empty folder that only its owner may enter.
+
+    :param path: where it is to be; None for the system's temporary directory
+    :ivar size: bytes that have been stored
+    :ivar fault: why something could not be stored; empty while all could
+    """
+
+    def __init__(self, path: str | None) -> None:
+        with private():
+            if path:
+                os.mkdir(path, 0o700)
+            else:
+                import tempfile  # as long as the rest of a launch's imports
+
+                path = tempfile.mkdtemp(prefix="bokeh-ssh-app-")
+        self.path = path
+        self.size = 0
+        self.fault = ""
+        #: Where what is not whole yet is: beside the folders, under a name that nothing of a client's has.
+        self._hidden = os.path.join(path, ".bokeh-ssh-" + os.urandom(8).hex())
+        self._name = ""  # of the file that is being written
+        self._file: BinaryIO | None = None
+
+    def at(self, name: str) -> str:
+        """Give the path of what has this name.
+
+        :raises ValueError: if that would be outside
+        """
+        parts = name.split("/")
+        if any(part in ("", ".", "..") or "\0" in part for part in parts):
+            raise ValueError(name)
+        return os.path.join(self.path, *parts)
+
+    def try_to(self, store: Callable[..., object], *args: object) -> None:
+        """Do one of the following; why that was not possible is noted, for the first that was not."""
+        try:
+            with private():
+                store(*args)
+        except (OSError, ValueError) as exc:
+            why = getattr(exc, "strerror", None) or repr(exc)
+            self.fault = self.fault or f"{args[0]}: {why}"
+
+    def put(self, name: str, data: bytes, last: bool, runs: bool, skip: int = 0) -> None:
+        """Add to a file, behind ``skip`` zeros; nobody sees its name before the last part is there."""
+        path, hidden = self.at(name), self._hidden
+        if name != self._name or self._file is None:
+            self.close()
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(hidden)  # its mode would be that of another file
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            self._file = os.fdopen(os.open(hidden, flags, 0o700 if runs else 0o600), "wb")
+            self._name = name
+        if skip:
+            self._file.seek(skip, os.SEEK_CUR)
+        self._file.write(data)
+        self.size += skip + len(data)
+        if last:
+            self.close()
+            self._name_it(hidden, path)
+
+    def place(self, name: str, part: str, runs: bool) -> None:
+        """Give a file that was written beside the folders, over SFTP, its name."""
+        path, hidden = self.at(name), self.at(part)
+        os.chmod(hidden, 0o700 if runs else 0o600)
+        size = os.stat(hidden).st_size
+        self._name_it(hidden, path)
+        self.size += size
+
+    def link(self, name: str, to: str) -> None:
+        """Make a symbolic link to another name in here."""
+        path = self.at(name)
+        hidden = self._hidden + "-link"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(hidden)
+        os.symlink(os.path.relpath(self.at(to), os.path.dirname(path)), hidden)
+        self._name_it(hidden, path)
+
+    def _name_it(self, hidden: str, path: str) -> None:
+        """Give what is whole its name, in place of whatever the server has put in the way."""
+        folder = self.path
+        for part in os.path.relpath(os.path.dirname(path), folder).split("/"):
+            folder = os.path.join(folder, part)
+            if os.path.islink(folder) or not os.path.isdir(folder):
+                raze(folder)
+                os.mkdir(folder, 0o700)
+        if os.path.isdir(path) and not os.path.islink(path):
+            raze(path)
+        os.replace(hidden, path)
+
+    def drop(self, name: str) -> None:
+        """Remove a file, and the folders that are empty then."""
+        path = self.at(name)
+        if os.path.isdir(path) and not os.path.islink(path):
+            return  # the server's, in place of what is to go
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.unlink(path)
+        with contextlib.suppress(OSError):
+            while os.path.dirname(path) != self.path:
+                path = os.path.dirname(path)
+                if os.listdir(path) == ["__pycache__"]:  # a folder without it would be a package all the same
+                    raze(os.path.join(path, "__pycache__"))
+                os.rmdir(path)
+
+    def close(self) -> None:
+        """Let go of a file that is half there."""
+        file, self._file, self._name = self._file, None, ""
+        if file:
+            file.close()
+
+    def remove(self) -> None:
+        """Remove it and all that is in it, what the server has put there too; quietly, and more than once."""
+        with contextlib.suppress(OSError):
+            self.close()
+        raze(self.path)

@@ -1,0 +1,191 @@
+"""Why a server did not start: from what was seen on the way to one typed error. Text only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from bokeh_ssh._core.errors import (
+    BokehNotFoundError,
+    BokehSSHError,
+    ConnectionLostError,
+    LaunchError,
+    LaunchTimeoutError,
+    PortInUseError,
+    PythonNotFoundError,
+    ServerExitedError,
+    ServerGoneError,
+    ServerNotFoundError,
+    ServerTakenError,
+    SessionError,
+    UploadError,
+)
+from bokeh_ssh._core.framing import plain
+from bokeh_ssh._server.launch_spec import OLDEST_BOKEH, OLDEST_PYTHON, Launch
+from bokeh_ssh._server.log_parsing import is_windows, port_in_use, reason
+
+_PYTHON_HINT = 'give python= the path of one, or setup= what makes one available ("conda activate NAME")'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What was seen of a start that failed.
+
+    :param stage: how far it came: ``login`` (nothing of ours ran), ``shell``, ``python`` (the script was
+        sent), ``depot`` (the app is being brought), ``server`` (it was started)
+    :param failed: the message that told where it ended; None where none came
+    :param tried: the interpreters that could not be used, and why
+    :param over: whether the session ended
+    :param status: how the session ended; None where that is not known
+    :param exit_status: how the server ended; None where it did not
+    :param log: what the server wrote
+    :param before: what start files and ``setup`` wrote
+    :param timeout: seconds that it was given; None is the launch's own
+    """
+
+    host: str
+    launch: Launch
+    stage: str
+    argv: tuple[str, ...]
+    failed: dict[str, Any] | None = None
+    tried: list[dict[str, str]] = field(default_factory=list)
+    over: bool = False
+    status: int | None = None
+    exited: bool = False
+    exit_status: int | None = None
+    log: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
+    timeout: float | None = None
+
+    def error(self) -> BokehSSHError:
+        """Name the cause and the next step."""
+        if self.failed:
+            return self._of_message(self.failed)
+        if self.exited:
+            return self._of_server()
+        if not self.over:
+            return self._of_deadline()
+        if self.status is None:
+            msg = "the connection ended while the server was being started"
+            return ConnectionLostError(msg, host=self.host, hint="try again")
+        return self._of_session(self.status)
+
+    def _make(
+        self, kind: type[LaunchError], message: str, hint: str | None, status: int | None
+    ) -> LaunchError:
+        log = self.log or self.before
+        return kind(message, host=self.host, hint=hint, log=log, exit_status=status, command=self.argv)
+
+    def _of_message(self, failed: dict[str, Any]) -> BokehSSHError:
+        at, status = str(failed.get("at", "")), failed.get("status")
+        status = status if isinstance(status, int) else None
+        if at.startswith("setup"):
+            number = at[len("setup") :]
+            msg = f"setup step {number} failed with exit status {status}"
+            return self._make(LaunchError, msg, "try that line in a shell there", status)
+        if at == "cwd":
+            msg = f"there is no directory {self.launch.cwd!r} to run in, or it may not be entered"
+            return self._make(LaunchError, msg, "give cwd= a directory of that machine", status)
+        if at == "spawn":
+            msg = f"{self.argv[0]!r} could not be started ({failed.get('text', '')})"
+            return self._make(LaunchError, msg, "give command= a program of that machine", status)
+        if at == "socket":
+            msg = f"there is no place for its socket ({failed.get('text', '')})"
+            return self._make(LaunchError, msg, "write {port} into command in place of {socket}", status)
+        if at == "depot":
+            msg = f"no folder could be made for the app ({failed.get('text', '')})"
+            return self._make(UploadError, msg, "see whether /tmp there is full", status)
+        if at == "interpreter":
+            return self._of_interpreters(status)
+        if at == "python":
+            wanted = repr(self.launch.python) if self.launch.python else "python3 or python"
+            return self._make(PythonNotFoundError, f"there is no {wanted}", _PYTHON_HINT, status)
+        msg = f"the shell ended early (exit status {status})"
+        return self._make(LaunchError, msg, "a start file of the login shell may end it", status)
+
+    def _of_interpreters(self, status: int | None) -> LaunchError:
+        what = "; ".join(f"{it['path']} {it['text']}" for it in self.tried)
+        package = [it for it in self.tried if it["kind"] == "package"]
+        if package:
+            name = self.launch.package
+            oldest = ".".join(map(str, OLDEST_BOKEH))
+            hint = (
+                f"install it there ({package[0]['path']} -m pip install '{name}'), or name the Python that "
+                f"has it with python=, or activate it with setup= (Bokeh {oldest} or newer)"
+            )
+            return self._make(BokehNotFoundError, f"no Python there can run {name} ({what})", hint, status)
+        oldest = ".".join(map(str, OLDEST_PYTHON))
+        msg = f"there is no Python {oldest} or newer ({what})"
+        return self._make(PythonNotFoundError, msg, _PYTHON_HINT, status)
+
+    def _of_server(self) -> BokehSSHError:
+        why = reason(self.log) or "it wrote nothing"
+        status = self.exit_status
+        if port_in_use(self.log) and self.launch.port:
+            msg = f"port {self.launch.port} is already in use there"
+            hint = "choose another remote_port, or leave it out for any free one"
+            return PortInUseError(msg, host=self.host, hint=hint, port=self.launch.port, side="remote")
+        how = f"signal {-status}" if status is not None and status < 0 else f"exit status {status}"
+        hint = "see its log below"
+        if status == 2:
+            hint = "check args"
+        elif "does not exist" in why:
+            hint = "app is a path of that machine; a relative one starts at cwd, or at the home"
+        return self._make(LaunchError, f"the server ended before it listened ({how}): {why}", hint, status)
+
+    def _of_deadline(self) -> LaunchError:
+        seconds = f"{self.launch.timeout if self.timeout is None else self.timeout:g} s"
+        if self.stage == "login":
+            msg = f"the login shell did not run our command within {seconds}"
+            hint = "a start file (such as ~/.bashrc) may be slow or wait for input; try: ssh HOST true"
+        elif self.stage in ("shell", "python"):
+            msg = f"Python did not start within {seconds}"
+            hint = "setup, a start file or the disk may be slow; allow more time for the launch"
+        else:
+            msg = f"the server did not say within {seconds} that it listens"
+            hint = "allow more time for the launch, or see its log"
+        return self._make(LaunchTimeoutError, msg, hint, None)
+
+    def _of_session(self, status: int) -> BokehSSHError:
+        said = " / ".join(self.before[-3:])
+        if self.stage == "login" and is_windows(self.before):
+            msg = "this is a Windows machine, and starting a server there is not supported"
+            hint = "start the server by hand there, and attach to it with launch=False"
+            return self._make(LaunchError, msg, hint, status)
+        if self.stage == "login":
+            msg = f"the account does not run commands (exit status {status}): {said or 'it said nothing'}"
+            hint = "ask for a login shell, or attach to a server that is there with launch=False"
+            return SessionError(msg, host=self.host, hint=hint)
+        if self.stage in ("depot", "server"):
+            return self._make(LaunchError, "the supervisor of the server was ended", "try again", status)
+        if self.launch.setup and not self.tried and self.failed is None and status == 0:
+            msg = "the login shell that setup runs in ended by itself"
+            return self._make(LaunchError, msg, "a start file (such as ~/.bash_profile) may end it", status)
+        msg = f"Python ended before it ran anything (exit status {status}): {said or 'it said nothing'}"
+        return self._make(PythonNotFoundError, msg, _PYTHON_HINT, status)
+
+
+def refused(host: str, message: dict[str, Any]) -> BokehSSHError:
+    """Say why a server could not be had back, or ended: the error for an errand's ``refused`` message."""
+    why = message.get("why")
+    if why == "exited":
+        status, log = message.get("status"), message.get("log")
+        lines = tuple(plain(str(text)) for text in log) if isinstance(log, list) else ()
+        return ServerExitedError._of(host, status if isinstance(status, int) else None, lines)
+    if why == "attached":
+        msg = "another client is attached to the server"
+        return ServerTakenError(msg, host=host, hint="end that one first, or detach it")
+    if why == "starting":
+        msg = "the server is still being started by another client"
+        return ServerTakenError(msg, host=host, hint="try again in a moment")
+    if why == "elsewhere":
+        msg = f"this is {plain(str(message.get('node')))}, and the server runs on another machine"
+        return ServerNotFoundError(msg, host=host, hint="name that machine itself, or try again")
+    if why == "python":
+        msg = "there is no Python any more that runs"
+        return PythonNotFoundError(msg, host=host, hint=_PYTHON_HINT)
+    if why == "gone":
+        msg = "the server is no longer there: stopped, out of its grace time, or the machine restarted"
+        return ServerGoneError(msg, host=host, hint="start it again")
+    msg = f"the server's supervisor does not answer ({plain(str(message.get('text', why)))})"
+    return LaunchTimeoutError(msg, host=host, hint="the machine may be overloaded; try again")

@@ -1,0 +1,196 @@
+"""Brings a bundle to where a server runs, and with ``dev`` each change of it after that."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from bokeh_ssh._core.errors import BokehSSHError, UploadError, UsageError
+from bokeh_ssh._core.events import OnEvent, Updated, Uploading, Warned
+from bokeh_ssh._server.upload import Depository, deliver
+from bokeh_ssh._server.upload_set import Bundle, Contents, Item
+
+_TELLING = 0.1  # seconds between two events of progress
+_SETTLE = 100  # milliseconds without another change: editors write in several steps
+_SHOWN = 5  # names in a warning
+_LOOKS = 3  # at what has changed while it was brought
+_GROWTH = 16 << 20  # bytes by which something has grown that is not followed any further
+_AGAIN = 0.5  # seconds before the next look at what has changed while it was brought
+_LITTLE = 1 << 20  # bytes of a change that goes where it can go at once: opening SFTP takes three round trips
+
+
+class Mirror:
+    """Keeps what is there as it is here.
+
+    :param bundle: what is to be there
+    :param on_event: gets Uploading, Updated and Warned
+    """
+
+    def __init__(self, bundle: Bundle, on_event: OnEvent) -> None:
+        self._bundle = bundle
+        self._on_event = on_event
+        self._there: dict[str, Item] = {}
+        self._sizes: dict[str, int] = {}  # what was brought of each
+        self._warned: set[str] = set()
+        self._to: Depository | None = None
+        self._change = threading.Condition()
+        self._dirty = False
+        self._over = threading.Event()
+
+    def bring(self, to: Depository) -> None:
+        """Bring all of it to where nothing is yet.
+
+        :raises UploadError: if something cannot be read here, or stored there
+        :raises ConnectionLostError: if the line goes down
+        """
+        contents = self._bundle.scan()
+        self._warn(to, contents)
+        files, size = len(contents.items), contents.size
+        told = float("-inf")
+        before = 0
+
+        def tell(sent: int) -> None:
+            nonlocal told
+            if time.monotonic() - told >= _TELLING:
+                told = time.monotonic()
+                part = min(before + sent, size)
+                self._on_event(Uploading(host=to.host, files=files, size=size, sent=part))
+
+        tell(0)
+        unsettled = deliver(to, contents.items.values(), told=tell, files=to.files())
+        self._note(contents.items, unsettled)
+        for _ in range(_LOOKS):
+            # What changed while it was read may be half of one and half of another.
+            again = self._bundle.scan()
+            self._warn(to, again)
+            files, before = len(again.items), size
+            grown = {
+                name for name, item in again.items.items() if item.size > self._sizes.get(name, 0) + _GROWTH
+            }
+            changed = [again.items[name] for name in unsettled - grown if name in again.items]
+            removed = tuple(name for name in unsettled if name not in again.items)
+            if not changed and not removed:
+                break
+            size += sum(item.size for item in changed)
+            still = deliver(to, changed, removed, told=tell)
+            self._note({item.name: item for item in changed}, still, removed)
+            unsettled = still | (unsettled & grown)
+        self._on_event(Uploading(host=to.host, files=files, size=size, sent=size))
+        if unsettled:
+            text = (
+                f"what is there may be out of date: changed while it was brought: {_names(sorted(unsettled))}"
+            )
+            self._on_event(Warned(host=to.host, text=text))
+
+    def _note(self, items: dict[str, Item], unsettled: set[str], removed: Iterable[str] = ()) -> None:
+        """Note what is there; what is not certain to be as it is here counts as something else."""
+        for name in removed:
+            self._there.pop(name, None)
+        for name, item in items.items():
+            self._there[name] = dataclasses.replace(item, size=-1) if name in unsettled else item
+            self._sizes[name] = item.size
+
+    def keep(self, to: Depository | None) -> None:
+        """Bring changes there from now on, those too that were made since the last; None: nowhere."""
+        with self._change:
+            self._to = to
+            self._dirty = True
+            self._change.notify_all()
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Notice changes, and bring them, while the context lasts."""
+        threads = [threading.Thread(target=self._keep_up, name="bokeh-ssh mirror", daemon=True)]
+        folders = [root for root in self._bundle.roots if root.is_dir()]
+        # Editors replace a file by another one, so it is its folder that has to be watched.
+        files = {root.parent for root in self._bundle.roots if not root.is_dir()}
+        for roots, deep in ((folders, True), (sorted(files), False)):
+            if roots:
+                work = threading.Thread(
+                    target=self._watch, args=(roots, deep), name="bokeh-ssh watch", daemon=True
+                )
+                threads.append(work)
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            with self._change:
+                self._change.notify_all()
+            for thread in threads:
+                thread.join(2)
+
+    def _watch(self, roots: list[Path], deep: bool) -> None:
+        import watchfiles
+
+        options = {"step": _SETTLE, "debounce": 10 * _SETTLE, "rust_timeout": 500}
+        for _ in watchfiles.watch(
+            *roots,
+            recursive=deep,
+            watch_filter=None,
+            stop_event=self._over,
+            raise_interrupt=False,
+            **options,  # type: ignore[arg-type]  # they are all numbers
+        ):
+            with self._change:
+                self._dirty = True
+                self._change.notify_all()
+
+    def _keep_up(self) -> None:
+        while True:
+            with self._change:
+                self._change.wait_for(lambda: (self._dirty and self._to) or self._over.is_set())
+                if self._over.is_set():
+                    return
+                self._dirty, to = False, self._to
+            if to:
+                self._catch_up(to)
+
+    def _catch_up(self, to: Depository) -> None:
+        try:
+            contents = self._bundle.scan()
+            self._warn(to, contents)
+            now = contents.items
+            removed = tuple(name for name in self._there if name not in now)
+            changed = [item for name, item in now.items() if self._there.get(name) != item]
+            if changed or removed:
+                much = sum(item.size for item in changed) > _LITTLE
+                unsettled = deliver(to, changed, removed, files=to.files() if much else None)
+                self._note({item.name: item for item in changed}, unsettled, removed)
+                names = tuple(item.name for item in changed)
+                self._on_event(Updated(host=to.host, changed=names, removed=removed))
+                if unsettled and not self._over.wait(_AGAIN):
+                    with self._change:
+                        self._dirty = True
+        except UploadError as exc:
+            self._on_event(Warned(host=to.host, text=f"a change was not brought there: {exc.message}"))
+        except BokehSSHError:
+            pass  # the line is down, as others tell; keep() comes again when it is back
+
+    def _warn(self, to: Depository, contents: Contents) -> None:
+        left = [each for each in contents.left_out if each not in self._warned]
+        self._warned = set(contents.left_out)
+        if left:
+            text = f"left out of what is brought there: {_names(left)}"
+            self._on_event(Warned(host=to.host, text=text))
+
+
+def _names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def check_watching() -> None:
+    """Refuse to promise to notice changes where nothing can.
+
+    :raises UsageError: if watchfiles is not installed
+    """
+    if importlib.util.find_spec("watchfiles") is None:
+        msg = "dev=True with upload needs watchfiles, not installed here"
+        raise UsageError(msg, hint="install it with: pip install 'bokeh-ssh[dev]'")

@@ -1,0 +1,336 @@
+"""What to start on the remote machine: the request as a record, the server's command line. Text only."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from bokeh_ssh._core.errors import UsageError
+from bokeh_ssh._core.host import check_port
+
+#: The oldest Bokeh whose options and log lines we rely on, and the oldest Python the supervisor runs on.
+OLDEST_BOKEH = (2, 4)
+OLDEST_PYTHON = (3, 8)
+
+#: Options that we give ourselves, and what the caller can use in their place.
+_OURS = {
+    "--port": "give remote_port= instead",
+    "--address": "it listens on 127.0.0.1 of that machine; the tunnel leads there",
+    "--unix-socket": "it listens on 127.0.0.1 of that machine; the tunnel leads there",
+    "--log-file": "its log is read from its standard error; use the tunnel's .log",
+    "--log-level": "info, debug or trace: the port is read from lines that others hide",
+}
+
+#: Settings of the remote environment that would override the options we give, or hide the lines we read.
+UNSET = ("BOKEH_ALLOW_WS_ORIGIN", "BOKEH_LOG_LEVEL", "BOKEH_PY_LOG_LEVEL")
+
+
+#: Where a command of the caller's own takes its port, or the path of its socket.
+_PLACES = ("{port}", "{socket}")
+
+
+def split(command: str | tuple[str, ...]) -> tuple[str, ...]:
+    """Take a command apart.
+
+    :raises UsageError: if it is empty or has unbalanced quotes
+    """
+    try:
+        words = tuple(shlex.split(command) if isinstance(command, str) else command)
+    except ValueError as exc:
+        msg = f"command={command!r} has unbalanced quotes"
+        raise UsageError(msg, hint="give a list of words") from exc
+    if not words or not words[0]:
+        msg = "command is empty"
+        raise UsageError(msg, hint='give "bokeh serve", "panel serve" or your own')
+    return words
+
+
+def is_plain(words: tuple[str, ...]) -> bool:
+    """Tell whether it is a web server of another kind: its command says where the port or the socket goes.
+
+    >>> is_plain(("streamlit", "run", "--server.port={port}")), is_plain(("panel", "serve"))
+    (True, False)
+    """
+    return any(place in word for place in _PLACES for word in words)
+
+
+def is_option(word: str, option: str) -> bool:
+    """Tell whether a word of a command line is an option, or may be: Bokeh's parser takes beginnings too.
+
+    >>> is_option("--addr=0.0.0.0", "--address"), is_option("--prefix", "--port")
+    (True, False)
+    """
+    name = word.partition("=")[0]
+    return len(name) > 2 and name.startswith("--") and option.startswith(name)
+
+
+def own_options(args: Sequence[str]) -> Sequence[str]:
+    """Give what comes before the app's own arguments, which ``--args`` begins.
+
+    >>> own_options(["--glob", "--args", "--port"])
+    ['--glob']
+    """
+    ends = (at for at, word in enumerate(args) if "=" not in word and is_option(word, "--args"))
+    return args[: next(ends, len(args))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """A server to start on the remote machine. Paths are that machine's; ``~/`` is the home there.
+
+    :param app: paths of the apps; none serves an empty document
+    :param args: more options, passed on as they are
+    :param command: ``"bokeh serve"``, ``"panel serve"`` or what takes the same options; or, with ``{port}``
+        or ``{socket}`` in it, any web server: it gets no options of ours, and is ready when it listens there
+    :param python: the interpreter; None takes the first of ``python3`` and ``python`` that has the package
+    :param setup: shell lines to run first, in a login shell (bash where there is one); each item is one step
+        that must succeed. ``conda activate`` and ``module load`` work even where only interactive shells
+        have them
+    :param cwd: where to run it; None is the home
+    :param env: environment variables to add; the values are sent over standard input only
+    :param port: None takes any free one
+    :param origins: ``host:port`` of the pages that may talk to it
+    :param grace: seconds that it outlives a client that vanished, once it is ready
+    :param timeout: seconds until it must be ready
+    :param lease: seconds of silence after which a client counts as vanished
+    :param socket: listen on a Unix socket in the account's private directory there, where that can be had;
+        else on a port
+    :param sign: answer only to sessions whose id is signed (``--session-ids external-signed``); the key is
+        ``BOKEH_SECRET_KEY`` of ``env``, or a random one. "port": only if it listens on a port after all
+    :param verbatim: ``command`` is all there is: none of Bokeh's options are added, and it tells by itself
+        that it is ready, by a line of JSON with ``port`` or ``socket``, and maybe ``routes`` and
+        ``versions``, on the descriptor that ``BOKEH_SSH_READY_FD`` of its environment numbers
+    :param brings: ``app`` are names in a folder that is made there, to be filled by :meth:`Server.start`'s
+        ``bring`` before it is run, in that folder unless ``cwd`` says otherwise; it ends with the server
+    :param dev: Bokeh's own autoreload (``--dev``): it starts itself anew when the app's files change
+    :param watch: seconds between two looks whether it answers; 0 never looks, nor is there any at what takes
+        TLS, which would log it, or runs ``verbatim``, whose port may be another machine's
+    :raises UsageError: if something cannot work; nothing was started
+    """
+
+    app: tuple[str, ...] = ()
+    args: tuple[str, ...] = ()
+    command: str | tuple[str, ...] = "bokeh serve"
+    python: str | None = None
+    setup: str | tuple[str, ...] = field(default=(), repr=False)
+    cwd: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    port: int | None = None
+    origins: tuple[str, ...] = ()
+    grace: float = 600
+    timeout: float = 60
+    lease: float = 45
+    socket: bool = False
+    sign: bool | Literal["port"] = False
+    verbatim: bool = False
+    brings: bool = False
+    dev: bool = False
+    watch: float = 10
+
+    def __post_init__(self) -> None:
+        one = {"python": self.python, "cwd": self.cwd, "setup": self.setup, "command": self.command}
+        for name, value in one.items():
+            if value is not None:
+                _check_text(name, (value,) if isinstance(value, str) else value)
+        for name, values in (("app", self.app), ("args", self.args), ("origins", self.origins)):
+            _check_text(name, values)
+        _check_text("env", (*self.env, *self.env.values()))
+        for name in self.env:
+            if not name or "=" in name:
+                msg = f"{name!r} is not the name of an environment variable"
+                raise UsageError(msg)
+        for name in ("grace", "timeout", "lease", "watch"):
+            seconds = getattr(self, name)
+            if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < 1e9:
+                msg = f"{name}={seconds!r} is not a time"
+                raise UsageError(msg, hint="give seconds, 0 or more")
+        if self.port is not None:
+            check_port(self.port, "port")
+        if self.python == "" or self.cwd == "" or "" in self.app:
+            msg = "a path is empty"
+            raise UsageError(msg, hint="leave it out, or give a path of the remote machine")
+        self._check_args()
+        self._check_place()
+        self.words  # noqa: B018 - raises if the command cannot be taken apart
+
+    def _check_args(self) -> None:
+        """Refuse options that would take away what we need to find the server."""
+        if self.package and own_options(self.words) != self.words:
+            msg = "--args cannot be given in command, where it would take away our own options"
+            raise UsageError(msg, hint='give it in args: args=["--args", "value"]')
+        args = self._own_args
+        for i, arg in enumerate(args):
+            name, equals, value = arg.partition("=")
+            if not self.plain:  # of another kind of server it is not known what it takes for what
+                name = next((option for option in _OURS if is_option(arg, option)), name)
+            if name == "--log-level":
+                value = value if equals else "".join(args[i + 1 : i + 2])
+                if value in ("info", "debug", "trace"):
+                    continue
+            if is_option(arg, "--session-ids") and self.sign:
+                msg = "--session-ids cannot be given where sessions are to be signed"
+                raise UsageError(msg, hint="leave out one of the two")
+            if name == "--dev" and self.dev:
+                msg = "--dev is given twice"
+                raise UsageError(msg, hint="leave it out of args")
+            if name in _OURS:
+                msg = f"{name} cannot be given in args"
+                raise UsageError(msg, hint=_OURS[name])
+
+    def _check_place(self) -> None:
+        """Refuse what would say twice, or nowhere, where it listens."""
+        if self.socket and self.port is not None:
+            msg = "a server listens on a socket or on a port, not on both"
+            raise UsageError(msg, hint="leave out one")
+        if self.plain:
+            both = all(any(place in word for word in self.words) for place in _PLACES)
+            if both or (self.port is not None and "{port}" not in " ".join(self.words)):
+                msg = "the command has no place for the port" if not both else "the command has two places"
+                raise UsageError(msg, hint="write {port} into it, or {socket}")
+            if self.sign is True or self.origins or self.dev:
+                msg = "only Bokeh's own servers sign sessions, and take origins and --dev"
+                raise UsageError(msg, hint="leave that out, or leave {port} and {socket} out of the command")
+        given = (self.app, self.args, self.origins, self.port is not None, self.socket, self.sign, self.dev)
+        if self.verbatim and any(given):
+            msg = "a command that is run verbatim gets no options of ours"
+            raise UsageError(msg, hint="write all of it into command")
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """``command`` taken apart.
+
+        :raises UsageError: if it is empty or has unbalanced quotes
+        """
+        return split(self.command)
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is a web server of another kind, which listens where its command says."""
+        return not self.verbatim and is_plain(self.words)
+
+    @property
+    def package(self) -> str:
+        """The package that Python must have; empty for a command of the caller's own."""
+        if self.verbatim or self.plain:
+            return ""
+        return self.words[0] if self.words[:2] in (("bokeh", "serve"), ("panel", "serve")) else ""
+
+    def argv(self) -> list[str | list[str]]:
+        """Give the server's command line; a list in it stands for a word that only the far side knows."""
+        words: list[str | list[str]] = [_home(self.words[0]), *self.words[1:]]
+        if self.package:
+            words = [["python", "python3"], "-m", *self.words]
+        if self.verbatim:
+            return words
+        apps = [["brought", app] if self.brings else _home(not_an_option(app)) for app in self.app]
+        if self.plain:
+            return [self._filled(word) for word in words] + apps + list(self.args)
+        session = max(15, int(self.grace))
+        # A server that starts itself anew would take another port then, were it any free one.
+        port = str(self.port or ("free" if self.dev else 0))
+        where = ["--address", "127.0.0.1", "--port", port]
+        signed = ["--session-ids", "external-signed"]
+        where += signed if self.sign == "port" else []
+        words += [["listen", *where]] if self.socket or port == "free" else where
+        options = ["--dev"] if self.dev else []
+        options += ["--log-level", "info"]
+        # Pages that come back after the line was down must find their session (BokehJS reconnects by itself).
+        options += ["--unused-session-lifetime", str(session * 1000)]
+        options += ["--session-token-expiration", str(max(300, session))]
+        options += signed if self.sign is True else []
+        for origin in self.origins:
+            options += ["--allow-websocket-origin", origin]
+        # The caller's options come last: of two the last one counts, and --args swallows all that follow.
+        return [*words, *options, *apps, *self.args]
+
+    @staticmethod
+    def _filled(word: str | list[str]) -> str | list[str]:
+        return ["fill", word] if isinstance(word, str) and is_plain((word,)) else word
+
+    def shown(self) -> tuple[str, ...]:
+        """Give the command line as far as it is known here, for messages."""
+        known: list[str] = []
+        for word in self.argv():
+            known += [word] if isinstance(word, str) else word[1:]
+        return (self.python or "python3", *known[1:]) if self.package else tuple(known)
+
+    @property
+    def _uses_tls(self) -> bool:
+        return any(arg.partition("=")[0] in ("--ssl-certfile", "--ssl-keyfile") for arg in self._own_args)
+
+    @property
+    def _own_args(self) -> tuple[str, ...]:
+        """``args`` without what is the app's own."""
+        return tuple(own_options(self.args))
+
+    def _value(self, option: str) -> str:
+        """Give what ``args`` say for an option; the last one counts."""
+        value, args = "", self._own_args
+        for i, arg in enumerate(args):
+            name, equals, text = arg.partition("=")
+            if name == option:
+                value = text if equals else "".join(args[i + 1 : i + 2])
+        return value
+
+    def spec(self, mark: str, token: str = "", key: str = "") -> bytes:
+        """Give the supervisor's first message: a line of JSON.
+
+        :param token: lets whoever has it take the server over from a client that is there
+        :param key: what session ids are signed with; empty leaves them unsigned
+        """
+        signing = {"BOKEH_SECRET_KEY": key, "BOKEH_SIGN_SESSIONS": "yes"} if key else {}
+        message: dict[str, Any] = {
+            "do": "start",
+            "mark": mark,
+            "token": token,
+            "argv": self.argv(),
+            "apps": list(self.app),
+            "brings": self.brings,
+            "inside": self.cwd is None,
+            "prefix": self._value("--prefix"),
+            "glob": "--glob" in self._own_args,
+            "socket": self.socket,
+            "plain": self.plain,
+            "port": self.port or 0,
+            "no_socket": "Bokeh takes no TLS on a socket" if self._uses_tls else "",
+            "signed": self.sign if key else False,
+            "notify": self.verbatim,
+            "watch": 0 if self._uses_tls or self.verbatim or self.plain else self.watch,
+            "env": dict(self.env),
+            "signing": signing,
+            "unset": UNSET,
+            "grace": self.grace,
+            "lease": self.lease,
+        }
+        return line(message)
+
+
+def line(message: Mapping[str, Any]) -> bytes:
+    """Write a message to the supervisor."""
+    return json.dumps(message).encode("ascii") + b"\n"
+
+
+def _check_text(name: str, values: Iterable[object]) -> None:
+    for value in values:
+        try:
+            fine = isinstance(value, str) and "\0" not in value
+            if isinstance(value, str):
+                value.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            fine = False
+        if not fine:  # the value itself may be a secret
+            msg = f"{name} has something that is not text, or has a NUL character"
+            raise UsageError(msg, hint="no program can be given that")
+
+
+def not_an_option(path: str) -> str:
+    """Give a path that nobody takes for an option."""
+    return f"./{path}" if path.startswith("-") else path
+
+
+def _home(path: str) -> str | list[str]:
+    return ["home", path] if re.match(r"~[\w.-]*/", path, re.ASCII) else path

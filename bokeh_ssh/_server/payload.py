@@ -1,0 +1,51 @@
+"""The programs that are sent to the remote machine: some of our modules, as one text."""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+
+#: Modules as the program's own, whatever is installed there; ``main`` of the last one is what runs.
+_FRAME = """\
+import sys, types
+def load(name, text):
+    module = types.ModuleType(name)
+    if text is None:
+        module.__path__ = []
+    sys.modules[name] = module
+    exec(compile(text or "", "<" + name + ">", "exec", 0, True), module.__dict__)
+    return module
+load("bokeh_ssh", None)
+load("bokeh_ssh._remote", None)
+"""
+
+
+_PARTS = {
+    "supervisor": (
+        *(
+            "process_tree",
+            "process_group",
+            "run_dir",
+            "upload_dir",
+            "control_socket",
+            "guardian",
+            "sidecar",
+            "readiness",
+            "client_stream",
+        ),
+        *("server_process", "daemonize", "systemd_scope", "supervisor"),
+    ),
+    "errand": ("process_tree", "process_group", "run_dir", "control_socket", "control_client"),
+}
+
+
+@functools.cache
+def program(name: str) -> bytes:
+    """Give the text of ``"supervisor"`` or ``"errand"``, with what it needs."""
+    folder = importlib.resources.files("bokeh_ssh") / "_remote"
+    lines = [_FRAME]
+    for module in _PARTS[name]:
+        text = (folder / f"{module}.py").read_text(encoding="utf-8")
+        lines.append(f"last = load({f'bokeh_ssh._remote.{module}'!r}, {text!r})\n")
+    lines.append("last.main()\n")
+    return "".join(lines).encode()

@@ -1,0 +1,196 @@
+"""Our SSH agent, lent to another machine for one login (``ssh -A``, for a moment).
+
+Not a pipe to the agent, as ``ssh -A`` is: each question is read, and asked by us. The other side may see
+which keys there are, and have a login signed for the one account that it is lent for. It cannot add or remove
+keys, have anything else signed, or ask after the lending is over. Which machine the signed login goes to
+cannot be seen: who runs the other machine could use it elsewhere, for an account of the same name, during
+these seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import struct
+import threading
+from collections.abc import Iterator
+
+from bokeh_ssh._core.endpoint import Origin
+from bokeh_ssh._ssh.auth.agent import Agent, AgentError
+from bokeh_ssh._ssh.channel import Stream
+from bokeh_ssh._ssh.connection import Connection
+from bokeh_ssh._ssh.messages import AGENT
+from bokeh_ssh._ssh.session import Session
+
+# draft-ietf-sshm-ssh-agent, section 3.
+_FAILURE = b"\x05"
+_LIST = 11
+_KEYS = 12
+_SIGN = 13
+_SIGNATURE = 14
+_ALGORITHMS = {2: "rsa-sha2-256", 4: "rsa-sha2-512"}
+_LOGIN = 50  # SSH_MSG_USERAUTH_REQUEST
+#: Bytes of a question; one that is signed has a session id and two names in it, and a key or a certificate.
+_MOST = 64 * 1024
+_MOST_STREAMS = 8
+#: Questions in all: a login asks for the list, and for some signatures; more is to fill our memory.
+_MOST_QUESTIONS = 200
+
+_uint32 = struct.Struct(">I")
+
+
+@contextlib.contextmanager
+def lent(connection: Connection, agent: Agent, user: str) -> Iterator[None]:
+    """Answer the other side's questions while the context lasts.
+
+    :param user: the account on the third machine whose logins may be signed
+    """
+    lending = _Lending(connection, agent, user)
+    connection.transport.listen(AGENT, lending.on_open)
+    try:
+        yield
+    finally:
+        connection.transport.unlisten(AGENT)
+        lending.end()
+
+
+class _Lending:
+    def __init__(self, connection: Connection, agent: Agent, user: str) -> None:
+        self._connection = connection
+        self._agent = agent
+        self._user = user.encode()
+        self._lines: set[_Line] = set()
+        self._asked: queue.SimpleQueue[tuple[_Line, bytes] | None] = queue.SimpleQueue()
+        self._over = False
+        self._count = 0
+        # The agent may ask a person, who takes a while; nothing else may wait for that.
+        self._thread = threading.Thread(
+            target=self._answer, name=f"bokeh-ssh lends agent {connection.name}", daemon=True
+        )
+        self._thread.start()
+
+    def on_open(self, stream: Stream, origin: Origin) -> None:
+        """Take a channel that the other side opens, on the transport thread."""
+        if self._over or len(self._lines) >= _MOST_STREAMS:
+            stream.reject()
+            return
+        line = _Line(self, stream)
+        self._lines.add(line)
+
+        def accept() -> None:
+            stream.accept()
+            line.session.opened(stream)
+
+        line.session = Session(self._connection.pump, line.on_data, lambda _: None, lambda _: line.end())
+        self._connection.pump.post(accept)
+
+    def ask(self, line: _Line, question: bytes) -> None:
+        """Queue a question."""
+        self._count += 1
+        if self._count > _MOST_QUESTIONS:
+            line.session.close()
+        else:
+            self._asked.put((line, question))
+
+    def forget(self, line: _Line) -> None:
+        """Drop a channel that is gone."""
+        self._lines.discard(line)
+
+    def end(self) -> None:
+        """Answer nothing any more, and wait for no answer that a person has yet to give."""
+        self._over = True
+        self._asked.put(None)
+        for line in list(self._lines):
+            line.session.close()
+        self._thread.join(0.5)
+
+    def _answer(self) -> None:
+        try:
+            while (asked := self._asked.get()) and not self._over:
+                line, question = asked
+                try:
+                    answer = self._find_answer(question)
+                except (AgentError, ValueError, struct.error):
+                    answer = _FAILURE
+                if not self._over:
+                    line.session.write(_string(answer))
+        finally:
+            self._agent.close()
+
+    def _find_answer(self, question: bytes) -> bytes:
+        if question[0] == _LIST:
+            keys = self._agent.list_keys()
+            parts = (_string(key.blob) + _string(key.comment) for key in keys)
+            return bytes((_KEYS,)) + _uint32.pack(len(keys)) + b"".join(parts)
+        if question[0] != _SIGN:
+            return _FAILURE
+        blob, data, rest = _strings(question[1:], 2)
+        if not is_login(data, blob, self._user):
+            return _FAILURE
+        signature = self._agent.sign(blob, data, _ALGORITHMS.get(_uint32.unpack_from(rest)[0], ""))
+        return bytes((_SIGNATURE,)) + _string(signature)
+
+
+class _Line:
+    """One channel of theirs, and the question that is coming through it."""
+
+    session: Session
+
+    def __init__(self, lending: _Lending, stream: Stream) -> None:
+        self._lending = lending
+        self._stream = stream
+        self._buffer = bytearray()
+
+    def on_data(self, data: bytes) -> None:
+        self._buffer += data
+        while len(self._buffer) >= 4:
+            (size,) = _uint32.unpack_from(self._buffer)
+            if not 0 < size <= _MOST:
+                self._buffer.clear()
+                self.session.close()
+                return
+            if len(self._buffer) < 4 + size:
+                return
+            question = bytes(self._buffer[4 : 4 + size])
+            del self._buffer[: 4 + size]
+            self._lending.ask(self, question)
+
+    def end(self) -> None:
+        self._lending.forget(self)
+
+
+def is_login(data: bytes, blob: bytes, user: bytes) -> bool:
+    """Tell whether this is what a client signs to log in as ``user`` with that key (RFC 4252, section 7).
+
+    >>> is_login(b"anything else", b"key", b"me")
+    False
+    """
+    try:
+        _, rest = _strings(data, 1)
+        if rest[:1] != bytes((_LOGIN,)):
+            return False
+        who, service, method, rest = _strings(rest[1:], 3)
+        if rest[:1] != b"\x01":
+            return False
+        _, key, _ = _strings(rest[1:], 2)
+    except (ValueError, struct.error):
+        return False
+    methods = (b"publickey", b"publickey-hostbound-v00@openssh.com")
+    return who == user and service == b"ssh-connection" and method in methods and key == blob
+
+
+def _string(data: bytes) -> bytes:
+    return _uint32.pack(len(data)) + data
+
+
+def _strings(data: bytes, count: int) -> tuple[bytes, ...]:
+    """Read so many strings (RFC 4251, section 5); what follows them is the last of what this gives."""
+    found = []
+    for _ in range(count):
+        end = 4 + int(_uint32.unpack_from(data)[0])
+        if end > len(data):
+            msg = "a string ends beyond its message"
+            raise ValueError(msg)
+        found.append(data[4:end])
+        data = data[end:]
+    return (*found, data)

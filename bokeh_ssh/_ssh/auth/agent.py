@@ -1,0 +1,267 @@
+"""The person's SSH agent, asked with deadlines (draft-miller-ssh-agent)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import re
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from paramiko.agent import (
+    ALGORITHM_FLAG_MAP,
+    SSH2_AGENT_IDENTITIES_ANSWER,
+    SSH2_AGENT_SIGN_RESPONSE,
+    cSSH2_AGENTC_REQUEST_IDENTITIES,
+    cSSH2_AGENTC_SIGN_REQUEST,
+    get_agent_connection,
+)
+from paramiko.message import Message
+from paramiko.ssh_exception import SSHException
+
+from bokeh_ssh._core.text import expand
+
+#: Seconds for an agent to say which keys it has: it needs nobody's help for that.
+LIST_TIMEOUT = 3.0
+#: Seconds for a signature: the agent may ask for a confirmation, a PIN or a touch.
+SIGN_TIMEOUT = 60.0
+# As OpenSSH's MAX_AGENT_REPLY_LEN and MAX_AGENT_IDENTITIES (authfd.c).
+_MOST_BYTES = 256 * 1024
+_MOST_KEYS = 2048
+#: Waits are cut into such slices, since Ctrl-C does not interrupt a wait on Windows.
+_SLICE = 0.5
+
+
+class AgentError(Exception):
+    """The agent cannot be used; the text says why. Never leaves the package."""
+
+
+@dataclass(frozen=True)
+class AgentKey:
+    """A key, or a certificate, that the agent can sign with."""
+
+    blob: bytes
+    comment: bytes
+
+
+def agent_address(setting: str | None) -> str | None:
+    """Find the agent's socket: ``setting`` is ``IdentityAgent`` of ssh_config(5), None where it says nothing.
+
+    :return: a path, or None where no agent is to be used
+    """
+    if setting == "none":
+        return None
+    if setting is None or setting == "SSH_AUTH_SOCK":
+        return os.environ.get("SSH_AUTH_SOCK") or ("" if sys.platform == "win32" else None)
+    whole = re.fullmatch(r"\$\{?(\w+)\}?", setting)
+    if whole:
+        return os.environ.get(whole[1]) or None
+    return str(expand(re.sub(r"\$\{(\w+)\}", lambda m: os.environ.get(m[1], ""), setting)))
+
+
+class Agent:
+    """A connection to the agent, opened when it is first needed; ``close()`` ends it.
+
+    :param address: its socket, from :func:`agent_address`; None is an agent without keys
+    :ivar trouble: why it cannot be used; empty as long as nothing is wrong
+
+    Once it has failed it is not asked again: each question would cost another deadline.
+    """
+
+    def __init__(self, address: str | None) -> None:
+        self.trouble = ""
+        self._address = address
+        self._line: _Line | None = None
+        self._keys: tuple[AgentKey, ...] | None = None if address is not None else ()
+
+    def __repr__(self) -> str:
+        return f"<Agent {self._address or 'none'}>"
+
+    def list_keys(self) -> tuple[AgentKey, ...]:
+        """Tell the keys that it holds, in its order; none if it does not answer in ``LIST_TIMEOUT``."""
+        if self._keys is None:
+            self._keys = ()
+            with contextlib.suppress(AgentError):
+                self._keys = self._fetch()
+        return self._keys
+
+    def _fetch(self) -> tuple[AgentKey, ...]:
+        kind, reply = self._ask(cSSH2_AGENTC_REQUEST_IDENTITIES, LIST_TIMEOUT)
+        if kind != SSH2_AGENT_IDENTITIES_ANSWER:
+            self.trouble = "the SSH agent does not tell its keys"
+            return ()
+        count = min(reply.get_int(), _MOST_KEYS)
+        # Comments are bytes: those of other programs are not always UTF-8.
+        found = (AgentKey(reply.get_binary(), reply.get_binary()) for _ in range(count))
+        return tuple(key for key in found if key.blob)
+
+    def sign(self, blob: bytes, data: bytes, algorithm: str) -> bytes:
+        """Sign ``data`` with the key ``blob``; waits up to ``SIGN_TIMEOUT`` for a person to confirm.
+
+        :raises AgentError: if it refuses, or does not answer
+        """
+        request = Message()
+        request.add_byte(cSSH2_AGENTC_SIGN_REQUEST)
+        request.add_string(blob)
+        request.add_string(data)
+        request.add_int(ALGORITHM_FLAG_MAP.get(algorithm, 0))
+        kind, reply = self._ask(request.asbytes(), SIGN_TIMEOUT)
+        if kind != SSH2_AGENT_SIGN_RESPONSE:
+            msg = "the SSH agent refused to sign"
+            raise AgentError(msg)
+        return reply.get_binary()
+
+    def _ask(self, request: bytes, timeout: float) -> tuple[int, Message]:
+        deadline = time.monotonic() + timeout
+        try:
+            if self._line is None:
+                self._line = _connect(self._address or "", deadline)
+            reply = self._line.ask(struct.pack(">I", len(request)) + request, deadline)
+        except TimeoutError as exc:
+            self.close()
+            self.trouble = f"the SSH agent did not answer within {timeout:g} s"
+            raise AgentError(self.trouble) from exc
+        except (OSError, EOFError, ValueError, SSHException) as exc:
+            self.close()
+            self.trouble = f"the SSH agent cannot be used ({getattr(exc, 'strerror', None) or exc})"
+            raise AgentError(self.trouble) from exc
+        return reply[0], Message(reply[1:])
+
+    def close(self) -> None:
+        """Hang up; idempotent."""
+        self._keys = ()
+        line, self._line = self._line, None
+        if line is not None:
+            line.close()
+
+
+class _Line(Protocol):
+    def ask(self, request: bytes, deadline: float) -> bytes: ...
+
+    def close(self) -> None: ...
+
+
+def _connect(address: str, deadline: float) -> _Line:
+    if hasattr(socket, "AF_UNIX"):
+        return _SocketLine(address, deadline)
+    if sys.platform == "win32":
+        return PipeLine(get_agent_connection)
+    msg = "this Python has no Unix sockets"
+    raise OSError(msg)
+
+
+def _length(head: bytes) -> int:
+    size = int(struct.unpack(">I", head)[0])
+    if not 0 < size <= _MOST_BYTES:
+        msg = f"it sent a message of {size} bytes"
+        raise ValueError(msg)
+    return size
+
+
+class _SocketLine:
+    """A Unix socket on which every step shares one deadline."""
+
+    def __init__(self, path: str, deadline: float) -> None:
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._step(deadline)
+            self._sock.connect(path)
+        except BaseException:
+            self._sock.close()
+            raise
+
+    def _step(self, deadline: float) -> None:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._sock.settimeout(left)
+
+    def ask(self, request: bytes, deadline: float) -> bytes:
+        self._step(deadline)
+        self._sock.sendall(request)
+        return self._read(_length(self._read(4, deadline)), deadline)
+
+    def _read(self, size: int, deadline: float) -> bytes:
+        data = b""
+        while len(data) < size:
+            self._step(deadline)
+            chunk = self._sock.recv(size - len(data))
+            if not chunk:
+                msg = "it hung up"
+                raise EOFError(msg)
+            data += chunk
+        return data
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+class PipeLine:
+    """An agent on Windows, whose reads know no deadline: each question is asked on a thread of its own.
+
+    The thread of a question that is never answered cannot be joined; it is a daemon and holds nothing but
+    the agent's handle.
+
+    :param connect: opens paramiko's connection to Pageant or to the OpenSSH agent; None if there is neither
+    """
+
+    def __init__(self, connect: Callable[[], Any]) -> None:
+        self._connect = connect
+        self._conn: Any = None
+        self._stuck = False
+
+    def ask(self, request: bytes, deadline: float) -> bytes:
+        answer: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
+
+        def work() -> None:
+            try:
+                answer.put(self._exchange(request))
+            except Exception as exc:  # noqa: BLE001  # whatever ctypes or the pipe raise must reach the caller's thread
+                answer.put(exc)
+
+        thread = threading.Thread(target=work, name="bokeh-ssh agent", daemon=True)
+        thread.start()
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                self._stuck = True
+                raise TimeoutError
+            with contextlib.suppress(queue.Empty):
+                result = answer.get(timeout=min(left, _SLICE))
+                break
+        thread.join()
+        if isinstance(result, Exception):
+            raise OSError(str(result)) from result
+        return result
+
+    def _exchange(self, request: bytes) -> bytes:
+        if self._conn is None:
+            self._conn = self._connect()
+            if self._conn is None:
+                msg = "none is running"
+                raise OSError(msg)
+        self._conn.send(request)
+        return self._read(_length(self._read(4)))
+
+    def _read(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            chunk = self._conn.recv(size - len(data))
+            if not chunk:
+                msg = "it hung up"
+                raise EOFError(msg)
+            data += chunk
+        return data
+
+    def close(self) -> None:
+        # Closing a pipe handle that a thread reads from would block on Windows as long as the read does.
+        if self._conn is not None and not self._stuck:
+            with contextlib.suppress(OSError):
+                self._conn.close()

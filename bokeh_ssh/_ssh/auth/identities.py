@@ -1,0 +1,251 @@
+"""Which keys to offer, in which order, and how to sign with each: files, agent, and a key at hand.
+
+OpenSSH's rules (sshconnect2.c, pubkey_prepare), with one difference: keys that the caller names come
+before the agent's others, so that a full agent does not use up the server's patience.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePath
+from typing import Protocol
+
+import paramiko
+from paramiko.agent import AgentKey as ParamikoAgentKey
+
+from bokeh_ssh._core.errors import UsageError
+from bokeh_ssh._core.events import Question
+from bokeh_ssh._core.host import Host
+from bokeh_ssh._core.text import clean, expand
+from bokeh_ssh._ssh.auth import public_keys
+from bokeh_ssh._ssh.auth.agent import Agent, AgentError, AgentKey
+from bokeh_ssh._ssh.auth.key_files import (
+    Certified,
+    KeyFile,
+    UnusableKeyError,
+    beside,
+    is_certificate,
+    key_type,
+    private_path,
+    read_public,
+    signature,
+)
+
+log = logging.getLogger("bokeh_ssh.auth")
+
+#: In the order of ssh(1).
+DEFAULT_KEYS = ("id_rsa", "id_ecdsa", "id_ecdsa_sk", "id_ed25519", "id_ed25519_sk")
+#: NumberOfPasswordPrompts of ssh_config(5) holds for passphrases too.
+PASSPHRASE_TRIES = 3
+
+
+class KeyConfig(Protocol):
+    """What the ssh config says about keys."""
+
+    @property
+    def identity_files(self) -> tuple[str, ...]: ...
+
+    @property
+    def certificate_files(self) -> tuple[str, ...]: ...
+
+    @property
+    def identities_only(self) -> bool: ...
+
+    @property
+    def identity_agent(self) -> str | None: ...
+
+
+class Identity(Protocol):
+    """A key that can be offered to a server.
+
+    :ivar label: its name in messages
+    :ivar explicit: whether the caller named it
+    """
+
+    label: str
+    explicit: bool
+
+    @property
+    def ready(self) -> bool:
+        """Whether a signature costs nothing: no person and no agent is asked."""
+
+    @property
+    def known(self) -> bytes | None:
+        """The public key or certificate, as far as it is known without asking anybody."""
+
+    def public(self) -> bytes:
+        """Tell the public key or certificate, as sent (RFC 4253, section 6.6)."""
+
+    def sign(self, data: bytes, algorithm: str) -> bytes:
+        """Sign; both methods raise UnusableKeyError."""
+
+
+class ReadyKey:
+    """A ``paramiko.PKey`` that the caller has at hand."""
+
+    explicit = True
+    ready = True
+
+    def __init__(self, key: paramiko.PKey) -> None:
+        self._key = key
+        self.label = "pkey"
+
+    @property
+    def known(self) -> bytes:
+        certificate = self._key.public_blob
+        return certificate.key_blob if certificate else self._key.asbytes()
+
+    def public(self) -> bytes:
+        return self.known
+
+    def sign(self, data: bytes, algorithm: str) -> bytes:
+        try:
+            return signature(self._key, data, algorithm)
+        except (paramiko.SSHException, OSError, ValueError, AttributeError) as exc:
+            msg = "it cannot sign"  # AttributeError: paramiko's, from an agent that was closed
+            raise UnusableKeyError(msg) from exc
+
+
+class HeldKey:
+    """A key that the agent holds."""
+
+    explicit = False
+    ready = False
+
+    def __init__(self, agent: Agent, key: AgentKey, label: str | None) -> None:
+        self._agent = agent
+        self._key = key
+        comment = PurePath(clean(key.comment, 60)).name
+        self.label = label or f"{comment or key_type(key.blob)} (agent)"
+
+    @property
+    def known(self) -> bytes:
+        return self._key.blob
+
+    def public(self) -> bytes:
+        return self._key.blob
+
+    def sign(self, data: bytes, algorithm: str) -> bytes:
+        try:
+            return self._agent.sign(self._key.blob, data, algorithm)
+        except AgentError as exc:
+            raise UnusableKeyError(str(exc)) from exc
+
+
+def check_keys(host: Host) -> None:
+    """Refuse keys named by the caller that cannot work, before anything is started.
+
+    :raises UsageError: if ``pkey`` cannot sign, or a ``key_filename`` is not there or is not a private key
+    """
+    name = host.target.host
+    key = host.pkey
+    if key is not None and not isinstance(key, paramiko.PKey):
+        msg = f"pkey is a {type(key).__name__}, not a paramiko.PKey"
+        raise UsageError(msg, host=name, hint="load one with paramiko.PKey.from_path, or give key_filename")
+    if key is not None and not isinstance(key, ParamikoAgentKey) and not key.can_sign():
+        msg = "pkey is a public key: it cannot sign"
+        raise UsageError(msg, host=name, hint="give the private key")
+    for path in map(private_path, host.key_files):
+        _check_file(path, name)
+
+
+def _check_file(path: Path, name: str) -> None:
+    try:
+        with path.open("rb") as file:
+            text = file.read(1 << 20)
+    except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
+        if isinstance(exc, FileNotFoundError) and beside(path, ".pub").exists():
+            return  # the agent may hold its private half
+        msg = f"key file {clean(str(path), 300)} cannot be read ({getattr(exc, 'strerror', exc)})"
+        raise UsageError(msg, host=name, hint="check key_filename") from exc
+    if b"PRIVATE KEY-----" not in text:
+        msg = f"key file {path} is not a private key in OpenSSH or PEM format"
+        raise UsageError(msg, host=name, hint="convert it with ssh-keygen, or name another file")
+
+
+def find_identities(host: Host, config: KeyConfig, agent: Agent) -> Iterator[Identity]:
+    """Yield the keys to offer, best first; each file and the agent is looked at when its turn comes."""
+    asker = _asker(host)
+    usable = agent if host.allow_agent else None
+
+    def files(paths: Sequence[str], *, explicit: bool) -> list[KeyFile]:
+        found = (KeyFile(path, explicit=explicit, agent=usable, passphrases=asker) for path in paths)
+        return [file for file in found if file.exists]
+
+    explicit: list[Identity] = [] if host.pkey is None else [ReadyKey(host.pkey)]
+    named = files(host.key_files, explicit=True)
+    explicit += _with_certificates(named)
+    yield from explicit
+    paths = config.identity_files
+    if not paths and not explicit and host.look_for_keys:
+        # As with ssh: a key named in any way replaces the default ones.
+        paths = tuple(f"~/.ssh/{name}" for name in DEFAULT_KEYS)
+    listed = files(paths, explicit=False)
+    yield from _certified(config.certificate_files, [*named, *listed], usable)
+    configured = _with_certificates(listed)
+    if usable is not None:
+        yield from _agent_identities(usable, [*explicit, *configured], config.identities_only)
+    yield from configured
+
+
+def _with_certificates(files: Sequence[KeyFile]) -> list[Identity]:
+    both: list[Identity] = []
+    for file in files:
+        certificate = file.certificate()
+        both += [file, certificate] if certificate else [file]
+    return both
+
+
+def _certified(paths: Sequence[str], files: Sequence[KeyFile], agent: Agent | None) -> Iterator[Identity]:
+    """Yield the certificates that the config names, each with the key that it is for, wherever that is."""
+    for path in map(expand, paths):
+        certificate = read_public(path)
+        if certificate is None or not is_certificate(certificate):
+            log.debug("%s is no certificate", path)
+            continue
+        try:
+            key = public_keys.read(certificate).blob
+        except ValueError as exc:
+            log.debug("%s is no certificate: %s", path, exc)
+            continue
+        signer: Identity | None = next((file for file in files if file.known == key), None)
+        if signer is None and agent is not None:
+            signer = next(
+                (HeldKey(agent, held, None) for held in agent.list_keys() if held.blob == key), None
+            )
+        if signer is None:
+            log.debug("there is no key for %s", path)
+        else:
+            yield Certified(signer, certificate, clean(path.name, 100))
+
+
+def _agent_identities(
+    agent: Agent, configured: Sequence[Identity], identities_only: bool
+) -> Iterator[Identity]:
+    """Yield the agent's keys: those of the configured files first, and only those with IdentitiesOnly."""
+    held = agent.list_keys()
+    labels: dict[bytes | None, str] = {}
+    for identity in configured:
+        labels.setdefault(identity.known, identity.label)
+    yield from (HeldKey(agent, key, labels[key.blob]) for key in held if key.blob in labels)
+    if not identities_only:
+        yield from (HeldKey(agent, key, None) for key in held if key.blob not in labels)
+
+
+def _asker(host: Host) -> Callable[[Path], Iterator[str]]:
+    """Make what yields passphrases for a key file: the one given, then a person's answers."""
+
+    def passphrases(path: Path) -> Iterator[str]:
+        if host.passphrase is not None:
+            yield host.passphrase
+        for _ in range(PASSPHRASE_TRIES if host.prompt else 0):
+            text = f"Enter passphrase for key '{clean(str(path), 300)}': "
+            answer = host.prompt and host.prompt(
+                Question(kind="passphrase", host=host.target.host, text=text, reusable=True)
+            )
+            if not answer:  # as with ssh, an empty answer goes on to the next key
+                return
+            yield answer
+
+    return passphrases

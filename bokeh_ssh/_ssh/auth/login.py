@@ -1,0 +1,328 @@
+"""Logging in, in OpenSSH's order: keys, then the server's questions, then a password."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from collections.abc import Iterator, Sequence
+
+import paramiko
+
+from bokeh_ssh._core.errors import (
+    AuthenticationError,
+    BokehSSHError,
+    ConnectionLostError,
+    ConnectTimeoutError,
+    PromptRequiredError,
+    TooManyKeysError,
+)
+from bokeh_ssh._core.events import Question
+from bokeh_ssh._core.host import Host
+from bokeh_ssh._core.text import clean
+from bokeh_ssh._ssh.auth.agent import Agent, agent_address
+from bokeh_ssh._ssh.auth.identities import Identity, KeyConfig, check_keys, find_identities
+from bokeh_ssh._ssh.auth.key_files import UnusableKeyError, key_type
+from bokeh_ssh._ssh.auth.userauth import (
+    Accepted,
+    EndedError,
+    NoAnswerError,
+    Questions,
+    Refused,
+    Reply,
+    UserAuth,
+    Verdict,
+)
+
+__all__ = ["check_keys", "login"]
+
+log = logging.getLogger("bokeh_ssh.auth")
+
+#: NumberOfPasswordPrompts of ssh_config(5).
+_TRIES = 3
+#: Rounds of questions in one try, and methods that may succeed without the login being complete: far more
+#: than any server has use for, and an end for one that goes on for ever.
+_MOST_ROUNDS = 100
+_MOST_PARTIAL = 10
+_MOST_SAID = 600
+
+#: A question for the account's password: pam_unix and its translations, SSSD, Windows. What asks for a new
+#: password, or for a one-time one, is none.
+_PASSWORD = re.compile(r"passwor[dt]|passe\b|contrase|senha|пароль|密码|密碼|パスワード|암호", re.IGNORECASE)
+_OTHER = re.compile(
+    r"\b(new|again|re-?type|current|one[- ]?time|otp|oath|token|pin|code|passcode|duo|next)\b", re.IGNORECASE
+)
+_TOO_MANY = re.compile(r"too many auth|max(imum)? auth", re.IGNORECASE)
+
+
+def login(
+    transport: paramiko.Transport, host: Host, config: KeyConfig, *, user: str, timeout: float
+) -> tuple[str, ...]:
+    """Log in as ``user`` on a transport whose keys are exchanged and whose host key is verified.
+
+    One connection, whatever is tried; only methods that the server allows are tried. Everything but the
+    reading of the network happens on the calling thread, questions to ``host.prompt`` too, so Ctrl-C works
+    at any moment. The transport stays open whatever happens: the caller closes it.
+
+    :param transport: a plain ``paramiko.Transport`` or a subclass, not a ``ServiceRequestingTransport``; a
+        ``disconnect_message`` attribute, where it has one, is taken for the server's last words
+    :param timeout: seconds for each answer of the server; a person may take as long as the server waits,
+        and the answer to a password or a code at least 120 s, since the server may be waiting for a phone
+    :return: the methods that succeeded, in order
+    :raises UsageError: if a key named in ``host`` cannot work
+    :raises PromptRequiredError: if a person had to be asked, and there is no ``host.prompt``
+    :raises TooManyKeysError: if the server hung up after too many keys
+    :raises AuthenticationError: if the login was refused, or a question declined
+    :raises ConnectTimeoutError: if the server did not answer in time
+    :raises ConnectionLostError: if the connection broke
+    """
+    check_keys(host)
+    address = agent_address(config.identity_agent) if host.allow_agent else None
+    with contextlib.closing(Agent(address)) as agent:
+        attempt = _Login(UserAuth(transport, user, timeout), host, config, agent)
+        try:
+            return attempt.run()
+        except NoAnswerError as exc:
+            what = f" ({attempt.tried[-1]})" if attempt.tried else ""
+            msg = f"the server did not answer within {exc} during login{what}"
+            raise ConnectTimeoutError(msg, host=attempt.name, hint="try again, or raise timeout") from exc
+        except EndedError as exc:
+            cause = transport.get_exception() or exc.__cause__
+            raise attempt.ended(getattr(transport, "disconnect_message", ""), cause) from cause
+
+
+class _Login:
+    """How far one login has come."""
+
+    def __init__(self, wire: UserAuth, host: Host, config: KeyConfig, agent: Agent) -> None:
+        self.wire = wire
+        self.agent = agent
+        self.host = host
+        self.name = host.target.host
+        self.tried: list[str] = []
+        self.passed: list[str] = []
+        self.allowed: tuple[str, ...] = ()
+        self.notes: list[str] = []
+        self._identities: Iterator[Identity] = find_identities(host, config, agent)
+        self._keys_tried = 0
+        self._seen: set[bytes] = set()  # keys that the server has judged
+        self._unasked = ""  # what a person had to be asked, had there been one
+        self._rounds = 0  # tries of keyboard-interactive
+        self._passwords = 0  # tries of password
+        self._typed = False  # host.password has answered a question
+
+    def run(self) -> tuple[str, ...]:
+        method, reply = "none", self.wire.begin()
+        while isinstance(reply, Refused):
+            self.allowed = reply.allowed
+            if reply.partial:
+                self.passed.append(method)
+                self._rounds = self._passwords = 0
+                if len(self.passed) > _MOST_PARTIAL:
+                    raise self._refused()
+            log.debug("%s: %s refused=%s; allowed: %s", self.name, method, not reply.partial, self.allowed)
+            method, reply = self._next()
+        log.debug("%s: logged in with %s", self.name, method)
+        return (*self.passed, method)
+
+    def _next(self) -> tuple[str, Verdict]:
+        methods = (
+            ("publickey", self._publickey),
+            ("keyboard-interactive", self._interactive),
+            ("password", self._password),
+        )
+        for method, attempt in methods:
+            if method in self.allowed:
+                reply = attempt()
+                if reply is not None:
+                    return method, reply
+        raise self._refused()
+
+    def _note_try(self, what: str) -> None:
+        if not self.tried or self.tried[-1] != what:
+            self.tried.append(what)
+        log.debug("%s: trying %s", self.name, what)
+
+    # Each method makes its next try; None means that it has none left.
+
+    def _publickey(self) -> Verdict | None:
+        for identity in self._identities:  # goes on where the last call stopped
+            try:
+                reply = self._offer(identity)
+            except UnusableKeyError as exc:
+                self._skip(identity, exc)
+                continue
+            if reply is not None:
+                return reply
+        return None
+
+    def _offer(self, identity: Identity) -> Verdict | None:
+        blob = identity.public()
+        if blob in self._seen:
+            return None
+        algorithm = self.wire.algorithm(key_type(blob))
+        if algorithm is None:
+            msg = "the server takes none of its signature algorithms"
+            raise UnusableKeyError(msg)
+        self._note_try(f"publickey {identity.label}")
+        self._keys_tried += 1
+        if not identity.ready:
+            # As with ssh, nobody is asked for a passphrase or a touch that would be in vain.
+            reply = self.wire.offer(algorithm, blob)
+            if isinstance(reply, (Accepted, Refused)):
+                self._seen.add(blob)
+                return reply
+        reply = self.wire.prove(algorithm, blob, identity.sign)
+        self._seen.add(blob)
+        return reply
+
+    def _skip(self, identity: Identity, why: UnusableKeyError) -> None:
+        log.debug("%s: key %s not used: %s", self.name, identity.label, why)
+        self.notes.append(f"key {identity.label} was not used: {why}")
+        if not why.locked or self.host.prompt is not None:
+            return
+        if not identity.explicit:
+            self._unasked = self._unasked or f"the passphrase of {identity.label}"
+            return
+        kind: type[AuthenticationError] = PromptRequiredError
+        if self.host.passphrase is not None:
+            kind = AuthenticationError
+        msg = f"key {identity.label} cannot be used to log in as {self.wire.user}: {why}"
+        hint = "give its passphrase=, a prompt= that can ask for it, or add it to the SSH agent"
+        raise kind(msg, host=self.name, hint=hint, tried=tuple(self.tried), allowed=self.allowed) from why
+
+    def _interactive(self) -> Verdict | None:
+        if self._rounds >= (_TRIES if self.host.prompt else 1):
+            return None
+        self._rounds += 1
+        self._note_try("keyboard-interactive")
+        reply: Reply = self.wire.ask_questions()
+        asked = False
+        for _ in range(_MOST_ROUNDS):
+            if not isinstance(reply, Questions):
+                break
+            answers = self._answers(reply)
+            if answers is None:
+                # The next request makes the server forget these questions (RFC 4256, section 3.1).
+                self._rounds = _TRIES
+                return None
+            asked = asked or bool(answers)
+            reply = self.wire.answer(answers)
+        if not asked:
+            self._rounds = _TRIES  # it refuses without a question: asking again changes nothing
+        if isinstance(reply, (Accepted, Refused)):
+            return reply
+        msg = f"the server asked {_MOST_ROUNDS} rounds of questions without an end"
+        raise self._error(AuthenticationError, msg, "")
+
+    def _answers(self, asked: Questions) -> list[str] | None:
+        """Answer one round; None if a person is needed and there is none."""
+        questions = asked.questions
+        if self.host.password is not None and not self._typed and _asks_password(questions):
+            self._typed = True
+            return [self.host.password]
+        if not questions:
+            self.wire.hear(asked.instructions)
+            return []
+        if self.host.prompt is None:
+            self._unasked = f"{clean(questions[0][0], 200)!r}"
+            return None
+        answers = []
+        said = asked.instructions
+        reusable = _asks_password(questions)
+        for text, echo in questions:
+            answers.append(self._ask("interactive", text, echo=echo, instructions=said, reusable=reusable))
+            said = ""
+        return answers
+
+    def _password(self) -> Verdict | None:
+        # One that was refused in answer to a question is not sent again if a person can give another.
+        spent = self._typed and self.host.prompt is not None
+        first = self._passwords == 0 and self.host.password is not None and not spent
+        if first:
+            password = self.host.password or ""
+        elif self.host.prompt is None:
+            if self.host.password is None:
+                self._unasked = self._unasked or "a password"
+            return None
+        elif self._passwords >= _TRIES + (self.host.password is not None):
+            return None
+        else:
+            again = "Permission denied, please try again." if self._passwords else ""
+            text = f"{self.wire.user}@{self.name}'s password: "
+            password = self._ask("password", text, instructions=again, reusable=True)
+        self._passwords += 1
+        self._note_try("password")
+        reply = self.wire.send_password(password)
+        if isinstance(reply, (Accepted, Refused)):
+            return reply
+        msg = f"the password of {self.wire.user} has expired"
+        raise self._error(AuthenticationError, msg, f"change it with ssh {self.wire.user}@{self.name}")
+
+    def _ask(
+        self, kind: str, text: str, *, echo: bool = False, instructions: str = "", reusable: bool = False
+    ) -> str:
+        instructions = "\n".join(part for part in (self.wire.news(), instructions) if part)
+        question = Question(
+            kind=kind, host=self.name, text=text, echo=echo, instructions=instructions, reusable=reusable
+        )
+        answer = self.host.prompt(question) if self.host.prompt else None
+        if answer is None:
+            raise self._error(AuthenticationError, f"{clean(text, 200)!r} was not answered", "")
+        return answer
+
+    # What is told when it failed.
+
+    def _with_notes(self, text: str) -> str:
+        said = clean(self.wire.said, _MOST_SAID, tail=True)
+        parts = (text, *self.notes, self.agent.trouble, f"the server said: {said}" if said else "")
+        return "; ".join(part for part in parts if part)
+
+    def _error(self, kind: type[AuthenticationError], text: str, hint: str) -> AuthenticationError:
+        message = self._with_notes(text)
+        tried = tuple(self.tried)
+        return kind(message, host=self.name, hint=hint or None, tried=tried, allowed=self.allowed)
+
+    def _refused(self) -> AuthenticationError:
+        tried = f"tried {', '.join(self.tried)}" if self.tried else "nothing could be tried"
+        allowed = f"the server {'still ' * bool(self.tried)}allows {', '.join(self.allowed) or 'nothing'}"
+        passed = f"the server accepted {', '.join(self.passed)} but wants more; " * bool(self.passed)
+        text = f"login as {self.wire.user} was refused ({tried}; {passed}{allowed})"
+        if self._unasked:
+            text = f"{text}; nobody was there to be asked for {self._unasked}"
+            return self._error(
+                PromptRequiredError, text, "give password= or passphrase=, or a prompt= that can ask"
+            )
+        return self._error(AuthenticationError, text, _advice(self.allowed))
+
+    def ended(self, last_words: str, cause: BaseException | None) -> BokehSSHError:
+        """Tell why the connection ended during the login."""
+        words = clean(last_words, 300)
+        hung_up = bool(words) or cause is None or isinstance(cause, EOFError)
+        why = words or ("no reason was given" if hung_up else clean(str(cause), 300))
+        if _TOO_MANY.search(words) and self._keys_tried > 1:
+            text = f"login as {self.wire.user} was refused: too many keys ({', '.join(self.tried)}): {why}"
+            hint = "name the right one with key_filename=, or by IdentityFile and IdentitiesOnly"
+            return self._error(TooManyKeysError, text, hint)
+        tried = f" (tried {', '.join(self.tried)})" if self.tried else ""
+        if self.tried and hung_up:
+            text = f"the server ended the login of {self.wire.user}{tried}: {why}"
+            return self._error(AuthenticationError, text, _advice(self.allowed))
+        text = f"the connection ended during login{tried}: {why}"
+        return ConnectionLostError(self._with_notes(text), host=self.name, hint="try again")
+
+
+def _asks_password(questions: Sequence[tuple[str, bool]]) -> bool:
+    if len(questions) != 1 or questions[0][1]:
+        return False
+    text = questions[0][0]
+    return bool(_PASSWORD.search(text)) and not _OTHER.search(text)
+
+
+def _advice(allowed: Sequence[str]) -> str:
+    ways = []
+    if "publickey" in allowed:
+        ways.append("that the key is in the account's authorized_keys there")
+    if "password" in allowed or "keyboard-interactive" in allowed:
+        ways.append("the password")
+    return f"check the user name{''.join(f', {way}' for way in ways)}"

@@ -1,0 +1,300 @@
+"""The login's messages, as questions and answers on the caller's thread (RFC 4252, RFC 4256).
+
+paramiko's own handler answers on the transport's thread: a person's thinking would count as the server's
+silence, Ctrl-C would not reach the question, and one wrong byte in the server's text would end the
+connection. All that is known here about paramiko's inside is in :class:`UserAuth`.
+"""
+
+from __future__ import annotations
+
+import collections
+import queue
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import paramiko
+from paramiko.auth_handler import AuthHandler
+from paramiko.common import (
+    MSG_SERVICE_ACCEPT,
+    MSG_SERVICE_REQUEST,
+    MSG_USERAUTH_BANNER,
+    MSG_USERAUTH_FAILURE,
+    MSG_USERAUTH_INFO_REQUEST,
+    MSG_USERAUTH_INFO_RESPONSE,
+    MSG_USERAUTH_REQUEST,
+    MSG_USERAUTH_SUCCESS,
+)
+from paramiko.message import Message
+
+from bokeh_ssh._core.text import clean
+from bokeh_ssh._core.waiting import heed
+
+#: Seconds for the answer to a password or a code, at least: the server may itself be waiting for a person
+#: (a push to a phone). sshd's LoginGraceTime.
+PERSON_TIMEOUT = 120.0
+#: Waits are cut into such slices: Ctrl-C does not interrupt a wait on Windows, and paramiko tells nobody
+#: that another thread has closed the transport.
+_SLICE = 0.5
+_MOST_QUESTIONS = 64
+_MOST_TEXT = 4096
+_MOST_SAID = 8
+_CERTIFICATE = "-cert-v01@openssh.com"
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The request was taken; for a login method: logged in."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Not (yet) logged in.
+
+    :param partial: the method succeeded, but the server wants another one as well
+    """
+
+    allowed: tuple[str, ...]
+    partial: bool
+
+
+@dataclass(frozen=True)
+class KeyAccepted:
+    """The server would take a signature by the key that was offered."""
+
+
+@dataclass(frozen=True)
+class PasswordExpired:
+    """The password is right, or was, but must be changed before it works."""
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What a person is to answer; ``questions`` are (text, may be shown)."""
+
+    instructions: str
+    questions: tuple[tuple[str, bool], ...]
+
+
+Verdict = Accepted | Refused
+Reply = Accepted | Refused | KeyAccepted | PasswordExpired | Questions
+
+
+class NoAnswerError(Exception):
+    """The server did not answer in time; the text is the time. Never leaves the package."""
+
+
+class EndedError(Exception):
+    """The connection ended during the login. Never leaves the package."""
+
+
+class UserAuth(AuthHandler):
+    """Our side of the login on a transport that has exchanged keys.
+
+    Each request waits for its one answer.
+
+    :param transport: held weakly, as paramiko's handlers do: the caller keeps it
+    :param timeout: seconds for each answer; that to a password or a code has at least ``PERSON_TIMEOUT``
+    :raises NoAnswerError: (each request) if none came in time
+    :raises EndedError: (each request) if the connection ended
+    """
+
+    def __init__(self, transport: paramiko.Transport, user: str, timeout: float) -> None:
+        super().__init__(transport)
+        self.user = user
+        self._said: collections.deque[str] = collections.deque(maxlen=_MOST_SAID)
+        self._fresh: collections.deque[str] = collections.deque(maxlen=_MOST_SAID)
+        self._timeout = timeout
+        self._waiting = False
+        self._offered = b""
+        self._inbox: queue.SimpleQueue[Reply | None] = queue.SimpleQueue()
+        transport.auth_handler = self
+
+    def __repr__(self) -> str:
+        return f"<UserAuth {self.user} {self.auth_method or 'not begun'}>"
+
+    # What the server says beside its answers.
+
+    @property
+    def said(self) -> str:
+        """The last banners (RFC 4252, section 5.4) and instructions without a question, fit to be shown."""
+        return "\n".join(self._said)
+
+    def news(self) -> str:
+        """Tell what has been said since this was last asked."""
+        said = [self._fresh.popleft() for _ in range(len(self._fresh))]
+        return "\n".join(said)
+
+    def hear(self, text: str) -> None:
+        """Keep ``text``, to be shown with the next question, or if there is none with the error."""
+        if text:
+            self._said.append(text)
+            self._fresh.append(text)
+
+    # Requests, on the caller's thread.
+
+    def begin(self) -> Verdict:
+        """Ask for the login service, and then which methods there are (``none``, RFC 4252, section 5.2)."""
+        self.auth_method = "service"
+        message = Message().add_byte(bytes((MSG_SERVICE_REQUEST,))).add_string("ssh-userauth")
+        self._ask(message, self._timeout)
+        return self._verdict(self._ask(self._request("none"), self._timeout))
+
+    def offer(self, algorithm: str, blob: bytes) -> Reply:
+        """Ask whether a key would be taken, without a signature."""
+        message = self._request("publickey").add_boolean(False).add_string(algorithm).add_string(blob)
+        self._offered = blob
+        return self._ask(message, self._timeout)
+
+    def prove(self, algorithm: str, blob: bytes, sign: Callable[[bytes, str], bytes]) -> Verdict:
+        """Log in with a key; ``sign`` gets what to sign and the algorithm."""
+        message = self._request("publickey").add_boolean(True).add_string(algorithm).add_string(blob)
+        signed = Message().add_string(self.transport.session_id or b"").asbytes() + message.asbytes()
+        message.add_string(sign(signed, algorithm))
+        return self._verdict(self._ask(message, self._timeout))
+
+    def algorithm(self, kind: str) -> str | None:
+        """Choose how a key of type ``kind`` signs (RFC 8332); None if the server takes no way we know."""
+        if kind not in ("ssh-rsa", "ssh-rsa" + _CERTIFICATE):
+            return kind
+        ours = [name for name in self.transport.preferred_pubkeys if name in ("rsa-sha2-512", "rsa-sha2-256")]
+        theirs = getattr(self.transport, "server_extensions", {}).get("server-sig-algs", b"")
+        names = clean(theirs, _MOST_TEXT).split(",") if theirs else ours
+        common = [name for name in ours if name in names]
+        return common[0] + kind[len("ssh-rsa") :] if common else None
+
+    def send_password(self, password: str) -> Reply:
+        """Log in with a password (RFC 4252, section 8)."""
+        message = self._request("password").add_boolean(False).add_string(_encoded(password))
+        return self._ask(message, max(self._timeout, PERSON_TIMEOUT))
+
+    def ask_questions(self) -> Reply:
+        """Have the server ask its questions (RFC 4256, section 3.1)."""
+        message = self._request("keyboard-interactive").add_string("").add_string("")
+        return self._ask(message, max(self._timeout, PERSON_TIMEOUT))
+
+    def answer(self, answers: Sequence[str]) -> Reply:
+        """Answer the questions, all of a round at once."""
+        message = Message().add_byte(bytes((MSG_USERAUTH_INFO_RESPONSE,))).add_int(len(answers))
+        for text in answers:
+            message.add_string(_encoded(text))
+        return self._ask(message, max(self._timeout, PERSON_TIMEOUT))
+
+    def _request(self, method: str) -> Message:
+        self.auth_method = method
+        self.username = self.user
+        self._offered = b""
+        message = Message().add_byte(bytes((MSG_USERAUTH_REQUEST,)))
+        return message.add_string(_encoded(self.user)).add_string("ssh-connection").add_string(method)
+
+    def _ask(self, message: Message, timeout: float) -> Reply:
+        deadline = time.monotonic() + timeout
+        self._waiting = True
+        try:
+            self.transport._send_user_message(message)  # type: ignore[attr-defined]  # not in the stubs
+        except (paramiko.SSHException, EOFError, OSError) as exc:
+            # What the server said before it hung up may still be on its way to the transport's thread.
+            self.transport.join(_SLICE)
+            raise EndedError from exc
+        while (left := deadline - time.monotonic()) > 0:
+            heed()
+            try:
+                reply = self._inbox.get(timeout=min(left, _SLICE))
+            except queue.Empty:
+                if self.transport.is_active():
+                    continue
+                reply = None
+            if reply is None:
+                raise EndedError
+            return reply
+        msg = f"{timeout:g} s"
+        raise NoAnswerError(msg)
+
+    def _verdict(self, reply: Reply) -> Verdict:
+        if isinstance(reply, (Accepted, Refused)):
+            return reply
+        raise EndedError  # not reached: such replies are refused where they arrive
+
+    # Answers, on the transport's thread.
+
+    @property
+    def _client_handler_table(self) -> dict[int, Callable[[Message], None]]:
+        return {
+            MSG_SERVICE_ACCEPT: self._on_service,
+            MSG_USERAUTH_SUCCESS: self._on_success,
+            MSG_USERAUTH_FAILURE: self._on_failure,
+            MSG_USERAUTH_BANNER: self._on_banner,
+            MSG_USERAUTH_INFO_REQUEST: self._on_60,
+        }
+
+    def abort(self) -> None:
+        """Wake whoever waits: the connection has ended."""
+        self._inbox.put(None)
+
+    def _put(self, reply: Reply) -> None:
+        # One answer for each question: a server that says more cannot fill our memory.
+        if not self._waiting:
+            msg = "the server answered a login question that was not asked"
+            raise paramiko.SSHException(msg)
+        self._waiting = False
+        self._inbox.put(reply)
+
+    def _on_service(self, message: Message) -> None:  # all handlers get it
+        if self.auth_method != "service":
+            msg = "the server accepted a service out of turn"
+            raise paramiko.SSHException(msg)
+        self._put(Accepted())
+
+    def _on_success(self, message: Message) -> None:
+        if self.authenticated:
+            return
+        if not self._waiting or self.auth_method == "service":
+            msg = "the server accepted a login that was not asked for"
+            raise paramiko.SSHException(msg)
+        super()._parse_userauth_success(message)  # type: ignore[misc]  # not in the stubs
+        self._put(Accepted())
+
+    def _on_failure(self, message: Message) -> None:
+        if self.authenticated:
+            return
+        names = clean(message.get_binary(), _MOST_TEXT).split(",")
+        self._put(Refused(tuple(name for name in names if name), message.get_boolean()))
+
+    def _on_banner(self, message: Message) -> None:
+        self.hear(clean(message.get_binary(), _MOST_TEXT, lines=True, tail=True).strip())
+
+    def _on_60(self, message: Message) -> None:
+        # What number 60 means is up to the method under way (RFC 4252, section 6).
+        if self.authenticated:
+            return
+        if self.auth_method == "keyboard-interactive":
+            self._put(self._questions(message))
+        elif self.auth_method == "password":
+            self._put(PasswordExpired())
+        elif self.auth_method == "publickey" and self._offered:
+            message.get_binary()
+            if message.get_binary() != self._offered:
+                msg = "the server accepted a key that was not offered"
+                raise paramiko.SSHException(msg)
+            self._put(KeyAccepted())
+        else:
+            msg = "the server asked a question out of turn"
+            raise paramiko.SSHException(msg)
+
+    def _questions(self, message: Message) -> Questions:
+        name = clean(message.get_binary(), _MOST_TEXT, lines=True).strip()
+        instructions = clean(message.get_binary(), _MOST_TEXT, lines=True).strip()
+        message.get_binary()
+        count = message.get_int()
+        if count > _MOST_QUESTIONS:
+            msg = f"the server asked {count} questions at once"
+            raise paramiko.SSHException(msg)
+        asked = (
+            (clean(message.get_binary(), _MOST_TEXT, lines=True), message.get_boolean()) for _ in range(count)
+        )
+        return Questions("\n".join(part for part in (name, instructions) if part), tuple(asked))
+
+
+def _encoded(text: str) -> bytes:
+    # Lone surrogates must not raise: the error object would hold the secret.
+    return text.encode("utf-8", "surrogatepass")

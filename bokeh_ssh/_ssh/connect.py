@@ -1,0 +1,191 @@
+"""Open a connection: reach the server, exchange keys, verify its host key, log in; hop by hop."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import random
+import socket
+import threading
+import time
+
+import paramiko
+
+from bokeh_ssh._core.errors import (
+    BokehSSHError,
+    ConnectError,
+    ConnectTimeoutError,
+    ProtocolError,
+    RefusedError,
+    TargetUnreachableError,
+)
+from bokeh_ssh._core.events import Authenticated, Connecting, HostKeyVerified, OnEvent, ignore
+from bokeh_ssh._core.host import Host
+from bokeh_ssh._core.waiting import wait
+from bokeh_ssh._ssh.auth import host_keys, login
+from bokeh_ssh._ssh.auth.prompt_cache import Memory
+from bokeh_ssh._ssh.connection import Connection
+from bokeh_ssh._ssh.io_loop import Pump
+from bokeh_ssh._ssh.proxy_command import ProxySocket
+from bokeh_ssh._ssh.route import Hop, find_route
+from bokeh_ssh._ssh.tcp import dial
+from bokeh_ssh._ssh.transport import Transport
+
+#: An sshd that is full (MaxStartups) hangs up before its banner; trying again soon is what helps.
+_HANG_UP_RETRIES = 3
+#: What newer ones say before they do (sshd.c, drop_connection).
+_FULL = ("Exceeded MaxStartups", "Not allowed at this time")
+
+
+def connect(
+    host: Host,
+    *,
+    via: Connection | None = None,
+    on_event: OnEvent = ignore,
+    memory: Memory | None = None,
+) -> Connection:
+    """Connect and log in, through all hops (``ssh``).
+
+    Every host key is verified before any credential is sent.
+
+    :param via: an open connection to go through; stays open when this one is closed
+    :param memory: answers for a person where it can, and learns what worked
+    :raises BokehSSHError: whatever went wrong, by stage; nothing is left open
+    """
+    route = find_route(host) if via is None else find_route(host)[-1:]
+    memory = memory or Memory()
+    for hop in route:
+        login.check_keys(hop.host)  # a key file that is missing is told before anything is dialled
+    made: list[Connection] = []
+    try:
+        for hop in route:
+            under = made[-1] if made else via
+            made.append(_connect_hop(hop, under, on_event, memory))
+            if len(made) > 1:
+                made[-1]._under = made[-2]
+    except BaseException:
+        for connection in reversed(made):
+            connection.close()
+        raise
+    return made[-1]
+
+
+def _connect_hop(hop: Hop, under: Connection | None, on_event: OnEvent, memory: Memory) -> Connection:
+    memory.begin()
+    host = dataclasses.replace(hop.host, prompt=memory.wrap(hop.host.prompt))
+    via = under.name if under else "its ProxyCommand" if hop.proxy_command else ""
+    on_event(Connecting(host=hop.label, address=hop.hostname, port=hop.port, via=via))
+    files = hop.known_hosts
+    known = host_keys.known_algorithms(hop.known_as, hop.known_port, files)
+    with contextlib.ExitStack() as stack:
+        transport = _handshake(hop, under, known, stack)
+        peer = transport.getpeername()
+        key = transport.host_key_blob
+        added = host_keys.verify(
+            hop.label,
+            key,
+            name=hop.known_as,
+            address=str(peer[0]) if under is None and isinstance(peer, tuple) else None,
+            port=hop.known_port,
+            files=files,
+            writable=next(iter(hop.own_known_hosts), None),
+            policy=host.host_keys,
+            ask=host.prompt,
+        )
+        if added:
+            on_event(added)
+        on_event(
+            HostKeyVerified(
+                host=hop.label, key_type=host_keys.kind(key), fingerprint=host_keys.fingerprint(key)
+            )
+        )
+        methods = login.login(transport, host, hop.config, user=hop.user, timeout=hop.timeout)
+        memory.keep()
+        connection = Connection(hop, transport, transport.pump, methods)
+        stack.callback(connection.close)
+        transport.on_end(connection._ended)
+        connection.watch()
+        on_event(Authenticated(host=hop.label, user=hop.user, methods=methods))
+        stack.pop_all()  # the last step: until then Ctrl-C closes it
+    return connection
+
+
+def _handshake(
+    hop: Hop, under: Connection | None, known: tuple[str, ...], stack: contextlib.ExitStack
+) -> Transport:
+    """Reach the server and exchange keys; the transport and its pump are put on ``stack``."""
+    deadline = time.monotonic() + hop.timeout
+    for attempt in range(_HANG_UP_RETRIES + 1):
+        with contextlib.ExitStack() as attempt_stack:
+            sock = _reach(hop, under, max(0.1, deadline - time.monotonic()))
+            attempt_stack.callback(sock.close)
+            pump = Pump(hop.label)
+            attempt_stack.callback(pump.close)
+            transport = Transport(sock, pump, prefer_host_keys=known)
+            transport.use_compression(hop.host.compression or bool(hop.config.compression))
+            # Ours is the deadline that tells what happened; paramiko's own only ends its thread.
+            transport.banner_timeout = transport.handshake_timeout = hop.timeout + 5
+            attempt_stack.callback(transport.shut, 0.5)
+            done = threading.Event()
+            transport.start_client(event=done)
+            finished = wait(done, max(0.1, deadline - time.monotonic()))
+            if finished and transport.alive:
+                transport.packetizer.settle()
+                stack.push(attempt_stack.pop_all())
+                return transport
+            cause = transport.get_exception()
+            hung_up = finished and _hung_up(transport, cause)
+            ended = sock.ended() if isinstance(sock, ProxySocket) and hung_up else ""
+            if ended:
+                msg = f"its ProxyCommand ended before an SSH server answered ({ended})"
+                hint = "run that line of your ssh config in a shell, with the host and port put in"
+                raise ConnectError(msg, host=hop.label, hint=hint) from cause
+        error = _handshake_error(hop, transport, cause, finished=finished, hung_up=hung_up)
+        pause = random.uniform(0.2, 0.6) * 2**attempt  # noqa: S311  # jitter, not a secret
+        if not hung_up or attempt == _HANG_UP_RETRIES or time.monotonic() + pause > deadline:
+            raise error from cause
+        time.sleep(pause)
+    raise AssertionError  # the loop returns or raises
+
+
+def _hung_up(transport: Transport, cause: BaseException | None) -> bool:
+    """Tell whether the server ended it before its version, which is worth another try."""
+    cause = getattr(cause, "__cause__", None) or cause
+    broke = isinstance(cause, (EOFError, OSError)) and not isinstance(cause, TimeoutError)
+    silent = all(line.startswith(_FULL) for line in transport.preamble)
+    return broke and silent and not transport.remote_version
+
+
+def _reach(hop: Hop, under: Connection | None, timeout: float) -> socket.socket:
+    if under is None and hop.proxy_command:
+        return ProxySocket.start(hop.proxy_command, name=hop.label)
+    if under is None:
+        return dial(hop.hostname, hop.port, name=hop.label, timeout=timeout)
+    try:
+        return under.open_socket((hop.hostname, hop.port), timeout=timeout)
+    except TargetUnreachableError as exc:
+        msg = f"{under.name} cannot connect to {hop.hostname} port {hop.port}"
+        hint = f"check the name as {under.name} sees it, and that an SSH server runs there"
+        raise RefusedError(msg, host=hop.label, hint=hint) from exc
+
+
+def _handshake_error(
+    hop: Hop, transport: Transport, cause: BaseException | None, *, finished: bool, hung_up: bool
+) -> BokehSSHError:
+    where = f"{hop.hostname} port {hop.port}"
+    said = transport.preamble[0].strip()[:80] if transport.preamble else ""
+    if hung_up:
+        msg = f"{where} hung up before its version" + (f" ({said})" if said else "")
+        hint = "the server may be full (MaxStartups) or refuse this address; try again later"
+        return RefusedError(msg, host=hop.label, hint=hint)
+    if said:
+        msg = f"{where} is not an SSH server: it says {said!r}"
+        return ProtocolError(msg, host=hop.label, hint="check the port")
+    if not finished or isinstance(cause, socket.timeout) or "timed out" in str(cause):
+        msg = f"{where} takes connections but does not answer as an SSH server within {hop.timeout:g} s"
+        return ConnectTimeoutError(msg, host=hop.label, hint="check the port, or give a longer timeout")
+    if isinstance(cause, paramiko.ssh_exception.IncompatiblePeer):
+        msg = f"no common algorithm with {where} ({cause})"
+        return ProtocolError(msg, host=hop.label, hint="the server is too old, or set up too narrowly")
+    said = transport.disconnect_message or str(cause or "it hung up")
+    return ProtocolError(f"the key exchange with {where} failed ({said})", host=hop.label)

@@ -1,0 +1,503 @@
+"""One SSH connection, once it is up: its life, and what it carries."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+
+from bokeh_ssh._core.endpoint import HERE, Endpoint, Origin, in_words
+from bokeh_ssh._core.errors import (
+    ConnectionLostError,
+    ForwardError,
+    ForwardingRefusedError,
+    PortInUseError,
+    SessionError,
+    TargetUnreachableError,
+)
+from bokeh_ssh._core.fork import in_child
+from bokeh_ssh._core.waiting import wait
+from bokeh_ssh._ssh.channel import LOST, Sink, Stream
+from bokeh_ssh._ssh.io_loop import Pump
+from bokeh_ssh._ssh.keepalive import Watchdog
+from bokeh_ssh._ssh.messages import AGENT_REQUEST, bound_port, cancelling, listening, opening
+from bokeh_ssh._ssh.relay import MakePipe, Pipe, reset
+from bokeh_ssh._ssh.route import Hop
+from bokeh_ssh._ssh.session import Session
+from bokeh_ssh._ssh.transport import IncomingHandler, Reply, Transport
+
+log = logging.getLogger("bokeh_ssh.connection")
+
+#: Seconds between questions whether the server is still there, and how many may go unanswered
+#: (ServerAliveInterval and ServerAliveCountMax).
+_ALIVE_INTERVAL = 5.0
+_ALIVE_COUNT = 3
+#: Seconds for a server that may be busy to answer a question that costs it nothing.
+_PING = 2.0
+#: Seconds for which a Unix socket with more connections than it accepts is tried again, and between tries.
+_CROWDED = 5.0
+_RETRY = 0.05
+_PROHIBITED = 1
+_CONNECT_FAILED = 2
+_UNKNOWN_TYPE = 3
+_SHORTAGE = 4
+#: What servers say that forbid a target with the reason of one that cannot be reached (Erlang: "Forwarding
+#: disabled"); an errno's words are none of these.
+_FORBIDS = re.compile(
+    r"(?<!operation )not (permitted|allowed)|disabled|forbid|prohibit|administrat|disallowed|by policy", re.I
+)
+
+
+class Connection:
+    """A verified, authenticated SSH connection. Made by ``_ssh.connect.connect``; a context manager."""
+
+    def __init__(self, hop: Hop, transport: Transport, pump: Pump, methods: tuple[str, ...]) -> None:
+        self.hop = hop
+        self.name = hop.label
+        self.transport = transport
+        self.pump = pump
+        self.methods = methods
+        self.lost = threading.Event()
+        self.reason = ""
+        self._reached: dict[Endpoint, float] = {}  # when each target has last taken a connection
+        self._on_lost: list[Callable[[str], None]] = []
+        self._under: Connection | None = None
+        self._closing = threading.Event()
+        self._lock = threading.RLock()  # a signal handler may close meanwhile
+        self._watchdog: Watchdog | None = None
+        in_child(self, Connection._abandon)
+
+    def _abandon(self) -> None:
+        """Be closed in a forked child: not one byte of its may go out."""
+        self._closing = threading.Event()
+        self._closing.set()
+        self.transport.abandon()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closing.is_set() else "lost" if self.lost.is_set() else "open"
+        return f"<Connection {self.hop.user}@{self.name} {state}>"
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # Life and death.
+
+    @property
+    def alive(self) -> bool:
+        """Whether the connection works, as far as is known."""
+        return self.transport.alive and not self._closing.is_set()
+
+    @property
+    def peers(self) -> tuple[str, ...]:
+        """The address that is connected to from this machine: the first jump host's, if there is one."""
+        if self._under:
+            return self._under.peers
+        try:
+            address = self.transport.getpeername()
+        except (OSError, AttributeError):  # gone already, or the pipe of a ProxyCommand
+            return ()
+        return (str(address[0]),) if isinstance(address, tuple) and len(address) > 1 else ()
+
+    def on_lost(self, call: Callable[[str], None]) -> None:
+        """Have ``call`` told the reason when the connection is lost, but not when it is closed."""
+        with self._lock:
+            if not self.lost.is_set():
+                self._on_lost.append(call)
+                return
+        call(self.reason)
+
+    def _ended(self) -> None:
+        if self._closing.is_set():
+            return
+        with self._lock:
+            if self.lost.is_set():
+                return
+            if not self.reason:
+                said = self.transport.disconnect_message
+                fault = self.transport.fault or "the line went down"
+                self.reason = f"the server ended it: {said}" if said else fault
+            self.lost.set()
+            calls = list(self._on_lost)
+        for call in calls:
+            call(self.reason)
+
+    def watch(self) -> None:
+        """Start to ask regularly whether the server is still there (``ServerAliveInterval``)."""
+        config = self.hop.config
+        self.transport.ask(b"keepalive@openssh.com")  # its answer tells the round trip, for the windows
+        interval = _ALIVE_INTERVAL if config.server_alive_interval is None else config.server_alive_interval
+        count = config.server_alive_count or _ALIVE_COUNT
+        if interval > 0:
+            self._watchdog = Watchdog(self.transport, interval, count, self._note, self.name)
+            self._watchdog.start()
+
+    def _note(self, reason: str) -> None:
+        """Note why it is about to end; the first reason counts."""
+        with self._lock:
+            self.reason = self.reason or reason
+
+    def give_up(self, reason: str) -> None:
+        """End it as lost, at once; never blocks."""
+        self._note(reason)
+        self.transport.shut(0)
+
+    def ping(self, timeout: float) -> bool:
+        """Ask the server for any answer; False if none comes within ``timeout`` seconds."""
+        reply = self.ask()
+        return reply.wait(timeout) and not reply.lost
+
+    def ask(self) -> Reply:
+        """Ask the server for any answer; never blocks."""
+        return self.transport.ask(b"keepalive@openssh.com")
+
+    def close(self) -> None:
+        """End the connection and those of its hops; idempotent, within two seconds on a dead line."""
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        if self.transport.alive:
+            # Let what was queued (closes, cancelled listeners) go out, then say goodbye (RFC 4253, 11.1).
+            bye = b"closed by user"
+            self.transport.send_later(struct.pack(">BII", 1, 11, len(bye)) + bye + struct.pack(">I", 0))
+            self.pump.drain(0.5)
+        self.transport.shut(0.5)
+        self.pump.close(0.5)
+        if self._watchdog:
+            self._watchdog.stop(0.5)
+        if self._under:
+            self._under.close()
+
+    # What it carries.
+
+    def run(
+        self,
+        command: str,
+        *,
+        on_stdout: Callable[[bytes], None],
+        on_stderr: Callable[[bytes], None],
+        on_exit: Callable[[int | None], None],
+        timeout: float,
+        agent: bool = False,
+    ) -> Session:
+        """Run a command through the user's login shell, without a terminal (``ssh -T host command``).
+
+        :param on_exit: gets the exit status (negative for a signal), or None where none came
+        :param agent: have the server offer it an SSH agent (``ssh -A``), which
+            :func:`_ssh.agent_forwarding.lent` answers
+        :raises SessionError: if the server refuses
+        :raises ConnectionLostError: if the line goes down, or nothing answers within ``timeout`` seconds
+        """
+        session = Session(self.pump, on_stdout, on_stderr, on_exit)
+        if not self._start(session, b"exec", command, timeout, agent):
+            msg = "the server refuses to run a command"
+            raise SessionError(msg, host=self.name, hint="the account may be limited to forwarding")
+        return session
+
+    def subsystem(
+        self,
+        name: str,
+        *,
+        on_stdout: Callable[[bytes], None],
+        on_stderr: Callable[[bytes], None],
+        on_exit: Callable[[int | None], None],
+        timeout: float,
+    ) -> Session:
+        """Start a subsystem, such as ``"sftp"`` (``ssh -s``); as :meth:`run` otherwise."""
+        session = Session(self.pump, on_stdout, on_stderr, on_exit)
+        if not self._start(session, b"subsystem", name, timeout, False):
+            hint = "ask the administrator for Subsystem in sshd_config"
+            raise SessionError(f"the server has no {name}", host=self.name, hint=hint)
+        return session
+
+    def _start(self, session: Session, kind: bytes, what: str, timeout: float, agent: bool) -> bool:
+        """Open a session's channel and start something in it; whether the server does."""
+        deadline = time.monotonic() + timeout
+        opened = self._open(b"session", b"", timeout, session)
+        if isinstance(opened, tuple):
+            code, text = opened
+            msg = f"the server refuses to open a session ({text or f'reason {code}'})"
+            hint = (
+                "the account may be limited to forwarding; ask the administrator (MaxSessions, ForceCommand)"
+            )
+            raise SessionError(msg, host=self.name, hint=hint)
+        if agent:
+            opened.request(AGENT_REQUEST, b"", want_reply=False)
+        raw = what.encode()
+        opened.request(kind, struct.pack(">I", len(raw)) + raw)
+        if not wait(session.replied, deadline - time.monotonic()) and not session.ended.is_set():
+            session.close()
+            raise self._silence("running a command", timeout)
+        if not session.accepted:
+            session.close()
+            if self.lost.is_set():
+                raise self.lost_error()
+        return session.accepted
+
+    def open_socket(self, target: Endpoint, *, timeout: float) -> socket.socket:
+        """Connect to ``target`` as seen from the server (``ssh -W``); gives a local socket.
+
+        :raises ForwardingRefusedError: the server forbids it
+        :raises TargetUnreachableError: the server cannot connect there
+        :raises ConnectionLostError: the line went down, or nothing answered within ``timeout`` seconds
+        """
+        ours, theirs = socket.socketpair()
+        try:
+            splice = _Splice(self.pump, theirs)
+            try:
+                opened = self._open(*opening(target, HERE), timeout, splice)
+            except ConnectionLostError as exc:
+                if not self.alive or not self.ping(_PING):
+                    raise
+                # The server itself answers: it still waits for the target.
+                msg = f"{in_words(target)} there did not answer within {timeout:.3g} s"
+                hint = "check that the server can reach it: a firewall may stand between"
+                raise TargetUnreachableError(msg, host=self.name, hint=hint) from exc
+            if isinstance(opened, tuple):
+                raise self.refusal(*opened, target)
+        except BaseException:
+            ours.close()
+            theirs.close()
+            raise
+        return ours
+
+    def forward(
+        self,
+        sock: socket.socket,
+        target: Endpoint,
+        origin: Origin,
+        check: Callable[[Callable[[bool], None]], None] | None = None,
+        make: MakePipe = Pipe,
+        again: Callable[[], None] | None = None,
+    ) -> None:
+        """Join an accepted local connection to ``target`` as seen from the server; returns at once.
+
+        Where the server refuses, the local connection is reset.
+
+        :param check: tells, once the server has connected, whether anything may go there; on the transport
+            thread
+        :param make: makes what joins them
+        :param again: takes the local connection back, where the line was lost before anything of it was sent
+        """
+        began = time.monotonic()
+
+        def refused(code: int, text: str) -> None:
+            if code == _CONNECT_FAILED and self._is_crowded(target, began):
+                self.pump.post(lambda: self.pump.later(_RETRY, ask))
+                return
+            log.info("%s: %s: %s", self.name, in_words(target), text or f"refused, reason {code}")
+            give_back()
+
+        def give_back() -> None:
+            if again and not self.alive:
+                again()
+            else:
+                reset(sock)
+
+        def opened(stream: Stream) -> None:
+            self._reached[target] = time.monotonic()
+            if check:
+                early = _Early()
+                stream.attach(early)
+                check(lambda fine: go_on(stream, early) if fine else give_up(stream))
+            else:
+                stream.attach(self.pump.splice(sock, stream, make=make))
+
+        def go_on(stream: Stream, early: _Early) -> None:
+            pipe = self.pump.splice(sock, stream, make=make)
+            early.hand_over(pipe)
+            if stream.sink is early:  # else it has ended, and that was handed over
+                stream.sink = pipe
+
+        def give_up(stream: Stream) -> None:
+            self.pump.post(stream.close)
+            give_back()
+
+        def ask() -> None:
+            self.open_stream(target, origin, opened, refused)
+
+        ask()
+
+    def _is_crowded(self, target: Endpoint, began: float) -> bool:
+        """Tell whether a target that refuses may only have more connections than it accepts at a time.
+
+        A port lets them wait; a Unix socket does not, and sshd does not wait for it. One that has taken
+        nobody of late has ended.
+        """
+        now = time.monotonic()
+        taken = self._reached.get(target)
+        return (
+            isinstance(target, str)
+            and taken is not None
+            and now < began + _CROWDED
+            and now < taken + _CROWDED
+        )
+
+    def open_stream(
+        self,
+        target: Endpoint,
+        origin: Origin,
+        opened: Callable[[Stream], None],
+        refused: Callable[[int, str], None],
+    ) -> None:
+        """Ask for a channel to ``target``; the callbacks tell."""
+        self.transport.open_stream(*opening(target, origin), opened, refused)
+
+    def listen(self, where: Endpoint, handler: IncomingHandler) -> Endpoint:
+        """Have the server listen (``ssh -R``); gives where it does, with the real port for ``port=0``.
+
+        :raises PortInUseError: the port is taken there
+        :raises ForwardingRefusedError: the server forbids it; with a socket, it may also be in the way of a
+            file, or in a folder that is not there
+        """
+        timeout = self.hop.timeout
+        ok, payload = self._ask(*listening(where), timeout)
+        if isinstance(where, str):
+            if ok:
+                self.transport.listen(where, handler)
+                return where
+            msg = f"the server refuses to listen on {in_words(where)}"
+            hint = "ask the administrator for AllowStreamLocalForwarding"
+            raise ForwardingRefusedError(msg, host=self.name, hint=hint)
+        address, port = where
+        bound = port or bound_port(payload)
+        if ok and not bound:
+            msg = "the server listens on a free port, but does not say which port"
+            raise ForwardError(msg, host=self.name, hint="choose a remote_port")
+        if ok and bound:
+            self.transport.listen((address, bound), handler)
+            return address, bound
+        hint = "ask the administrator for AllowTcpForwarding and PermitListen"
+        if port:
+            # The refusal has no reason in it; whether another port is to be had tells which it was.
+            free, payload = self._ask(*listening((address, 0)), timeout)
+            other = bound_port(payload)
+            if free and other:
+                self._ask(*cancelling((address, other)), timeout)
+                msg = f"port {port} is taken, or not permitted"
+                hint = "choose another remote_port, or 0 for any free one"
+                raise PortInUseError(msg, host=self.name, hint=hint, port=port, side="remote")
+        msg = f"the server refuses to listen on {address} port {port}"
+        raise ForwardingRefusedError(msg, host=self.name, hint=hint)
+
+    def unlisten(self, where: Endpoint, *, timeout: float = 2) -> None:
+        """Have the server stop listening; quietly, since a dead connection has stopped by itself."""
+        self.transport.unlisten(where)
+        with contextlib.suppress(ConnectionLostError):
+            self._ask(*cancelling(where), timeout)
+
+    # Waiting for the server's answers.
+
+    def _ask(self, kind: bytes, payload: bytes, timeout: float) -> tuple[bool, bytes]:
+        reply = self.transport.ask(kind, payload)
+        if not reply.wait(timeout):
+            raise self._silence("a request", timeout)
+        if reply.lost:
+            raise self.lost_error()
+        return reply.ok, reply.payload
+
+    def _open(
+        self, kind: bytes, payload: bytes, timeout: float, sink: Session | _Splice
+    ) -> Stream | tuple[int, str]:
+        """Open a channel; the stream, or the code and text of the refusal."""
+        answered = threading.Event()
+        refusal: list[tuple[int, str]] = []
+
+        def opened(stream: Stream) -> None:
+            sink.opened(stream)
+            answered.set()
+
+        def refused(code: int, text: str) -> None:
+            refusal.append((code, text))
+            answered.set()
+
+        stream = self.transport.open_stream(kind, payload, opened, refused)
+        try:
+            if not wait(answered, timeout):
+                raise self._silence("opening a channel", timeout)
+        except BaseException:
+            stream.close()
+            raise
+        if refusal and refusal[0][0] == LOST:
+            raise self.lost_error()
+        return refusal[0] if refusal else stream
+
+    def refusal(self, code: int, text: str, target: Endpoint) -> ForwardError:
+        """Make the error for a channel to ``target`` that was refused with this reason."""
+        where = in_words(target)
+        is_path = isinstance(target, str)
+        reaches_none = code in (_UNKNOWN_TYPE, _SHORTAGE)
+        if code == _PROHIBITED or (not reaches_none and _FORBIDS.search(text)):
+            said = "" if code == _PROHIBITED else f" ({text})"
+            msg = f"the server forbids forwarding to {where}{said}"
+            names = "AllowStreamLocalForwarding" if is_path else "AllowTcpForwarding and PermitOpen"
+            return ForwardingRefusedError(msg, host=self.name, hint=f"ask the administrator for {names}")
+        if code == _UNKNOWN_TYPE and is_path:
+            msg = f"the server cannot forward to {where}, or to any other"
+            return ForwardingRefusedError(msg, host=self.name, hint="use a port in place of the socket")
+        if not reaches_none:  # MINA has 0 for a name that does not resolve
+            why = text or ("connect failed" if code == _CONNECT_FAILED else f"reason {code}")
+            msg = f"nothing answers on {where} there ({why})"
+            hint = "check that the server runs and the port"
+            if is_path:  # OpenSSH gives this reason for all, a prohibition too
+                hint = (
+                    "check that the server runs and the path, and that AllowStreamLocalForwarding is not off"
+                )
+            return TargetUnreachableError(msg, host=self.name, hint=hint)
+        return ForwardError(f"no channel to {where} ({text or f'reason {code}'})", host=self.name)
+
+    def lost_error(self) -> ConnectionLostError:
+        """Make the error for a connection that ended."""
+        reason = self.reason or self.transport.disconnect_message or "the line went down"
+        return ConnectionLostError(
+            f"the SSH connection was lost ({reason})", host=self.name, hint="open it again"
+        )
+
+    def _silence(self, what: str, timeout: float) -> ConnectionLostError:
+        msg = f"{what} got no answer within {timeout:g} s"
+        return ConnectionLostError(msg, host=self.name, hint="the line may be down; try again")
+
+
+class _Early:
+    """Keeps what a target says before it is known whether anything may go there; its window bounds that."""
+
+    def __init__(self) -> None:
+        self._calls: list[Callable[[Sink], None]] = []
+
+    def hand_over(self, sink: Sink) -> None:
+        """Tell another sink all of it."""
+        for call in self._calls:
+            call(sink)
+
+    def on_data(self, parts: list[memoryview]) -> None:
+        self._calls.append(lambda sink: sink.on_data(parts))
+
+    def on_eof(self) -> None:
+        self._calls.append(lambda sink: sink.on_eof())
+
+    def on_close(self) -> None:
+        self._calls.append(lambda sink: sink.on_close())
+
+    def on_lost(self) -> None:
+        self._calls.append(lambda sink: sink.on_lost())
+
+    def on_window(self) -> None:
+        pass  # whoever comes after asks how much it may send
+
+
+class _Splice:
+    """Joins a socket to a stream at the moment that it opens."""
+
+    def __init__(self, pump: Pump, sock: socket.socket) -> None:
+        self._pump = pump
+        self._sock = sock
+
+    def opened(self, stream: Stream) -> None:
+        stream.attach(self._pump.splice(self._sock, stream))

@@ -1,0 +1,265 @@
+"""Serve the local sockets of one SSH connection: one selector thread, whatever their number.
+
+The pump thread is also the only one that sends on the SSH connection once it is up (see
+``_ssh.transport``), so nothing the transport thread wants said can wait for the transport thread.
+"""
+
+from __future__ import annotations
+
+import collections
+import errno
+import heapq
+import itertools
+import logging
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from bokeh_ssh._core.fork import in_child
+from bokeh_ssh._ssh.relay import MakePipe, Pipe, Stream, reset, reset_if_killed
+from bokeh_ssh._ssh.tcp import Address
+
+log = logging.getLogger("bokeh_ssh.pump")
+
+#: Bytes read from a local socket at a time: large enough that Python's cost per read does not matter,
+#: small enough that sixteen busy sockets take fair turns.
+_CHUNK = 128 * 1024
+#: Seconds between two tries of a Unix socket that has more connections than it accepts.
+_RETRY = 0.02
+
+
+class Pump:
+    """One thread that serves all local sockets of one SSH connection.
+
+    :param name: for the thread's name
+    :ivar chunk: what its pipes read into, one after the other
+    """
+
+    def __init__(self, name: str) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._calls: collections.deque[Callable[[], None]] = collections.deque()
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self._pipes: set[Pipe] = set()
+        self.chunk = memoryview(bytearray(_CHUNK))
+        self._closing = False
+        self._wake_lock = threading.RLock()  # a signal handler may close what its thread was about to use
+        self._woken = False
+        self._ear, self._mouth = socket.socketpair()
+        self._ear.setblocking(False)
+        self._mouth.setblocking(False)
+        self._selector.register(self._ear, selectors.EVENT_READ, self._heard)
+        self._thread = threading.Thread(target=self._run, name=f"bokeh-ssh pump {name}", daemon=True)
+        self._thread.start()
+        in_child(self, Pump._abandon)
+
+    def _abandon(self) -> None:
+        """Close a forked child's copies of all sockets; the parent's stay as they are."""
+        self._closing = True
+        self._selector.close()
+        for sock in (self._ear, self._mouth):
+            sock.close()
+        for pipe in self._pipes:
+            pipe.abandon()
+
+    def post(self, call: Callable[[], None]) -> None:
+        """Run ``call`` on the pump thread, after all that was posted before; never blocks."""
+        self._calls.append(call)
+        if threading.get_ident() == self._thread.ident:
+            return  # it looks before it sleeps
+        with self._wake_lock:
+            if self._woken or self._closing:
+                return
+            self._woken = True
+            try:
+                self._mouth.send(b"!")
+            except OSError:  # full means a wake-up is on its way already; closed means nobody listens
+                pass
+
+    def later(self, delay: float, call: Callable[[], None]) -> None:
+        """Run ``call`` on the pump thread after ``delay`` seconds. Pump thread only."""
+        heapq.heappush(self._timers, (time.monotonic() + delay, next(self._order), call))
+
+    def splice(
+        self,
+        sock: socket.socket,
+        stream: Stream,
+        on_end: Callable[[bool], None] | None = None,
+        make: MakePipe = Pipe,
+    ) -> Pipe:
+        """Join a connected socket and an open stream; the pipe owns both from here on.
+
+        :param on_end: called once at the end, with True if both directions ended cleanly
+        :param make: makes the pipe
+        """
+        pipe = make(self, sock, stream, on_end)
+        self._pipes.add(pipe)
+        self.post(pipe.start)
+        if self._closing:
+            reset(sock)
+        return pipe
+
+    def dial(
+        self,
+        addresses: Sequence[Address],
+        timeout: float,
+        done: Callable[[socket.socket | None, OSError | None], None],
+    ) -> None:
+        """Connect to the first address that answers, without blocking; ``done`` runs on the pump thread."""
+        self.post(_Dial(self, list(addresses), timeout, done).next)
+
+    def drain(self, timeout: float) -> bool:
+        """Wait until everything posted so far has run; False if that took more than ``timeout`` seconds."""
+        done = threading.Event()
+        self.post(done.set)
+        return not self._thread.is_alive() or done.wait(timeout)
+
+    def close(self, timeout: float = 1.0) -> None:
+        """Reset every socket that is left and end the thread; idempotent."""
+        with self._wake_lock:
+            if not self._closing:
+                self._closing = True
+                try:
+                    self._mouth.send(b"!")
+                except OSError:
+                    pass
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout)
+
+    def forget(self, pipe: Pipe) -> None:
+        """Serve a pipe no longer. Pump thread only."""
+        self._pipes.discard(pipe)
+
+    @property
+    def open_pipes(self) -> int:
+        """How many sockets are being served."""
+        return len(self._pipes)
+
+    def watch(self, sock: socket.socket, old: int, new: int, call: Callable[[int], None]) -> None:
+        """Change the interest in a socket from ``old`` to ``new`` (0 is none). Pump thread only."""
+        if new == old:
+            return
+        if not old:
+            self._selector.register(sock, new, call)
+        elif not new:
+            self._selector.unregister(sock)
+        else:
+            self._selector.modify(sock, new, call)
+
+    def _heard(self, mask: int) -> None:
+        with self._wake_lock:
+            self._woken = False
+            try:
+                self._ear.recv(64)
+            except OSError:
+                pass
+
+    def _run(self) -> None:
+        try:
+            while not self._closing:
+                self._turn()
+        finally:
+            for pipe in list(self._pipes):
+                pipe.abort()
+            self._selector.close()
+            self._ear.close()
+            self._mouth.close()
+
+    def _turn(self) -> None:
+        pause = None
+        if self._calls:
+            pause = 0.0
+        elif self._timers:
+            pause = max(0.0, self._timers[0][0] - time.monotonic())
+        for key, mask in self._selector.select(pause):
+            self._call(key.data, mask)
+        while self._timers and self._timers[0][0] <= time.monotonic():
+            self._call(heapq.heappop(self._timers)[2])
+        for _ in range(len(self._calls)):  # those posted meanwhile wait for the next turn: sockets first
+            self._call(self._calls.popleft())
+
+    def _call(self, call: Callable[..., None], *args: object) -> None:
+        try:
+            call(*args)
+        except Exception:  # one connection's failure must not end the others (and the thread is theirs too)
+            log.exception("a connection failed")
+
+
+class _Dial:
+    """A connect that does not block, one address after the other."""
+
+    def __init__(
+        self,
+        pump: Pump,
+        addresses: list[Address],
+        timeout: float,
+        done: Callable[[socket.socket | None, OSError | None], None],
+    ) -> None:
+        self._pump = pump
+        self._left = addresses
+        self._timeout = timeout
+        self._done = done
+        self._sock: socket.socket | None = None
+        self._error = OSError(errno.EADDRNOTAVAIL, "no address")
+
+    def next(self) -> None:
+        """Try the next address."""
+        if not self._left:
+            self._done(None, self._error)
+            return
+        family, address = self._left.pop(0)
+        try:
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            reset_if_killed(sock)
+            sock.setblocking(False)
+            code = sock.connect_ex(address)
+        except OSError as exc:
+            self._error = exc
+            self.next()
+            return
+        if code == 0:
+            self._done(sock, None)
+            return
+        if code == errno.EAGAIN and family == getattr(socket, "AF_UNIX", None):
+            # Its queue is full; it is not connecting, and nothing tells when there is room.
+            sock.close()
+            self._timeout -= _RETRY
+            if self._timeout > 0:
+                self._left.insert(0, (family, address))
+                self._pump.later(_RETRY, self.next)
+            else:
+                self._error = OSError(code, "its queue is full")
+                self.next()
+            return
+        if code not in (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EAGAIN, 10035):
+            sock.close()
+            self._error = OSError(code, errno.errorcode.get(code, str(code)))
+            self.next()
+            return
+        self._sock = sock
+        self._pump.watch(sock, 0, selectors.EVENT_WRITE, self._ready)
+        self._pump.later(self._timeout, lambda: self._give_up(sock))
+
+    def _take(self) -> socket.socket:
+        sock, self._sock = self._sock, None
+        assert sock is not None
+        self._pump.watch(sock, selectors.EVENT_WRITE, 0, self._ready)
+        return sock
+
+    def _ready(self, mask: int) -> None:
+        sock = self._take()
+        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code == 0:
+            self._done(sock, None)
+            return
+        sock.close()
+        self._error = OSError(code, errno.errorcode.get(code, str(code)))
+        self.next()
+
+    def _give_up(self, sock: socket.socket) -> None:
+        if self._sock is sock:
+            self._take().close()
+            self._error = OSError(errno.ETIMEDOUT, "timed out")
+            self.next()

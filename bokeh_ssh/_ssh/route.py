@@ -1,0 +1,154 @@
+"""Which machines a connection goes through: the caller's words and the ssh config put together."""
+
+from __future__ import annotations
+
+import dataclasses
+import getpass
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bokeh_ssh._core.errors import ConfigError, UsageError
+from bokeh_ssh._core.host import Host
+from bokeh_ssh._ssh.config import lookup
+from bokeh_ssh._ssh.config.lookup import HostConfig
+
+_MOST_HOPS = 8
+DEFAULT_TIMEOUT = 15.0
+
+
+@dataclass(frozen=True)
+class Hop:
+    """One machine on the way: what to dial, and as whom to log in.
+
+    :param label: the machine as the user named it, for messages
+    :param timeout: seconds for each stage of connecting
+    """
+
+    host: Host
+    config: HostConfig
+    label: str
+    hostname: str
+    port: int
+    user: str
+    timeout: float
+
+    @property
+    def known_as(self) -> str:
+        """The name under which known_hosts has it (``HostKeyAlias``)."""
+        return self.config.host_key_alias or self.hostname
+
+    @property
+    def known_port(self) -> int | None:
+        """The port under which known_hosts has it; a ``HostKeyAlias`` stands there without one."""
+        return None if self.config.host_key_alias else self.port
+
+    @property
+    def proxy_command(self) -> str:
+        """The command that makes the connection, for the shell; empty where we dial."""
+        return self.config.proxy_command or ""
+
+    @property
+    def own_known_hosts(self) -> tuple[str, ...]:
+        """The account's own files with known host keys; the first one gets new keys."""
+        if self.host.known_hosts is not None:
+            return (str(Path(self.host.known_hosts).expanduser()),)
+        files = self.config.user_known_hosts
+        files = lookup.USER_KNOWN_HOSTS if files is None else files
+        return tuple(str(Path(path).expanduser()) for path in files)
+
+    @property
+    def known_hosts(self) -> tuple[str, ...]:
+        """All files with known host keys."""
+        if self.host.known_hosts is not None:
+            return self.own_known_hosts
+        files = self.config.global_known_hosts
+        return (*self.own_known_hosts, *(lookup.GLOBAL_KNOWN_HOSTS if files is None else files))
+
+
+def find_hop(host: Host) -> Hop:
+    """Look the host up in its ssh config.
+
+    :raises ConfigError: if the config cannot be followed
+    """
+    target = host.target
+    path = None if host.ssh_config is None else os.fspath(host.ssh_config)
+    config = lookup.load(
+        path, target.host, user=target.user, port=target.port, jump_given=host.jump is not None
+    )
+    try:
+        account = target.user or config.user or getpass.getuser()
+    except (KeyError, OSError, ImportError) as exc:  # no account database entry, as in some containers
+        msg = "no user name was given and this account has none"
+        raise UsageError(msg, host=target.host, hint="give user= or user@host") from exc
+    return Hop(
+        host=host,
+        config=config,
+        label=target.host,
+        hostname=config.hostname,
+        port=target.port or config.port or 22,
+        user=account,
+        timeout=host.timeout or config.connect_timeout or DEFAULT_TIMEOUT,
+    )
+
+
+def goes_its_own_way(host: Host) -> bool:
+    """Tell whether ``jump`` or the ssh config says how to reach the host."""
+    if host.jump is not None:
+        return True
+    config = find_hop(host).config
+    return config.proxy_jump is not None or config.proxy_command is not None
+
+
+def find_route(host: Host) -> list[Hop]:
+    """List the machines to log in to, in order; the host itself is the last (``ssh -J``).
+
+    As with ``ssh -J``, what is given for the host (keys, password, user) is not for its jump hosts: they
+    have their own ``Host`` or ssh config. Where to find config and known hosts, and ``prompt``, are.
+
+    :raises ConfigError: if the way leads in a circle or the config cannot be followed
+    """
+    hop = find_hop(host)
+    route = [hop]
+    while True:
+        first = route[0]
+        jumps = _jumps(first)
+        if not jumps:
+            return route
+        # Only the first of a list may have a way of its own; the others are reached through it.
+        route[:0] = [find_hop(h if i == 0 else dataclasses.replace(h, jump=())) for i, h in enumerate(jumps)]
+        places = [(h.hostname, h.port, h.user) for h in route]
+        if len(set(places)) < len(places) or len(route) > _MOST_HOPS:
+            msg = f"the way leads in a circle: {' -> '.join(h.label for h in route)}"
+            raise ConfigError(
+                msg, host=hop.label, hint="check jump= and the ProxyJump lines of your ssh config"
+            )
+
+
+def _jumps(hop: Hop) -> list[Host]:
+    given = hop.host.jump
+    if given is None:
+        given = hop.config.proxy_jump or ()
+    listed: Sequence[str | Host] = (given,) if isinstance(given, (str, Host)) else tuple(given)
+    names: list[str | Host] = []
+    for item in listed:
+        names += [item] if isinstance(item, Host) else [part.strip() for part in item.split(",")]
+    return [name if isinstance(name, Host) else alike(hop.host, name) for name in names]
+
+
+def alike(host: Host, name: str, **changes: object) -> Host:
+    """Make a :class:`Host` for another machine that is looked up and verified as this one is."""
+    return Host(
+        name,
+        **{  # type: ignore[arg-type]  # the types are those of Host's own fields
+            "allow_agent": host.allow_agent,
+            "look_for_keys": host.look_for_keys,
+            "timeout": host.timeout,
+            "known_hosts": host.known_hosts,
+            "host_keys": host.host_keys,
+            "ssh_config": host.ssh_config,
+            "prompt": host.prompt,
+            **changes,
+        },
+    )

@@ -1,0 +1,175 @@
+"""TCP to a name and port, before a deadline, whichever of its addresses answers first."""
+
+from __future__ import annotations
+
+import errno
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from bokeh_ssh._core.errors import ConnectError, ConnectTimeoutError, RefusedError, ResolveError
+from bokeh_ssh._core.waiting import SLICE, heed, wait
+
+#: A family, and an address as sockets of it take one.
+Address = tuple[socket.AddressFamily, Any]
+
+#: Seconds that one address has for itself before the next is tried beside it (RFC 8305, section 5).
+_STAGGER = 0.25
+_IN_PROGRESS = {errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EAGAIN, getattr(errno, "WSAEWOULDBLOCK", 10035)}
+
+
+def no_delay(sock: socket.socket) -> None:
+    """Turn Nagle's algorithm off; a socket that is not TCP is left as it is."""
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except OSError:  # a socket pair is a Unix socket on POSIX
+        pass
+
+
+def resolve(host: str, port: int, *, name: str, timeout: float) -> list[Address]:
+    """Look up the addresses of ``host``, IPv6 and IPv4 taking turns.
+
+    :param name: the host as the user named it, for messages
+    :param timeout: seconds; the system's own look-up cannot be cancelled, so it is left to finish on a
+        thread of its own when it takes longer
+    :raises ResolveError: if it has none, or the look-up did not answer in time
+    """
+    answers: list[list[Address] | OSError | ValueError] = []
+    answered = threading.Event()
+
+    def look_up() -> None:
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            answers.append([(family, address) for family, _, _, _, address in found])
+        except (OSError, ValueError) as exc:  # UnicodeError among them: a label too long for IDNA
+            answers.append(exc)
+        answered.set()
+
+    threading.Thread(target=look_up, name=f"bokeh-ssh resolve {host}", daemon=True).start()
+    if not wait(answered, timeout):
+        msg = f"looking up {host} took more than {timeout:.3g} s"
+        raise ResolveError(msg, host=name, hint="check the network and the name server")
+    answer = answers[0]
+    if isinstance(answer, Exception):
+        msg = f"{host} has no address ({_reason(answer)})"
+        hint = "check the spelling and the HostName line of your ssh config"
+        raise ResolveError(msg, host=name, hint=hint) from answer
+    return interleave(answer)
+
+
+def interleave(addresses: Sequence[Address]) -> list[Address]:
+    """Order addresses so that families take turns, the first one's first (RFC 8305, section 4)."""
+    first = addresses[0][0] if addresses else socket.AF_INET
+    mine = [a for a in addresses if a[0] == first]
+    others = [a for a in addresses if a[0] != first]
+    mixed: list[Address] = []
+    while mine or others:
+        if mine:
+            mixed.append(mine.pop(0))
+        if others:
+            mixed.append(others.pop(0))
+    return mixed
+
+
+def dial(host: str, port: int, *, name: str, timeout: float) -> socket.socket:
+    """Connect to ``host``; a dead address beside a live one costs a quarter of a second.
+
+    :param name: the host as the user named it, for messages
+    :param timeout: seconds for the look-up and the connection together
+    :returns: a connected, non-inheritable socket with TCP_NODELAY
+    :raises ResolveError: the name has no address
+    :raises RefusedError: every address refused, with the last reason as the cause
+    :raises ConnectTimeoutError: no address answered in time
+    """
+    deadline = time.monotonic() + timeout
+    addresses = resolve(host, port, name=name, timeout=timeout)
+    with _Race(addresses) as race:
+        sock = race.run(deadline)
+    if sock is not None:
+        no_delay(sock)
+        return sock
+    where = f"{host} port {port}"
+    if race.failures and not race.waiting:
+        last = race.failures[-1]
+        hint = "check host and port, and that an SSH server runs there"
+        kind = RefusedError if _refused(last) else ConnectError
+        msg = f"cannot connect to {where} ({_reason(last)})"
+        raise kind(msg, host=name, hint=hint) from last
+    msg = f"{where} did not answer within {timeout:.3g} s"
+    raise ConnectTimeoutError(msg, host=name, hint="check the network, a VPN, a firewall, or use jump=")
+
+
+class _Race:
+    """Attempts side by side; the first to connect wins and the others are closed."""
+
+    def __init__(self, addresses: Sequence[Address]) -> None:
+        self._left = list(addresses)
+        self._selector = selectors.DefaultSelector()
+        self.failures: list[OSError] = []
+
+    def __enter__(self) -> _Race:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.waiting = len(self._selector.get_map() or ())
+        for key in list((self._selector.get_map() or {}).values()):
+            key.fileobj.close()  # type: ignore[union-attr]  # only sockets are registered
+        self._selector.close()
+
+    def run(self, deadline: float) -> socket.socket | None:
+        """Return the winner, or None when all failed or the deadline came."""
+        while (left := deadline - time.monotonic()) > 0:
+            heed()
+            if self._left:
+                won = self._start(*self._left.pop(0))
+                if won:
+                    return won
+            if not self._selector.get_map():
+                if self._left:
+                    continue
+                return None
+            pause = min(left, _STAGGER if self._left else SLICE)
+            for key, _ in self._selector.select(pause):
+                sock = key.fileobj
+                assert isinstance(sock, socket.socket)
+                self._selector.unregister(sock)
+                code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if code == 0:
+                    return sock
+                sock.close()
+                self.failures.append(OSError(code, errno.errorcode.get(code, str(code))))
+        return None
+
+    def _start(self, family: socket.AddressFamily, address: tuple[object, ...]) -> socket.socket | None:
+        try:
+            sock = socket.socket(family, socket.SOCK_STREAM)
+        except OSError as exc:  # this machine has no IPv6
+            self.failures.append(exc)
+            return None
+        sock.setblocking(False)
+        code = sock.connect_ex(address)
+        if code == 0:
+            return sock
+        if code in _IN_PROGRESS:
+            # Windows tells a failed connect through the exceptional set, which selectors folds into
+            # EVENT_WRITE, so one interest serves everywhere.
+            self._selector.register(sock, selectors.EVENT_WRITE)
+            return None
+        sock.close()
+        self.failures.append(OSError(code, errno.errorcode.get(code, str(code))))
+        return None
+
+
+def _refused(exc: OSError) -> bool:
+    return exc.errno in (errno.ECONNREFUSED, errno.ECONNRESET, getattr(errno, "WSAECONNREFUSED", 10061))
+
+
+def _reason(exc: Exception) -> str:
+    if isinstance(exc, OSError) and exc.errno is not None and not isinstance(exc, socket.gaierror):
+        import os
+
+        return os.strerror(exc.errno).lower()
+    return str(getattr(exc, "strerror", None) or exc).lower()

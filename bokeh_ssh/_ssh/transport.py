@@ -1,0 +1,490 @@
+"""paramiko's Transport, with its stalls and guesses taken out.
+
+What is different, and why:
+
+- Once the connection is up, one thread sends: the pump's. What the transport thread itself wants said
+  (window credit, answers to requests and closes) is queued for it. paramiko sends such things from the
+  transport thread, where during a key change they wait for that same thread until the connection dies.
+- Global requests are answered in order (RFC 4254, section 4), have a deadline, and "denied" means that
+  the server said so.
+- Channels that the server opens are refused unless they belong to a listener of ours, and each listener
+  has its own handler.
+- A message for a channel that both sides have closed is passed over, as long as the number was ours once:
+  some servers send an exit status after their CLOSE.
+- What a packet inflates to is bounded.
+- It is alive only while its thread is.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import errno
+import logging
+import operator
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import paramiko
+from paramiko.common import (
+    MSG_CHANNEL_CLOSE,
+    MSG_CHANNEL_DATA,
+    MSG_CHANNEL_EOF,
+    MSG_CHANNEL_EXTENDED_DATA,
+    MSG_CHANNEL_FAILURE,
+    MSG_CHANNEL_OPEN,
+    MSG_CHANNEL_REQUEST,
+    MSG_CHANNEL_SUCCESS,
+    MSG_CHANNEL_WINDOW_ADJUST,
+    MSG_GLOBAL_REQUEST,
+    MSG_REQUEST_FAILURE,
+)
+from paramiko.message import Message
+
+from bokeh_ssh._core.endpoint import Endpoint, Origin
+from bokeh_ssh._core.waiting import wait
+from bokeh_ssh._ssh.channel import MAX_PACKET, WINDOW, Stream
+from bokeh_ssh._ssh.io_loop import Pump
+from bokeh_ssh._ssh.messages import forwarded
+from bokeh_ssh._ssh.packetizer import ChannelData, InflateError, Inflater, Packetizer
+
+log = logging.getLogger("bokeh_ssh.transport")
+
+#: Answers that wait to be sent; a server that asks faster than it reads has no good intentions.
+_MOST_WAITING = 50_000
+#: Channels that a server may have open through one listener at a time.
+_MOST_INCOMING = 4096
+_CONNECT_FAILED = 2
+_numbers = struct.Struct(">II").unpack_from
+_RESOURCE_SHORTAGE = 4
+#: Bytes by which the windows of all streams of a connection may grow together: the bound of what slow
+#: readers can make us keep, on top of 2 MiB for each of them.
+_LENT = 64 * 1024 * 1024
+
+#: (stream, origin): decides with ``stream.accept`` or ``stream.reject``, later and on any thread.
+IncomingHandler = Callable[[Stream, Origin], None]
+
+
+if TYPE_CHECKING:
+
+    class _Base(paramiko.Transport):
+        """The private names of paramiko's that this module uses; a test looks for each of them."""
+
+        packetizer: Packetizer
+        _cipher_info: dict[str, Any]
+        _compression_info: dict[str, Any]
+        _expected_packet: tuple[int, ...]
+        _channels: Any
+        channels_seen: Any
+        active: bool
+        clear_to_send: threading.Event
+        clear_to_send_lock: threading.Lock
+
+        def _send_user_message(self, data: Message | ChannelData) -> None: ...
+        def _verify_key(self, host_key: bytes, sig: bytes) -> None: ...
+        def _parse_disconnect(self, m: Message) -> None: ...
+        def _check_banner(self) -> None: ...
+        def _log(self, level: int, msg: str | list[str], *args: object) -> None: ...
+        def _parse_request_success(self, m: Message) -> None: ...
+        def _parse_request_failure(self, m: Message) -> None: ...
+        def _parse_global_request(self, m: Message) -> None: ...
+        def _parse_channel_open(self, m: Message) -> None: ...
+        def _parse_channel_open_success(self, m: Message) -> None: ...
+        def _parse_channel_open_failure(self, m: Message) -> None: ...
+        def _next_channel(self) -> int: ...
+
+else:
+    _Base = paramiko.Transport
+
+
+class Reply:
+    """The answer to a global request, once it is there."""
+
+    def __init__(self) -> None:
+        self._done = threading.Event()
+        self.asked = time.monotonic()
+        self.ok = False
+        self.payload = b""
+        self.lost = False
+
+    def set(self, *, ok: bool = False, payload: bytes = b"", lost: bool = False) -> None:
+        if not self._done.is_set():
+            self.ok, self.payload, self.lost = ok, payload, lost
+            self._done.set()
+
+    def wait(self, timeout: float) -> bool:
+        """Wait for the answer; False if none came in ``timeout`` seconds."""
+        return wait(self._done, timeout)
+
+
+class UnknownChannelError(paramiko.SSHException):
+    """The server speaks of a channel that never was."""
+
+
+class _Numbers:
+    """Our numbers for channels, given out one after the other, and which they were.
+
+    This is paramiko's ``channels_seen`` too, a dict that it puts its own channels in and never takes any out
+    of. No lock: a signal handler may open a channel between any two steps of the thread that does.
+    """
+
+    def __init__(self) -> None:
+        self._left = iter(range(1 << 32))
+
+    def take(self) -> int:
+        """Give out the next one."""
+        return next(self._left)
+
+    def __contains__(self, number: int) -> bool:
+        if number < (1 << 32) - operator.length_hint(self._left):
+            return True
+        # paramiko would end the connection just as well, but keep to itself why.
+        msg = f"the server speaks of a channel that never was (number {number})"
+        raise UnknownChannelError(msg)
+
+    def __setitem__(self, number: int, seen: bool) -> None:
+        pass
+
+
+class Transport(_Base):
+    """One SSH connection as a client.
+
+    :param sock: connected to the server
+    :param pump: sends everything that is not key exchange or login
+    :param prefer_host_keys: host key algorithms to ask for first, since we know keys of those kinds
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        pump: Pump,
+        *,
+        prefer_host_keys: Sequence[str] = (),
+    ) -> None:
+        self._prefer_host_keys = tuple(prefer_host_keys)
+        super().__init__(
+            sock,
+            default_window_size=WINDOW,
+            default_max_packet_size=MAX_PACKET,
+            packetizer_class=Packetizer,
+        )
+        # A signal handler may close what its thread is about to open a channel of.
+        self._channels._lock = threading.RLock()
+        self.packetizer.on_data = self._on_data
+        self.packetizer.on_pause = self._hand_on
+        self._gathered: list[memoryview] = []  # what came for one stream at a time, of one read
+        self._gathered_for: Stream | None = None
+        options = self.get_security_options()
+        # AES-GCM runs in one pass in OpenSSL; the others need an HMAC per packet from Python besides.
+        gcm = [
+            name for name in ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com") if name in self._cipher_info
+        ]
+        options.ciphers = (*gcm, *(name for name in options.ciphers if name not in gcm))
+        self.pump = pump
+        self.host_key_blob = b""
+        self.disconnect_message = ""
+        self.preamble: list[str] = []
+        self._on_end: Callable[[], None] | None = None
+        # No lock around the two: a signal handler may ask between any two steps of the thread that asks.
+        self._outbox: collections.deque[tuple[bytes, Reply | None]] = collections.deque()
+        self._replies: collections.deque[Reply] = collections.deque()
+        self._numbers = self.channels_seen = _Numbers()
+        # paramiko's own map holds channels weakly; a stream lives until both sides have closed it.
+        self._streams: dict[int, Stream] = {}
+        self._lent = 0
+        self._lend_lock = threading.Lock()
+        self._round_trips: collections.deque[float] = collections.deque(maxlen=8)
+        self._listeners: dict[Endpoint, IncomingHandler] = {}
+        self._ended = threading.Event()
+
+    @property
+    def fault(self) -> str:
+        """What the server did that ended the connection; empty where it is not known."""
+        told = isinstance(self.saved_exception, (UnknownChannelError, InflateError))
+        return str(self.saved_exception) if told else ""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still works: paramiko's ``is_active`` stays true when its thread has died."""
+        return self.is_alive() and bool(self.is_active())
+
+    # Key exchange.
+
+    @property
+    def preferred_keys(self) -> tuple[str, ...]:
+        # As OpenSSH's order_hostkeyalgs: ask first for the kinds of key that known_hosts has, so that
+        # a server which gained a new kind does not look unknown.
+        usual = tuple(super().preferred_keys)
+        known = [name for name in self._prefer_host_keys if name in usual]
+        return (*known, *(name for name in usual if name not in known))
+
+    def _verify_key(self, host_key: bytes, sig: bytes) -> None:
+        # Kept as sent: a host certificate cannot be had back from paramiko's key object.
+        self.host_key_blob = bytes(host_key)
+        super()._verify_key(host_key, sig)
+
+    def _parse_disconnect(self, m: Message) -> None:
+        m.get_int()
+        self.disconnect_message = m.get_binary()[:500].decode("utf-8", "replace")
+
+    def _check_banner(self) -> None:
+        # As paramiko's, but what came instead of "SSH-" is kept for the error, and each line has the
+        # same deadline (RFC 4253, section 4.2 allows other lines before it).
+        for _ in range(100):
+            try:
+                line = self.packetizer.readline(self.banner_timeout)
+            except Exception as exc:
+                msg = f"no SSH banner: {exc}"
+                raise paramiko.SSHException(msg) from exc
+            if line.startswith("SSH-"):
+                break
+            self.preamble.append(line[:200])
+        else:
+            msg = "no SSH banner in 100 lines"
+            raise paramiko.SSHException(msg)
+        self.remote_version = line
+        version, _, software = line.partition(" ")[0].partition("-")[2].partition("-")
+        if version not in ("2.0", "1.99") or not software:
+            msg = f"the server speaks SSH {version}, not 2.0"
+            raise paramiko.SSHException(msg)
+
+    # Life and death.
+
+    def _log(self, level: int, msg: str | list[str], *args: object) -> None:
+        # What paramiko calls an error, ours tell. Were it logged as one, Python would print it, with a
+        # traceback, wherever nobody has set up logging.
+        super()._log(logging.DEBUG, msg, *args)
+
+    def run(self) -> None:
+        try:
+            super().run()
+        finally:
+            self.packetizer.complete_handshake()  # ends paramiko's timer thread where the handshake failed
+            self._ended.set()
+            for reply in (*self._replies.copy(), *(asked for _, asked in self._outbox.copy())):
+                if reply:
+                    reply.set(lost=True)
+            for stream in list(self._streams.values()):
+                stream.lose()
+            if self._on_end:
+                self._on_end()
+
+    def on_end(self, call: Callable[[], None]) -> None:
+        """Have ``call`` called on the transport thread when the connection has ended, however it did."""
+        self._on_end = call
+        if self._ended.is_set():
+            call()
+
+    def shut(self, timeout: float) -> None:
+        """Close at once and wait up to ``timeout`` seconds for the thread."""
+        self.close()
+        if self.is_alive() and threading.current_thread() is not self:
+            self.join(timeout)
+
+    def abandon(self) -> None:
+        """Close a forked child's copy of the socket; the parent's connection goes on."""
+        self.active = False
+        self._ended = threading.Event()
+        self._ended.set()
+        self.sock.close()
+
+    # Sending.
+
+    def send_now(self, packet: bytes | ChannelData) -> None:
+        """Send on this thread; waits while the connection is full or changes keys. Pump thread only.
+
+        :raises BrokenPipeError: if the connection is no more
+        """
+        message = Message(packet) if isinstance(packet, bytes) else packet
+        try:
+            with self.clear_to_send_lock:
+                if self.clear_to_send.is_set() and self.active:  # paramiko itself asks in 0.1 s steps
+                    self.packetizer.send_message(message)
+                    return
+            self._send_user_message(message)
+        except (EOFError, OSError, paramiko.SSHException) as exc:
+            msg = "the SSH connection is gone"
+            raise BrokenPipeError(errno.EPIPE, msg) from exc
+
+    def send_later(self, packet: bytes, reply: Reply | None = None) -> None:
+        """Send from the pump thread, in order; never blocks. ``reply`` is told what the server answers."""
+        full = len(self._outbox) > _MOST_WAITING
+        if full:
+            self.packetizer.close()
+        else:
+            self._outbox.append((packet, reply))
+            self.pump.post(self._send_one)
+        if reply and (full or self._ended.is_set()):
+            reply.set(lost=True)
+
+    def _send_one(self) -> None:
+        packet, reply = self._outbox.popleft()
+        if reply:
+            self._replies.append(reply)
+            if self._ended.is_set():
+                reply.set(lost=True)
+        if self.active:
+            with contextlib.suppress(BrokenPipeError):  # whoever waits for an answer is told by run()
+                self.send_now(packet)
+
+    # Global requests.
+
+    def ask(self, kind: bytes, payload: bytes = b"") -> Reply:
+        """Send a global request that wants a reply (RFC 4254, section 4)."""
+        reply = Reply()
+        packet = struct.pack(">BI", MSG_GLOBAL_REQUEST, len(kind)) + kind + b"\x01" + payload
+        self.send_later(packet, reply)
+        return reply
+
+    def _parse_request_success(self, m: Message) -> None:
+        self._answer(ok=True, payload=m.get_remainder())
+
+    def _parse_request_failure(self, m: Message) -> None:
+        self._answer(ok=False, payload=b"")
+
+    def _answer(self, *, ok: bool, payload: bytes) -> None:
+        reply = self._replies.popleft() if self._replies else None
+        if reply:  # otherwise nobody has asked
+            self._round_trips.append(time.monotonic() - reply.asked)
+            reply.set(ok=ok, payload=payload)
+
+    @property
+    def rtt(self) -> float:
+        """The shortest of the last round trips, in seconds; 0 before the first."""
+        return min(self._round_trips, default=0.0)
+
+    def lend(self, count: int) -> int:
+        """Let a stream's window grow by up to ``count`` bytes, or take them back if it is negative."""
+        with self._lend_lock:
+            lent = min(count, _LENT - self._lent)
+            self._lent += lent
+            return lent
+
+    def _parse_global_request(self, m: Message) -> None:
+        m.get_binary()
+        if m.get_boolean():  # keepalive@openssh.com among them: a failure is an answer too
+            self.send_later(bytes((MSG_REQUEST_FAILURE,)))
+
+    # Channels.
+
+    def _on_data(self, packet: bytes, end: int) -> bool:
+        """Take a decrypted packet of channel data, from its padding length on, past paramiko's loop."""
+        if self._expected_packet:  # in a key exchange: paramiko's loop knows what to do with it
+            return False
+        number, length = _numbers(packet, 2)
+        stream = self._streams.get(number)
+        if stream is None or length != end - 10:
+            return False
+        if stream is not self._gathered_for:
+            self._hand_on()
+            self._gathered_for = stream
+        self._gathered.append(memoryview(packet)[10:end])
+        return True
+
+    def _hand_on(self) -> None:
+        """Give a stream what came for it: many packets, one system call."""
+        stream, self._gathered_for = self._gathered_for, None
+        if stream:
+            parts, self._gathered = self._gathered, []
+            stream.feed(parts)
+
+    def _next_channel(self) -> int:
+        return self._numbers.take()  # one sequence for paramiko's own channels and our streams
+
+    def open_stream(
+        self,
+        kind: bytes,
+        payload: bytes,
+        on_open: Callable[[Stream], None],
+        on_refused: Callable[[int, str], None],
+    ) -> Stream:
+        """Ask for a channel (RFC 4254, section 5.1); returns at once, the callbacks tell."""
+        stream = Stream(self, self._numbers.take(), on_open, on_refused)
+        head = struct.pack(">BI", MSG_CHANNEL_OPEN, len(kind)) + kind
+        self._streams[stream.number] = stream
+        self._channels.put(stream.number, stream)
+        if self._ended.is_set():
+            self.forget(stream)
+            stream.lose()
+        else:
+            self.send_later(head + struct.pack(">III", stream.number, WINDOW, MAX_PACKET) + payload)
+        return stream
+
+    def _parse_channel_open_success(self, m: Message) -> None:
+        stream = self._streams.get(m.get_int())
+        if stream and stream.asked:
+            stream.set_remote(m.get_int(), m.get_int(), m.get_int())
+            try:
+                stream.confirmed()
+            except Exception:  # one connection's failure must not end the others
+                log.exception("a channel could not be used")
+                stream.close()
+
+    def _parse_channel_open_failure(self, m: Message) -> None:
+        stream = self._streams.get(m.get_int())
+        if stream and stream.asked:
+            code = m.get_int()
+            text = m.get_binary()[:500].decode("utf-8", "replace")
+            self.forget(stream)
+            stream.refused(code, text)
+
+    def forget(self, stream: Stream) -> None:
+        """Drop a channel that both sides have closed."""
+        self._streams.pop(stream.number, None)
+        self._channels.delete(stream.number)
+
+    def listen(self, where: Endpoint, handler: IncomingHandler) -> None:
+        """Hand connections to ``where`` on the server to ``handler``."""
+        self._listeners[where] = handler
+
+    def unlisten(self, where: Endpoint) -> None:
+        """Refuse such connections from now on."""
+        self._listeners.pop(where, None)
+
+    def _parse_channel_open(self, m: Message) -> None:
+        kind = m.get_binary()
+        stream = Stream(self, self._numbers.take())
+        stream.set_remote(m.get_int(), m.get_int(), m.get_int())
+        found = forwarded(kind, m.get_remainder())
+        handler = self._find_listener(found[0]) if found else None
+        if found is None or handler is None:
+            stream.reject()
+        elif max(len(self._streams), self.pump.open_pipes) >= _MOST_INCOMING:  # closed ones still deliver
+            stream.reject(_RESOURCE_SHORTAGE)
+        else:
+            self._streams[stream.number] = stream
+            self._channels.put(stream.number, stream)
+            try:
+                handler(stream, found[1])
+            except Exception:  # one connection's failure must not end the others
+                log.exception("a forwarded connection failed")
+                stream.reject(_CONNECT_FAILED)
+
+    def _find_listener(self, where: Endpoint) -> IncomingHandler | None:
+        handler = self._listeners.get(where)
+        if handler is None and isinstance(where, tuple):
+            # Some servers send the address they bound, not the one they were asked for.
+            same = (h for at, h in self._listeners.items() if isinstance(at, tuple) and at[1] == where[1])
+            handler = next(same, None)
+        return handler
+
+    _compression_info = {  # noqa: RUF012  # paramiko's own shape
+        name: (deflate, inflate and Inflater)
+        for name, (deflate, inflate) in paramiko.Transport._compression_info.items()  # type: ignore[attr-defined]
+    }
+
+    # Resolved at call time, so that paramiko's own channels (SFTP) work beside our streams.
+    _channel_handler_table: dict[int, Callable[[Any, Message], None]] = {  # noqa: RUF012  # paramiko's own shape
+        MSG_CHANNEL_SUCCESS: lambda channel, m: channel._request_success(m),
+        MSG_CHANNEL_FAILURE: lambda channel, m: channel._request_failed(m),
+        MSG_CHANNEL_DATA: lambda channel, m: channel._feed(m),
+        MSG_CHANNEL_EXTENDED_DATA: lambda channel, m: channel._feed_extended(m),
+        MSG_CHANNEL_WINDOW_ADJUST: lambda channel, m: channel._window_adjust(m),
+        MSG_CHANNEL_REQUEST: lambda channel, m: channel._handle_request(m),
+        MSG_CHANNEL_EOF: lambda channel, m: channel._handle_eof(m),
+        MSG_CHANNEL_CLOSE: lambda channel, m: channel._handle_close(m),
+    }

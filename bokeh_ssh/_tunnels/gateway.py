@@ -1,0 +1,425 @@
+"""Situation two: a gateway stands between."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from bokeh_ssh._core.endpoint import Endpoint, as_name, check_name
+from bokeh_ssh._core.errors import (
+    ConnectionLostError,
+    ForwardError,
+    ServerNotFoundError,
+    TargetUnreachableError,
+    UsageError,
+)
+from bokeh_ssh._core.events import Attached, OnEvent, ReverseForwarded, Warned
+from bokeh_ssh._core.host import Host, as_host, check_port, parse_target
+from bokeh_ssh._forwarding.published_sockets import Spot, private_socket, published
+from bokeh_ssh._server.options import BOKEH_PORT, LOOPBACK, Serve
+from bokeh_ssh._server.probe import answers, ask, check_owner, find_route
+from bokeh_ssh._server.server import Server
+from bokeh_ssh._ssh.auth.agent import Agent, agent_address
+from bokeh_ssh._ssh.connection import Connection
+from bokeh_ssh._ssh.route import alike, goes_its_own_way
+from bokeh_ssh._tunnels.base import Tunnel
+from bokeh_ssh._tunnels.host_publisher import UnavailableError, dialled_back, publish_beside, published_beside
+from bokeh_ssh._tunnels.remote_forward import OTHER_LOOPBACK, listening, to_peer
+
+Reverse = Literal["auto", "host", "relay"]
+
+
+class GatewayTunnel(Tunnel):
+    """Open a Bokeh server through a gateway's port (``ssh -R`` there, ``ssh -L`` here).
+
+    Three shapes:
+
+    - ``GatewayTunnel(gateway, user)``: the Bokeh host publishes by itself (``bokeh-ssh publish``, or
+      :class:`RemoteForward`); this is the local half.
+    - ``GatewayTunnel(gateway, user, host=..., app=...)``: the host is reached through the gateway.
+    - ``GatewayTunnel(gateway, user, host=Host(..., jump=()), app=...)``: the host is reached by a way of its
+      own (a VPN, a second route, the ssh config's ProxyJump).
+
+    >>> tunnel = GatewayTunnel("gateway.example.org", "me")
+    >>> tunnel.state
+    'new'
+
+    :param gateway: the machine in between: a name, an address, ``user@host:port``, an ssh config alias, or
+        a :class:`Host`
+    :param user: the login name on the gateway
+    :param host: the Bokeh host. A name is logged in to with the gateway's user, keys and policies, but not
+        with its password; give a :class:`Host` for its own
+    :param app: an app or several to serve: paths on the Bokeh host
+    :param reverse: who opens the gateway's port: the Bokeh host itself ("host", needs bokeh_ssh and a login
+        there), this machine ("relay"), or the host if it can ("auto")
+    :param name: for the local half, what it was published under; None takes the only one
+    :param gateway_port: the port on the gateway; None takes what is published by name, or else 5006, for the
+        local half; otherwise a socket that only this account there may use, and a free port where that cannot
+        be had
+    :param gateway_address: ``host:port`` of the gateway as seen from the Bokeh host, where that differs
+    :param forward_agent: lend this machine's SSH agent to the Bokeh host while that logs in to the gateway
+        (like ``ssh -A``, but for that one login)
+    :param detach: as for :class:`DirectTunnel`; the server's place on the gateway is left too, under a
+        :attr:`name`, where the host can keep it: with bokeh_ssh, and a login of its own
+    :param allow_exposed: go on where a gateway with ``GatewayPorts yes`` opens the port to its network
+    :param args: and all others: as for :class:`DirectTunnel`
+    :raises UsageError: if an argument cannot work
+    """
+
+    _shared = (*Tunnel._shared, "_reverse", "_name")
+
+    def __init__(
+        self,
+        gateway: str | Host,
+        user: str | None = None,
+        *,
+        host: str | Host | None = None,
+        app: str | Sequence[str] | None = None,
+        reverse: Reverse = "auto",
+        name: str | None = None,
+        gateway_port: int | None = None,
+        gateway_address: str | None = None,
+        forward_agent: bool = False,
+        allow_exposed: bool = False,
+        args: Sequence[str] = (),
+        command: str | Sequence[str] = "bokeh serve",
+        python: str | None = None,
+        setup: str | Sequence[str] = (),
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        local_port: int | None = None,
+        forwards: str | Sequence[str] = (),
+        remote_port: int | None = None,
+        upload: bool = False,
+        bring: str | Sequence[str] = (),
+        dev: bool = False,
+        ready: str | None = None,
+        launch: bool | None = None,
+        server: str | None = None,
+        detach: bool = False,
+        grace: float = 600.0,
+        launch_timeout: float = 60.0,
+        extra_origins: Sequence[str] = (),
+        allow_foreign: bool = False,
+        allow_others: bool = False,
+        allow_any_origin: bool = False,
+        signed: bool | None = None,
+        reconnect: bool = True,
+        isolate: bool = True,
+        on_event: OnEvent | None = None,
+        **login: Any,
+    ) -> None:
+        serve = Serve.check(
+            app,
+            args,
+            command=command,
+            python=python,
+            setup=setup,
+            cwd=cwd,
+            env=env,
+            remote_port=remote_port,
+            forwards=forwards,
+            upload=upload,
+            bring=bring,
+            dev=dev,
+            ready=ready,
+            launch=launch,
+            server=server,
+            detach=detach,
+            grace=grace,
+            launch_timeout=launch_timeout,
+            extra_origins=extra_origins,
+            allow_foreign=allow_foreign,
+            allow_others=allow_others,
+            allow_any_origin=allow_any_origin,
+            signed=signed,
+        )
+        super().__init__(serve, local_port, on_event, isolate, reconnect)
+        self._gateway = as_host(gateway, user, **login)
+        self._label = self._gateway.target.host
+        if reverse not in ("auto", "host", "relay"):
+            msg = f"reverse={reverse!r} is not known"
+            raise UsageError(msg, host=self._label, hint='use "auto", "host" or "relay"')
+        if gateway_port is not None:
+            check_port(gateway_port, "gateway_port")
+        if host is None and (serve.must_launch or serve.args or serve.server or serve.detach):
+            msg = "there is no host to start a server on, or to find one"
+            hint = "give host=, or publish the app from the Bokeh host and leave out app"
+            raise UsageError(msg, host=self._label, hint=hint)
+        if name is not None:
+            check_name(name)
+            if host is not None or gateway_port is not None:
+                msg = "name finds what is published already, " + (
+                    "but a host was given" if host is not None else "but a port was given"
+                )
+                raise UsageError(msg, host=self._label, hint="leave out one of the two")
+        if forward_agent and (host is None or reverse == "relay"):
+            msg = "forward_agent is for a host that logs in to the gateway, " + (
+                "but none is given" if host is None else "and a relay does not"
+            )
+            raise UsageError(msg, host=self._label, hint='give host=, and reverse="host" or "auto"')
+        self._forward_agent = forward_agent
+        self._name = name
+        self._by_name = name is not None  # else it is what was found
+        self._reverse_wanted: Reverse = reverse
+        self._reverse: Literal["host", "relay"] | None = None
+        self._gateway_port = gateway_port
+        self._gateway_address = None if gateway_address is None else parse_target(gateway_address)
+        self._allow_exposed = allow_exposed
+        self._spot = Spot(None)
+        self._bokeh_host = None if host is None else self._as_bokeh_host(host)
+
+    def _as_bokeh_host(self, host: str | Host) -> Host:
+        if isinstance(host, Host):
+            return host
+        mine = self._gateway
+        user = parse_target(host).user or mine.target.user
+        # Not the password: it would be told to the host, and who runs that is another question.
+        return alike(
+            mine, host, user=user, pkey=mine.pkey, key_filename=mine.key_filename, passphrase=mine.passphrase
+        )
+
+    def __repr__(self) -> str:
+        to = f" to {self._bokeh_host.target.host}" if self._bokeh_host else ""
+        return f"<GatewayTunnel via {self._label}{to}, {self._state}>"
+
+    @property
+    def name(self) -> str | None:
+        """The name that it is published under on the gateway; None where it has none.
+
+        With that, ``GatewayTunnel(gateway, name=...)`` opens it again without a login on the Bokeh host.
+        """
+        return self._name
+
+    @property
+    def reverse(self) -> Literal["host", "relay"] | None:
+        """Who opened the gateway's port: "host" or "relay"; None where somebody had published already."""
+        return self._reverse
+
+    def _join(self, line: contextlib.ExitStack) -> bool:
+        gateway = self._connect(line, self._gateway)
+        end: Endpoint
+        if self._bokeh_host is None:
+            self._lead_forwards(line, gateway)
+            end = self._find_published(gateway)
+            same = True
+        else:
+            via = None if goes_its_own_way(self._bokeh_host) else gateway
+            host = self._connect(line, self._bokeh_host, via)
+            self._lead_forwards(line, host)
+            wanted = self._choose_end(line, gateway)
+            target, same = self._find_or_launch(line, host)
+            end = self._open_reverse(line, gateway, host, target, wanted)
+        self._open_way(line, gateway, end, self._label)
+        return same
+
+    def _prepare(self, stack: contextlib.ExitStack) -> None:
+        super()._prepare(stack)
+        self._reverse = None
+        if not self._by_name:
+            self._name = None
+
+    def _choose_end(self, line: contextlib.ExitStack, gateway: Connection) -> Endpoint:
+        """Choose where the gateway is to listen: on a socket that only this account may use, or on a port.
+
+        A port is open to all who can log in there, so a server behind one answers to signed sessions only.
+        """
+        self._spot = Spot(None)
+        if self._gateway_port is None and self._serve.signed is not False:
+            self._spot = line.enter_context(private_socket(gateway))
+        self._must_sign = self._spot.path is None
+        return self._spot.path or (LOOPBACK, self._gateway_port or 0)
+
+    def _find_published(self, gateway: Connection) -> Endpoint:
+        """Find the server that somebody published on the gateway: by name, or else on a port.
+
+        :raises ServerNotFoundError: if nothing is published there
+        :raises UsageError: if several are
+        :raises ForeignServerError: if it belongs to another user of the gateway
+        """
+        if not (self._gateway_port or self._serve.remote_port):
+            path = self._find_named(gateway)
+            if path:
+                return path
+        return (LOOPBACK, self._find_port(gateway))
+
+    def _find_named(self, gateway: Connection) -> str | None:
+        if self._attached and self._name is None:
+            return None  # it was a port before
+        names = published(gateway)
+        if self._name is None and len(names) > 1:
+            msg = f"several are published there: {', '.join(sorted(names))}"
+            raise UsageError(msg, host=self._label, hint="say which, with name")
+        name = self._name or next(iter(names), None)
+        if name is None:
+            return None
+        path, timeout = names.get(name, ""), gateway.hop.timeout
+        try:
+            is_bokeh = bool(path) and ask(gateway, path, "/metadata", timeout=timeout).is_bokeh
+        except (TargetUnreachableError, OSError):
+            path = ""
+        if not path:
+            there = f" (there are: {', '.join(sorted(names))})" if names.keys() - {name} else ""
+            msg = f"nothing is published under the name {name!r}{there}"
+            hint = f"on the Bokeh host, run: bokeh-ssh publish app.py --gateway {self._label} --name {name}"
+            raise ServerNotFoundError(msg, host=self._label, hint=hint)
+        if not is_bokeh:
+            msg = f"what is published under the name {name!r} is not a Bokeh server"
+            raise ServerNotFoundError(msg, host=self._label, hint="use LocalForward with its remote_socket")
+        self._bind(BOKEH_PORT)
+        self._fate = "left"
+        if not self._attached:
+            self._routes = (find_route(gateway, path, timeout=timeout),)
+            self._emit(Attached(host=self._label, name=name))
+        self._attached, self._name = True, name
+        return path
+
+    def _find_port(self, gateway: Connection) -> int:
+        port = self._gateway_port or self._serve.attach_port
+        found = self._attach_to(gateway, port)
+        if not found:
+            msg = f"nothing is published on port {port}"
+            hint = f"on the Bokeh host, run: bokeh-ssh publish app.py --gateway {self._label}"
+            raise ServerNotFoundError(msg, host=self._label, hint=hint)
+        self._remote_port = port
+        self._attached = True
+        if not self._allow_exposed and answers(gateway, (OTHER_LOOPBACK, port), timeout=5):
+            text = f"port {port} is open to the gateway's whole network (GatewayPorts yes)"
+            self._emit(Warned(host=self._label, text=text))
+        return port
+
+    def _open_reverse(
+        self,
+        line: contextlib.ExitStack,
+        gateway: Connection,
+        host: Connection,
+        target: Endpoint,
+        wanted: Endpoint,
+    ) -> Endpoint:
+        """Have the gateway listen for the server on ``host``; gives where it does."""
+        reason, again = "", self._reverse is not None
+        if self._reverse_wanted != "relay":
+            try:
+                end = self._find_left(gateway, host, target, wanted) or line.enter_context(
+                    dialled_back(
+                        host,
+                        gateway,
+                        target=target,
+                        wanted=wanted,
+                        allow_exposed=self._allow_exposed,
+                        seen_as=self._gateway_address,
+                        python=self._serve.python,
+                        env=dict(self._serve.env or {}),
+                        agent=self._lend_agent(gateway),
+                        on_lost=self._lose,
+                    )
+                )
+            except UnavailableError as exc:
+                if self._reverse_wanted == "host":
+                    raise exc.error from exc
+                reason = str(exc.error)
+            else:
+                if isinstance(end, tuple) and not self._serve.allow_foreign:
+                    check_owner(gateway, end[1])
+                return self._tell_reverse("host", end)
+        elif self._serve.detach and self._server:
+            self._tell_way_ends("a relay is this program's own")
+        handler = to_peer(gateway, host, target)
+        end = line.enter_context(
+            listening(
+                gateway,
+                wanted,
+                handler,
+                allow_exposed=self._allow_exposed,
+                again=again,
+                on_lost=self._lose,
+            )
+        )
+        self._spot.busy = True
+        return self._tell_reverse("relay", end, reason)
+
+    def _find_left(
+        self, gateway: Connection, host: Connection, target: Endpoint, wanted: Endpoint
+    ) -> Endpoint | None:
+        """Find where a server that is left running is published, or have it published so.
+
+        :returns: None where it is not to be left, or what publishes it has yet to come back
+        :raises UnavailableError: if the host cannot publish by itself
+        """
+        server = self._server
+        if server is None:
+            return None
+        made = published_beside(server, gateway, wanted, self._gateway_address)
+        if made is None and self._serve.detach:
+            if self._forward_agent:  # what publishes it must be able to come back without anybody
+                self._tell_way_ends("an agent that is lent is not there for another login")
+                return None
+            try:
+                made = publish_beside(
+                    host,
+                    server,
+                    gateway,
+                    target=target,
+                    wanted=wanted,
+                    names=self._new_names(server),
+                    allow_exposed=self._allow_exposed,
+                    seen_as=self._gateway_address,
+                )
+            except UnavailableError as exc:
+                self._tell_way_ends(exc.error.message)
+                raise
+        elif made and not _answers(gateway, made[0]):
+            return None
+        if made is None:
+            return None
+        end, self._name = made
+        server.on_alone = self._lose_way
+        if not server.along:  # it ended in between
+            self._lose_way()
+        return end
+
+    def _lose_way(self) -> None:
+        msg = "what publishes the server has ended"
+        self._lose(ConnectionLostError(msg, host=self._label, hint="open it again"))
+
+    def _new_names(self, server: Server) -> list[str]:
+        """Give what it may be published under: what its app is called; that with the server's own id."""
+        name = as_name(self._routes[0].strip("/") or "bokeh")
+        return [name, as_name(f"{name[:30]}-{server.ticket.id}")] if server.ticket else [name]
+
+    def _tell_way_ends(self, why: str) -> None:
+        if self._reverse is None:  # once is enough
+            text = f"the server is left running, but its way through the gateway ends with this tunnel: {why}"
+            self._emit(Warned(host=self._label, text=text))
+
+    def _lend_agent(self, gateway: Connection) -> Agent | None:
+        """Give the agent that the host is to have for a moment; the one that would log in there from here.
+
+        :raises UnavailableError: if it is wanted, and there is none
+        """
+        if not self._forward_agent:
+            return None
+        address = agent_address(gateway.hop.config.identity_agent)
+        if address is None:
+            msg = "there is no SSH agent here to lend"
+            hint = "start one, add your key to it (ssh-add), and leave IdentityAgent unset"
+            raise UnavailableError(ForwardError(msg, host=self._label, hint=hint))
+        return Agent(address)
+
+    def _tell_reverse(self, by: Literal["host", "relay"], end: Endpoint, reason: str = "") -> Endpoint:
+        self._reverse = by
+        if isinstance(end, tuple) and not self._key and self._serve.signed is None:
+            text = f"port {end[1]} is open to the other users of the gateway"
+            self._emit(Warned(host=self._label, text=text))
+        where = {"socket": end} if isinstance(end, str) else {"port": end[1]}
+        self._emit(ReverseForwarded(host=self._label, by=by, reason=reason, **where))
+        return end
+
+
+def _answers(gateway: Connection, end: Endpoint) -> bool:
+    try:
+        ask(gateway, end, "/metadata", timeout=gateway.hop.timeout)
+    except (TargetUnreachableError, OSError):
+        return False
+    return True

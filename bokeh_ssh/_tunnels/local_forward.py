@@ -1,0 +1,213 @@
+"""The local end of a forward: listen here, connect there (``ssh -L``)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from typing import Any
+
+from bokeh_ssh._core.backoff import Attempts
+from bokeh_ssh._core.endpoint import Endpoint, check_instead, check_path, short
+from bokeh_ssh._core.errors import TargetUnreachableError, UsageError
+from bokeh_ssh._core.events import Event, OnEvent, Warned
+from bokeh_ssh._core.forward_spec import Listen
+from bokeh_ssh._core.host import Host, as_host, check_host, check_port
+from bokeh_ssh._forwarding.listener import bind
+from bokeh_ssh._forwarding.local_acceptor import enter
+from bokeh_ssh._forwarding.local_sockets import bind as bind_socket
+from bokeh_ssh._forwarding.local_sockets import check_here
+from bokeh_ssh._forwarding.remote_sockets import check_forbidden
+from bokeh_ssh._ssh.connection import Connection
+from bokeh_ssh._tunnels.connections import Link
+
+
+def _target(port: int | None, host: str, socket: str | None) -> Endpoint:
+    if socket is not None:
+        check_instead(socket, "remote_socket", remote_port=(port, None), remote_host=(host, "localhost"))
+        check_path(socket, "remote_socket")
+        return socket
+    if port is None:
+        msg = "it is not said what to forward to"
+        raise UsageError(msg, hint="give remote_port= or remote_socket=")
+    check_port(port, "remote_port", zero=False)
+    check_host(host)
+    return host, port
+
+
+def _is_loopback(address: str) -> bool:
+    return address in ("localhost", "::1") or address.startswith("127.")
+
+
+class Passage:
+    """Where one forward comes in here, and where it leads; stays while lines come and go.
+
+    :param listen: where to listen, as :func:`parse_forward` gives it
+    :param label: the machine, for events
+    :param others: whether the other users of this machine are let in, see :class:`Entrance`; where it is not
+        on loopback, everybody is
+    :param attempts: to have a line again, see :class:`Entrance`
+    :ivar name: what it is called here: ``host:port``, or the path of a socket
+    :ivar target: where it leads
+    :raises PortInUseError: if the port is taken
+    """
+
+    def __init__(
+        self,
+        stack: contextlib.ExitStack,
+        listen: Listen | tuple[str, int | None],
+        target: Endpoint,
+        label: str,
+        emit: Callable[[Event], None],
+        *,
+        others: bool | None,
+        attempts: Attempts,
+    ) -> None:
+        self.target = target
+        self._label = label
+        self._emit = emit
+        if isinstance(listen, str):
+            made = bind_socket(check_here(listen, "local_socket"))
+            stack.callback(made.close)
+            sockets, address = [made.sock], ""
+        else:
+            host = "localhost" if listen[0] is None else listen[0]
+            address = "0.0.0.0" if host in ("", "*") else host  # noqa: S104 - asked for
+            sockets = bind(listen[1], address=address)
+        others = others if _is_loopback(address) else True
+        self.entrance = enter(stack, sockets, self._warn, others, attempts)
+        self.name = listen if isinstance(listen, str) else short((address, self.entrance.port))
+
+    def _warn(self, text: str) -> None:
+        self._emit(Warned(host=self._label, text=text))
+
+    def lead(self, line: contextlib.ExitStack, connection: Connection) -> None:
+        """Lead to the target as seen from the machine, as long as ``line`` lasts.
+
+        :raises ForwardingRefusedError: the server forbids it
+        """
+        try:
+            connection.open_socket(self.target, timeout=connection.hop.timeout).close()
+        except TargetUnreachableError as exc:
+            if isinstance(self.target, str):
+                check_forbidden(connection, self.target)
+            # As with ssh -L: the target may be started later. A prohibition will not change.
+            self._emit(Warned(host=self._label, text=exc.message))
+        line.enter_context(self.entrance.leading(connection, self.target))
+
+
+class LocalForward(Link):
+    """Forward a local port to a target as seen from ``host`` (``ssh -N -L``); either may be a Unix socket.
+
+    >>> forward = LocalForward("example.org", "me", remote_port=8888)
+    >>> forward.state
+    'new'
+    >>> LocalForward("example.org", "me", remote_socket="/run/user/1000/app.sock", local_port=5006)
+    <LocalForward 5006 -> /run/user/1000/app.sock via example.org, new>
+
+    :param host: the machine to log in to: a name, an address, ``user@host:port``, an ssh config alias, or
+        a :class:`Host`
+    :param user: the login name
+    :param remote_port: the target's port; this or ``remote_socket`` must be given
+    :param remote_socket: the absolute path of a Unix socket on ``host`` in place of a port there
+    :param local_port: 0 takes any free one; a number takes exactly that one; None prefers 5006
+    :param remote_host: the target, as seen from ``host``
+    :param bind_address: where to listen on this machine; anything but loopback opens the port to others
+    :param allow_others: whether the other users of this machine get in. None refuses them, as far as the
+        system knows them: a program that has sent something and closed at once may be anybody's, and is let
+        in; it reads no answer. False refuses those as well, and tells each. True lets all in, as ``ssh -L``
+        does; and so it is where the system does not tell who connects (other than Linux)
+    :param local_socket: a path to listen on in place of a port here. Only this account may connect to it; it
+        is removed at the end, and so is one that another program has left there
+    :param reconnect: make a connection that was lost again; the local port stays meanwhile
+    :param isolate: run it in a child process, so that a program that computes cannot slow it
+    :param on_event: takes the progress events
+    :param login: the login keywords, see :class:`Host`
+    :raises UsageError: if an argument cannot work
+    """
+
+    _shared = ("_local_port",)
+
+    def __init__(
+        self,
+        host: str | Host,
+        user: str | None = None,
+        *,
+        remote_port: int | None = None,
+        remote_socket: str | None = None,
+        local_port: int | None = 0,
+        remote_host: str = "localhost",
+        bind_address: str = "localhost",
+        allow_others: bool | None = None,
+        local_socket: str | os.PathLike[str] | None = None,
+        reconnect: bool = True,
+        isolate: bool = False,
+        on_event: OnEvent | None = None,
+        **login: Any,
+    ) -> None:
+        super().__init__(on_event, isolate, reconnect)
+        self._host = as_host(host, user, **login)
+        self._label = self._host.target.host
+        self._remote = _target(remote_port, remote_host, remote_socket)
+        check_instead(
+            local_socket,
+            "local_socket",
+            local_port=(local_port, 0),
+            bind_address=(bind_address, "localhost"),
+            allow_others=(allow_others or None, None),
+        )
+        self._socket = None if local_socket is None else check_here(local_socket, "local_socket")
+        if local_port is not None:
+            check_port(local_port, "local_port")
+        self._wanted = local_port
+        self._bind_address = bind_address
+        self._allow_others = allow_others
+        self._local_port: int | None = None
+
+    def __repr__(self) -> str:
+        here = self._socket or self._local_port or self._wanted or "any"
+        there = short(self._remote)
+        return f"<LocalForward {here} -> {there} via {self._label}, {self._state}>"
+
+    @property
+    def local_port(self) -> int:
+        """The port on this machine; 0 where it is a socket.
+
+        :raises TunnelClosedError: if it is not open
+        """
+        self._check_open()
+        return self._local_port or 0
+
+    @property
+    def remote_port(self) -> int:
+        """The target's port; 0 where it is a socket."""
+        return 0 if isinstance(self._remote, str) else self._remote[1]
+
+    @property
+    def local_socket(self) -> str | None:
+        """The path of the socket on this machine; None where it is a port."""
+        return self._socket
+
+    @property
+    def remote_socket(self) -> str | None:
+        """The path of the target's socket; None where it is a port."""
+        return self._remote if isinstance(self._remote, str) else None
+
+    def _prepare(self, stack: contextlib.ExitStack) -> None:
+        listen = self._socket or (self._bind_address, self._wanted)
+        self._passage = Passage(
+            stack,
+            listen,
+            self._remote,
+            self._label,
+            self._emit,
+            others=self._allow_others,
+            attempts=self._attempts,
+        )
+        self._local_port = self._passage.entrance.port
+
+    def _join(self, line: contextlib.ExitStack) -> bool:
+        connection = self._connect(line, self._host)
+        self._passage.lead(line, connection)
+        self._tell_ready(self._label, self._socket or f"{self._bind_address}:{self._local_port}")
+        return True

@@ -1,0 +1,89 @@
+"""In a notebook: what a tunnel looks like, its app in the cell, and questions."""
+
+from __future__ import annotations
+
+import getpass
+import importlib
+import sys
+import threading
+from html import escape
+from typing import Any
+
+from bokeh_ssh._core.errors import UsageError
+from bokeh_ssh._core.events import Question
+
+_DOTS = {"ready": "#2b8a3e", "failed": "#c92a2a", "closed": "#868e96", "new": "#868e96"}
+
+
+def summary(text: str, state: str, url: str) -> str:
+    """Say in HTML what a tunnel is, its state, and where it leads; an empty ``url`` leads nowhere.
+
+    >>> print(summary("DirectTunnel to <app> on host", "closed", ""))
+    <div><span style="color: #868e96">●</span> DirectTunnel to &lt;app&gt; on host: closed</div>
+    """
+    dot = f'<span style="color: {_DOTS.get(state, "#e67700")}">●</span>'
+    link = ""
+    if url:
+        shown = escape(url.partition("?")[0])
+        link = f', <a href="{escape(url)}" target="_blank" rel="noopener noreferrer">{shown}</a>'
+    return f"<div>{dot} {escape(text)}: {escape(state)}{link}</div>"
+
+
+def frame(url: str, height: int | str) -> str:
+    """Give the HTML that shows a page in a cell.
+
+    A frame, and not Bokeh's script: the app's page stays one of its own, with its templates and styles, its
+    origin is the one that the server was told, and what is in the notebook's page cannot get in its way.
+
+    >>> frame("http://localhost:5006/?a&b", 300).partition(" style")[0]
+    '<iframe src="http://localhost:5006/?a&amp;b"'
+    """
+    tall = f"{height}px" if isinstance(height, int) else height
+    style = f"width: 100%; height: {tall}; border: 0"
+    return (
+        f'<iframe src="{escape(url)}" style="{escape(style)}" allow="fullscreen; clipboard-write"></iframe>'
+    )
+
+
+def show(tunnel: Any, *, inline: bool | None = None, height: int | str = 600) -> bool:
+    """Show the first app of an open tunnel: ``tunnel.show()``, as those write it who know Bokeh's ``show()``.
+
+    :param inline: False opens the browser from a notebook too
+    :param height: of the frame in the cell: pixels, or what CSS takes
+    :returns: False if no browser was found
+    """
+    return bool(tunnel.show(inline=inline, height=height))
+
+
+def is_here() -> bool:
+    """Whether this program is a kernel, whose output is shown by a notebook."""
+    module = sys.modules.get("IPython")
+    shell = module.get_ipython() if module else None
+    return hasattr(shell, "kernel")
+
+
+def display(html: str) -> None:
+    """Show HTML in the cell.
+
+    :raises UsageError: if IPython is not installed here
+    """
+    try:
+        ipython: Any = importlib.import_module("IPython.display")
+    except ImportError as exc:
+        msg = "this is no notebook, and cannot show the app in a cell"
+        raise UsageError(msg, hint="leave out inline") from exc
+    ipython.display(ipython.HTML(html))
+
+
+def notebook_prompt(question: Question) -> str | None:
+    """Ask in the cell that runs: a ``prompt`` for notebooks, where a password is typed into a hidden field.
+
+    Nobody is asked where no cell waits for the answer, as when a lost connection is made again in the
+    background; what was answered before is used then, and what cannot be is an error, never a kernel that
+    hangs.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    text = f"{question.instructions}\n{question.text}".strip()
+    ask: Any = input if question.echo or question.kind == "host_key" else getpass.getpass
+    return str(ask(f"{question.host}: {text} "))

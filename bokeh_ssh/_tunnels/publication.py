@@ -1,0 +1,209 @@
+"""What the Bokeh host does where only it can reach the gateway: run the server, and publish it there."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bokeh_ssh._core.endpoint import as_name, in_words, nearby
+from bokeh_ssh._core.errors import ForwardError, ServerExitedError, ServerNotFoundError, UsageError
+from bokeh_ssh._core.events import Attached, Event, OnEvent, ServerExited, Warned
+from bokeh_ssh._core.host import Host
+from bokeh_ssh._server.launch_spec import Launch
+from bokeh_ssh._server.local_runner import Shell
+from bokeh_ssh._server.server import Server
+from bokeh_ssh._tunnels.remote_forward import LOOPBACK, RemoteForward
+
+BOKEH_PORT = 5006
+_CONNECT_TIMEOUT = 5.0
+
+
+class Publication(RemoteForward):
+    """Start a Bokeh server on this machine, or take one that runs, and have a gateway serve it.
+
+    >>> publication = Publication("gateway.example.org", "me", "dashboard.py")
+    >>> publication.state
+    'new'
+
+    :param gateway: the machine to log in to, see :class:`RemoteForward`
+    :param user: the login name
+    :param app: an app or several, paths here; none publishes what listens on ``local_port``
+    :param args: and ``command``, ``python``, ``setup``, ``cwd``, ``env``: as for :class:`DirectTunnel`, here
+    :param grace: seconds that the server outlives this program, should that vanish
+    :param launch_timeout: seconds for the server to become ready
+    :param extra_origins: more ``host:port`` whose pages may embed the app
+    :param remote_port: the port on the gateway, open to its other users; 0 takes any free one. None publishes
+        by name, and takes 5006 where that cannot be had
+    :param name: see :class:`RemoteForward`; None takes the app's
+    :param local_port: None is 5006 without an app, and any free one with it
+    :param local_host: where the server already listens
+    :param others: as for :class:`RemoteForward`
+    :raises UsageError: if an argument cannot work
+    """
+
+    def __init__(
+        self,
+        gateway: str | Host,
+        user: str | None = None,
+        app: Sequence[str] = (),
+        *,
+        args: Sequence[str] = (),
+        command: str = "bokeh serve",
+        python: str | None = None,
+        setup: Sequence[str] = (),
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        grace: float = 60.0,
+        launch_timeout: float = 60.0,
+        extra_origins: Sequence[str] = (),
+        remote_port: int | None = None,
+        name: str | None = None,
+        local_port: int | None = None,
+        local_host: str | None = None,
+        on_event: OnEvent | None = None,
+        **others: Any,
+    ) -> None:
+        elsewhere = others.get("remote_socket") is not None or "bind_address" in others
+        self._may_be_a_port = name is None and remote_port is None and not elsewhere
+        if self._may_be_a_port:
+            name = as_name(_stem(app[0]) if app else "bokeh")
+        super().__init__(
+            gateway,
+            user,
+            remote_port=BOKEH_PORT if remote_port is None else remote_port,
+            name=name,
+            local_port=local_port or BOKEH_PORT,
+            local_host=local_host or "localhost",
+            on_event=on_event,
+            **others,
+        )
+        #: For the command line: gets the server's lines as they come. Must not block.
+        self._on_log: Callable[[list[str]], object] = _nothing
+        self._launch: Launch | None = None
+        self._server: Server | None = None
+        if app:
+            given = "local_host" if local_host is not None else "local_socket" if self.local_socket else ""
+            if given:
+                msg = f"{given} says where a server already listens, but an app was given"
+                raise UsageError(msg, hint=f"leave out app, or {given}")
+            # The other half takes the same number on the person's machine, or one nearby.
+            pages = nearby(remote_port or BOKEH_PORT)
+            origins = [f"{name}:{page}" for page in pages for name in ("localhost", "127.0.0.1")]
+            self._launch = Launch(
+                app=tuple(app),
+                args=tuple(args),
+                command=command,
+                python=python or _own_python(command, setup),
+                setup=tuple(setup),
+                cwd=cwd,
+                env=dict(env or {}),
+                port=local_port or None,
+                socket=not local_port,
+                origins=(*origins, *extra_origins),
+                grace=grace,
+                timeout=launch_timeout,
+            )
+        elif args or setup or python or cwd or env or command != "bokeh serve":
+            msg = "there is no app to start"
+            raise UsageError(msg, hint="name one, or leave out what is for starting it")
+
+    def __repr__(self) -> str:
+        what = ", ".join(self._launch.app) if self._launch else in_words(self._target)
+        where = self._name or self._socket or self._remote_port
+        return f"<Publication of {what} on {self._label}:{where}, {self._state}>"
+
+    @property
+    def routes(self) -> tuple[str, ...]:
+        """The paths of its apps; ``"/"`` where the server was not started here."""
+        return (self._server.routes if self._server else ()) or ("/",)
+
+    def _prepare(self, stack: contextlib.ExitStack) -> None:
+        super()._prepare(stack)
+        if self._launch:
+            self._server = server = Server.start(
+                Shell(), self._launch, on_event=self._told, on_begin=self._begin
+            )
+            stack.callback(self._stop, server)
+            self._target = server.socket or (LOOPBACK, server.port)
+            if server.no_socket or not server.socket:
+                why = f" ({server.no_socket})" if server.no_socket else ""
+                text = f"other users of this machine can open the server on its port {server.port}{why}"
+                self._emit(Warned(host=server.host, text=text))
+        else:
+            self._check_answer()
+            self._fate = "left"
+
+    def _join(self, line: contextlib.ExitStack) -> bool:
+        try:
+            same = super()._join(line)
+        except ForwardError as exc:
+            if not self._may_be_a_port or self._again or exc.temporary:
+                raise
+            text = f"it cannot be published by name ({exc.message}), so it is on a port"
+            self._emit(Warned(host=self._label, text=text))
+            line.close()
+            self._name = self._socket = None
+            self._remote_port = BOKEH_PORT
+            same = super()._join(line)
+        if self._remote_port:
+            text = f"port {self._remote_port} is open to the other users of the gateway"
+            self._emit(Warned(host=self._label, text=text))
+        return same
+
+    def _begin(self, server: Server) -> None:
+        server.on_log = self._on_log
+
+    def _stop(self, server: Server) -> None:
+        if server.stop():
+            self._fate = "ended"
+
+    def _check_answer(self) -> None:
+        target = self._target
+        host = "localhost" if isinstance(target, str) else target[0]
+        try:
+            if isinstance(target, str):
+                with socket.socket(socket.AF_UNIX) as probe:
+                    probe.settimeout(_CONNECT_TIMEOUT)
+                    probe.connect(target)
+            else:
+                socket.create_connection(target, _CONNECT_TIMEOUT).close()
+        except OSError as exc:
+            where = in_words(target) if isinstance(target, str) else f"port {target[1]}"
+            msg = f"nothing answers on {where} ({exc.strerror or exc})"
+            hint = "name an app to start, start the server first, or give its local_port"
+            raise ServerNotFoundError(msg, host=host, hint=hint) from exc
+        if not isinstance(target, str):
+            self._emit(Attached(host=host, port=target[1]))
+
+    def _told(self, event: Event) -> None:
+        self._emit(event)
+        if isinstance(event, ServerExited):
+            log = self._server.log if self._server else ()
+            self._lose(ServerExitedError._of(event.host, event.exit_status, tuple(log)))
+
+
+def _nothing(_: list[str]) -> None:
+    pass
+
+
+def _stem(app: str) -> str:
+    return Path(app.rstrip("/")).name.removesuffix(".py").removesuffix(".ipynb")
+
+
+def _own_python(command: str, setup: Sequence[str]) -> str | None:
+    """Choose the Python that runs this, if it is the one the person works with and can run the server."""
+    active = os.environ.get("VIRTUAL_ENV") or os.environ.get("CONDA_PREFIX")
+    if setup or (active and Path(active).resolve() != Path(sys.prefix).resolve()):
+        return None
+    package = command.split(maxsplit=1)[0] if command.split() else ""
+    try:
+        found = importlib.util.find_spec(package) if package.isidentifier() else None
+    except (ImportError, ValueError):
+        found = None
+    return sys.executable if found else None

@@ -1,0 +1,335 @@
+"""The remote end of a forward: the gateway listens, we connect (``ssh -R``)."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from bokeh_ssh._core.endpoint import Endpoint, Origin, check_instead, check_name, check_path, in_words, short
+from bokeh_ssh._core.errors import BokehSSHError, ConnectionLostError, GatewayExposedError, PortInUseError
+from bokeh_ssh._core.events import OnEvent
+from bokeh_ssh._core.host import Host, as_host, check_host, check_port
+from bokeh_ssh._forwarding.listener_probe import Proof
+from bokeh_ssh._forwarding.local_sockets import check_here
+from bokeh_ssh._forwarding.published_sockets import named_socket
+from bokeh_ssh._forwarding.remote_sockets import listening_at
+from bokeh_ssh._ssh.channel import Stream
+from bokeh_ssh._ssh.connection import Connection
+from bokeh_ssh._ssh.relay import Pipe
+from bokeh_ssh._ssh.tcp import Address, resolve
+from bokeh_ssh._ssh.transport import IncomingHandler
+from bokeh_ssh._tunnels.connections import Link
+
+log = logging.getLogger("bokeh_ssh.forward")
+
+_CONNECT_FAILED = 2
+_DIAL_TIMEOUT = 10.0
+#: On Linux all of 127.0.0.0/8 is this machine, so that a listener on 127.0.0.1 alone does not answer here
+#: while one on every address does. Elsewhere nothing answers, and nothing is learnt.
+OTHER_LOOPBACK = "127.0.0.2"
+LOOPBACK = "127.0.0.1"
+
+
+def to_local(connection: Connection, target: Endpoint) -> IncomingHandler:
+    """Make a handler that joins what arrives to ``target`` as seen from this machine.
+
+    The connection is confirmed to the gateway only once the local one stands, so a server that is down
+    looks like one.
+    """
+    addresses = _addresses(target)
+    pump = connection.pump
+
+    def handle(stream: Stream, origin: Origin) -> None:
+        def dialled(sock: socket.socket | None, error: OSError | None) -> None:
+            if sock is None:
+                log.info("%s: %s", in_words(target), error)
+                stream.reject(_CONNECT_FAILED)
+                return
+            stream.accept()
+            stream.attach(pump.splice(sock, stream))
+
+        pump.dial(addresses, _DIAL_TIMEOUT, dialled)
+
+    return handle
+
+
+def _addresses(target: Endpoint) -> list[Address]:
+    if isinstance(target, str):
+        return [(socket.AF_UNIX, target)]
+    return resolve(*target, name=target[0], timeout=_DIAL_TIMEOUT)
+
+
+def to_peer(gateway: Connection, peer: Connection, target: Endpoint) -> IncomingHandler:
+    """Make a handler that joins what arrives to ``target`` as seen from ``peer``: the relay."""
+
+    def handle(stream: Stream, origin: Origin) -> None:
+        def opened(onward: Stream) -> None:
+            _join(gateway, stream, peer, onward)
+
+        def refused(code: int, text: str) -> None:
+            log.info("%s: %s: %s", peer.name, in_words(target), text or f"refused, reason {code}")
+            stream.reject(_CONNECT_FAILED)
+
+        peer.open_stream(target, origin, opened, refused)
+
+    return handle
+
+
+def _join(gateway: Connection, stream: Stream, peer: Connection, onward: Stream) -> None:
+    """Splice two streams, each on its own connection's pump, through a pair of sockets.
+
+    The pair bounds what is on its way between the two; an end that breaks is told to the other, since a
+    socket pair cannot be reset.
+
+    Called where ``onward`` was confirmed: so it has its sink before a target that speaks first can.
+    """
+    here, there = socket.socketpair()
+    pipes: list[Pipe] = []
+    broken = threading.Event()
+
+    def ended(clean: bool) -> None:
+        if not clean:
+            broken.set()
+            for pipe in pipes:
+                pipe.break_off()
+
+    def accept() -> None:
+        stream.accept()  # sent by this thread, so nothing arrives before there is a sink
+        pipes.append(gateway.pump.splice(here, stream, ended))
+        stream.attach(pipes[-1])
+        if broken.is_set():  # it may not have been told
+            pipes[-1].break_off()
+
+    pipes.append(peer.pump.splice(there, onward, ended))
+    onward.attach(pipes[0])
+    gateway.pump.post(accept)
+
+
+@contextlib.contextmanager
+def listening(
+    connection: Connection,
+    where: Endpoint,
+    handler: IncomingHandler,
+    *,
+    allow_exposed: bool,
+    again: bool = False,
+    on_lost: Callable[[BokehSSHError], object] | None = None,
+) -> Iterator[Endpoint]:
+    """Have the connection's server listen while the context lasts; gives where, with the real port.
+
+    :param again: it listened there for us before the line was lost. An SSH server may hold on to that until
+        it notices: it has to give up a socket; a port may be free a little later
+    :param on_lost: told where a socket was removed there, and cannot be made again
+    :raises ConnectionLostError: that port is still taken
+    :raises PortInUseError: the port is taken there; also where the server says that it listens, but what
+        connects there does not come here
+    :raises SocketInUseError: the same for a socket
+    :raises ForwardingRefusedError: the server forbids it
+    :raises GatewayExposedError: a loopback port was asked for, and the server opened it to its network; or a
+        socket, and others there may use it
+    """
+    if isinstance(where, str):
+        words = {"allow_exposed": allow_exposed, "replace": again}
+        with listening_at(connection, where, handler, on_lost=on_lost, **words) as path:
+            yield path
+        return
+    proof = Proof(connection)
+    try:
+        bound = connection.listen(where, proof.handle)
+    except PortInUseError as exc:
+        if not again:
+            raise
+        msg = f"port {where[1]} is not free yet: it is held for the line that was lost, or somebody took it"
+        raise ConnectionLostError(msg, host=connection.name, hint=exc.hint) from exc
+    try:
+        try:
+            _check_reach(connection, proof, str(bound[0]), int(bound[1]), again=again)
+            if not allow_exposed and bound[0] in (LOOPBACK, "localhost"):
+                _check_exposed(connection, proof, int(bound[1]))
+        finally:
+            proof.close()
+        connection.transport.listen(bound, handler)
+        yield bound
+    finally:
+        connection.unlisten(bound)
+
+
+def _check_reach(connection: Connection, proof: Proof, address: str, port: int, *, again: bool) -> None:
+    """Refuse a port that the server says is ours, and that leads somewhere else.
+
+    Where we may not connect there, nothing is learnt.
+    """
+    here = LOOPBACK if address in ("", "*", "localhost", "0.0.0.0") else address  # noqa: S104 - asked for
+    if proof.reaches((here, port)) is not False:
+        return
+    msg = f"port {port} is taken there: what connects to it does not come here, though the server says so"
+    hint = "choose another remote_port, or 0 for any free one"
+    if again:
+        raise ConnectionLostError(msg, host=connection.name, hint=hint)
+    raise PortInUseError(msg, host=connection.name, hint=hint, port=port, side="remote")
+
+
+def _check_exposed(connection: Connection, proof: Proof, port: int) -> None:
+    if is_exposed(proof, port):
+        msg = f"it would open port {port} to its whole network (GatewayPorts yes)"
+        hint = "ask the administrator for GatewayPorts clientspecified, or allow it with allow_exposed=True"
+        raise GatewayExposedError(msg, host=connection.name, hint=hint)
+
+
+def is_exposed(proof: Proof, port: int) -> bool:
+    """Tell whether the server's port is bound to more than its loopback address, as far as can be seen."""
+    return proof.reaches((OTHER_LOOPBACK, port)) is True
+
+
+class RemoteForward(Link):
+    """Have a gateway listen and forward what arrives to a target as seen from here (``ssh -N -R``).
+
+    This is what the Bokeh host runs so that a gateway which cannot reach it can serve it.
+
+    >>> forward = RemoteForward("gateway.example.org", "me")
+    >>> forward.remote_port
+    5006
+
+    :param gateway: the machine to log in to, see :class:`LocalForward`
+    :param user: the login name
+    :param remote_port: the port on the gateway; 0 takes any free one
+    :param remote_socket: the absolute path of a Unix socket on the gateway in place of a port. Only the
+        account there may connect to it; it is removed at the end, and so is one that nobody serves any more,
+        where a command may be run there
+    :param name: publish it under this name: on a socket in your private directory there, where
+        ``GatewayTunnel(gateway, name=...)`` of the same account finds it, and nobody else
+    :param local_port: the port to connect to, as seen from here
+    :param local_host: the host to connect to, as seen from here
+    :param local_socket: the path of a Unix socket here to connect to in place of a port
+    :param bind_address: where the gateway listens; anything but loopback opens the port to its network,
+        if its GatewayPorts allows it
+    :param allow_exposed: go on where a gateway with ``GatewayPorts yes`` opens a loopback port to its
+        network, or where others there may use the socket
+    :param reconnect: make a connection that was lost again, and have the gateway listen on the same port
+    :param isolate: run it in a child process, so that a program that computes cannot slow it
+    :param on_event: takes the progress events
+    :param login: the login keywords, see :class:`Host`
+    :raises UsageError: if an argument cannot work
+    """
+
+    _shared = ("_remote_port", "_socket")
+
+    def __init__(
+        self,
+        gateway: str | Host,
+        user: str | None = None,
+        *,
+        remote_port: int = 5006,
+        remote_socket: str | None = None,
+        name: str | None = None,
+        local_port: int = 5006,
+        local_host: str = "localhost",
+        local_socket: str | os.PathLike[str] | None = None,
+        bind_address: str = LOOPBACK,
+        allow_exposed: bool = False,
+        reconnect: bool = True,
+        isolate: bool = False,
+        on_event: OnEvent | None = None,
+        **login: Any,
+    ) -> None:
+        super().__init__(on_event, isolate, reconnect)
+        self._host = as_host(gateway, user, **login)
+        self._label = self._host.target.host
+        check_port(remote_port, "remote_port")
+        check_port(local_port, "local_port", zero=False)
+        check_host(local_host)
+        self._target: Endpoint = (local_host, local_port)
+        if local_socket is not None:
+            check_instead(
+                local_socket,
+                "local_socket",
+                local_port=(local_port, 5006),
+                local_host=(local_host, "localhost"),
+            )
+            self._target = check_here(local_socket, "local_socket")
+        if remote_socket is not None:
+            check_instead(
+                remote_socket,
+                "remote_socket",
+                remote_port=(remote_port, 5006),
+                bind_address=(bind_address, LOOPBACK),
+            )
+            check_path(remote_socket, "remote_socket")
+            remote_port = 0
+        if name is not None:
+            check_name(name)
+            check_instead(
+                name,
+                "name",
+                remote_port=(remote_port, 5006),
+                bind_address=(bind_address, LOOPBACK),
+                remote_socket=(remote_socket, None),
+            )
+            remote_port = 0
+        self._name = name
+        self._again = False  # whether the gateway has listened for us before
+        self._socket = remote_socket
+        self._bind_address = bind_address
+        self._allow_exposed = allow_exposed
+        self._wanted = remote_port
+        self._remote_port = remote_port
+
+    def __repr__(self) -> str:
+        where = self._socket or self._name or self._remote_port
+        return f"<RemoteForward {self._label}:{where} -> {short(self._target)}, {self._state}>"
+
+    @property
+    def remote_port(self) -> int:
+        """The port on the gateway; once open, the real one for any free one; 0 where it is a socket."""
+        return self._remote_port
+
+    @property
+    def local_port(self) -> int:
+        """The port that is connected to; 0 where it is a socket."""
+        return 0 if isinstance(self._target, str) else self._target[1]
+
+    @property
+    def name(self) -> str | None:
+        """The name that it is published under; None where it has none."""
+        return self._name
+
+    @property
+    def remote_socket(self) -> str | None:
+        """The path of the gateway's socket; None where it is a port."""
+        return self._socket
+
+    @property
+    def local_socket(self) -> str | None:
+        """The path of the socket that is connected to; None where it is a port."""
+        return self._target if isinstance(self._target, str) else None
+
+    def _prepare(self, stack: contextlib.ExitStack) -> None:
+        self._remote_port = self._wanted
+        self._again = False
+
+    def _join(self, line: contextlib.ExitStack) -> bool:
+        connection = self._connect(line, self._host)
+        handler = to_local(connection, self._target)
+        if self._name is not None:
+            self._socket = named_socket(connection, self._name)
+        # Once the port is known it stays: others have been told.
+        where: Endpoint = self._socket or (self._bind_address, self._remote_port)
+        bound = line.enter_context(
+            listening(
+                connection,
+                where,
+                handler,
+                allow_exposed=self._allow_exposed,
+                again=self._again,
+                on_lost=self._lose,
+            )
+        )
+        self._again = True
+        self._remote_port = 0 if isinstance(bound, str) else bound[1]
+        self._tell_ready(self._label, f"{self._label}:{self._socket or self._remote_port}")
+        return True
