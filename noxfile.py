@@ -5,8 +5,9 @@
     python3 noxfile.py -l          what else there is
 
 Nothing has to be installed for that: the first run makes an environment in ``.nox`` and installs nox there.
-``nox`` itself does as well. With CI=true the default is everything: all supported Pythons, and the lowest
-versions of what the package depends on; a missing Python or Docker engine is then an error, not a skip.
+``nox`` itself does as well. With CI=true the default is everything: the oldest Python with the lowest versions of what
+the package depends on, the newest, and on those between what differs between Pythons; a missing Python or Docker
+engine is then an error, not a skip.
 """
 
 from __future__ import annotations
@@ -89,19 +90,22 @@ import nox  # noqa: E402 - only inside the environment
 CI = os.environ.get("CI", "").lower() in ("1", "true")
 CURRENT = f"{sys.version_info[0]}.{sys.version_info[1]}"
 PYTHONS = sorted({"3.10", "3.11", "3.12", "3.13", CURRENT}, key=lambda name: int(name[2:]))
+NEWEST = PYTHONS[-1]
 PROJECT = nox.project.load_toml(HERE / "pyproject.toml")
 
 #: Most of a test is waiting. A file's tests stay together: they share containers. On CI what fails has two
 #: more chances, and is listed: there are ten thousand real connections in a run. Elsewhere the few that are
 #: marked as slow are left out.
-SPREAD = ("-n", "3", "--dist", "loadfile", "--no-loadscope-reorder")
+SPREAD = ("-n", "4", "--dist", "loadfile", "--no-loadscope-reorder")
 OPTIONS = (*SPREAD, *(("--reruns", "2") if CI else ("-m", "not slow")))
+#: What is run on the Pythons between the oldest and the newest.
+BETWEEN = (*OPTIONS, "-m", "every_python")
 
 nox.needs_version = NOX.removeprefix("nox")
 nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = CI
 # The tests come last, so that a run ends with pytest's closing line.
-nox.options.sessions = ["lint", "layers", "types", "docs", "lowest", "tests"]
+nox.options.sessions = ["lint", "layers", "types", "docs", "lowest", *(f"tests-{name}" for name in PYTHONS[1:])]
 if not CI:
     nox.options.sessions = ["lint", "layers", "types", "docs", f"tests-{CURRENT}"]
 
@@ -116,6 +120,12 @@ def _lowest() -> list[str]:
     asked = [project["dependencies"], *project["optional-dependencies"].values()]
     bounds = (re.match(r"([A-Za-z0-9._-]+)>=([0-9.]+)", line) for lines in asked for line in lines)
     return sorted({f"{bound[1]}=={bound[2]}" for bound in bounds if bound})
+
+
+def _tools(session: nox.Session) -> list[str]:
+    """Tell what the tests need: without JupyterLab, Panel and a browser's driver where named ones are run."""
+    whole = not session.posargs or any("e2e" in option for option in session.posargs)
+    return _group("e2e" if whole else "test")
 
 
 @nox.session
@@ -155,15 +165,16 @@ def lowest(session: nox.Session) -> None:
     """Run the tests with the lowest versions that the package allows of what it depends on."""
     constraints = Path(session.create_tmp(), "lowest.txt")
     constraints.write_text("".join(f"{line}\n" for line in _lowest()), encoding="utf-8")
-    session.install(".[demo,dev]", *_group("test"), "-c", str(constraints))
+    session.install(".[demo,dev]", *_tools(session), "-c", str(constraints))
     session.run("pytest", *(session.posargs or OPTIONS))
 
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """Run the tests; what follows ``--`` goes to pytest."""
-    session.install(".[demo,dev]", *_group("test"))
-    session.run("pytest", *(session.posargs or OPTIONS))
+    session.install(".[demo,dev]", *_tools(session))
+    options = BETWEEN if CI and session.python not in (PYTHONS[0], NEWEST) else OPTIONS
+    session.run("pytest", *(session.posargs or options))
 
 
 @nox.session(default=False)
