@@ -5,9 +5,9 @@
     python3 noxfile.py -l          what else there is
 
 Nothing has to be installed for that: the first run makes an environment in ``.nox`` and installs nox there.
-``nox`` itself does as well. With CI=true the default is everything: the oldest Python with the lowest versions of what
-the package depends on, the newest, and on those between what differs between Pythons; a missing Python or Docker
-engine is then an error, not a skip.
+``nox`` itself does as well. With CI=true the default is everything: all tests on the oldest Python, with the
+lowest versions of what the package depends on, and on the newest; on those between, what differs between
+Pythons. A missing Python or Docker engine is then an error, not a skip.
 """
 
 from __future__ import annotations
@@ -105,9 +105,8 @@ nox.needs_version = NOX.removeprefix("nox")
 nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = CI
 # The tests come last, so that a run ends with pytest's closing line.
-nox.options.sessions = ["lint", "layers", "types", "docs", "lowest", *(f"tests-{name}" for name in PYTHONS[1:])]
-if not CI:
-    nox.options.sessions = ["lint", "layers", "types", "docs", f"tests-{CURRENT}"]
+nox.options.sessions = ["lint", "layers", "types", "docs"]
+nox.options.sessions += ["lowest", *(f"tests-{name}" for name in PYTHONS[1:])] if CI else [f"tests-{CURRENT}"]
 
 
 def _group(name: str) -> list[str]:

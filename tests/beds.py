@@ -210,7 +210,7 @@ class Machine:
             "UserKnownHostsFile": str(self.known_hosts),
             "StrictHostKeyChecking": "yes",
             "BatchMode": "yes",
-            "ConnectTimeout": "5",
+            "ConnectTimeout": "30",
             "ExitOnForwardFailure": "yes",
         }
         said = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]

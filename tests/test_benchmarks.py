@@ -47,6 +47,7 @@ def served() -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # some fifty processes and logins, one after the other
 def test_every_peer_here_carries_every_byte(tmp_path: Path) -> None:
     """A tiny run: ``ssh`` and both ways of ours pass all loads, bytes checked, and figures are written."""
     if beds.find_sshd() is None:

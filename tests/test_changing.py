@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+import watchfiles
 
 from beds import Knobs, Machine, until
 from bokeh_ssh import Event, Host, Updated, UploadError, Warned
@@ -330,6 +332,59 @@ def test_changes_that_follow(machine: Machine, folder: Path) -> None:
         wanted = (folder / "last").read_text()
         until(lambda: (brought.folder / "app" / "last").read_text() == wanted, what="all of it to follow")
         assert any(isinstance(event, Updated) for event in brought.events)
+        brought.mirror.keep(None)
+
+
+def test_change_before_the_watch_stands_follows(
+    machine: Machine, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What changes after the first look, and before anybody would notice, follows without another change."""
+    plain, made = watchfiles.watch, threading.Event()
+
+    def watch(*args: Any, **keywords: Any) -> Iterator[Any]:
+        assert made.wait(60)
+        yield from plain(*args, **keywords)
+
+    monkeypatch.setattr(watchfiles, "watch", watch)
+    with bringing(machine, folder) as brought, brought.mirror.watching():
+        there = brought.folder / "app" / "it"
+        (folder / "it").write_text("second")
+        brought.mirror.keep(brought.server)
+        until(lambda: there.read_text() == "second", what="the first look")
+        until(lambda: any(isinstance(event, Updated) for event in brought.events), what="its end")
+        (folder / "it").write_text("third")
+        made.set()
+        until(lambda: there.read_text() == "third", what="what was changed before the watch stood")
+        brought.mirror.keep(None)
+
+
+def test_what_a_watch_is_late_for_follows(
+    machine: Machine, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was put into a new folder after a look, and before that folder was watched, follows once it is
+    quiet: the watch has told of the folder only."""
+    told, looked = threading.Event(), threading.Event()
+
+    def watch(*args: Any, **keywords: Any) -> Iterator[set[Any]]:
+        yield set()
+        assert told.wait(60)
+        yield {(1, str(folder / "new"))}
+        assert looked.wait(60)
+        for _ in range(2):
+            yield set()
+        keywords["stop_event"].wait()
+
+    monkeypatch.setattr(watchfiles, "watch", watch)
+    with bringing(machine, folder) as brought, brought.mirror.watching():
+        brought.mirror.keep(brought.server)
+        (folder / "new").mkdir()
+        (folder / "new" / "first").touch()
+        told.set()
+        until(lambda: "app/new/first" in brought.names, what="the first look")
+        until(lambda: any(isinstance(event, Updated) for event in brought.events), what="its end")
+        (folder / "new" / "second").touch()
+        looked.set()
+        until(lambda: "app/new/second" in brought.names, what="the look once it is quiet")
         brought.mirror.keep(None)
 
 

@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -319,6 +319,14 @@ def test_what_was_brought_is_removed(bench: Bench) -> None:
     assert "brought" in warnings()[0]
 
 
+def _is_led_in(path: Path) -> bool:
+    """Tell whether somebody listens on a socket: it is there a moment before that."""
+    with socket.socket(socket.AF_UNIX) as sock, suppress(OSError):
+        sock.connect(str(path))
+        return True
+    return False
+
+
 @pytest.mark.parametrize("what", ["socket", "directory"])
 def test_socket_of_a_publication_is_made_again(
     sshd: Callable[..., Machine], place: Path, no_leaks: Any, monkeypatch: pytest.MonkeyPatch, what: str
@@ -342,11 +350,10 @@ def test_socket_of_a_publication_is_made_again(
                 path.unlink()
             else:
                 shutil.rmtree(place)
-            until(lambda: path.is_socket() and path.stat().st_mode & 0o777 == 0o600, what="it to be back")
-            with socket.socket(socket.AF_UNIX) as sock:
-                sock.connect(str(path))
-                target.settimeout(10)
-                target.accept()[0].close()
+            until(lambda: _is_led_in(path), what="it to be back")
+            assert path.stat().st_mode & 0o777 == 0o600
+            target.settimeout(30)
+            target.accept()[0].close()
             assert forward.state == "ready"
     assert not place.exists()
 

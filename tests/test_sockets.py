@@ -33,11 +33,12 @@ from bokeh_ssh import (
     UsageError,
     Warned,
 )
-from bokeh_ssh._core import endpoint as endpoint
+from bokeh_ssh._core import endpoint
 from bokeh_ssh._forwarding import local_sockets as localsocket
 from bokeh_ssh._ssh.channel import Stream
 from bokeh_ssh._ssh.connect import connect
 from bokeh_ssh._ssh.connection import Connection
+from bokeh_ssh._ssh.transport import Reply
 
 _ECHO = """
 import os, socket, sys, threading
@@ -151,6 +152,30 @@ def test_listening_on_a_socket(machine: Machine, folder: str) -> None:
         connection.unlisten(one)
         assert ask_at(machine, one, "hello").status != 0
         assert str(ask_at(machine, other, "hello")) == "hello"
+
+
+@pytest.mark.parametrize("where", ["socket", "port"])
+def test_who_connects_at_once_is_let_in(
+    sshd: Any, here: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Who connects in the moment in which the server begins to listen is not sent away."""
+    path, said = f"{here}/a.sock", []
+    plain = Reply.wait
+
+    def wait(self: Reply, timeout: float) -> bool:
+        found = plain(self, timeout)
+        if self.granted:  # whoever asked does not know yet
+            by_path = where == "socket"
+            with socket.socket(socket.AF_UNIX if by_path else socket.AF_INET) as sock:
+                sock.connect(path if by_path else ("127.0.0.1", endpoint.bound_port(self.payload)))
+                said.append(say(sock, b"hello"))
+        return found
+
+    monkeypatch.setattr(Reply, "wait", wait)
+    with connect(login_of(sshd())) as connection:
+        asked = path if where == "socket" else ("127.0.0.1", 0)
+        connection.listen(asked, lambda stream, origin: answer(stream, connection))
+    assert said == [b"hello"]
 
 
 def test_forbidden_sockets_are_told(machine_with: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from beds import until
 from bokeh_ssh._core.errors import ConnectionLostError, LaunchError
 from bokeh_ssh._core.events import ServerExited, ServerResponsive, ServerUnresponsive
+from bokeh_ssh._remote.readiness import Watch
 from bokeh_ssh._server.payload import program
 
 if os.name != "posix":
@@ -343,23 +345,52 @@ def test_server_that_computes_for_long_is_told_as_busy(bench: Bench, on_socket: 
     """One that runs and answers nothing is told apart from a stopped one; so is that it answers again."""
     go, began = bench.path / "go", bench.path / "began"
     app = bench.script("app.py", BLOCKS.format(go=str(go), began=str(began)))
-    server = bench.start(app=(app,), watch=1, socket=on_socket)  # a busy machine is not a busy server
+    server = bench.start(app=(app,), watch=2, socket=on_socket)  # a busy machine is not a busy server
+
+    def told() -> list[type]:
+        return kinds(bench, ServerUnresponsive, ServerResponsive)
+
     until(lambda: "Unused sessions" in str(server.log), what="it has written all it has to say")
     silent = len(server.log)
     seen = time.monotonic()
-    until(lambda: time.monotonic() - seen > 3.2, what="it was looked at some times")
-    assert kinds(bench, ServerUnresponsive) == []  # the control: one that answers is left in peace
+    until(lambda: time.monotonic() - seen > 6.4, what="it was looked at some times")
+    assert told() == []  # the control: one that answers is left in peace
     assert len(server.log) == silent  # and its log too
     sock = socket.socket(socket.AF_UNIX if on_socket else socket.AF_INET)
     with sock:
         sock.connect(server.socket if on_socket else ("127.0.0.1", server.port))
         sock.sendall(b"GET /app HTTP/1.1\r\nHost: x\r\n\r\n")
         until(began.exists, what="its event loop is held up")
-        until(lambda: kinds(bench, ServerUnresponsive), what="it is told")
-        assert [event.reason for event in bench.events if isinstance(event, ServerUnresponsive)] == ["busy"]
+        # It was held up, too, where a busy machine had it load for long what the app imports, or has it make
+        # the page for long: then it is told more than once.
+        until(lambda: told()[-1:] == [ServerUnresponsive], what="it is told")
         go.touch()
-        until(lambda: kinds(bench, ServerResponsive), what="it is told that it answers")
-    assert kinds(bench, ServerUnresponsive, ServerResponsive) == [ServerUnresponsive, ServerResponsive]
+        until(lambda: told()[-1:] == [ServerResponsive], what="it is told that it answers")
+    kinds_told = told()
+    assert kinds_told == ([ServerUnresponsive, ServerResponsive] * len(kinds_told))[: len(kinds_told)]
+    reasons = {event.reason for event in bench.events if isinstance(event, ServerUnresponsive)}
+    assert reasons == {"busy"}
+
+
+@pytest.mark.parametrize("on_socket", [False, True], ids=["port", "socket"])
+def test_answer_that_is_seen_late_is_one(tmp_path: Path, on_socket: bool) -> None:
+    """A supervisor that is held up past the time for an answer does not lay that on the server."""
+    path = str(tmp_path / "s") if on_socket else ""
+    family = socket.AF_UNIX if on_socket else socket.AF_INET
+    with socket.socket(family) as listener:
+        listener.bind(path or ("127.0.0.1", 0))
+        listener.listen()
+        port = 0 if on_socket else listener.getsockname()[1]
+        watch = Watch(10)
+        watch.look(0, port, path)
+        listener.accept()[0].close()
+        [fd] = watch.fds()
+        assert select.select([fd], [], [], 30)[0]
+        watch.look(100, port, path)
+        assert not watch.busy
+        watch.look(200, port, path)  # the control: nobody has taken that one
+        assert watch.busy
+        watch.drop()
 
 
 def test_stopped_server_is_not_told_as_busy_too(bench: Bench) -> None:

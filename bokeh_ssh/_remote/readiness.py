@@ -10,6 +10,7 @@ import glob
 import json
 import os
 import re
+import select
 import socket
 import stat
 import struct
@@ -212,7 +213,8 @@ class Watch:
         """Look, if it is time to."""
         if now < self.due:
             return
-        self.busy = self.sock is not None
+        # We may be late ourselves, and not have seen an answer that is there.
+        self.busy = self.sock is not None and not (self.fds() and select.select(self.fds(), [], [], 0)[0])
         self.drop()
         self.due = now + self.pause
         self.full = False

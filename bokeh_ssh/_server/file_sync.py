@@ -17,6 +17,7 @@ from bokeh_ssh._server.upload_set import Bundle, Contents, Item
 
 _TELLING = 0.1  # seconds between two events of progress
 _SETTLE = 100  # milliseconds without another change: editors write in several steps
+_QUIET = 500  # milliseconds without a change, after which it is quiet
 _SHOWN = 5  # names in a warning
 _LOOKS = 3  # at what has changed while it was brought
 _GROWTH = 16 << 20  # bytes by which something has grown that is not followed any further
@@ -129,18 +130,24 @@ class Mirror:
     def _watch(self, roots: list[Path], deep: bool) -> None:
         import watchfiles
 
-        options = {"step": _SETTLE, "debounce": 10 * _SETTLE, "rust_timeout": 500}
-        for _ in watchfiles.watch(
+        options = {"step": _SETTLE, "debounce": 10 * _SETTLE, "rust_timeout": _QUIET}
+        # Nobody tells what has changed before the watch stood, nor what was put into a new folder before that
+        # one was watched too: one more look, once it is quiet, sees both.
+        looks = True
+        for changes in watchfiles.watch(
             *roots,
             recursive=deep,
             watch_filter=None,
             stop_event=self._over,
             raise_interrupt=False,
+            yield_on_timeout=True,
             **options,  # type: ignore[arg-type]  # they are all numbers
         ):
-            with self._change:
-                self._dirty = True
-                self._change.notify_all()
+            if changes or looks:
+                with self._change:
+                    self._dirty = True
+                    self._change.notify_all()
+            looks = bool(changes)
 
     def _keep_up(self) -> None:
         while True:

@@ -358,10 +358,17 @@ class Connection:
             file, or in a folder that is not there
         """
         timeout = self.hop.timeout
-        ok, payload = self._ask(*listening(where), timeout)
+
+        def granted(payload: bytes) -> None:
+            # Here, since who connects there at once may be the next that the server tells of.
+            if isinstance(where, str):
+                self.transport.listen(where, handler)
+            elif bound := where[1] or bound_port(payload):
+                self.transport.listen((where[0], bound), handler)
+
+        ok, payload = self._ask(*listening(where), timeout, granted)
         if isinstance(where, str):
             if ok:
-                self.transport.listen(where, handler)
                 return where
             msg = f"the server refuses to listen on {in_words(where)}"
             hint = "ask the administrator for AllowStreamLocalForwarding"
@@ -372,7 +379,6 @@ class Connection:
             msg = "the server listens on a free port, but does not say which port"
             raise ForwardError(msg, host=self.name, hint="choose a remote_port")
         if ok and bound:
-            self.transport.listen((address, bound), handler)
             return address, bound
         hint = "ask the administrator for AllowTcpForwarding and PermitListen"
         if port:
@@ -395,8 +401,14 @@ class Connection:
 
     # Waiting for the server's answers.
 
-    def _ask(self, kind: bytes, payload: bytes, timeout: float) -> tuple[bool, bytes]:
-        reply = self.transport.ask(kind, payload)
+    def _ask(
+        self,
+        kind: bytes,
+        payload: bytes,
+        timeout: float,
+        granted: Callable[[bytes], object] | None = None,
+    ) -> tuple[bool, bytes]:
+        reply = self.transport.ask(kind, payload, granted)
         if not reply.wait(timeout):
             raise self._silence("a request", timeout)
         if reply.lost:

@@ -102,9 +102,14 @@ else:
 
 
 class Reply:
-    """The answer to a global request, once it is there."""
+    """The answer to a global request, once it is there.
 
-    def __init__(self) -> None:
+    :param granted: called with the payload if the server does it, before anything that comes after the answer
+        is read; on the transport thread
+    """
+
+    def __init__(self, granted: Callable[[bytes], object] | None = None) -> None:
+        self.granted = granted
         self._done = threading.Event()
         self.asked = time.monotonic()
         self.ok = False
@@ -333,9 +338,11 @@ class Transport(_Base):
 
     # Global requests.
 
-    def ask(self, kind: bytes, payload: bytes = b"") -> Reply:
-        """Send a global request that wants a reply (RFC 4254, section 4)."""
-        reply = Reply()
+    def ask(
+        self, kind: bytes, payload: bytes = b"", granted: Callable[[bytes], object] | None = None
+    ) -> Reply:
+        """Send a global request that wants a reply (RFC 4254, section 4); see :class:`Reply`."""
+        reply = Reply(granted)
         packet = struct.pack(">BI", MSG_GLOBAL_REQUEST, len(kind)) + kind + b"\x01" + payload
         self.send_later(packet, reply)
         return reply
@@ -350,6 +357,8 @@ class Transport(_Base):
         reply = self._replies.popleft() if self._replies else None
         if reply:  # otherwise nobody has asked
             self._round_trips.append(time.monotonic() - reply.asked)
+            if ok and reply.granted:
+                reply.granted(payload)
             reply.set(ok=ok, payload=payload)
 
     @property

@@ -210,7 +210,7 @@ def hold(address: Address, count: int, limit: float, verify: bool) -> dict[str, 
 
     def begin(number: int) -> socket.socket | None:
         try:
-            sock = _ask(address, "echo", min(10, left()))
+            sock = _ask(address, "echo", min(30, left()))
             sock.sendall(b"%06d" % number)
             return sock
         except (OSError, LoadError) as exc:
@@ -221,7 +221,7 @@ def hold(address: Address, count: int, limit: float, verify: bool) -> dict[str, 
         if sock is None:
             return False
         try:
-            sock.settimeout(min(10, left()))
+            sock.settimeout(min(30, left()))
             return _read(sock, 6) == b"%06d" % number
         except (OSError, LoadError) as exc:
             reasons.append(str(exc))

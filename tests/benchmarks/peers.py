@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _LOOPBACK = "127.0.0.1"
-_DEADLINE = 20.0
+_DEADLINE = 60.0
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def ssh(order: Order) -> Iterator[Opened]:
         yield Opened(_allocated(process) if order.remote else _connectable(process, listen), (process.pid,))
     finally:
         process.terminate()
-        process.wait(5)
+        process.wait(30)
         assert process.stderr
         process.stderr.close()
 

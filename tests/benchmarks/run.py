@@ -21,7 +21,7 @@ from benchmarks.rows import FORWARDS, QUICK, Results, Row, Scale, goals, other_r
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _STATIC = _ROOT / "docs" / "_static"
 #: Seconds for a peer to stand.
-_START = 30.0
+_START = 90.0
 #: Loads that can check every byte, which costs time: done before what is timed.
 _CHECKED = ("download", "upload", "downloads", "round_trips")
 
