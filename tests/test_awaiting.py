@@ -16,6 +16,8 @@ import apps
 from beds import Machine, until
 from bokeh_ssh import ConnectionLostError, DirectTunnel, LocalForward, RefusedError, TunnelClosedError
 
+pytestmark = pytest.mark.every_python
+
 
 @pytest.fixture
 def machine(embedded: Callable[..., Machine]) -> Machine:

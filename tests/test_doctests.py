@@ -10,11 +10,14 @@ import pytest
 
 import bokeh_ssh
 
+pytestmark = pytest.mark.every_python
+
 #: Run elsewhere as a program; importing it here would start it.
-_PROGRAMS = {"__main__", "_demo_app"}
+_PROGRAMS = {"__main__", "_demo.demo_app"}
 #: Loads the public names, which then belong to the package itself, where doctest finds them.
 _PUBLIC = [getattr(bokeh_ssh, name) for name in bokeh_ssh.__all__]
-_MODULES = ["", *(m.name for m in pkgutil.iter_modules(bokeh_ssh.__path__) if m.name not in _PROGRAMS)]
+_FOUND = pkgutil.walk_packages(bokeh_ssh.__path__, "bokeh_ssh.")
+_MODULES = ["", *(name for m in _FOUND if (name := m.name.removeprefix("bokeh_ssh.")) not in _PROGRAMS)]
 
 
 @pytest.mark.parametrize("name", _MODULES)

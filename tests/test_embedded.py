@@ -19,7 +19,10 @@ from beds import PASSWORD, Key, Machine, until
 from bokeh_ssh._demo.ssh_server import Challenge, EmbeddedServer, Settings
 
 Maker = Callable[..., Machine]
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the commands are for a POSIX shell")
+pytestmark = [
+    pytest.mark.every_python,
+    pytest.mark.skipif(sys.platform == "win32", reason="the commands are for a POSIX shell"),
+]
 
 
 def connect(machine: Machine, **options: Any) -> Any:

@@ -34,7 +34,7 @@ from bokeh_ssh._tunnels.host_publisher import _script
 from local_runner import FAKE, Bench, LocalRunner, pythons
 from programs import CLI, Program
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="it runs servers")
+pytestmark = [pytest.mark.every_python, pytest.mark.skipif(os.name != "posix", reason="it runs servers")]
 
 #: Names that people give their files, and that we, Bokeh or others need.
 NAMES = ["array", "calendar", "copy", "email", "html", "json", "logging", "numpy", "queue", "random", "uuid"]

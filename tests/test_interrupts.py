@@ -26,7 +26,10 @@ from bokeh_ssh import BokehSSHError, Host, LocalForward, TunnelClosedError
 from bokeh_ssh._ssh.connect import connect
 from fakes import FakeSSH, Listener
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="signals and fork as POSIX has them")
+pytestmark = [
+    pytest.mark.every_python,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="signals and fork as POSIX has them"),
+]
 
 #: Seconds from Ctrl-C to the end: 2, and what a busy machine may need.
 _PROMPTLY = 5.0

@@ -35,6 +35,8 @@ from bokeh_ssh import (
 )
 from test_forward import target_on
 
+pytestmark = pytest.mark.every_python
+
 
 def children() -> list[int]:
     """List the child processes of this one that hold a tunnel."""

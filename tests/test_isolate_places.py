@@ -18,6 +18,8 @@ from benchmarks.process import tree
 from conformance import ask, read_exactly
 from test_forward import target_here
 
+pytestmark = pytest.mark.every_python
+
 #: What a person writes: no guard, and a line that tells how often it is run.
 _PROGRAM = """
 import json, os, sys

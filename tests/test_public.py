@@ -47,6 +47,8 @@ from bokeh_ssh import (
 from bokeh_ssh._core import errors as errors_module
 from fakes import FakeSSH, Listener
 
+pytestmark = pytest.mark.every_python
+
 PACKAGE = Path(bokeh_ssh.__file__).parent
 SECRET = "canary-5f1d3c"
 

@@ -28,6 +28,8 @@ import apps
 from beds import Machine, until
 from programs import CLI, Program, login
 
+pytestmark = pytest.mark.every_python
+
 #: How a stream is spoilt, in the words of a shell, and what is said about it.
 SPOILT = {
     "closed": (">&-", "Bad file descriptor"),

@@ -25,6 +25,8 @@ if os.name != "posix":
 
 from local_runner import FAKE, Bench, Held, kinds, processes, pythons
 
+pytestmark = pytest.mark.every_python
+
 # --- what is told
 
 
