@@ -217,7 +217,7 @@ def test_machine_that_cannot_be_asked_is_told(bench: Bench) -> None:
     runner = LocalRunner(hang)
     with pytest.raises(LaunchTimeoutError):
         list_servers(runner, timeout=0.5)
-    assert runner.sessions[0].process.wait(10) is not None
+    assert runner.sessions[0].process.wait(30) is not None
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
@@ -281,7 +281,7 @@ def test_stopping_takes_it_from_whoever_holds_it(bench: Bench, mark: str, place:
     held = Held(bench, mark, "child deaf")
     stop_server(bench.runner(), ids(bench.runner())[0], timeout=3)
     assert not held.grandchildren()
-    assert held.server.wait(10)
+    assert held.server.wait(30)
     assert held.server.exit_status == -signal.SIGKILL
     assert not place.exists()
     with pytest.raises(ServerGoneError):
