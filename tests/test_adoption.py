@@ -163,8 +163,8 @@ def test_adopted_server_is_held_as_before(bench: Bench, mark: str) -> None:
     until(lambda: runner.sessions[-1].received.count(b'"beat"') >= 8, what="heartbeats are answered")
     assert time.monotonic() - began > 0.6
     assert held.alive()
-    runner.sessions[-1].vanish()
     gone = time.monotonic()
+    runner.sessions[-1].vanish()
     assert server.lost
     held.check_gone()
     assert 0.8 < time.monotonic() - gone < 15
