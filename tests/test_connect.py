@@ -83,8 +83,8 @@ def test_http_server_is_not_an_ssh_server(then: fakes.Handler, no_leaks: Any) ->
     """A port where HTTP answers is told as that, with what it said (row 11)."""
     text = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n"
     with no_leaks(), Listener(fakes.saying(text, then=then)) as web:
-        with within(_SLACK), pytest.raises(ProtocolError, match=r"HTTP/1\.1 400") as caught:
-            forward_to("127.0.0.1", web.port, timeout=20).open()
+        with within(3 + _SLACK), pytest.raises(ProtocolError, match=r"HTTP/1\.1 400") as caught:
+            forward_to("127.0.0.1", web.port, timeout=3).open()
         assert web.count == 1
     assert "not an SSH server" in str(caught.value)
 
