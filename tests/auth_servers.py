@@ -38,13 +38,13 @@ class Client(paramiko.Transport):
 @contextlib.contextmanager
 def client(port: int) -> Iterator[Client]:
     """Connect to a server on loopback and exchange keys."""
-    transport = Client(socket.create_connection(("127.0.0.1", port), timeout=10))
+    transport = Client(socket.create_connection(("127.0.0.1", port), timeout=30))
     try:
         transport.start_client(timeout=10)
         yield transport
     finally:
         transport.close()
-        transport.join(5)
+        transport.join(30)
         assert not transport.is_alive()
 
 
@@ -118,16 +118,16 @@ class Sshd:
     def log(self) -> str:
         """Everything that was logged, once each connection has ended."""
         for process in self._processes:
-            process.wait(10)
+            process.wait(30)
         return self._log.read_text()
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self._thread.join(5)
+        self._thread.join(30)
         for process in self._processes:
             process.terminate()
-            process.wait(10)
+            process.wait(30)
 
 
 # asyncssh.
@@ -236,7 +236,7 @@ class Bed:
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="asyncssh")
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(30)
 
     def _factory(self) -> Rules:
         self.seen.append(self._rules())
@@ -261,7 +261,7 @@ class Bed:
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(30)
         assert not self._thread.is_alive()
 
 
@@ -303,7 +303,7 @@ class SshAgent:
 
     def close(self) -> None:
         self._process.terminate()
-        self._process.wait(10)
+        self._process.wait(30)
         assert self._process.stdout is not None
         self._process.stdout.close()
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -343,5 +343,5 @@ class FakeAgent:
             with contextlib.suppress(OSError):
                 conn.shutdown(socket.SHUT_RDWR)
             conn.close()
-        self._thread.join(5)
+        self._thread.join(30)
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -402,7 +402,7 @@ def _start_sshd(
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
-    process.wait(10)
+    process.wait(30)
 
 
 def _version() -> tuple[int, ...]:

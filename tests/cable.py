@@ -100,7 +100,7 @@ class Cable:
             self._socks.add(near)
         self._whole.wait()
         try:
-            far = socket.create_connection(self._target, timeout=10)
+            far = socket.create_connection(self._target, timeout=30)
         except OSError:
             near.close()
             return

@@ -69,6 +69,19 @@ def account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.rmtree(place, ignore_errors=True)
 
 
+def pytest_configure() -> None:
+    """Have what is started heed all signals, also where the tests run under nohup, or behind a shell's ``&``.
+
+    What is ignored stays so in every program that is started; what has a handler does not.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for name in ("SIGINT", "SIGQUIT", "SIGHUP", "SIGTERM"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if name == "SIGINT" else lambda *_: None)
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Get the container image ready before the first test, where a test will want it: no test's time pays."""
     wanted = any(
@@ -241,7 +254,7 @@ def no_leaks() -> Callable[..., AbstractContextManager[None]]:
     """Check that a block leaves no thread, open file, socket or listener behind: ``with no_leaks(): ...``."""
 
     @contextmanager
-    def check(timeout: float = 5) -> Iterator[None]:
+    def check(timeout: float = 30) -> Iterator[None]:
         before = _resources()
         yield
 

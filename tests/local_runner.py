@@ -118,12 +118,12 @@ class LocalSession:
         """End as if the client was killed: both ends of the line just close."""
         self._out.clear()
         self.close()
-        self._loop.join(10)
+        self._loop.join(30)
 
     def end(self) -> None:
         """Close it, and see to it that the command ends: one that does not is killed, and the test fails."""
         self.close()
-        self._loop.join(10)
+        self._loop.join(30)
         try:
             self.process.wait(20)
         except subprocess.TimeoutExpired:

@@ -73,9 +73,9 @@ class Program:
     ) -> None:
         if self.process.poll() is None:
             self.process.kill()
-            self.process.wait(10)
+            self.process.wait(30)
         for thread in self._threads:
-            thread.join(5)
+            thread.join(30)
         if self.process.stdin:
             self.process.stdin.close()
 
@@ -92,7 +92,7 @@ class Program:
             )
             if self.process.poll() is not None:
                 for thread in self._threads:
-                    thread.join(5)
+                    thread.join(30)
             assert text in self.stderr + self.stdout
         except AssertionError:
             raise AssertionError(f"it did not write {text!r}:\n{self}") from None
@@ -115,7 +115,7 @@ class Program:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"it did not end:\n{self}") from None
         for thread in self._threads:
-            thread.join(5)
+            thread.join(30)
         return code
 
 

@@ -44,7 +44,7 @@ class Rough:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for thread in self._threads:
-            thread.join(10)
+            thread.join(30)
 
     def machine(self, machine: Machine, directory: Path) -> Machine:
         """Give the machine as it is reached over this link."""
@@ -64,7 +64,7 @@ class Rough:
                 near, _ = self._listener.accept()
             except OSError:
                 return
-            far = socket.create_connection(self._target, timeout=10)
+            far = socket.create_connection(self._target, timeout=30)
             for sock in (near, far):
                 sock.settimeout(None)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

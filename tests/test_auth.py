@@ -700,7 +700,7 @@ class _Pipe:
 
     def recv(self, count: int) -> bytes:
         if self._buffer is None:
-            self.released.wait(10)
+            self.released.wait(30)
             return b""
         data, self._buffer = self._buffer[:count], self._buffer[count:]
         return data
@@ -1094,7 +1094,7 @@ def test_answer_to_nothing(make_bed: Callable[..., Bed], number: int) -> None:
 
     def prompt(_: Question) -> str:
         tasks[0].get_loop().call_soon_threadsafe(thinking.set)
-        transport.join(10)
+        transport.join(30)
         assert not transport.is_alive()
         return "right"
 
@@ -1161,7 +1161,7 @@ def test_transport_closed_from_elsewhere(make_bed: Callable[..., Bed]) -> None:
         started = time.monotonic()
         with pytest.raises(ConnectionLostError):
             _enter(transport, password="right", timeout=60)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 15
 
 
 # Deadlines and Ctrl-C.
@@ -1177,7 +1177,7 @@ def test_silent_server(make_bed: Callable[..., Bed], keys: Path) -> None:
     started = time.monotonic()
     with pytest.raises(ConnectTimeoutError, match=r"did not answer within 0.3 s during login"):
         enter(bed.port, timeout=0.3)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15
 
 
 def test_silent_server_after_the_password(
@@ -1203,7 +1203,7 @@ def test_endless_banner(make_bed: Callable[..., Bed]) -> None:
     started = time.monotonic()
     with pytest.raises(ConnectTimeoutError):
         enter(bed.port, timeout=0.5)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15
 
 
 def test_a_person_may_think_long(make_bed: Callable[..., Bed], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1239,7 +1239,7 @@ def test_ctrl_c_while_the_server_is_silent(make_bed: Callable[..., Bed]) -> None
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         enter(bed.port, timeout=60)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 15
     assert set(threading.enumerate()) <= before
 
 

@@ -173,7 +173,7 @@ def test_one_object_serves_both(machine: Machine) -> None:
     with forward:
         assert threading.current_thread() is threading.main_thread()
         with pytest.raises(Exception, match="SSH"):
-            urllib.request.urlopen(f"http://127.0.0.1:{forward.local_port}", timeout=10)
+            urllib.request.urlopen(f"http://127.0.0.1:{forward.local_port}", timeout=30)
 
 
 def test_sessions_after_asyncio_run(embedded: Callable[..., Machine]) -> None:

@@ -47,8 +47,8 @@ def forwarding(machine: Machine, *flags: str) -> Iterator[subprocess.Popen[str]]
             yield process
         finally:
             process.kill()  # a TERM is missed now and then: OpenSSH 9.2 looks for it just before poll()
-            process.wait(10)
-            drain.join(10)
+            process.wait(30)
+            drain.join(30)
 
 
 @contextmanager
@@ -77,7 +77,7 @@ def hello() -> Iterator[int]:
 
 def get(port: int) -> bytes:
     """Fetch from a port of this machine."""
-    with urlopen(f"http://127.0.0.1:{port}/", timeout=5) as answer:
+    with urlopen(f"http://127.0.0.1:{port}/", timeout=30) as answer:
         content: bytes = answer.read()
     return content
 

@@ -146,7 +146,7 @@ def test_lines_that_lie_about_ports_cost_little(bench: Bench) -> None:
     server = bench.start(command=(wrapper, *FAKE), env={"FAKE": ""})
     began = time.monotonic()
     assert server.stop() is True
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
 
 
 class _Heard(Hearing):

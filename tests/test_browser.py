@@ -86,7 +86,6 @@ def test_slider_answers_through_a_direct_tunnel(
         page.move()
 
 
-@pytest.mark.timeout(240)
 def test_pages_live_through_a_silent_cut(
     docker_engine: Any,
     container: Callable[..., Container],

@@ -53,7 +53,7 @@ def app(tmp_path: Path, marker: str) -> str:
 
 def get(url: str) -> tuple[int, str]:
     """Fetch a page with a client other than ours."""
-    with urllib.request.urlopen(url, timeout=10) as answer:
+    with urllib.request.urlopen(url, timeout=30) as answer:
         return answer.status, answer.read().decode()
 
 

@@ -133,7 +133,7 @@ def test_backlog_never_blocks_who_writes() -> None:
     go = threading.Event()
 
     def show(lines: Any) -> None:
-        go.wait(10)
+        go.wait(30)
         shown.extend(lines)
 
     backlog = Backlog(show)

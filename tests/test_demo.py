@@ -34,7 +34,7 @@ def test_demo_from_start_to_end(tmp_path: Path) -> None:
     with Program("demo", "--no-show", "--local-port", "0", env={"TMPDIR": str(temporary)}) as program:
         url = program.address()
         port = int(url.split(":")[2].split("/")[0])
-        with urllib.request.urlopen(url, timeout=10) as page:
+        with urllib.request.urlopen(url, timeout=30) as page:
             assert page.status == 200
             assert b"bokeh_ssh demo" in page.read()
         with pull_session(url=url) as session:

@@ -393,7 +393,7 @@ def test_killed_client_ends_only_what_was_not_left(here: Machine, detach: bool) 
         [left] = there(here)
         return not left.attached and time.time() - left.since > 3
 
-    until(alone, timeout=20, what="it to outlive its grace")
+    until(alone, what="it to outlive its grace")
     assert len(servers(here, app)) == 1
     [left] = there(here)
     end(here, left.id)

@@ -354,5 +354,5 @@ def test_ready_event_has_the_address(machine: Machine) -> None:
     with tunnel_to(machine, app, on_event=events.append) as tunnel:
         assert isinstance(events[-1], Ready)
         assert events[-1].url == tunnel.url
-        with socket.create_connection(("127.0.0.1", tunnel.local_port), timeout=10):
+        with socket.create_connection(("127.0.0.1", tunnel.local_port), timeout=30):
             pass

@@ -159,7 +159,6 @@ def end(program: Program) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "page",
     [page for page in TEXTS if any(kind == "command" for kind, _ in steps(page))],

@@ -72,7 +72,6 @@ def home(sshd: Callable[..., Machine], tmp_path: Path) -> tuple[Machine, Path, P
     return sshd(ForceCommand=str(entry), SetEnv=variables), folder, said
 
 
-@pytest.mark.timeout(60)
 def test_server_beside_such_files_is_started_found_again_and_listed(
     home: tuple[Machine, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,7 +127,6 @@ def _title(url: str) -> Any:
     return json.loads(html.unescape(found[1]))
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("given", [None, ":lib:/somewhere:", ""])
 def test_app_has_the_path_that_bokeh_gives_it(
     given: str | None, home: tuple[Machine, Path, Path], tmp_path: Path
@@ -161,7 +159,6 @@ def test_app_has_the_path_that_bokeh_gives_it(
     assert said_in(said) == []
 
 
-@pytest.mark.timeout(60)
 def test_server_that_starts_itself_anew_does_so_without_them(home: tuple[Machine, Path, Path]) -> None:
     """With ``dev=True`` too, once the app has changed: it has the same path as before."""
     machine, folder, said = home
@@ -184,7 +181,6 @@ def test_server_that_starts_itself_anew_does_so_without_them(home: tuple[Machine
     assert said_in(said) == []
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     ("version", "given"),
     [
@@ -254,7 +250,6 @@ def test_what_is_left_here_takes_no_file_of_the_directory(
     assert said_in(said) == []
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("way", ["script", "-m"])
 def test_command_line_beside_such_files(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``bokeh-ssh demo`` opens its app, from a directory that is full of them.
@@ -353,7 +348,6 @@ Pair = collections.namedtuple("Pair", "one other")
 """
 
 
-@pytest.mark.timeout(60)
 def test_arguments_may_be_of_kinds_from_beside_the_script(
     embedded: Callable[..., Machine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

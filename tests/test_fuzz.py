@@ -124,6 +124,6 @@ def test_any_agent_is_survived(tmp_path: Path, answer: bytes, framed: bool) -> N
             pass
         agent.close()
         listener.shutdown(socket.SHUT_RDWR)
-        thread.join(10)
+        thread.join(30)
         assert not thread.is_alive()
     path.unlink(missing_ok=True)

@@ -322,7 +322,7 @@ def test_many_half_heads_cost_nothing(
         clock = time.pthread_getcpuclockid(pump.ident or 0)
         before, began = time.clock_gettime(clock), time.monotonic()
         until(lambda: time.monotonic() - began > 1, what="a second to pass")
-        assert time.clock_gettime(clock) - before < 0.02
+        assert time.clock_gettime(clock) - before < 0.1
         clients[0].sock.sendall(b"alhost\r\n\r\n")
         assert clients[0].sock.recv(8) == b"HTTP/1.1"
 

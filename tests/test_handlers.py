@@ -173,7 +173,7 @@ def test_everything_can_be_used_in_a_handler_of_each_event(
                     apps.get(tunnel.urls[1])
                 until(lambda: "AppFailed" in before, what="the app to fail")
             machine.server.drop_connections()  # type: ignore[attr-defined]
-            until(lambda: "Reconnected" in before, timeout=20, what="it to be back")
+            until(lambda: "Reconnected" in before, what="it to be back")
         assert before[-1] == "Closed"
         assert tunnel.state == "closed"
 
@@ -322,8 +322,11 @@ while True:
 
 
 @ISOLATE
-def test_wait_in_a_handler_holds_nobody_up(machine: Machine, no_leaks: Any, isolate: bool) -> None:
+def test_wait_in_a_handler_holds_nobody_up(
+    machine: Machine, no_leaks: Any, monkeypatch: pytest.MonkeyPatch, isolate: bool
+) -> None:
     """A handler that waits for the end at Ready does so; opening and closing do not wait for it."""
+    monkeypatch.setattr(lifecycle, "_HANDLERS", 60.0)
     ended: list[Any] = []
 
     def told(event: Event) -> None:
@@ -361,7 +364,7 @@ def test_slow_handler_delays_and_no_more(
     def live() -> None:
         with make(LocalForward, machine, on_event=told, isolate=isolate) as forward:
             assert forward.state == "ready"
-            with socket.create_connection(("127.0.0.1", forward.local_port), timeout=10) as sock:
+            with socket.create_connection(("127.0.0.1", forward.local_port), timeout=30) as sock:
                 assert sock.recv(4) == b"SSH-"
 
     with no_leaks():
@@ -384,7 +387,7 @@ def test_what_is_not_taken_is_bounded_and_counted(caplog: pytest.LogCaptureFixtu
         return number != 2
 
     def take(number: int) -> None:
-        assert go_on.wait(10)
+        assert go_on.wait(30)
         taken.append(number)
 
     dispatcher = Dispatcher(take, "test", "the test", most=10, spare=(is_low, is_not_two))
@@ -495,8 +498,11 @@ def test_closing_with_a_stopped_child(
     until(lambda: not machine.pids(app), what="the server to end by its grace")
 
 
-def test_child_that_is_killed_while_it_is_asked(machine: Machine, no_leaks: Any) -> None:
+def test_child_that_is_killed_while_it_is_asked(
+    machine: Machine, no_leaks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whoever reads at that moment gets what is known, at once."""
+    monkeypatch.setattr(child_process, "_TELLS", 60.0)
     app = apps.put(machine, "sliders.py", apps.SLIDER)
     with no_leaks():
         with make(DirectTunnel, machine, app=app, grace=1) as tunnel:
@@ -509,7 +515,7 @@ def test_child_that_is_killed_while_it_is_asked(machine: Machine, no_leaks: Any)
             reader.start()
             until(lambda: tunnel._child._slots, what="it to be asked")
             os.kill(child, signal.SIGKILL)
-            reader.join(10)
+            reader.join(30)
             assert read == [log]
             assert time.monotonic() - began < child_process._TELLS
     until(lambda: not machine.pids(app), what="the server to end by its grace")
@@ -560,7 +566,7 @@ def test_program_that_is_stopped_does_not_stop_its_forward(machine: Machine) -> 
     with program(machine, port=free_port()) as (running, port):
 
         def refused() -> None:
-            with suppress(ConnectionError), socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+            with suppress(ConnectionError), socket.create_connection(("127.0.0.1", port), timeout=30) as sock:
                 assert sock.recv(1) == b""
 
         refused()  # the control

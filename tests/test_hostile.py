@@ -69,7 +69,7 @@ def remote_forward(fake: FakeSSH, **keywords: Any) -> RemoteForward:
 
 def check_alive(forward: LocalForward) -> None:
     """See that a new connection through the forward works."""
-    with socket.create_connection(("127.0.0.1", forward.local_port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", forward.local_port), timeout=30) as sock:
         sock.sendall(b"still there?")
         assert sock.recv(100) == b"still there?"
     assert forward.state == "ready"
@@ -174,8 +174,8 @@ def test_server_that_asks_and_does_not_read_is_cut_off(
         session = fake.session
         session.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         deaf.set()
-        with socket.create_connection(("127.0.0.1", forward.local_port), timeout=10):
-            assert stuck.wait(10)
+        with socket.create_connection(("127.0.0.1", forward.local_port), timeout=30):
+            assert stuck.wait(30)
             asked = 0
             with fakes.ignored():
                 while forward.state == "ready" and asked < many:
@@ -239,7 +239,7 @@ def test_second_answers_are_passed_over(tmp_path: Path, caplog: pytest.LogCaptur
     overrun = Overrun()
     with FakeSSH(tmp_path, on_open=overrun) as fake, local_forward(fake, remote_port=9) as forward:
         session = fake.session
-        with socket.create_connection(("127.0.0.1", forward.local_port), timeout=10) as sock:
+        with socket.create_connection(("127.0.0.1", forward.local_port), timeout=30) as sock:
             until(lambda: len(overrun.theirs) == 2, what="the channel")
             number = overrun.theirs[-1]
             session.send(_OPEN_SUCCESS, number, session.raws[-1].number, WINDOW, 32768)
@@ -265,7 +265,7 @@ def test_garbage_after_the_key_exchange_is_a_typed_loss(tmp_path: Path, no_leaks
     """Bytes that are no packets are told as a loss, and local connections are reset (row 63)."""
     with no_leaks(), FakeSSH(tmp_path) as fake, local_forward(fake) as forward:
         check_alive(forward)
-        with socket.create_connection(("127.0.0.1", forward.local_port), timeout=10) as sock:
+        with socket.create_connection(("127.0.0.1", forward.local_port), timeout=30) as sock:
             sock.sendall(b"x")
             assert sock.recv(1) == b"x"
             fake.session.sock.sendall(os.urandom(100_000))
@@ -320,7 +320,7 @@ def test_endless_banner_is_bounded(text: bytes, no_leaks: Any) -> None:
     began = time.monotonic()
     with no_leaks(), Listener(fakes.endless(text, sent)) as fake, pytest.raises(ProtocolError):
         connect_to(fake.port, timeout=20)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 15
     assert 0 < sent[0] < 16 << 20  # what the sockets hold, and no more
 
 
@@ -337,7 +337,7 @@ def test_banner_that_drips_ends_at_the_deadline(no_leaks: Any) -> None:
     began = time.monotonic()
     with no_leaks(), Listener(drip) as fake, pytest.raises(BokehSSHError) as caught:
         connect_to(fake.port, timeout=1)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     assert drips.acquire(timeout=0)
     assert caught.value.stage == "connect"
 
@@ -423,7 +423,7 @@ def test_silence_after_a_channel_open_has_a_deadline(tmp_path: Path, no_leaks: A
         with pytest.raises(ConnectionLostError, match="channel"):
             local_forward(fake, timeout=1).open()
         assert fake.session.count("open") == 1
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 15
 
 
 def test_target_that_never_answers_is_told_as_that(tmp_path: Path, no_leaks: Any) -> None:
@@ -442,7 +442,7 @@ def test_silence_after_a_global_request_has_a_deadline(tmp_path: Path, no_leaks:
         with pytest.raises(ConnectionLostError, match="answer"):
             remote_forward(fake, timeout=1).open()
         assert any(b"tcpip-forward" in rest for kind, rest in fake.session.seen if kind == "global request")
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < 15
 
 
 def test_silence_during_the_login_has_a_deadline(tmp_path: Path, no_leaks: Any) -> None:
@@ -453,7 +453,7 @@ def test_silence_during_the_login_has_a_deadline(tmp_path: Path, no_leaks: Any) 
             local_forward(fake, timeout=1).open()
         assert caught.value.stage == "connect"
         fake.login.set()
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < 15
 
 
 def test_exception_in_a_handler_fails_one_connection(
@@ -513,7 +513,7 @@ def test_late_messages_for_a_closed_channel_are_passed_over(tmp_path: Path, late
         FakeSSH(tmp_path, on_open=overrun) as fake,
         local_forward(fake, remote_port=9) as forward,
         local_forward(fake) as good,
-        socket.create_connection(("127.0.0.1", forward.local_port), timeout=10) as sock,
+        socket.create_connection(("127.0.0.1", forward.local_port), timeout=30) as sock,
     ):
         until(lambda: len(overrun.theirs) == 2, what="the channel")
         session = fake.sessions[0]
@@ -524,7 +524,7 @@ def test_late_messages_for_a_closed_channel_are_passed_over(tmp_path: Path, late
         kind, *rest = _LATE[late]
         session.send(kind, number, *rest)
         session.send(kind, number, *rest)
-        with socket.create_connection(("127.0.0.1", forward.local_port), timeout=10):
+        with socket.create_connection(("127.0.0.1", forward.local_port), timeout=30):
             until(lambda: len(overrun.theirs) == 3, what="another channel")
         assert raw.seen[-1] == _CLOSE
         assert forward.state == "ready"
@@ -561,7 +561,7 @@ def test_late_messages_for_a_refused_channel_are_passed_over(tmp_path: Path) -> 
             fake.session.send(kind, refused[0], *rest)
         fake.session.send(_OPEN_SUCCESS, refused[0], 1, WINDOW, 32768)
         with suppress(ConnectionResetError):  # it may come before the connection is taken for made
-            socket.create_connection(("127.0.0.1", forward.local_port), timeout=10).close()
+            socket.create_connection(("127.0.0.1", forward.local_port), timeout=30).close()
         until(lambda: len(refused) == 2, what="the next one")
         assert forward.state == "ready"
 
@@ -586,11 +586,11 @@ def test_close_in_place_of_an_answer_is_a_refusal(tmp_path: Path, first: str) ->
         told: list[Any] = []
         with local_forward(fake, remote_port=9, on_event=told.append) as forward:
             assert any(isinstance(event, Warned) and "the server closed it" in event.text for event in told)
-            with socket.create_connection(("127.0.0.1", forward.local_port), timeout=10) as sock:
+            with socket.create_connection(("127.0.0.1", forward.local_port), timeout=30) as sock:
                 with pytest.raises(ConnectionResetError):
                     sock.recv(1)
             assert forward.state == "ready"
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 15
 
 
 def test_close_is_answered_before_all_is_delivered(tmp_path: Path) -> None:
@@ -614,7 +614,7 @@ def test_close_is_answered_before_all_is_delivered(tmp_path: Path) -> None:
         got = b"".join(iter(lambda: sock.recv(65536), b""))
         assert got == block * 60
         sock.close()
-        with socket.create_connection(("127.0.0.1", forward.local_port), timeout=10):
+        with socket.create_connection(("127.0.0.1", forward.local_port), timeout=30):
             until(lambda: len(overrun.theirs) == 3, what="another channel")
         assert raw.seen[-1] == _CLOSE
 
@@ -687,7 +687,7 @@ def test_end_of_what_a_session_says_is_its_end(tmp_path: Path, status: int | Non
         if status is not None:
             fake.session.send(_REQUEST, theirs[0], "exit-status", b"\x00", status)
         asking.join(20)
-        until(lambda: ends, timeout=5, what="the end")
+        until(lambda: ends, what="the end")
         assert ends == [status]
         until(lambda: fake.session.raws[0].count(_CLOSE), what="our CLOSE")
         assert connection.ping(20)
@@ -747,7 +747,7 @@ def test_messages_cut_short_do_not_end_us(tmp_path: Path, kind: int, no_leaks: A
         FakeSSH(tmp_path, on_open=overrun) as fake,
         local_forward(fake) as good,
         local_forward(fake, remote_port=9) as bad,
-        socket.create_connection(("127.0.0.1", bad.local_port), timeout=10),
+        socket.create_connection(("127.0.0.1", bad.local_port), timeout=30),
     ):
         until(lambda: len(overrun.theirs) == 2, what="the channel")
         fake.session.send(kind, overrun.theirs[-1])

@@ -774,7 +774,7 @@ def test_threads_at_once(keys: Keys, tmp_path: Path) -> None:
     start = threading.Barrier(12)
 
     def add(number: int) -> None:
-        start.wait(10)
+        start.wait(30)
         for host in ("same", f"host{number}"):
             verify(blob(keys.public["rsa"]), [str(path)], name=host, policy="accept-new")
 

@@ -141,7 +141,7 @@ class Program:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"it goes on for more than {timeout} s; it said {self.said}") from None
         for reader in self._readers:
-            reader.join(10)
+            reader.join(30)
         return status
 
     def interrupt(self) -> None:
@@ -172,7 +172,7 @@ class Program:
         for pid in self.family():
             os.kill(pid, signal.SIGKILL)
         self._process.kill()
-        self._process.wait(10)
+        self._process.wait(30)
         for stream in (self._process.stdout, self._process.stderr):
             assert stream
             stream.close()
@@ -645,7 +645,7 @@ warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 and newer: fo
 
 
 def echo():
-    with socket.create_connection(("127.0.0.1", tunnel.local_port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", tunnel.local_port), timeout=30) as sock:
         sock.sendall(b"x")
         assert sock.recv(1) == b"x"
 
@@ -677,7 +677,7 @@ def raise_exit():
 
 
 with tunnel:
-    idle = socket.create_connection(("127.0.0.1", tunnel.local_port), timeout=10)
+    idle = socket.create_connection(("127.0.0.1", tunnel.local_port), timeout=30)
     echo()
     child(lambda: os._exit(0))
     child(raise_exit)  # unwinds the with statement, and runs what is registered for the end
@@ -741,7 +741,7 @@ def test_forked_child_can_open_its_own(program: Callable[..., Program], tmp_path
         pid = os.fork()
         if not pid:
             with tunnel:
-                with socket.create_connection(("127.0.0.1", tunnel.local_port), timeout=10) as sock:
+                with socket.create_connection(("127.0.0.1", tunnel.local_port), timeout=30) as sock:
                     sock.sendall(b"x")
                     assert sock.recv(1) == b"x"
             os._exit(0)

@@ -623,7 +623,7 @@ def test_ctrl_c_during_the_launch_leaves_nothing(bench: Bench, mark: str, stage:
         bench.start(runner, **launch)
     took = time.monotonic() - pressed[0]
     presser.join()
-    assert took < 2
+    assert took < 15
     until(lambda: not processes(mark), what="everything is gone")
     names = {thread.name for thread in threading.enumerate()}
     assert not any(name.startswith("bokeh_ssh lease") for name in names)

@@ -194,7 +194,7 @@ def test_start_that_fails_leaves_nothing(bench: Bench, top: Path, words: dict[st
     place = top / "d"
     with pytest.raises(BokehSSHError):
         bench.start(bench.runner(BOKEH_SSH_DIR=str(place)), **words)
-    until(lambda: not place.exists() and not running(top), timeout=10, what="nothing to be left")
+    until(lambda: not place.exists() and not running(top), what="nothing to be left")
 
 
 def test_control_server_that_runs_is_there(bench: Bench, top: Path) -> None:

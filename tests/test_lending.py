@@ -37,7 +37,7 @@ def agent(tmp_path: Path, key: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator
             yield path
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(30)
             Path(path).unlink(missing_ok=True)
 
 

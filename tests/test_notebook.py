@@ -195,7 +195,7 @@ def test_questions_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     answers: list[object] = [""]
     thread = threading.Thread(target=lambda: answers.append(notebook_prompt(code)))
     thread.start()
-    thread.join(10)
+    thread.join(30)
     assert answers == ["", None]
     assert len(asked) == 3
 

@@ -106,7 +106,6 @@ def pages(tmp_path: Path) -> list[Path]:
     return list((tmp_path / "runtime").iterdir())
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("isolate", [True, False])
 def test_signed_address_is_in_no_process_list(
     isolate: bool, embedded: Callable[..., Machine], fake: Path, tmp_path: Path
@@ -144,7 +143,6 @@ def test_control_open_address_is_given_as_it_is(
         assert pages(tmp_path) == []
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_command_line_shows_it_in_the_same_way(
     number: int, embedded: Callable[..., Machine], fake: Path, tmp_path: Path
@@ -322,4 +320,4 @@ def test_page_does_not_stay(fake: Path, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("webbrowser.open", lambda url: True)
     monkeypatch.setattr(redirect_page, "_STAYS", 0.05)
     assert redirect_page.open_in_browser(SECRET)
-    until(lambda: not pages(tmp_path), timeout=10, what="the page to go")
+    until(lambda: not pages(tmp_path), what="the page to go")

@@ -216,7 +216,7 @@ def test_over_pipes(relay: Relay) -> None:
             got = b""
             while len(got) < len(data):
                 got += far.recv(65536)
-            sender.join(10)
+            sender.join(30)
             assert got == data
             far.sendall(b"there")
             assert line.recv(5) == b"there"

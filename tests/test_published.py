@@ -140,7 +140,7 @@ def test_publication_takes_its_own_place_back(machine: Machine, tmp_path: Any, b
             ) as forward:
                 before = forward.remote_port
                 cable.cut()
-                until(lambda: Lost in kinds(events), timeout=15, what="the silence to be noticed")
+                until(lambda: Lost in kinds(events), what="the silence to be noticed")
                 if not by_name:
                     cable.refuse()  # the old session hears of its end, a little later
                 cable.mend()

@@ -104,7 +104,7 @@ def test_client_that_is_only_half_gone_gives_way(machine: Machine, tmp_path: Pat
         with tunnel_to(there, app, events, isolate=False, ssh_config=str(config)) as tunnel:
             before = ask(tunnel)
             cable.cut()
-            until(lambda: Lost in kinds(events), timeout=10, what="the silence to be noticed")
+            until(lambda: Lost in kinds(events), what="the silence to be noticed")
             cable.mend()
             until(lambda: Reconnected in kinds(events), timeout=30, what="the line to be back")
             assert ask(tunnel) == before.replace("seen 1", "seen 2")
@@ -145,7 +145,7 @@ def test_server_waits_for_its_grace_and_no_longer(machine: Machine, tmp_path: Pa
         assert kinds(events)[-1] is Closed
         assert [event for event in events if isinstance(event, Warned) and "3 s" in event.text]
         assert servers(machine, app)  # the control: it was there, and nobody has told it
-        until(lambda: not servers(machine, app), timeout=20, what="the grace to be over")
+        until(lambda: not servers(machine, app), what="the grace to be over")
 
 
 def test_server_is_told_of_whenever_the_loss_was(
@@ -171,7 +171,7 @@ def test_server_is_told_of_whenever_the_loss_was(
         [warned] = [event for event in events if isinstance(event, Warned)]
         assert "3 s" in warned.text
         assert [event.server for event in events if isinstance(event, Closed)] == ["unreached"]
-        until(lambda: not servers(machine, app), timeout=20, what="the grace to be over")
+        until(lambda: not servers(machine, app), what="the grace to be over")
 
 
 def test_server_that_dies_before_our_eyes_is_not_started_again(machine: Machine, tmp_path: Path) -> None:

@@ -197,10 +197,10 @@ def test_new_keys_on_demand_while_idle_and_while_asking(
             renewer = threading.Thread(target=transport.renegotiate_keys)
             renewer.start()
             replies = [transport.ask(b"no-such-request@example.org") for _ in range(20)]
-            assert all(reply.wait(10) for reply in replies)
+            assert all(reply.wait(30) for reply in replies)
             assert not any(reply.lost for reply in replies)
             assert not any(reply.ok for reply in replies)
-            renewer.join(10)
+            renewer.join(30)
             assert keys[transport] == number + 2
 
 
@@ -225,9 +225,9 @@ def test_connection_that_dies_in_a_key_exchange_is_told(
         transport._handler_table[20] = cut  # KEXINIT
         with pytest.raises(Exception):  # noqa: B017, PT011 - paramiko's own; what counts is what follows
             transport.renegotiate_keys()
-        assert begun.wait(10)
+        assert begun.wait(30)
         with pytest.raises(ConnectionLostError):
-            forward.wait(10)
+            forward.wait(30)
 
 
 @contextmanager

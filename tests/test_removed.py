@@ -76,7 +76,7 @@ def on_socket(bench: Bench, **words: Any) -> Server:
 def who(path: str) -> int:
     """Ask a socket for the process behind it; 0 where nobody answers."""
     with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(5)
+        sock.settimeout(30)
         try:
             sock.connect(path)
         except OSError:
@@ -132,7 +132,7 @@ def test_place_is_made_again(bench: Bench, place: Path, how: str) -> None:
         listed = list_servers(bench.runner(), python=sys.executable)
         return [each.id for each in listed] == [inner.name] and who(server.socket) == server.pid
 
-    until(well, timeout=10, what="it to be found again")
+    until(well, what="it to be found again")
     assert place.stat().st_mode & 0o777 == 0o700
     assert inner.stat().st_mode & 0o777 == 0o700
     back = adopted(bench, server)
@@ -230,7 +230,7 @@ def test_place_that_another_user_has_replaced_is_not_used(bench: Bench, mark: st
         inner.mkdir(mode=0o700)
         os.chown(inner, 65534, -1)
         place.chmod(0o777)
-    until(lambda: any(isinstance(event, Warned) for event in bench.events), timeout=10, what="it to be told")
+    until(lambda: any(isinstance(event, Warned) for event in bench.events), what="it to be told")
     assert not list(inner.iterdir())
     assert held.server.stop()
 
@@ -255,7 +255,7 @@ def test_place_that_cannot_be_made_again_is_told(bench: Bench, mark: str, place:
     def warnings() -> list[str]:
         return [event.text for event in bench.events if isinstance(event, Warned)]
 
-    until(warnings, timeout=10, what="it to be told")
+    until(warnings, what="it to be told")
     assert "private directory" in warnings()[0]
     assert "started anew" in warnings()[0]
     assert held.alive()
@@ -315,7 +315,7 @@ def test_what_was_brought_is_removed(bench: Bench) -> None:
     def warnings() -> list[str]:
         return [event.text for event in bench.events if isinstance(event, Warned)]
 
-    until(warnings, timeout=10, what="it to be told")
+    until(warnings, what="it to be told")
     assert "brought" in warnings()[0]
 
 
@@ -394,7 +394,7 @@ def test_tunnel_whose_directory_is_removed(
             before = ask(tunnel)
             if kind == "sshd":
                 shutil.rmtree(place)
-                until(lambda: place.exists(), timeout=10, what="the directory to be back")
+                until(lambda: place.exists(), what="the directory to be back")
                 assert ask(tunnel) == before.replace("seen 1", "seen 2")
                 shutil.rmtree(place)
             cable.pull()

@@ -155,7 +155,7 @@ def test_what_ignores_term_is_killed(bench: Bench, mark: str, bystander: subproc
     held = escaped(bench, mark, _DEAF)
     began = time.monotonic()
     assert held.server.stop(timeout=2) is True
-    assert 1 < time.monotonic() - began < 4
+    assert 1 < time.monotonic() - began < 8
     assert strays(mark, bystander) == set()
 
 

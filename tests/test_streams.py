@@ -158,13 +158,11 @@ def test_first_interrupt_counts_where_nobody_reads(machine: Machine, app: str, j
     with subprocess.Popen([*words, *["--json"] * json_], start_new_session=True, **streams) as process:  # type: ignore[call-overload]
         os.close(mouth)
         try:
-            if json_:
-                load(_opened(ear))
-            else:
-                load(process.stdout.readline().decode().strip())
-            until(lambda: _waiting(ear) > 50_000, what="a pipe that is full")
+            failed = load(_opened(ear) if json_ else _address(process))
+            until(lambda: failed or _waiting(ear) > 50_000, timeout=60, what="a pipe that is full")
+            assert not failed
             process.send_signal(signal.SIGINT)
-            assert process.wait(10) == 0
+            assert process.wait(30) == 0
         finally:
             process.kill()
             os.close(ear)
@@ -180,11 +178,11 @@ def test_first_interrupt_counts_where_a_terminal_takes_nothing(machine: Machine,
         words, stdout=subprocess.PIPE, stderr=slave, start_new_session=True, env=env
     ) as process:
         try:
-            assert process.stdout
-            load(process.stdout.readline().decode().strip())
-            until(lambda: not select.select([], [slave], [], 0)[1], what="a terminal that is full")
+            failed = load(_address(process))
+            until(lambda: failed or _is_full(slave), timeout=60, what="a terminal that is full")
+            assert not failed
             process.send_signal(signal.SIGINT)
-            assert process.wait(10) == 0
+            assert process.wait(30) == 0
         finally:
             process.kill()
             os.close(master)
@@ -209,7 +207,7 @@ def test_log_that_nobody_reads_holds_nobody_up(machine: Machine, app: str, flag:
                 with urllib.request.urlopen(url) as page:
                     assert b"Bokeh" in page.read()
             process.send_signal(signal.SIGINT)
-            assert process.wait(10) == 0
+            assert process.wait(30) == 0
         finally:
             process.kill()
             os.close(ear)
@@ -227,7 +225,7 @@ def test_address_is_told_where_nobody_reads_the_rest(machine: Machine, app: str)
             with urllib.request.urlopen(process.stdout.readline().decode().strip()) as page:
                 assert b"Bokeh" in page.read()
             process.send_signal(signal.SIGINT)
-            assert process.wait(10) == 0
+            assert process.wait(30) == 0
         finally:
             process.kill()
             os.close(ear)
@@ -243,14 +241,35 @@ def _fill(mouth: int) -> None:
     os.set_blocking(mouth, True)
 
 
-def load(url: str) -> None:
-    """Load a page, which has its app write, on a thread: the tunnel may end meanwhile."""
+def load(url: str) -> list[Exception]:
+    """Load a page, which has its app write, on a thread: the tunnel may end meanwhile.
+
+    :returns: gets why it could not be loaded, should that be so: then nothing is written
+    """
+    failed: list[Exception] = []
 
     def get() -> None:
-        with suppress(OSError), urllib.request.urlopen(url, timeout=20) as page:
-            page.read()
+        try:
+            with urllib.request.urlopen(url, timeout=60) as page:
+                page.read()
+        except (OSError, ValueError) as exc:
+            failed.append(exc)
 
     threading.Thread(target=get, daemon=True).start()
+    return failed
+
+
+def _address(process: subprocess.Popen[bytes]) -> str:
+    """Read the address that it opens; it has none where it has failed."""
+    assert process.stdout
+    line = process.stdout.readline()
+    assert line, f"no address: it ended with {process.wait(30)}"
+    return line.decode().strip()
+
+
+def _is_full(terminal: int) -> bool:
+    """Tell whether a terminal takes nothing."""
+    return not select.select([], [terminal], [], 0)[1]
 
 
 def _opened(ear: int) -> str:

@@ -329,13 +329,14 @@ class Service:
         if not self.claims or now < self.claims_at:
             return
         claims, self.claims = self.claims, {}
+        mine = self.processes()  # once for all of them: the list of all processes is the dear part
         for ready in claims.values():
-            self.take_word(ready)
+            self.take_word(ready, mine)
         took = time.monotonic() - now
         self.claims_at = now + min(1.0, 10 * took)
 
-    def take_word(self, ready: dict[str, Any]) -> None:
-        """Take what log lines say of a port, if a process of the server listens there: apps write too.
+    def take_word(self, ready: dict[str, Any], mine: set[int]) -> None:
+        """Take what log lines say of a port, if one of these processes listens there: apps write too.
 
         Not once it is ready: a server that starts itself anew (``--dev``) does so in the same place. Where
         a socket was asked for, only a command of the caller's own may listen on a port after all.
@@ -343,7 +344,6 @@ class Service:
         if self.ready is not None:
             return
         bokeh = self.is_bokeh()
-        mine = self.processes()
         held = self.holds_port(ready["port"], mine)
         if held is False or (self.socket and (held is None or bokeh)):
             return
