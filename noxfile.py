@@ -5,9 +5,9 @@
     python3 noxfile.py -l          what else there is
 
 Nothing has to be installed for that: the first run makes an environment in ``.nox`` and installs nox there.
-``nox`` itself does as well. With CI=true the default is everything: the oldest Python with the lowest versions of what
-the package depends on, the newest, and on those between what differs between Pythons; a missing Python or Docker
-engine is then an error, not a skip.
+``nox`` itself does as well. With CI=true the default is everything: the oldest Python with the lowest
+versions of what the package depends on, the newest, and on those between what differs between Pythons; a
+missing Python or Docker engine is then an error, not a skip.
 """
 
 from __future__ import annotations
@@ -100,12 +100,21 @@ SPREAD = ("-n", "4", "--dist", "loadfile", "--no-loadscope-reorder")
 OPTIONS = (*SPREAD, *(("--reruns", "2") if CI else ("-m", "not slow")))
 #: What is run on the Pythons between the oldest and the newest.
 BETWEEN = (*OPTIONS, "-m", "every_python")
+#: Where the benchmark and the soak run find: themselves, and what they share with the tests.
+OF_TESTS = {"PYTHONPATH": os.pathsep.join(("tests", "tests/support"))}
 
 nox.needs_version = NOX.removeprefix("nox")
 nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = CI
 # The tests come last, so that a run ends with pytest's closing line.
-nox.options.sessions = ["lint", "layers", "types", "docs", "lowest", *(f"tests-{name}" for name in PYTHONS[1:])]
+nox.options.sessions = [
+    "lint",
+    "layers",
+    "types",
+    "docs",
+    "lowest",
+    *(f"tests-{name}" for name in PYTHONS[1:]),
+]
 if not CI:
     nox.options.sessions = ["lint", "layers", "types", "docs", f"tests-{CURRENT}"]
 
@@ -181,14 +190,14 @@ def tests(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Measure against other SSH forwards; ``-- --quick`` for a look, ``-- --help`` for more."""
     session.install(".", *_group("bench"))
-    session.run("python", "-m", "benchmarks", *session.posargs, env={"PYTHONPATH": "tests"})
+    session.run("python", "-m", "benchmarks", *session.posargs, env=OF_TESTS)
 
 
 @nox.session(default=False)
 def soak(session: nox.Session) -> None:
     """Open, close, stall and break connections for 10 minutes (``-- --minutes 1``); nothing may grow."""
     session.install(".[demo]", *_group("test"))
-    session.run("python", "-m", "soak", *session.posargs, env={"PYTHONPATH": "tests"})
+    session.run("python", "-m", "soak", *session.posargs, env=OF_TESTS)
 
 
 @nox.session(default=False)
