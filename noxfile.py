@@ -100,6 +100,8 @@ SPREAD = ("-n", "4", "--dist", "loadfile", "--no-loadscope-reorder")
 OPTIONS = (*SPREAD, *(("--reruns", "2") if CI else ("-m", "not slow")))
 #: What is run on the Pythons between the oldest and the newest.
 BETWEEN = (*OPTIONS, "-m", "every_python")
+#: Where the benchmark and the soak run find: themselves, and what they share with the tests.
+OF_TESTS = {"PYTHONPATH": os.pathsep.join(("tests", "tests/support"))}
 
 nox.needs_version = NOX.removeprefix("nox")
 nox.options.reuse_venv = "yes"
@@ -180,14 +182,14 @@ def tests(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Measure against other SSH forwards; ``-- --quick`` for a look, ``-- --help`` for more."""
     session.install(".", *_group("bench"))
-    session.run("python", "-m", "benchmarks", *session.posargs, env={"PYTHONPATH": "tests"})
+    session.run("python", "-m", "benchmarks", *session.posargs, env=OF_TESTS)
 
 
 @nox.session(default=False)
 def soak(session: nox.Session) -> None:
     """Open, close, stall and break connections for 10 minutes (``-- --minutes 1``); nothing may grow."""
     session.install(".[demo]", *_group("test"))
-    session.run("python", "-m", "soak", *session.posargs, env={"PYTHONPATH": "tests"})
+    session.run("python", "-m", "soak", *session.posargs, env=OF_TESTS)
 
 
 @nox.session(default=False)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -17,22 +18,14 @@ import pytest
 
 import beds
 from beds import Key, Knobs, Machine, until
+from skips import missing
 
 if TYPE_CHECKING:
     from docker_bed import Bed, Docker
     from local_runner import Bench
 
-#: With CI=true nothing is skipped for want of a server: what is missing is an error.
-CI = os.environ.get("CI", "").lower() in ("1", "true")
 
 _ENGINE: pytest.StashKey[Docker | str] = pytest.StashKey()
-
-
-def missing(reason: str) -> None:
-    """Skip the test, or fail it on CI."""
-    if CI:
-        pytest.fail(f"on CI this is an error: {reason}", pytrace=False)
-    pytest.skip(reason)
 
 
 @pytest.fixture
@@ -191,6 +184,13 @@ def embedded(key: Key, tmp_path: Path) -> Iterator[Callable[..., Machine]]:
             return stack.enter_context(beds.embedded(knobs or Knobs(), key, tmp_path, **settings))
 
         yield make
+
+
+@pytest.fixture
+def here(embedded: Callable[..., Machine]) -> Machine:
+    """A machine with servers of this test's own, on which the tests' own Python is the first."""
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    return embedded(env={"PATH": path, "BOKEH_SSH_DIR": os.environ["BOKEH_SSH_DIR"]})
 
 
 @pytest.fixture

@@ -28,12 +28,12 @@ from bokeh_ssh._server.launch_spec import Launch
 from bokeh_ssh._server.log_parsing import AppErrors
 from bokeh_ssh._server.probe import check_owner
 from bokeh_ssh._server.server_state import Hearing
+from memory import peak
 
 if os.name != "posix":
     pytest.skip("the remote side is a POSIX system", allow_module_level=True)
 
 from local_runner import FAKE, Bench, LocalSession, heard
-from test_compression import peak
 
 _MIB = 1 << 20
 _SIZE = 48 * _MIB  # of what is written

@@ -30,7 +30,7 @@ def environment() -> dict[str, str]:
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(("SSH_", "BOKEH_", "PYTHON"))
     }
-    places = [str(_TESTS), str(Path(bokeh_ssh.__file__).resolve().parent.parent)]
+    places = [str(_TESTS), str(_TESTS / "support"), str(Path(bokeh_ssh.__file__).resolve().parent.parent)]
     return kept | {"PYTHONPATH": os.pathsep.join(places)}
 
 

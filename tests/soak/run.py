@@ -124,7 +124,7 @@ def watched(words: Sequence[str], directory: Path) -> Iterator[Watched]:
 def _target(directory: Path) -> Iterator[int]:
     """Run the target of the conformance suite in a process of its own; gives its port."""
     with subprocess.Popen(
-        [sys.executable, str(_TESTS / "conformance.py"), "serve"],
+        [sys.executable, str(_TESTS / "support" / "conformance.py"), "serve"],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # it tells of each connection that was broken off
         text=True,

@@ -1,0 +1,91 @@
+"""Completion in real shells: commands, flags, and the aliases of the ssh config."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bokeh_ssh._cli.completion import complete_host, find_aliases
+
+CONFIG = """\
+Include extra/*.conf
+Include "extra/missing"
+Host node17 node18 *.cluster !node19
+  HostName 10.0.0.1
+Match user me
+Host=spare
+Host "unclosed
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home with an ssh config, and with bokeh-ssh on the PATH."""
+    ssh = tmp_path / ".ssh"
+    (ssh / "extra").mkdir(parents=True)
+    (ssh / "config").write_text(CONFIG)
+    (ssh / "extra" / "a.conf").write_text("Host gate\nInclude ~/.ssh/config\n")
+    program = tmp_path / "bin" / "bokeh-ssh"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m bokeh_ssh "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    return tmp_path
+
+
+def test_aliases_are_found(home: Path) -> None:
+    """Names that are no patterns are found, in included files too, each once; the rest is skipped."""
+    assert find_aliases() == ["node17", "node18", "spare", "gate"]
+    assert complete_host("node") == ["node17", "node18"]
+    assert complete_host("me@g") == ["me@gate"]
+    (home / ".ssh" / "config").unlink()
+    assert find_aliases() == []
+
+
+BASH = """\
+eval "$(bokeh-ssh --show-completion bash)"
+COMP_WORDS=({words}) COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+_bokeh_ssh_completion bokeh-ssh
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+FISH = """\
+bokeh-ssh --show-completion fish | source
+complete -C '{words}'
+"""
+ZSH = """\
+_arguments() {{ :; }}; compdef() {{ :; }}; _describe() {{ :; }}
+eval "$(bokeh-ssh --show-completion zsh)"
+words=({words}) CURRENT=${{#words}}
+env _TYPER_COMPLETE_ARGS="$words" _BOKEH_SSH_COMPLETE=complete_zsh bokeh-ssh
+"""
+
+
+@pytest.mark.parametrize(("shell", "program"), [("bash", BASH), ("fish", FISH), ("zsh", ZSH)])
+@pytest.mark.parametrize(
+    ("words", "found", "not_found"),
+    [
+        ("bokeh-ssh di", "direct", "gateway"),
+        ("bokeh-ssh direct --host-k", "--host-keys", "--known-hosts"),
+        ("bokeh-ssh direct node", "node18", "spare"),
+        ("bokeh-ssh gateway gate --host sp", "spare", "node17"),
+        ("bokeh-ssh ls me@ga", "me@gate", "spare"),
+    ],
+)
+def test_shells_complete(
+    home: Path, shell: str, program: str, words: str, found: str, not_found: str
+) -> None:
+    """Commands, flags and hosts are completed in bash, fish and zsh."""
+    if shutil.which(shell) is None:
+        pytest.skip(f"there is no {shell} here")
+    script = program.format(words=words)
+    done = subprocess.run([shell, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert found in done.stdout, done
+    assert not_found not in done.stdout
+    assert "Traceback" not in done.stderr

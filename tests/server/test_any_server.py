@@ -1,0 +1,262 @@
+"""Any web server with a place for its port, and more ports beside an app."""
+
+from __future__ import annotations
+
+import os
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import apps
+import conformance
+from beds import Machine, free_port, until
+from bokeh_ssh import (
+    DirectTunnel,
+    Event,
+    ForwardingRefusedError,
+    GatewayTunnel,
+    LaunchError,
+    LaunchTimeoutError,
+    PortInUseError,
+    Reconnected,
+    UsageError,
+    Warned,
+)
+from gateways import gateway_of, host_of
+from programs import Program, login
+from targets import target_on
+
+#: Serves on a port or a socket, after a while; /healthz answers 503 at first.
+SERVER = """
+import http.server, os, socket, sys, time
+count = 0
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def address_string(self):
+        return "somebody"
+
+    def do_GET(self):
+        global count
+        count += self.path == "/healthz"
+        bad = self.path == "/never" or (self.path == "/healthz" and count < 3)
+        self.send_response(503 if bad else 200)
+        self.end_headers()
+        self.wfile.write(("it is " + " ".join(sys.argv[1:])).encode())
+
+class OnSocket(http.server.HTTPServer):
+    address_family = socket.AF_UNIX
+
+    def server_bind(self):
+        self.socket.bind(self.server_address)
+
+where = sys.argv[1]
+if where.isdigit():
+    server = http.server.HTTPServer(("127.0.0.1", int(where)), Handler)
+else:
+    server = OnSocket(where, Handler)
+server.serve_forever()
+"""
+
+
+def tunnel_to(machine: Machine, command: tuple[str, ...], **keywords: Any) -> DirectTunnel:
+    """Make a tunnel to a server of any kind."""
+    return DirectTunnel(
+        machine.host, machine.user, command=command, python=machine.python, **machine.login, **keywords
+    )
+
+
+def get(url: str) -> str:
+    """Open a page."""
+    with urllib.request.urlopen(url, timeout=20) as answer:
+        return str(answer.read().decode())
+
+
+@pytest.mark.parametrize("place", ["{port}", "{socket}"])
+def test_any_web_server_is_held_like_bokeh(machine: Machine, place: str) -> None:
+    """A command with a place for its port, or its socket, is started, waited for, opened and ended; what is
+    on a port is told to be open to others."""
+    path = apps.put(machine, "server.py", SERVER)
+    events: list[Event] = []
+    command = (machine.python, "-u", path, place)
+    with tunnel_to(
+        machine, command, args=("more words",), ready="/healthz", on_event=events.append
+    ) as tunnel:
+        assert tunnel.url == f"http://localhost:{tunnel.local_port}/"
+        said = get(tunnel.url)
+        assert said.startswith("it is ")
+        assert said.endswith(" more words")
+        assert bool(tunnel.remote_port) == (place == "{port}")
+        until(lambda: any("GET /healthz" in line for line in tunnel.log), what="its lines to come")
+        request = urllib.request.Request(tunnel.url, headers={"Host": "evil.example"})
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(request, timeout=20)
+        assert machine.pids(path)
+    told = [event.text for event in events if isinstance(event, Warned)]
+    assert [("{socket}" in text) for text in told] == [True] * (place == "{port}")
+    until(lambda: not machine.pids(path), what="the server to be gone")
+
+
+def test_server_that_is_never_ready_is_told(machine: Machine) -> None:
+    """The page that is asked for has to answer well; one that ends early has its last words in the error."""
+    path = apps.put(machine, "server.py", SERVER)
+    command = (machine.python, "-u", path, "{port}")
+    with pytest.raises(LaunchTimeoutError, match="503"):
+        tunnel_to(machine, command, ready="/never", launch_timeout=3).open()
+    with pytest.raises(LaunchError) as caught:
+        tunnel_to(machine, (machine.python, "-c", "raise SystemExit('no such thing')", "{port}")).open()
+    assert "no such thing" in str(caught.value)
+    until(lambda: not machine.pids(path), what="the server to be gone")
+
+
+def test_port_of_another_server_is_not_taken_for_its_own(machine: Machine) -> None:
+    """A server that does not get its port, and does not end, is not ready because another one is there."""
+    path = apps.put(machine, "server.py", SERVER)
+    with tunnel_to(machine, (machine.python, "-u", path, "{port}")) as other:
+        taken = other.remote_port
+        waits = (machine.python, "-c", "import time; time.sleep(60)", "{port}")
+        with pytest.raises(LaunchTimeoutError):
+            tunnel_to(machine, waits, remote_port=taken, launch_timeout=3).open()
+        assert get(other.url).startswith("it is ")  # the control
+
+
+def test_any_server_comes_back_after_a_loss(embedded: Callable[..., Machine]) -> None:
+    """A line that breaks is made again, to the same server; so are the ports beside it."""
+    machine = embedded()
+    path = apps.put(machine, "server.py", SERVER)
+    events: list[Event] = []
+    with (
+        target_on(machine) as port,
+        tunnel_to(
+            machine,
+            (machine.python, "-u", path, "{port}"),
+            forwards=[f"0:127.0.0.1:{port}"],
+            on_event=events.append,
+        ) as tunnel,
+    ):
+        before = machine.pids(path)
+        machine.server.drop_connections()
+        until(lambda: any(isinstance(event, Reconnected) for event in events), timeout=30)
+        assert get(tunnel.url).startswith("it is ")
+        assert machine.pids(path) == before
+        address, _, number = tunnel.forwards[0].rpartition(":")
+        conformance.check_echo((address, int(number)))
+
+
+def test_any_server_is_left_and_taken_over(embedded: Callable[..., Machine]) -> None:
+    """One that was left running is found by its id, opened by another tunnel, and ended with ``stop``."""
+    machine = embedded(env={"BOKEH_SSH_DIR": os.environ["BOKEH_SSH_DIR"]})
+    path = apps.put(machine, "server.py", SERVER)
+    with tunnel_to(machine, (machine.python, "-u", path, "{port}"), detach=True) as tunnel:
+        name = tunnel.server
+    assert machine.pids(path)
+    with DirectTunnel(
+        machine.host, machine.user, server=name, python=machine.python, **machine.login
+    ) as again:
+        assert get(again.url).startswith("it is ")
+    with Program("stop", machine.host, str(name), "--python", machine.python, *login(machine)) as program:
+        assert program.end() == 0, program
+    until(lambda: not machine.pids(path), what="the server to be gone")
+
+
+def test_app_is_brought_to_any_server(embedded: Callable[..., Machine], tmp_path: Any) -> None:
+    """What is uploaded is a word of the command, behind the others."""
+    machine = embedded()
+    app = tmp_path / "server.py"
+    app.write_text(SERVER)
+    (tmp_path / "run.py").write_text(
+        "import runpy, sys\nsys.argv = [sys.argv[2], sys.argv[1]]\nrunpy.run_path(sys.argv[0])"
+    )
+    command = (machine.python, "-u", "run.py", "{port}")
+    with tunnel_to(machine, command, app=str(app), bring=str(tmp_path / "run.py")) as tunnel:
+        assert get(tunnel.url).startswith("it is ")
+
+
+def test_ports_beside_an_app(machine: Machine) -> None:
+    """One login, one app, and as many ports besides as are asked for, which say where they are."""
+    app = apps.put(machine, "sliders.py", apps.SLIDER)
+    here = free_port()
+    with (
+        target_on(machine) as first,
+        target_on(machine) as second,
+        DirectTunnel(
+            machine.host,
+            machine.user,
+            app,
+            python=machine.python,
+            forwards=[f"{here}:127.0.0.1:{first}", f"0:127.0.0.1:{second}"],
+            **machine.login,
+        ) as tunnel,
+    ):
+        apps.drive(tunnel.url)
+        assert tunnel.forwards[0] == f"localhost:{here}"
+        for name in tunnel.forwards:
+            conformance.check_echo(("localhost", int(name.rpartition(":")[2])))
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", here), timeout=5)
+
+
+def test_port_beside_that_is_taken_or_forbidden(embedded: Callable[..., Machine]) -> None:
+    """A port that is taken here is told before anything is dialled; one forbidden there, on entering."""
+    machine = embedded(permit_open=("localhost:5006", "127.0.0.1:5006"))
+    keywords: dict[str, Any] = {"launch": False, **machine.login}
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        taken = listener.getsockname()[1]
+        with pytest.raises(PortInUseError):
+            DirectTunnel("nowhere.invalid", forwards=f"{taken}:localhost:80", **keywords).open()
+    with pytest.raises(ForwardingRefusedError):
+        DirectTunnel(machine.host, machine.user, forwards="0:localhost:80", **keywords).open()
+
+
+def test_ports_beside_lead_to_the_bokeh_host(shape_c: Any) -> None:
+    """In a gateway tunnel they are the Bokeh host's, not the gateway's."""
+    app = apps.put(shape_c.bokehhost, "sliders.py", apps.SLIDER)
+    with (
+        target_on(shape_c.bokehhost) as port,
+        GatewayTunnel(
+            gateway_of(shape_c),
+            host=host_of(shape_c),
+            app=app,
+            python=shape_c.bokehhost.python,
+            reverse="relay",
+            forwards=f"0:127.0.0.1:{port}",
+        ) as tunnel,
+    ):
+        conformance.check_echo(("localhost", int(tunnel.forwards[0].rpartition(":")[2])))
+        apps.drive(tunnel.url)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"command": "serve {port}", "signed": True},
+        {"command": "serve {port} {socket}"},
+        {"command": "serve {socket}", "remote_port": 5},
+        {"command": "serve {port}", "dev": True, "app": "x"},
+        {"command": "serve {port}", "ready": "healthz"},
+        {"ready": "/healthz"},
+        {"forwards": "5006"},
+    ],
+)
+def test_what_cannot_be_meant_is_refused(words: dict[str, Any]) -> None:
+    """Before anything is dialled."""
+    with pytest.raises(UsageError):
+        DirectTunnel("host", **words)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_command_line_opens_any_server(embedded: Callable[..., Machine]) -> None:
+    """As on the command line: a command, a page that tells that it is ready, and a port besides."""
+    machine = embedded()
+    path = apps.put(machine, "server.py", SERVER)
+    with target_on(machine) as port:
+        words = ["--command", f"{machine.python} -u {path} {{port}}", "--ready", "/healthz"]
+        words += ["--local-port", "0", "-L", f"0:127.0.0.1:{port}"]
+        with Program("direct", machine.host, *words, *login(machine)) as program:
+            assert get(program.address()).startswith("it is ")
+            program.expect(f"127.0.0.1 port {port}")
+            program.interrupt()
+            assert program.end() == 0, program

@@ -1,0 +1,565 @@
+"""The ssh config: the same answers as ``ssh -G``, and a word about each line that we cannot follow."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from beds import until
+from bokeh_ssh._core.errors import ConfigError
+from bokeh_ssh._ssh.config import lookup
+from bokeh_ssh._ssh.config.lookup import HostConfig, load
+from bokeh_ssh._ssh.config.match_exec import holds
+from local_runner import processes
+from skips import missing
+
+SSH = shutil.which("ssh")
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Give a function that writes a config, in a home that ssh and Python agree about."""
+    monkeypatch.setenv("HOME", pwd.getpwuid(os.getuid()).pw_dir)
+
+    def write(text: str, name: str = "config") -> str:
+        path = tmp_path / name
+        path.write_bytes(text.encode())
+        path.chmod(0o600)
+        return str(path)
+
+    return write
+
+
+def ssh_g(path: str, alias: str, *options: str) -> dict[str, list[str]] | str:
+    """Run ``ssh -G``: what it says by keyword, or its complaint."""
+    if SSH is None:
+        missing("there is no ssh here")
+    env = {**os.environ, "LC_ALL": "C"}
+    done = subprocess.run(
+        [str(SSH), "-G", "-F", path, *options, "--", alias],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env=env,
+        timeout=20,
+        check=False,
+    )
+    if done.returncode:
+        return done.stderr
+    said: dict[str, list[str]] = {}
+    for line in done.stdout.splitlines():
+        keyword, _, value = line.partition(" ")
+        said.setdefault(keyword, []).append(value)
+    return said
+
+
+def ssh_version() -> tuple[int, int]:
+    text = subprocess.run([str(SSH), "-V"], capture_output=True, text=True, check=True).stderr
+    found = re.search(r"OpenSSH_(\d+)\.(\d+)", text)
+    assert found
+    return int(found[1]), int(found[2])
+
+
+def as_ssh_g(config: HostConfig, said: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Write our answer as ``ssh -G`` does; what is not said is taken from ssh, which prints its defaults."""
+
+    def or_default(keyword: str, value: object) -> list[str]:
+        return said.get(keyword, []) if value is None else [str(value)]
+
+    def flag(value: bool | None) -> str | None:
+        return None if value is None else "yes" if value else "no"
+
+    def whole(value: float | None) -> int | None:
+        return None if value is None else int(value)
+
+    def listed(value: tuple[str, ...] | None) -> str | None:
+        return None if value is None else " ".join(value) or "none"
+
+    return {
+        "hostname": [config.hostname],
+        "user": or_default("user", config.user),
+        "port": or_default("port", config.port),
+        "identityfile": list(config.identity_files) or said.get("identityfile", []),
+        "certificatefile": list(config.certificate_files),
+        "identitiesonly": ["yes" if config.identities_only else "no"],
+        "identityagent": or_default("identityagent", config.identity_agent),
+        "userknownhostsfile": or_default("userknownhostsfile", listed(config.user_known_hosts)),
+        "globalknownhostsfile": or_default("globalknownhostsfile", listed(config.global_known_hosts)),
+        "hostkeyalias": [config.host_key_alias] if config.host_key_alias else [],
+        "connecttimeout": or_default("connecttimeout", whole(config.connect_timeout)),
+        "serveraliveinterval": or_default("serveraliveinterval", whole(config.server_alive_interval)),
+        "serveralivecountmax": or_default("serveralivecountmax", config.server_alive_count),
+        "proxyjump": [",".join(config.proxy_jump)] if config.proxy_jump else [],
+        "compression": or_default("compression", flag(config.compression)),
+    }
+
+
+def check_same(path: str, alias: str, user: str | None = None, port: int | None = None) -> HostConfig | None:
+    """Compare our answer with ssh's; None where both refuse."""
+    options = [*(["-l", user] if user else []), *(["-p", str(port)] if port else [])]
+    said = ssh_g(path, alias, *options)
+    refused = ""
+    try:
+        config = load(path, alias, user=user, port=port)
+    except ConfigError as exc:
+        refused = str(exc)
+    if isinstance(said, str):
+        assert refused, said
+        return None
+    assert not refused
+    command = said.get("proxycommand", [""])[0].replace("%h", config.hostname)
+    if config.proxy_command and not command:
+        # Before 10.3, an earlier ProxyJump none was the end of a ProxyCommand.
+        assert ssh_version() < (10, 3)
+        assert "proxyjump" not in said
+    else:
+        assert (config.proxy_command or "") == command
+    ours = as_ssh_g(config, said)
+    if "identityfile" in said:  # ssh skips a "none" among others when it loads them
+        said["identityfile"] = [file for file in said["identityfile"] if file != "none"] or ["none"]
+    said["hostname"] = [said["hostname"][0].lower()]  # ssh -G shows HostName as it was written
+    assert ours == {keyword: said.get(keyword, []) for keyword in ours}
+    return config
+
+
+SAME = {
+    "nothing": "",
+    "host": "Host a\n User u\nHost b\n User v\n",
+    "first value wins": "Port 1\nPort 2\nHost a\nPort 3\n",
+    "specific before general": "Host a\n Port 3\nHost *\n Port 4\n User u\n",
+    "negation": "Host * !a\n User u\nHost !b\n User v\nHost * !b\n User w\n",
+    "negation wins in any order": "Host !a a *\n User u\n",
+    "wildcards": "Host ?\n User u\nHost a*a\n Port 9\nHost *a\n HostKeyAlias X\n",
+    "case of the name": "Host A\n User u\nMatch host A\n User v\n",
+    "hostname": "Host a\n HostName %h.Example.%%.ORG\n",
+    "hostname first wins": "HostName x\nHostName y\n",
+    "key=value": 'Port=99\nUser = "u"\nHostKeyAlias= k\nCompression =yes\n',
+    "quoted keyword": '"Port" 99\n',
+    "tabs and blanks": "\t Port\t 99 \t\n  Host\ta \t b\n\tUser\tu\n",
+    "form feed and CRLF": "Port 99\f\r\nHost a\r\n  User u\r\n",
+    "comments": "# Port 1\nPort 2 # Port 3\n  #x\nUser u#v\n",
+    "quotes": 'IdentityFile "/a b/c"\nIdentityFile \'/d "e"\'\nIdentityFile /f\\ g\nIdentityFile /h"i j"k\n',
+    "backslashes": 'IdentityFile "/a\\"b"\nIdentityFile /c\\\\d\nIdentityFile /e\\f\n',
+    "case of keywords": "PORT 99\nuSer u\nHOST a\nIDENTITIESONLY yes\nidentitiesonly no\n",
+    "identity files add up": "IdentityFile /x\nHost a\nIdentityFile /y\nIdentityFile /x\n",
+    "identity file none": "IdentityFile none\n",
+    "flags": "IdentitiesOnly TRUE\nCompression YES\n",
+    "known hosts": 'UserKnownHostsFile /x "/y z"\nGlobalKnownHostsFile /g1 /g2\nUserKnownHostsFile /w\n',
+    "known hosts with tokens": "UserKnownHostsFile ~/x /%h/%n/%p/%r/%u/%l/%L/%k/%i%d/%% ${HOME}/k\n",
+    "global known hosts as it stands": "GlobalKnownHostsFile ~/%h\n",
+    "agent": "IdentityAgent ~/%r.sock\nUser u\n",
+    "agent none": "IdentityAgent none\n",
+    "times": "ConnectTimeout 1m30\nServerAliveInterval 2H\nServerAliveCountMax 7\n",
+    "time none": "ConnectTimeout none\nConnectTimeout 5\nServerAliveInterval 0\n",
+    "alias in lower case": "HostKeyAlias BIG\n",
+    "match host": "Match host a,c\n User u\nMatch host !a,*\n Port 3\n",
+    "match negated": "Match !host a\n User u\nMatch !host b\n Port 4\n",
+    "match sees hostname": "Host a\n HostName x%h\nMatch host xa\n User u\nMatch originalhost a\n Port 5\n",
+    "match user": "User u\nMatch user u,v\n Port 5\nMatch user root,me\n HostKeyAlias k\n",
+    "match user by default": f"Match user {pwd.getpwuid(os.getuid()).pw_name}\n Port 5\n",
+    "match localuser": f"Match localuser {pwd.getpwuid(os.getuid()).pw_name}\n Port 5\n",
+    "match several": "Match host a user u\n Port 5\nUser u\nMatch host a user u\n Port 6\n",
+    "match all": "Match all\n Port 5\n",
+    "match !all": "Match !all\n Port 5\n",
+    "match with =": "Match host=a user=root\n Port 5\n",
+    "match quoted": 'Match host "a,b" \n Port 5\n',
+    "match with comment": "Match host a # user nobody\n Port 5\n",
+    "match final": "Match final host z\n Port 5\nHost a\n HostName Z\n",
+    "match final all": "Match final all\n Port 5\n",
+    "final sees the new name": "Match final host zz\n User f\nHost zz\n Port 7\nHost a\n HostName zz\n",
+    "canonical alone is never": "Match canonical\n Port 5\n",
+    "canonical beside final": "Match canonical\n Port 5\nMatch final\n User u\n",
+    "not canonical": "Match !canonical\n Port 5\n",
+    "jump": "ProxyJump b\n",
+    "jumps": "ProxyJump u@b:99,c\n",
+    "jump none": "ProxyJump none\nProxyJump b\n",
+    "jump with comment": "ProxyJump b # c\n",
+    "jump before command": "ProxyJump b\nProxyCommand /bin/x\n",
+    "command before jump": "ProxyCommand /bin/x\nProxyJump b\n",
+    "command none before jump": "ProxyCommand none\nProxyJump b\n",
+    "jump none before command": "ProxyJump none\nProxyCommand /bin/x\n",
+    "command for others": "Host b\n ProxyCommand /bin/x\n",
+    "exec for others": "Match host b exec /no/such/program\n Port 3\n",
+    "certificates": "CertificateFile /a\nCertificateFile /b\nHost a\n CertificateFile /a\n",
+    "exec": "Match exec true\n Port 3\n",
+    "exec false": "Match exec false\n Port 3\n",
+    "exec with more": "Match host a exec true user root\n Port 3\n",
+    "exec before others": 'Match exec "exit 0" host b\n Port 3\n',
+    "not exec": 'Match !exec "exit 3"\n Port 3\n',
+    "exec with tokens": 'User u\nMatch exec "test %h-%n-%r-%% = a-a-u-%%"\n Port 3\n',
+    "exec after HostName": 'HostName x\nMatch exec "test %h = x"\n Port 3\n',
+    "exec of what is not there": "Match exec /no/such/program\n Port 3\n",
+    "exec in the user's shell": "Match exec \"[ -n '$SHELL' ] && true\"\n Port 3\n",
+    "exec chooses the way": "Match exec true\n ProxyJump b\nMatch exec false\n ProxyJump c\n",
+    "canonicalize without domains": "CanonicalizeHostname yes\nMatch canonical\n Port 5\n",
+    "canonicalize with dots enough": "HostName a.b.c\nCanonicalizeHostname yes\nCanonicalDomains x.invalid\n",
+    "canonicalize behind a jump": "ProxyJump b\nCanonicalizeHostname yes\nCanonicalDomains x.invalid\n",
+    "address in one way": "HostName 0:0::0:1\n",
+    "strict host key checking is not ours": "StrictHostKeyChecking no\n",
+    # both refuse
+    "bad port": "Port x\n",
+    "bad port elsewhere": "Host b\n Port 70000\n",
+    "port 0": "Port 0\n",
+    "two ports": "Port 1 2\n",
+    "no value": "Port\n",
+    "empty value": 'User ""\n',
+    "open quote": 'IdentityFile "/x\n',
+    "bad time": "ConnectTimeout 5x\n",
+    "bad flag": "IdentitiesOnly maybe\n",
+    "bad compression": "Compression 6\n",
+    "none among others": "UserKnownHostsFile /x none\n",
+    "empty host": "Host\n",
+    "empty pattern": 'Host ""\n',
+    "match nothing": "Match\n",
+    "match without argument": "Match host\n Port 5\n",
+    "match all and more": "Match all host a\n",
+    "match too many and all": "Match host a user u all\n",
+    "unknown token": "UserKnownHostsFile /%z\n",
+    "unset variable": "UserKnownHostsFile /${NO_SUCH_VARIABLE}\n",
+    "hostname with a token that it has not": "HostName %n\n",
+    "nobody's home": "UserKnownHostsFile ~no-such-user/x\n",
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_same_as_ssh(name: str, write) -> None:
+    """Whatever a config says, we take from it what ssh does; what ssh refuses, we refuse."""
+    check_same(write(SAME[name]), "a")
+
+
+def test_options_first(write) -> None:
+    """What the caller gives counts before the config, and for its tokens and Match lines."""
+    path = write("User c\nPort 5\nMatch user me\n HostKeyAlias k\nUserKnownHostsFile /%r/%p\n")
+    config = check_same(path, "a", "me", 7)
+    assert config is not None
+    assert (config.user, config.port, config.host_key_alias) == ("me", 7, "k")
+    assert config.user_known_hosts == ("/me/7",)
+
+
+@pytest.mark.parametrize("alias", ["a", "A", "ab", "b", "127.0.0.1", "::1", "FE80:0::1"])
+def test_names(alias: str, write) -> None:
+    """Names are taken as ssh takes them: Host tells upper case apart, an address is written in one way."""
+    check_same(write("Host a\n User u\nHost *b\n Port 4\nHost *:*\n HostKeyAlias six\n"), alias)
+
+
+WORDS = st.sampled_from(["a", "b", "ab", "*", "?", "a*", "*b", "!a", "!b", "!*", "A"])
+PATTERNS = st.lists(WORDS, min_size=1, max_size=3)
+CRITERION = st.one_of(
+    st.tuples(
+        st.sampled_from(["host", "originalhost", "user", "localuser", "!host", "!user", "Host"]),
+        st.sampled_from([" ", "=", "  "]),
+        PATTERNS.map(",".join),
+    ).map("".join),
+    st.sampled_from(["final", "canonical", "all", "!all", "!canonical"]),
+)
+SETTING = st.sampled_from(
+    [
+        *("Port 1", "Port=2", "User a", "User b", "User root", "HostName a", "HostName %hb", "HostName B"),
+        *("IdentityFile /1", 'IdentityFile "/2"', "IdentityFile none", "IdentitiesOnly yes"),
+        *("ProxyJump c", "ProxyJump u@b:7,c", "ProxyJump none", "ProxyCommand none", "ProxyCommand /x %h"),
+        *("UserKnownHostsFile /%n/%h /2", "HostKeyAlias K", "IdentityAgent /%p", "Compression no"),
+        *("ConnectTimeout 5", "ConnectTimeout none", "ServerAliveInterval 1m", "ServerAliveCountMax 2"),
+        *("# Port 9", "", "GlobalKnownHostsFile none", "CertificateFile /1", "CertificateFile /2"),
+    ]
+)
+LINE = st.one_of(
+    PATTERNS.map(lambda words: "Host " + " ".join(words)),
+    st.lists(CRITERION, min_size=1, max_size=3).map(lambda words: "Match " + " ".join(words)),
+    SETTING.map(lambda line: "  " + line),
+    SETTING.map(lambda line: line.upper() if line.startswith("Port") else "\t" + line),
+    st.just("Include inc"),
+)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lines=st.lists(LINE, max_size=12),
+    more=st.lists(LINE, max_size=5),
+    alias=st.sampled_from(["a", "b", "ab"]),
+)
+def test_any_config(lines: list[str], more: list[str], alias: str, write) -> None:
+    """Any mixture of blocks, matches, includes and values gives what ``ssh -G`` gives."""
+    inner = write("\n".join(line for line in more if "Include" not in line), "inc")
+    path = write("\n".join(lines).replace("Include inc", f"Include {inner}") + "\n")
+    check_same(path, alias)
+
+
+def test_include(write, tmp_path: Path) -> None:
+    """Include takes patterns, several files in order, and counts only where its block does."""
+    write("User one\nHost b\nUser no\n", "1.conf")
+    write("Match host a\nPort 2\n", "2.conf")
+    later = f"Host a\nInclude {tmp_path}/*.conf {tmp_path}/none*\nHostKeyAlias k\n"
+    path = write(f"Host b\nInclude {tmp_path}/1.conf\n{later}")
+    config = check_same(path, "a")
+    assert config is not None
+    assert (config.user, config.port, config.host_key_alias) == ("one", 2, "k")
+
+
+def test_include_depth(write) -> None:
+    """A file that includes itself ends in an error, not in a loop."""
+    path = write("")
+    write(f"Include {path}\n")
+    assert check_same(path, "a") is None
+    with pytest.raises(ConfigError, match=r"config line 1: .*too deeply"):
+        load(path, "a")
+
+
+def test_include_in_home(account: Path) -> None:
+    """A relative Include of the user's config is in ~/.ssh, that of the system's beside it."""
+    (account / ".ssh" / "config").write_text("Include more/*\n")
+    (account / ".ssh" / "config").chmod(0o600)
+    (account / ".ssh" / "more").mkdir()
+    (account / ".ssh" / "more" / "x").write_text("Include ${WHERE}/y\n")
+    (account / ".ssh" / "more" / "x").chmod(0o600)
+    system = account / "etc"
+    system.mkdir()
+    (system / "ssh_config").write_text("Include sub/p\nUser late\n")
+    (system / "sub").mkdir()
+    for name, text in (("sub/p", "Include p2\n"), ("p2", "Port 77\n")):
+        (system / name).write_text(text)
+        (system / name).chmod(0o600)
+    (account / ".ssh" / "y").write_text("User mine\n")
+    (account / ".ssh" / "y").chmod(0o600)
+    with pytest.raises(ConfigError, match="WHERE"):
+        load("~/.ssh/config", "a", system=None)
+    os.environ["WHERE"] = str(account / ".ssh")
+    try:
+        config = load("~/.ssh/config", "a", system=str(system / "ssh_config"))
+    finally:
+        del os.environ["WHERE"]
+    assert (config.user, config.port) == ("mine", 77)
+
+
+def test_files(account: Path, tmp_path: Path) -> None:
+    """The default config may be missing, another one may not; None and "none" read nothing at all."""
+    system = tmp_path / "system"
+    system.write_text("Port 5\n")
+    assert load("~/.ssh/config", "a", system=str(system)).port == 5
+    assert load(account / ".ssh" / "config", "a", system=str(system)).port == 5
+    assert load("~/.ssh/config", "a", system=str(tmp_path / "no")).port is None
+    assert load(None, "A", system=str(system)) == HostConfig("a")
+    assert load("none", "a", system=str(system)) == HostConfig("a")
+    with pytest.raises(ConfigError, match="there is no ssh config") as caught:
+        load(tmp_path / "no", "a")
+    assert caught.value.host == "a"
+    own = tmp_path / "own"
+    own.write_text("User u\n")
+    assert load(own, "a", system=str(system)) == HostConfig("a", user="u")
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="there are no such permissions here")
+def test_others_can_write(account: Path, tmp_path: Path) -> None:
+    """A config that others can write may lead anywhere: it is refused, as ssh does."""
+    path = account / ".ssh" / "config"
+    path.write_text("User u\n")
+    path.chmod(0o666)
+    with pytest.raises(ConfigError, match="can be written by others"):
+        load("~/.ssh/config", "a", system=None)
+    path.chmod(0o644)
+    assert load("~/.ssh/config", "a", system=None).user == "u"
+    other = tmp_path / "other"
+    other.write_text(f"Include {path}\n")
+    path.chmod(0o602)
+    with pytest.raises(ConfigError, match="can be written by others"):
+        load(other, "a")
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("Host a\n ProxyCommand nc %h %p %C\n", "line 2: ProxyCommand: the token %C is not supported"),
+        ("Host a\n ProxyCommand ssh -W %h:%p a;b\n ProxyUseFdpass yes\n", "line 3: ProxyUseFdpass"),
+        ("Match host a exec 'echo %z'\n User u\n", "line 1: match: the token %z is not supported"),
+        ("\nMatch exec 'kill -9 $$'\n", "line 2: match: 'kill -9 $$' was killed (signal 9)"),
+        ("Match exec true tagged x\n", "line 1: Match tagged is not supported"),
+        ("Match host a tagged x\n", "line 1: Match tagged is not supported"),
+        ("Match novel\n", "line 1: Match novel is not supported"),
+        (
+            "CanonicalizeHostname yes\nCanonicalDomains x.org\n",
+            "line 1: canonicalizehostname may give a another",
+        ),
+        ("ProxyJump b\nCanonicalizeHostname always\nCanonicalDomains x\n", "line 2: canonicalizehostname"),
+        ("CanonicalizePermittedCNAMEs *:*\n", "line 1: canonicalizepermittedcnames may give"),
+        ("ProxyUseFdpass yes\n", "line 1: ProxyUseFdpass is not supported"),
+        ("RevokedHostKeys /x\n", "line 1: RevokedHostKeys is not supported"),
+        ("RefuseConnection 'use b'\n", "line 1: RefuseConnection: use b"),
+        ("Port=x\n", "line 1: port: 'x' is not a port"),
+        ("ProxyJump b,,c\n", "line 1: proxyjump: 'b,,c' has an empty place"),
+        ("ProxyJump b:x\n", "line 1: ProxyJump: 'b:x' has no valid port"),
+    ],
+)
+def test_told(text: str, what: str, write) -> None:
+    """A line that changes who we connect to or trust, and is not supported, is told with file and line."""
+    path = write(text)
+    with pytest.raises(ConfigError, match=re.escape(f"{path} {what}")) as caught:
+        load(path, "a")
+    assert caught.value.host == "a"
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Host b\n ProxyCommand nc\n",
+        "ProxyCommand NONE\n",
+        "ProxyJump c\nProxyCommand nc\nProxyUseFdpass yes\n",
+        "Match host b exec false\n User u\n",
+        "Match exec false host b\n User u\n",
+        "Match host b novel\n",
+        "Host b\n Include /no/such\n RevokedHostKeys /x\n",
+        "Host b\n CanonicalizeHostname yes\n CanonicalDomains x\n",
+        "RevokedHostKeys none\nCanonicalizePermittedCNAMEs none\nProxyUseFdpass no\n",
+        "HostName 10.0.0.1\nCanonicalizeHostname yes\nCanonicalDomains x\n",
+        "Novelty yes\nGSSAPIAuthentication maybe\n",
+    ],
+)
+def test_not_told(text: str, write) -> None:
+    """A line that does not count for this host, or changes nothing for it, stands in nobody's way."""
+    assert load(write(text), "a").user is None
+
+
+def test_jump_given(write) -> None:
+    """Where the caller says how to get there, ProxyJump and ProxyCommand do not count (``ssh -J``)."""
+    assert load(write("ProxyCommand nc\n"), "a", jump_given=True).proxy_jump is None
+    assert load(write("ProxyJump b\nUser u\n"), "a", jump_given=True) == HostConfig("a", user="u")
+
+
+def test_proxy_jump(write) -> None:
+    """The hops come in the order to dial, with their tokens; "none" is not the same as nothing."""
+    assert load(write(""), "a").proxy_jump is None
+    assert load(write("ProxyJump none\n"), "a").proxy_jump == ()
+    assert load(write("ProxyCommand none\n"), "a").proxy_jump == ()
+    path = write("User me\nHostName x\nProxyJump %r@%n-gw:%p,ssh://u@[::1]:9,fe80::1%%eth0\n")
+    assert load(path, "a").proxy_jump == ("me@a-gw:22", "ssh://u@[::1]:9", "fe80::1%eth0")
+    with pytest.raises(ConfigError, match="line 1: ProxyJump: the token %e"):
+        load(write("ProxyJump fe80::1%eth0\n"), "a")
+
+
+def test_identity_files(write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Identity files have ``~``, all the tokens and variables expanded."""
+    monkeypatch.setenv("HOME", "/h")
+    monkeypatch.setenv("DIR", "/v%h")
+    files = "IdentityFile ~/k\nIdentityFile %d/%h/%u/%r/%n/%p/%%\nIdentityFile ${DIR}/x\n"
+    text = f"HostName X.org\nPort 9\nUser me\n{files}"
+    me = pwd.getpwuid(os.getuid()).pw_name
+    assert load(write(text), "a").identity_files == ("/h/k", f"/h/x.org/{me}/me/a/9/%", "/v%h/x")
+    assert load(write("IdentityFile none\n"), "a").identity_files == ("none",)
+    assert load(write("IdentityFile none\nIdentityFile /x\n"), "a").identity_files == ("/x",)
+
+
+def test_identity_files_as_ssh(write) -> None:
+    """ssh, which prints them unexpanded with -G, tries the same files when it connects."""
+    if SSH is None:
+        missing("there is no ssh here")
+    text = (
+        "User me\nHostKeyAlias K\nIdentityFile ~/%h-%r\nIdentityFile /%n/%p/%k/%i%%\nIdentityFile ${HOME}/x\n"
+    )
+    path = write(text)
+    command = [str(SSH), "-v", "-F", path, "-o", "ProxyCommand=true", "-o", "BatchMode=yes", "Name", "true"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    tried = re.findall(r"identity file (\S+) type", done.stderr)
+    assert load(path, "Name").identity_files == tuple(file for file in tried if not file.endswith("-cert"))
+
+
+def test_identity_agent(write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent is a path, none, or what a variable says."""
+    monkeypatch.setenv("AGENT", "/tmp/s")
+    monkeypatch.delenv("AGENT2", raising=False)
+    for said, meant in (
+        ("/x", "/x"),
+        ("none", "none"),
+        ("SSH_AUTH_SOCK", None),
+        ("$AGENT", "/tmp/s"),
+        ("$AGENT2", "none"),
+        ("${AGENT}.2", "/tmp/s.2"),
+        (r"\\.\pipe\agent", r"\.\pipe\agent"),  # as ssh reads it: two of the backslashes are one
+    ):
+        assert load(write(f"IdentityAgent {said}\n"), "a").identity_agent == meant
+
+
+def test_known_hosts_none(write) -> None:
+    """No known_hosts file at all is another thing than the default ones."""
+    config = load(write("UserKnownHostsFile none\nGlobalKnownHostsFile NONE\n"), "a")
+    assert (config.user_known_hosts, config.global_known_hosts) == ((), ())
+
+
+def test_byte_order_mark_and_bytes(tmp_path: Path) -> None:
+    """A byte order mark hides no line, and bytes that are not UTF-8 stay what they are."""
+    path = tmp_path / "config"
+    path.write_bytes(b"\xef\xbb\xbfHost b\nUser u\nHost a\nIdentityFile /\xff\n# \xfe\n")
+    assert load(path, "a") == HostConfig("a", identity_files=(os.fsdecode(b"/\xff"),))
+
+
+def test_unreadable(tmp_path: Path) -> None:
+    """A directory in the place of a config says nothing, as with ssh; so does an empty glob."""
+    assert load(tmp_path, "a") == HostConfig("a")
+
+
+def test_no_account(write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An account without a database entry, as in some containers, can still read its config."""
+
+    def nobody(*_: object) -> str:
+        raise KeyError
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    assert load(write("Match localuser x\nPort 4\nMatch all\nUser u\n"), "a").port is None
+
+
+def test_no_home(write, account: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An account without a home has no config of its own; what needs the home is told."""
+
+    def nobody(*_: object) -> str:
+        raise KeyError
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    monkeypatch.delenv("HOME")
+    system = write("Port 4\n", "system")
+    assert load("~/.ssh/config", "a", system=system).port == 4
+    assert load(write("Port 5\nIdentityFile /x\n"), "a").port == 5
+    for line in ("IdentityFile ~/x", "IdentityFile %d/x", "Include x"):
+        with pytest.raises(ConfigError, match="line 1"):
+            load(write(f"{line}\n"), "a")
+    with pytest.raises(ConfigError, match="no ssh config ~nobody-here/x"):
+        load("~nobody-here/x", "a")
+
+
+def test_without_posix(write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there are no numeric users (Windows), the config is read all the same."""
+    monkeypatch.delattr(os, "getuid")
+    monkeypatch.setitem(__import__("sys").modules, "pwd", None)
+    monkeypatch.setenv("LOGNAME", "me")
+    path = write("Match localuser me\nPort 4\n")
+    assert load(path, "a").port == 4
+    assert lookup._local_user() == "me"
+
+
+def test_exec_is_run_once_and_only_where_it_decides(write, tmp_path: Path) -> None:
+    """A command is run once in a look-up, and not where other criteria have decided; its words go nowhere."""
+    ran = tmp_path / "ran"
+    command = f"echo x | tee -a {ran} >&2"
+    assert load(write(f'Match host a exec "{command}"\n Port 3\n'), "a").port == 3
+    assert ran.read_text() == "x\n"
+    assert load(write(f'Match host b exec "{command}"\n Port 3\n'), "a").port is None
+    other = write(f'Match exec "{command}"\n Port 3\n', "inner")
+    assert load(write(f"Host b\n Include {other}\n"), "a").port is None
+    assert ran.read_text() == "x\n"
+
+
+def test_exec_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch, mark: str) -> None:
+    """A command that hangs is an error after a while, and is ended, with what it has started."""
+    with pytest.raises(ValueError, match=r"did not end within 0\.3 s"):
+        holds(f"sleep 1000; : {mark}", 0.3)
+    until(lambda: not processes(mark), what="the command to end")
+    monkeypatch.setenv("SHELL", "/no/such/shell")
+    with pytest.raises(ValueError, match="cannot be run"):
+        holds("true")

@@ -1,0 +1,21 @@
+"""``bokeh-ssh doctor``, run as a program: what it looks at, and what it says of each."""
+
+from __future__ import annotations
+
+from beds import Machine
+from programs import Program, login
+
+CHECKS = [
+    "this machine", "name", "port", "host key", "login", "round trip", "forwarding", "sockets",
+    "as a gateway", "files", "server", "after a loss", "your servers",
+]  # fmt: skip
+
+
+def examine(machine: Machine, *words: str, code: int = 0) -> dict[str, tuple[str, str, str]]:
+    """Run it; gives verdict, text and hint by check."""
+    start = ["--python", machine.python]
+    with Program("doctor", machine.host, *start, *login(machine), *words) as program:
+        assert program.end(timeout=90) == code, program
+        assert program.stderr == ""
+    rows = [line.split("\t") for line in program.stdout.splitlines()]
+    return {row[1]: (row[0], row[2], row[3] if len(row) > 3 else "") for row in rows}

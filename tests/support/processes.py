@@ -1,0 +1,34 @@
+"""Processes of this machine: those that hold a tunnel, and those whose place is somewhere."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def children() -> list[int]:
+    """List the child processes of this one that hold a tunnel."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == os.getpid() and b"bokeh_ssh._tunnels.child_main" in (path / "cmdline").read_bytes():
+                found.append(int(path.name))
+        except (OSError, IndexError):
+            continue
+    return found
+
+
+def running(top: Path | str) -> set[int]:
+    """List the processes whose environment says that their place is there, or in there."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        if path.parent.name == str(os.getpid()):
+            continue
+        try:
+            words = path.read_bytes().split(b"\0")
+            if any(word.split(b"/d")[0] == f"BOKEH_SSH_DIR={top}".encode() for word in words):
+                found.add(int(path.parent.name))
+        except OSError:
+            continue
+    return found

@@ -1,0 +1,335 @@
+"""DirectTunnel, for real: Bokeh on another machine, driven by clients that are not ours."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+
+import apps
+from beds import Machine, free_port, until
+from bokeh_ssh import (
+    AppFailed,
+    Attached,
+    BokehNotFoundError,
+    BokehSSHError,
+    Closed,
+    DirectTunnel,
+    Event,
+    ForeignServerError,
+    Host,
+    Launched,
+    LaunchError,
+    PortInUseError,
+    Ready,
+    ServerExitedError,
+    ServerNotFoundError,
+    TunnelClosedError,
+    UsageError,
+)
+from direct_tunnels import port_of, serve_on, tunnel_to
+
+
+def test_launched_app_answers_a_browser_and_a_script(machine: Machine, no_leaks: Any) -> None:
+    """An app that runs there opens here as if it ran here, and nothing is left of it afterwards."""
+    app = apps.put(machine, "sliders.py", apps.SLIDER)
+    events: list[Event] = []
+    # Looking into a container leaves a connection to Docker's engine open.
+    with no_leaks() if machine.kind == "embedded" else nullcontext():
+        with tunnel_to(machine, app, on_event=events.append) as tunnel:
+            assert tunnel.state == "ready"
+            assert tunnel.url == f"http://localhost:{tunnel.local_port}/sliders"
+            apps.drive(tunnel.url)
+            assert any("Starting Bokeh server" in line for line in tunnel.log)
+            assert machine.pids(app)
+            assert tunnel.remote_port == 0  # it listens on a socket of its account's alone
+        assert tunnel.state == "closed"
+        until(lambda: not machine.pids(app), what="the server to be gone")
+    assert events[-1] == Closed(host=machine.host, server="ended")
+    names = [type(event).__name__ for event in events]
+    assert names == [
+        "Connecting", "HostKeyVerified", "Authenticated", "Launching", "Launched", "Ready", "Closed",
+    ]  # fmt: skip
+
+
+def test_open_server_is_on_loopback_alone(machine: Machine) -> None:
+    """A server that is left open to other users is still closed to the network (Bokeh's default is not)."""
+    app = apps.put(machine, "sliders.py", apps.SLIDER)
+    with tunnel_to(machine, app, signed=False) as tunnel:
+        assert {a for a, p in machine.listening() if p == tunnel.remote_port} == {"127.0.0.1"}
+        apps.drive(tunnel.url)
+
+
+@pytest.mark.filterwarnings("ignore:There is no current event loop")  # Bokeh's own client
+def test_tunnel_has_the_session_here(machine: Machine) -> None:
+    """``pull_session`` and ``server_document`` work on the tunnel itself, with any local port."""
+    app = apps.put(machine, "sliders.py", apps.SLIDER)
+    with tunnel_to(machine, app, local_port=0) as tunnel:
+        session = tunnel.pull_session()
+        try:
+            assert session.document.select_one({"name": "slider"}).value == 1
+        finally:
+            session.close()
+        assert f"localhost:{tunnel.local_port}/sliders" in tunnel.server_document()
+
+
+def test_several_apps_have_an_address_each(machine: Machine) -> None:
+    """Each app has its own route, in the order given."""
+    one, two = (apps.put(machine, name, apps.SLIDER) for name in ("one.py", "two.py"))
+    with tunnel_to(machine, [one, two]) as tunnel:
+        assert [url.rpartition("/")[2] for url in tunnel.urls] == ["one", "two"]
+        for url in tunnel.urls:
+            apps.drive(url)
+
+
+def test_two_tunnels_to_one_app_are_separate(machine: Machine) -> None:
+    """Two tunnels to the same host and app have their own servers and ports (row 66)."""
+    app = apps.put(machine, "sliders.py", apps.SLIDER)
+    with tunnel_to(machine, app) as one, tunnel_to(machine, app) as two:
+        assert one.local_port != two.local_port
+        apps.drive(one.url)
+        apps.drive(two.url)
+
+
+def test_panel_serve_works_the_same(embedded: Callable[..., Machine]) -> None:
+    """``command="panel serve"`` serves a Panel app."""
+    pytest.importorskip("panel")
+    machine = embedded()
+    app = apps.put(machine, "pane.py", "import panel as pn\npn.panel('hello from panel').servable()\n")
+    with tunnel_to(machine, app, command="panel serve", launch_timeout=90) as tunnel:
+        assert "hello" in apps.get(tunnel.url) or "Panel" in apps.get(tunnel.url)
+        assert apps.open_websocket(tunnel.url, apps.get(tunnel.url))["msgtype"] == "ACK"
+
+
+def test_attaches_to_a_server_that_is_there(machine: Machine) -> None:
+    """``launch=None`` attaches where a Bokeh server answers, and leaves it alone when it is closed."""
+    app = apps.put(machine, "sliders.py", apps.SLIDER)
+    events: list[Event] = []
+    with serve_on(machine, app, "--allow-websocket-origin", "localhost:0") as running:
+        port = port_of(running)
+        with tunnel_to(machine, remote_port=port, on_event=events.append) as tunnel:
+            assert tunnel.remote_port == port
+            assert tunnel.url == f"http://localhost:{tunnel.local_port}/sliders"  # its only app
+            assert "sliders" in apps.get(tunnel.url) or "Bokeh" in apps.get(tunnel.url)
+        assert any(isinstance(event, Attached) for event in events)
+        assert not any(isinstance(event, Launched) for event in events)
+        assert running.running
+
+
+def test_attaching_keeps_the_servers_own_port_here(embedded: Callable[..., Machine]) -> None:
+    """The local port follows the server's, since that is the only origin it takes by default."""
+    machine = embedded()
+    app = apps.put(machine, "sliders.py", apps.SLIDER)
+    with machine.spawn([machine.python, "-m", "bokeh", "serve", "--port", "0", app]) as running:
+        port = port_of(running)
+        # The machine is this one, so its port is taken here; elsewhere it is free and would be chosen.
+        with tunnel_to(machine, remote_port=port) as tunnel:
+            assert tunnel.local_port != port
+
+
+@pytest.mark.filterwarnings("ignore:There is no current event loop")  # Bokeh's own client
+def test_starts_one_where_none_answers(machine: Machine) -> None:
+    """``launch=None`` without an app starts an empty server where nothing answers."""
+    port = free_port() if machine.kind == "embedded" else None  # 5006 may be anybody's on this machine
+    with tunnel_to(machine, local_port=0, remote_port=port) as tunnel:
+        assert tunnel.url.partition("?")[0].endswith("/")
+        session = tunnel.pull_session()
+        session.close()
+
+
+def test_nothing_to_attach_to_is_told(machine: Machine, no_leaks: Any) -> None:
+    """``launch=False`` where nothing answers is a typed error that names the port."""
+    with no_leaks(), pytest.raises(ServerNotFoundError, match="port 1"):
+        tunnel_to(machine, launch=False, remote_port=1).open()
+
+
+def test_port_of_another_program_is_not_attached_to(machine: Machine) -> None:
+    """Something that is no Bokeh server on the port that was asked for is a typed error (row 15)."""
+    with machine.spawn([machine.python, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1"]) as running:
+        line = until(lambda: running.log, what="the other server to listen")
+        port = int(line.partition("port ")[2].split()[0])
+        with pytest.raises(PortInUseError) as caught:
+            tunnel_to(machine, remote_port=port).open()
+    assert (caught.value.side, caught.value.port) == ("remote", port)
+
+
+def test_another_users_server_is_not_attached_to_unasked(container: Callable[..., Any]) -> None:
+    """A server of another user is refused, and taken when allowed in words (row 15)."""
+    machine = container()
+    with serve_on(machine, user="mallory") as running:
+        port = port_of(running)
+        with pytest.raises(ForeignServerError) as caught:
+            tunnel_to(machine, remote_port=port).open()
+        assert caught.value.owner == int(str(machine.execute(["id", "-u", "mallory"])))
+        with tunnel_to(machine, remote_port=port, allow_foreign=True) as tunnel:
+            assert tunnel.state == "ready"
+
+
+def test_blank_app_is_surfaced(machine: Machine) -> None:
+    """An app whose code raises still answers 200; its traceback comes as an event (row 28)."""
+    app = apps.put(machine, "broken.py", apps.BROKEN)
+    events: list[Event] = []
+    with tunnel_to(machine, app, on_event=events.append) as tunnel:
+        assert not any(isinstance(event, AppFailed) for event in events)
+        apps.get(tunnel.url)  # the control: a browser sees a page, and no error
+        failed = until(lambda: [e for e in events if isinstance(e, AppFailed)], what="the event")
+    assert "the app is broken" in failed[0].traceback
+
+
+def test_server_that_dies_is_noticed(machine: Machine) -> None:
+    """When the remote server is killed, the state, ``wait`` and the exit status tell (row 30)."""
+    app = apps.put(machine, "sliders.py", apps.SLIDER)
+    events: list[Event] = []
+    with tunnel_to(machine, app, on_event=events.append) as tunnel:
+        [launched] = [event for event in events if isinstance(event, Launched)]
+        assert launched.pid in machine.pids(app)
+        machine.execute(["kill", "-KILL", str(launched.pid)])
+        with pytest.raises(ServerExitedError) as caught:
+            tunnel.wait(20)
+        assert caught.value.exit_status == -9
+        assert tunnel.state == "failed"
+    assert tunnel.state == "closed"
+
+
+@pytest.mark.parametrize(
+    ("keywords", "error", "text"),
+    [
+        ({"app": "/nowhere/at_all.py"}, LaunchError, "at_all.py"),
+        ({"python": "/usr/bin/env-no-such"}, BokehSSHError, "env-no-such"),
+        ({"python": "/usr/bin/python3", "env": {"PYTHONPATH": ""}}, BokehNotFoundError, "bokeh"),
+        ({"setup": "exit 3"}, LaunchError, "setup"),
+        ({"args": ["--no-such-flag"]}, LaunchError, "no-such-flag"),
+        ({"cwd": "/nowhere/at/all"}, LaunchError, "/nowhere/at/all"),
+    ],
+)
+def test_failed_launches_are_typed(
+    machine: Machine, keywords: dict[str, Any], error: type[BokehSSHError], text: str, no_leaks: Any
+) -> None:
+    """What keeps a server from starting is told with the reason, and nothing is left behind (row 27)."""
+    if error is BokehNotFoundError and machine.kind == "embedded":
+        has = machine.execute(["/usr/bin/python3", "-c", "import bokeh"]).status == 0
+        if has:
+            pytest.skip("the system's own Python has Bokeh here")
+    with no_leaks(), pytest.raises(error) as caught:
+        tunnel_to(machine, **{"app": "app.py", **keywords}).open()
+    assert text in str(caught.value)
+    assert "paramiko" not in str(caught.value)
+
+
+def test_remote_port_taken_is_told(machine: Machine) -> None:
+    """A port that was asked for by number and is taken there is a typed error (row 15)."""
+    app = apps.put(machine, "sliders.py", apps.SLIDER)
+    with serve_on(machine) as running:
+        port = port_of(running)
+        with pytest.raises(PortInUseError) as caught:
+            tunnel_to(machine, app, remote_port=port).open()
+        assert (caught.value.side, caught.value.port) == ("remote", port)
+
+
+def test_one_session_channel_is_enough(machine_with: Callable[..., Machine]) -> None:
+    """MaxSessions 1 is enough for a launch; 0 is a typed error (row 18)."""
+    machine = machine_with(max_sessions=1)
+    app = apps.put(machine, "sliders.py", apps.SLIDER)
+    with tunnel_to(machine, app) as tunnel:
+        apps.get(tunnel.url)
+
+
+def test_no_session_channel_is_told(machine_with: Callable[..., Machine], no_leaks: Any) -> None:
+    """MaxSessions 0 is a typed error that says what to ask for (row 18)."""
+    machine = machine_with(max_sessions=0)
+    with no_leaks(), pytest.raises(BokehSSHError, match="MaxSessions") as caught:
+        tunnel_to(machine, "app.py").open()
+    assert caught.value.stage == "session"
+
+
+def test_jump_goes_through_a_gateway(shape_c: Any) -> None:
+    """``jump=`` reaches a host that only the gateway can reach, with one login each."""
+    host = shape_c.bokehhost
+    app = apps.put(host, "sliders.py", apps.SLIDER)
+    gateway = Host(shape_c.gateway.host, shape_c.gateway.user, **shape_c.gateway.login)
+    events: list[Event] = []
+    with DirectTunnel(
+        host.inside,
+        host.user,
+        app,
+        python=host.python,
+        jump=gateway,
+        on_event=events.append,
+        **{**host.login, "port": 22},
+    ) as tunnel:
+        apps.drive(tunnel.url)
+    assert [e.host for e in events if type(e).__name__ == "Authenticated"] == [gateway.name, host.inside]
+
+
+def test_slow_app_does_not_stop_the_opening_short(machine: Machine) -> None:
+    """A server that takes its time is waited for; a deadline that is too short is told (row 29)."""
+    app = apps.put(machine, "sliders.py", apps.SLIDER)
+    with pytest.raises(BokehSSHError) as caught:
+        tunnel_to(machine, app, setup="sleep 20", launch_timeout=1.0).open()
+    assert caught.value.stage == "launch"
+    until(lambda: not machine.pids(app), what="nothing to be left of it")
+
+
+def test_closing_from_another_thread_while_it_opens(machine: Machine, no_leaks: Any) -> None:
+    """Closing while it opens ends the opening soon, and leaves nothing (row 44)."""
+    connected = threading.Event()
+
+    def told(event: Event) -> None:
+        if type(event).__name__ == "Launching":
+            connected.set()
+
+    with no_leaks():
+        tunnel = tunnel_to(machine, "app.py", setup="sleep 30", on_event=told)
+        errors: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                tunnel.open()
+            except BokehSSHError as exc:
+                errors.append(exc)
+
+        opener = threading.Thread(target=run)
+        opener.start()
+        assert connected.wait(20)
+        began = time.monotonic()
+        tunnel.close()
+        opener.join(20)
+        assert not opener.is_alive()
+        assert time.monotonic() - began < 10
+        assert isinstance(errors[0], TunnelClosedError)
+        assert tunnel.state == "closed"
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"args": "--show"},
+        {"app": "app.py", "launch": False},
+        {"remote_port": 99999},
+        {"app": "a\0b"},
+        {"local_port": "5006"},
+        {"grace": -1},
+        {"args": ["--port", "5006"]},
+    ],
+)
+def test_bad_keywords_are_told_before_anything_is_dialled(keywords: dict[str, Any]) -> None:
+    """What cannot work is a UsageError from the constructor."""
+    with pytest.raises(UsageError) as caught:
+        DirectTunnel("host.invalid", "me", **keywords)
+    assert caught.value.hint
+
+
+def test_ready_event_has_the_address(machine: Machine) -> None:
+    """The last event before use is Ready, with the address that opens."""
+    app = apps.put(machine, "sliders.py", apps.SLIDER)
+    events: list[Event] = []
+    with tunnel_to(machine, app, on_event=events.append) as tunnel:
+        assert isinstance(events[-1], Ready)
+        assert events[-1].url == tunnel.url
+        with socket.create_connection(("127.0.0.1", tunnel.local_port), timeout=30):
+            pass
