@@ -223,12 +223,16 @@ def test_nothing_is_passed_over() -> None:
 
 
 def test_tests_that_the_pages_name_exist() -> None:
-    """A promise that is said to be tested by a test is."""
-    named = {
-        name
-        for page in (ROOT / "docs").glob("*.md")
-        for name in re.findall(r"\b(test_\w+)`", page.read_text(encoding="utf-8"))
-    }
-    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    """A promise that is said to be tested by a test is: it exists, in the file that is named with it."""
+    pages = [page for folder in (".", "docs", "tests") for page in (ROOT / folder).glob("*.md")]
+    text = "".join(page.read_text(encoding="utf-8") for page in pages)
+    code = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
+    named = set(re.findall(r"\b(test_\w+)`", text))
     assert len(named) > 40
-    assert [name for name in sorted(named) if f"def {name}(" not in code] == []
+    assert [name for name in sorted(named) if not any(f"def {name}(" in each for each in code.values())] == []
+    pairs = re.findall(r"`(test_\w+\.py):\s+(test_\w+)`", text)
+    assert len(pairs) > 40
+    assert [pair for pair in pairs if f"def {pair[1]}(" not in code.get(pair[0], "")] == []
+    assert [name for name in re.findall(r"\b(test_\w+\.py)\b", text) if name not in code] == []
+    paths = re.findall(r"\btests/[\w/]+\.py\b", text)
+    assert [path for path in paths if not (ROOT / path).is_file()] == []

@@ -35,6 +35,7 @@ from bokeh_ssh import (
 )
 from bokeh_ssh._core import endpoint
 from bokeh_ssh._forwarding import local_sockets as localsocket
+from bokeh_ssh._ssh import messages
 from bokeh_ssh._ssh.channel import Stream
 from bokeh_ssh._ssh.connect import connect
 from bokeh_ssh._ssh.connection import Connection
@@ -167,7 +168,7 @@ def test_who_connects_at_once_is_let_in(
         if self.granted:  # whoever asked does not know yet
             by_path = where == "socket"
             with socket.socket(socket.AF_UNIX if by_path else socket.AF_INET) as sock:
-                sock.connect(path if by_path else ("127.0.0.1", endpoint.bound_port(self.payload)))
+                sock.connect(path if by_path else ("127.0.0.1", messages.bound_port(self.payload)))
                 said.append(say(sock, b"hello"))
         return found
 
@@ -213,8 +214,8 @@ def test_longest_path_fits() -> None:
 def test_a_forwarded_socket_is_read_as_it_was_asked_for(raw: bytes) -> None:
     """The path that the server names is the one it was told, in whatever bytes."""
     path = raw.decode("utf-8", "surrogateescape")
-    rest = endpoint.listening(path)[1] + b"\0\0\0\0"
-    assert endpoint.forwarded(b"forwarded-streamlocal@openssh.com", rest) == (path, endpoint.HERE)
+    rest = messages.listening(path)[1] + b"\0\0\0\0"
+    assert messages.forwarded(b"forwarded-streamlocal@openssh.com", rest) == (path, endpoint.HERE)
 
 
 @given(
@@ -226,9 +227,9 @@ def test_a_forwarded_socket_is_read_as_it_was_asked_for(raw: bytes) -> None:
 )
 def test_any_bytes_for_a_forwarded_channel(host: str, port: int, kind: bytes, cut: int, junk: bytes) -> None:
     """Whatever follows the type of a forwarded channel is read, or not; it never fails, or grows (row 63)."""
-    message = endpoint.opening((host, port), ("10.0.0.1", 1))[1]
+    message = messages.opening((host, port), ("10.0.0.1", 1))[1]
     for rest in (junk, message[:cut] + junk, b"\xff\xff\xff\xff" + junk):
-        found = endpoint.forwarded(kind, rest)
+        found = messages.forwarded(kind, rest)
         assert found is None or len(found[0]) <= 1024
 
 
