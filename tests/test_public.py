@@ -614,3 +614,44 @@ def test_client_needs_nothing_of_posix(embedded: Callable[..., Machine]) -> None
         listener.shutdown(socket.SHUT_RDWR)
     assert (out, err) == ("done\n", ""), err
     assert process.returncode == 0
+
+
+# Arguments.
+
+OPENED = (DirectTunnel, GatewayTunnel, LocalForward, RemoteForward)
+
+
+@pytest.mark.parametrize("cls", OPENED)
+def test_every_argument_is_shown_and_described(cls: type) -> None:
+    """``help()`` and editors have each argument with its default, also a login's; each is described once."""
+    found = inspect.signature(cls).parameters
+    assert not {each.kind for each in found.values()} & {inspect.Parameter.VAR_KEYWORD}
+    assert found["reconnect"].default is True
+    login = {name: each for name, each in inspect.signature(Host).parameters.items() if name != "name"}
+    assert {name: found[name].default for name in login} == {n: each.default for n, each in login.items()}
+
+    def described(thing: type) -> list[str]:
+        return re.findall(r":param (\w+):", thing.__doc__ or "")
+
+    own = described(cls)
+    assert len(set(own)) == len(own)
+    others = {*described(Host), *(described(DirectTunnel) if cls is GatewayTunnel else ())}
+    assert set(own) <= set(found)
+    assert set(found) <= {*own, *others}
+    assert "bokeh_ssh" in str(inspect.get_annotations(cls.__init__)["on_event"])  # can be looked up
+
+
+@pytest.mark.parametrize("cls", [*OPENED, Host])
+def test_wrong_arguments_are_told_as_python_does(cls: type) -> None:
+    """A wrong keyword, or one too few, is a TypeError that names it and the class."""
+    first, *_ = inspect.signature(cls).parameters
+    with pytest.raises(TypeError, match=rf"^{cls.__name__}\.__init__\(\) got .* 'pasword'"):
+        cls("host.invalid", pasword="x")
+    with pytest.raises(TypeError, match=rf"^{cls.__name__}\.__init__\(\) missing .* '{first}'"):
+        cls()
+
+
+def test_a_host_takes_no_login_beside_it() -> None:
+    """A Host comes with its own login: a keyword beside it is refused, also where it is the default."""
+    with pytest.raises(UsageError, match="its own user and login keywords"):
+        DirectTunnel(Host("host.invalid", host_keys="accept-new"), host_keys="strict")

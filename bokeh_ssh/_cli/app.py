@@ -388,10 +388,10 @@ def doctor(context: typer.Context, host: Target, verbose: Verbose = 0, **keyword
     def look(foreground: Foreground) -> int:
         from bokeh_ssh._cli.doctor import examine
         from bokeh_ssh._core.host import Host
-        from bokeh_ssh._server.options import Serve
+        from bokeh_ssh._server.options import ServerOptions
 
         start = {flag.keyword for flag in START} & keywords.keys()
-        serve = Serve.check(None, launch=True, **{name: keywords.pop(name) for name in start})
+        serve = ServerOptions(launch=True, **{name: keywords.pop(name) for name in start})
         code = 0
         for finding in examine(
             Host(host, **keywords, prompt=foreground.prompt), serve, foreground.display.begin

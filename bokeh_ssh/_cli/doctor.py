@@ -32,7 +32,7 @@ from bokeh_ssh._core.waiting import wait
 from bokeh_ssh._forwarding.listener import bind
 from bokeh_ssh._forwarding.listener_probe import Proof
 from bokeh_ssh._forwarding.published_sockets import private_directory, private_socket, published
-from bokeh_ssh._server.options import BOKEH_PORT, LOOPBACK, Serve
+from bokeh_ssh._server.options import BOKEH_PORT, LOOPBACK, ServerOptions
 from bokeh_ssh._server.probe import look
 from bokeh_ssh._server.registry import list_servers
 from bokeh_ssh._server.server import Server
@@ -70,7 +70,7 @@ class Finding:
     hint: str = ""
 
 
-def examine(host: Host, serve: Serve, begin: Callable[[str], None]) -> Iterator[Finding]:
+def examine(host: Host, serve: ServerOptions, begin: Callable[[str], None]) -> Iterator[Finding]:
     """Look at all there is on the way to a server on ``host``; what is bad ends it where nothing can follow.
 
     A server is started there for a moment, with no app, as ``serve`` says.
@@ -112,7 +112,7 @@ def examine(host: Host, serve: Serve, begin: Callable[[str], None]) -> Iterator[
 
 
 def _examine_machine(
-    line: Callable[[], Connection], serve: Serve, begin: Callable[[str], None]
+    line: Callable[[], Connection], serve: ServerOptions, begin: Callable[[str], None]
 ) -> Iterator[Finding]:
     lasting: list[Finding] = []
     checks: dict[str, Callable[[Connection], Finding | None]] = {
@@ -273,7 +273,9 @@ def _check_files(connection: Connection) -> Finding:
     return Finding("files", "good", "SFTP works, for --upload")
 
 
-def _check_server(connection: Connection, serve: Serve, lasting: list[Finding], *, sockets: bool) -> Finding:
+def _check_server(
+    connection: Connection, serve: ServerOptions, lasting: list[Finding], *, sockets: bool
+) -> Finding:
     """Start a server for a moment.
 
     :param lasting: gets what became of it when its session ended

@@ -1,7 +1,7 @@
 """The flags of the command line, in a table: each is a keyword of the classes, and says so.
 
-The classes themselves are not imported: they bring paramiko, which ``--help`` need not wait for. That table
-and classes agree is tested.
+What is typed for a keyword, and what it is by default, is read off the records of the keywords. The classes
+themselves are not imported: they bring paramiko, which ``--help`` need not wait for.
 """
 
 from __future__ import annotations
@@ -11,14 +11,38 @@ import functools
 import inspect
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
-from typing import Annotated, Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import typer
 
 from bokeh_ssh._cli.completion import complete_host
+from bokeh_ssh._tunnels.options import (
+    DirectOptions,
+    GatewayOptions,
+    LocalForwardOptions,
+    RemoteForwardOptions,
+)
+
+
+def _typed_as(kind: Any) -> Any:
+    """Return what is typed for a keyword of that type.
+
+    >>> _typed_as(int | None), _typed_as(str | Sequence[str])
+    (<class 'int'>, list[str])
+    """
+    members = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    if any(get_origin(each) in (Sequence, Mapping) for each in members):
+        return list[str]
+    return str if str in members else members[0]
+
+
+_RECORDS = (RemoteForwardOptions, LocalForwardOptions, GatewayOptions, DirectOptions)
+_TYPES = {name: kind for record in _RECORDS for name, kind in get_type_hints(record).items()}
+#: What is typed for each keyword; list[str] can be repeated, bool has no value. A command is one text.
+KINDS = {name: _typed_as(kind) for name, kind in _TYPES.items()} | {"command": str}
 
 
 @dataclass(frozen=True)
@@ -26,25 +50,24 @@ class Flag:
     """One keyword of a class as a flag.
 
     :param keyword: its name there; with dashes it is the flag's
-    :param kind: the type of what is typed; list[str] can be repeated, bool has no value
     :param metavar: what stands for its value in the help
-    :param help: what it does
+    :param help: what it does; {default} in it is the keyword's, in a tunnel
     :param also: a second name, such as ``-p``
     :param name: the name, if it is not the keyword's
-    :param convert: makes the keyword's value of what was typed; not called where nothing was
+    :param convert: makes the keyword's value of what was typed; not called where nothing was. None takes it
+        as it is, and a list as a tuple
     :param default: what counts as typed where nothing was
     :param panel: the heading that it stands under
     :param complete: lists what a half-typed value can become, for a shell
     """
 
     keyword: str
-    kind: Any
     metavar: str
     help: str
     _: dataclasses.KW_ONLY
     also: str = ""
     name: str = ""
-    convert: Callable[[Any], Any] = lambda value: value
+    convert: Callable[[Any], Any] | None = None
     default: Any = None
     panel: str = ""
     complete: Callable[[str], list[str]] | None = None
@@ -55,11 +78,25 @@ class Flag:
         return (self.name or "--" + self.keyword.replace("_", "-"), *self.also.split())
 
     @property
+    def kind(self) -> Any:
+        """The type of what is typed; what no tunnel takes has no value."""
+        return KINDS.get(self.keyword, bool)
+
+    def value(self, typed: Any) -> Any:
+        """Return the keyword's value for what was typed."""
+        if self.convert:
+            return self.convert(typed)
+        return tuple(typed) if isinstance(typed, list) else typed
+
+    @property
     def parameter(self) -> inspect.Parameter:
         """Give it as a parameter of a function, as typer wants it: None where it was not typed."""
+        default = getattr(GatewayOptions, self.keyword, None)
         option = typer.Option(
             *self.names,
-            help=self.help,
+            help=self.help.replace(
+                "{default}", f"{default:g}" if isinstance(default, float) else str(default)
+            ),
             rich_help_panel=self.panel,
             metavar=self.metavar,
             show_default=False,
@@ -90,7 +127,7 @@ def takes(*flags: Flag) -> Callable[[Callable[..., None]], Callable[..., None]]:
                 if name not in table:
                     keywords[name] = value
                 elif value is not None and value != []:
-                    keywords[name] = table[name].convert(value)
+                    keywords[name] = table[name].value(value)
             function(**keywords)
 
         own = inspect.signature(function, eval_str=True).parameters.values()
@@ -102,22 +139,6 @@ def takes(*flags: Flag) -> Callable[[Callable[..., None]], Callable[..., None]]:
         return command
 
     return decorate
-
-
-class HostKeys(str, Enum):
-    """The values of ``--host-keys``."""
-
-    strict = "strict"
-    ask = "ask"
-    accept_new = "accept-new"
-
-
-class Reverse(str, Enum):
-    """The values of ``--reverse``."""
-
-    auto = "auto"
-    host = "host"
-    relay = "relay"
 
 
 def _environment(pairs: Sequence[str]) -> dict[str, str]:
@@ -143,10 +164,6 @@ def _path(path: str) -> str | None:
     return None if path == "none" else path
 
 
-def _value(choice: Enum) -> str:
-    return str(choice.value)
-
-
 def _no(_: bool) -> bool:
     return False
 
@@ -154,70 +171,60 @@ def _no(_: bool) -> bool:
 #: How it is told what happens.
 OUTPUT = under(
     "Output",
-    Flag(
-        "json", bool, "", "Tell what happens as JSON objects, one a line, on standard output.", name="--json"
-    ),
-    Flag("quiet", bool, "", "Show the address, and what is wrong; nothing else.", also="-q", name="--quiet"),
+    Flag("json", "", "Tell what happens as JSON objects, one a line, on standard output.", name="--json"),
+    Flag("quiet", "", "Show the address, and what is wrong; nothing else.", also="-q", name="--quiet"),
 )
 
 #: The same, where there is a server.
 LOGGED = (
     *OUTPUT,
-    *under("Output", Flag("log", bool, "", "Show what the server writes, as it comes.", name="--log")),
+    *under("Output", Flag("log", "", "Show what the server writes, as it comes.", name="--log")),
 )
 
 #: The login keywords that can be typed: secrets are asked for, and never on a command line that ``ps`` shows.
 LOGIN = under(
     "Login",
-    Flag("user", str, "NAME", "The login name (ssh -l).", also="-l"),
-    Flag("port", int, "PORT", "The SSH server's port (ssh -p).", also="-p"),
+    Flag("user", "NAME", "The login name (ssh -l).", also="-l"),
+    Flag("port", "PORT", "The SSH server's port (ssh -p).", also="-p"),
     Flag(
         "key_filename",
-        list[str],
         "FILE",
         "A private key file; repeat for several (ssh -i).",
         also="-i",
-        convert=tuple,
     ),
     Flag(
         "jump",
-        list[str],
         "TARGET",
         "A machine to go through; repeat, or separate with commas; 'none' goes directly (ssh -J).",
         also="-J",
         convert=_jump,
         complete=complete_host,
     ),
-    Flag("known_hosts", str, "FILE", "The file of known host keys."),
+    Flag("known_hosts", "FILE", "The file of known host keys."),
     Flag(
         "host_keys",
-        HostKeys,
         "strict|ask|accept-new",
         "What to do about an unknown host key (default: ask).",
-        convert=_value,
-        default=HostKeys.ask,
+        default="ask",
     ),
     Flag(
         "ssh_config",
-        str,
         "FILE",
         "The ssh config; 'none' reads none (ssh -F).",
         also="-F",
         convert=_path,
     ),
-    Flag("allow_agent", bool, "", "Do not ask the SSH agent.", name="--no-allow-agent", convert=_no),
-    Flag("look_for_keys", bool, "", "Do not try ~/.ssh/id_*.", name="--no-look-for-keys", convert=_no),
-    Flag("timeout", float, "SECONDS", "Time for each stage of connecting (default: 15)."),
-    Flag(
-        "compression", bool, "", "SSH compression, for slow lines (ssh -C).", also="-C", name="--compression"
-    ),
-    Flag("reconnect", bool, "", "End when the line goes down.", name="--no-reconnect", convert=_no),
+    Flag("allow_agent", "", "Do not ask the SSH agent.", name="--no-allow-agent", convert=_no),
+    Flag("look_for_keys", "", "Do not try ~/.ssh/id_*.", name="--no-look-for-keys", convert=_no),
+    Flag("timeout", "SECONDS", "Time for each stage of connecting (default: 15)."),
+    Flag("compression", "", "SSH compression, for slow lines (ssh -C).", also="-C", name="--compression"),
+    Flag("reconnect", "", "End when the line goes down.", name="--no-reconnect", convert=_no),
 )
 
 #: The same for what looks at a machine once, and asks a program there.
 VISIT = (
     *(flag for flag in LOGIN if flag.keyword != "reconnect"),
-    *under("What runs", Flag("python", str, "PATH", "An interpreter there (default: the first that runs).")),
+    *under("What runs", Flag("python", "PATH", "An interpreter there (default: the first that runs).")),
 )
 
 #: How a server is started, wherever it is.
@@ -225,58 +232,48 @@ START = under(
     "What runs",
     Flag(
         "args",
-        list[str],
         "OPTION",
         "One more option for bokeh serve; repeat, or write all of them after --.",
         also="--arg",
-        convert=tuple,
     ),
     Flag(
         "command",
-        str,
         "WORDS",
         "'bokeh serve', 'panel serve' or your own; any web server, with {port} where its port goes.",
     ),
-    Flag("python", str, "PATH", "The interpreter whose Bokeh is used."),
+    Flag("python", "PATH", "The interpreter whose Bokeh is used."),
     Flag(
         "setup",
-        list[str],
         "LINE",
         "A shell line to run first, such as 'conda activate viz'; repeat.",
-        convert=tuple,
     ),
-    Flag("cwd", str, "PATH", "The directory to run in."),
+    Flag("cwd", "PATH", "The directory to run in."),
     Flag(
         "env",
-        list[str],
         "NAME=VALUE",
         "A variable for the server; without =VALUE, its value here; repeat.",
         convert=_environment,
     ),
     Flag(
         "grace",
-        float,
         "SECONDS",
-        "How long it outlives a bokeh-ssh that has vanished (default: 600; publish: 60).",
+        "How long it outlives a bokeh-ssh that has vanished (default: {default}; publish: 60).",
     ),
-    Flag("launch_timeout", float, "SECONDS", "Time to become ready (default: 60)."),
+    Flag("launch_timeout", "SECONDS", "Time to become ready (default: {default})."),
     Flag(
         "extra_origins",
-        list[str],
         "HOST:PORT",
         "One more address whose pages may embed the app; repeat.",
         also="--origin",
-        convert=tuple,
     ),
 )
 
 _LOCAL_PORT = Flag(
-    "local_port", int, "PORT", "The port here; 0 takes any free one (default: 5006, or a free one)."
+    "local_port", "PORT", "The port here; 0 takes any free one (default: 5006, or a free one)."
 )
 
 _ALLOW_OTHERS = Flag(
     "allow_others",
-    bool,
     "",
     "Let the other users of this machine use the port here, as ssh -L does.",
     name="--allow-others",
@@ -287,21 +284,18 @@ TUNNEL = (
     *under(
         "Ports",
         _LOCAL_PORT,
-        Flag("remote_port", int, "PORT", "The server's port there (default: any free one; to attach, 5006)."),
+        Flag("remote_port", "PORT", "The server's port there (default: any free one; to attach, 5006)."),
         Flag(
             "forwards",
-            list[str],
             "[BIND:]PORT:HOST:HOSTPORT",
             "One more port to forward meanwhile, as ssh -L writes it; repeat.",
             also="--forward -L",
-            convert=tuple,
         ),
     ),
     *under(
         "What runs",
         Flag(
             "launch",
-            bool,
             "",
             "Always start a server, or only attach to one (default: with an APP, start one; without, attach, "
             "and start one where none answers).",
@@ -311,35 +305,30 @@ TUNNEL = (
     *START,
     *under(
         "What runs",
-        Flag("ready", str, "PATH", "The page that tells that a server of another kind is ready (--command)."),
-        Flag("upload", bool, "", "Bring APP from here: a script or a folder, without what git ignores."),
+        Flag("ready", "PATH", "The page that tells that a server of another kind is ready (--command)."),
+        Flag("upload", "", "Bring APP from here: a script or a folder, without what git ignores."),
         Flag(
             "bring",
-            list[str],
             "PATH",
             "A file or folder to bring along, to lie beside APP; repeat (uploads APP too).",
-            convert=tuple,
         ),
         Flag(
             "server",
-            str,
             "NAME",
             "Take over one of your servers there: its id, app or route, as ls shows them; '*': the only one.",
         ),
-        Flag("detach", bool, "", "Leave the server running at the end, on purpose."),
-        Flag("dev", bool, "", "Start anew when the app's files change; with --upload, those here."),
-        Flag("allow_foreign", bool, "", "Attach to a server of another user.", name="--allow-foreign"),
+        Flag("detach", "", "Leave the server running at the end, on purpose."),
+        Flag("dev", "", "Start anew when the app's files change; with --upload, those here."),
+        Flag("allow_foreign", "", "Attach to a server of another user.", name="--allow-foreign"),
         _ALLOW_OTHERS,
         Flag(
             "allow_any_origin",
-            bool,
             "",
             "Let the pages of every site open WebSockets to the server.",
             name="--allow-any-origin",
         ),
         Flag(
             "signed",
-            bool,
             "",
             "Have the server answer only to signed sessions, or leave it open to the other users of its "
             "machine (default: a private socket; signed where there is none).",
@@ -353,15 +342,14 @@ ATTACH = (
     *under("Ports", _LOCAL_PORT, _ALLOW_OTHERS),
     *under(
         "What runs",
-        Flag("detach", bool, "", "Have it run on from now on, if it does not anyway."),
-        Flag("python", str, "PATH", "An interpreter there (default: the first that runs)."),
-        Flag("grace", float, "SECONDS", "How long it outlives a bokeh-ssh that has vanished (default: 600)."),
+        Flag("detach", "", "Have it run on from now on, if it does not anyway."),
+        Flag("python", "PATH", "An interpreter there (default: the first that runs)."),
+        Flag("grace", "SECONDS", "How long it outlives a bokeh-ssh that has vanished (default: {default})."),
     ),
 )
 
 _ALLOW_EXPOSED = Flag(
     "allow_exposed",
-    bool,
     "",
     "Go on where the gateway opens the port to its whole network (GatewayPorts yes).",
     name="--allow-exposed",
@@ -372,27 +360,21 @@ GATEWAY = under(
     "Gateway",
     Flag(
         "host",
-        str,
         "TARGET",
         "The Bokeh host, reached through the gateway; none: it publishes by itself.",
         complete=complete_host,
     ),
     Flag(
         "reverse",
-        Reverse,
         "auto|host|relay",
         "Who opens the gateway's port: the Bokeh host, this machine (relay), or the host if it can "
-        "(default: auto).",
-        convert=_value,
+        "(default: {default}).",
     ),
-    Flag("name", str, "NAME", "What was published under that name (default: the only one)."),
-    Flag(
-        "gateway_port", int, "PORT", "The port on the gateway (default: what was published by name, or 5006)."
-    ),
-    Flag("gateway_address", str, "HOST:PORT", "The gateway as the Bokeh host sees it, if that differs."),
+    Flag("name", "NAME", "What was published under that name (default: the only one)."),
+    Flag("gateway_port", "PORT", "The port on the gateway (default: what was published by name, or 5006)."),
+    Flag("gateway_address", "HOST:PORT", "The gateway as the Bokeh host sees it, if that differs."),
     Flag(
         "forward_agent",
-        bool,
         "",
         "Lend your SSH agent to the Bokeh host for its login to the gateway (ssh -A, for a moment).",
         also="-A",
@@ -404,45 +386,39 @@ GATEWAY = under(
 #: What a RemoteForward takes.
 REMOTE = under(
     "Ports",
-    Flag("name", str, "NAME", "Publish it under this name, for you alone (default: the app's)."),
+    Flag("name", "NAME", "Publish it under this name, for you alone (default: the app's)."),
     Flag(
         "remote_port",
-        int,
         "PORT",
         "A port on the gateway in place of a name, open to its other users; 0 takes any free one.",
     ),
     Flag(
         "local_port",
-        int,
         "PORT",
         "The server's port; with an APP the one it takes (default: 5006; with an APP any free one).",
     ),
-    Flag("local_host", str, "HOST", "Where the server already listens (default: this machine)."),
-    Flag("local_socket", str, "PATH", "The Unix socket that the server already listens on."),
+    Flag("local_host", "HOST", "Where the server already listens (default: this machine)."),
+    Flag("local_socket", "PATH", "The Unix socket that the server already listens on."),
     Flag(
         "remote_socket",
-        str,
         "PATH",
         "A Unix socket on the gateway in place of a port; only you may connect to it.",
     ),
-    Flag(
-        "bind_address", str, "ADDRESS", "Where the gateway listens; anything but loopback opens it to others."
-    ),
+    Flag("bind_address", "ADDRESS", "Where the gateway listens; anything but loopback opens it to others."),
     _ALLOW_EXPOSED,
 )
 
 #: What a LocalForward takes.
 FORWARD = under(
     "Ports",
-    Flag("remote_port", int, "PORT", "The target's port."),
-    Flag("remote_host", str, "NAME", "The target as HOST sees it (default: HOST itself)."),
-    Flag("remote_socket", str, "PATH", "A Unix socket on HOST as the target, in place of a port."),
-    Flag("local_port", int, "PORT", "The port here (default: any free one)."),
-    Flag("local_socket", str, "PATH", "A Unix socket here in place of a port; only you may connect to it."),
-    Flag("bind_address", str, "ADDRESS", "Where to listen here; anything but loopback opens it to others."),
+    Flag("remote_port", "PORT", "The target's port."),
+    Flag("remote_host", "NAME", "The target as HOST sees it (default: HOST itself)."),
+    Flag("remote_socket", "PATH", "A Unix socket on HOST as the target, in place of a port."),
+    Flag("local_port", "PORT", "The port here (default: any free one)."),
+    Flag("local_socket", "PATH", "A Unix socket here in place of a port; only you may connect to it."),
+    Flag("bind_address", "ADDRESS", "Where to listen here; anything but loopback opens it to others."),
     Flag(
         "allow_others",
-        bool,
         "",
         "Let the other users of this machine use the port here, as ssh -L does; or refuse, besides them, "
         "programs that close too soon to see whose they are, and tell (default: let these in).",

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bokeh_ssh._cli import project_policy
-from bokeh_ssh._cli.options import GATEWAY, START, TUNNEL
+from bokeh_ssh._cli.options import GATEWAY, KINDS, START, TUNNEL
 from bokeh_ssh._core.errors import UsageError
 
 if sys.version_info >= (3, 11):
@@ -34,10 +34,9 @@ _MOST = 1 << 20
 #: A FIFO that nobody writes to must not be waited for, and a terminal not become ours.
 _FLAGS = sum(getattr(os, name, 0) for name in ("O_RDONLY", "O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
 #: What is no flag of the tunnels, and what is a login's but changes nothing about whom to trust.
-_OTHERS: dict[str, Any] = {
-    "gateway": str, "host": str, "app": list[str], "show": bool, "user": str, "port": int, "jump": list[str],
-}  # fmt: skip
-_KINDS = {flag.keyword: flag.kind for flag in (*GATEWAY, *TUNNEL, *START)} | _OTHERS
+_OTHERS = ("gateway", "host", "app", "user", "port", "jump")
+_SETTINGS = {*_OTHERS, *(flag.keyword for flag in (*GATEWAY, *TUNNEL, *START))}
+_KINDS = {name: KINDS[name] for name in _SETTINGS} | {"show": bool}
 
 
 @dataclass(frozen=True)

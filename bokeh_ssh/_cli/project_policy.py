@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from bokeh_ssh._core.endpoint import check_name
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.forward_spec import parse_forward
 from bokeh_ssh._core.host import check_port, check_user, parse_target
 from bokeh_ssh._server.launch_spec import Launch, is_option, is_plain, own_options, split
+from bokeh_ssh._tunnels.options import Reverse
 
 #: What logs a person in, or says whom to trust.
 _LOGIN = frozenset(
@@ -172,7 +173,7 @@ def _check_names(names: Iterable[str]) -> None:
 
 
 def _check_reverse(who: str) -> None:
-    if who not in ("auto", "host", "relay"):
+    if who not in get_args(Reverse):
         raise _Refused(f"= {who!r} is not known", 'write "auto", "host" or "relay"')
 
 

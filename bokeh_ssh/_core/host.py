@@ -107,8 +107,34 @@ def check_port(port: object, name: str, *, zero: bool = True) -> None:
         raise UsageError(msg, hint=f"give a number from {0 if zero else 1} to 65535")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Login:
+    """The login keywords; what each does is said at :class:`Host`."""
+
+    port: int | None = None
+    password: str | None = field(default=None, repr=False)
+    pkey: Any = field(default=None, repr=False)
+    key_filename: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None
+    passphrase: str | None = field(default=None, repr=False)
+    allow_agent: bool = True
+    look_for_keys: bool = True
+    timeout: float | None = None
+    known_hosts: str | os.PathLike[str] | None = None
+    host_keys: HostKeys = "strict"
+    ssh_config: str | os.PathLike[str] | None = "~/.ssh/config"
+    jump: str | Host | Sequence[str | Host] | None = None
+    prompt: Prompt | None = field(default=None, repr=False)
+    compression: bool = False
+
+
 @dataclass(frozen=True)
-class Host:
+class _Name:
+    name: str
+    user: str | None = None
+
+
+@dataclass(frozen=True)
+class Host(Login, _Name):  # in this order: the fields of the last base come first
     """A machine and how to log in to it; can be given wherever a host name can.
 
     :param name: a host name, an address, ``user@host:port``, or a ``Host`` alias of the ssh config
@@ -132,25 +158,6 @@ class Host:
     :param prompt: answers passwords, passphrases, codes and unknown host keys; None never asks
     :param compression: SSH compression, for slow lines (``ssh -C``)
     """
-
-    name: str
-    user: str | None = None
-    port: int | None = field(default=None, kw_only=True)
-    password: str | None = field(default=None, kw_only=True, repr=False)
-    pkey: Any = field(default=None, kw_only=True, repr=False)
-    key_filename: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = field(
-        default=None, kw_only=True
-    )
-    passphrase: str | None = field(default=None, kw_only=True, repr=False)
-    allow_agent: bool = field(default=True, kw_only=True)
-    look_for_keys: bool = field(default=True, kw_only=True)
-    timeout: float | None = field(default=None, kw_only=True)
-    known_hosts: str | os.PathLike[str] | None = field(default=None, kw_only=True)
-    host_keys: HostKeys = field(default="strict", kw_only=True)
-    ssh_config: str | os.PathLike[str] | None = field(default="~/.ssh/config", kw_only=True)
-    jump: str | Host | Sequence[str | Host] | None = field(default=None, kw_only=True)
-    prompt: Prompt | None = field(default=None, kw_only=True, repr=False)
-    compression: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         target = parse_target(self.name)
@@ -201,18 +208,14 @@ def _host(fields: dict[str, Any]) -> Host:
 
 
 #: The names of the login keywords: what a public class passes on to :class:`Host`.
-LOGIN_KEYWORDS = tuple(f.name for f in dataclasses.fields(Host) if f.name not in ("name", "user"))
+LOGIN_KEYWORDS = tuple(each.name for each in dataclasses.fields(Login))
 
 
 def as_host(host: str | Host, user: str | None = None, **login: Any) -> Host:
     """Make a :class:`Host` of what the caller gave.
 
-    :raises UsageError: if a ``Host`` comes with more login keywords, or one is not known
+    :raises UsageError: if a ``Host`` comes with more login keywords
     """
-    unknown = sorted(set(login) - set(LOGIN_KEYWORDS))
-    if unknown:
-        msg = f"there is no keyword {unknown[0]!r}"
-        raise UsageError(msg, hint=f"the login keywords are {', '.join(LOGIN_KEYWORDS)}")
     if isinstance(host, Host):
         if user is not None or login:
             msg = "a Host comes with its own user and login keywords"

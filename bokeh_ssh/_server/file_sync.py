@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from bokeh_ssh._core.errors import BokehSSHError, UploadError, UsageError
+from bokeh_ssh._core.errors import BokehSSHError, UploadError
 from bokeh_ssh._core.events import OnEvent, Updated, Uploading, Warned
 from bokeh_ssh._server.upload import Depository, deliver
 from bokeh_ssh._server.upload_set import Bundle, Contents, Item
@@ -191,13 +190,3 @@ class Mirror:
 def _names(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
-
-
-def check_watching() -> None:
-    """Refuse to promise to notice changes where nothing can.
-
-    :raises UsageError: if watchfiles is not installed
-    """
-    if importlib.util.find_spec("watchfiles") is None:
-        msg = "dev=True with upload needs watchfiles, not installed here"
-        raise UsageError(msg, hint="install it with: pip install 'bokeh-ssh[dev]'")

@@ -33,7 +33,7 @@ UNSET = ("BOKEH_ALLOW_WS_ORIGIN", "BOKEH_LOG_LEVEL", "BOKEH_PY_LOG_LEVEL")
 _PLACES = ("{port}", "{socket}")
 
 
-def split(command: str | tuple[str, ...]) -> tuple[str, ...]:
+def split(command: str | Sequence[str]) -> tuple[str, ...]:
     """Take a command apart.
 
     :raises UsageError: if it is empty or has unbalanced quotes

@@ -19,14 +19,14 @@ from bokeh_ssh._core.errors import (
     ServerNotFoundError,
     ServerTakenError,
 )
-from bokeh_ssh._core.events import Attached, Event, OnEvent, ServerExited, ServerTaken, Warned
-from bokeh_ssh._core.host import check_port
+from bokeh_ssh._core.events import Attached, Event, ServerExited, ServerTaken, Warned
+from bokeh_ssh._core.host import Host
 from bokeh_ssh._forwarding.listener import bind
 from bokeh_ssh._forwarding.local_acceptor import Entrance, enter
 from bokeh_ssh._forwarding.port_ownership import watching
 from bokeh_ssh._forwarding.request_filter import Guard
 from bokeh_ssh._server.file_sync import Mirror
-from bokeh_ssh._server.options import ANY, BOKEH_PORT, LOOPBACK, Serve
+from bokeh_ssh._server.options import ANY, BOKEH_PORT, LOOPBACK, ServerOptions
 from bokeh_ssh._server.probe import Found, ask, check_owner, find_route, look, wait_until_ready
 from bokeh_ssh._server.registry import RemoteServer, choose, list_servers
 from bokeh_ssh._server.server import Server
@@ -42,14 +42,10 @@ _LEFT = "the server could not be told to end; it does so by itself"
 class Tunnel(Offer):
     """What both tunnels do: find a server or start one, and lead local connections to it."""
 
-    def __init__(
-        self, serve: Serve, local_port: int | None, on_event: OnEvent | None, isolate: bool, reconnect: bool
-    ) -> None:
-        super().__init__(on_event, isolate, reconnect)
-        if local_port is not None:
-            check_port(local_port, "local_port")
-        self._serve = serve
-        self._wanted = local_port
+    def __init__(self, options: ServerOptions, host: Host) -> None:
+        super().__init__(options.on_event, options.isolate, options.reconnect)
+        self._serve = options
+        self._label = host.target.host
         self._entrance: Entrance | None = None
         self._passages: list[Passage] = []
         self._mirror: Mirror | None = None
@@ -87,16 +83,16 @@ class Tunnel(Offer):
                 others=self._serve.allow_others,
                 attempts=self._attempts,
             )
-            for listen, target in self._serve.forwards
+            for listen, target in self._serve.passages
         ]
         self._forwards = tuple(passage.name for passage in self._passages)
-        if self._wanted:
+        if self._serve.local_port:
             self._bind(BOKEH_PORT)  # a port that is taken here is told before anything is dialled
 
     def _bind(self, prefer: int) -> Entrance:
         """Listen on this machine, unless that is done; stays until the tunnel is closed."""
         if self._entrance is None:
-            sockets = bind(self._wanted, prefer=prefer)
+            sockets = bind(self._serve.local_port, prefer=prefer)
             self._entrance = enter(self._stack, sockets, self._warn, self._serve.allow_others, self._attempts)
             self._local_port = self._entrance.port
         return self._entrance

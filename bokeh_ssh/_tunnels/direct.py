@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
-from typing import Any
 
-from bokeh_ssh._core.events import OnEvent
-from bokeh_ssh._core.host import Host, as_host
-from bokeh_ssh._server.options import Serve
+from bokeh_ssh._core.host import Host
 from bokeh_ssh._tunnels.base import Tunnel
+from bokeh_ssh._tunnels.options import DirectOptions, arguments_of
 
 
 class DirectTunnel(Tunnel):
@@ -63,75 +60,17 @@ class DirectTunnel(Tunnel):
     :param reconnect: make a connection that was lost again, at the same local address and to the same server
     :param isolate: hold the SSH side in a child process, so that a program that computes cannot slow it
     :param on_event: takes the progress events
-    :param login: the login keywords, see :class:`Host`
+    :param port: and the others of a login, up to ``compression``: as for :class:`Host`
     :raises UsageError: if an argument cannot work
     """
 
-    def __init__(
-        self,
-        host: str | Host,
-        user: str | None = None,
-        app: str | Sequence[str] | None = None,
-        *,
-        args: Sequence[str] = (),
-        command: str | Sequence[str] = "bokeh serve",
-        python: str | None = None,
-        setup: str | Sequence[str] = (),
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        local_port: int | None = None,
-        forwards: str | Sequence[str] = (),
-        remote_port: int | None = None,
-        upload: bool = False,
-        bring: str | Sequence[str] = (),
-        dev: bool = False,
-        ready: str | None = None,
-        launch: bool | None = None,
-        server: str | None = None,
-        detach: bool = False,
-        grace: float = 600.0,
-        launch_timeout: float = 60.0,
-        extra_origins: Sequence[str] = (),
-        allow_foreign: bool = False,
-        allow_others: bool = False,
-        allow_any_origin: bool = False,
-        signed: bool | None = None,
-        reconnect: bool = True,
-        isolate: bool = True,
-        on_event: OnEvent | None = None,
-        **login: Any,
-    ) -> None:
-        serve = Serve.check(
-            app,
-            args,
-            command=command,
-            python=python,
-            setup=setup,
-            cwd=cwd,
-            env=env,
-            remote_port=remote_port,
-            forwards=forwards,
-            upload=upload,
-            bring=bring,
-            dev=dev,
-            ready=ready,
-            launch=launch,
-            server=server,
-            detach=detach,
-            grace=grace,
-            launch_timeout=launch_timeout,
-            extra_origins=extra_origins,
-            allow_foreign=allow_foreign,
-            allow_others=allow_others,
-            allow_any_origin=allow_any_origin,
-            signed=signed,
-        )
-        super().__init__(serve, local_port, on_event, isolate, reconnect)
-        self._host = as_host(host, user, **login)
-        self._label = self._host.target.host
+    @arguments_of(DirectOptions)
+    def __init__(self, options: DirectOptions, host: Host) -> None:
+        super().__init__(options, host)
+        self._host = host
 
     def __repr__(self) -> str:
-        what = ", ".join(self._serve.app) or "Bokeh"
+        what = ", ".join(self._serve.apps) or "Bokeh"
         return f"<DirectTunnel to {what} on {self._label}, {self._state}>"
 
     def _join(self, line: contextlib.ExitStack) -> bool:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal, get_args
 
 from bokeh_ssh._core.endpoint import Endpoint, as_name, check_name
 from bokeh_ssh._core.errors import (
@@ -14,10 +13,10 @@ from bokeh_ssh._core.errors import (
     TargetUnreachableError,
     UsageError,
 )
-from bokeh_ssh._core.events import Attached, OnEvent, ReverseForwarded, Warned
-from bokeh_ssh._core.host import Host, as_host, check_port, parse_target
+from bokeh_ssh._core.events import Attached, ReverseForwarded, Warned
+from bokeh_ssh._core.host import Host, check_port, parse_target
 from bokeh_ssh._forwarding.published_sockets import Spot, private_socket, published
-from bokeh_ssh._server.options import BOKEH_PORT, LOOPBACK, Serve
+from bokeh_ssh._server.options import BOKEH_PORT, LOOPBACK
 from bokeh_ssh._server.probe import answers, ask, check_owner, find_route
 from bokeh_ssh._server.server import Server
 from bokeh_ssh._ssh.auth.agent import Agent, agent_address
@@ -25,9 +24,8 @@ from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._ssh.route import alike, goes_its_own_way
 from bokeh_ssh._tunnels.base import Tunnel
 from bokeh_ssh._tunnels.host_publisher import UnavailableError, dialled_back, publish_beside, published_beside
+from bokeh_ssh._tunnels.options import GatewayOptions, Reverse, arguments_of
 from bokeh_ssh._tunnels.remote_forward import OTHER_LOOPBACK, listening, to_peer
-
-Reverse = Literal["auto", "host", "relay"]
 
 
 class GatewayTunnel(Tunnel):
@@ -63,112 +61,44 @@ class GatewayTunnel(Tunnel):
     :param detach: as for :class:`DirectTunnel`; the server's place on the gateway is left too, under a
         :attr:`name`, where the host can keep it: with bokeh_ssh, and a login of its own
     :param allow_exposed: go on where a gateway with ``GatewayPorts yes`` opens the port to its network
-    :param args: and all others: as for :class:`DirectTunnel`
+    :param args: and all others: as for :class:`DirectTunnel` and :class:`Host`
     :raises UsageError: if an argument cannot work
     """
 
     _shared = (*Tunnel._shared, "_reverse", "_name")
 
-    def __init__(
-        self,
-        gateway: str | Host,
-        user: str | None = None,
-        *,
-        host: str | Host | None = None,
-        app: str | Sequence[str] | None = None,
-        reverse: Reverse = "auto",
-        name: str | None = None,
-        gateway_port: int | None = None,
-        gateway_address: str | None = None,
-        forward_agent: bool = False,
-        allow_exposed: bool = False,
-        args: Sequence[str] = (),
-        command: str | Sequence[str] = "bokeh serve",
-        python: str | None = None,
-        setup: str | Sequence[str] = (),
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        local_port: int | None = None,
-        forwards: str | Sequence[str] = (),
-        remote_port: int | None = None,
-        upload: bool = False,
-        bring: str | Sequence[str] = (),
-        dev: bool = False,
-        ready: str | None = None,
-        launch: bool | None = None,
-        server: str | None = None,
-        detach: bool = False,
-        grace: float = 600.0,
-        launch_timeout: float = 60.0,
-        extra_origins: Sequence[str] = (),
-        allow_foreign: bool = False,
-        allow_others: bool = False,
-        allow_any_origin: bool = False,
-        signed: bool | None = None,
-        reconnect: bool = True,
-        isolate: bool = True,
-        on_event: OnEvent | None = None,
-        **login: Any,
-    ) -> None:
-        serve = Serve.check(
-            app,
-            args,
-            command=command,
-            python=python,
-            setup=setup,
-            cwd=cwd,
-            env=env,
-            remote_port=remote_port,
-            forwards=forwards,
-            upload=upload,
-            bring=bring,
-            dev=dev,
-            ready=ready,
-            launch=launch,
-            server=server,
-            detach=detach,
-            grace=grace,
-            launch_timeout=launch_timeout,
-            extra_origins=extra_origins,
-            allow_foreign=allow_foreign,
-            allow_others=allow_others,
-            allow_any_origin=allow_any_origin,
-            signed=signed,
-        )
-        super().__init__(serve, local_port, on_event, isolate, reconnect)
-        self._gateway = as_host(gateway, user, **login)
-        self._label = self._gateway.target.host
-        if reverse not in ("auto", "host", "relay"):
-            msg = f"reverse={reverse!r} is not known"
+    _serve: GatewayOptions
+
+    @arguments_of(GatewayOptions)
+    def __init__(self, options: GatewayOptions, gateway: Host) -> None:
+        super().__init__(options, gateway)
+        self._gateway = gateway
+        if options.reverse not in get_args(Reverse):
+            msg = f"reverse={options.reverse!r} is not known"
             raise UsageError(msg, host=self._label, hint='use "auto", "host" or "relay"')
-        if gateway_port is not None:
-            check_port(gateway_port, "gateway_port")
-        if host is None and (serve.must_launch or serve.args or serve.server or serve.detach):
+        if options.gateway_port is not None:
+            check_port(options.gateway_port, "gateway_port")
+        alone = options.host is None
+        if alone and (options.must_launch or options.args or options.server or options.detach):
             msg = "there is no host to start a server on, or to find one"
             hint = "give host=, or publish the app from the Bokeh host and leave out app"
             raise UsageError(msg, host=self._label, hint=hint)
-        if name is not None:
-            check_name(name)
-            if host is not None or gateway_port is not None:
-                msg = "name finds what is published already, " + (
-                    "but a host was given" if host is not None else "but a port was given"
-                )
+        if options.name is not None:
+            check_name(options.name)
+            if not alone or options.gateway_port is not None:
+                msg = f"name finds what is published already, but a {'port' if alone else 'host'} was given"
                 raise UsageError(msg, host=self._label, hint="leave out one of the two")
-        if forward_agent and (host is None or reverse == "relay"):
+        if options.forward_agent and (alone or options.reverse == "relay"):
             msg = "forward_agent is for a host that logs in to the gateway, " + (
-                "but none is given" if host is None else "and a relay does not"
+                "but none is given" if alone else "and a relay does not"
             )
             raise UsageError(msg, host=self._label, hint='give host=, and reverse="host" or "auto"')
-        self._forward_agent = forward_agent
-        self._name = name
-        self._by_name = name is not None  # else it is what was found
-        self._reverse_wanted: Reverse = reverse
+        self._name = options.name  # or what was found
         self._reverse: Literal["host", "relay"] | None = None
-        self._gateway_port = gateway_port
-        self._gateway_address = None if gateway_address is None else parse_target(gateway_address)
-        self._allow_exposed = allow_exposed
+        address = options.gateway_address
+        self._gateway_address = None if address is None else parse_target(address)
         self._spot = Spot(None)
-        self._bokeh_host = None if host is None else self._as_bokeh_host(host)
+        self._bokeh_host = None if options.host is None else self._as_bokeh_host(options.host)
 
     def _as_bokeh_host(self, host: str | Host) -> Host:
         if isinstance(host, Host):
@@ -217,8 +147,7 @@ class GatewayTunnel(Tunnel):
     def _prepare(self, stack: contextlib.ExitStack) -> None:
         super()._prepare(stack)
         self._reverse = None
-        if not self._by_name:
-            self._name = None
+        self._name = self._serve.name
 
     def _choose_end(self, line: contextlib.ExitStack, gateway: Connection) -> Endpoint:
         """Choose where the gateway is to listen: on a socket that only this account may use, or on a port.
@@ -226,10 +155,10 @@ class GatewayTunnel(Tunnel):
         A port is open to all who can log in there, so a server behind one answers to signed sessions only.
         """
         self._spot = Spot(None)
-        if self._gateway_port is None and self._serve.signed is not False:
+        if self._serve.gateway_port is None and self._serve.signed is not False:
             self._spot = line.enter_context(private_socket(gateway))
         self._must_sign = self._spot.path is None
-        return self._spot.path or (LOOPBACK, self._gateway_port or 0)
+        return self._spot.path or (LOOPBACK, self._serve.gateway_port or 0)
 
     def _find_published(self, gateway: Connection) -> Endpoint:
         """Find the server that somebody published on the gateway: by name, or else on a port.
@@ -238,7 +167,7 @@ class GatewayTunnel(Tunnel):
         :raises UsageError: if several are
         :raises ForeignServerError: if it belongs to another user of the gateway
         """
-        if not (self._gateway_port or self._serve.remote_port):
+        if not (self._serve.gateway_port or self._serve.remote_port):
             path = self._find_named(gateway)
             if path:
                 return path
@@ -276,7 +205,7 @@ class GatewayTunnel(Tunnel):
         return path
 
     def _find_port(self, gateway: Connection) -> int:
-        port = self._gateway_port or self._serve.attach_port
+        port = self._serve.gateway_port or self._serve.attach_port
         found = self._attach_to(gateway, port)
         if not found:
             msg = f"nothing is published on port {port}"
@@ -284,7 +213,7 @@ class GatewayTunnel(Tunnel):
             raise ServerNotFoundError(msg, host=self._label, hint=hint)
         self._remote_port = port
         self._attached = True
-        if not self._allow_exposed and answers(gateway, (OTHER_LOOPBACK, port), timeout=5):
+        if not self._serve.allow_exposed and answers(gateway, (OTHER_LOOPBACK, port), timeout=5):
             text = f"port {port} is open to the gateway's whole network (GatewayPorts yes)"
             self._emit(Warned(host=self._label, text=text))
         return port
@@ -299,7 +228,7 @@ class GatewayTunnel(Tunnel):
     ) -> Endpoint:
         """Have the gateway listen for the server on ``host``; gives where it does."""
         reason, again = "", self._reverse is not None
-        if self._reverse_wanted != "relay":
+        if self._serve.reverse != "relay":
             try:
                 end = self._find_left(gateway, host, target, wanted) or line.enter_context(
                     dialled_back(
@@ -307,7 +236,7 @@ class GatewayTunnel(Tunnel):
                         gateway,
                         target=target,
                         wanted=wanted,
-                        allow_exposed=self._allow_exposed,
+                        allow_exposed=self._serve.allow_exposed,
                         seen_as=self._gateway_address,
                         python=self._serve.python,
                         env=dict(self._serve.env or {}),
@@ -316,7 +245,7 @@ class GatewayTunnel(Tunnel):
                     )
                 )
             except UnavailableError as exc:
-                if self._reverse_wanted == "host":
+                if self._serve.reverse == "host":
                     raise exc.error from exc
                 reason = str(exc.error)
             else:
@@ -331,7 +260,7 @@ class GatewayTunnel(Tunnel):
                 gateway,
                 wanted,
                 handler,
-                allow_exposed=self._allow_exposed,
+                allow_exposed=self._serve.allow_exposed,
                 again=again,
                 on_lost=self._lose,
             )
@@ -352,7 +281,7 @@ class GatewayTunnel(Tunnel):
             return None
         made = published_beside(server, gateway, wanted, self._gateway_address)
         if made is None and self._serve.detach:
-            if self._forward_agent:  # what publishes it must be able to come back without anybody
+            if self._serve.forward_agent:  # what publishes it must be able to come back without anybody
                 self._tell_way_ends("an agent that is lent is not there for another login")
                 return None
             try:
@@ -363,7 +292,7 @@ class GatewayTunnel(Tunnel):
                     target=target,
                     wanted=wanted,
                     names=self._new_names(server),
-                    allow_exposed=self._allow_exposed,
+                    allow_exposed=self._serve.allow_exposed,
                     seen_as=self._gateway_address,
                 )
             except UnavailableError as exc:
@@ -398,7 +327,7 @@ class GatewayTunnel(Tunnel):
 
         :raises UnavailableError: if it is wanted, and there is none
         """
-        if not self._forward_agent:
+        if not self._serve.forward_agent:
             return None
         address = agent_address(gateway.hop.config.identity_agent)
         if address is None:

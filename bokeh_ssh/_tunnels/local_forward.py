@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable
-from typing import Any
 
 from bokeh_ssh._core.backoff import Attempts
 from bokeh_ssh._core.endpoint import Endpoint, check_instead, check_path, short
 from bokeh_ssh._core.errors import TargetUnreachableError, UsageError
-from bokeh_ssh._core.events import Event, OnEvent, Warned
+from bokeh_ssh._core.events import Event, Warned
 from bokeh_ssh._core.forward_spec import Listen
-from bokeh_ssh._core.host import Host, as_host, check_host, check_port
+from bokeh_ssh._core.host import Host, check_host, check_port
 from bokeh_ssh._forwarding.listener import bind
 from bokeh_ssh._forwarding.local_acceptor import enter
 from bokeh_ssh._forwarding.local_sockets import bind as bind_socket
@@ -20,6 +18,7 @@ from bokeh_ssh._forwarding.local_sockets import check_here
 from bokeh_ssh._forwarding.remote_sockets import check_forbidden
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._tunnels.connections import Link
+from bokeh_ssh._tunnels.options import LocalForwardOptions, arguments_of
 
 
 def _target(port: int | None, host: str, socket: str | None) -> Endpoint:
@@ -122,50 +121,34 @@ class LocalForward(Link):
     :param reconnect: make a connection that was lost again; the local port stays meanwhile
     :param isolate: run it in a child process, so that a program that computes cannot slow it
     :param on_event: takes the progress events
-    :param login: the login keywords, see :class:`Host`
+    :param port: and the others of a login, up to ``compression``: as for :class:`Host`
     :raises UsageError: if an argument cannot work
     """
 
     _shared = ("_local_port",)
 
-    def __init__(
-        self,
-        host: str | Host,
-        user: str | None = None,
-        *,
-        remote_port: int | None = None,
-        remote_socket: str | None = None,
-        local_port: int | None = 0,
-        remote_host: str = "localhost",
-        bind_address: str = "localhost",
-        allow_others: bool | None = None,
-        local_socket: str | os.PathLike[str] | None = None,
-        reconnect: bool = True,
-        isolate: bool = False,
-        on_event: OnEvent | None = None,
-        **login: Any,
-    ) -> None:
-        super().__init__(on_event, isolate, reconnect)
-        self._host = as_host(host, user, **login)
-        self._label = self._host.target.host
-        self._remote = _target(remote_port, remote_host, remote_socket)
+    @arguments_of(LocalForwardOptions)
+    def __init__(self, options: LocalForwardOptions, host: Host) -> None:
+        super().__init__(options.on_event, options.isolate, options.reconnect)
+        self._host = host
+        self._label = host.target.host
+        self._remote = _target(options.remote_port, options.remote_host, options.remote_socket)
         check_instead(
-            local_socket,
+            options.local_socket,
             "local_socket",
-            local_port=(local_port, 0),
-            bind_address=(bind_address, "localhost"),
-            allow_others=(allow_others or None, None),
+            local_port=(options.local_port, 0),
+            bind_address=(options.bind_address, "localhost"),
+            allow_others=(options.allow_others or None, None),
         )
-        self._socket = None if local_socket is None else check_here(local_socket, "local_socket")
-        if local_port is not None:
-            check_port(local_port, "local_port")
-        self._wanted = local_port
-        self._bind_address = bind_address
-        self._allow_others = allow_others
+        socket = options.local_socket
+        self._socket = None if socket is None else check_here(socket, "local_socket")
+        if options.local_port is not None:
+            check_port(options.local_port, "local_port")
+        self._options = options
         self._local_port: int | None = None
 
     def __repr__(self) -> str:
-        here = self._socket or self._local_port or self._wanted or "any"
+        here = self._socket or self._local_port or self._options.local_port or "any"
         there = short(self._remote)
         return f"<LocalForward {here} -> {there} via {self._label}, {self._state}>"
 
@@ -194,14 +177,14 @@ class LocalForward(Link):
         return self._remote if isinstance(self._remote, str) else None
 
     def _prepare(self, stack: contextlib.ExitStack) -> None:
-        listen = self._socket or (self._bind_address, self._wanted)
+        listen = self._socket or (self._options.bind_address, self._options.local_port)
         self._passage = Passage(
             stack,
             listen,
             self._remote,
             self._label,
             self._emit,
-            others=self._allow_others,
+            others=self._options.allow_others,
             attempts=self._attempts,
         )
         self._local_port = self._passage.entrance.port
@@ -209,5 +192,5 @@ class LocalForward(Link):
     def _join(self, line: contextlib.ExitStack) -> bool:
         connection = self._connect(line, self._host)
         self._passage.lead(line, connection)
-        self._tell_ready(self._label, self._socket or f"{self._bind_address}:{self._local_port}")
+        self._tell_ready(self._label, self._socket or f"{self._options.bind_address}:{self._local_port}")
         return True

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from bokeh_ssh._core.endpoint import Endpoint, Origin, check_instead, check_name, check_path, in_words, short
 from bokeh_ssh._core.errors import BokehSSHError, ConnectionLostError, GatewayExposedError, PortInUseError
-from bokeh_ssh._core.events import OnEvent
-from bokeh_ssh._core.host import Host, as_host, check_host, check_port
+from bokeh_ssh._core.host import Host, check_host, check_port
 from bokeh_ssh._forwarding.listener_probe import Proof
 from bokeh_ssh._forwarding.local_sockets import check_here
 from bokeh_ssh._forwarding.published_sockets import named_socket
@@ -24,6 +21,7 @@ from bokeh_ssh._ssh.relay import Pipe
 from bokeh_ssh._ssh.tcp import Address, resolve
 from bokeh_ssh._ssh.transport import IncomingHandler
 from bokeh_ssh._tunnels.connections import Link
+from bokeh_ssh._tunnels.options import RemoteForwardOptions, arguments_of
 
 log = logging.getLogger("bokeh_ssh.forward")
 
@@ -213,71 +211,46 @@ class RemoteForward(Link):
     :param reconnect: make a connection that was lost again, and have the gateway listen on the same port
     :param isolate: run it in a child process, so that a program that computes cannot slow it
     :param on_event: takes the progress events
-    :param login: the login keywords, see :class:`Host`
+    :param port: and the others of a login, up to ``compression``: as for :class:`Host`
     :raises UsageError: if an argument cannot work
     """
 
     _shared = ("_remote_port", "_socket")
 
-    def __init__(
-        self,
-        gateway: str | Host,
-        user: str | None = None,
-        *,
-        remote_port: int = 5006,
-        remote_socket: str | None = None,
-        name: str | None = None,
-        local_port: int = 5006,
-        local_host: str = "localhost",
-        local_socket: str | os.PathLike[str] | None = None,
-        bind_address: str = LOOPBACK,
-        allow_exposed: bool = False,
-        reconnect: bool = True,
-        isolate: bool = False,
-        on_event: OnEvent | None = None,
-        **login: Any,
-    ) -> None:
-        super().__init__(on_event, isolate, reconnect)
-        self._host = as_host(gateway, user, **login)
-        self._label = self._host.target.host
-        check_port(remote_port, "remote_port")
-        check_port(local_port, "local_port", zero=False)
-        check_host(local_host)
-        self._target: Endpoint = (local_host, local_port)
-        if local_socket is not None:
+    @arguments_of(RemoteForwardOptions)
+    def __init__(self, options: RemoteForwardOptions, gateway: Host) -> None:
+        super().__init__(options.on_event, options.isolate, options.reconnect)
+        self._host = gateway
+        self._label = gateway.target.host
+        check_port(options.remote_port, "remote_port")
+        check_port(options.local_port, "local_port", zero=False)
+        check_host(options.local_host)
+        self._target: Endpoint = (options.local_host, options.local_port)
+        if options.local_socket is not None:
             check_instead(
-                local_socket,
+                options.local_socket,
                 "local_socket",
-                local_port=(local_port, 5006),
-                local_host=(local_host, "localhost"),
+                local_port=(options.local_port, RemoteForwardOptions.local_port),
+                local_host=(options.local_host, RemoteForwardOptions.local_host),
             )
-            self._target = check_here(local_socket, "local_socket")
-        if remote_socket is not None:
-            check_instead(
-                remote_socket,
-                "remote_socket",
-                remote_port=(remote_port, 5006),
-                bind_address=(bind_address, LOOPBACK),
-            )
-            check_path(remote_socket, "remote_socket")
-            remote_port = 0
-        if name is not None:
-            check_name(name)
-            check_instead(
-                name,
-                "name",
-                remote_port=(remote_port, 5006),
-                bind_address=(bind_address, LOOPBACK),
-                remote_socket=(remote_socket, None),
-            )
-            remote_port = 0
-        self._name = name
+            self._target = check_here(options.local_socket, "local_socket")
+        others: dict[str, tuple[object, object]] = {
+            "remote_port": (options.remote_port, RemoteForwardOptions.remote_port),
+            "bind_address": (options.bind_address, RemoteForwardOptions.bind_address),
+        }
+        if options.remote_socket is not None:
+            check_instead(options.remote_socket, "remote_socket", **others)
+            check_path(options.remote_socket, "remote_socket")
+        if options.name is not None:
+            check_name(options.name)
+            check_instead(options.name, "name", **others, remote_socket=(options.remote_socket, None))
+        self._name = options.name
         self._again = False  # whether the gateway has listened for us before
-        self._socket = remote_socket
-        self._bind_address = bind_address
-        self._allow_exposed = allow_exposed
-        self._wanted = remote_port
-        self._remote_port = remote_port
+        self._socket = options.remote_socket
+        self._bind_address = options.bind_address
+        self._allow_exposed = options.allow_exposed
+        self._wanted = 0 if self._socket or self._name else options.remote_port
+        self._remote_port = self._wanted
 
     def __repr__(self) -> str:
         where = self._socket or self._name or self._remote_port

@@ -31,7 +31,7 @@ from bokeh_ssh import (
 from bokeh_ssh._cli.doctor import examine
 from bokeh_ssh._forwarding.published_sockets import private_directory, published
 from bokeh_ssh._remote import run_dir
-from bokeh_ssh._server.options import Serve
+from bokeh_ssh._server.options import ServerOptions
 from bokeh_ssh._ssh.connect import connect
 from cable import Cable
 from local_runner import FAKE, Bench
@@ -274,7 +274,7 @@ def test_forbidden_sockets_leave_nothing(top: Path, sshd: Callable[..., Machine]
 def test_doctor_leaves_nothing(gateway: Machine, top: Path) -> None:
     """What it makes to try is gone, sockets and directories too."""
     host = Host(gateway.host, gateway.user, **gateway.login)
-    found = {each.check: each for each in examine(host, Serve.check(None, python=sys.executable), print)}
+    found = {each.check: each for each in examine(host, ServerOptions(python=sys.executable), print)}
     assert found["sockets"].verdict == "good"
     assert found["after a loss"].verdict == "good"
     assert everything(top) == []

@@ -15,7 +15,7 @@ from beds import Machine, until
 from bokeh_ssh import Event, Host, LaunchError, Warned
 from bokeh_ssh._cli.doctor import examine
 from bokeh_ssh._remote.systemd_scope import doom
-from bokeh_ssh._server.options import Serve
+from bokeh_ssh._server.options import ServerOptions
 from bokeh_ssh._server.server import Launch, Server
 from bokeh_ssh._ssh.connect import connect
 from local_runner import FAKE, alive
@@ -162,7 +162,7 @@ def test_session_that_is_ended_whole_is_told(logind: Machine, mark: str) -> None
         assert alive(server.pid)
         assert server.stop()
     host = Host(logind.host, logind.user, **logind.login)
-    found = {each.check: each for each in examine(host, Serve.check(None, python=logind.python), print)}
+    found = {each.check: each for each in examine(host, ServerOptions(python=logind.python), print)}
     assert found["server"].verdict != "bad"
     assert found["after a loss"].verdict == "note"
     assert "KillUserProcesses" in found["after a loss"].text
@@ -171,6 +171,6 @@ def test_session_that_is_ended_whole_is_told(logind: Machine, mark: str) -> None
 def test_machine_that_spares_what_stays_is_well(here: Machine) -> None:
     """The control: doctor sees a server outlive its session; nothing is left of it."""
     host = Host(here.host, here.user, **here.login)
-    found = {each.check: each for each in examine(host, Serve.check(None, python=here.python), print)}
+    found = {each.check: each for each in examine(host, ServerOptions(python=here.python), print)}
     assert found["after a loss"].verdict == "good"
     assert found["your servers"].text == "none runs there"

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._server.launch_spec import Launch
-from bokeh_ssh._server.options import Serve
+from bokeh_ssh._server.options import ServerOptions
 from bokeh_ssh._server.server import Server
 from bokeh_ssh._server.session_ids import is_signed, new_key, new_session_id, token_of
 
@@ -180,9 +180,9 @@ def test_beginning_of_an_option_counts_as_the_option() -> None:
         Launch(sign="port", args=("--session-i=unsigned",))
     with pytest.raises(UsageError, match="--args cannot be given in command"):
         Launch(command="bokeh serve --args")
-    signs = Serve.check("a.py", ["--args", "--session-ids=x"]).launch_spec(5006)
+    signs = ServerOptions(args=["--args", "--session-ids=x"]).launch_spec(5006)
     assert signs.sign == "port"
-    assert not Serve.check("a.py", ["--session-ids=unsigned"]).launch_spec(5006).sign  # the control
+    assert not ServerOptions(args=["--session-ids=unsigned"]).launch_spec(5006).sign  # the control
 
 
 def test_module_needs_no_bokeh() -> None:

@@ -1,0 +1,120 @@
+"""The keywords of what people open, as records: signature, checks of types and flags come from these.
+
+The records do without paramiko, so that the command line can read its flags off them.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Concatenate, Literal, ParamSpec, TypeVar
+
+from bokeh_ssh._core.events import OnEvent
+from bokeh_ssh._core.host import LOGIN_KEYWORDS, Host, Login, as_host
+from bokeh_ssh._server.options import BOKEH_PORT, LOOPBACK, ServerOptions
+
+Reverse = Literal["auto", "host", "relay"]
+
+_Keywords = ParamSpec("_Keywords")
+_Record = TypeVar("_Record")
+_Made = TypeVar("_Made")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectOptions(Login, ServerOptions):
+    """The arguments of :class:`DirectTunnel`."""
+
+    host: str | Host = field(kw_only=False)
+    user: str | None = field(default=None, kw_only=False)
+    app: str | Sequence[str] | None = field(default=None, kw_only=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatewayOptions(Login, ServerOptions):
+    """The arguments of :class:`GatewayTunnel`."""
+
+    gateway: str | Host = field(kw_only=False)
+    user: str | None = field(default=None, kw_only=False)
+    host: str | Host | None = None
+    app: str | Sequence[str] | None = None
+    reverse: Reverse = "auto"
+    name: str | None = None
+    gateway_port: int | None = None
+    gateway_address: str | None = None
+    forward_agent: bool = False
+    allow_exposed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalForwardOptions(Login):
+    """The arguments of :class:`LocalForward`."""
+
+    host: str | Host = field(kw_only=False)
+    user: str | None = field(default=None, kw_only=False)
+    remote_port: int | None = None
+    remote_socket: str | None = None
+    local_port: int | None = 0
+    remote_host: str = "localhost"
+    bind_address: str = "localhost"
+    allow_others: bool | None = None
+    local_socket: str | os.PathLike[str] | None = None
+    reconnect: bool = True
+    isolate: bool = False
+    on_event: OnEvent | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteForwardOptions(Login):
+    """The arguments of :class:`RemoteForward`."""
+
+    gateway: str | Host = field(kw_only=False)
+    user: str | None = field(default=None, kw_only=False)
+    remote_port: int = BOKEH_PORT
+    remote_socket: str | None = None
+    name: str | None = None
+    local_port: int = BOKEH_PORT
+    local_host: str = "localhost"
+    local_socket: str | os.PathLike[str] | None = None
+    bind_address: str = LOOPBACK
+    allow_exposed: bool = False
+    reconnect: bool = True
+    isolate: bool = False
+    on_event: OnEvent | None = None
+
+
+def arguments_of(
+    record: Callable[_Keywords, _Record],
+) -> Callable[[Callable[[_Made, _Record, Host], None]], Callable[Concatenate[_Made, _Keywords], None]]:
+    """Have a constructor take the arguments of a record, for callers, type checkers and editors.
+
+    It gets the record, checked, and the machine to log in to: the record's first argument with the login
+    keywords.
+    """
+    parameters = list(inspect.signature(record).parameters.values())
+    machine, user = (each.name for each in parameters[:2])
+    own = inspect.get_annotations(record)
+    parameters.sort(key=lambda each: (each.kind, each.name not in own))
+
+    def decorate(
+        init: Callable[[_Made, _Record, Host], None],
+    ) -> Callable[Concatenate[_Made, _Keywords], None]:
+        @functools.wraps(init)
+        def __init__(  # noqa: N807  # it becomes one
+            self: _Made, /, *args: _Keywords.args, **keywords: _Keywords.kwargs
+        ) -> None:
+            options = record(*args, **keywords)
+            given = {name: value for name, value in keywords.items() if name in LOGIN_KEYWORDS}
+            init(self, options, as_host(getattr(options, machine), getattr(options, user), **given))
+
+        # A wrong argument is told as one of the class.
+        record.__init__.__qualname__ = init.__qualname__
+        itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        __init__.__signature__ = inspect.Signature([itself, *parameters])  # type: ignore[attr-defined]
+        __init__.__annotations__ = typing.get_type_hints(record)
+        return __init__
+
+    return decorate
