@@ -237,7 +237,6 @@ def test_exception_in_the_body_is_kept(machine: Machine) -> None:
         {"remote_port": "5006"},
         {"remote_port": 1, "local_port": -1},
         {"remote_port": 1, "remote_host": "-oProxyCommand=x"},
-        {"remote_port": 1, "pasword": "typo"},
         {"remote_port": 1, "host_keys": "no"},
         {"remote_port": 1, "timeout": 0},
     ],
