@@ -139,12 +139,21 @@ class Place:
         return os.path.join(self.path, name)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Write the record; whoever reads meanwhile gets the old one or the new one, whole."""
+        """Write the record; whoever reads meanwhile gets the old one or the new one, whole.
+
+        Nothing is written where another user's directory is by now, or to where a link of theirs leads.
+        """
         with contextlib.suppress(OSError), private():  # a full disk must not take the server away
-            fd = os.open(self.at(RECORD + ".new"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(fd, "w", encoding="ascii") as file:
-                json.dump(record, file)
-            os.replace(self.at(RECORD + ".new"), self.at(RECORD))
+            folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                if os.fstat(folder).st_uid != os.geteuid():
+                    return
+                new, how = RECORD + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+                with os.fdopen(os.open(new, how, 0o600, dir_fd=folder), "w", encoding="ascii") as file:
+                    json.dump(record, file)
+                os.replace(new, RECORD, src_dir_fd=folder, dst_dir_fd=folder)
+            finally:
+                os.close(folder)
 
     def read(self) -> dict[str, Any]:
         """Read the record; empty where there is none that can be read."""

@@ -235,6 +235,25 @@ def test_place_that_another_user_has_replaced_is_not_used(bench: Bench, mark: st
     assert held.server.stop()
 
 
+def test_record_is_written_nowhere_else(tmp_path: Path) -> None:
+    """Not to where a link in its way leads, nor into a directory that is another user's by now."""
+    inner = tmp_path / "place"
+    inner.mkdir(mode=0o700)
+    theirs = tmp_path / "theirs"
+    theirs.write_text("as it was")
+    (inner / "record.new").symlink_to(theirs)
+    run_dir.Place(str(inner)).write({})
+    assert theirs.read_text() == "as it was"
+    (inner / "record.new").unlink()
+    run_dir.Place(str(inner)).write({})  # the control
+    assert (inner / "record").read_text() == "{}"
+    if os.geteuid() == 0:
+        (inner / "record").unlink()
+        os.chown(inner, 65534, -1)
+        run_dir.Place(str(inner)).write({})
+        assert not list(inner.iterdir())
+
+
 @pytest.mark.usefixtures("hurried")
 def test_server_whose_socket_is_to_be_made_again_is_stopped(bench: Bench, mark: str, place: Path) -> None:
     """Who wants to end it waits for that, as who wants it back does."""
