@@ -397,7 +397,7 @@ def test_errors_can_be_sent_to_another_process(error: BokehSSHError) -> None:
 
 def test_host_is_plain_data_without_secrets_in_its_repr() -> None:
     """A Host survives a copy, and a pickle if nothing secret is in it; no repr
-    of it, or of what is made of it, holds a secret (row 61)."""
+    of it, or of what is made of it, holds a secret."""
     inner = Host("door", "me", password=SECRET, passphrase=SECRET)
     host = Host("example.org", "me", password=SECRET, passphrase=SECRET, jump=[inner], timeout=3)
     for other in (copy.copy(host), copy.deepcopy(host)):

@@ -1,4 +1,4 @@
-"""Many connections, large messages, slow readers, bad links, impatient servers (rows 48 to 56)."""
+"""Many connections, large messages, slow readers, bad links, impatient servers."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ def forwards_of(machine: Machine, port: int, directory: Path) -> Iterator[tuple[
         assert process.ask("state")["states"] == ["ready", "ready"]
 
 
-# Two thousand at once (row 48).
+# Two thousand at once.
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["local", "remote"])
 def test_two_thousand_connections_are_served_at_once(
     sshd: Callable[..., Machine], files: None, tmp_path: Path, which: int
 ) -> None:
-    """2,000 open connections all answer, with not one thread more and 8 KB each (row 48)."""
+    """2,000 open connections all answer, with not one thread more and 8 KB each."""
     count = 2000
     with target_in_a_process(tmp_path) as port, forwards_of(sshd(), port, tmp_path) as (pid, ports):
         with ask((_LOOPBACK, ports[which]), "echo") as sock:
@@ -116,7 +116,7 @@ def _answered(socks: list[socket.socket]) -> list[socket.socket]:
 def test_connections_beyond_the_limit_of_files_wait_for_their_turn(
     sshd: Callable[..., Machine], tmp_path: Path, room: int
 ) -> None:
-    """Out of descriptors, what is open goes on, what is new waits, and is served as others end (row 48)."""
+    """Out of descriptors, what is open goes on, what is new waits, and is served as others end."""
     import resource
 
     count = 80
@@ -147,11 +147,11 @@ def _log(directory: Path) -> str:
     return (directory / "soak.log").read_text(encoding="utf-8", errors="replace")
 
 
-# Opening and closing, on and on (row 49).
+# Opening and closing, on and on.
 
 
 def test_churn_leaves_nothing(sshd: Callable[..., Machine], tmp_path: Path) -> None:
-    """``nox -s soak``, shortened: connections end in all ways, keys change, nothing grows (row 49)."""
+    """``nox -s soak``, shortened: connections end in all ways, keys change, nothing grows."""
     told: list[str] = []
     done = soak(sshd(RekeyLimit="1M"), 8, tmp_path, told.append)
     assert {name for name, _ in done} == {work.__name__ for work in KINDS}, told
@@ -179,11 +179,11 @@ def test_a_wrong_byte_ends_the_churn(
         soak(sshd(RekeyLimit="1M"), 8, tmp_path, lambda line: None)
 
 
-# Slow readers (row 50).
+# Slow readers.
 
 
 def test_memory_of_slow_readers_is_bounded(sshd: Callable[..., Machine], tmp_path: Path) -> None:
-    """Twelve downloads that nobody reads cost 2 MiB each at most, of their 64 MiB (row 50)."""
+    """Twelve downloads that nobody reads cost 2 MiB each at most, of their 64 MiB."""
     count, size = 12, 64 << 20
     with target_in_a_process(tmp_path) as port, forwards_of(sshd(), port, tmp_path) as (pid, ports):
         address = (_LOOPBACK, ports[0])
@@ -203,12 +203,12 @@ def test_memory_of_slow_readers_is_bounded(sshd: Callable[..., Machine], tmp_pat
             assert digest.digest() == hashlib.sha256(pattern(size)).digest()
 
 
-# Large messages (row 53).
+# Large messages.
 
 
 @pytest.mark.parametrize("size", [1000, 20 << 20, 50 << 20], ids=["control", "20 MiB", "50 MiB"])
 def test_websocket_messages_of_any_size(sshd: Callable[..., Machine], size: int) -> None:
-    """One message of 20 MiB and more arrives whole, there and back (row 53)."""
+    """One message of 20 MiB and more arrives whole, there and back."""
 
     def echo(ws: ServerConnection) -> None:
         for message in ws:
@@ -228,7 +228,7 @@ def test_websocket_messages_of_any_size(sshd: Callable[..., Machine], size: int)
         server.shutdown()
 
 
-# Servers that lose patience (row 55).
+# Servers that lose patience.
 
 
 @pytest.fixture
@@ -240,7 +240,7 @@ def patient(sshd: Callable[..., Machine]) -> Callable[..., Machine]:
 
 
 def test_channel_timeout_ends_one_connection(patient: Callable[..., Machine]) -> None:
-    """A connection that sshd ends for being idle ends here, at once; the others go on (row 55).
+    """A connection that sshd ends for being idle ends here, at once; the others go on.
 
     It ends with an end of file: that is what sshd sends, and nothing in it tells the two apart.
     """
@@ -273,7 +273,7 @@ def test_without_channel_timeout_idle_connections_last(sshd: Callable[..., Machi
 
 
 def test_unused_connection_timeout_is_a_loss(patient: Callable[..., Machine], no_leaks: Any) -> None:
-    """A connection that sshd ends because nobody uses it is told as lost (row 55)."""
+    """A connection that sshd ends because nobody uses it is told as lost."""
     machine = patient(UnusedConnectionTimeout="1")
     with no_leaks():
         with LocalForward(
@@ -286,7 +286,7 @@ def test_unused_connection_timeout_is_a_loss(patient: Callable[..., Machine], no
 
 
 def test_used_connection_has_no_unused_timeout(patient: Callable[..., Machine]) -> None:
-    """The control: with a connection open through it, the same sshd leaves it alone (row 55)."""
+    """The control: with a connection open through it, the same sshd leaves it alone."""
     machine = patient(UnusedConnectionTimeout="1")
     with target_here() as port:
         with LocalForward(
@@ -306,7 +306,7 @@ def test_used_connection_has_no_unused_timeout(patient: Callable[..., Machine]) 
                 assert read_exactly(used, 1) == b"x"
 
 
-# Bad links (row 56).
+# Bad links.
 
 
 def _carry(address: tuple[str, int]) -> None:
@@ -338,7 +338,7 @@ def _carry(address: tuple[str, int]) -> None:
 def test_rough_links_lose_nothing(
     sshd: Callable[..., Machine], tmp_path: Path, remote: bool, smooth: bool
 ) -> None:
-    """Single-byte segments, jitter and stalls change no byte, from the first greeting to the end (row 56)."""
+    """Single-byte segments, jitter and stalls change no byte, from the first greeting to the end."""
     there = sshd()
     with Rough(there.host, there.port, smooth=smooth) as link, target_here() as port:
         machine = link.machine(there, tmp_path)

@@ -218,7 +218,7 @@ def check_nothing_there(machine: Machine, mark: str, timeout: float = 10) -> Non
 ISOLATE = pytest.mark.parametrize("isolate", [False, True], ids=["in process", "isolated"])
 
 
-# Ctrl-C (row 42).
+# Ctrl-C.
 
 
 def dialling(port: int) -> int:
@@ -227,7 +227,7 @@ def dialling(port: int) -> int:
 
 
 def test_interrupt_while_dialling(program: Callable[..., Program]) -> None:
-    """Ctrl-C while nothing answers ends it with KeyboardInterrupt (row 42)."""
+    """Ctrl-C while nothing answers ends it with KeyboardInterrupt."""
     with fakes.black_hole() as port:
         before = dialling(port)
         running = program(
@@ -246,7 +246,7 @@ def test_interrupt_while_dialling(program: Callable[..., Program]) -> None:
 
 @ISOLATE
 def test_interrupt_in_the_key_exchange(program: Callable[..., Program], isolate: bool) -> None:
-    """Ctrl-C while the server owes us its version or its keys ends it with KeyboardInterrupt (row 42)."""
+    """Ctrl-C while the server owes us its version or its keys ends it with KeyboardInterrupt."""
     heard = threading.Event()
 
     def listen(sock: socket.socket, number: int) -> None:
@@ -273,7 +273,7 @@ def test_interrupt_in_the_key_exchange(program: Callable[..., Program], isolate:
 def test_interrupt_while_the_server_thinks_about_the_login(
     program: Callable[..., Program], tmp_path: Path
 ) -> None:
-    """Ctrl-C while the server owes us its answer to the login ends it with KeyboardInterrupt (row 42)."""
+    """Ctrl-C while the server owes us its answer to the login ends it with KeyboardInterrupt."""
     with FakeSSH(tmp_path, login=threading.Event()) as fake:
         machine = fake.machine
         running = program(_WITH, "LocalForward", *at(machine), remote_port=1, **machine.login)
@@ -287,7 +287,7 @@ def test_interrupt_while_the_server_thinks_about_the_login(
 def test_interrupt_at_the_prompt(
     program: Callable[..., Program], embedded: Callable[..., Machine], isolate: bool
 ) -> None:
-    """Ctrl-C while a person is asked for a password ends it with KeyboardInterrupt (row 42)."""
+    """Ctrl-C while a person is asked for a password ends it with KeyboardInterrupt."""
     machine = embedded(Knobs(password=True))
     login = {**machine.login, "key_filename": None}
     running = program(
@@ -303,7 +303,7 @@ def test_interrupt_at_the_prompt(
 def test_interrupt_while_a_start_file_blocks(
     program: Callable[..., Program], machine: Machine, isolate: bool
 ) -> None:
-    """Ctrl-C while the remote shell is not through its setup ends it, and that too (row 42)."""
+    """Ctrl-C while the remote shell is not through its setup ends it, and that too."""
     mark = uuid.uuid4().hex
     keywords = launching(machine, "silent", mark) | {
         "setup": f"sh -c 'sleep 600; : {mark}'",
@@ -320,7 +320,7 @@ def test_interrupt_while_a_start_file_blocks(
 def test_interrupt_while_the_server_starts(
     program: Callable[..., Program], machine: Machine, isolate: bool
 ) -> None:
-    """Ctrl-C while the server does not bind its port ends it and its children, there and here (row 42)."""
+    """Ctrl-C while the server does not bind its port ends it and its children, there and here."""
     mark = uuid.uuid4().hex
     running = program(
         _WITH, "DirectTunnel", *at(machine), **launching(machine, "silent child", mark), isolate=isolate
@@ -335,7 +335,7 @@ def test_interrupt_while_the_server_starts(
 def test_interrupt_while_the_way_is_proved(
     program: Callable[..., Program], embedded: Callable[..., Machine], isolate: bool
 ) -> None:
-    """Ctrl-C while nothing answers through the tunnel ends it, and the server there (row 42)."""
+    """Ctrl-C while nothing answers through the tunnel ends it, and the server there."""
     machine = embedded()
     mark = uuid.uuid4().hex
     running = program(
@@ -351,7 +351,7 @@ def test_interrupt_while_the_way_is_proved(
 def test_interrupt_while_the_gateway_does_not_listen(
     program: Callable[..., Program], tmp_path: Path, isolate: bool
 ) -> None:
-    """Ctrl-C while the gateway owes us its answer to ``tcpip-forward`` ends it (row 42)."""
+    """Ctrl-C while the gateway owes us its answer to ``tcpip-forward`` ends it."""
     asked = threading.Event()
 
     def silent(server: Any, message: Any) -> bool:
@@ -367,7 +367,7 @@ def test_interrupt_while_the_gateway_does_not_listen(
 
 
 def test_interrupt_in_the_body(program: Callable[..., Program], embedded: Callable[..., Machine]) -> None:
-    """Ctrl-C in the body comes out as KeyboardInterrupt, and the gateway's port is free again (row 42)."""
+    """Ctrl-C in the body comes out as KeyboardInterrupt, and the gateway's port is free again."""
     machine = embedded()
     running = program(_WITH, "RemoteForward", *at(machine), remote_port=0, **machine.login)
     port = int(running.wait_for("open").split()[2])
@@ -380,7 +380,7 @@ def test_interrupt_in_the_body(program: Callable[..., Program], embedded: Callab
 def test_interrupt_in_wait_ends_it_cleanly(
     program: Callable[..., Program], embedded: Callable[..., Machine], isolate: bool
 ) -> None:
-    """Ctrl-C in ``wait`` closes everything, and the program goes on after it (row 42)."""
+    """Ctrl-C in ``wait`` closes everything, and the program goes on after it."""
     machine = embedded()
     code = """
     with tunnel:
@@ -396,7 +396,7 @@ def test_interrupt_in_wait_ends_it_cleanly(
     running.check_gone()
 
 
-# Ctrl-C once more (row 43).
+# Ctrl-C once more.
 
 
 @ISOLATE
@@ -433,14 +433,14 @@ def test_second_interrupt_while_cleaning_up(
     running.check_gone(timeout=20)
 
 
-# Other signals (row 44).
+# Other signals.
 
 
 @pytest.mark.parametrize("where", ["tunnel.wait()", "threading.Event().wait()", "spin()"])
 def test_close_in_a_signal_handler(
     program: Callable[..., Program], embedded: Callable[..., Machine], where: str
 ) -> None:
-    """``close`` from a signal handler works, wherever the main thread is (row 44)."""
+    """``close`` from a signal handler works, wherever the main thread is."""
     machine = embedded()
     code = f"""
     class Done(Exception):
@@ -544,7 +544,7 @@ def test_close_from_another_thread_while_a_server_is_silent(
 def test_close_in_a_signal_handler_while_a_server_is_silent(
     program: Callable[..., Program], tmp_path: Path, stage: str
 ) -> None:
-    """The same from a signal handler, on the very thread that waits (row 44)."""
+    """The same from a signal handler, on the very thread that waits."""
     code = """
     signal.signal(signal.SIGUSR1, lambda number, frame: tunnel.close())
     try:
@@ -567,7 +567,7 @@ def test_close_in_a_signal_handler_while_a_server_is_silent(
 def test_close_in_a_signal_handler_at_any_moment(
     program: Callable[..., Program], embedded: Callable[..., Machine]
 ) -> None:
-    """Wherever it falls into opening and closing, ``close`` from a signal handler blocks nothing (row 44)."""
+    """Wherever it falls into opening and closing, ``close`` from a signal handler blocks nothing."""
     machine = embedded()
     code = """
     import random
@@ -620,13 +620,13 @@ def test_close_in_a_signal_handler_while_a_channel_is_opened(embedded: Callable[
     assert not connection.alive
 
 
-# Exceptions (row 46).
+# Exceptions.
 
 
 def test_exception_in_the_body_is_kept_when_the_line_is_down_too(
     embedded: Callable[..., Machine], no_leaks: Any
 ) -> None:
-    """An exception in the body comes out as it was, even where closing finds the line down (row 46)."""
+    """An exception in the body comes out as it was, even where closing finds the line down."""
     machine = embedded()
     with no_leaks():
         forward = LocalForward(machine.host, machine.user, remote_port=1, reconnect=False, **machine.login)
@@ -637,7 +637,7 @@ def test_exception_in_the_body_is_kept_when_the_line_is_down_too(
         assert forward.state == "closed"
 
 
-# Fork (row 47).
+# Fork.
 
 _FORK = """
 import multiprocessing, warnings
@@ -700,7 +700,7 @@ with tunnel:
 def test_forked_child_leaves_the_connection_alone(
     program: Callable[..., Program], tmp_path: Path, isolate: bool
 ) -> None:
-    """A forked child, however it ends, neither closes nor uses the parent's connection (row 47)."""
+    """A forked child, however it ends, neither closes nor uses the parent's connection."""
     with FakeSSH(tmp_path) as fake:
         machine = fake.machine
         running = program(
@@ -717,7 +717,7 @@ def test_forked_child_leaves_the_connection_alone(
 def test_forked_child_does_not_keep_the_connection_open(
     program: Callable[..., Program], embedded: Callable[..., Machine], isolate: bool
 ) -> None:
-    """When the parent dies, the far side sees it at once, though a forked child lives on (rows 39, 47)."""
+    """When the parent dies, the far side sees it at once, though a forked child lives on."""
     machine = embedded()
     code = """
     with tunnel:
@@ -735,7 +735,7 @@ def test_forked_child_does_not_keep_the_connection_open(
 
 
 def test_forked_child_can_open_its_own(program: Callable[..., Program], tmp_path: Path) -> None:
-    """In a forked child the same object can be opened anew: a connection of its own (row 47)."""
+    """In a forked child the same object can be opened anew: a connection of its own."""
     code = """
     with tunnel:
         pid = os.fork()
@@ -757,14 +757,14 @@ def test_forked_child_can_open_its_own(program: Callable[..., Program], tmp_path
         assert fake.count == 2
 
 
-# kill -9 (row 39).
+# kill -9.
 
 
 @ISOLATE
 def test_killed_client_takes_its_server_along(
     program: Callable[..., Program], machine: Machine, isolate: bool
 ) -> None:
-    """After kill -9 of the client the server and its grandchild are gone within the grace time (row 39)."""
+    """After kill -9 of the client the server and its grandchild are gone within the grace time."""
     mark = uuid.uuid4().hex
     keywords = launching(machine, "child", mark) | {"isolate": isolate, "grace": 1}
     running = program(_WITH, "DirectTunnel", *at(machine), **keywords)
@@ -780,7 +780,7 @@ def test_killed_client_takes_its_server_along(
 def test_killed_client_frees_the_remote_port(
     program: Callable[..., Program], machine: Machine, isolate: bool
 ) -> None:
-    """After kill -9 of the client the gateway stops listening (row 39)."""
+    """After kill -9 of the client the gateway stops listening."""
     running = program(_WITH, "RemoteForward", *at(machine), remote_port=0, isolate=isolate, **machine.login)
     port = int(running.wait_for("open").split()[2])
     assert port in {p for _, p in machine.listening()}  # the control

@@ -137,7 +137,7 @@ def test_prompts_are_asked_here_on_the_callers_thread(embedded: Callable[..., Ma
 def test_ready_key_stays_here_and_signs_for_the_child(
     sshd: Callable[..., Machine], tmp_path: Path, kind: Any
 ) -> None:
-    """A ``pkey`` works from the child, of every kind; its private half never goes there (row 61)."""
+    """A ``pkey`` works from the child, of every kind; its private half never goes there."""
     path = tmp_path / "key"
     names = {paramiko.Ed25519Key: "ed25519", paramiko.RSAKey: "rsa", paramiko.ECDSAKey: "ecdsa"}
     subprocess.run(["ssh-keygen", "-q", "-t", names[kind], "-N", "", "-f", str(path)], check=True)
@@ -149,7 +149,7 @@ def test_ready_key_stays_here_and_signs_for_the_child(
 
 
 def test_secrets_are_nowhere_to_be_seen(embedded: Callable[..., Machine]) -> None:
-    """The password is in no argument and no environment of the child (row 61)."""
+    """The password is in no argument and no environment of the child."""
     machine = embedded(Knobs(password=True, require=("password",)))
     with LocalForward(
         machine.host, machine.user, remote_port=1, isolate=True, **{**machine.login, "password": PASSWORD}

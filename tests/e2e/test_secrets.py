@@ -1,4 +1,4 @@
-"""Row 61: what must not be seen is looked for wherever a stranger, a log or a colleague may look."""
+"""What must not be seen is looked for wherever a stranger, a log or a colleague may look."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from targets import check_on, target_here, target_on
 
 @pytest.mark.parametrize("name", conformance.CHECKS)
 def test_local_forward_conforms(machine: Machine, name: str) -> None:
-    """A local forward keeps each promise of the suite (rows 50, 51, 52)."""
+    """A local forward keeps each promise of the suite."""
     with (
         target_on(machine) as port,
         LocalForward(
@@ -38,7 +38,7 @@ def test_local_forward_conforms(machine: Machine, name: str) -> None:
 
 @pytest.mark.parametrize("name", conformance.CHECKS)
 def test_remote_forward_conforms(machine: Machine, name: str) -> None:
-    """A remote forward keeps each promise of the suite, seen from the gateway (rows 50, 51, 52)."""
+    """A remote forward keeps each promise of the suite, seen from the gateway."""
     with (
         target_here() as port,
         RemoteForward(
@@ -55,7 +55,7 @@ def test_remote_forward_conforms(machine: Machine, name: str) -> None:
 
 
 def test_local_port_taken_is_told_before_anything_is_dialled(no_leaks) -> None:
-    """A local port that is taken is a typed error before anything is connected to (row 14)."""
+    """A local port that is taken is a typed error before anything is connected to."""
     events: list[object] = []
     with socket.create_server(("127.0.0.1", 0)) as taken, no_leaks():
         port = taken.getsockname()[1]
@@ -69,7 +69,7 @@ def test_local_port_taken_is_told_before_anything_is_dialled(no_leaks) -> None:
 
 
 def test_local_port_none_prefers_5006_and_takes_another(machine: Machine) -> None:
-    """With ``local_port=None`` two forwards get two ports, on loopback alone (row 14)."""
+    """With ``local_port=None`` two forwards get two ports, on loopback alone."""
     with (
         LocalForward(machine.host, machine.user, remote_port=9, local_port=None, **machine.login) as one,
         LocalForward(machine.host, machine.user, remote_port=9, local_port=None, **machine.login) as two,
@@ -87,7 +87,7 @@ def test_local_port_none_prefers_5006_and_takes_another(machine: Machine) -> Non
     ids=["AllowTcpForwarding no", "PermitOpen"],
 )
 def test_forbidden_local_forward_fails_on_entering(machine_with, knobs, no_leaks) -> None:
-    """A server that forbids the forward is told on entering, not at the first page (row 17)."""
+    """A server that forbids the forward is told on entering, not at the first page."""
     machine = machine_with(**knobs)
     with no_leaks(), pytest.raises(ForwardingRefusedError) as caught:
         LocalForward(machine.host, machine.user, remote_port=5006, **machine.login).open()
@@ -107,7 +107,7 @@ def test_target_that_is_down_is_a_warning(machine: Machine) -> None:
 
 
 def test_remote_port_taken_is_told_and_the_connection_lives(machine: Machine) -> None:
-    """A gateway port that is taken is a typed error, told apart from a prohibition (row 16)."""
+    """A gateway port that is taken is a typed error, told apart from a prohibition."""
     with (
         target_here() as port,
         RemoteForward(
@@ -132,14 +132,14 @@ def test_remote_port_taken_is_told_and_the_connection_lives(machine: Machine) ->
     ids=["AllowTcpForwarding local", "PermitListen"],
 )
 def test_forbidden_remote_forward_fails_on_entering(machine_with, knobs) -> None:
-    """A gateway that forbids listening is told as that, not as a taken port (row 17)."""
+    """A gateway that forbids listening is told as that, not as a taken port."""
     machine = machine_with(**knobs)
     with pytest.raises(ForwardingRefusedError):
         RemoteForward(machine.host, machine.user, remote_port=45006, **machine.login).open()
 
 
 def test_gateway_that_opens_the_port_to_its_network_is_refused(machine_with) -> None:
-    """``GatewayPorts yes`` would open the port to everybody: refused, unless allowed in words (row 58)."""
+    """``GatewayPorts yes`` would open the port to everybody: refused, unless allowed in words."""
     machine = machine_with(gateway_ports="yes")
     with pytest.raises(GatewayExposedError, match=r"open port \d+ to") as caught:
         RemoteForward(machine.host, machine.user, remote_port=0, **machine.login).open()
@@ -157,7 +157,7 @@ def test_gateway_that_opens_the_port_to_its_network_is_refused(machine_with) -> 
 
 
 def test_remote_listener_is_on_loopback_and_goes_with_us(machine: Machine) -> None:
-    """The gateway listens on loopback alone, and stops when the forward is closed (row 58)."""
+    """The gateway listens on loopback alone, and stops when the forward is closed."""
     with RemoteForward(machine.host, machine.user, remote_port=0, **machine.login) as forward:
         port = forward.remote_port
         assert {address for address, p in machine.listening() if p == port} <= {"127.0.0.1", "::1"}
@@ -165,7 +165,7 @@ def test_remote_listener_is_on_loopback_and_goes_with_us(machine: Machine) -> No
 
 
 def test_remote_forward_to_a_closed_port_fails_one_connection_only(machine: Machine) -> None:
-    """Where nothing listens here, the connection on the gateway ends; the transport lives (row 65)."""
+    """Where nothing listens here, the connection on the gateway ends; the transport lives."""
     with socket.create_server(("127.0.0.1", 0)) as gone:
         closed = gone.getsockname()[1]
     with RemoteForward(
@@ -180,7 +180,7 @@ def test_remote_forward_to_a_closed_port_fails_one_connection_only(machine: Mach
 
 
 def test_life_cycle_can_be_misused(machine: Machine, no_leaks) -> None:
-    """Enter twice, close twice, use after the end, open anew: each does what one expects (row 44)."""
+    """Enter twice, close twice, use after the end, open anew: each does what one expects."""
     with no_leaks():
         forward = LocalForward(machine.host, machine.user, remote_port=1, **machine.login)
         with pytest.raises(TunnelClosedError):
@@ -203,7 +203,7 @@ def test_life_cycle_can_be_misused(machine: Machine, no_leaks) -> None:
 
 
 def test_closing_with_live_transfers_is_bounded(machine: Machine, no_leaks) -> None:
-    """Leaving with fifty transfers under way takes no longer, resets them, and leaves nothing (row 45)."""
+    """Leaving with fifty transfers under way takes no longer, resets them, and leaves nothing."""
     with target_on(machine) as port, no_leaks():
         forward = LocalForward(
             machine.host, machine.user, remote_port=port, remote_host="127.0.0.1", **machine.login
@@ -222,7 +222,7 @@ def test_closing_with_live_transfers_is_bounded(machine: Machine, no_leaks) -> N
 
 
 def test_exception_in_the_body_is_kept(machine: Machine) -> None:
-    """An exception in the body comes out as it was, and everything is closed (row 46)."""
+    """An exception in the body comes out as it was, and everything is closed."""
     forward = LocalForward(machine.host, machine.user, remote_port=1, **machine.login)
     with pytest.raises(ZeroDivisionError), forward:
         raise ZeroDivisionError

@@ -86,8 +86,7 @@ def test_names_of_this_machine_pass(host: str) -> None:
     ],
 )
 def test_other_names_are_refused(host: str) -> None:
-    """A name that somebody had lead to this machine is not taken, nor what two programs may read as two names
-    (row 60)."""
+    """A name that somebody had lead to this machine is not taken, nor what two programs may read as two names."""
     assert judge(Guard(5006), head(f"Host: {host}")) == "refuse"
 
 
@@ -442,7 +441,7 @@ def ask(port: int, *lines: str, path: str) -> str:
 
 
 def test_rebound_name_gets_no_page(machine: Machine) -> None:
-    """A page whose name leads here by DNS rebinding gets a 403, and nothing reaches the server (row 60)."""
+    """A page whose name leads here by DNS rebinding gets a 403, and nothing reaches the server."""
     app = apps.put(machine, "sliders.py", apps.SLIDER)
     with tunnel_to(machine, app) as tunnel:
         port = tunnel.local_port

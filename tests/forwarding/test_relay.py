@@ -41,7 +41,7 @@ def relayed(
 
 @pytest.mark.parametrize("name", sorted(conformance.CHECKS))
 def test_relay_conforms(sshd: Callable[..., Machine], tmp_path: Path, name: str) -> None:
-    """The relay keeps each promise of a forward, and nothing of it stays (rows 50, 51, 52)."""
+    """The relay keeps each promise of a forward, and nothing of it stays."""
     with target_here() as target, relayed(sshd, tmp_path, target) as (port, gateway, peer):
         conformance.CHECKS[name]((_LOOPBACK, port))
         until(

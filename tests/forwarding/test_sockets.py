@@ -226,7 +226,7 @@ def test_a_forwarded_socket_is_read_as_it_was_asked_for(raw: bytes) -> None:
     junk=st.binary(max_size=200),
 )
 def test_any_bytes_for_a_forwarded_channel(host: str, port: int, kind: bytes, cut: int, junk: bytes) -> None:
-    """Whatever follows the type of a forwarded channel is read, or not; it never fails, or grows (row 63)."""
+    """Whatever follows the type of a forwarded channel is read, or not; it never fails, or grows."""
     message = messages.opening((host, port), ("10.0.0.1", 1))[1]
     for rest in (junk, message[:cut] + junk, b"\xff\xff\xff\xff" + junk):
         found = messages.forwarded(kind, rest)
@@ -322,7 +322,7 @@ def test_target_socket_that_is_down_is_a_warning(machine: Machine, folder: str) 
 
 
 def test_forbidden_target_socket_fails_on_entering(machine_with: Any) -> None:
-    """AllowStreamLocalForwarding no is told on entering, though OpenSSH gives no reason (row 17)."""
+    """AllowStreamLocalForwarding no is told on entering, though OpenSSH gives no reason."""
     machine = machine_with(streamlocal=False)
     user = machine.user if machine.kind == "docker" else None
     path = str(machine.execute("mktemp -d", user=user)) + "/app.sock"
@@ -383,7 +383,7 @@ def test_local_socket_in_a_folder_of_everybody_is_refused(here: Path) -> None:
 
 
 def test_local_socket_in_a_forked_child_is_the_parents(here: Path) -> None:
-    """A forked child that closes its copy leaves the file to its parent (row 47)."""
+    """A forked child that closes its copy leaves the file to its parent."""
     path = here / "app.sock"
     made = localsocket.bind(str(path))
     pid = os.fork()
@@ -531,7 +531,7 @@ def test_remote_socket_that_sshd_would_take_over_is_left_alone(container: Any, h
 
 
 def test_forbidden_remote_socket_fails_on_entering(machine_with: Any, here: Path) -> None:
-    """A gateway that forbids sockets is told as that, not as a stale file (row 17)."""
+    """A gateway that forbids sockets is told as that, not as a stale file."""
     machine = machine_with(streamlocal=False)
     user = machine.user if machine.kind == "docker" else None
     path = str(machine.execute("mktemp -d", user=user)) + "/app.sock"
@@ -540,7 +540,7 @@ def test_forbidden_remote_socket_fails_on_entering(machine_with: Any, here: Path
 
 
 def test_other_users_of_the_gateway_do_not_get_in(container: Any, here: Path) -> None:
-    """Another account there cannot connect, whatever sshd's mask is; with a port it can (row 59)."""
+    """Another account there cannot connect, whatever sshd's mask is; with a port it can."""
     machine = container(directives={"StreamLocalBindMask": "0000"})
     path, target = "/tmp/app.sock", here / "app.sock"
     with echo_here(target), published(machine, path, target):

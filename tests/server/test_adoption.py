@@ -86,7 +86,7 @@ def refused(bench: Bench, kind: type[BokehSSHError], ticket: Ticket, **more: Any
 def test_client_that_comes_back_has_its_server_again(
     bench: Bench, mark: str, version: str, place: Path
 ) -> None:
-    """Same process, port, routes, versions and log; its messages come, and it can be stopped (row 37)."""
+    """Same process, port, routes, versions and log; its messages come, and it can be stopped."""
     found = pythons(version) if version != "here" else [sys.executable]
     if not found:
         pytest.skip(f"there is no Python {version} here")
@@ -172,7 +172,7 @@ def test_adopted_server_is_held_as_before(bench: Bench, mark: str) -> None:
 
 
 def test_silent_adopter_loses_its_lease(bench: Bench, mark: str) -> None:
-    """One that came back and vanished without closing the line is noticed by its silence (row 40)."""
+    """One that came back and vanished without closing the line is noticed by its silence."""
     held = Held(bench, mark)
     server = adopt(bench, ticket_of(held), launch=Launch(grace=0.3, lease=0.9))
     server._closing.set()  # no heartbeat any more, and the line stays up
@@ -181,7 +181,7 @@ def test_silent_adopter_loses_its_lease(bench: Bench, mark: str) -> None:
 
 
 def test_failed_attempts_do_not_cost_the_server(bench: Bench, mark: str) -> None:
-    """Attempts that break off before, at and after the take-over leave it to the next one (row 38)."""
+    """Attempts that break off before, at and after the take-over leave it to the next one."""
     held = Held(bench, mark, grace=60)
     ticket = ticket_of(held)
     held.session.vanish()
@@ -372,7 +372,7 @@ def test_server_that_is_being_ended_is_gone(bench: Bench, mark: str) -> None:
 
 
 def test_supervisor_that_was_killed_leaves_no_place(bench: Bench, mark: str, place: Path) -> None:
-    """The guardian removes the place; one who comes back finds the server gone (row 41)."""
+    """The guardian removes the place; one who comes back finds the server gone."""
     held = Held(bench, mark, grace=60)
     ticket = ticket_of(held)
     assert place.exists()
@@ -421,7 +421,7 @@ def test_supervisor_that_hangs_is_no_reason_to_give_up(bench: Bench, mark: str) 
 
 
 def test_place_is_private_and_holds_no_secret(bench: Bench, mark: str, place: Path) -> None:
-    """Directories 0700, socket and record 0600; the token is in no file, command line or repr (row 61)."""
+    """Directories 0700, socket and record 0600; the token is in no file, command line or repr."""
     args = ("--args", "--api-key", "canary", "--password=canary")
     held = Held(bench, mark, env={"CANARY": "canary"}, args=args)
     ticket = ticket_of(held)
@@ -441,7 +441,7 @@ def test_place_is_private_and_holds_no_secret(bench: Bench, mark: str, place: Pa
 
 
 def test_account_is_all_that_counts(bench: Bench, mark: str) -> None:
-    """Another user cannot even reach the socket, whatever they know (row 59)."""
+    """Another user cannot even reach the socket, whatever they know."""
     if os.geteuid() != 0:
         pytest.skip("only root can act as another user here")
     held = Held(bench, mark)

@@ -434,7 +434,7 @@ FIELDS = [
 @example([{"event": "ready", "port": float("inf"), "pid": 1, "routes": [], "versions": ""}])
 @example([{"event": "exit", "status": float("nan")}, {"event": "exit", "status": float("-inf")}])
 def test_any_message_is_survived(messages: list[dict[str, Any]]) -> None:
-    """A hostile or newer far side says what it likes: no error, and what is known keeps its kind (row 63)."""
+    """A hostile or newer far side says what it likes: no error, and what is known keeps its kind."""
 
     class Deaf(Hearing):
         def _say(self, **message: Any) -> None:

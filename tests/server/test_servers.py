@@ -233,7 +233,7 @@ def test_machine_that_cannot_be_asked_is_told(bench: Bench) -> None:
     )
 )
 def test_any_answer_is_survived(message: dict[str, Any]) -> None:
-    """Whatever a far side says of its servers, it makes a record or none, and never an error (row 63)."""
+    """Whatever a far side says of its servers, it makes a record or none, and never an error."""
     made = _server("host", "node", message)
     assert made is None or (isinstance(made.names, frozenset) and 0 <= made.port < 65536 and made.ticket)
 

@@ -138,7 +138,7 @@ if os.name == "posix":
             assert len(session.document.roots) == 1
 
     def test_key_travels_over_standard_input_only(bench: Bench) -> None:
-        """The key is in no command line, repr or record; who adopts the server gets it (row 61)."""
+        """The key is in no command line, repr or record; who adopts the server gets it."""
         server = bench.start(sign=True)
         session = bench.runners[-1].sessions[-1]
         ticket = server.ticket

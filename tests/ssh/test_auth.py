@@ -188,7 +188,7 @@ def test_pkey(make_sshd: Callable[..., Sshd], keys: Path) -> None:
 
 
 def test_wrong_key(make_sshd: Callable[..., Sshd], keys: Path) -> None:
-    """Row 1: a wrong key is a typed error with what was tried and what is allowed, over one connection."""
+    """A wrong key is a typed error with what was tried and what is allowed, over one connection."""
     right = make_key(keys / "right")
     make_key(keys / "wrong")
     server = make_sshd([right])
@@ -206,7 +206,7 @@ def test_wrong_key(make_sshd: Callable[..., Sshd], keys: Path) -> None:
 
 
 def test_several_keys_one_connection(make_sshd: Callable[..., Sshd], keys: Path) -> None:
-    """Row 1: several keys are tried on one connection, in the order given."""
+    """Several keys are tried on one connection, in the order given."""
     made = [make_key(keys / name) for name in ("a", "b", "c")]
     server = make_sshd([made[2]])
     assert enter(server.port, key_filename=[keys / "a", keys / "b", keys / "c"]) == ("publickey",)
@@ -399,14 +399,14 @@ def test_security_key_handle(make_bed: Callable[..., Bed], account: Path) -> Non
         enter(bed.port)
 
 
-# Row 3: encrypted keys.
+# Encrypted keys.
 
 
 @pytest.mark.parametrize(("form", "kind"), [("openssh", "ssh-ed25519"), ("pkcs1-pem", "ssh-rsa")])
 def test_locked_key_and_nobody_to_ask(
     make_sshd: Callable[..., Sshd], keys: Path, form: str, kind: str
 ) -> None:
-    """Row 3: an encrypted key, no passphrase and no prompt are an error at once, stdin untouched."""
+    """An encrypted key, no passphrase and no prompt are an error at once, stdin untouched."""
     server = make_sshd([make_key(keys / "id", kind, form=form, passphrase="open sesame")])
     (keys / "id.pub").unlink()
     with pytest.raises(PromptRequiredError, match="passphrase") as caught:
@@ -486,13 +486,13 @@ def test_locked_key_in_the_agent(
         enter(server.port, key_filename=keys / "id")
 
 
-# Row 2: many keys.
+# Many keys.
 
 
 def test_too_many_keys(
     make_sshd: Callable[..., Sshd], make_agent: Callable[..., SshAgent], keys: Path
 ) -> None:
-    """Row 2: with ten agent keys and MaxAuthTries 6 the error names too many keys, and its advice helps."""
+    """With ten agent keys and MaxAuthTries 6 the error names too many keys, and its advice helps."""
     made = [make_key(keys / f"key{number}") for number in range(10)]
     agent = make_agent(*(keys / f"key{number}" for number in range(10)))
     server = make_sshd([made[9]], "MaxAuthTries 6")
@@ -528,7 +528,7 @@ def test_identities_only(
     assert enter(bed.port, Config((), False, agent.path)) == ("publickey",)  # the control
 
 
-# Row 5: agents.
+# Agents.
 
 
 def test_agent_address(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -605,7 +605,7 @@ def test_bad_agent(
     told: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Row 5: an agent that hangs or talks nonsense is given up soon, and the other methods go on."""
+    """An agent that hangs or talks nonsense is given up soon, and the other methods go on."""
     assert agent_module.LIST_TIMEOUT <= 3
     monkeypatch.setattr(agent_module, "LIST_TIMEOUT", 0.2)
     key = make_key(account / ".ssh" / "id_ed25519")
@@ -619,7 +619,7 @@ def test_bad_agent(
 
 
 def test_dead_agent(make_bed: Callable[..., Bed], account: Path) -> None:
-    """Row 5: a socket path without an agent behind it does not keep the other methods from working."""
+    """A socket path without an agent behind it does not keep the other methods from working."""
     key = make_key(account / ".ssh" / "id_ed25519")
     bed = make_bed({"publickey"}, keys=(key,))
     config = Config(identity_agent=str(account / "nothing"))
@@ -743,7 +743,7 @@ def test_password(make_bed: Callable[..., Bed]) -> None:
 
 
 def test_wrong_password(make_bed: Callable[..., Bed]) -> None:
-    """Row 1: a wrong password is sent once, on one connection; the error tells what was tried and allowed."""
+    """A wrong password is sent once, on one connection; the error tells what was tried and allowed."""
     bed = make_bed({"password"})
     with pytest.raises(AuthenticationError) as caught:
         enter(bed.port, password="wrong")
@@ -786,7 +786,7 @@ def test_declined_password(make_bed: Callable[..., Bed]) -> None:
 
 
 def test_expired_password(make_bed: Callable[..., Bed]) -> None:
-    """Row 20: a password that must be changed is told so, with how."""
+    """A password that must be changed is told so, with how."""
 
     def expired() -> None:
         raise asyncssh.PasswordChangeRequired("change it")
@@ -807,14 +807,14 @@ def test_odd_characters_in_a_password(make_bed: Callable[..., Bed], keys: Path) 
         enter(locked.port, key_filename=keys / "id", passphrase="\udcff\ud800")
 
 
-# Row 4: questions.
+# Questions.
 
 PASSWORD = ("", "", (("Password: ", False),), ("right",))
 CODE = ("Two factors", "Look at your phone", (("Verification code: ", False),), ("123456",))
 
 
 def test_question_is_asked(make_bed: Callable[..., Bed]) -> None:
-    """Row 4: a question goes to the prompt, on the caller's thread, as the server put it."""
+    """A question goes to the prompt, on the caller's thread, as the server put it."""
     bed = make_bed({"keyboard-interactive"}, rounds=(CODE,))
     person = Person("123456")
     assert enter(bed.port, prompt=person) == ("keyboard-interactive",)
@@ -831,7 +831,7 @@ def test_question_is_asked(make_bed: Callable[..., Bed]) -> None:
 
 
 def test_question_and_nobody_to_ask(make_bed: Callable[..., Bed]) -> None:
-    """Row 4: without a prompt the error is immediate and names the question; stdin is not touched."""
+    """Without a prompt the error is immediate and names the question; stdin is not touched."""
     bed = make_bed({"keyboard-interactive"}, rounds=(CODE,))
     with pytest.raises(PromptRequiredError, match="Verification code") as caught:
         enter(bed.port)
@@ -929,7 +929,7 @@ def test_many_rounds(make_bed: Callable[..., Bed]) -> None:
 
 
 def test_key_and_then_code(make_bed: Callable[..., Bed], keys: Path) -> None:
-    """Row 4: a key and then a code log in over one connection; without the code's prompt it is an error."""
+    """A key and then a code log in over one connection; without the code's prompt it is an error."""
     key = make_key(keys / "id")
     bed = make_bed(("publickey", "keyboard-interactive"), keys=(key,), rounds=(CODE,))
     person = Person("123456")
@@ -990,11 +990,11 @@ def test_endless_partial_success(make_bed: Callable[..., Bed]) -> None:
         enter(bed.port)
 
 
-# Row 20 and 63: what the server says.
+# What the server says.
 
 
 def test_text_of_a_refusing_server(make_bed: Callable[..., Bed]) -> None:
-    """Row 20: what the server says about the refusal (nologin, an expired account) is in the error."""
+    """What the server says about the refusal (nologin, an expired account) is in the error."""
     bed = make_bed(
         {"password"}, on_begin=banner(b"System is going down for maintenance.\r\nCome back later.\r\n")
     )
@@ -1028,7 +1028,7 @@ def test_banner_is_shown_with_the_first_question(make_bed: Callable[..., Bed]) -
     ids=["escapes", "not UTF-8", "long", "right to left", "NUL"],
 )
 def test_hostile_text(make_bed: Callable[..., Bed], text: bytes) -> None:
-    """Row 63: hostile text neither breaks the login nor reaches a person unfiltered or at length."""
+    """Hostile text neither breaks the login nor reaches a person unfiltered or at length."""
 
     def begin(conn: Any) -> None:
         for _ in range(20):
@@ -1068,7 +1068,7 @@ def _flood(conn: Any) -> None:
     ids=["question", "questions", "refusal", "odd refusal", "cut short", "service", "flood"],
 )
 def test_messages_out_of_turn(make_bed: Callable[..., Bed], act: Callable[[Any], Any]) -> None:
-    """Row 63: a server that answers what was not asked ends in a typed error, not in a login or a hang."""
+    """A server that answers what was not asked ends in a typed error, not in a login or a hang."""
     late = make_bed({"password"}, on_answer=lambda: act(late.seen[-1].conn))
     early = make_bed({"password"}, on_begin=act)
     for bed in (late, early):
@@ -1082,7 +1082,7 @@ def test_messages_out_of_turn(make_bed: Callable[..., Bed], act: Callable[[Any],
 
 @pytest.mark.parametrize("number", [51, 52, 60])
 def test_answer_to_nothing(make_bed: Callable[..., Bed], number: int) -> None:
-    """Row 63: a refusal, a success or a question that comes while a person thinks ends the connection."""
+    """A refusal, a success or a question that comes while a person thinks ends the connection."""
     thinking = asyncio.Event()
 
     async def begin(conn: Any) -> None:
@@ -1108,7 +1108,7 @@ def test_answer_to_nothing(make_bed: Callable[..., Bed], number: int) -> None:
 
 
 def test_too_many_questions_at_once(make_bed: Callable[..., Bed]) -> None:
-    """Row 63: a claim of two thousand million questions costs no memory: the connection is given up."""
+    """A claim of two thousand million questions costs no memory: the connection is given up."""
 
     class Liar(Rules):
         def get_kbdint_challenge(self, _username: str, _lang: str, _submethods: str) -> Any:
@@ -1192,7 +1192,7 @@ def test_silent_server_after_the_password(
 
 
 def test_endless_banner(make_bed: Callable[..., Bed]) -> None:
-    """Row 63: banners do not put off the deadline."""
+    """Banners do not put off the deadline."""
 
     async def begin(conn: Any) -> None:
         while True:
@@ -1226,7 +1226,7 @@ def test_a_person_may_think_long(make_bed: Callable[..., Bed], monkeypatch: pyte
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals cannot be aimed at a thread there")
 def test_ctrl_c_while_the_server_is_silent(make_bed: Callable[..., Bed]) -> None:
-    """Row 42: Ctrl-C while the server thinks ends the login at once, with nothing left behind."""
+    """Ctrl-C while the server thinks ends the login at once, with nothing left behind."""
     main = threading.main_thread().ident
     assert main is not None
 
@@ -1245,7 +1245,7 @@ def test_ctrl_c_while_the_server_is_silent(make_bed: Callable[..., Bed]) -> None
 
 @pytest.mark.parametrize("kind", ["password", "interactive", "passphrase"])
 def test_ctrl_c_at_a_question(make_bed: Callable[..., Bed], keys: Path, kind: str) -> None:
-    """Row 42: Ctrl-C at a question reaches the caller as it is."""
+    """Ctrl-C at a question reaches the caller as it is."""
     key = make_key(keys / "id", passphrase="open sesame")
     method = {"password": "password", "interactive": "keyboard-interactive", "passphrase": "publickey"}[kind]
     bed = make_bed({method}, keys=(key,), rounds=(CODE,))
@@ -1265,7 +1265,7 @@ def test_ctrl_c_at_a_question(make_bed: Callable[..., Bed], keys: Path, kind: st
 def test_ctrl_c_while_the_agent_is_silent(
     make_bed: Callable[..., Bed], fake_agent: Callable[..., FakeAgent]
 ) -> None:
-    """Row 42: Ctrl-C while an agent hangs ends the login at once."""
+    """Ctrl-C while an agent hangs ends the login at once."""
     main = threading.main_thread().ident
     assert main is not None
     agent = fake_agent(lambda _: signal.pthread_kill(main, signal.SIGINT))
@@ -1280,7 +1280,7 @@ def test_ctrl_c_while_the_agent_is_silent(
 def test_no_secret_in_any_text(
     make_bed: Callable[..., Bed], keys: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Row 61: no password, passphrase or answer is in an error, a repr, a traceback or a log line."""
+    """No password, passphrase or answer is in an error, a repr, a traceback or a log line."""
     caplog.set_level(logging.DEBUG)
     canary = "canary-7f3a91"
     make_key(keys / "id", passphrase="another")

@@ -68,7 +68,7 @@ def within(seconds: float) -> Any:
 
 
 def test_closed_port_is_refused_at_once(no_leaks: Any) -> None:
-    """Where nothing listens, a typed error names host and port at once (row 11)."""
+    """Where nothing listens, a typed error names host and port at once."""
     with socket.create_server(("127.0.0.1", 0)) as gone:
         port = gone.getsockname()[1]
     with no_leaks(), within(_SLACK), pytest.raises(RefusedError, match=f"port {port}") as caught:
@@ -80,7 +80,7 @@ def test_closed_port_is_refused_at_once(no_leaks: Any) -> None:
 
 @pytest.mark.parametrize("then", [fakes.hang_up, fakes.stay], ids=["hangs up", "keeps it open"])
 def test_http_server_is_not_an_ssh_server(then: fakes.Handler, no_leaks: Any) -> None:
-    """A port where HTTP answers is told as that, with what it said (row 11)."""
+    """A port where HTTP answers is told as that, with what it said."""
     text = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n"
     with no_leaks(), Listener(fakes.saying(text, then=then)) as web:
         with within(3 + _SLACK), pytest.raises(ProtocolError, match=r"HTTP/1\.1 400") as caught:
@@ -90,7 +90,7 @@ def test_http_server_is_not_an_ssh_server(then: fakes.Handler, no_leaks: Any) ->
 
 
 def test_silent_listener_ends_at_the_connect_deadline(no_leaks: Any) -> None:
-    """One that takes connections and says nothing is told at the deadline, and tried once (row 11)."""
+    """One that takes connections and says nothing is told at the deadline, and tried once."""
     with no_leaks(), Listener(fakes.stay) as silent:
         with within(1 + _SLACK), pytest.raises(ConnectTimeoutError, match="within 1 s"):
             forward_to("127.0.0.1", silent.port, timeout=1).open()
@@ -98,7 +98,7 @@ def test_silent_listener_ends_at_the_connect_deadline(no_leaks: Any) -> None:
 
 
 def test_connect_timeout_of_the_ssh_config_counts(account: Path, no_leaks: Any) -> None:
-    """``ConnectTimeout`` is the deadline where ``timeout`` is not given (row 11)."""
+    """``ConnectTimeout`` is the deadline where ``timeout`` is not given."""
     with no_leaks(), Listener(fakes.stay) as silent:
         config = account / ".ssh" / "config"
         config.write_text(f"Host quiet\n  HostName 127.0.0.1\n  Port {silent.port}\n  ConnectTimeout 1\n")
@@ -108,14 +108,14 @@ def test_connect_timeout_of_the_ssh_config_counts(account: Path, no_leaks: Any) 
 
 
 def test_name_without_an_address_is_told(no_leaks: Any) -> None:
-    """A name that does not exist is a typed error (row 12)."""
+    """A name that does not exist is a typed error."""
     with no_leaks(), pytest.raises(ResolveError, match=r"no-such-host\.invalid") as caught:
         forward_to("no-such-host.invalid", 22, timeout=10).open()
     assert isinstance(caught.value.__cause__, socket.gaierror)
 
 
 def test_name_server_that_does_not_answer_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A look-up that hangs is given up at the deadline (row 12)."""
+    """A look-up that hangs is given up at the deadline."""
     with ExitStack() as stack:
         ear, mouth = (stack.enter_context(sock) for sock in socket.socketpair())
 
@@ -165,7 +165,7 @@ def test_dead_ipv6_beside_live_ipv4_falls_back(
     tmp_path: Path,
     no_leaks: Any,
 ) -> None:
-    """A first address that refuses, or that never answers, costs a moment and not the deadline (row 12)."""
+    """A first address that refuses, or that never answers, costs a moment and not the deadline."""
     machine = embedded()
     with ExitStack() as stack:
         if dead == "silent":
@@ -182,7 +182,7 @@ def test_dead_ipv6_beside_live_ipv4_falls_back(
 
 
 def test_addresses_that_all_fail_are_told_together(monkeypatch: pytest.MonkeyPatch, no_leaks: Any) -> None:
-    """Where every address refuses it is told at once; where one never answers, at the deadline (row 12)."""
+    """Where every address refuses it is told at once; where one never answers, at the deadline."""
     with fakes.black_hole() as hole, socket.create_server(("127.0.0.1", 0)) as gone:
         port = gone.getsockname()[1]
         gone.close()
@@ -195,7 +195,7 @@ def test_addresses_that_all_fail_are_told_together(monkeypatch: pytest.MonkeyPat
 
 
 def test_dropped_syn_ends_at_the_deadline_and_leaves_nothing(no_leaks: Any) -> None:
-    """Where packets vanish, the deadline holds, and no thread or descriptor stays (row 13)."""
+    """Where packets vanish, the deadline holds, and no thread or descriptor stays."""
     with (
         fakes.black_hole() as port,
         no_leaks(),
@@ -212,7 +212,7 @@ def test_dropped_syn_ends_at_the_deadline_and_leaves_nothing(no_leaks: Any) -> N
 def test_server_that_is_full_for_a_moment_is_tried_again(
     embedded: Callable[..., Machine], no_leaks: Any
 ) -> None:
-    """A server that hangs up before its banner (MaxStartups) is tried again a few times (row 19)."""
+    """A server that hangs up before its banner (MaxStartups) is tried again a few times."""
     machine = embedded()
     with Listener(fakes.relay(lambda n: None if n < 2 else (machine.host, machine.port))) as door:
         known = door_key(machine, door)
@@ -230,7 +230,7 @@ def door_key(machine: Machine, door: Listener) -> str:
 
 
 def test_server_that_stays_full_is_told_after_a_bounded_number_of_tries(no_leaks: Any) -> None:
-    """One that goes on hanging up is told as that, after a few tries with pauses between them (row 19)."""
+    """One that goes on hanging up is told as that, after a few tries with pauses between them."""
     times: list[float] = []
 
     def hang_up(sock: socket.socket, number: int) -> None:
@@ -245,7 +245,7 @@ def test_server_that_stays_full_is_told_after_a_bounded_number_of_tries(no_leaks
 
 
 def test_tries_end_at_the_deadline(no_leaks: Any) -> None:
-    """The pauses between tries do not outlast the connect deadline (row 19)."""
+    """The pauses between tries do not outlast the connect deadline."""
     with no_leaks(), Listener(fakes.hang_up) as full, within(1 + _SLACK), pytest.raises(RefusedError):
         forward_to("127.0.0.1", full.port, timeout=0.5).open()
     assert full.count <= 2
@@ -261,7 +261,7 @@ def only_one(machine: Machine) -> socket.socket | None:
 
 
 def test_real_sshd_that_drops_startups(sshd: Callable[..., Machine], no_leaks: Any) -> None:
-    """A real sshd that drops what is above MaxStartups: refused while full, let in afterwards (row 19)."""
+    """A real sshd that drops what is above MaxStartups: refused while full, let in afterwards."""
     machine = sshd(MaxStartups="1:100:1", LoginGraceTime="30")
     with no_leaks():
         first = until(lambda: only_one(machine), what="the one place there is")
@@ -283,7 +283,7 @@ def unknown_hosts(tmp_path: Path) -> str:
 
 
 def test_unknown_key_is_refused_before_any_credential(sshd: Callable[..., Machine], tmp_path: Path) -> None:
-    """An unknown host key is refused, with its fingerprint, before a user name or key is sent (row 6)."""
+    """An unknown host key is refused, with its fingerprint, before a user name or key is sent."""
     machine = sshd(LogLevel="DEBUG1")
     log = tmp_path / "sshd.log"
     with pytest.raises(UnknownHostKeyError, match="SHA256:") as caught:
@@ -299,7 +299,7 @@ def test_unknown_key_is_refused_before_any_credential(sshd: Callable[..., Machin
 def test_unknown_key_can_be_accepted_once_and_for_all(
     embedded: Callable[..., Machine], tmp_path: Path
 ) -> None:
-    """With "accept-new" an unknown key is added, told as an event, and known from then on (row 6)."""
+    """With "accept-new" an unknown key is added, told as an event, and known from then on."""
     machine = embedded()
     hosts = unknown_hosts(tmp_path)
     events: list[Event] = []
@@ -316,7 +316,7 @@ def test_unknown_key_can_be_accepted_once_and_for_all(
 def test_unknown_key_can_be_asked_about(
     answer: str | None, embedded: Callable[..., Machine], tmp_path: Path
 ) -> None:
-    """With "ask" the question has the fingerprint, and only "yes" lets it pass (row 6)."""
+    """With "ask" the question has the fingerprint, and only "yes" lets it pass."""
     machine = embedded()
     asked: list[Any] = []
 
@@ -340,7 +340,7 @@ def test_unknown_key_can_be_asked_about(
 def test_changed_key_is_always_refused(
     policy: str, embedded: Callable[..., Machine], tmp_path: Path, no_leaks: Any
 ) -> None:
-    """A key other than the one on file is refused whatever the policy; the file stays as it was (row 7)."""
+    """A key other than the one on file is refused whatever the policy; the file stays as it was."""
     machine = embedded()
     hosts = tmp_path / "changed"
     hosts.write_text(f"[127.0.0.1]:{machine.port} {Key.generate().public}\n")
@@ -352,7 +352,7 @@ def test_changed_key_is_always_refused(
 
 
 def test_revoked_key_is_refused_even_if_listed(embedded: Callable[..., Machine], tmp_path: Path) -> None:
-    """``@revoked`` wins over a plain line with the same key, whichever comes first (row 8)."""
+    """``@revoked`` wins over a plain line with the same key, whichever comes first."""
     from bokeh_ssh import RevokedHostKeyError
 
     machine = embedded()
@@ -368,7 +368,7 @@ def test_revoked_key_is_refused_even_if_listed(embedded: Callable[..., Machine],
 def test_key_that_changes_between_two_openings_is_refused(
     embedded: Callable[..., Machine], no_leaks: Any
 ) -> None:
-    """The same forward, opened anew, refuses a machine that is another one by now (row 10)."""
+    """The same forward, opened anew, refuses a machine that is another one by now."""
     first, second = embedded(), embedded()
     targets = [first]
     with Listener(fakes.relay(lambda n: (targets[0].host, targets[0].port))) as door:
@@ -390,7 +390,7 @@ def test_key_that_changes_between_two_openings_is_refused(
 
 
 def test_forced_command_is_told_with_its_words(container: Callable[..., Any]) -> None:
-    """An account with ForceCommand cannot launch: typed, with what the command said (row 20)."""
+    """An account with ForceCommand cannot launch: typed, with what the command said."""
     machine = container(Knobs(), directives={"ForceCommand": "echo 'only backups here' >&2; exit 7"})
     with pytest.raises(BokehSSHError) as caught:
         DirectTunnel(machine.host, machine.user, "app.py", python=machine.python, **machine.login).open()
@@ -400,7 +400,7 @@ def test_forced_command_is_told_with_its_words(container: Callable[..., Any]) ->
 
 
 def test_nologin_shell_is_told_and_still_forwards(container: Callable[..., Any]) -> None:
-    """With nologin as shell a launch is a typed error with its words; a forward works, as ssh -N (row 20)."""
+    """With nologin as shell a launch is a typed error with its words; a forward works, as ssh -N."""
     machine = container()
     machine.set_shell("/usr/sbin/nologin")
     with pytest.raises(BokehSSHError, match="account is currently not available") as caught:
@@ -411,7 +411,7 @@ def test_nologin_shell_is_told_and_still_forwards(container: Callable[..., Any])
 
 
 def test_expired_account_is_told_with_the_servers_words(container: Callable[..., Any]) -> None:
-    """An account that has expired is refused at the login, with what the server says about it (row 20)."""
+    """An account that has expired is refused at the login, with what the server says about it."""
     machine = container(Knobs(interactive=True))  # with PAM, which has the words
     with through(machine):
         pass  # the control
@@ -448,7 +448,7 @@ _HOSTILE = [
 
 @pytest.mark.parametrize("name", _HOSTILE)
 def test_hostile_host_names_are_refused_by_the_constructor(name: str) -> None:
-    """A host name that cannot be one is a UsageError, printable, before anything else happens (row 26)."""
+    """A host name that cannot be one is a UsageError, printable, before anything else happens."""
     makers: list[Callable[[], object]] = [
         lambda: LocalForward(name, remote_port=1),
         lambda: LocalForward("host", remote_port=1, remote_host=name),
@@ -468,7 +468,7 @@ def test_hostile_host_names_are_refused_by_the_constructor(name: str) -> None:
 
 @pytest.mark.parametrize("user", ["-oProxyCommand=x", "a b", "a\nb", "a;b", "$(a)", "`a`", "a\x1bb", ""])
 def test_hostile_user_names_are_refused_by_the_constructor(user: str) -> None:
-    """A user name that cannot be one is a UsageError, printable (row 26)."""
+    """A user name that cannot be one is a UsageError, printable."""
     for make in (lambda: Host("host", user), lambda: LocalForward("host", user, remote_port=1)):
         with pytest.raises(UsageError) as caught:
             make()
@@ -508,7 +508,7 @@ def test_hop_that_cannot_reach_the_next_is_told(embedded: Callable[..., Machine]
 
 
 def test_hop_that_forbids_forwarding_is_told(embedded: Callable[..., Machine], no_leaks: Any) -> None:
-    """A jump host that forbids forwarding is told as that (row 17)."""
+    """A jump host that forbids forwarding is told as that."""
     from bokeh_ssh import ForwardingRefusedError
 
     door, room = embedded(Knobs(local_forward=False)), embedded()

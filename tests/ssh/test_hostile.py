@@ -79,7 +79,7 @@ def forwarded(server: Server, port: int, *, number: int = 77, kind: str = "forwa
     ],
 )
 def test_channels_nobody_asked_for_are_rejected(tmp_path: Path, kind: str, rest: tuple[Any, ...]) -> None:
-    """A channel that the server opens unasked is refused, whatever it is; the connection lives (row 64)."""
+    """A channel that the server opens unasked is refused, whatever it is; the connection lives."""
     with FakeSSH(tmp_path) as fake, local_forward(fake) as forward:
         fake.session.send(_OPEN, kind, 77, WINDOW, 32768, *rest)
         until(lambda: fake.session.count("open failure"), what="the refusal")
@@ -88,7 +88,7 @@ def test_channels_nobody_asked_for_are_rejected(tmp_path: Path, kind: str, rest:
 
 
 def test_channels_that_were_asked_for_are_taken(tmp_path: Path) -> None:
-    """The control of the above: through a listener of ours, the server may open channels (row 64)."""
+    """The control of the above: through a listener of ours, the server may open channels."""
     with (
         Listener(fakes.stay) as target,
         FakeSSH(tmp_path) as fake,
@@ -103,7 +103,7 @@ def test_channels_that_were_asked_for_are_taken(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["x11", "direct-tcpip", "auth-agent@openssh.com"])
 def test_listener_takes_its_own_kind_alone(tmp_path: Path, kind: str) -> None:
-    """A channel of another kind is not taken for a forwarded one, even if it names our listener (row 64)."""
+    """A channel of another kind is not taken for a forwarded one, even if it names our listener."""
     with (
         Listener(fakes.stay) as target,
         FakeSSH(tmp_path) as fake,
@@ -115,7 +115,7 @@ def test_listener_takes_its_own_kind_alone(tmp_path: Path, kind: str) -> None:
 
 
 def test_flood_of_channel_opens_is_answered_without_growing(tmp_path: Path) -> None:
-    """Thousands of unasked channels are refused one by one; nothing of them stays (row 63)."""
+    """Thousands of unasked channels are refused one by one; nothing of them stays."""
     with FakeSSH(tmp_path) as fake, local_forward(fake) as forward:
         for number in range(3000):
             fake.session.send(_OPEN, "session", number, WINDOW, 32768)
@@ -126,7 +126,7 @@ def test_flood_of_channel_opens_is_answered_without_growing(tmp_path: Path) -> N
 
 
 def test_flood_through_a_listener_is_capped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Channels through a listener of ours are bounded in number; those above are refused (row 63)."""
+    """Channels through a listener of ours are bounded in number; those above are refused."""
     monkeypatch.setattr(bokeh_ssh._ssh.transport, "_MOST_INCOMING", 20)
     with (
         Listener(fakes.stay) as target,
@@ -144,7 +144,7 @@ def test_flood_through_a_listener_is_capped(tmp_path: Path, monkeypatch: pytest.
 def test_server_that_asks_and_does_not_read_is_cut_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: Any
 ) -> None:
-    """One that asks and asks but takes no answers fills no memory: the connection ends, typed (row 63)."""
+    """One that asks and asks but takes no answers fills no memory: the connection ends, typed."""
     monkeypatch.setattr(bokeh_ssh._ssh.transport, "_MOST_WAITING", 500)
     many = 200_000  # by far more than fit into the sockets between us, and into what lags behind
     deaf, stuck, done = threading.Event(), threading.Event(), threading.Event()
@@ -188,7 +188,7 @@ class Overrun:
 
 
 def test_window_overrun_cuts_that_stream_alone(tmp_path: Path) -> None:
-    """A server that sends more than it was given leave to is cut off, on that channel only (row 63)."""
+    """A server that sends more than it was given leave to is cut off, on that channel only."""
     overrun = Overrun()
     with (
         FakeSSH(tmp_path, on_open=overrun) as fake,
@@ -247,7 +247,7 @@ def test_replies_nobody_asked_for_are_passed_over(tmp_path: Path) -> None:
 
 
 def test_garbage_after_the_key_exchange_is_a_typed_loss(tmp_path: Path, no_leaks: Any) -> None:
-    """Bytes that are no packets are told as a loss, and local connections are reset (row 63)."""
+    """Bytes that are no packets are told as a loss, and local connections are reset."""
     with no_leaks(), FakeSSH(tmp_path) as fake, local_forward(fake) as forward:
         check_alive(forward)
         with socket.create_connection(("127.0.0.1", forward.local_port), timeout=30) as sock:
@@ -263,7 +263,7 @@ def test_garbage_after_the_key_exchange_is_a_typed_loss(tmp_path: Path, no_leaks
 
 @pytest.mark.parametrize("length", [0, 1, 300_000, 0xFFFFFFFF])
 def test_packet_lengths_that_cannot_be_are_refused(tmp_path: Path, length: int) -> None:
-    """A packet that claims a length beyond reason is not waited for (row 63)."""
+    """A packet that claims a length beyond reason is not waited for."""
     with FakeSSH(tmp_path) as fake, local_forward(fake) as forward:
         check_alive(forward)
         # With AES-GCM the length is in the clear: this needs no key.
@@ -284,7 +284,7 @@ def test_packet_lengths_that_cannot_be_are_refused(tmp_path: Path, length: int) 
     ],
 )
 def test_bad_first_words_are_told(text: bytes, error: type[BokehSSHError], said: str, no_leaks: Any) -> None:
-    """What cannot be the beginning of SSH is a typed error, in any bytes, at the first try (rows 11, 63)."""
+    """What cannot be the beginning of SSH is a typed error, in any bytes, at the first try."""
     with no_leaks(), Listener(fakes.saying(text)) as fake, pytest.raises(error) as caught:
         connect_to(fake.port, timeout=10)
     assert said in str(caught.value)
@@ -300,7 +300,7 @@ def connect_to(port: int, **keywords: Any) -> None:
 
 @pytest.mark.parametrize("text", [b"hello\r\n", b"x", b"\n", b"\xff\n"])
 def test_endless_banner_is_bounded(text: bytes, no_leaks: Any) -> None:
-    """Neither endless lines before the version nor one endless line hold us up or fill memory (row 63)."""
+    """Neither endless lines before the version nor one endless line hold us up or fill memory."""
     sent = [0]
     began = time.monotonic()
     with no_leaks(), Listener(fakes.endless(text, sent)) as fake, pytest.raises(ProtocolError):
@@ -310,7 +310,7 @@ def test_endless_banner_is_bounded(text: bytes, no_leaks: Any) -> None:
 
 
 def test_banner_that_drips_ends_at_the_deadline(no_leaks: Any) -> None:
-    """A byte now and then does not extend the time there is to connect (row 63)."""
+    """A byte now and then does not extend the time there is to connect."""
     drips = threading.Semaphore(0)
 
     def drip(sock: socket.socket, number: int) -> None:
@@ -328,7 +328,7 @@ def test_banner_that_drips_ends_at_the_deadline(no_leaks: Any) -> None:
 
 
 def test_goodbye_in_any_bytes_is_told(tmp_path: Path) -> None:
-    """A disconnect message that is not UTF-8 is shown as well as can be; the loss is typed (row 63, P19)."""
+    """A disconnect message that is not UTF-8 is shown as well as can be; the loss is typed."""
     with FakeSSH(tmp_path) as fake, local_forward(fake) as forward:
         fake.session.send(1, 11, struct.pack(">I", 9) + b"\xff\xfe enough" + bytes(4))
         with pytest.raises(ConnectionLostError, match="enough") as caught:
@@ -337,7 +337,7 @@ def test_goodbye_in_any_bytes_is_told(tmp_path: Path) -> None:
 
 
 def test_refusal_in_any_bytes_is_told(tmp_path: Path) -> None:
-    """A channel's refusal that is not UTF-8 is a refusal, and the connection lives (row 63, P19)."""
+    """A channel's refusal that is not UTF-8 is a refusal, and the connection lives."""
 
     def refuse(server: Server, message: Message) -> bool:
         message.get_binary()
@@ -401,7 +401,7 @@ def test_connection_that_dies_is_no_refusal(tmp_path: Path) -> None:
 
 
 def test_silence_after_a_channel_open_has_a_deadline(tmp_path: Path, no_leaks: Any) -> None:
-    """A server that never answers a channel open is told at the deadline (row 63)."""
+    """A server that never answers a channel open is told at the deadline."""
     began = time.monotonic()
     deaf = {"on_open": lambda server, message: True, "on_request": lambda server, message: True}
     with no_leaks(), FakeSSH(tmp_path, **deaf) as fake:
@@ -421,7 +421,7 @@ def test_target_that_never_answers_is_told_as_that(tmp_path: Path, no_leaks: Any
 
 
 def test_silence_after_a_global_request_has_a_deadline(tmp_path: Path, no_leaks: Any) -> None:
-    """A server that never answers ``tcpip-forward`` is told at the deadline (row 63, P4)."""
+    """A server that never answers ``tcpip-forward`` is told at the deadline."""
     began = time.monotonic()
     with no_leaks(), FakeSSH(tmp_path, on_request=lambda server, message: True) as fake:
         with pytest.raises(ConnectionLostError, match="answer"):
@@ -431,7 +431,7 @@ def test_silence_after_a_global_request_has_a_deadline(tmp_path: Path, no_leaks:
 
 
 def test_silence_during_the_login_has_a_deadline(tmp_path: Path, no_leaks: Any) -> None:
-    """A server that exchanges keys and then says nothing is told at the deadline (row 63)."""
+    """A server that exchanges keys and then says nothing is told at the deadline."""
     began = time.monotonic()
     with no_leaks(), FakeSSH(tmp_path, login=threading.Event()) as fake:
         with pytest.raises(BokehSSHError) as caught:
@@ -444,7 +444,7 @@ def test_silence_during_the_login_has_a_deadline(tmp_path: Path, no_leaks: Any) 
 def test_exception_in_a_handler_fails_one_connection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An OSError with one argument where a connection is handled costs that connection alone (row 65, P5)."""
+    """An OSError with one argument where a connection is handled costs that connection alone."""
     dial = Pump.dial
     broken: list[object] = []
 
@@ -470,7 +470,7 @@ def test_exception_in_a_handler_fails_one_connection(
 
 
 def test_data_on_channels_that_do_not_exist_is_a_typed_loss(tmp_path: Path) -> None:
-    """A message for a channel that never was ends the connection, told as a loss (row 63)."""
+    """A message for a channel that never was ends the connection, told as a loss."""
     with FakeSSH(tmp_path) as fake, local_forward(fake) as forward:
         fake.session.send(_DATA, 4711, "what?")
         with pytest.raises(ConnectionLostError, match="speaks of a channel that never was"):
@@ -725,7 +725,7 @@ def test_our_end_of_a_session_is_an_eof_and_a_close(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [_DATA, 93, 95, _EOF, _CLOSE, 98, 99, 100])
 def test_messages_cut_short_do_not_end_us(tmp_path: Path, kind: int, no_leaks: Any) -> None:
-    """A channel message that ends in the middle is survived or told, and leaves nothing behind (row 63)."""
+    """A channel message that ends in the middle is survived or told, and leaves nothing behind."""
     overrun = Overrun()
     with (
         no_leaks(),

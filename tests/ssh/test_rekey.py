@@ -1,4 +1,4 @@
-"""New keys in the middle of everything: whoever asks for them, no byte is lost, nothing stalls (row 54)."""
+"""New keys in the middle of everything: whoever asks for them, no byte is lost, nothing stalls."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_without_rekeying_there_is_one_key_exchange(
 def test_server_asks_for_new_keys(
     way: Any, machine_with: Callable[..., Machine], key_changes: dict[Transport, int]
 ) -> None:
-    """With a tiny RekeyLimit at the server every byte arrives, while channels open and close (row 54)."""
+    """With a tiny RekeyLimit at the server every byte arrives, while channels open and close."""
     with way(machine_with(rekey=LIMIT)) as work:
         work()
     [count] = key_changes.values()
@@ -47,7 +47,7 @@ def test_server_asks_for_new_keys(
 def test_client_asks_for_new_keys(
     way: Any, machine: Machine, key_changes: dict[Transport, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a tiny limit of our own every byte arrives, while channels open and close (row 54)."""
+    """With a tiny limit of our own every byte arrives, while channels open and close."""
     monkeypatch.setattr(Packetizer, "REKEY_BYTES", LIMIT)
     with way(machine) as work:
         work()
@@ -62,7 +62,7 @@ def test_both_ask_for_new_keys(
     key_changes: dict[Transport, int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With tiny limits on both sides the two never wait for each other (row 54)."""
+    """With tiny limits on both sides the two never wait for each other."""
     monkeypatch.setattr(Packetizer, "REKEY_BYTES", LIMIT)
     monkeypatch.setattr(Packetizer, "REKEY_PACKETS", 200)
     with way(machine_with(rekey=LIMIT)) as work:
@@ -74,7 +74,7 @@ def test_both_ask_for_new_keys(
 def test_many_small_packets_ask_for_new_keys(
     embedded: Callable[..., Machine], key_changes: dict[Transport, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Keys change after so many packets too, with opens and closes as all there is (row 54, P1)."""
+    """Keys change after so many packets too, with opens and closes as all there is."""
     monkeypatch.setattr(Packetizer, "REKEY_PACKETS", 50)
     with conformance.listen() as listener:
         threading.Thread(target=conformance.serve, args=(listener,), daemon=True).start()
@@ -95,7 +95,7 @@ def test_many_small_packets_ask_for_new_keys(
 def test_new_keys_on_demand_while_idle_and_while_asking(
     machine: Machine, key_changes: dict[Transport, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Global requests during a key exchange are answered by what the server says, never by its end (P4)."""
+    """Global requests during a key exchange are answered by what the server says, never by its end."""
     with remote_way(machine):
         [transport] = key_changes
         for number in range(5):
@@ -115,7 +115,7 @@ def test_connection_that_dies_in_a_key_exchange_is_told(
     monkeypatch: pytest.MonkeyPatch,
     no_leaks: Any,
 ) -> None:
-    """A line that is cut while keys are exchanged is a loss like any other, and closing is quick (row 54)."""
+    """A line that is cut while keys are exchanged is a loss like any other, and closing is quick."""
     machine = embedded()
     with no_leaks(), remote_way_of(machine) as forward:
         [transport] = key_changes

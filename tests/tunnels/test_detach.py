@@ -361,7 +361,7 @@ def test_commands_leave_and_find_again(here: Machine) -> None:
 @pytestmark_posix
 @pytest.mark.parametrize("detach", [True, False])
 def test_killed_client_ends_only_what_was_not_left(here: Machine, detach: bool) -> None:
-    """After ``kill -9`` what was to be left runs on beyond its grace; the control does not (row 39)."""
+    """After ``kill -9`` what was to be left runs on beyond its grace; the control does not."""
     app = apps.put(here, "counter.py", COUNTER)
     words = ["direct", here.host, app, "--grace", "1", *["--detach"] * detach, *login(here)]
     with Program(*words) as program:

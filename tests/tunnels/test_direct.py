@@ -88,7 +88,7 @@ def test_several_apps_have_an_address_each(machine: Machine) -> None:
 
 
 def test_two_tunnels_to_one_app_are_separate(machine: Machine) -> None:
-    """Two tunnels to the same host and app have their own servers and ports (row 66)."""
+    """Two tunnels to the same host and app have their own servers and ports."""
     app = apps.put(machine, "sliders.py", apps.SLIDER)
     with tunnel_to(machine, app) as one, tunnel_to(machine, app) as two:
         assert one.local_port != two.local_port
@@ -149,7 +149,7 @@ def test_nothing_to_attach_to_is_told(machine: Machine, no_leaks: Any) -> None:
 
 
 def test_port_of_another_program_is_not_attached_to(machine: Machine) -> None:
-    """Something that is no Bokeh server on the port that was asked for is a typed error (row 15)."""
+    """Something that is no Bokeh server on the port that was asked for is a typed error."""
     with machine.spawn([machine.python, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1"]) as running:
         line = until(lambda: running.log, what="the other server to listen")
         port = int(line.partition("port ")[2].split()[0])
@@ -159,7 +159,7 @@ def test_port_of_another_program_is_not_attached_to(machine: Machine) -> None:
 
 
 def test_another_users_server_is_not_attached_to_unasked(container: Callable[..., Any]) -> None:
-    """A server of another user is refused, and taken when allowed in words (row 15)."""
+    """A server of another user is refused, and taken when allowed in words."""
     machine = container()
     with serve_on(machine, user="mallory") as running:
         port = port_of(running)
@@ -171,7 +171,7 @@ def test_another_users_server_is_not_attached_to_unasked(container: Callable[...
 
 
 def test_blank_app_is_surfaced(machine: Machine) -> None:
-    """An app whose code raises still answers 200; its traceback comes as an event (row 28)."""
+    """An app whose code raises still answers 200; its traceback comes as an event."""
     app = apps.put(machine, "broken.py", apps.BROKEN)
     events: list[Event] = []
     with tunnel_to(machine, app, on_event=events.append) as tunnel:
@@ -182,7 +182,7 @@ def test_blank_app_is_surfaced(machine: Machine) -> None:
 
 
 def test_server_that_dies_is_noticed(machine: Machine) -> None:
-    """When the remote server is killed, the state, ``wait`` and the exit status tell (row 30)."""
+    """When the remote server is killed, the state, ``wait`` and the exit status tell."""
     app = apps.put(machine, "sliders.py", apps.SLIDER)
     events: list[Event] = []
     with tunnel_to(machine, app, on_event=events.append) as tunnel:
@@ -210,7 +210,7 @@ def test_server_that_dies_is_noticed(machine: Machine) -> None:
 def test_failed_launches_are_typed(
     machine: Machine, keywords: dict[str, Any], error: type[BokehSSHError], text: str, no_leaks: Any
 ) -> None:
-    """What keeps a server from starting is told with the reason, and nothing is left behind (row 27)."""
+    """What keeps a server from starting is told with the reason, and nothing is left behind."""
     if error is BokehNotFoundError and machine.kind == "embedded":
         has = machine.execute(["/usr/bin/python3", "-c", "import bokeh"]).status == 0
         if has:
@@ -222,7 +222,7 @@ def test_failed_launches_are_typed(
 
 
 def test_remote_port_taken_is_told(machine: Machine) -> None:
-    """A port that was asked for by number and is taken there is a typed error (row 15)."""
+    """A port that was asked for by number and is taken there is a typed error."""
     app = apps.put(machine, "sliders.py", apps.SLIDER)
     with serve_on(machine) as running:
         port = port_of(running)
@@ -232,7 +232,7 @@ def test_remote_port_taken_is_told(machine: Machine) -> None:
 
 
 def test_one_session_channel_is_enough(machine_with: Callable[..., Machine]) -> None:
-    """MaxSessions 1 is enough for a launch; 0 is a typed error (row 18)."""
+    """MaxSessions 1 is enough for a launch; 0 is a typed error."""
     machine = machine_with(max_sessions=1)
     app = apps.put(machine, "sliders.py", apps.SLIDER)
     with tunnel_to(machine, app) as tunnel:
@@ -240,7 +240,7 @@ def test_one_session_channel_is_enough(machine_with: Callable[..., Machine]) -> 
 
 
 def test_no_session_channel_is_told(machine_with: Callable[..., Machine], no_leaks: Any) -> None:
-    """MaxSessions 0 is a typed error that says what to ask for (row 18)."""
+    """MaxSessions 0 is a typed error that says what to ask for."""
     machine = machine_with(max_sessions=0)
     with no_leaks(), pytest.raises(BokehSSHError, match="MaxSessions") as caught:
         tunnel_to(machine, "app.py").open()
@@ -267,7 +267,7 @@ def test_jump_goes_through_a_gateway(shape_c: Any) -> None:
 
 
 def test_slow_app_does_not_stop_the_opening_short(machine: Machine) -> None:
-    """A server that takes its time is waited for; a deadline that is too short is told (row 29)."""
+    """A server that takes its time is waited for; a deadline that is too short is told."""
     app = apps.put(machine, "sliders.py", apps.SLIDER)
     with pytest.raises(BokehSSHError) as caught:
         tunnel_to(machine, app, setup="sleep 20", launch_timeout=1.0).open()
@@ -276,7 +276,7 @@ def test_slow_app_does_not_stop_the_opening_short(machine: Machine) -> None:
 
 
 def test_closing_from_another_thread_while_it_opens(machine: Machine, no_leaks: Any) -> None:
-    """Closing while it opens ends the opening soon, and leaves nothing (row 44)."""
+    """Closing while it opens ends the opening soon, and leaves nothing."""
     connected = threading.Event()
 
     def told(event: Event) -> None:

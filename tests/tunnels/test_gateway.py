@@ -153,7 +153,7 @@ def test_name_of_the_host_takes_the_gateways_login(shape_c: Any, account: Any) -
 
 
 def test_gateway_port_taken_is_told(shape_c: Any) -> None:
-    """A gateway port that was asked for by number and is taken is a typed error; nothing is left (row 16)."""
+    """A gateway port that was asked for by number and is taken is a typed error; nothing is left."""
     app = apps.put(shape_c.bokehhost, "sliders.py", apps.SLIDER)
     with pytest.raises(PortInUseError) as caught:
         GatewayTunnel(
@@ -165,7 +165,7 @@ def test_gateway_port_taken_is_told(shape_c: Any) -> None:
 
 
 def test_gateway_that_exposes_the_port_is_refused(bed: Any) -> None:
-    """``GatewayPorts yes`` on the gateway: refused for both ways, allowed in words (row 58)."""
+    """``GatewayPorts yes`` on the gateway: refused for both ways, allowed in words."""
     made = bed("C", directives={"GatewayPorts": "yes"})
     app = apps.put(made.bokehhost, "sliders.py", apps.SLIDER)
     keywords = {
@@ -184,7 +184,7 @@ def test_gateway_that_exposes_the_port_is_refused(bed: Any) -> None:
 
 
 def test_password_of_the_gateway_is_not_told_to_the_host() -> None:
-    """A host given as a name does not get the gateway's password (row 62)."""
+    """A host given as a name does not get the gateway's password."""
     tunnel = GatewayTunnel("gateway.invalid", "me", password="canary", host="node17", app="a.py")
     assert tunnel._bokeh_host is not None
     assert tunnel._bokeh_host.password is None

@@ -579,7 +579,7 @@ def test_program_that_is_stopped_does_not_stop_its_forward(machine: Machine) -> 
 
 
 def test_both_stopped_together_go_on_together(machine: Machine) -> None:
-    """Where the program was stopped too, or the machine slept, nobody is taken for hung (row 36)."""
+    """Where the program was stopped too, or the machine slept, nobody is taken for hung."""
     patience = {"_STANDS": 1.0, "_LATE": 0.5}
     with target_here() as target, program(machine, port=target, patience=patience) as (running, port):
         child = _child_of(running.pid)

@@ -46,7 +46,7 @@ def watched(events: list[Event], text: str) -> Any:
 
 
 def test_other_user_of_the_bokeh_host_gets_nowhere(container: Callable[..., Container]) -> None:
-    """The default listens where only its account gets to, and the plain address opens by itself (row 59)."""
+    """The default listens where only its account gets to, and the plain address opens by itself."""
     machine = container()
     app = apps.put(machine, "sliders.py", apps.SLIDER)
     with tunnel_to(machine, app) as tunnel:
@@ -89,7 +89,7 @@ def test_signed_sessions_where_there_is_no_socket(container: Callable[..., Conta
 
 
 def test_other_users_of_a_gateway_get_nowhere(shape_c: Any) -> None:
-    """What the gateway listens on is a socket of the person's own account there (row 59)."""
+    """What the gateway listens on is a socket of the person's own account there."""
     app = apps.put(shape_c.bokehhost, "sliders.py", apps.SLIDER)
     for reverse in ("host", "relay"):
         events: list[Event] = []
@@ -133,7 +133,7 @@ def test_gateway_without_sockets(bed: Any) -> None:
 
 
 def test_two_tunnels_share_nothing(container: Callable[..., Container]) -> None:
-    """Two tunnels to one app have sockets and secrets of their own (row 66)."""
+    """Two tunnels to one app have sockets and secrets of their own."""
     machine = container()
     app = apps.put(machine, "sliders.py", apps.SLIDER)
     with tunnel_to(machine, app, signed=True) as one, tunnel_to(machine, app, signed=True) as other:
@@ -149,7 +149,7 @@ def test_two_tunnels_share_nothing(container: Callable[..., Container]) -> None:
 
 
 def test_key_is_nowhere_to_be_seen(container: Callable[..., Container]) -> None:
-    """The signing key is in no repr, no event, and no command line there (row 61)."""
+    """The signing key is in no repr, no event, and no command line there."""
     machine = container()
     app = apps.put(machine, "sliders.py", apps.SLIDER)
     events: list[Event] = []

@@ -44,7 +44,7 @@ def host_of(machine: Machine) -> Host:
 
 
 def test_other_users_of_the_gateway_cannot_open_what_is_published(shape_a: Any) -> None:
-    """By name only the account itself gets in (row 59), by that name, or by none where there is no other."""
+    """By name only the account itself gets in, by that name, or by none where there is no other."""
     app = apps.put(shape_a.bokehhost, "sliders.py", apps.SLIDER)
     with publish(shape_a, app) as running:
         until(lambda: "Ready" in running.log or not running.running, timeout=60, what="it to be published")
@@ -184,7 +184,7 @@ def fetch(port: int) -> str:
 
 
 def test_port_that_another_user_takes_over_gets_nothing(container: Callable[..., Container]) -> None:
-    """The server behind a port ends, and another user's program has it: not one byte goes there (row 57)."""
+    """The server behind a port ends, and another user's program has it: not one byte goes there."""
     machine = container()
     events: list[Event] = []
     with serve_on(machine) as running:

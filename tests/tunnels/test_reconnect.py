@@ -84,7 +84,7 @@ def fill(sock: socket.socket) -> None:
 def test_line_that_breaks_is_made_again(
     machine: Machine, tmp_path: Path, isolate: bool, no_leaks: Any
 ) -> None:
-    """A reset line is made again at the same local port; what was open is reset, not ended (row 32)."""
+    """A reset line is made again at the same local port; what was open is reset, not ended."""
     events: list[Event] = []
     with target_on(machine) as port, no_leaks(), cabled(machine, tmp_path) as (cable, there):
         forward = forward_to(there, port, isolate=isolate, on_event=events.append)
@@ -118,7 +118,7 @@ def test_control_without_reconnection(machine: Machine, tmp_path: Path) -> None:
 
 
 def test_silent_line_is_noticed_and_made_again(machine: Machine, tmp_path: Path, quick: str) -> None:
-    """A line on which nothing comes through is noticed within interval x count, and made again (row 33)."""
+    """A line on which nothing comes through is noticed within interval x count, and made again."""
     events: list[Event] = []
     with (
         target_on(machine) as port,
@@ -136,7 +136,7 @@ def test_silent_line_is_noticed_and_made_again(machine: Machine, tmp_path: Path,
 
 
 def test_short_cut_loses_nothing(machine: Machine, tmp_path: Path) -> None:
-    """A cut shorter than the watchdog's bound is survived by the same connection, byte for byte (row 35)."""
+    """A cut shorter than the watchdog's bound is survived by the same connection, byte for byte."""
     events: list[Event] = []
     size = 4 << 20
     with (
@@ -201,7 +201,7 @@ def test_connections_are_held_for_a_stated_time(
 
 
 def test_close_while_it_is_lost_is_quick(machine: Machine, tmp_path: Path, no_leaks: Any) -> None:
-    """Closing between two attempts cancels them, and leaves nothing (row 38)."""
+    """Closing between two attempts cancels them, and leaves nothing."""
     events: list[Event] = []
     with cabled(machine, tmp_path) as (cable, there):
         with no_leaks(timeout=8):
@@ -224,7 +224,7 @@ def test_close_while_it_is_lost_is_quick(machine: Machine, tmp_path: Path, no_le
 def test_close_while_an_attempt_is_under_way(
     machine: Machine, tmp_path: Path, quick: str, no_leaks: Any
 ) -> None:
-    """Closing in the middle of an attempt that gets no answer takes two seconds at most (row 34)."""
+    """Closing in the middle of an attempt that gets no answer takes two seconds at most."""
     with no_leaks(), cabled(machine, tmp_path) as (cable, there):
         forward = forward_to(there, 1, ssh_config=quick).open()
         cable.cut()
@@ -237,7 +237,7 @@ def test_close_while_an_attempt_is_under_way(
 
 
 def test_changed_host_key_ends_it(embedded: Callable[..., Machine], key: Key, tmp_path: Path) -> None:
-    """When another machine answers after a loss, it gets no credential, and no further visit (row 10)."""
+    """When another machine answers after a loss, it gets no credential, and no further visit."""
     machine, other = embedded(), embedded()
     events: list[Event] = []
     with cabled(machine, tmp_path) as (cable, there), forward_to(there, 1, on_event=events.append) as forward:
@@ -335,7 +335,7 @@ def test_remote_forward_comes_back_on_its_port(machine: Machine, tmp_path: Path)
 
 
 def test_failed_attempt_leaves_nothing(machine: Machine, tmp_path: Path, no_leaks: Any) -> None:
-    """Each attempt that fails takes its threads and sockets with it, however many there are (row 36)."""
+    """Each attempt that fails takes its threads and sockets with it, however many there are."""
     events: list[Event] = []
     with cabled(machine, tmp_path) as (cable, there), forward_to(there, 1, on_event=events.append) as forward:
         cable.refuse()
@@ -388,7 +388,7 @@ def test_temporary_errors_are_those_that_may_pass() -> None:
 
 
 def test_pending_writes_do_not_hold_the_watchdog(machine: Machine, tmp_path: Path, quick: str) -> None:
-    """A silent cut is noticed in the same time while data is stuck on its way (row 34)."""
+    """A silent cut is noticed in the same time while data is stuck on its way."""
     events: list[Event] = []
     with (
         target_on(machine) as port,
@@ -409,7 +409,7 @@ def test_pending_writes_do_not_hold_the_watchdog(machine: Machine, tmp_path: Pat
 def test_close_on_a_silent_line_takes_two_seconds_at_most(
     machine: Machine, tmp_path: Path, full: bool, no_leaks: Any
 ) -> None:
-    """Nobody waits for a server that does not answer, though nothing has noticed yet (row 34)."""
+    """Nobody waits for a server that does not answer, though nothing has noticed yet."""
     with target_on(machine) as port, no_leaks(), cabled(machine, tmp_path) as (cable, there):
         forward = forward_to(there, port).open()
         with conformance.ask(("127.0.0.1", forward.local_port), "echo") as sock:
@@ -449,7 +449,7 @@ with LocalForward(host, user, remote_port=1, on_event=tell, **login) as forward:
 
 @pytest.mark.parametrize("cut", [False, True], ids=["control", "cut"])
 def test_waking_up_asks_once(machine: Machine, tmp_path: Path, cut: bool) -> None:
-    """After this machine slept, one question decides: a dead line is made again, a live one kept (row 36)."""
+    """After this machine slept, one question decides: a dead line is made again, a live one kept."""
     config = tmp_path / "patient_config"
     config.write_text("ServerAliveInterval 1\nServerAliveCountMax 30\n", encoding="ascii")
     with cabled(machine, tmp_path) as (cable, there):

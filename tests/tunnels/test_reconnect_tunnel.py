@@ -32,7 +32,7 @@ from processes import children
 
 @pytest.mark.parametrize("isolate", [False, True])
 def test_server_is_found_again(machine: Machine, tmp_path: Path, isolate: bool) -> None:
-    """After a loss the same server answers at the same address, and there is only one (row 37)."""
+    """After a loss the same server answers at the same address, and there is only one."""
     app = apps.put(machine, "counter.py", COUNTER)
     events: list[Event] = []
     with cabled(machine, tmp_path) as (cable, there):
@@ -93,7 +93,7 @@ def test_server_that_has_ended_is_started_anew(machine: Machine, tmp_path: Path)
 
 
 def test_server_waits_for_its_grace_and_no_longer(machine: Machine, tmp_path: Path) -> None:
-    """Closed while the line is down, the server ends by itself when its grace is over (rows 39, 40)."""
+    """Closed while the line is down, the server ends by itself when its grace is over."""
     app = apps.put(machine, "counter.py", COUNTER)
     events: list[Event] = []
     with cabled(machine, tmp_path) as (cable, there):
@@ -133,7 +133,7 @@ def test_server_is_told_of_whenever_the_loss_was(
 
 
 def test_server_that_dies_before_our_eyes_is_not_started_again(machine: Machine, tmp_path: Path) -> None:
-    """A server that ends while the line stands ends the tunnel: what broke it may break the next (row 30)."""
+    """A server that ends while the line stands ends the tunnel: what broke it may break the next."""
     app = apps.put(machine, "counter.py", COUNTER)
     events: list[Event] = []
     with tunnel_with_events(machine, app, events) as tunnel:
