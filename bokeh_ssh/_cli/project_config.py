@@ -20,6 +20,7 @@ from typing import Any
 from bokeh_ssh._cli import project_policy
 from bokeh_ssh._cli.options import GATEWAY, START, TUNNEL
 from bokeh_ssh._core.errors import UsageError
+from bokeh_ssh._core.file_reader import FLAGS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -31,8 +32,6 @@ _PROJECT = "pyproject.toml"
 _APPS = "apps"
 #: Bytes of such a file.
 _MOST = 1 << 20
-#: A FIFO that nobody writes to must not be waited for, and a terminal not become ours.
-_FLAGS = sum(getattr(os, name, 0) for name in ("O_RDONLY", "O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
 #: What is no flag of the tunnels, and what is a login's but changes nothing about whom to trust.
 _OTHERS: dict[str, Any] = {
     "gateway": str, "host": str, "app": list[str], "show": bool, "user": str, "port": int, "jump": list[str],
@@ -95,7 +94,7 @@ def _read(file: Path) -> tuple[str, os.stat_result] | None:
     :raises UsageError: if it cannot be read, or is no file of settings by its kind or size
     """
     try:
-        with os.fdopen(os.open(file, _FLAGS), "rb") as stream:
+        with os.fdopen(os.open(file, FLAGS), "rb") as stream:
             facts = os.fstat(stream.fileno())
             data = stream.read(_MOST + 1) if stat.S_ISREG(facts.st_mode) else None
         if data is None or len(data) > _MOST:
