@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from bokeh_ssh._core.patterns import matches
+from bokeh_ssh._ssh.messages import string, strings
 
 #: How many strings follow the name in a key of each type.
 _FIELDS = {
@@ -36,10 +37,9 @@ _FIELDS = {
 KINDS = tuple(_FIELDS)
 _CERT = "-cert-v01@openssh.com"
 _CERTIFIED = {name.removesuffix("@openssh.com") + _CERT: name for name in _FIELDS}
-#: What follows the key in a certificate; the last two are the CA's key and its signature.
-_LAYOUT = "QIssQQsssss"
 #: OpenSSH takes no smaller ones either (SSH_RSA_MINIMUM_MODULUS_SIZE).
 _LEAST_RSA_BITS = 1024
+_TOO_LONG = "it has something after its end"
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,12 @@ def read(blob: bytes) -> PublicKey:
     kind = _CERTIFIED.get(_name(blob))
     if kind is None:
         return _read_key(blob)
-    count = _FIELDS[kind]
-    strings = _unpack("ss" + "s" * count + _LAYOUT, blob)
-    key = _read_key(b"".join(map(_pack, (kind.encode(), *strings[2 : 2 + count]))))
-    ca, signature = strings[-2:]
+    _, _, *own, rest = strings(blob, 2 + _FIELDS[kind])  # its type, a nonce, the key
+    _, _, rest = strings(rest[8 + 4 :], 2)  # a number, the kind of certificate; an id, the principals
+    _, _, _, ca, signature, rest = strings(rest[8 + 8 :], 5)  # the times; options, the CA
+    if rest:
+        raise ValueError(_TOO_LONG)
+    key = _read_key(b"".join(map(string, (kind.encode(), *own))))
     authority = _read_key(ca)  # no certificate: those sign nothing
     algorithm = _name(signature)
     unsupported = kind.startswith("sk-") or authority.kind.startswith("sk-") or algorithm == "ssh-rsa"
@@ -117,7 +119,8 @@ def _read_key(blob: bytes) -> PublicKey:
     if kind not in _FIELDS:
         msg = f"its type {kind[:60]!r} is not known"
         raise ValueError(msg)
-    _unpack("s" + "s" * _FIELDS[kind], blob)
+    if strings(blob, 1 + _FIELDS[kind])[-1]:
+        raise ValueError(_TOO_LONG)
     key = PublicKey(kind, blob)
     if not kind.startswith("sk-"):
         try:
@@ -149,26 +152,6 @@ def _verify(blob: bytes) -> SSHCertificate:
 def _name(data: bytes) -> str:
     """Return the string at the head of a key or a signature: its type."""
     return data[4:][: int.from_bytes(data[:4], "big")].decode("ascii", "replace")
-
-
-def _unpack(layout: str, data: bytes) -> list[bytes]:
-    """Split data into its fields: s is a string; I and Q, numbers of 4 and 8 bytes, come out empty.
-
-    :raises ValueError: if there are fewer bytes, or more
-    """
-    fields, at = [], 0
-    for code in layout:
-        start = at + (8 if code == "Q" else 4)
-        at = start + (int.from_bytes(data[at:start], "big") if code == "s" else 0)
-        fields.append(data[start:at])
-    if at != len(data):
-        msg = "it is cut short" if at > len(data) else "it has something after its end"
-        raise ValueError(msg)
-    return fields
-
-
-def _pack(data: bytes) -> bytes:
-    return len(data).to_bytes(4, "big") + data
 
 
 def to_text(key: PublicKey) -> str:
