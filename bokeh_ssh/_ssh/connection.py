@@ -165,8 +165,7 @@ class Connection:
         self._closing.set()
         if self.transport.alive:
             # Let what was queued (closes, cancelled listeners) go out, then say goodbye (RFC 4253, 11.1).
-            bye = b"closed by user"
-            self.transport.send_later(struct.pack(">BII", 1, 11, len(bye)) + bye + struct.pack(">I", 0))
+            self.transport.send_later(struct.pack(">BI", 1, 11) + string(b"closed by user") + string(b""))
             self.pump.drain(0.5)
         self.transport.shut(0.5)
         self.pump.close(0.5)
