@@ -85,6 +85,14 @@ Apps = Annotated[
     Optional[list[str]],  # noqa: UP045 - evaluated at run time
     typer.Argument(metavar="APP", help="Apps to serve: paths on the Bokeh host.", show_default=False),
 ]
+ServerName = Annotated[
+    Optional[str],  # noqa: UP045 - evaluated at run time
+    typer.Argument(
+        metavar="NAME",
+        help="Its id, app or route, as `ls` shows them; none: the only one.",
+        show_default=False,
+    ),
+]
 Show = Annotated[bool, typer.Option("--show", metavar="", help="Open it in the browser.")]
 Verbose = Annotated[
     int,
@@ -144,14 +152,7 @@ def direct(
 def attach(
     context: typer.Context,
     host: Target,
-    name: Annotated[
-        Optional[str],  # noqa: UP045 - evaluated at run time
-        typer.Argument(
-            metavar="NAME",
-            help="Its id, app or route, as `ls` shows them; none: the only one.",
-            show_default=False,
-        ),
-    ] = None,
+    name: ServerName = None,
     show: Show = False,
     verbose: Verbose = 0,
     **keywords: Any,
@@ -354,14 +355,7 @@ def list_(context: typer.Context, host: Machine, verbose: Verbose = 0, **keyword
 def stop(
     context: typer.Context,
     host: Machine,
-    name: Annotated[
-        Optional[str],  # noqa: UP045 - evaluated at run time
-        typer.Argument(
-            metavar="NAME",
-            help="Its id, app or route, as `ls` shows them; none: the only one.",
-            show_default=False,
-        ),
-    ] = None,
+    name: ServerName = None,
     verbose: Verbose = 0,
     **keywords: Any,
 ) -> None:

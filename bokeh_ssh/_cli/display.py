@@ -14,6 +14,7 @@ from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
+from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
@@ -56,7 +57,6 @@ class Display:
         self._moving = moving and able and not quiet
         self._quiet = quiet
         self._marks = _MARKS if self._console.encoding.startswith("utf") else _ASCII_MARKS
-        self._bar = "━━" if self._console.encoding.startswith("utf") else "#-"
         self._lock = threading.RLock()
         self._live: Live | None = None
         self._spinner = Spinner("dots" if self._console.encoding.startswith("utf") else "line", style="cyan")
@@ -254,19 +254,19 @@ class Display:
 
     def _moving_line(self) -> Table:
         now = time.monotonic()
-        text = Text("Closing" if self._interrupted else self._stage, no_wrap=True, overflow="ellipsis")
-        part = self._part
-        if part and not self._interrupted:
-            full = round(part * _BAR)
-            text.append("  ")
-            text.append(self._bar[0] * full, style="cyan")
-            text.append(self._bar[1] * (_BAR - full) + f" {part:4.0%}", style="dim")
-        if self._due > now and not self._interrupted:
-            text.append(f" in {math.ceil(self._due - now)} s")
-        elif now - self._due >= 1 and not self._interrupted:
-            text.append(f"  {now - self._due:.0f} s", style="dim")
+        cells: list[RenderableType] = [self._spinner]
+        if self._interrupted:
+            cells.append("Closing")
+        else:
+            cells.append(Text(self._stage, no_wrap=True, overflow="ellipsis"))
+            if self._part:
+                cells += [ProgressBar(1, self._part, _BAR, complete_style="cyan"), f"[dim]{self._part:4.0%}"]
+            if self._due > now:
+                cells.append(f"in {math.ceil(self._due - now)} s")
+            elif now - self._due >= 1:
+                cells.append(f"[dim] {now - self._due:.0f} s")
         row = Table.grid(padding=(0, 1))
-        row.add_row(self._spinner, text)
+        row.add_row(*cells)
         return row
 
     def _write(self, line: Line) -> None:

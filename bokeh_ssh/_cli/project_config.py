@@ -20,6 +20,7 @@ from typing import Any
 from bokeh_ssh._cli import project_policy
 from bokeh_ssh._cli.options import GATEWAY, KINDS, START, TUNNEL
 from bokeh_ssh._core.errors import UsageError
+from bokeh_ssh._core.file_reader import FLAGS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -31,12 +32,19 @@ _PROJECT = "pyproject.toml"
 _APPS = "apps"
 #: Bytes of such a file.
 _MOST = 1 << 20
-#: A FIFO that nobody writes to must not be waited for, and a terminal not become ours.
-_FLAGS = sum(getattr(os, name, 0) for name in ("O_RDONLY", "O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
 #: What is no flag of the tunnels, and what is a login's but changes nothing about whom to trust.
 _OTHERS = ("gateway", "host", "app", "user", "port", "jump")
 _SETTINGS = {*_OTHERS, *(flag.keyword for flag in (*GATEWAY, *TUNNEL, *START))}
-_KINDS = {name: KINDS[name] for name in _SETTINGS} | {"show": bool}
+_KINDS = {name: KINDS[name] for name in _SETTINGS} | {"show": bool, "env": dict[str, str]}
+#: What TOML has for each kind, how that is called, and an example; any other kind is a text.
+_SHAPES: dict[Any, tuple[tuple[type, ...], str, str]] = {
+    bool: ((bool,), "true or false", "true"),
+    int: ((int,), "a number", "5006"),
+    float: ((int, float), "a number", "60"),
+    str: ((str,), "a text", '"text"'),
+    list[str]: ((list,), "a list of texts", '["one", "two"]'),
+    dict[str, str]: ((dict,), "a table of texts", '{ NAME = "value" }'),
+}
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,7 @@ def _read(file: Path) -> tuple[str, os.stat_result] | None:
     :raises UsageError: if it cannot be read, or is no file of settings by its kind or size
     """
     try:
-        with os.fdopen(os.open(file, _FLAGS), "rb") as stream:
+        with os.fdopen(os.open(file, FLAGS), "rb") as stream:
             facts = os.fstat(stream.fileno())
             data = stream.read(_MOST + 1) if stat.S_ISREG(facts.st_mode) else None
         if data is None or len(data) > _MOST:
@@ -176,35 +184,19 @@ def _checked(key: str, value: Any, file: Path) -> Any:
     :raises UsageError: if there is no such keyword, or it takes something else
     """
     project_policy.check(key, value, file)
-    kind = _KINDS.get(key)
-    if kind is None:
+    if key not in _KINDS:
         msg = f"{file}: there is no setting {key!r}"
         raise UsageError(msg, hint=f"there are {', '.join(sorted(_KINDS))}")
-    if key == "env":
-        fits = isinstance(value, dict) and all(isinstance(each, str) for each in value.values())
-    elif kind == list[str]:
-        value = (value,) if isinstance(value, str) else value
-        fits = isinstance(value, (list, tuple)) and all(isinstance(each, str) for each in value)
-        value = tuple(value) if fits else value
-    elif kind is float:
-        fits = isinstance(value, (int, float)) and not isinstance(value, bool)
-    elif kind in (bool, int):
-        fits = type(value) is kind
-    else:
-        fits = isinstance(value, str)
-    if not fits:
-        names = {bool: "true or false", int: "a number", float: "a number", list[str]: "a list of texts"}
-        what = "a table of texts" if key == "env" else names.get(kind, "a text")
+    types, what, example = _SHAPES.get(_KINDS[key], _SHAPES[str])
+    if list in types and isinstance(value, str):
+        value = [value]
+    texts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if type(value) not in types or not all(isinstance(text, str) for text in texts):
         msg = f"{file}: {key} is not {what}"
-        raise UsageError(msg, hint=f"write {key} = {_example(key, kind)}")
+        raise UsageError(msg, hint=f"write {key} = {example}")
+    value = tuple(value) if isinstance(value, list) else value
     project_policy.check_value(key, value, file)
     return value
-
-
-def _example(key: str, kind: Any) -> str:
-    if key == "env":
-        return '{ NAME = "value" }'
-    return {bool: "true", int: "5006", float: "60", list[str]: '["one", "two"]'}.get(kind, '"text"')
 
 
 def _rooted(keywords: dict[str, Any], file: Path, typed: Mapping[str, Any]) -> dict[str, Any]:

@@ -68,15 +68,16 @@ def check(key: str, value: Any, file: object) -> None:
     :param key: a keyword, with underscores
     :raises UsageError: names the file, the key, why, and what to do instead
     """
-    try:
-        if key in _LOGIN:
-            raise _Refused("has no place in a project", "what logs you in belongs into your ~/.ssh/config")
-        if key in _GUARDS or (key == "signed" and value is False):
-            raise _Refused("has no place in a project, which may not open anything to others", _TYPED)
-        if key == "detach":
-            raise _Refused("has no place in a project, which may not leave anything running", _TYPED)
-    except _Refused as exc:
-        raise _error(f"{key} {exc}", exc.hint, file) from None
+    hint = _TYPED
+    if key in _LOGIN:
+        why, hint = "", "what logs you in belongs into your ~/.ssh/config"
+    elif key in _GUARDS or (key == "signed" and value is False):
+        why = ", which may not open anything to others"
+    elif key == "detach":
+        why = ", which may not leave anything running"
+    else:
+        return
+    raise _error(f"{key} has no place in a project{why}", hint, file)
 
 
 def check_value(key: str, value: Any, file: object) -> None:

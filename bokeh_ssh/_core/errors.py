@@ -42,9 +42,11 @@ tunnel that is being made again tries on after one of them, and ends with any ot
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class BokehSSHError(Exception):
     """Anything that goes wrong in bokeh_ssh.
 
@@ -60,11 +62,12 @@ class BokehSSHError(Exception):
     #: Whether the same may work a little later, with nothing done about it.
     temporary: ClassVar[bool] = False
 
-    def __init__(self, message: str, *, host: str | None = None, hint: str | None = None) -> None:
-        self.message = message
-        self.host = host
-        self.hint = hint
-        super().__init__(message)
+    message: str = field(kw_only=False)
+    host: str | None = None
+    hint: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         text = f"{self.host}: {self.message}" if self.host else self.message
@@ -104,6 +107,7 @@ class ProtocolError(ConnectError):
     """Something answered, but it is not an SSH server that we can talk to."""
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class HostKeyError(BokehSSHError):
     """The machine's identity could not be verified. No credential was sent.
 
@@ -113,18 +117,8 @@ class HostKeyError(BokehSSHError):
 
     stage = "host key"
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        host: str | None = None,
-        hint: str | None = None,
-        key_type: str = "",
-        fingerprint: str = "",
-    ) -> None:
-        super().__init__(message, host=host, hint=hint)
-        self.key_type = key_type
-        self.fingerprint = fingerprint
+    key_type: str = ""
+    fingerprint: str = ""
 
 
 class UnknownHostKeyError(HostKeyError):
@@ -139,6 +133,7 @@ class RevokedHostKeyError(HostKeyError):
     """The machine's key is marked ``@revoked`` in known_hosts."""
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class AuthenticationError(BokehSSHError):
     """The login was refused.
 
@@ -148,18 +143,8 @@ class AuthenticationError(BokehSSHError):
 
     stage = "login"
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        host: str | None = None,
-        hint: str | None = None,
-        tried: tuple[str, ...] = (),
-        allowed: tuple[str, ...] = (),
-    ) -> None:
-        super().__init__(message, host=host, hint=hint)
-        self.tried = tried
-        self.allowed = allowed
+    tried: tuple[str, ...] = ()
+    allowed: tuple[str, ...] = ()
 
 
 class TooManyKeysError(AuthenticationError):
@@ -182,6 +167,7 @@ class ForwardError(BokehSSHError):
     stage = "forward"
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class PortInUseError(ForwardError):
     """The port is taken.
 
@@ -191,20 +177,11 @@ class PortInUseError(ForwardError):
 
     temporary = True
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        host: str | None = None,
-        hint: str | None = None,
-        port: int = 0,
-        side: str = "local",
-    ) -> None:
-        super().__init__(message, host=host, hint=hint)
-        self.port = port
-        self.side = side
+    port: int = 0
+    side: str = "local"
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class SocketInUseError(ForwardError):
     """A Unix socket is served by another program, or something that is no socket of ours is in its place.
 
@@ -214,18 +191,8 @@ class SocketInUseError(ForwardError):
 
     temporary = True
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        host: str | None = None,
-        hint: str | None = None,
-        path: str = "",
-        side: str = "local",
-    ) -> None:
-        super().__init__(message, host=host, hint=hint)
-        self.path = path
-        self.side = side
+    path: str = ""
+    side: str = "local"
 
 
 class ForwardingRefusedError(ForwardError):
@@ -249,6 +216,7 @@ class TargetUnreachableError(ForwardError):
     temporary = True
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class LaunchError(BokehSSHError):
     """The remote server did not start.
 
@@ -259,20 +227,9 @@ class LaunchError(BokehSSHError):
 
     stage = "launch"
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        host: str | None = None,
-        hint: str | None = None,
-        log: tuple[str, ...] = (),
-        exit_status: int | None = None,
-        command: tuple[str, ...] = (),
-    ) -> None:
-        super().__init__(message, host=host, hint=hint)
-        self.log = log
-        self.exit_status = exit_status
-        self.command = command
+    log: tuple[str, ...] = ()
+    exit_status: int | None = None
+    command: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         tail = "".join(f"\n  | {line}" for line in self.log[-12:])
@@ -318,6 +275,7 @@ class ServerTakenError(BokehSSHError):
     stage = "attach"
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class ForeignServerError(BokehSSHError):
     """The port belongs to another user of that machine.
 
@@ -327,20 +285,11 @@ class ForeignServerError(BokehSSHError):
 
     stage = "attach"
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        host: str | None = None,
-        hint: str | None = None,
-        port: int = 0,
-        owner: int = -1,
-    ) -> None:
-        super().__init__(message, host=host, hint=hint)
-        self.port = port
-        self.owner = owner
+    port: int = 0
+    owner: int = -1
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class ServerExitedError(BokehSSHError):
     """The remote Bokeh server ended by itself.
 
@@ -350,18 +299,8 @@ class ServerExitedError(BokehSSHError):
 
     stage = "server"
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        host: str | None = None,
-        hint: str | None = None,
-        exit_status: int | None = None,
-        log: tuple[str, ...] = (),
-    ) -> None:
-        super().__init__(message, host=host, hint=hint)
-        self.exit_status = exit_status
-        self.log = log
+    exit_status: int | None = None
+    log: tuple[str, ...] = ()
 
     @classmethod
     def _of(cls, host: str, exit_status: int | None, log: tuple[str, ...]) -> ServerExitedError:

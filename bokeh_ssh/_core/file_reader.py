@@ -19,7 +19,7 @@ _UNSIZED = 1 << 20
 #: path that leads through a file.
 _NO_FILE = {errno.ELOOP, errno.ENXIO, errno.ENOTDIR, errno.EISDIR, errno.ENODEV, getattr(errno, "EMLINK", -1)}
 #: A FIFO that nobody writes to must not be waited for, and a terminal not become ours.
-_FLAGS = sum(getattr(os, name, 0) for name in ("O_RDONLY", "O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
+FLAGS = sum(getattr(os, name, 0) for name in ("O_RDONLY", "O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _DIRECTORY = getattr(os, "O_DIRECTORY", 0)
 
@@ -110,15 +110,15 @@ class Reading:
 
 def _open(path: Path, top: Path) -> int:
     if path == top or os.open not in os.supports_dir_fd:
-        return os.open(path, _FLAGS | (0 if path == top else _NOFOLLOW))
-    folder = os.open(top, _FLAGS | _DIRECTORY)
+        return os.open(path, FLAGS | (0 if path == top else _NOFOLLOW))
+    folder = os.open(top, FLAGS | _DIRECTORY)
     try:
         *between, name = path.relative_to(top).parts
         for part in between:
-            inner = os.open(part, _FLAGS | _DIRECTORY | _NOFOLLOW, dir_fd=folder)
+            inner = os.open(part, FLAGS | _DIRECTORY | _NOFOLLOW, dir_fd=folder)
             os.close(folder)
             folder = inner
-        return os.open(name, _FLAGS | _NOFOLLOW, dir_fd=folder)
+        return os.open(name, FLAGS | _NOFOLLOW, dir_fd=folder)
     finally:
         with contextlib.suppress(OSError):
             os.close(folder)

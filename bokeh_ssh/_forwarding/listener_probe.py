@@ -13,7 +13,7 @@ import socket
 
 from bokeh_ssh._core.endpoint import Endpoint, Origin
 from bokeh_ssh._core.errors import ForwardError
-from bokeh_ssh._ssh.channel import Stream
+from bokeh_ssh._ssh.channel import Nowhere, Stream
 from bokeh_ssh._ssh.connection import Connection
 
 #: Seconds for a word to go there and back, and round trips besides; a server that is busy may take some.
@@ -89,7 +89,7 @@ class Proof:
             self._connection.pump.post(ear.stream.close)
 
 
-class _Ear:
+class _Ear(Nowhere):
     """Answers the word, on one connection to the listener."""
 
     def __init__(self, connection: Connection, stream: Stream, word: bytes, answer: bytes) -> None:
@@ -114,15 +114,6 @@ class _Ear:
         self._heard = (self._heard + b"".join(parts))[: len(self._word) + 1]
         if self._heard == self._word:
             self._connection.pump.post(self._reply)
-
-    def on_eof(self) -> None:
-        pass
-
-    def on_close(self) -> None:
-        pass
-
-    def on_lost(self) -> None:
-        pass
 
     def on_window(self) -> None:
         self._connection.pump.post(self._reply)

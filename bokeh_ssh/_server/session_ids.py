@@ -38,12 +38,6 @@ def token_of(session_id: str, key: str, *, lifetime: int = 300) -> str:
     return f"{text}.{_signature(text, key)}"
 
 
-def is_signed(session_id: str, key: str) -> bool:
-    """Whether a session id, or a token, has the signature of ``key``."""
-    name, dot, signature = session_id.partition(".")
-    return bool(dot) and hmac.compare_digest(_signature(name, key).encode(), signature.encode())
-
-
 def _random() -> str:
     return "".join(secrets.choice(_LETTERS) for _ in range(_LENGTH))
 

@@ -19,7 +19,7 @@ from bokeh_ssh._core.endpoint import Origin
 from bokeh_ssh._ssh.auth.agent import Agent, AgentError
 from bokeh_ssh._ssh.channel import Stream
 from bokeh_ssh._ssh.connection import Connection
-from bokeh_ssh._ssh.messages import AGENT
+from bokeh_ssh._ssh.messages import AGENT, string, strings
 from bokeh_ssh._ssh.session import Session
 
 # draft-ietf-sshm-ssh-agent, section 3.
@@ -113,22 +113,22 @@ class _Lending:
                 except (AgentError, ValueError, struct.error):
                     answer = _FAILURE
                 if not self._over:
-                    line.session.write(_string(answer))
+                    line.session.write(string(answer))
         finally:
             self._agent.close()
 
     def _find_answer(self, question: bytes) -> bytes:
         if question[0] == _LIST:
             keys = self._agent.list_keys()
-            parts = (_string(key.blob) + _string(key.comment) for key in keys)
+            parts = (string(key.blob) + string(key.comment) for key in keys)
             return bytes((_KEYS,)) + _uint32.pack(len(keys)) + b"".join(parts)
         if question[0] != _SIGN:
             return _FAILURE
-        blob, data, rest = _strings(question[1:], 2)
+        blob, data, rest = strings(question[1:], 2)
         if not is_login(data, blob, self._user):
             return _FAILURE
         signature = self._agent.sign(blob, data, _ALGORITHMS.get(_uint32.unpack_from(rest)[0], ""))
-        return bytes((_SIGNATURE,)) + _string(signature)
+        return bytes((_SIGNATURE,)) + string(signature)
 
 
 class _Line:
@@ -166,31 +166,14 @@ def is_login(data: bytes, blob: bytes, user: bytes) -> bool:
     False
     """
     try:
-        _, rest = _strings(data, 1)
+        _, rest = strings(data, 1)
         if rest[:1] != bytes((_LOGIN,)):
             return False
-        who, service, method, rest = _strings(rest[1:], 3)
+        who, service, method, rest = strings(rest[1:], 3)
         if rest[:1] != b"\x01":
             return False
-        _, key, _ = _strings(rest[1:], 2)
-    except (ValueError, struct.error):
+        _, key, _ = strings(rest[1:], 2)
+    except ValueError:
         return False
     methods = (b"publickey", b"publickey-hostbound-v00@openssh.com")
     return who == user and service == b"ssh-connection" and method in methods and key == blob
-
-
-def _string(data: bytes) -> bytes:
-    return _uint32.pack(len(data)) + data
-
-
-def _strings(data: bytes, count: int) -> tuple[bytes, ...]:
-    """Read so many strings (RFC 4251, section 5); what follows them is the last of what this gives."""
-    found = []
-    for _ in range(count):
-        end = 4 + int(_uint32.unpack_from(data)[0])
-        if end > len(data):
-            msg = "a string ends beyond its message"
-            raise ValueError(msg)
-        found.append(data[4:end])
-        data = data[end:]
-    return (*found, data)

@@ -50,14 +50,6 @@ class Sink(Protocol):
     def on_window(self) -> None: ...
 
 
-class SessionSink(Sink, Protocol):
-    """What the sink of a session takes besides."""
-
-    def on_stderr(self, data: bytes) -> None: ...
-    def on_reply(self, ok: bool) -> None: ...
-    def on_exit(self, status: int) -> None: ...
-
-
 class Carrier(Protocol):
     """What a stream needs of its transport."""
 
@@ -70,8 +62,8 @@ class Carrier(Protocol):
     def rtt(self) -> float: ...
 
 
-class _Nowhere:
-    """Takes what comes before a sink is set, and after the end: nothing may."""
+class Nowhere:
+    """A sink that does nothing, as before one is set, and after the end; a base for those that do little."""
 
     def on_data(self, parts: list[memoryview]) -> None: ...
     def on_eof(self) -> None: ...
@@ -80,7 +72,7 @@ class _Nowhere:
     def on_window(self) -> None: ...
 
 
-_NOWHERE = _Nowhere()
+_NOWHERE = Nowhere()
 
 
 class Stream:

@@ -25,7 +25,7 @@ from bokeh_ssh._core.waiting import wait
 from bokeh_ssh._ssh.channel import LOST, Sink, Stream
 from bokeh_ssh._ssh.io_loop import Pump
 from bokeh_ssh._ssh.keepalive import Watchdog
-from bokeh_ssh._ssh.messages import AGENT_REQUEST, bound_port, cancelling, listening, opening
+from bokeh_ssh._ssh.messages import AGENT_REQUEST, bound_port, cancelling, listening, opening, string
 from bokeh_ssh._ssh.relay import MakePipe, Pipe, reset
 from bokeh_ssh._ssh.route import Hop
 from bokeh_ssh._ssh.session import Session
@@ -165,8 +165,7 @@ class Connection:
         self._closing.set()
         if self.transport.alive:
             # Let what was queued (closes, cancelled listeners) go out, then say goodbye (RFC 4253, 11.1).
-            bye = b"closed by user"
-            self.transport.send_later(struct.pack(">BII", 1, 11, len(bye)) + bye + struct.pack(">I", 0))
+            self.transport.send_later(struct.pack(">BI", 1, 11) + string(b"closed by user") + string(b""))
             self.pump.drain(0.5)
         self.transport.shut(0.5)
         self.pump.close(0.5)
@@ -230,8 +229,7 @@ class Connection:
             raise SessionError(msg, host=self.name, hint=hint)
         if agent:
             opened.request(AGENT_REQUEST, b"", want_reply=False)
-        raw = what.encode()
-        opened.request(kind, struct.pack(">I", len(raw)) + raw)
+        opened.request(kind, string(what.encode()))
         if not wait(session.replied, deadline - time.monotonic()) and not session.ended.is_set():
             session.close()
             raise self._silence("running a command", timeout)

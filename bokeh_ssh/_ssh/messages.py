@@ -1,5 +1,7 @@
 """What SSH writes of endpoints: requests for a channel, to listen, to stop; and what a server tells of them.
 
+Also strings as all of SSH writes them.
+
 TCP is RFC 4254, section 7; sockets are OpenSSH's extension (its PROTOCOL file, section 2.4). Pure text.
 """
 
@@ -17,25 +19,42 @@ _MOST_TEXT = 1024  # bytes of a name that a server may tell
 _uint32 = struct.Struct(">I")
 
 
-def _string(raw: bytes) -> bytes:
+def string(raw: bytes) -> bytes:
+    """Write bytes as a string (RFC 4251, section 5)."""
     return _uint32.pack(len(raw)) + raw
 
 
+def strings(data: bytes, count: int) -> list[bytes]:
+    """Read so many strings; what follows them is the last of what this returns.
+
+    :raises ValueError: if there are fewer
+    """
+    found = []
+    for _ in range(count):
+        end = 4 + int.from_bytes(data[:4], "big")
+        if end > len(data):
+            msg = "a string ends beyond its message"
+            raise ValueError(msg)
+        found.append(data[4:end])
+        data = data[end:]
+    return [*found, data]
+
+
 def _address(host: str, port: int) -> bytes:
-    return _string(encode(host)) + _uint32.pack(port)
+    return string(encode(host)) + _uint32.pack(port)
 
 
 def opening(target: Endpoint, origin: Origin) -> tuple[bytes, bytes]:
     """Give the type of a channel that leads to ``target``, and what follows it in the request."""
     if isinstance(target, str):
-        return b"direct-streamlocal@openssh.com", _string(encode(target)) + _string(b"") + _uint32.pack(0)
+        return b"direct-streamlocal@openssh.com", string(encode(target)) + string(b"") + _uint32.pack(0)
     return b"direct-tcpip", _address(*target) + _address(*origin)
 
 
 def listening(where: Endpoint) -> tuple[bytes, bytes]:
     """Give the name of the global request that has the server listen, and what follows it."""
     if isinstance(where, str):
-        return b"streamlocal-forward@openssh.com", _string(encode(where))
+        return b"streamlocal-forward@openssh.com", string(encode(where))
     return b"tcpip-forward", _address(*where)
 
 
@@ -75,8 +94,8 @@ def forwarded(kind: bytes, rest: bytes) -> tuple[Endpoint, Origin] | None:
 
 def _take(rest: bytes) -> tuple[str, bytes]:
     """Read a string, as :func:`encode` writes it; gives it and what follows."""
-    end = 4 + int(_uint32.unpack_from(rest)[0])
-    if not 4 <= end <= min(len(rest), _MOST_TEXT + 4):
-        msg = "a string ends beyond its message"
+    raw, rest = strings(rest, 1)
+    if len(raw) > _MOST_TEXT:
+        msg = "a name is too long"
         raise ValueError(msg)
-    return rest[4:end].decode("utf-8", "surrogateescape"), rest[end:]
+    return raw.decode("utf-8", "surrogateescape"), rest

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import struct
 import threading
 from collections.abc import Callable
 
 from bokeh_ssh._ssh.channel import Stream
 from bokeh_ssh._ssh.io_loop import Pump
+from bokeh_ssh._ssh.messages import string
 
 #: Seconds for an exit status and a CLOSE, after the end of what the command says.
 _AFTER_EOF = 1.0
@@ -64,8 +64,7 @@ class Session:
         """Send the command a signal, such as ``"KILL"`` (RFC 4254, section 6.9); there is no answer."""
         stream = self._stream
         if stream:
-            raw = name.encode()
-            stream.request(b"signal", struct.pack(">I", len(raw)) + raw, want_reply=False)
+            stream.request(b"signal", string(name.encode()), want_reply=False)
 
     def close(self) -> None:
         """Close the channel after what is queued and fits, with an end before it; idempotent."""

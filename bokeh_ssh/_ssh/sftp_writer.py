@@ -18,6 +18,7 @@ from typing import Protocol, TypeVar
 
 from bokeh_ssh._core.errors import BokehSSHError
 from bokeh_ssh._core.waiting import wait_for
+from bokeh_ssh._ssh.messages import string, strings
 from bokeh_ssh._ssh.runner import Session, Subsystems
 
 _T = TypeVar("_T")
@@ -144,16 +145,16 @@ class Sftp:
             while True:
                 for whose, path, file in itertools.islice(coming, _OPENED - len(opening)):
                     how = struct.pack(">III", _NEW, _WITH_MODE, 0o600)
-                    opening.append((whose, file, self._ask(_OPEN, _string(path) + how)))
+                    opening.append((whose, file, self._ask(_OPEN, string(path) + how)))
                 if not opening:
                     break
                 whose, file, number = opening[0]
-                handle = _string(self._expect(number, _HANDLE))
+                handle = string(self._expect(number, _HANDLE))
                 end = 0
                 for offset, data in file.pieces(_CHUNK):
                     much = offset + len(data) - end  # with the hole before it
                     end += much
-                    ask(_WRITE, handle + struct.pack(">Q", offset) + _string(data), len(data), much, [])
+                    ask(_WRITE, handle + struct.pack(">Q", offset) + string(data), len(data), much, [])
                 ask(_CLOSE, handle, 0, 0, [whose])
                 opening.popleft()
                 file.close()
@@ -185,11 +186,11 @@ class Sftp:
             got, body = self._answers.pop(number)
         try:
             if got == kind == _HANDLE:
-                return _text(body)
+                return strings(body, 1)[0]
             (code,) = struct.unpack_from(">I", body)
             if got == kind == _STATUS and code == _OK:
                 return b""
-            words = _text(body[4:]) if got == _STATUS and len(body) > 4 else b""
+            words = strings(body[4:], 1)[0] if got == _STATUS and len(body) > 4 else b""
         except (struct.error, ValueError):
             raise SftpError("it answers in another way than SFTP does") from None
         raise SftpError(words.decode("utf-8", "replace")[:200] or f"the request was refused, reason {code}")
@@ -250,18 +251,3 @@ class Sftp:
 
 def _packet(kind: int, body: bytes) -> bytes:
     return struct.pack(">IB", len(body) + 1, kind) + body
-
-
-def _string(data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + data
-
-
-def _text(body: bytes) -> bytes:
-    """Give the string that it begins with.
-
-    :raises ValueError: if there is none
-    """
-    (length,) = struct.unpack_from(">I", body)
-    if len(body) < 4 + length:
-        raise ValueError(length)
-    return body[4 : 4 + length]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import selectors
 import socket
 import threading
@@ -65,13 +66,7 @@ def interleave(addresses: Sequence[Address]) -> list[Address]:
     first = addresses[0][0] if addresses else socket.AF_INET
     mine = [a for a in addresses if a[0] == first]
     others = [a for a in addresses if a[0] != first]
-    mixed: list[Address] = []
-    while mine or others:
-        if mine:
-            mixed.append(mine.pop(0))
-        if others:
-            mixed.append(others.pop(0))
-    return mixed
+    return [each for pair in itertools.zip_longest(mine, others) for each in pair if each]
 
 
 def dial(host: str, port: int, *, name: str, timeout: float) -> socket.socket:

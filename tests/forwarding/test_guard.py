@@ -86,7 +86,7 @@ def test_names_of_this_machine_pass(host: str) -> None:
     ],
 )
 def test_other_names_are_refused(host: str) -> None:
-    """A name that somebody had lead to this machine is not taken, nor what two programs may read as two names."""
+    """A name that somebody had lead to this machine is not taken, nor what two programs may read as two."""
     assert judge(Guard(5006), head(f"Host: {host}")) == "refuse"
 
 

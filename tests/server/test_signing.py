@@ -20,7 +20,7 @@ from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._server.launch_spec import Launch
 from bokeh_ssh._server.options import ServerOptions
 from bokeh_ssh._server.server import Server
-from bokeh_ssh._server.session_ids import is_signed, new_key, new_session_id, token_of
+from bokeh_ssh._server.session_ids import new_key, new_session_id, token_of
 
 token = pytest.importorskip("bokeh.util.token")
 KEYS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
@@ -28,15 +28,12 @@ KEYS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])
 
 @given(KEYS, KEYS)
 def test_ids_are_signed_as_bokeh_does(key: str, other: str) -> None:
-    """Bokeh takes our ids, and we take Bokeh's; with another key neither does."""
+    """Bokeh takes our ids, which are as long as its own; with another key it does not."""
     ours = new_session_id(key)
     assert token.check_session_id_signature(ours, key.encode(), True)
-    theirs = token.generate_session_id(key.encode(), True)
-    assert is_signed(theirs, key)
-    assert len(theirs) == len(ours)
+    assert len(token.generate_session_id(key.encode(), True)) == len(ours)
     if other != key:
         assert not token.check_session_id_signature(ours, other.encode(), True)
-        assert not is_signed(theirs, other)
 
 
 @given(KEYS)
@@ -47,14 +44,7 @@ def test_tokens_are_signed_as_bokeh_does(key: str) -> None:
     assert token.check_token_signature(made, key.encode(), True)
     assert token.get_session_id(made) == session
     assert 90 < token.get_token_payload(made)["session_expiry"] - time.time() <= 101
-    assert is_signed(made, key)
-    assert not is_signed("x" + made, key)
-
-
-@pytest.mark.parametrize("text", ["", ".", "a", "a.", ".a", "a.b.c", "é.ü"])
-def test_what_is_no_id_is_not_signed(text: str) -> None:
-    """Anything else has no signature, and is no error."""
-    assert not is_signed(text, "key")
+    assert not token.check_token_signature(made, b"another" + key.encode(), True)
 
 
 def test_keys_and_ids_do_not_repeat() -> None:

@@ -12,6 +12,7 @@ import re
 import shlex
 import shutil
 import stat
+import struct
 import subprocess
 import sys
 import threading
@@ -876,3 +877,41 @@ def test_imports() -> None:
     )
     done = run(sys.executable, "-c", program, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr
+
+
+def _string(data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + data
+
+
+def _certificate(key: str, ca: bytes, signature: bytes) -> bytes:
+    """Make a certificate for the host of whatever parts."""
+    own = blob(key)[4 + len("ssh-ed25519") :]
+    numbers = struct.pack(">QI", 0, 2)
+    names = _string(b"") + _string(_string(HOST.encode()))
+    rest = struct.pack(">QQ", 0, 2**64 - 1) + 3 * _string(b"") + _string(ca) + _string(signature)
+    return _string(b"ssh-ed25519-cert-v01@openssh.com") + _string(b"nonce") + own + numbers + names + rest
+
+
+def test_certificates_for_certificates(keys: Keys, tmp_path: Path) -> None:
+    """A certificate that a certificate signed, and so on, is refused, however deep."""
+    key, signature = keys.public["ed"], _string(b"ssh-ed25519") + _string(bytes(64))
+    deep = blob(keys.public["cert"])
+    for _ in range(1200):
+        deep = _certificate(key, deep, signature)
+    with pytest.raises(UnknownHostKeyError, match="cannot be trusted"):
+        verify(deep, [str(tmp_path / "no")], policy="accept-new")
+
+
+def test_certificate_of_a_security_key(keys: Keys, tmp_path: Path) -> None:
+    """What a security key signed is not checked: it vouches for nobody, and the key alone may be known."""
+    kind = "sk-ssh-ed25519@openssh.com"
+    ca = _string(kind.encode()) + blob(keys.public["ca"])[4 + len("ssh-ed25519") :] + _string(b"ssh:")
+    signature = _string(kind.encode()) + _string(bytes(64)) + b"\1\0\0\0\7"
+    shown = _certificate(keys.public["ed"], ca, signature)
+    path = tmp_path / "known_hosts"
+    authority = f"@cert-authority * {kind} {base64.b64encode(ca).decode()}\n"
+    path.write_text(authority)
+    with pytest.raises(UnknownHostKeyError, match=f"not supported .signed with {kind}"):
+        verify(shown, [str(path)])
+    path.write_text(authority + f"{HOST} {keys.public['ed']}\n")
+    assert verdict(shown, [str(path)]) == "known"

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 import apps
 from beds import until
 from bokeh_ssh import AuthenticationError, BokehSSHError, GatewayTunnel, Host, ReverseForwarded, UsageError
-from bokeh_ssh._ssh.agent_forwarding import _string, is_login, lent
+from bokeh_ssh._ssh.agent_forwarding import is_login, lent
 from bokeh_ssh._ssh.auth.agent import Agent
 from bokeh_ssh._ssh.connect import connect
+from bokeh_ssh._ssh.messages import string as _string
 from gateways import gateway_of, host_of
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="an agent on a Unix socket")

@@ -7,7 +7,6 @@ import os
 import queue
 import re
 import socket
-import struct
 import sys
 import threading
 import time
@@ -27,6 +26,7 @@ from paramiko.message import Message
 from paramiko.ssh_exception import SSHException
 
 from bokeh_ssh._core.text import expand
+from bokeh_ssh._ssh.messages import string
 
 #: Seconds for an agent to say which keys it has: it needs nobody's help for that.
 LIST_TIMEOUT = 3.0
@@ -123,7 +123,7 @@ class Agent:
         try:
             if self._line is None:
                 self._line = _connect(self._address or "", deadline)
-            reply = self._line.ask(struct.pack(">I", len(request)) + request, deadline)
+            reply = self._line.ask(string(request), deadline)
         except TimeoutError as exc:
             self.close()
             self.trouble = f"the SSH agent did not answer within {timeout:g} s"
@@ -157,12 +157,22 @@ def _connect(address: str, deadline: float) -> _Line:
     raise OSError(msg)
 
 
-def _length(head: bytes) -> int:
-    size = int(struct.unpack(">I", head)[0])
+def _read_answer(receive: Callable[[int], bytes]) -> bytes:
+    def read(size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            chunk = receive(size - len(data))
+            if not chunk:
+                msg = "it hung up"
+                raise EOFError(msg)
+            data += chunk
+        return data
+
+    size = int.from_bytes(read(4), "big")
     if not 0 < size <= _MOST_BYTES:
         msg = f"it sent a message of {size} bytes"
         raise ValueError(msg)
-    return size
+    return read(size)
 
 
 class _SocketLine:
@@ -184,20 +194,13 @@ class _SocketLine:
         self._sock.settimeout(left)
 
     def ask(self, request: bytes, deadline: float) -> bytes:
+        def receive(size: int) -> bytes:
+            self._step(deadline)
+            return self._sock.recv(size)
+
         self._step(deadline)
         self._sock.sendall(request)
-        return self._read(_length(self._read(4, deadline)), deadline)
-
-    def _read(self, size: int, deadline: float) -> bytes:
-        data = b""
-        while len(data) < size:
-            self._step(deadline)
-            chunk = self._sock.recv(size - len(data))
-            if not chunk:
-                msg = "it hung up"
-                raise EOFError(msg)
-            data += chunk
-        return data
+        return _read_answer(receive)
 
     def close(self) -> None:
         self._sock.close()
@@ -248,17 +251,7 @@ class PipeLine:
                 msg = "none is running"
                 raise OSError(msg)
         self._conn.send(request)
-        return self._read(_length(self._read(4)))
-
-    def _read(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            chunk = self._conn.recv(size - len(data))
-            if not chunk:
-                msg = "it hung up"
-                raise EOFError(msg)
-            data += chunk
-        return data
+        return _read_answer(self._conn.recv)
 
     def close(self) -> None:
         # Closing a pipe handle that a thread reads from would block on Windows as long as the read does.
