@@ -352,7 +352,7 @@ def test_server_that_computes_for_long_is_told_as_busy(bench: Bench, on_socket: 
     def told() -> list[type]:
         return kinds(bench, ServerUnresponsive, ServerResponsive)
 
-    until(lambda: "Unused sessions" in str(server.log), what="it has written all it has to say")
+    until(lambda: "User authentication hooks" in str(server.log), what="it has written all it has to say")
     silent = len(server.log)
     seen = time.monotonic()
     until(lambda: time.monotonic() - seen > 6.4, what="it was looked at some times")
