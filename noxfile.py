@@ -164,7 +164,8 @@ def docs(session: nox.Session) -> None:
 @nox.session(python="3.10")
 def lowest(session: nox.Session) -> None:
     """Run the tests with the lowest versions that the package allows of what it depends on."""
-    constraints = Path(session.create_tmp(), "lowest.txt")
+    # Not in session.create_tmp(): that would be the tests' TMPDIR, too long a path for their sockets.
+    constraints = Path(session.virtualenv.location, "lowest.txt")
     constraints.write_text("".join(f"{line}\n" for line in _lowest()), encoding="utf-8")
     session.install(".[demo,dev]", *_tools(session), "-c", str(constraints))
     session.run("pytest", *(session.posargs or OPTIONS))
