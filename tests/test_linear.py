@@ -75,7 +75,7 @@ def _named() -> dict[str, re.Pattern[Any]]:
     """List all patterns that are attributes of our modules."""
     found: dict[str, re.Pattern[Any]] = {}
     for info in pkgutil.walk_packages(bokeh_ssh.__path__, "bokeh_ssh."):
-        if info.name.endswith(("__main__", "_demo_app")):
+        if info.name.endswith(("__main__", "demo_app")):
             continue
         module = importlib.import_module(info.name)
         for name, value in vars(module).items():
