@@ -18,16 +18,16 @@ from typing import Any
 import pytest
 
 from beds import until
-from bokeh_ssh._cli.output_queue import Backlog
+from bokeh_ssh._cli.output_queue import OutputQueue
 from bokeh_ssh._core.dispatcher import Dispatcher
 from bokeh_ssh._core.events import AppFailed
 from bokeh_ssh._core.framing import Reader
-from bokeh_ssh._forwarding.port_ownership import Sentry
+from bokeh_ssh._forwarding.port_ownership import PortOwnershipMonitor
 from bokeh_ssh._remote import client_stream
 from bokeh_ssh._server.launch_spec import Launch
 from bokeh_ssh._server.log_parsing import AppErrors
 from bokeh_ssh._server.probe import check_owner
-from bokeh_ssh._server.server_state import Hearing
+from bokeh_ssh._server.server_state import ServerState
 from memory import peak
 
 if os.name != "posix":
@@ -94,7 +94,7 @@ def test_supervisor_keeps_little_of_a_flood(
     server = bench.start(command=command, env={"FAKE": ""}, lease=100)
     session = bench.runners[-1].sessions[-1]
     if kind == "words":
-        server._say(do="accompany", argv=words, env={})
+        server._send(do="accompany", argv=words, env={})
         server.heartbeat()
         until(lambda: b'"beat"' in session.received, what="it to have begun")
     supervisor = heard(server, session, "started")[-1]["supervisor"]
@@ -113,7 +113,7 @@ def test_words_too_deep_to_be_read_are_none(bench: Bench) -> None:
     server = bench.start(command=FAKE, env={"FAKE": ""})
     program = "print('[' * 60000); print('{\"a\":' * 10000); print('{\"event\": \"port\"}', flush=True)"
     program = f"import time; {program}; time.sleep(600)"
-    assert server.accompany((sys.executable, "-S", "-c", program), {}, 20) == {"event": "port"}
+    assert server.start_sidecar((sys.executable, "-S", "-c", program), {}, 20) == {"event": "port"}
     reader = Reader("m" * 32)
     assert reader.feed(b"m" * 32 + b"[" * 60000 + b"\n") == []
 
@@ -149,8 +149,8 @@ def test_lines_that_lie_about_ports_cost_little(bench: Bench) -> None:
     assert time.monotonic() - began < 15
 
 
-class _Heard(Hearing):
-    def _say(self, **message: object) -> None:
+class _Heard(ServerState):
+    def _send(self, **message: object) -> None:
         pass
 
 
@@ -158,10 +158,10 @@ def test_log_here_is_bounded_in_characters() -> None:
     """Of lines of any length so many characters are kept as are of use; the last ones."""
     heard = _Heard("host", Launch(), lambda event: None)
     for number in range(100):
-        heard._hear({"event": "log", "lines": [f"{number} {at} " + "x" * 20_000 for at in range(100)]})
+        heard._receive({"event": "log", "lines": [f"{number} {at} " + "x" * 20_000 for at in range(100)]})
     assert sum(map(len, heard.log)) <= _MIB
     assert heard.log[-1].startswith("99 99 ")
-    heard._hear({"event": "log", "lines": [""] * 5000})
+    heard._receive({"event": "log", "lines": [""] * 5000})
     assert len(heard.log) == 2000
 
 
@@ -199,7 +199,7 @@ def test_what_waits_for_a_slow_handler_is_bounded_in_bytes(caplog: pytest.LogCap
 def test_lines_that_wait_for_a_terminal_are_bounded() -> None:
     """Lines that nobody takes are kept for some MB at most; how many are missing is said."""
     shown: list[str] = []
-    backlog = Backlog(shown.extend)
+    backlog = OutputQueue(shown.extend)
     for _ in range(20):
         backlog.put(["x" * 8000] * 1000)
     backlog.start()
@@ -214,9 +214,9 @@ def test_what_a_list_of_servers_says_is_bounded(bench: Bench, monkeypatch: pytes
     from bokeh_ssh._server import registry
 
     monkeypatch.setattr(registry, "_MOST_BYTES", 1000)
-    run = registry._Errand(bench.runner(), {"do": "list"}, None, 5)
+    run = registry._ControlRequest(bench.runner(), {"do": "list"}, None, 5)
     for number in range(1000):
-        run._on_stdout(run._mark.encode() + json.dumps({"event": "server", "n": number}).encode() + b"\n")
+        run._on_stdout(run._nonce.encode() + json.dumps({"event": "server", "n": number}).encode() + b"\n")
     assert len(run._messages) < 30
 
 
@@ -253,7 +253,7 @@ def test_words_that_nobody_asked_for_are_not_kept() -> None:
         return mark + b'{"event": "%08d' % number + b"x" * 65536 + b'"}\n'
 
     connection: Any = _Floods(say)
-    assert peak(lambda: Sentry(connection, 5006, lambda error: None)) < 2 * _MIB
+    assert peak(lambda: PortOwnershipMonitor(connection, 5006, lambda error: None)) < 2 * _MIB
 
 
 def test_of_what_a_slow_client_misses_the_last_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,18 +268,18 @@ def test_of_what_a_slow_client_misses_the_last_is_told(monkeypatch: pytest.Monke
         return len(data)
 
     monkeypatch.setattr(client_stream, "os", types.SimpleNamespace(write=write))
-    wire = client_stream.Wire("mark")
+    wire = client_stream.ClientStream("mark")
     full.set()
     for number in range(3000):
-        wire.say("log", stream="out", lines=["x" * 1000])
-        wire.say("along", word={"number": number, "text": "x" * 1000})
-        wire.say("stopped" if number % 2 else "continued")
-        wire.say("stored", number=number, size=0, fault="full" if number == 2500 else "")
+        wire.send("log", stream="out", lines=["x" * 1000])
+        wire.send("along", word={"number": number, "text": "x" * 1000})
+        wire.send("stopped" if number % 2 else "continued")
+        wire.send("stored", number=number, size=0, fault="full" if number == 2500 else "")
     assert wire._size < 1.1 * _MIB
-    assert len(wire._late) == 3
+    assert len(wire._deferred) == 3
     full.clear()
     wire.flush()
-    wire.say("exit", status=0)
+    wire.send("exit", status=0)
     said = [json.loads(line.removeprefix("mark")) for line in sent.decode().splitlines()]
     lines = sum(len(each["lines"]) for each in said if each["event"] == "log")
     assert [each["event"] for each in said[-5:]] == ["dropped", "along", "stopped", "stored", "exit"]

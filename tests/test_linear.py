@@ -25,8 +25,8 @@ from bokeh_ssh._core.framing import Reader, Tail, plain
 from bokeh_ssh._core.proc_net import find_owner
 from bokeh_ssh._core.text import clean
 from bokeh_ssh._forwarding.http_requests import Inspector, RequestRefusedError
-from bokeh_ssh._forwarding.request_filter import Guard
-from bokeh_ssh._remote.readiness import Facts, mask, told
+from bokeh_ssh._forwarding.request_filter import RequestFilter
+from bokeh_ssh._remote.readiness import Facts, mask, parse_notice
 from bokeh_ssh._server.gitignore import spec
 from bokeh_ssh._server.log_parsing import AppErrors, reason
 from bokeh_ssh._ssh.auth.known_hosts import find
@@ -201,13 +201,13 @@ def _drips(reader: Reader, text: bytes) -> None:
 
 
 def _chunked(text: bytes) -> None:
-    inspector = Inspector(Guard(()))
+    inspector = Inspector(RequestFilter(()))
     inspector.feed(b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
     inspector.feed(b"1\r\na\r\n" * (len(text) // 6))
 
 
 def _dripped_head(text: bytes) -> None:
-    inspector = Inspector(Guard(()))
+    inspector = Inspector(RequestFilter(()))
     with contextlib.suppress(RequestRefusedError):
         inspector.feed(b"GET / HTTP/1.1\r\n")
         for at in range(0, len(text), 8):
@@ -238,7 +238,7 @@ _PARSERS: dict[str, Callable[[str], object]] = {
     "app errors": _records,
     "reason": lambda text: reason(text.split("\n")),
     "facts": lambda text: [Facts().read(line) for line in text.split("\n")],
-    "told": told,
+    "told": parse_notice,
     "mask": lambda text: mask(text, "--" + text + "=x"),
     "owners": lambda text: find_owner("bokeh-ssh-owner\n0\n" + text, 80),
     "known_hosts": lambda text: find(text.encode("latin-1", "replace"), "", "host"),

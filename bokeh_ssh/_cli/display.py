@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bokeh_ssh._cli.doctor import Finding
-from bokeh_ssh._cli.messages import HEAD, LONGEST, Line, describe, in_words, next_step, row
+from bokeh_ssh._cli.messages import HEAD, LONGEST, Line, describe, describe_error, next_step, row
 from bokeh_ssh._cli.options import in_flags
 from bokeh_ssh._core.errors import BokehSSHError
 from bokeh_ssh._core.events import Event, Prompt, Question, Ready, Uploading
@@ -175,7 +175,7 @@ class Display:
             hint = next_step(error)
             left = _ERROR_LINES - math.ceil((len(hint) + 2) / _COLUMNS)
             most = max(_LEAST_LINES, left) * _COLUMNS - len("bokeh-ssh: …")
-            text = f"{error.host}: " * bool(error.host) + in_words(error)
+            text = f"{error.host}: " * bool(error.host) + describe_error(error)
             text = clean(text, LONGEST if trace else most)
             self._console.print(Text.assemble(("bokeh-ssh: ", "bold red"), (text, "bold")))
             for line in getattr(error, "log", ())[-_LOG_LINES:]:

@@ -30,13 +30,13 @@ from bokeh_ssh._core.events import Authenticated, Connecting, Event, HostKeyAdde
 from bokeh_ssh._core.host import Host
 from bokeh_ssh._core.waiting import wait
 from bokeh_ssh._forwarding.listener import bind
-from bokeh_ssh._forwarding.listener_probe import Proof
+from bokeh_ssh._forwarding.listener_probe import ListenerProbe
 from bokeh_ssh._forwarding.published_sockets import private_directory, private_socket, published
 from bokeh_ssh._server.options import BOKEH_PORT, LOOPBACK, ServerOptions
-from bokeh_ssh._server.probe import look
+from bokeh_ssh._server.probe import probe_port
 from bokeh_ssh._server.registry import list_servers
 from bokeh_ssh._server.server import Server
-from bokeh_ssh._ssh.auth.prompt_cache import Memory
+from bokeh_ssh._ssh.auth.prompt_cache import PromptCache
 from bokeh_ssh._ssh.connect import connect
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._ssh.route import find_route
@@ -90,9 +90,9 @@ def examine(host: Host, serve: ServerOptions, begin: Callable[[str], None]) -> I
     yield Finding("name", "good", ", then ".join(names))
     begin("Connecting")
     met: list[Finding] = []
-    memory = Memory()
+    prompt_cache = PromptCache()
     try:
-        connection = connect(host, on_event=_Meeting(met).on_event, memory=memory)
+        connection = connect(host, on_event=_Meeting(met).on_event, prompt_cache=prompt_cache)
     except BokehSSHError as exc:
         yield from met
         yield _bad(_stage(exc), exc)
@@ -103,7 +103,7 @@ def examine(host: Host, serve: ServerOptions, begin: Callable[[str], None]) -> I
             """Give the connection; a new one, logged in to as before, where a check has cost the last."""
             nonlocal connection
             if not connection.alive:
-                connection = lines.enter_context(connect(host, memory=memory))
+                connection = lines.enter_context(connect(host, prompt_cache=prompt_cache))
             return connection
 
         lines.enter_context(connection)
@@ -215,7 +215,7 @@ def _check_forwarding(connection: Connection) -> Finding:
     """Ask for what a tunnel would: whether something listens there does not matter."""
     what = f"to port {BOKEH_PORT} there"
     try:
-        found = look(connection, BOKEH_PORT, timeout=connection.hop.timeout)
+        found = probe_port(connection, BOKEH_PORT, timeout=connection.hop.timeout)
     except ForwardingRefusedError as exc:
         return Finding("forwarding", "bad", f"the server forbids it {what}", exc.hint or "")
     if found is None:
@@ -237,7 +237,7 @@ def _check_sockets(connection: Connection) -> Finding:
 
 
 def _check_gateway(connection: Connection) -> Finding:
-    proof = Proof(connection)
+    proof = ListenerProbe(connection)
     try:
         where = connection.listen((LOOPBACK, 0), proof.handle)
     except ForwardError as exc:
@@ -297,8 +297,8 @@ def _check_server(
 
 def _check_loss(connection: Connection, server: Server) -> Finding:
     """End a server's session, and have the server back; ends the server."""
-    ticket = server.ticket
-    if ticket is None or server.doomed:
+    server_ref = server.server_ref
+    if server_ref is None or server.doomed:
         server.stop()
         why = (
             f"it ends when the connection does ({server.doomed})" if server.doomed else "nobody could find it"
@@ -306,7 +306,7 @@ def _check_loss(connection: Connection, server: Server) -> Finding:
         return _lost(why)
     server.close()
     try:
-        Server.adopt(connection, ticket, launch=server.launch).stop()
+        Server.adopt(connection, server_ref, launch=server.launch).stop()
     except (ServerGoneError, ServerExitedError):
         return _lost("the SSH server ends it with its session")
     except BokehSSHError as exc:

@@ -14,7 +14,7 @@ from types import FrameType
 
 from bokeh_ssh._cli.display import Display, flush
 from bokeh_ssh._cli.json_output import JsonDisplay
-from bokeh_ssh._cli.output_queue import Backlog
+from bokeh_ssh._cli.output_queue import OutputQueue
 from bokeh_ssh._cli.prompts import find_prompt
 from bokeh_ssh._cli.std_streams import OutputError, current
 from bokeh_ssh._core.errors import BokehSSHError, UsageError
@@ -49,7 +49,7 @@ class Foreground:
             raise UsageError(msg, hint="leave out --quiet: with --json nothing else is written")
         self._verbose = verbose
         self.display = JsonDisplay() if json else Display(moving=not verbose, quiet=quiet)
-        self._backlog = Backlog(self.display.log_lines) if log else None
+        self._output_queue = OutputQueue(self.display.log_lines) if log else None
         self._logging = _set_up_logging(verbose)
         asking = find_prompt()
         self.prompt: Prompt | None = self.display.prompt(asking) if asking else None
@@ -70,15 +70,15 @@ class Foreground:
                     self._streams.on_fault = lambda: threading.Thread(
                         target=thing.close, name="bokeh-ssh end", daemon=True
                     ).start()
-                    if self._backlog:
-                        thing._on_log = self._backlog.put  # type: ignore[attr-defined]  # what has a server has it
+                    if self._output_queue:
+                        thing._on_log = self._output_queue.put  # type: ignore[attr-defined]  # what has a server has it
                     with thing:
                         stood = True
                         self.display.stop()
                         announce(thing)
                         self.check()
-                        if self._backlog:
-                            self._backlog.start()
+                        if self._output_queue:
+                            self._output_queue.start()
                         thing.wait()
             except KeyboardInterrupt:
                 self.display.stop()
@@ -132,8 +132,8 @@ class Foreground:
         :param patience: seconds for a reader to take what was logged; None where it is waited for anyway
         """
         self.display.stop()
-        if self._backlog:
-            self._backlog.close()
+        if self._output_queue:
+            self._output_queue.close()
         if self._logging:
             self._logging.close(patience)
 
@@ -186,7 +186,7 @@ def show(display: Display | JsonDisplay, browse: Callable[[], bool]) -> None:
         display.note("No browser was found here; open the address in one yourself")
 
 
-def _set_up_logging(verbose: int) -> Backlog | None:
+def _set_up_logging(verbose: int) -> OutputQueue | None:
     """Log to standard error: nothing, what happens (1), everything of ours (2), paramiko's too (3).
 
     :returns: what the lines go through, as whoever logs must not wait for a reader; None where there are none
@@ -195,7 +195,7 @@ def _set_up_logging(verbose: int) -> Backlog | None:
         # Without any handler Python writes warnings to standard error, paramiko's tracebacks among them.
         logging.getLogger().addHandler(logging.NullHandler())
         return None
-    backlog = Backlog(lambda lines: sys.stderr.writelines(f"{line}\n" for line in lines))
+    backlog = OutputQueue(lambda lines: sys.stderr.writelines(f"{line}\n" for line in lines))
     backlog.start()
     handler = _LogHandler(backlog)
     handler.setFormatter(_Formatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
@@ -208,7 +208,7 @@ def _set_up_logging(verbose: int) -> Backlog | None:
 class _LogHandler(logging.Handler):
     """Puts what is logged into a backlog."""
 
-    def __init__(self, backlog: Backlog) -> None:
+    def __init__(self, backlog: OutputQueue) -> None:
         super().__init__()
         self._backlog = backlog
 

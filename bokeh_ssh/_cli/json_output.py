@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bokeh_ssh._cli.doctor import Finding
-from bokeh_ssh._cli.messages import in_words, next_step
+from bokeh_ssh._cli.messages import describe_error, next_step
 from bokeh_ssh._core.errors import BokehSSHError
 from bokeh_ssh._core.events import Event, Prompt
 from bokeh_ssh._server.registry import RemoteServer
@@ -44,7 +44,7 @@ def error_fields(error: BokehSSHError, exit_code: int) -> dict[str, Any]:
         "type": type(error).__name__,
         "stage": error.stage,
         "host": error.host,
-        "message": in_words(error),
+        "message": describe_error(error),
         "hint": next_step(error),
         "log": list(getattr(error, "log", ())),
         "exit_code": exit_code,

@@ -149,7 +149,7 @@ def _bytes(count: float) -> str:
     return f"{count:.1f} GB"
 
 
-def in_words(error: BokehSSHError) -> str:
+def describe_error(error: BokehSSHError) -> str:
     """Give the one line of an error that says what failed; where it did is ``error.host``."""
     return clean(in_flags(error.message), LONGEST)
 

@@ -12,7 +12,7 @@ _MOST_SIZE = 1 << 22  # characters of them
 _TOGETHER = 100  # lines that are shown at once
 
 
-class Backlog:
+class OutputQueue:
     """Hands lines on, on a thread of its own, in order; where they come too fast, the oldest are left out.
 
     :param show: gets some lines; may block for as long as it likes

@@ -21,27 +21,27 @@ def find_prompt() -> Prompt | None:
     """Give what asks the person at the terminal; None where there is no terminal. Stdin stays untouched."""
     try:
         with _open_terminal():
-            return ask
+            return ask_question
     except OSError:
         return None
 
 
-def ask(question: Question) -> str | None:
+def ask_question(question: Question) -> str | None:
     """Ask on the terminal; hidden unless the question says that the answer may be shown.
 
     :returns: the answer; None if the input ended (Ctrl-D) or cannot be hidden
     """
     if question.instructions:
-        _say(clean(question.instructions, _MOST, lines=True).rstrip() + "\n")
+        _write_text(clean(question.instructions, _MOST, lines=True).rstrip() + "\n")
     # What a server sent ends without a space where it was tidied up; one looks the same from everybody.
     text = clean(question.text, _MOST, lines=True).rstrip() + " "
     try:
         return _ask_openly(text) if question.echo else _ask_hidden(text)
     except EOFError:
-        _say("\n")
+        _write_text("\n")
         return None
     except KeyboardInterrupt:
-        _say("\n")
+        _write_text("\n")
         raise
 
 
@@ -65,7 +65,7 @@ def _ask_openly(text: str) -> str:
     return line.rstrip("\r\n")
 
 
-def _say(text: str) -> None:
+def _write_text(text: str) -> None:
     with _open_terminal() as (_, sink):
         sink.write(text)
         sink.flush()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import typer
 
 from bokeh_ssh._cli.options import LOGGED, in_flags
-from bokeh_ssh._core.endpoint import in_words
+from bokeh_ssh._core.endpoint import format_endpoint
 from bokeh_ssh._core.errors import BokehSSHError
 
 if TYPE_CHECKING:
@@ -65,13 +65,13 @@ def leave(context: typer.Context, gateway: str, verbose: int, keywords: dict[str
         from bokeh_ssh._cli.servers import leave
 
         foreground.display.note("Starting it in the background, where it can ask nobody for a password")
-        ticket = leave(
+        server_ref = leave(
             [*words, *(("--", *context.obj["args"]) if context.obj["args"] else ())], timeout=timeout
         )
-        where = ticket.socket or ticket.port
+        where = server_ref.socket or server_ref.port
         foreground.display.addresses(f"{gateway}:{where}")
         foreground.display.hint(f"Open it on your own machine with: {other_half(gateway, where)}")
-        foreground.display.hint(f"It runs on; end it here with: bokeh-ssh stop . {ticket.id}")
+        foreground.display.hint(f"It runs on; end it here with: bokeh-ssh stop . {server_ref.id}")
 
     do(start, verbose, keywords)
 
@@ -95,8 +95,8 @@ def announce_urls(browse: bool, host: str = "") -> Callable[[Foreground, Any], N
         from bokeh_ssh._cli.foreground import show
 
         foreground.display.addresses(*tunnel.urls)
-        for passage in tunnel._passages:
-            foreground.display.hint(f"{passage.name} leads to {in_words(passage.target)} there")
+        for passage in tunnel._port_forwards:
+            foreground.display.hint(f"{passage.name} leads to {format_endpoint(passage.target)} there")
         if host and tunnel.server and tunnel.detached:
             name = f"{host} {tunnel.server}"
             foreground.display.hint(f"Again: bokeh-ssh attach {name}    For good: bokeh-ssh stop {name}")

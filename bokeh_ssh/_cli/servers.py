@@ -10,10 +10,10 @@ from typing import Any
 from bokeh_ssh._core import python_path
 from bokeh_ssh._core.events import OnEvent
 from bokeh_ssh._core.host import as_host
-from bokeh_ssh._server.local_runner import Shell
+from bokeh_ssh._server.local_runner import ShellRunner
 from bokeh_ssh._server.registry import RemoteServer, choose, list_servers, stop_server
 from bokeh_ssh._server.server import Launch, Server
-from bokeh_ssh._server.server_ref import Ticket
+from bokeh_ssh._server.server_ref import ServerRef
 from bokeh_ssh._ssh.connect import connect
 from bokeh_ssh._ssh.runner import Runner
 
@@ -26,7 +26,7 @@ _LOGIN = 60.0
 @contextlib.contextmanager
 def _machine(host: str, on_event: OnEvent, login: dict[str, Any]) -> Iterator[Runner]:
     if host == HERE:
-        yield Shell()
+        yield ShellRunner()
     else:
         with connect(as_host(host, **login), on_event=on_event) as connection:
             yield connection
@@ -55,7 +55,7 @@ def end(
     return server
 
 
-def leave(words: Sequence[str], *, timeout: float) -> Ticket:
+def leave(words: Sequence[str], *, timeout: float) -> ServerRef:
     """Run ``bokeh-ssh`` with these words, and leave it running once it says that it is ready.
 
     It has no terminal, so nobody can be asked for a password.
@@ -70,4 +70,4 @@ def leave(words: Sequence[str], *, timeout: float) -> Ticket:
         verbatim=True,
         timeout=timeout + _LOGIN,
     )
-    return Server.start(Shell(), launch).detach()
+    return Server.start(ShellRunner(), launch).detach()

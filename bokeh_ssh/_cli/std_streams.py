@@ -44,14 +44,14 @@ class Streams:
         self.fault: OSError | None = None
         self.on_fault: Callable[[], object] = _nothing
         self._ending = 0.0  # when the last words are over
-        self._ear = self._mouth = -1
+        self._wake_recv = self._wake_send = -1
         self._lock = threading.RLock()  # a signal handler may write while its thread does
         self._apart: dict[int, int] = {}  # see _open_apart
 
     def open(self) -> None:
         """Be ready to be told of the end."""
-        self._ear, self._mouth = os.pipe()
-        os.set_blocking(self._mouth, False)
+        self._wake_recv, self._wake_send = os.pipe()
+        os.set_blocking(self._wake_send, False)
         for descriptor in (1, 2):
             apart = _open_apart(descriptor)
             if apart is not None:
@@ -62,7 +62,7 @@ class Streams:
         if not self._ending:
             self._ending = time.monotonic() + _LAST_WORDS
             with contextlib.suppress(OSError):
-                os.write(self._mouth, b"!")
+                os.write(self._wake_send, b"!")
 
     def check(self) -> None:
         """Refuse to go on where nobody can be told what comes of it.
@@ -86,7 +86,7 @@ class Streams:
             left = None
             if self._ending:
                 left = max(0.0, self._ending - time.monotonic())
-            ears = [] if self._ending else [self._ear]
+            ears = [] if self._ending else [self._wake_recv]
             _, ready, _ = select.select(ears, [descriptor], [], left)
             if ready:
                 return True
@@ -105,7 +105,7 @@ class Streams:
     def mark(self, data: bytes) -> None:
         """Write a few bytes to standard error, unless that would have to wait. Safe in a signal handler."""
         with contextlib.suppress(OSError):
-            if self._ear < 0:  # no POSIX system
+            if self._wake_recv < 0:  # no POSIX system
                 os.write(2, data)
             else:
                 self._try(2, memoryview(data))
@@ -122,10 +122,10 @@ class Streams:
 
     def close(self) -> None:
         """Let go of what it has; idempotent."""
-        for end in (self._ear, self._mouth, *self._apart.values()):
+        for end in (self._wake_recv, self._wake_send, *self._apart.values()):
             with contextlib.suppress(OSError):
                 os.close(end)
-        self._ear = self._mouth = -1
+        self._wake_recv = self._wake_send = -1
         self._apart.clear()
 
 

@@ -20,19 +20,19 @@ _LONGEST_NAME = 40
 _NAME = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9_.-]{{0,{_LONGEST_NAME - 1}}}")
 
 
-def in_words(endpoint: Endpoint) -> str:
+def format_endpoint(endpoint: Endpoint) -> str:
     """Name it in a message.
 
-    >>> in_words(("localhost", 5006)), in_words("/run/me/app.sock")
+    >>> format_endpoint(("localhost", 5006)), format_endpoint("/run/me/app.sock")
     ('localhost port 5006', 'the socket /run/me/app.sock')
     """
     return f"the socket {endpoint}" if isinstance(endpoint, str) else f"{endpoint[0]} port {endpoint[1]}"
 
 
-def short(endpoint: Endpoint) -> str:
+def format_short(endpoint: Endpoint) -> str:
     """Write it as ``ssh -L`` would.
 
-    >>> short(("::1", 5006)), short("/run/me/app.sock")
+    >>> format_short(("::1", 5006)), format_short("/run/me/app.sock")
     ('[::1]:5006', '/run/me/app.sock')
     """
     if isinstance(endpoint, str):

@@ -37,7 +37,7 @@ class NetworkWatch:
         self._on_change = on_change
         self._targets = (*_NOWHERE, *peers)
         self._over = threading.Event()
-        self._ear, self._mouth = socket.socketpair()
+        self._wake_recv, self._wake_send = socket.socketpair()
         self._thread = threading.Thread(target=self._run, name=f"bokeh-ssh network {name}", daemon=True)
 
     def __enter__(self) -> NetworkWatch:
@@ -47,15 +47,15 @@ class NetworkWatch:
     def __exit__(self, *exc: object) -> None:
         self._over.set()
         with contextlib.suppress(OSError):
-            self._mouth.send(b"!")
+            self._wake_send.send(b"!")
         if self._thread is not threading.current_thread():
             self._thread.join(2)
-        self._mouth.close()
+        self._wake_send.close()
 
     def _run(self) -> None:
-        with self._ear, contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
+        with self._wake_recv, contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
             events = _events()
-            selector.register(self._ear, selectors.EVENT_READ)
+            selector.register(self._wake_recv, selectors.EVENT_READ)
             if events:
                 selector.register(stack.enter_context(events), selectors.EVENT_READ)
             sources, restless = _sources(self._targets), False

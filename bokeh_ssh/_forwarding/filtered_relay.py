@@ -14,7 +14,7 @@ from collections.abc import Callable
 from bokeh_ssh._forwarding.http_requests import MOST, Opened, RequestRefusedError
 from bokeh_ssh._forwarding.http_responses import Answers
 from bokeh_ssh._forwarding.request_filter import refusal
-from bokeh_ssh._ssh.relay import Loop, Pipe, Stream, finish
+from bokeh_ssh._ssh.relay import Loop, RelayChannel, SocketRelay, finish
 
 log = logging.getLogger("bokeh_ssh.forward")
 
@@ -22,8 +22,8 @@ log = logging.getLogger("bokeh_ssh.forward")
 _MOST_PIECES = 16
 
 
-class GuardedPipe(Pipe):
-    """A :class:`Pipe` that lets through what an inspector lets through.
+class FilteredRelay(SocketRelay):
+    """A :class:`SocketRelay` that lets through what an inspector lets through.
 
     :param opened: the connection's beginning, which was let in
     """
@@ -32,24 +32,24 @@ class GuardedPipe(Pipe):
 
     def __init__(
         self,
-        pump: Loop,
+        io_loop: Loop,
         sock: socket.socket,
-        stream: Stream,
+        channel: RelayChannel,
         on_end: Callable[[bool], None] | None,
         opened: Opened,
     ) -> None:
-        super().__init__(pump, sock, stream, on_end)
+        super().__init__(io_loop, sock, channel, on_end)
         self._inspector = opened.inspector
         self._outgoing = memoryview(opened.passed)  # let through, and more than the stream took
         self._answers = Answers(opened.inspector.due)
-        self._switched: bool | None = None  # what that answer is, until the pump thread has taken it
+        self._switched: bool | None = None  # what that answer is, until the loop's thread has taken it
 
-    # The pump thread's half.
+    # the loop's thread's half.
 
     def _room(self) -> int:
         if self._outgoing or (self._inspector.asking and self._inspector.held):
             return 0
-        return self._stream.writable()
+        return self._channel.writable()
 
     def _update(self) -> None:
         super()._update()
@@ -57,18 +57,18 @@ class GuardedPipe(Pipe):
             self._push()
             super()._update()
             # A window that opened before the interest was changed woke nobody (on_window).
-            if not self._stream.writable():
+            if not self._channel.writable():
                 return
 
     def _push(self) -> None:
         while self._outgoing:
-            room = self._stream.writable()
+            room = self._channel.writable()
             if self._done or not room:
                 return
             part, self._outgoing = self._outgoing[:room], self._outgoing[room:]
             self._send(part)
 
-    def _pass_on(self, data: memoryview) -> None:
+    def _send_on(self, data: memoryview) -> None:
         if self._switched is not None:  # the client has the answer, and goes by it
             self._take_answer()
         try:
@@ -92,7 +92,7 @@ class GuardedPipe(Pipe):
     def _let_through(self, data: bytes | memoryview) -> None:
         if not data:
             return
-        room = self._stream.writable()
+        room = self._channel.writable()
         if room:
             self._send(memoryview(data)[:room])
         if len(data) > room:
@@ -104,7 +104,7 @@ class GuardedPipe(Pipe):
 
     def _send(self, part: memoryview) -> None:
         try:
-            self._stream.send(part)
+            self._channel.send(part)
         except OSError as exc:
             log.debug("a local connection broke: %s", exc)
             self.abort()
@@ -121,7 +121,7 @@ class GuardedPipe(Pipe):
         """Take what the client has said so far for all that it says: the answers to that still come."""
         self._sock_eof = True
         try:
-            self._stream.send_eof()
+            self._channel.send_eof()
         except OSError as exc:
             log.debug("a local connection broke: %s", exc)
             self.abort()
@@ -145,7 +145,7 @@ class GuardedPipe(Pipe):
             switched = False  # it will not be known
         if switched is not None:
             self._switched = switched
-            self._pump.post(self._answered)
+            self._io_loop.post(self._answered)
 
 
 def turn_away(sock: socket.socket, reason: str) -> None:

@@ -1,6 +1,6 @@
 """Reads the beginning of each local connection before it goes on; ``http_requests`` decides whether it may.
 
-None of them needs a thread: the pump's selector waits for all of them.
+None of them needs a thread: the loop's selector waits for all of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from bokeh_ssh._forwarding.filtered_relay import turn_away
 from bokeh_ssh._forwarding.http_requests import Inspector, Opened, RequestRefusedError
-from bokeh_ssh._ssh.io_loop import Pump
+from bokeh_ssh._ssh.io_loop import IOLoop
 from bokeh_ssh._ssh.relay import finish
 
 log = logging.getLogger("bokeh_ssh.forward")
@@ -32,10 +32,10 @@ _IDLE = 60.0
 _PATIENCE = 10.0
 
 
-class Gate:
+class HttpGate:
     """Stands before one line.
 
-    :param pump: of the connection that leads on
+    :param io_loop: of the connection that leads on
     :param inspect: makes what reads a connection; what another line's gate has read of it, it knows already
     :param accept: takes what may go on
     :param late: takes what comes after :meth:`release`, when nobody looks at it here any more
@@ -44,13 +44,13 @@ class Gate:
 
     def __init__(
         self,
-        pump: Pump,
+        io_loop: IOLoop,
         inspect: Callable[[socket.socket], Inspector],
         accept: Accept,
         late: Callable[[socket.socket, tuple[str, int]], None],
         full: Callable[[bool], object] = lambda full: None,
     ) -> None:
-        self._pump = pump
+        self._io_loop = io_loop
         self._inspect = inspect
         self._accept = accept
         self._late = late
@@ -60,7 +60,7 @@ class Gate:
         self._waiting: dict[socket.socket, _Waiting] = {}
         self._lock = threading.RLock()  # a signal handler may close meanwhile
 
-    def admit(self, sock: socket.socket, origin: tuple[str, int]) -> None:
+    def check(self, sock: socket.socket, origin: tuple[str, int]) -> None:
         """Lead a connection on, or refuse it, once it has said enough; returns at once."""
         sock.setblocking(False)
         waiting = None
@@ -71,13 +71,13 @@ class Gate:
                 self._full(True)
                 if not self._crowded:
                     self._crowded = True
-                    self._pump.post(self._give_way)
+                    self._io_loop.post(self._give_way)
         if waiting:
-            self._pump.post(functools.partial(self._look, sock, waiting))
+            self._io_loop.post(functools.partial(self._read_head, sock, waiting))
         else:
             self._late(sock, origin)
 
-    def _left(self) -> None:
+    def _note_leaving(self) -> None:
         """Take note that one waits no longer; with the lock."""
         if len(self._waiting) == _MOST_WAITING - 1:
             self._full(False)
@@ -89,12 +89,12 @@ class Gate:
             released, self._waiting = self._waiting, {}
             self._full(False)
         for sock, waiting in released.items():
-            self._pump.post(functools.partial(self._unwatch, sock, waiting))
+            self._io_loop.post(functools.partial(self._unwatch, sock, waiting))
         return [(sock, waiting.origin, waiting.inspector) for sock, waiting in released.items()]
 
-    # On the pump thread.
+    # On the loop's thread.
 
-    def _look(self, sock: socket.socket, waiting: _Waiting) -> None:
+    def _read_head(self, sock: socket.socket, waiting: _Waiting) -> None:
         """Read what is there; wait for more where that is not enough."""
         reason, count, passed = "", 0, b""
         with self._lock:  # what is let go of meanwhile is read by another
@@ -104,8 +104,8 @@ class Gate:
                 if waiting.inspector.held:  # that may be enough, where another line's gate has read it
                     passed = bytes(waiting.inspector.feed(b""))
                 if not passed:
-                    count = sock.recv_into(self._pump.chunk)
-                    passed = bytes(waiting.inspector.feed(self._pump.chunk[:count])) if count else b""
+                    count = sock.recv_into(self._io_loop.chunk)
+                    passed = bytes(waiting.inspector.feed(self._io_loop.chunk[:count])) if count else b""
             except (BlockingIOError, InterruptedError):
                 count = -1
             except RequestRefusedError as exc:
@@ -114,10 +114,10 @@ class Gate:
                 log.debug("a local connection went away: %s", exc)
             over = bool(passed or reason or not count)
             if not over:
-                self._wait(sock, waiting)
+                self._wait_for_more(sock, waiting)
                 return
             del self._waiting[sock]
-            self._left()
+            self._note_leaving()
         self._unwatch(sock, waiting)
         if passed:
             self._accept(sock, waiting.origin, Opened(waiting.inspector, passed))
@@ -127,25 +127,25 @@ class Gate:
         else:
             finish(sock)
 
-    def _wait(self, sock: socket.socket, waiting: _Waiting) -> None:
+    def _wait_for_more(self, sock: socket.socket, waiting: _Waiting) -> None:
         if not waiting.watched:
             waiting.watched = True
-            self._pump.watch(sock, 0, selectors.EVENT_READ, lambda _: self._look(sock, waiting))
+            self._io_loop.watch(sock, 0, selectors.EVENT_READ, lambda _: self._read_head(sock, waiting))
         if not waiting.begun and waiting.inspector.held:
             waiting.begun = True
-            self._pump.later(_PATIENCE, lambda: self._expire(sock, waiting))
+            self._io_loop.later(_PATIENCE, lambda: self._expire(sock, waiting))
 
     def _unwatch(self, sock: socket.socket, waiting: _Waiting) -> None:
         if waiting.watched:
             waiting.watched = False
-            self._pump.watch(sock, selectors.EVENT_READ, 0, lambda _: None)
+            self._io_loop.watch(sock, selectors.EVENT_READ, 0, lambda _: None)
 
     def _expire(self, sock: socket.socket, waiting: _Waiting) -> None:
         with self._lock:
             if self._waiting.get(sock) is not waiting:
                 return
             del self._waiting[sock]
-            self._left()
+            self._note_leaving()
         self._unwatch(sock, waiting)
         finish(sock)
 
@@ -162,7 +162,7 @@ class Gate:
         if sock and oldest and left <= 0:
             self._expire(sock, oldest)
             left = 0.0
-        self._pump.later(max(left, 0.01), self._give_way)
+        self._io_loop.later(max(left, 0.01), self._give_way)
 
 
 class _Waiting:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import h11
 
 from bokeh_ssh._forwarding.http_responses import Due
-from bokeh_ssh._forwarding.request_filter import Guard
+from bokeh_ssh._forwarding.request_filter import RequestFilter
 
 #: Bytes of a request's head; servers take 64 KiB, cookies of a whole campus included.
 MOST = 64 * 1024
@@ -69,21 +69,21 @@ class Opened(NamedTuple):
 
     def undone(self) -> Inspector:
         """Return an inspector that has read the same, and has let nothing of it on."""
-        return Inspector(self.inspector.guard, self.passed + self.inspector.held)
+        return Inspector(self.inspector.request_filter, self.passed + self.inspector.held)
 
 
 class Inspector:
     """Reads what a client sends.
 
-    :param guard: judges each request
+    :param request_filter: judges each request
     :param held: what has been read already
     :ivar free: what follows passes unread: TLS, or a WebSocket
     :ivar asking: one of them was asked for, and nothing more passes before :meth:`answer`
     :ivar due: the requests that passed, for who reads the answers
     """
 
-    def __init__(self, guard: Guard, held: bytes = b"") -> None:
-        self.guard = guard
+    def __init__(self, request_filter: RequestFilter, held: bytes = b"") -> None:
+        self.request_filter = request_filter
         self._held = bytearray(held)
         self._seen = 0  # of what is held: bytes of an unfinished head that were looked at, or that h11 has
         self._begun = False
@@ -181,13 +181,13 @@ class Inspector:
             self._seen = len(held)
             return 0
         self._seen = 0
-        self._judge(bytes(held[:end]))
+        self._check_head(bytes(held[:end]))
         return end
 
-    def _judge(self, head: bytes) -> None:
+    def _check_head(self, head: bytes) -> None:
         """Have one request judged, and see how its body is framed (RFC 9112, section 6.3)."""
         read = _read_again(head) if len(head) <= _MOST_KEPT else _read(head)
-        reason = self.guard.find_fault(read.due.method, read.target, read.headers)
+        reason = self.request_filter.find_fault(read.due.method, read.target, read.headers)
         if reason:
             raise RequestRefusedError(reason)
         self._left = read.length
@@ -201,7 +201,7 @@ class Inspector:
             try:
                 event = parser.next_event()
             except h11.RemoteProtocolError as exc:
-                raise RequestRefusedError(f"its body is not as HTTP/1 has it ({_say(exc)})") from None
+                raise RequestRefusedError(f"its body is not as HTTP/1 has it ({_reason_of(exc)})") from None
             if event is not h11.NEED_DATA:
                 break
             more = bytes(self._held[self._seen : self._seen + _PIECE])
@@ -227,7 +227,7 @@ def _parse(head: bytes) -> tuple[h11.Connection, h11.Request]:
     try:
         request = parser.next_event()
     except h11.RemoteProtocolError as exc:
-        raise RequestRefusedError(f"it is not as HTTP/1 has it ({_say(exc)})") from None
+        raise RequestRefusedError(f"it is not as HTTP/1 has it ({_reason_of(exc)})") from None
     assert isinstance(request, h11.Request)
     return parser, request
 
@@ -262,6 +262,6 @@ def _check_lines(data: bytes | bytearray, start: int = 0, end: int = MOST) -> No
         raise RequestRefusedError("its lines do not end as those of HTTP/1 do")
 
 
-def _say(error: h11.RemoteProtocolError) -> str:
+def _reason_of(error: h11.RemoteProtocolError) -> str:
     """Say what h11 found, without the line itself behind it: a cookie or a session's id may be in that."""
     return str(error).partition(":")[0]

@@ -101,7 +101,7 @@ class Forwarder(sshtunnel.SSHTunnelForwarder):  # type: ignore[misc]  # sshtunne
     - ``_make_ssh_forward_server_class``: its server listens with a backlog of 5 and a thread for each
       connection; ours takes our bound sockets, and hands each connection on at once.
     - ``_make_ssh_forward_handler_class``: its handler loses half-closes, deadlocks when both directions
-      are full and dies above descriptor 1024; ours gives the socket to the pump.
+      are full and dies above descriptor 1024; ours gives the socket to the loop.
     - ``_serve_forever_wrapper``: its threads are not joined; ours are.
     - ``_stop_transport``: it would close the transport, which is not its own.
     - ``__str__``, ``__del__``: they would show secrets, and stop from the garbage collector.
@@ -170,7 +170,7 @@ class Forwarder(sshtunnel.SSHTunnelForwarder):  # type: ignore[misc]  # sshtunne
         pass
 
 
-def listen(sockets: list[socket.socket], accept: Accept) -> Forwarder:
+def make_forwarder(sockets: list[socket.socket], accept: Accept) -> Forwarder:
     """Make a :class:`Forwarder` that logs in nowhere: the connections are none of its business."""
     return Forwarder(sockets, _Standing(), accept)
 
@@ -210,13 +210,13 @@ class _Server(socketserver.BaseServer):
         sock.setblocking(False)  # a connection may be gone again by the time it is accepted
         self._gone = threading.Event()
         self._paused = False
-        self._ear, self._mouth = socket.socketpair()
-        for end in (self._ear, self._mouth):
+        self._wake_recv, self._wake_send = socket.socketpair()
+        for end in (self._wake_recv, self._wake_send):
             end.setblocking(False)
         in_child(self, _Server._abandon)
 
     def _abandon(self) -> None:
-        for sock in (self.socket, self._ear, self._mouth):
+        for sock in (self.socket, self._wake_recv, self._wake_send):
             sock.close()
 
     @property
@@ -252,8 +252,8 @@ class _Server(socketserver.BaseServer):
         pass  # after an error: handle_error has closed it
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
-        with selectors.DefaultSelector() as selector, self._ear:
-            selector.register(self._ear, selectors.EVENT_READ)
+        with selectors.DefaultSelector() as selector, self._wake_recv:
+            selector.register(self._wake_recv, selectors.EVENT_READ)
             listens = False
             while not self._gone.is_set():
                 if listens is self._paused:
@@ -265,7 +265,7 @@ class _Server(socketserver.BaseServer):
                 for key, _ in selector.select():
                     if key.fileobj is not self.socket:
                         with contextlib.suppress(OSError):
-                            self._ear.recv(64)
+                            self._wake_recv.recv(64)
                     elif not self._paused:
                         self._handle_request_noblock()  # type: ignore[attr-defined]  # not in the stubs
 
@@ -282,11 +282,11 @@ class _Server(socketserver.BaseServer):
 
     def _wake(self) -> None:
         with contextlib.suppress(OSError):  # full means that a wake-up is on its way
-            self._mouth.send(b"!")
+            self._wake_send.send(b"!")
 
     def server_close(self) -> None:
         self.socket.close()
-        self._mouth.close()
+        self._wake_send.close()
 
 
 class _Handler(socketserver.BaseRequestHandler):

@@ -13,7 +13,7 @@ import socket
 
 from bokeh_ssh._core.endpoint import Endpoint, Origin
 from bokeh_ssh._core.errors import ForwardError
-from bokeh_ssh._ssh.channel import Nowhere, Stream
+from bokeh_ssh._ssh.channel import Channel, Nowhere
 from bokeh_ssh._ssh.connection import Connection
 
 #: Seconds for a word to go there and back, and round trips besides; a server that is busy may take some.
@@ -25,7 +25,7 @@ _AGAIN = 1.0
 _MOST = 1024
 
 
-class Proof:
+class ListenerProbe:
     """Takes the place of a listener's handler while it is found out where that can be reached.
 
     :param connection: whose server listens
@@ -36,16 +36,16 @@ class Proof:
         # Lines, since a stranger who gets the first may be a web server: one that answers is done with.
         self._word = f"bokeh-ssh {secrets.token_hex(16)}\r\n\r\n".encode()
         self._answer = secrets.token_bytes(16)
-        self._ears: list[_Ear] = []
+        self._channels: list[_ProbeChannel] = []
 
-    def handle(self, stream: Stream, origin: Origin) -> None:
+    def handle(self, channel: Channel, origin: Origin) -> None:
         """Take a connection to the listener; see ``IncomingHandler``."""
-        if len(self._ears) >= _MOST:
-            stream.reject()
+        if len(self._channels) >= _MOST:
+            channel.reject()
             return
-        ear = _Ear(self._connection, stream, self._word, self._answer)
-        self._ears.append(ear)
-        self._connection.pump.post(ear.listen)
+        ear = _ProbeChannel(self._connection, channel, self._word, self._answer)
+        self._channels.append(ear)
+        self._connection.io_loop.post(ear.start)
 
     def reaches(self, target: Endpoint) -> bool | None:
         """Tell whether what connects to ``target``, as seen from the server, comes here.
@@ -85,35 +85,35 @@ class Proof:
 
     def close(self) -> None:
         """Close what was listened to."""
-        for ear in self._ears:
-            self._connection.pump.post(ear.stream.close)
+        for ear in self._channels:
+            self._connection.io_loop.post(ear.channel.close)
 
 
-class _Ear(Nowhere):
+class _ProbeChannel(Nowhere):
     """Answers the word, on one connection to the listener."""
 
-    def __init__(self, connection: Connection, stream: Stream, word: bytes, answer: bytes) -> None:
-        self.stream = stream
+    def __init__(self, connection: Connection, channel: Channel, word: bytes, answer: bytes) -> None:
+        self.channel = channel
         self._connection = connection
         self._word = word
         self._answer = answer
         self._heard = b""
 
-    def listen(self) -> None:
-        """Take the connection. Pump thread only."""
-        self.stream.accept()
-        self.stream.attach(self)
+    def start(self) -> None:
+        """Take the connection. Loop thread only."""
+        self.channel.accept()
+        self.channel.attach(self)
 
     def _reply(self) -> None:
-        if self._answer and self._heard == self._word and self.stream.writable() >= len(self._answer):
+        if self._answer and self._heard == self._word and self.channel.writable() >= len(self._answer):
             with contextlib.suppress(OSError):  # the line goes down: then nobody asks any more
-                self.stream.send(memoryview(self._answer))
+                self.channel.send(memoryview(self._answer))
             self._answer = b""
 
     def on_data(self, parts: list[memoryview]) -> None:
         self._heard = (self._heard + b"".join(parts))[: len(self._word) + 1]
         if self._heard == self._word:
-            self._connection.pump.post(self._reply)
+            self._connection.io_loop.post(self._reply)
 
     def on_window(self) -> None:
-        self._connection.pump.post(self._reply)
+        self._connection.io_loop.post(self._reply)

@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterator
 from bokeh_ssh._core.backoff import Attempts
 from bokeh_ssh._core.endpoint import Endpoint, Origin
 from bokeh_ssh._core.fork import in_child
-from bokeh_ssh._forwarding.filtered_relay import GuardedPipe
-from bokeh_ssh._forwarding.http_gate import Gate
+from bokeh_ssh._forwarding.filtered_relay import FilteredRelay
+from bokeh_ssh._forwarding.http_gate import HttpGate
 from bokeh_ssh._forwarding.http_requests import MOST, Inspector, Opened
-from bokeh_ssh._forwarding.listener import Accept, address_of, listen, pause
-from bokeh_ssh._forwarding.peer_uid import GONE, UNKNOWN, Strangers
-from bokeh_ssh._forwarding.request_filter import Guard
+from bokeh_ssh._forwarding.listener import Accept, address_of, make_forwarder, pause
+from bokeh_ssh._forwarding.peer_uid import GONE, UNKNOWN, PeerUidCheck
+from bokeh_ssh._forwarding.request_filter import RequestFilter
 from bokeh_ssh._ssh.connection import Connection
-from bokeh_ssh._ssh.relay import Pipe, reset
+from bokeh_ssh._ssh.relay import SocketRelay, reset
 
 log = logging.getLogger("bokeh_ssh.forward")
 
@@ -48,24 +48,24 @@ _ASKS = re.compile(rb"\nupgrade:[ \t]{0,99}websocket", re.IGNORECASE)
 _MOST_KINDS = 16
 
 
-def enter(
+def open_acceptor(
     stack: contextlib.ExitStack,
     sockets: list[socket.socket],
     tell: Tell,
     others: bool | None,
     attempts: Attempts,
-) -> Entrance:
-    """Make an :class:`Entrance` of bound sockets that lasts as long as ``stack``."""
+) -> LocalAcceptor:
+    """Make an :class:`LocalAcceptor` of bound sockets that lasts as long as ``stack``."""
     with contextlib.ExitStack() as first:
         for sock in sockets:
             first.callback(sock.close)
-        entrance = Entrance(sockets, tell, others, attempts)
+        acceptor = LocalAcceptor(sockets, tell, others, attempts)
         first.pop_all()
-    stack.callback(entrance.close)
-    return entrance
+    stack.callback(acceptor.close)
+    return acceptor
 
 
-class Entrance:
+class LocalAcceptor:
     """Where local connections come in: stays open while the lines that it leads to come and go.
 
     Without a line, new connections are held, and the line is tried at once; so are those of which nothing had
@@ -87,23 +87,23 @@ class Entrance:
         self, sockets: list[socket.socket], tell: Tell, others: bool | None, attempts: Attempts
     ) -> None:
         self.port = address_of(sockets[0])[1]
-        self._strangers = Strangers() if self.port and not others else None
+        self._peer_uid_check = PeerUidCheck() if self.port and not others else None
         self._others = others
-        self._losses = _Losses(tell)
-        self._lead: Accept | None = None
-        self._leads = _never
+        self._refusals = _RefusalReporter(tell)
+        self._route: Accept | None = None
+        self._route_alive = _never
         self._started = False
         self._held: list[_Held] = []
         #: What lines that were lost meanwhile have read of connections that wait for the next.
         self._begun: weakref.WeakKeyDictionary[socket.socket, Inspector] = weakref.WeakKeyDictionary()
         self._change = threading.Condition()
         self._closed = False
-        self._keeper: threading.Thread | None = None
+        self._hold_thread: threading.Thread | None = None
         self._sockets = list(sockets)
         self._attempts = attempts
-        attempts.listeners.append(self._look_again)
-        self._forwarder = listen(sockets, self._accept)
-        in_child(self, Entrance._abandon)
+        attempts.listeners.append(self._wake_waiting)
+        self._forwarder = make_forwarder(sockets, self._accept)
+        in_child(self, LocalAcceptor._abandon)
 
     def _abandon(self) -> None:
         for sock in (*self._sockets, *(held.sock for held in self._held)):
@@ -111,19 +111,19 @@ class Entrance:
         self._closed = True
 
     def _accept(self, sock: socket.socket, origin: Origin) -> None:
-        stranger = self._strangers.find(sock) if self._strangers else None
-        if stranger is None or (stranger == GONE and self._others is None):
-            self._admit(sock, origin, patient=True)
+        foreign_uid = self._peer_uid_check.foreign_uid(sock) if self._peer_uid_check else None
+        if foreign_uid is None or (foreign_uid == GONE and self._others is None):
+            self._route_or_hold(sock, origin, patient=True)
             return
         reset(sock)
-        if stranger in _REFUSED:
-            self._losses.add(_REFUSED[stranger])
+        if foreign_uid in _REFUSED:
+            self._refusals.count(_REFUSED[foreign_uid])
         else:
-            self._losses.once(
-                f"refused a local connection of user {stranger} (allow_others lets other users in)"
+            self._refusals.report_once(
+                f"refused a local connection of user {foreign_uid} (allow_others lets other users in)"
             )
 
-    def _admit(self, sock: socket.socket, origin: Origin, *, patient: bool = False) -> None:
+    def _route_or_hold(self, sock: socket.socket, origin: Origin, *, patient: bool = False) -> None:
         """Lead a connection on, or hold it.
 
         :param patient: whether this thread may wait while no more can be held: then they wait in the kernel
@@ -131,30 +131,32 @@ class Entrance:
         with self._change:
             while patient and self._is_full():
                 self._change.wait()
-            lead = self._lead if self._leads() else None
-            hold = lead is None and len(self._held) < _MOST_HELD and not self._closed
+            route = self._route if self._route_alive() else None
+            hold = route is None and len(self._held) < _MOST_HELD and not self._closed
             if hold and not self._attempts.over:
                 self._held.append(_Held(sock, origin, time.monotonic()))
-                if self._keeper is None:
-                    self._keeper = threading.Thread(target=self._keep, name="bokeh-ssh hold", daemon=True)
-                    self._keeper.start()
+                if self._hold_thread is None:
+                    self._hold_thread = threading.Thread(
+                        target=self._reset_expired, name="bokeh-ssh hold", daemon=True
+                    )
+                    self._hold_thread.start()
                 self._change.notify_all()
                 self._attempts.want()
                 return
-        if lead is None:
+        if route is None:
             reset(sock)
         else:
-            lead(sock, origin)
+            route(sock, origin)
 
     def _is_full(self) -> bool:
-        over = self._closed or self._attempts.over or (self._lead and self._leads())
+        over = self._closed or self._attempts.over or (self._route and self._route_alive())
         return len(self._held) >= _MOST_HELD and not over
 
-    def _look_again(self) -> None:
+    def _wake_waiting(self) -> None:
         with self._change:
             self._change.notify_all()
 
-    def _keep(self) -> None:
+    def _reset_expired(self) -> None:
         """Reset what has waited long enough, until nothing is held."""
         with self._change:
             while self._held:
@@ -168,9 +170,9 @@ class Entrance:
                         reset(held.sock)
                 first = min((held.until for held in self._held), default=now)
                 self._change.wait(max(0.0, first - now))
-            self._keeper = None
+            self._hold_thread = None
 
-    def lead(self, accept: Accept, *, alive: Callable[[], bool]) -> None:
+    def route_to(self, accept: Accept, *, alive: Callable[[], bool]) -> None:
         """Hand connections to ``accept``, those that are held first, as long as ``alive``.
 
         Before it is called for the first time, connections wait in the kernel, however long.
@@ -178,7 +180,7 @@ class Entrance:
         while True:
             with self._change:
                 if not self._held or not alive():  # those that came back since wait for the next line
-                    self._lead, self._leads = accept, alive
+                    self._route, self._route_alive = accept, alive
                     self._change.notify_all()
                     break
                 waiting, self._held = self._held, []
@@ -189,51 +191,51 @@ class Entrance:
             self._started = True
             self._forwarder.start()
 
-    def hold(self) -> None:
+    def hold_connections(self) -> None:
         """Hold new connections from now on."""
         with self._change:
-            self._lead = None
+            self._route = None
 
     @contextlib.contextmanager
-    def leading(
+    def forwarding(
         self,
         connection: Connection,
         target: Endpoint,
-        guard: Guard | None = None,
+        request_filter: RequestFilter | None = None,
         check: Callable[[Callable[[bool], None]], None] | None = None,
     ) -> Iterator[None]:
         """Lead to ``target`` as seen from the connection's server, while the context lasts.
 
-        :param guard: judges each request; None lets all through, HTTP or not
+        :param request_filter: judges each request; None lets all through, HTTP or not
         :param check: has the last word on each, see :meth:`Connection.forward`
         """
 
         def accept(sock: socket.socket, origin: tuple[str, int], begun: Opened | None = None) -> None:
-            make = functools.partial(GuardedPipe, opened=begun) if begun else Pipe
+            make = functools.partial(FilteredRelay, opened=begun) if begun else SocketRelay
             connection.forward(sock, target, origin, check, make, lambda: hold_again(sock, origin, begun))
 
         def hold_again(sock: socket.socket, origin: tuple[str, int], begun: Opened | None) -> None:
             if begun:
                 self._begun[sock] = begun.undone()
-            self._admit(sock, origin)
+            self._route_or_hold(sock, origin)
 
         def inspect(sock: socket.socket) -> Inspector:
-            assert guard
-            return self._begun.pop(sock, None) or Inspector(guard)
+            assert request_filter
+            return self._begun.pop(sock, None) or Inspector(request_filter)
 
-        gate: Gate | None = None
-        if guard:
+        gate: HttpGate | None = None
+        if request_filter:
             full = functools.partial(pause, self._forwarder)
-            gate = Gate(connection.pump, inspect, accept, self._admit, full)
-        self.lead(gate.admit if gate else accept, alive=lambda: connection.alive)
+            gate = HttpGate(connection.io_loop, inspect, accept, self._route_or_hold, full)
+        self.route_to(gate.check if gate else accept, alive=lambda: connection.alive)
         try:
             yield
         finally:
-            self.hold()
+            self.hold_connections()
             for sock, origin, inspector in gate.release() if gate else ():
                 if inspector.held:
                     self._begun[sock] = inspector
-                self._admit(sock, origin)
+                self._route_or_hold(sock, origin)
 
     def close(self) -> None:
         """Stop listening, and reset what is held; idempotent."""
@@ -241,45 +243,45 @@ class Entrance:
             self._closed = True
             self._change.notify_all()
         self._forwarder.stop()
-        if self._strangers:
-            self._strangers.close()
+        if self._peer_uid_check:
+            self._peer_uid_check.close()
         for sock in self._sockets:  # where it was never started, nobody else has closed them
             sock.close()
         with self._change:
-            self._lead = None
+            self._route = None
             for held in self._held:
                 reset(held.sock)
             self._held = []
-            keeper = self._keeper
+            hold_thread = self._hold_thread
             self._change.notify_all()
-        if keeper and keeper is not threading.current_thread():
-            keeper.join(2)
-        self._losses.close()
+        if hold_thread and hold_thread is not threading.current_thread():
+            hold_thread.join(2)
+        self._refusals.close()
 
 
 def _never() -> bool:
     return False
 
 
-class _Losses:
+class _RefusalReporter:
     """Tells what is refused or lost, in a number of events that whoever connects has no influence on."""
 
     def __init__(self, tell: Tell) -> None:
-        self._tell = tell
+        self._report = tell
         self._counts: dict[str, int] = {}
         self._told: dict[str, int] = {}
         self._lock = threading.RLock()  # a signal handler may close meanwhile
 
-    def once(self, text: str) -> None:
+    def report_once(self, text: str) -> None:
         """Tell of a kind, the first time."""
         log.info("%s", text)
         with self._lock:
             if text in self._told or len(self._told) >= _MOST_KINDS:
                 return
             self._told[text] = 1
-        self._tell(text)
+        self._report(text)
 
-    def add(self, text: str) -> None:
+    def count(self, text: str) -> None:
         """Count one: the first, the tenth, the hundredth and so on are told at once, the rest at the end."""
         log.info("%s", text)
         with self._lock:
@@ -287,7 +289,7 @@ class _Losses:
             if str(count).strip("0") != "1":
                 return
             self._told[text] = count
-        self._tell(text if count == 1 else f"{text}: {count} by now")
+        self._report(text if count == 1 else f"{text}: {count} by now")
 
     def close(self) -> None:
         """Tell what was counted and not told; idempotent."""
@@ -295,7 +297,7 @@ class _Losses:
             counts, self._counts = self._counts, {}
         for text, count in counts.items():
             if count > self._told[text]:
-                self._tell(f"{text}: {count} in all")
+                self._report(f"{text}: {count} in all")
 
 
 class _Held:

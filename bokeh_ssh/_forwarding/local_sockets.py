@@ -47,7 +47,7 @@ class LocalSocket:
         self.sock = sock
         self.path = path
         self._pid = os.getpid()
-        self._file = _look(path)
+        self._file = _stat(path)
 
     def __repr__(self) -> str:
         return f"<LocalSocket {self.path}>"
@@ -58,7 +58,7 @@ class LocalSocket:
         if (
             ours and os.getpid() == self._pid
         ):  # a forked child has a copy of the socket; the file is its parent's
-            file = _look(self.path)
+            file = _stat(self.path)
             if file and _same(file, ours):
                 _remove(self.path)
         self.sock.close()
@@ -97,7 +97,7 @@ def bind(path: str) -> LocalSocket:
 
 def _make_private(path: str) -> None:
     os.chmod(path, stat.S_IRUSR | stat.S_IWUSR)  # noqa: PTH101  # a path as the system has it, not a Path
-    file = _look(path)
+    file = _stat(path)
     if not file or not stat.S_ISSOCK(file.st_mode) or file.st_uid != os.geteuid() or file.st_mode & 0o077:
         msg = f"others may connect to the socket {path}: its file system keeps no permissions"
         raise ForwardError(msg, hint="choose a folder in your home, or in XDG_RUNTIME_DIR")
@@ -112,7 +112,7 @@ def _clear(path: str) -> None:
 
     :raises SocketInUseError: if it is something else, or in use
     """
-    file = _look(path)
+    file = _stat(path)
     if file is None:
         return  # gone meanwhile
     if not stat.S_ISSOCK(file.st_mode):
@@ -124,7 +124,7 @@ def _clear(path: str) -> None:
         return
     if code != errno.ECONNREFUSED:
         raise _taken(path, "it belongs to another user" if code == errno.EACCES else "somebody listens there")
-    again = _look(path)
+    again = _stat(path)
     if again and _same(file, again):
         try:
             os.unlink(path)  # noqa: PTH108
@@ -132,7 +132,7 @@ def _clear(path: str) -> None:
             raise _taken(path, f"it cannot be removed: {exc.strerror}") from exc
 
 
-def _look(path: str) -> os.stat_result | None:
+def _stat(path: str) -> os.stat_result | None:
     try:
         return os.lstat(path)
     except OSError:

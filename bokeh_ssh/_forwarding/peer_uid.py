@@ -49,27 +49,31 @@ _FOUND_AT = 80
 _TIMEOUT = 1.0
 
 
-class Strangers:
+class PeerUidCheck:
     """Tells who at the other end of a connection is another user of this machine."""
 
     def __init__(self) -> None:
         self._me = {os.geteuid(), 0} if sys.platform == "linux" and hasattr(os, "geteuid") else set()
-        self._ask = _way() if self._me else None
+        self._query = _choose_query() if self._me else None
 
-    def find(self, sock: socket.socket) -> int | None:
+    def foreign_uid(self, sock: socket.socket) -> int | None:
         """Return the user id of a stranger, :data:`GONE` or :data:`UNKNOWN`; None for this account, and root.
 
         Who is there can read what is sent; who has gone can only have sent something. So one counts as gone
         when the kernel knows no program at the other end, and not when it merely does not answer.
         """
-        if self._ask is None:
+        if self._query is None:
             return None
         missing = False
-        for ask in (self._ask, look_up, look_up):  # a table that is read while it changes can miss a row
+        for query in (
+            self._query,
+            find_in_table,
+            find_in_table,
+        ):  # a table that is read while it changes can miss a row
             if _state(sock) == _CLOSE:
                 return GONE  # reset by the other end
             try:
-                owner = ask(sock)
+                owner = query(sock)
             except OSError:  # this way does not answer now
                 continue
             if owner == (0, 0):
@@ -81,8 +85,8 @@ class Strangers:
 
     def close(self) -> None:
         """Let go of the line to the kernel; idempotent."""
-        if isinstance(self._ask, Diagnosis):
-            self._ask.close()
+        if isinstance(self._query, SockDiag):
+            self._query.close()
 
 
 def _state(sock: socket.socket) -> int:
@@ -90,7 +94,7 @@ def _state(sock: socket.socket) -> int:
     return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
 
 
-def _way() -> Callable[[socket.socket], Owner | None] | None:
+def _choose_query() -> Callable[[socket.socket], Owner | None] | None:
     """Choose how to ask: the first that knows who we are, since not all systems answer, or tell the truth."""
     with contextlib.suppress(OSError), socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -102,28 +106,28 @@ def _way() -> Callable[[socket.socket], Owner | None] | None:
             with sock:
                 me = os.geteuid(), os.fstat(here.fileno()).st_ino
                 with contextlib.suppress(OSError):
-                    diagnosis = Diagnosis()
+                    sock_diag = SockDiag()
                     with contextlib.suppress(OSError):
-                        if diagnosis(sock) == me:
-                            return diagnosis
-                    diagnosis.close()
-                if look_up(sock) == me:
-                    return look_up
+                        if sock_diag(sock) == me:
+                            return sock_diag
+                    sock_diag.close()
+                if find_in_table(sock) == me:
+                    return find_in_table
     return None
 
 
-class Diagnosis:
+class SockDiag:
     """Asks the kernel for one socket: 14 µs, or 64 with cold caches, however many there are."""
 
     def __init__(self) -> None:
-        self._line = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, _NETLINK_SOCK_DIAG)
-        self._line.settimeout(_TIMEOUT)
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, _NETLINK_SOCK_DIAG)
+        self._socket.settimeout(_TIMEOUT)
         self._lock = threading.Lock()
-        self._asked = 0
+        self._sequence = 0
 
     def close(self) -> None:
         """Hang up."""
-        self._line.close()
+        self._socket.close()
 
     def __call__(self, sock: socket.socket) -> Owner | None:
         """Return who owns the other end; None if there is no such socket.
@@ -139,13 +143,15 @@ class Diagnosis:
             + _TAIL.pack(0, 0xFFFFFFFF, 0xFFFFFFFF)
         )
         with self._lock:
-            self._asked = (self._asked + 1) & 0xFFFFFFFF
+            self._sequence = (self._sequence + 1) & 0xFFFFFFFF
             size = _HEAD.size + len(request)
-            self._line.send(_HEAD.pack(size, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, self._asked, 0) + request)
+            self._socket.send(
+                _HEAD.pack(size, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, self._sequence, 0) + request
+            )
             while True:
-                answer = self._line.recv(8192)
+                answer = self._socket.recv(8192)
                 _, kind, _, number, _ = _HEAD.unpack_from(answer)
-                if number == self._asked:
+                if number == self._sequence:
                     break
         if kind == _NLMSG_ERROR:
             (error,) = _ERROR.unpack_from(answer, _HEAD.size)
@@ -161,7 +167,7 @@ class Diagnosis:
         return uid, inode
 
 
-def look_up(sock: socket.socket) -> Owner | None:
+def find_in_table(sock: socket.socket) -> Owner | None:
     """Find it in the table of all sockets."""
     table = "tcp6" if sock.family == socket.AF_INET6 else "tcp"
     return find_peer(

@@ -36,18 +36,18 @@ while read -r n; do
 done"""
 
 
-class Sentry:
+class PortOwnershipMonitor:
     """Tells, again and again, whether the listener on a port is still the one from the beginning.
 
-    Made by :func:`watching`.
+    Made by :func:`monitor_port`.
     """
 
     def __init__(self, connection: Connection, port: int, on_taken: Callable[[BokehSSHError], None]) -> None:
         self._host = connection.name
         self._port = port
         self._on_taken = on_taken
-        self._mark = secrets.token_hex(16)
-        self._reader = Reader(self._mark)
+        self._nonce = secrets.token_hex(16)
+        self._reader = Reader(self._nonce)
         self._change = threading.Condition()
         self._numbers = itertools.count()
         self._asked: dict[str, Verdict] = {}
@@ -57,10 +57,10 @@ class Sentry:
         self._ended = False
         self._leaving = False
         self._session = connection.run(
-            exec_line(self._mark),
-            on_stdout=self._hear,
+            exec_line(self._nonce),
+            on_stdout=self._on_stdout,
             on_stderr=lambda data: None,
-            on_exit=self._end,
+            on_exit=self._on_exit,
             timeout=connection.hop.timeout,
         )
 
@@ -68,7 +68,7 @@ class Sentry:
         """Have it look for the first time; tells whether it sees anything."""
         if not self._wait("hello", timeout):
             return False
-        self._session.write(encode(f"mark={self._mark}; port='{listening(self._port)}'\n{_LOOK}\n"))
+        self._session.write(encode(f"mark={self._nonce}; port='{listening(self._port)}'\n{_LOOK}\n"))
         return self._wait("uid", timeout)
 
     def _wait(self, word: str, timeout: float) -> bool:
@@ -78,7 +78,7 @@ class Sentry:
             )
             return word in self._said
 
-    def ask(self, verdict: Verdict) -> None:
+    def verify(self, verdict: Verdict) -> None:
         """Look at the port, and tell; returns at once."""
         with self._change:
             over = self._ended
@@ -96,7 +96,7 @@ class Sentry:
         self._session.write_eof()
         self._session.close()
 
-    def _hear(self, data: bytes) -> None:
+    def _on_stdout(self, data: bytes) -> None:
         for message in self._reader.feed(data):
             event, text = message["event"], str(message.get("text", ""))
             if event == "uid" and text.isdecimal() and len(text) < 20:  # as Python reads numbers
@@ -126,7 +126,7 @@ class Sentry:
         self._first = now
         return same and bool(now)
 
-    def _end(self, status: int | None) -> None:
+    def _on_exit(self, status: int | None) -> None:
         with self._change:
             self._ended = True
             asked, self._asked = self._asked, {}
@@ -139,20 +139,20 @@ class Sentry:
 
 
 @contextlib.contextmanager
-def watching(
+def monitor_port(
     connection: Connection, port: int, on_taken: Callable[[BokehSSHError], None]
-) -> Iterator[Sentry | None]:
-    """Have a sentry while the context lasts; None where it would see nothing.
+) -> Iterator[PortOwnershipMonitor | None]:
+    """Watch over the port while the context lasts; None where it would see nothing.
 
     :param on_taken: told when the port is another user's; on the connection's thread
     :raises ConnectionLostError: if the line goes down
     """
     try:
-        sentry = Sentry(connection, port, on_taken)
+        monitor = PortOwnershipMonitor(connection, port, on_taken)
     except SessionError:
         yield None
         return
     try:
-        yield sentry if sentry._start(connection.hop.timeout) else None
+        yield monitor if monitor._start(connection.hop.timeout) else None
     finally:
-        sentry.close()
+        monitor.close()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from bokeh_ssh._core.endpoint import LONGEST_PATH, check_path, encode, is_name
 from bokeh_ssh._core.errors import ForwardError, UsageError
-from bokeh_ssh._forwarding.listener_probe import Proof
+from bokeh_ssh._forwarding.listener_probe import ListenerProbe
 from bokeh_ssh._forwarding.remote_sockets import leave, remove
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._ssh.remote_shell import run_script
@@ -183,7 +183,7 @@ def _find(connection: Connection) -> str | None:
 
 
 def _leads(connection: Connection, path: str) -> bool:
-    proof = Proof(connection)
+    proof = ListenerProbe(connection)
     try:
         connection.listen(path, proof.handle)
     except ForwardError:

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from bokeh_ssh._core.endpoint import Origin, in_words
+from bokeh_ssh._core.endpoint import Origin, format_endpoint
 from bokeh_ssh._core.errors import (
     BokehSSHError,
     ConnectionLostError,
@@ -25,7 +25,7 @@ from bokeh_ssh._core.errors import (
     SocketInUseError,
     TargetUnreachableError,
 )
-from bokeh_ssh._ssh.channel import Stream
+from bokeh_ssh._ssh.channel import Channel
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._ssh.remote_shell import begin, run_script
 from bokeh_ssh._ssh.transport import IncomingHandler
@@ -204,7 +204,7 @@ class _Keeper:
         if self._script:
             name = f"bokeh-ssh socket {self._connection.name}"
             words = (handler, on_lost)
-            self._watcher = threading.Thread(target=self._look, args=words, name=name, daemon=True)
+            self._watcher = threading.Thread(target=self._check_path, args=words, name=name, daemon=True)
             self._watcher.start()
 
     def rest(self) -> None:
@@ -213,7 +213,9 @@ class _Keeper:
         if self._watcher and self._watcher is not threading.current_thread():
             self._watcher.join(_GLANCE + _GOODBYE)
 
-    def _look(self, handler: IncomingHandler, on_lost: Callable[[BokehSSHError], object] | None) -> None:
+    def _check_path(
+        self, handler: IncomingHandler, on_lost: Callable[[BokehSSHError], object] | None
+    ) -> None:
         try:
             while not self._rests.wait(_PAUSE) and self._connection.alive:
                 if (self.does("look", _GLANCE) or ("",))[0] == "missing":
@@ -243,7 +245,9 @@ class _Keeper:
                 return said
         if not self.able or word not in _ALONE:
             return None
-        return _ask(self._connection, self._path, _ALONE[word], timeout)  # its session was ended meanwhile
+        return _run_probe(
+            self._connection, self._path, _ALONE[word], timeout
+        )  # its session was ended meanwhile
 
     def close(self) -> None:
         """Let go of it."""
@@ -258,14 +262,14 @@ def leave(connection: Connection, path: str) -> bool:
     """
     with contextlib.suppress(ConnectionLostError):
         if connection.alive and connection.ping(_GLANCE):
-            return _ask(connection, path, _LEAVE, _GOODBYE) == ("gone", "")
+            return _run_probe(connection, path, _LEAVE, _GOODBYE) == ("gone", "")
     return False
 
 
 def remove(connection: Connection, path: str) -> None:
     """Remove a socket that the server listens on for us, but not its folder; quietly."""
     with contextlib.suppress(ConnectionLostError):
-        _ask(connection, path, _DROP, _GOODBYE)
+        _run_probe(connection, path, _DROP, _GOODBYE)
 
 
 def check_forbidden(connection: Connection, path: str) -> None:
@@ -273,15 +277,15 @@ def check_forbidden(connection: Connection, path: str) -> None:
 
     :raises ForwardingRefusedError: if somebody listens there, and the account may connect to it
     """
-    found = _ask(connection, path, _SERVED, _PATIENCE)
+    found = _run_probe(connection, path, _SERVED, _PATIENCE)
     if found and found[0] == "served":
-        msg = f"the server forbids forwarding to {in_words(path)}"
+        msg = f"the server forbids forwarding to {format_endpoint(path)}"
         hint = "ask the administrator for AllowStreamLocalForwarding"
         raise ForwardingRefusedError(msg, host=connection.name, hint=hint)
 
 
-def _refuse(stream: Stream, origin: Origin) -> None:
-    stream.reject(_CONNECT_FAILED)
+def _refuse(channel: Channel, origin: Origin) -> None:
+    channel.reject(_CONNECT_FAILED)
 
 
 def _answers(connection: Connection, path: str) -> bool | None:
@@ -319,7 +323,7 @@ def _clear(connection: Connection, path: str, refusal: ForwardingRefusedError, k
         raise refusal
 
 
-def _ask(connection: Connection, path: str, script: str, timeout: float) -> tuple[str, str] | None:
+def _run_probe(connection: Connection, path: str, script: str, timeout: float) -> tuple[str, str] | None:
     return _said(run_script(connection, _about(path, script), timeout=timeout))
 
 

@@ -24,7 +24,7 @@ _ANY = "*"
 
 
 @dataclass(frozen=True)
-class Guard:
+class RequestFilter:
     """What local requests are let in.
 
     :param port: the port here
@@ -37,7 +37,7 @@ class Guard:
     def find_fault(self, method: str, target: str, headers: Sequence[tuple[str, str]]) -> str:
         """Find why a request is refused; empty where it is let in.
 
-        >>> guard = Guard(5006)
+        >>> guard = RequestFilter(5006)
         >>> guard.find_fault("GET", "/", [("host", "localhost:5006")])
         ''
         >>> guard.find_fault("GET", "/", [("host", "evil.example:5006")])

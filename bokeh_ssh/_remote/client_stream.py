@@ -19,40 +19,40 @@ LONGEST = 4 << 20  # bytes of a message that comes in; what is longer is skipped
 PAIRS = {"continued": "stopped", "answers": "busy"}  # only the last of the two is of interest
 
 
-class Wire:
-    """Both directions. Nothing raises: what is closed is told by :attr:`deaf` and :attr:`mute`.
+class ClientStream:
+    """Both directions. Nothing raises: :attr:`input_closed` and :attr:`output_closed` tell what is closed.
 
     :param mark: stands before each message, so that it is told apart from what start files print
     :param inbox: what was read already
-    :ivar deaf: whether the client's end of standard input is closed
-    :ivar mute: whether the client's end of standard output is closed
+    :ivar input_closed: whether the client's end of standard input is closed
+    :ivar output_closed: whether the client's end of standard output is closed
     """
 
     def __init__(self, mark: str, inbox: bytes = b"") -> None:
         self.mark = mark.encode()
-        self.deaf = False
-        self.mute = False
+        self.input_closed = False
+        self.output_closed = False
         self._inbox = bytearray(inbox)
         self._seen = 0  # bytes of it without a line end
         self._skips = False  # a line that is too long is coming in
-        self._late: dict[str, dict[str, Any]] = {}  # the last of each kind, for when there is room
+        self._deferred: dict[str, dict[str, Any]] = {}  # the last of each kind, for when there is room
         self._outbox: collections.deque[bytes] = collections.deque()
         self._size = 0  # bytes in the outbox
         self._dropped = 0  # log lines
 
     def sources(self) -> list[int]:
         """List what to read."""
-        return [] if self.deaf else [0]
+        return [] if self.input_closed else [0]
 
     def sinks(self) -> list[int]:
         """List what to write, where something waits."""
         return [1] if self._outbox else []
 
-    def say(self, event: str, **more: Any) -> None:
+    def send(self, event: str, **more: Any) -> None:
         """Tell the client."""
-        if self.mute:
+        if self.output_closed:
             return
-        if self._size > OUTBOX or self._late:
+        if self._size > OUTBOX or self._deferred:
             self._defer(event, more)
             return
         self._put(self.mark + json.dumps(dict(more, event=event)).encode("ascii") + b"\n")
@@ -63,10 +63,10 @@ class Wire:
         if event == "log":
             self._dropped += len(more["lines"])
             return
-        before = self._late.pop(PAIRS.get(event, event), {})
+        before = self._deferred.pop(PAIRS.get(event, event), {})
         if event == "stored":  # of faults the first
             more["fault"] = before.get("fault") or more["fault"]
-        self._late[PAIRS.get(event, event)] = dict(more, event=event)
+        self._deferred[PAIRS.get(event, event)] = dict(more, event=event)
 
     def _put(self, data: bytes) -> None:
         self._outbox.append(data)
@@ -85,20 +85,20 @@ class Wire:
         except BlockingIOError:
             return
         except OSError:  # nobody reads any more
-            self.mute = True
-            self.hush()
+            self.output_closed = True
+            self.discard()
             return
-        late, self._late = self._late, {}
+        late, self._deferred = self._deferred, {}
         if self._dropped:
             dropped, self._dropped = self._dropped, 0
-            self.say("dropped", lines=dropped)
+            self.send("dropped", lines=dropped)
         for more in late.values():
-            self.say(**more)
+            self.send(**more)
 
-    def hush(self) -> None:
+    def discard(self) -> None:
         """Forget what the client was still to be told."""
         self._outbox.clear()
-        self._late.clear()
+        self._deferred.clear()
         self._size = self._dropped = 0
 
     def read(self) -> bool:
@@ -109,11 +109,11 @@ class Wire:
             return False
         except OSError:
             data = b""
-        self.deaf = not data
+        self.input_closed = not data
         self._inbox += data
         return bool(data)
 
-    def orders(self) -> list[dict[str, Any]]:
+    def take_messages(self) -> list[dict[str, Any]]:
         """Give the messages that have come in whole; what is none comes from another version."""
         end = self._inbox.rfind(b"\n", self._seen)
         self._seen = len(self._inbox)
@@ -140,12 +140,12 @@ class Wire:
         del self._inbox[:count]
         self._seen = len(self._inbox)
 
-    def part(self) -> None:
+    def send_taken(self) -> None:
         """Tell the client that it is one no more."""
-        self.hush()
-        if not self.mute:
+        self.discard()
+        if not self.output_closed:
             self._put(b"\n")  # after a line that was half out
-            self.say("taken")
+            self.send("taken")
 
     def hang_up(self) -> None:
         """Let go of a session that has ended otherwise than by the end of its streams."""
@@ -153,10 +153,10 @@ class Wire:
         for number in range(2):
             os.dup2(null, number)
         os.close(null)
-        self.hush()
-        self.deaf = self.mute = True
+        self.discard()
+        self.input_closed = self.output_closed = True
 
-    def change(self, fds: list[int], mark: str) -> None:
+    def replace_client(self, fds: list[int], mark: str) -> None:
         """Go on with another client.
 
         :param fds: to read from, and to write to; closed, since they become 0 and 1
@@ -165,7 +165,7 @@ class Wire:
             os.dup2(fd, number)
             os.close(fd)
         os.set_blocking(1, False)
-        self.hush()
+        self.discard()
         self.mark, self._skips = mark.encode(), False
         self._forget(len(self._inbox))
-        self.deaf = self.mute = False
+        self.input_closed = self.output_closed = False

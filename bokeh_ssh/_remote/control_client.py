@@ -13,8 +13,8 @@ import select
 import signal
 import time
 
-from bokeh_ssh._remote.control_socket import MENDED, clear, knock, vacant
-from bokeh_ssh._remote.run_dir import CONTROL, KEEP, Place, identity, node, places
+from bokeh_ssh._remote.control_socket import MENDED, is_stale, remove_run_dir, send_request
+from bokeh_ssh._remote.run_dir import CONTROL, KEEP, RunDir, identity, list_run_dirs, node
 
 TYPE_CHECKING = False  # typing costs milliseconds and is not needed to run
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ QUICK = 2.0  # seconds for a supervisor to tell about itself
 ENDED = 12.0  # seconds in which one has ended that was told to
 
 
-class Errand:
+class ControlCommand:
     """One order, carried out.
 
     :param order: the line that came in; ``do`` says what to do
@@ -37,20 +37,20 @@ class Errand:
         self.order = order
         self.mark = str(order["mark"]).encode()
 
-    def say(self, event: str, **more: Any) -> None:
+    def send(self, event: str, **more: Any) -> None:
         """Tell the client."""
         data = self.mark + json.dumps(dict(more, event=event)).encode("ascii") + b"\n"
         while data:
             data = data[os.write(1, data) :]
 
-    def find(self) -> Place | None:
+    def find_run_dir(self) -> RunDir | None:
         """Find the place that the order is about."""
-        for place in places():
-            if place.id == self.order["id"]:
-                return place
+        for run_dir in list_run_dirs():
+            if run_dir.id == self.order["id"]:
+                return run_dir
         return None
 
-    def seek(self) -> Place | None:
+    def wait_for_run_dir(self) -> RunDir | None:
         """Wait for a place that was removed to be there again; end a server that nobody can find any more.
 
         Otherwise there would be two, once the client starts another.
@@ -61,9 +61,9 @@ class Errand:
         pid = int(who.partition(":")[0])
         deadline = time.monotonic() + (MENDED if self.order["id"] else 0)
         while identity(pid) == who and time.monotonic() < deadline:
-            place = self.find()
-            if place:
-                return place
+            run_dir = self.find_run_dir()
+            if run_dir:
+                return run_dir
             time.sleep(0.1)
         if identity(pid) == who:
             os.kill(pid, signal.SIGTERM)
@@ -72,8 +72,8 @@ class Errand:
                 time.sleep(0.1)
         return None
 
-    def enter(
-        self, place: Place, request: dict[str, Any], fds: Sequence[int] = (), timeout: float = QUICK
+    def send_request(
+        self, run_dir: RunDir, request: dict[str, Any], fds: Sequence[int] = (), timeout: float = QUICK
     ) -> tuple[socket.socket, dict[str, Any]]:
         """Knock, for as long as a supervisor that runs may need to make its socket again.
 
@@ -82,99 +82,99 @@ class Errand:
         deadline = time.monotonic() + MENDED
         while True:
             try:
-                return knock(place.at(CONTROL), request, fds, timeout)
+                return send_request(run_dir.at(CONTROL), request, fds, timeout)
             except (FileNotFoundError, ConnectionRefusedError):
-                if not place.exists() or vacant(place) or time.monotonic() > deadline:
+                if not run_dir.exists() or is_stale(run_dir) or time.monotonic() > deadline:
                     raise
             time.sleep(0.1)
 
     def do_adopt(self) -> int:
         """Hand our standard input and output to the supervisor, and stay until it lets us go."""
-        place = self.find() or self.seek()
-        if place is None:
+        run_dir = self.find_run_dir() or self.wait_for_run_dir()
+        if run_dir is None:
             wanted = self.order.get("node", "")
-            self.say("refused", why="elsewhere" if wanted not in ("", node()) else "gone", node=node())
+            self.send("refused", why="elsewhere" if wanted not in ("", node()) else "gone", node=node())
             return 1
         try:
-            sock, answer = self.enter(place, self.order, (0, 1), float(self.order["timeout"]))
+            sock, answer = self.send_request(run_dir, self.order, (0, 1), float(self.order["timeout"]))
         except OSError as exc:
-            if not place.exists():  # between the two; perhaps only for a moment
+            if not run_dir.exists():  # between the two; perhaps only for a moment
                 return self.do_adopt()
-            if ended(place, exc):
-                return self.bury(place)
-            self.say("refused", why="silent", text=exc.strerror or str(exc))
+            if ended(run_dir, exc):
+                return self.report_end(run_dir)
+            self.send("refused", why="silent", text=exc.strerror or str(exc))
             return 1
         if answer.get("adopted"):
             return hold(sock)
         if "over" in answer:
             for_the_end(sock, float(self.order["timeout"]))
-            return self.bury(place)
-        self.say("refused", **dict(answer, why=answer.get("error", "unknown")))
+            return self.report_end(run_dir)
+        self.send("refused", **dict(answer, why=answer.get("error", "unknown")))
         return 1
 
-    def bury(self, place: Place) -> int:
+    def report_end(self, run_dir: RunDir) -> int:
         """Tell what became of a server whose supervisor is no more; what was told need not be kept."""
-        record = place.read()
+        record = run_dir.read()
         if "ended" not in record:
-            clear(place, QUICK)
-            self.say("refused", why="gone", node=node())
+            remove_run_dir(run_dir, QUICK)
+            self.send("refused", why="gone", node=node())
             return 1
-        self.say("refused", **dict(record, why="exited"))
+        self.send("refused", **dict(record, why="exited"))
         ready, _, _ = select.select([0], [], [], 10)
         if ready and b"seen" in os.read(0, 1 << 12):
-            place.remove()
+            run_dir.remove()
         return 1
 
     def do_list(self) -> int:
         """Tell of each server."""
-        for place in places():
+        for run_dir in list_run_dirs():
             state = "running"
             try:
-                sock, record = self.enter(place, {"do": "status"})
+                sock, record = self.send_request(run_dir, {"do": "status"})
                 sock.close()
             except OSError as exc:
-                if not place.exists():
+                if not run_dir.exists():
                     continue
-                over, record = ended(place, exc), place.read()
+                over, record = ended(run_dir, exc), run_dir.read()
                 state = "silent"
                 if over:
                     if "ended" not in record:
-                        clear(place, QUICK)
+                        remove_run_dir(run_dir, QUICK)
                         continue
-                    if place.age() > KEEP:
-                        place.remove()
+                    if run_dir.age() > KEEP:
+                        run_dir.remove()
                         continue
                     state = "ended"
-            self.say("server", **dict(record, state=state, id=place.id))
-        self.say("end", node=node())
+            self.send("server", **dict(record, state=state, id=run_dir.id))
+        self.send("end", node=node())
         return 0
 
     def do_stop(self) -> int:
         """End a server, and wait until nothing of it is left."""
-        place, patience = self.find(), float(self.order["patience"])
-        if place is None:
-            self.say("refused", why="gone", node=node())
+        run_dir, patience = self.find_run_dir(), float(self.order["patience"])
+        if run_dir is None:
+            self.send("refused", why="gone", node=node())
             return 1
         try:
-            sock, _ = self.enter(place, self.order)
+            sock, _ = self.send_request(run_dir, self.order)
         except OSError as exc:
-            if not place.exists() or ended(place, exc):
-                clear(place, QUICK)
-                self.say("over", already=True)
+            if not run_dir.exists() or ended(run_dir, exc):
+                remove_run_dir(run_dir, QUICK)
+                self.send("over", already=True)
                 return 0
-            self.say("refused", why="silent", text=exc.strerror or str(exc))
+            self.send("refused", why="silent", text=exc.strerror or str(exc))
             return 1
         if not for_the_end(sock, patience + 10):
-            self.say("refused", why="silent", text="it does not end")
+            self.send("refused", why="silent", text="it does not end")
             return 1
-        self.say("over", already=False)
+        self.send("over", already=False)
         return 0
 
 
-def ended(place: Place, why: OSError) -> bool:
+def ended(run_dir: RunDir, why: OSError) -> bool:
     """Whether a supervisor that did not answer is no more; one that hung up may be about to end."""
     deadline = time.monotonic() + QUICK
-    while not vacant(place):
+    while not is_stale(run_dir):
         if not isinstance(why, ConnectionResetError) or time.monotonic() > deadline:
             return False
         time.sleep(0.02)
@@ -218,5 +218,5 @@ def main() -> NoReturn:
         if not byte:
             os._exit(3)
         text += byte
-    errand = Errand(json.loads(text))
-    os._exit(getattr(errand, "do_" + errand.order["do"])())
+    command = ControlCommand(json.loads(text))
+    os._exit(getattr(command, "do_" + command.order["do"])())

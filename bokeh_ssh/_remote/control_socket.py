@@ -18,14 +18,14 @@ import time
 
 from bokeh_ssh._remote import process_tree
 from bokeh_ssh._remote.process_group import let_go
-from bokeh_ssh._remote.run_dir import CONTROL, HOLDER, KEEP, Place, identity, places
+from bokeh_ssh._remote.run_dir import CONTROL, HOLDER, KEEP, RunDir, identity, list_run_dirs
 
 TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-GUESTS = 32  # that may stand in the door at once
+MOST_CLIENTS = 32  # that may stand in the door at once
 PATIENCE = 10.0  # seconds until one that does not say what it wants is shown out
 LONGEST = 1 << 16  # bytes of a request
 MENDED = 4.0  # seconds in which a supervisor makes its directory anew that was removed: it looks every 2
@@ -46,7 +46,7 @@ def peer(sock: socket.socket) -> int | None:
     return None
 
 
-class Guest:
+class ControlClient:
     """One who knocked.
 
     :ivar request: what it wants, once it has said it
@@ -63,7 +63,7 @@ class Guest:
     def fileno(self) -> int:
         return self.sock.fileno()
 
-    def listen(self) -> bool:
+    def receive(self) -> bool:
         """Read some more of the request; False where none will come."""
         try:
             data, more, _, _ = self.sock.recvmsg(LONGEST, socket.CMSG_SPACE(16))
@@ -102,7 +102,7 @@ class Guest:
             os.close(self.fds.pop())
 
 
-class Door:
+class ControlSocket:
     """The inside.
 
     :param path: of the socket
@@ -110,14 +110,14 @@ class Door:
 
     def __init__(self, path: str) -> None:
         self.sock = self._bind(path)
-        self.guests: dict[int, Guest] = {}
+        self.clients: dict[int, ControlClient] = {}
 
     def _bind(self, path: str) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX)
         try:
             sock.bind(path)
             os.chmod(path, 0o600)
-            sock.listen(GUESTS)
+            sock.listen(MOST_CLIENTS)
             self._file = os.lstat(path)
         except OSError:
             sock.close()
@@ -125,14 +125,14 @@ class Door:
         sock.setblocking(False)
         return sock
 
-    def stands(self, path: str) -> bool:
+    def is_at(self, path: str) -> bool:
         """Tell whether who knocks there comes to us."""
         try:
             return os.path.samestat(os.lstat(path), self._file)
         except OSError:
             return False
 
-    def rebuild(self, path: str) -> None:
+    def rebind(self, path: str) -> None:
         """Listen there again; who stands in the door is not sent away.
 
         :raises OSError: if that cannot be had
@@ -147,37 +147,37 @@ class Door:
 
     def fds(self) -> list[int]:
         """List what to wait for."""
-        return [self.sock.fileno(), *self.guests]
+        return [self.sock.fileno(), *self.clients]
 
-    def open(self, fd: int) -> Guest | None:
+    def handle_readable(self, fd: int) -> ControlClient | None:
         """Deal with what came; give a guest that has said what it wants, which is the caller's then."""
         if fd == self.sock.fileno():
             with contextlib.suppress(OSError):
                 sock, _ = self.sock.accept()
                 sock.setblocking(False)
-                guest = Guest(sock)
-                if peer(sock) in (None, 0, os.geteuid()) and len(self.guests) < GUESTS:
-                    self.guests[guest.fileno()] = guest
+                client = ControlClient(sock)
+                if peer(sock) in (None, 0, os.geteuid()) and len(self.clients) < MOST_CLIENTS:
+                    self.clients[client.fileno()] = client
                 else:
-                    guest.close()
+                    client.close()
             return None
-        guest = self.guests[fd]
-        if not guest.listen():
-            del self.guests[fd]
-            guest.close()
-        elif guest.request is not None:
-            del self.guests[fd]
-            return guest
+        client = self.clients[fd]
+        if not client.receive():
+            del self.clients[fd]
+            client.close()
+        elif client.request is not None:
+            del self.clients[fd]
+            return client
         return None
 
-    def tidy(self) -> None:
+    def drop_idle(self) -> None:
         """Show out who has stood there for too long."""
-        late = [fd for fd, guest in self.guests.items() if time.monotonic() - guest.since > PATIENCE]
+        late = [fd for fd, client in self.clients.items() if time.monotonic() - client.since > PATIENCE]
         for fd in late:
-            self.guests.pop(fd).close()
+            self.clients.pop(fd).close()
 
 
-def knock(
+def send_request(
     path: str, request: dict[str, Any], fds: Sequence[int] = (), timeout: float = 5.0
 ) -> tuple[socket.socket, dict[str, Any]]:
     """Ask a supervisor for something.
@@ -207,22 +207,22 @@ def knock(
         raise
 
 
-def vacant(place: Place) -> bool:
+def is_stale(run_dir: RunDir) -> bool:
     """Whether the supervisor of a place is no more; one whose socket was removed makes it again.
 
     Where its record was removed too, its server's environment tells which process it is; else it has the time
     for that.
     """
-    record = place.read()
+    record = run_dir.read()
     # On Linux a refusal is the truth; macOS refuses also where many knock at once.
     for pause in [0] if sys.platform == "linux" else [0, 0.02, 0.02]:
         time.sleep(pause)
         sock = socket.socket(socket.AF_UNIX)
         try:
             sock.settimeout(1.0)
-            sock.connect(place.at(CONTROL))
+            sock.connect(run_dir.at(CONTROL))
         except FileNotFoundError:
-            if not record and place.age() < MENDED:
+            if not record and run_dir.age() < MENDED:
                 return False
             break
         except ConnectionRefusedError:
@@ -234,7 +234,7 @@ def vacant(place: Place) -> bool:
         return False
     known = {os.fsencode(str(record.get("identity", "")))}
     if not record:
-        known = process_tree.values(HOLDER.encode(), process_tree.marked(place.mark, process_tree.table()))
+        known = process_tree.values(HOLDER.encode(), process_tree.marked(run_dir.mark, process_tree.table()))
     return not any(map(_lives, known))
 
 
@@ -244,28 +244,28 @@ def _lives(who: bytes) -> bool:
     return pid.isdigit() and identity(int(pid)).encode() == who
 
 
-def clear(place: Place, patience: float) -> None:
+def remove_run_dir(run_dir: RunDir, patience: float) -> None:
     """Remove the place of a supervisor that is no more, and first end what is left of its server.
 
     Something is left only where all were killed at once that would have ended it.
 
     :param patience: seconds between TERM and KILL
     """
-    process_tree.end(lambda rows: process_tree.marked(place.mark, rows), patience)
-    place.remove()
+    process_tree.end(lambda rows: process_tree.marked(run_dir.mark, rows), patience)
+    run_dir.remove()
 
 
-def sweep() -> set[int]:
+def remove_stale() -> set[int]:
     """Remove the places of supervisors that were killed, and records that nobody came for.
 
     :returns: children of ours that end what is left of such a server; nobody waits for them
     """
     children = set()
-    for place in places():
-        if ("ended" in place.read() and place.age() <= KEEP) or not vacant(place):
+    for run_dir in list_run_dirs():
+        if ("ended" in run_dir.read() and run_dir.age() <= KEEP) or not is_stale(run_dir):
             continue
-        if "ended" in place.read() or not process_tree.marked(place.mark, process_tree.table()):
-            place.remove()
+        if "ended" in run_dir.read() or not process_tree.marked(run_dir.mark, process_tree.table()):
+            run_dir.remove()
         else:
             pid = os.fork()
             if not pid:
@@ -273,7 +273,7 @@ def sweep() -> set[int]:
                     os.setpgid(0, 0)
                     signal.set_wakeup_fd(-1)
                     let_go()
-                    clear(place, _GRACE)
+                    remove_run_dir(run_dir, _GRACE)
                 finally:
                     os._exit(0)
             children.add(pid)

@@ -17,9 +17,9 @@ import socket
 import time
 
 from bokeh_ssh._remote import process_tree
-from bokeh_ssh._remote.control_socket import clear
+from bokeh_ssh._remote.control_socket import remove_run_dir
 from bokeh_ssh._remote.process_group import PATIENCE
-from bokeh_ssh._remote.run_dir import Place
+from bokeh_ssh._remote.run_dir import RunDir
 
 TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
 if TYPE_CHECKING:
@@ -38,11 +38,11 @@ class Anchor:
     def __init__(self, fd: int = -1) -> None:
         self.fd = fd
 
-    def watch(self, place: Place) -> None:
+    def watch(self, run_dir: RunDir) -> None:
         """Have it look after a place: should we be killed, and whoever else does."""
         if self.fd >= 0:
             try:
-                os.write(self.fd, os.fsencode(place.path) + b"\n")
+                os.write(self.fd, os.fsencode(run_dir.path) + b"\n")
             except OSError:
                 pass  # it was ended before
 
@@ -62,7 +62,7 @@ class Anchor:
         os._exit(status)
 
 
-def weigh() -> Anchor:
+def detach_session() -> Anchor:
     """Go on in a new process and session; the one that was executed stays, and ends as this one does."""
     ours, its = (end.detach() for end in socket.socketpair())
     try:
@@ -95,27 +95,27 @@ def stay(pid: int, fd: int) -> NoReturn:
     for stream in range(3):  # they are the other's: one ends when that closes it
         os.dup2(null, stream)
     os.waitpid(pid, 0)
-    path, status = listen(fd)
+    path, status = read_anchor(fd)
     if not status:  # it was killed, and could not even say so
         try:
             if path and not os.fork():
                 os.setsid()  # out of reach of the session's end, which does not wait for this
-                succeed(Place(os.fsdecode(path)))
+                succeed(RunDir(os.fsdecode(path)))
         finally:
             os.kill(os.getpid(), signal.SIGKILL)
     os._exit(status[0])
 
 
-def succeed(place: Place) -> None:
+def succeed(run_dir: RunDir) -> None:
     """End what a supervisor that was killed has left, unless its guardian does."""
     for _ in range(_LOOKS):
-        if not process_tree.marked(place.mark, process_tree.table()):
+        if not process_tree.marked(run_dir.mark, process_tree.table()):
             break
         time.sleep(_PAUSE)
-    clear(place, PATIENCE)
+    remove_run_dir(run_dir, PATIENCE)
 
 
-def listen(fd: int) -> tuple[bytes, bytes]:
+def read_anchor(fd: int) -> tuple[bytes, bytes]:
     """Hear which place to look after, and the exit status; either is empty where it was not said."""
     said = b""
     while True:

@@ -44,7 +44,7 @@ class Guardian:
         self, begin: Callable[[], int], leave: Callable[[], object], mark: bytes, adopts: bool
     ) -> None:
         self._rest = b""
-        waits, self._lifeline = os.pipe()
+        waits, self._death_pipe = os.pipe()
         self._word, tells = os.pipe()
         try:
             self.pid = os.fork()
@@ -71,7 +71,7 @@ class Guardian:
         """Give what to wait for; -1 once nothing more will be told."""
         return self._word
 
-    def hear(self) -> list[tuple[str, int]]:
+    def read_changes(self) -> list[tuple[str, int]]:
         """Give what became of the child since: "exit" and its status, "stopped" or "continued"."""
         try:
             data = os.read(self._word, _CHUNK)
@@ -83,7 +83,7 @@ class Guardian:
         *lines, self._rest = (self._rest + data).split(b"\n")
         return [(event.decode(), int(status)) for event, status in map(bytes.split, lines)]
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Have it go on, should somebody have stopped it."""
         if self.pid:
             os.kill(self.pid, signal.SIGCONT)
@@ -97,10 +97,10 @@ class Guardian:
         self._close()
 
     def _close(self) -> None:
-        for fd in (self._word, self._lifeline):
+        for fd in (self._word, self._death_pipe):
             if fd >= 0:
                 os.close(fd)
-        self._word = self._lifeline = -1
+        self._word = self._death_pipe = -1
 
 
 def _guard(

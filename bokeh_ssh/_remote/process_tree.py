@@ -41,7 +41,7 @@ def adopt() -> bool:
         return False
 
 
-def look(pid: int) -> Row | None:
+def read_process(pid: int) -> Row | None:
     """Look at one process; None where it has ended, and where /proc does not say."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as stat:
@@ -78,7 +78,7 @@ def _all() -> Table:
         seen |= new
         # Whose parent ended after we have looked at it has another by now.
         orphans = {pid for pid, row in rows.items() if row[0] and row[0] not in rows}
-        found = {pid: look(pid) for pid in new | orphans}
+        found = {pid: read_process(pid) for pid in new | orphans}
         if not new and all(row == rows[pid] for pid, row in found.items()):
             break
         for pid in found:
@@ -132,13 +132,13 @@ def values(name: bytes, pids: Iterable[int]) -> set[bytes]:
     return found
 
 
-def tell(pid: int, since: int, *signals: int) -> None:
+def signal_process(pid: int, since: int, *signals: int) -> None:
     """Send signals to a process if it is still the one that was seen: its number may be another's by now."""
     fd = -1
     try:
         with contextlib.suppress(AttributeError, PermissionError):  # before Python 3.9; not allowed in here
             fd = os.pidfd_open(pid)
-        seen = look(pid)
+        seen = read_process(pid)
         if seen is None or seen[3] != since:
             return
         for number in signals:
@@ -162,7 +162,7 @@ def press(found: Iterable[int], rows: Table, asked: set[tuple[int, int]], group:
     who = {(-group, 0) if group and rows[pid][1] == group else (pid, rows[pid][3]) for pid in found}
     for pid, since in who if kill else who - asked:
         if pid > 0:
-            tell(pid, since, *signals)
+            signal_process(pid, since, *signals)
             continue
         for number in signals:
             with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: EPERM if all are zombies
@@ -177,13 +177,13 @@ def end(find: Callable[[Table], Iterable[int]], patience: float, group: int = 0)
     :param patience: seconds until KILL; what is not gone as long after that cannot be ended
     :param group: a process group that they may be in, whose number is pinned
     """
-    kill_at = time.monotonic() + patience
+    kill_deadline = time.monotonic() + patience
     asked: set[tuple[int, int]] = set()
     while True:
         rows = table()
         left = list(find(rows))
         now = time.monotonic()
-        if not left or now > kill_at + patience:
+        if not left or now > kill_deadline + patience:
             return
-        press(left, rows, asked, group, kill=now >= kill_at)
+        press(left, rows, asked, group, kill=now >= kill_deadline)
         time.sleep(0.05)

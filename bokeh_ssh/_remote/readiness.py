@@ -127,7 +127,7 @@ def users(pids: Iterable[int]) -> set[int]:
     return found
 
 
-def told(line: str) -> dict[str, Any] | None:
+def parse_notice(line: str) -> dict[str, Any] | None:
     """Read what a command says of itself: ``port`` or ``socket``, and maybe ``routes`` and ``versions``."""
     try:
         word = json.loads(line)
@@ -209,7 +209,7 @@ class Watch:
         """List what to wait for."""
         return [self.sock.fileno()] if self.sock and not self.full else []
 
-    def look(self, now: float, port: int, path: str) -> None:
+    def check(self, now: float, port: int, path: str) -> None:
         """Look, if it is time to."""
         if now < self.due:
             return

@@ -121,7 +121,7 @@ def usable(path: str) -> str:
     return ""
 
 
-class Place:
+class RunDir:
     """The directory of one server."""
 
     def __init__(self, path: str) -> None:
@@ -189,7 +189,7 @@ class Place:
         with contextlib.suppress(OSError):
             names.update(os.listdir(self.path))
         for name in names - {RECORD}:
-            raze(self.at(name))
+            remove_tree(self.at(name))
 
     def remove(self) -> None:
         """Remove it, and the directory above if no other is in it."""
@@ -202,7 +202,7 @@ class Place:
             os.rmdir(os.path.dirname(self.path))
 
 
-def make(fill: Any) -> tuple[Place | None, Any, str]:
+def make_run_dir(fill: Any) -> tuple[RunDir | None, Any, str]:
     """Make a place; nobody sees it before ``fill``, which is given its path, has made what belongs in it.
 
     :returns: the place and what ``fill`` gave; or None, None and why there is none
@@ -222,9 +222,9 @@ def make(fill: Any) -> tuple[Place | None, Any, str]:
                 os.rename(hidden, shown)
             except OSError as exc:
                 fault = exc.strerror or "cannot be used"
-                Place(hidden).remove()
+                RunDir(hidden).remove()
                 continue
-            return Place(shown), filled, ""
+            return RunDir(shown), filled, ""
         why.append(f"{root} {fault}")
     return None, None, ", ".join(why)
 
@@ -247,14 +247,14 @@ def found(root: str) -> str:
     return fault
 
 
-def mend(place: Place) -> str:
+def repair_run_dir(run_dir: RunDir) -> str:
     """Make what was removed of a place, or opened to others, as it was; says why that cannot be had.
 
     :raises OSError: if it cannot be had for another reason
     """
-    root = os.path.dirname(place.path)
+    root = os.path.dirname(run_dir.path)
     fault = replaceable(os.path.dirname(root))
-    for path in (root, place.path) if not fault else ():
+    for path in (root, run_dir.path) if not fault else ():
         with contextlib.suppress(FileExistsError), private():
             os.mkdir(path, 0o700)
         found = os.lstat(path)
@@ -278,7 +278,7 @@ def identity(pid: int) -> str:
         return ""
 
 
-def raze(path: str) -> None:
+def remove_tree(path: str) -> None:
     """Remove a file, or a folder with all that is in it, also what nobody may enter or write to; quietly."""
     if not os.path.isdir(path) or os.path.islink(path):
         with contextlib.suppress(OSError):
@@ -298,7 +298,7 @@ def raze(path: str) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def places() -> Iterator[Place]:
+def list_run_dirs() -> Iterator[RunDir]:
     """List the places of this account, those left by a supervisor that was killed too."""
     for root in candidates():
         if usable(root):
@@ -307,8 +307,8 @@ def places() -> Iterator[Place]:
         with contextlib.suppress(OSError):  # it is removed with the last that is in it
             names = sorted(os.listdir(root))
         for name in names:
-            place = Place(os.path.join(root, name))
+            run_dir = RunDir(os.path.join(root, name))
             if _ID.fullmatch(name):
-                yield place
-            elif name[:1] == "." and place.age() > 3600:  # killed while it was made
-                place.remove()
+                yield run_dir
+            elif name[:1] == "." and run_dir.age() > 3600:  # killed while it was made
+                run_dir.remove()

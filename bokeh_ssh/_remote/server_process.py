@@ -15,7 +15,7 @@ import sys
 import time
 
 from bokeh_ssh._remote import process_tree
-from bokeh_ssh._remote.control_socket import sweep
+from bokeh_ssh._remote.control_socket import remove_stale
 from bokeh_ssh._remote.guardian import Guardian
 from bokeh_ssh._remote.process_group import PATIENCE, changes, piped, start
 from bokeh_ssh._remote.readiness import (
@@ -27,13 +27,13 @@ from bokeh_ssh._remote.readiness import (
     holds,
     listener,
     listeners,
+    parse_notice,
     routes_of,
-    told,
     users,
 )
-from bokeh_ssh._remote.run_dir import APPS, HOLDER, SERVER, Place, identity, node
-from bokeh_ssh._remote.sidecar import Companion
-from bokeh_ssh._remote.upload_dir import Depot
+from bokeh_ssh._remote.run_dir import APPS, HOLDER, SERVER, RunDir, identity, node
+from bokeh_ssh._remote.sidecar import Sidecar
+from bokeh_ssh._remote.upload_dir import UploadDir
 
 TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ RUN = (
 )
 
 
-class Service:
+class ServerProcess:
     """A server, its guardian, and what goes along with it.
 
     :param spec: the ``start`` message; see ``Launch.spec`` on the client's side for its fields
@@ -69,10 +69,10 @@ class Service:
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self.spec = spec
-        self.place: Place | None = None
+        self.run_dir: RunDir | None = None
         self.nowhere = ""  # why there is no place
-        self.depot: Depot | None = None  # where the app is that the client brings
-        self.companion = Companion()
+        self.upload_dir: UploadDir | None = None  # where the app is that the client brings
+        self.sidecar = Sidecar()
         self.facts = Facts()
         self.claims: dict[int, dict[str, Any]] = {}  # what log lines say, by port, and nobody has looked at
         self.claims_at = 0.0  # when to look
@@ -96,11 +96,11 @@ class Service:
         self.status: int | None = None
         self.halted = False
         self.started: dict[str, Any] = {}
-        self.ordered = False  # somebody wants the server to end, or its time is up
-        self.kill_at: float | None = None  # set once the server is being ended
+        self.stop_requested = False  # somebody wants the server to end, or its time is up
+        self.kill_deadline: float | None = None  # set once the server is being ended
         self.killed: float | None = None
 
-    def say(self, event: str, **more: Any) -> None:
+    def send(self, event: str, **more: Any) -> None:
         """Tell whoever is there, without ever waiting for it."""
         raise NotImplementedError
 
@@ -112,18 +112,18 @@ class Service:
 
     def leave(self) -> None:
         """Remove the place where we are found, and what the client has brought."""
-        if self.depot:
-            self.depot.remove()
-        if self.place:
-            self.place.remove()
+        if self.upload_dir:
+            self.upload_dir.remove()
+        if self.run_dir:
+            self.run_dir.remove()
 
     def prepare(self) -> None:
         """Choose where it is to listen, and make room for what is brought."""
         if self.spec.get("brings"):
-            self.open_depot()
+            self.open_upload_dir()
         if self.spec.get("socket"):
             self.no_socket = self.spec.get("no_socket") or self.nowhere
-            self.socket = self.place.at(SERVER) if self.place and not self.no_socket else ""
+            self.socket = self.run_dir.at(SERVER) if self.run_dir and not self.no_socket else ""
         if self.spec.get("plain"):
             self.find_room()
 
@@ -133,23 +133,23 @@ class Service:
             self.port = int(self.spec.get("port", 0)) or int(free_port())
         elif not self.socket:
             self.status = 1
-            self.kill_at = time.monotonic()
-            self.say("failed", at="socket", status=1, text=self.no_socket)
+            self.kill_deadline = time.monotonic()
+            self.send("failed", at="socket", status=1, text=self.no_socket)
 
-    def open_depot(self) -> None:
+    def open_upload_dir(self) -> None:
         """Make room for what the client brings, and say so; the server is started when all is there."""
         try:
-            self.depot = Depot(self.place.at(APPS) if self.place else None)
-            self.say("depot", path=self.depot.path)
+            self.upload_dir = UploadDir(self.run_dir.at(APPS) if self.run_dir else None)
+            self.send("depot", path=self.upload_dir.path)
         except OSError as exc:
             self.status = 1
-            self.kill_at = time.monotonic()
-            self.say("failed", at="depot", status=1, text=os.strerror(exc.errno or 0))
+            self.kill_deadline = time.monotonic()
+            self.send("failed", at="depot", status=1, text=os.strerror(exc.errno or 0))
 
     def spawn(self) -> None:
         """Start the server in a group of its own, with both its streams on pipes of ours."""
-        if self.depot and self.spec.get("inside"):
-            os.chdir(self.depot.path)
+        if self.upload_dir and self.spec.get("inside"):
+            os.chdir(self.upload_dir.path)
         argv = [word for item in self.spec["argv"] for word in self.words(item)]
         env = self.environment(self.spec["signing"] if self.signs() else {})
         env.setdefault(b"PYTHONUNBUFFERED", b"1")  # so that what the app prints arrives when it prints it
@@ -166,31 +166,31 @@ class Service:
         shown = [os.fsdecode(word) for word in argv]
         self.facts = Facts(asked_port(shown))
         try:
-            out, err = self.beget(self.apart(argv), env)
+            out, err = self.start_server(self.without_cwd(argv), env)
             self.streams.update({out: ("out", b""), err: ("err", b"")})
             self.started.update(protocol=PROTOCOL, pid=self.server, supervisor=os.getpid(), argv=shown)
             self.started.update(python=sys.executable, node=node(), nowhere=self.nowhere)
             self.started.update(identity=identity(os.getpid()))
             self.started.update(libraries=os.environ.get("LD_LIBRARY_PATH", ""))
-            self.started.update(depot=self.depot.path if self.depot else "")
-            if self.place:
-                self.started.update(id=self.place.id, place=self.place.path)
-                self.place.write(self.record_of())
-            self.say("started", **self.started)
+            self.started.update(depot=self.upload_dir.path if self.upload_dir else "")
+            if self.run_dir:
+                self.started.update(id=self.run_dir.id, place=self.run_dir.path)
+                self.run_dir.write(self.record_of())
+            self.send("started", **self.started)
         except OSError as exc:
             self.status = 127
-            self.kill_at = time.monotonic()
-            self.say("failed", at="spawn", status=127, text=os.strerror(exc.errno or 0), argv=shown)
+            self.kill_deadline = time.monotonic()
+            self.send("failed", at="spawn", status=127, text=os.strerror(exc.errno or 0), argv=shown)
         for fd in ends:
             os.close(fd)
 
-    def apart(self, argv: list[bytes]) -> list[bytes]:
+    def without_cwd(self, argv: list[bytes]) -> list[bytes]:
         """Give the command that runs a module (``-m``) without what is in the current directory."""
         if self.spec["argv"][0][0] != "python" or argv[1] != b"-m":
             return argv
         return [argv[0], b"-c", encode(STUB), encode(RUN), *argv[2:]]
 
-    def beget(self, argv: list[bytes], env: dict[bytes, bytes]) -> list[int]:
+    def start_server(self, argv: list[bytes], env: dict[bytes, bytes]) -> list[int]:
         """Start the server; gives our ends of its streams."""
         if self.group:  # an attempt before: its number is pinned only as long as its guardian lives
             process_tree.end(lambda rows: process_tree.members(self.group, rows), 1.0, self.group)
@@ -203,7 +203,7 @@ class Service:
 
         :param begin: starts it, or gives the one that runs; 0 as long as there is none
         """
-        former, mark = self.guardian, self.place.mark if self.place else b""
+        former, mark = self.guardian, self.run_dir.mark if self.run_dir else b""
         self.guardian = Guardian(begin, self.leave, mark, self.adopts)
         self.group = self.guardian.child
         if former:
@@ -213,7 +213,7 @@ class Service:
         """Do without a guardian that was killed: the server is our child now, or nobody's."""
         if self.server and not self.adopts:
             self.untold = True
-            self.order(PATIENCE)
+            self.request_stop(PATIENCE)
         else:
             with contextlib.suppress(OSError):
                 self.guard(lambda: self.group)
@@ -224,8 +224,8 @@ class Service:
         for name in self.spec["unset"]:
             env.pop(encode(name), None)
         env.update((encode(name), encode(value)) for name, value in dict(self.spec["env"], **more).items())
-        if self.place:
-            name, _, value = self.place.mark.partition(b"=")
+        if self.run_dir:
+            name, _, value = self.run_dir.mark.partition(b"=")
             env[name] = value
             env[HOLDER.encode()] = identity(os.getpid()).encode()
         return env
@@ -245,8 +245,8 @@ class Service:
         if kind == "fill":
             text = texts[0].replace("{port}", str(self.port))
             return [encode(text.replace("{socket}", os.fsdecode(self.socket)))]
-        if kind == "brought" and self.depot:
-            return [encode(self.depot.at(texts[0]))]
+        if kind == "brought" and self.upload_dir:
+            return [encode(self.upload_dir.at(texts[0]))]
         if kind == "listen":
             if self.socket:
                 return [b"--unix-socket", os.fsencode(self.socket)]
@@ -259,28 +259,30 @@ class Service:
         """Notice that the server was stopped, goes on, or has ended."""
         for pid, event, status in changes(self.server):
             if pid == self.server:
-                self.became(event, status)
+                self.on_server_change(event, status)
             if event != "exit":
                 continue
             self.others.discard(pid)
             if self.guardian and pid == self.guardian.pid:
                 self.guardian.pid = 0  # which may be another's soon
-            elif pid == self.companion.pid:
+            elif pid == self.sidecar.pid:
                 self.drain_all()
-                self.companion.ended()
-                if self.kill_at is None:  # else it is the server's end that counts, which is told by itself
-                    self.say("along", word={})
+                self.sidecar.note_ended()
+                if (
+                    self.kill_deadline is None
+                ):  # else it is the server's end that counts, which is told by itself
+                    self.send("along", word={})
 
-    def became(self, event: str, status: int) -> None:
+    def on_server_change(self, event: str, status: int) -> None:
         """Take note of what the system says of the server; of its end, once."""
         if event != "exit":
-            self.halt(event == "stopped")
+            self.note_halted(event == "stopped")
         if event != "exit" or self.status is not None:
             return
         self.status = status
         self.drain_all()
         if not self.retry():
-            self.say("exit", status=self.status)
+            self.send("exit", status=self.status)
             self.end(PATIENCE)
 
     def retry(self) -> bool:
@@ -289,7 +291,7 @@ class Service:
             not self.socket
             or self.spec.get("plain")
             or self.ready
-            or self.kill_at is not None
+            or self.kill_deadline is not None
             or self.status == 0
         ):
             return False
@@ -311,17 +313,17 @@ class Service:
             return
         if not closed:
             self.record("err", ["its socket is open to others, and cannot be closed to them"])
-            self.order(PATIENCE)
+            self.request_stop(PATIENCE)
             return
         routes = ["/"] if self.spec.get("plain") else self.known_routes()
         message = {"event": "ready", "port": 0, "socket": self.socket, "pid": pid or self.server}
-        self.listens(dict(message, routes=routes, versions=self.facts.versions))
+        self.note_listening(dict(message, routes=routes, versions=self.facts.versions))
 
     def known_routes(self) -> list[str]:
         """Return the routes that the apps are served at, as Bokeh names them."""
         apps = [os.path.expanduser(app) for app in self.spec.get("apps", [])]
-        if self.depot:
-            apps = [self.depot.at(app) for app in apps]
+        if self.upload_dir:
+            apps = [self.upload_dir.at(app) for app in apps]
         return routes_of(apps, self.spec.get("prefix", ""), self.spec.get("glob", False))
 
     def look_at_claims(self, now: float) -> None:
@@ -352,7 +354,7 @@ class Service:
         known = self.known_routes()
         others = known if bokeh else ready["routes"]  # what a command of one's own serves, only it knows
         ready["routes"] = [route for route in ready["routes"] if route in known] or others
-        self.listens(ready)
+        self.note_listening(ready)
 
     def is_bokeh(self) -> bool:
         """Check whether it is Bokeh's own server, and no command of the caller's own."""
@@ -360,7 +362,7 @@ class Service:
 
     def processes(self) -> set[int]:
         """List the server's processes that still run, as far as they can be found."""
-        return self.remains(process_tree.table()) | {self.server}
+        return self.remaining(process_tree.table()) | {self.server}
 
     def holds_port(self, port: int, mine: set[int]) -> bool | None:
         """Check whether the server listens on a port; None where the system does not tell.
@@ -392,9 +394,9 @@ class Service:
         if taken and not holds(self.processes(), self.port):
             return  # it is another server's, which was there before
         message = {"event": "ready", "port": self.port, "pid": self.server, "routes": ["/"], "versions": ""}
-        self.listens(message)
+        self.note_listening(message)
 
-    def listens(self, ready: dict[str, Any]) -> None:
+    def note_listening(self, ready: dict[str, Any]) -> None:
         """Take note that the server listens, and say so."""
         if self.ready is not None:
             return
@@ -405,11 +407,11 @@ class Service:
         if self.socket:
             with contextlib.suppress(OSError):
                 self.hold_socket()
-        self.say(**ready)
-        if self.place:
-            self.place.write(self.record_of())
+        self.send(**ready)
+        if self.run_dir:
+            self.run_dir.write(self.record_of())
             with contextlib.suppress(OSError):  # what others have left ends nothing of ours
-                self.others |= sweep()
+                self.others |= remove_stale()
 
     def hold_socket(self) -> bool:
         """Have the server's socket be where it was told, though the path was removed; False if it cannot.
@@ -432,10 +434,10 @@ class Service:
                 os.close(before)
         return True
 
-    def halt(self, halted: bool) -> None:
+    def note_halted(self, halted: bool) -> None:
         if halted != self.halted:
             self.halted = halted
-            self.say("stopped" if halted else "continued")
+            self.send("stopped" if halted else "continued")
 
     # --- its streams
 
@@ -467,15 +469,15 @@ class Service:
 
     def record(self, name: str, lines: list[str]) -> None:
         if name == "ready":
-            for word in filter(None, map(told, lines)):
-                self.listens(dict(word, pid=self.server))
+            for word in filter(None, map(parse_notice, lines)):
+                self.note_listening(dict(word, pid=self.server))
             return
         if name == "along":
-            if self.companion.hear(lines):
-                self.say("along", word=self.companion.word)
+            if self.sidecar.read_status(lines):
+                self.send("along", word=self.sidecar.status)
             return
         self.keep_of_log(lines)
-        self.say("log", stream=name, lines=lines)
+        self.send("log", stream=name, lines=lines)
         # One of another kind is looked for where it was told to listen, whatever it writes.
         for line in [] if self.spec.get("notify") or self.spec.get("plain") or self.ready else lines:
             ready = self.facts.read(line)
@@ -506,41 +508,41 @@ class Service:
 
     # --- the end
 
-    def order(self, patience: float) -> None:
+    def request_stop(self, patience: float) -> None:
         """End the server because somebody wants it, or because its time is up."""
-        if self.kill_at is None:
-            self.ordered = True
+        if self.kill_deadline is None:
+            self.stop_requested = True
         self.end(patience)
 
     def end(self, patience: float) -> None:
         """Ask the whole group to end, and see to it after ``patience`` seconds."""
-        kill_at = time.monotonic() + patience
-        if self.kill_at is None:
-            self.kill_at = kill_at
-            self.chase()
-        self.kill_at = min(self.kill_at, kill_at)
+        kill_deadline = time.monotonic() + patience
+        if self.kill_deadline is None:
+            self.kill_deadline = kill_deadline
+            self.press_remaining()
+        self.kill_deadline = min(self.kill_deadline, kill_deadline)
 
-    def over(self) -> bool:
+    def is_over(self) -> bool:
         """Whether nothing of the group is left, or what is left cannot be ended by anyone."""
-        if self.kill_at is None:
+        if self.kill_deadline is None:
             return False
         if self.killed is not None and time.monotonic() > self.killed + PATIENCE:
             return True
         if not self.server:
             return True
-        return (self.untold or self.status is not None) and not self.remains(process_tree.table())
+        return (self.untold or self.status is not None) and not self.remaining(process_tree.table())
 
-    def remains(self, rows: process_tree.Table) -> set[int]:
+    def remaining(self, rows: process_tree.Table) -> set[int]:
         """List what still runs of the server's group and, where it can be known, of all that was started."""
         found = process_tree.members(self.group, rows)
         if self.adopts:
             found |= process_tree.below(os.getpid(), rows, self.others)
         return found - {self.guardian.pid if self.guardian else 0}
 
-    def chase(self) -> None:
+    def press_remaining(self) -> None:
         """Have what remains end: TERM once, and KILL when it is time for that."""
         rows = process_tree.table()
-        process_tree.press(self.remains(rows), rows, self.asked, self.group, self.killed is not None)
+        process_tree.press(self.remaining(rows), rows, self.asked, self.group, self.killed is not None)
 
 
 def encode(text: str) -> bytes:

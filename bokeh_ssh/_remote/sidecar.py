@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-class Companion:
+class Sidecar:
     """What runs beside the server, if anything.
 
     :ivar pid: its process; 0 where none runs
@@ -25,21 +25,21 @@ class Companion:
 
     def __init__(self) -> None:
         self.pid = 0
-        self.word: dict[str, Any] = {}
+        self.status: dict[str, Any] = {}
 
     def start(self, argv: list[bytes], env: dict[bytes, bytes], group: int) -> list[int]:
         """Start it; gives our ends of its standard output and error.
 
         :raises OSError: if it cannot be started
         """
-        self.word = {}
+        self.status = {}
 
         def begin(outputs: list[int]) -> None:
             self.pid = start(argv, env, group, outputs)
 
         return piped(begin)
 
-    def hear(self, lines: Sequence[str]) -> bool:
+    def read_status(self, lines: Sequence[str]) -> bool:
         """Take lines of its standard output; tells whether it has said something."""
         heard = False
         for line in lines:
@@ -48,9 +48,9 @@ class Companion:
             except (ValueError, RecursionError):
                 continue
             if isinstance(word, dict):
-                self.word, heard = word, True
+                self.status, heard = word, True
         return heard
 
-    def ended(self) -> None:
+    def note_ended(self) -> None:
         """Take note that it has."""
-        self.pid, self.word = 0, {}
+        self.pid, self.status = 0, {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from bokeh_ssh._remote.run_dir import private, raze
+from bokeh_ssh._remote.run_dir import private, remove_tree
 
 TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 
-class Depot:
+class UploadDir:
     """A new, empty folder that only its owner may enter.
 
     :param path: where it is to be; None for the system's temporary directory
@@ -51,7 +51,7 @@ class Depot:
             raise ValueError(name)
         return os.path.join(self.path, *parts)
 
-    def try_to(self, store: Callable[..., object], *args: object) -> None:
+    def attempt(self, store: Callable[..., object], *args: object) -> None:
         """Do one of the following; why that was not possible is noted, for the first that was not."""
         try:
             with private():
@@ -76,14 +76,14 @@ class Depot:
         self.size += skip + len(data)
         if last:
             self.close()
-            self._name_it(hidden, path)
+            self._move_into_place(hidden, path)
 
-    def place(self, name: str, part: str, runs: bool) -> None:
+    def finish_file(self, name: str, part: str, runs: bool) -> None:
         """Give a file that was written beside the folders, over SFTP, its name."""
         path, hidden = self.at(name), self.at(part)
         os.chmod(hidden, 0o700 if runs else 0o600)
         size = os.stat(hidden).st_size
-        self._name_it(hidden, path)
+        self._move_into_place(hidden, path)
         self.size += size
 
     def link(self, name: str, to: str) -> None:
@@ -93,18 +93,18 @@ class Depot:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(hidden)
         os.symlink(os.path.relpath(self.at(to), os.path.dirname(path)), hidden)
-        self._name_it(hidden, path)
+        self._move_into_place(hidden, path)
 
-    def _name_it(self, hidden: str, path: str) -> None:
+    def _move_into_place(self, hidden: str, path: str) -> None:
         """Give what is whole its name, in place of whatever the server has put in the way."""
         folder = self.path
         for part in os.path.relpath(os.path.dirname(path), folder).split("/"):
             folder = os.path.join(folder, part)
             if os.path.islink(folder) or not os.path.isdir(folder):
-                raze(folder)
+                remove_tree(folder)
                 os.mkdir(folder, 0o700)
         if os.path.isdir(path) and not os.path.islink(path):
-            raze(path)
+            remove_tree(path)
         os.replace(hidden, path)
 
     def drop(self, name: str) -> None:
@@ -118,7 +118,7 @@ class Depot:
             while os.path.dirname(path) != self.path:
                 path = os.path.dirname(path)
                 if os.listdir(path) == ["__pycache__"]:  # a folder without it would be a package all the same
-                    raze(os.path.join(path, "__pycache__"))
+                    remove_tree(os.path.join(path, "__pycache__"))
                 os.rmdir(path)
 
     def close(self) -> None:
@@ -131,4 +131,4 @@ class Depot:
         """Remove it and all that is in it, what the server has put there too; quietly, and more than once."""
         with contextlib.suppress(OSError):
             self.close()
-        raze(self.path)
+        remove_tree(self.path)

@@ -38,7 +38,7 @@ def _word(path: str) -> str:
     return home.group() + (shlex.quote(path[home.end() :]) if path[home.end() :] else "")
 
 
-def errand(
+def control_client_script(
     pythons: Sequence[str],
     env: Mapping[str, str],
     mark: str,
@@ -96,7 +96,7 @@ fi"""
 _START = '"$p" -S -c "import sys; exec(sys.argv[1])"'
 
 
-def opening(launch: Launch, mark: str, supervisor: bytes, token: str = "", key: str = "") -> bytes:
+def supervisor_input(launch: Launch, mark: str, supervisor: bytes, token: str = "", key: str = "") -> bytes:
     """Give all that is to be written once the hello has come: script, supervisor, first message."""
     steps = (launch.setup,) if isinstance(launch.setup, str) else launch.setup
     lines = [_ASIDE, f"bokeh_ssh_mark={mark}", _TRAP]

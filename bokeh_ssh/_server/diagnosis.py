@@ -28,7 +28,7 @@ _PYTHON_HINT = 'give python= the path of one, or setup= what makes one available
 
 
 @dataclass(frozen=True, kw_only=True)
-class Findings:
+class StartFailure:
     """What was seen of a start that failed.
 
     :param stage: how far it came: ``login`` (nothing of ours ran), ``shell``, ``python`` (the script was
@@ -166,7 +166,7 @@ class Findings:
 
 
 def refused(host: str, message: dict[str, Any]) -> BokehSSHError:
-    """Say why a server could not be had back, or ended: the error for an errand's ``refused`` message."""
+    """Say why a server could not be had back, or ended: the error for a ``refused`` message."""
     why = message.get("why")
     if why == "exited":
         status, log = message.get("status"), message.get("log")

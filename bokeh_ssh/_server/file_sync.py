@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bokeh_ssh._core.errors import BokehSSHError, UploadError
 from bokeh_ssh._core.events import OnEvent, Updated, Uploading, Warned
-from bokeh_ssh._server.upload import Depository, deliver
+from bokeh_ssh._server.upload import UploadTarget, upload
 from bokeh_ssh._server.upload_set import Bundle, Contents, Item
 
 _TELLING = 0.1  # seconds between two events of progress
@@ -24,7 +24,7 @@ _AGAIN = 0.5  # seconds before the next look at what has changed while it was br
 _LITTLE = 1 << 20  # bytes of a change that goes where it can go at once: opening SFTP takes three round trips
 
 
-class Mirror:
+class FileSync:
     """Keeps what is there as it is here.
 
     :param bundle: what is to be there
@@ -37,12 +37,12 @@ class Mirror:
         self._there: dict[str, Item] = {}
         self._sizes: dict[str, int] = {}  # what was brought of each
         self._warned: set[str] = set()
-        self._to: Depository | None = None
+        self._to: UploadTarget | None = None
         self._change = threading.Condition()
         self._dirty = False
         self._over = threading.Event()
 
-    def bring(self, to: Depository) -> None:
+    def upload_all(self, to: UploadTarget) -> None:
         """Bring all of it to where nothing is yet.
 
         :raises UploadError: if something cannot be read here, or stored there
@@ -62,7 +62,7 @@ class Mirror:
                 self._on_event(Uploading(host=to.host, files=files, size=size, sent=part))
 
         tell(0)
-        unsettled = deliver(to, contents.items.values(), told=tell, files=to.files())
+        unsettled = upload(to, contents.items.values(), told=tell, files=to.open_sftp())
         self._note(contents.items, unsettled)
         for _ in range(_LOOKS):
             # What changed while it was read may be half of one and half of another.
@@ -77,7 +77,7 @@ class Mirror:
             if not changed and not removed:
                 break
             size += sum(item.size for item in changed)
-            still = deliver(to, changed, removed, told=tell)
+            still = upload(to, changed, removed, told=tell)
             self._note({item.name: item for item in changed}, still, removed)
             unsettled = still | (unsettled & grown)
         self._on_event(Uploading(host=to.host, files=files, size=size, sent=size))
@@ -95,7 +95,7 @@ class Mirror:
             self._there[name] = dataclasses.replace(item, size=-1) if name in unsettled else item
             self._sizes[name] = item.size
 
-    def keep(self, to: Depository | None) -> None:
+    def sync_to(self, to: UploadTarget | None) -> None:
         """Bring changes there from now on, those too that were made since the last; None: nowhere."""
         with self._change:
             self._to = to
@@ -105,7 +105,7 @@ class Mirror:
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Notice changes, and bring them, while the context lasts."""
-        threads = [threading.Thread(target=self._keep_up, name="bokeh-ssh mirror", daemon=True)]
+        threads = [threading.Thread(target=self._follow_changes, name="bokeh-ssh mirror", daemon=True)]
         folders = [root for root in self._bundle.roots if root.is_dir()]
         # Editors replace a file by another one, so it is its folder that has to be watched.
         files = {root.parent for root in self._bundle.roots if not root.is_dir()}
@@ -148,7 +148,7 @@ class Mirror:
                     self._change.notify_all()
             looks = bool(changes)
 
-    def _keep_up(self) -> None:
+    def _follow_changes(self) -> None:
         while True:
             with self._change:
                 self._change.wait_for(lambda: (self._dirty and self._to) or self._over.is_set())
@@ -156,9 +156,9 @@ class Mirror:
                     return
                 self._dirty, to = False, self._to
             if to:
-                self._catch_up(to)
+                self._upload_changes(to)
 
-    def _catch_up(self, to: Depository) -> None:
+    def _upload_changes(self, to: UploadTarget) -> None:
         try:
             contents = self._bundle.scan()
             self._warn(to, contents)
@@ -167,7 +167,7 @@ class Mirror:
             changed = [item for name, item in now.items() if self._there.get(name) != item]
             if changed or removed:
                 much = sum(item.size for item in changed) > _LITTLE
-                unsettled = deliver(to, changed, removed, files=to.files() if much else None)
+                unsettled = upload(to, changed, removed, files=to.open_sftp() if much else None)
                 self._note({item.name: item for item in changed}, unsettled, removed)
                 names = tuple(item.name for item in changed)
                 self._on_event(Updated(host=to.host, changed=names, removed=removed))
@@ -179,7 +179,7 @@ class Mirror:
         except BokehSSHError:
             pass  # the line is down, as others tell; keep() comes again when it is back
 
-    def _warn(self, to: Depository, contents: Contents) -> None:
+    def _warn(self, to: UploadTarget, contents: Contents) -> None:
         left = [each for each in contents.left_out if each not in self._warned]
         self._warned = set(contents.left_out)
         if left:

@@ -251,7 +251,7 @@ class Launch:
     def _filled(word: str | list[str]) -> str | list[str]:
         return ["fill", word] if isinstance(word, str) and is_plain((word,)) else word
 
-    def shown(self) -> tuple[str, ...]:
+    def display_argv(self) -> tuple[str, ...]:
         """Give the command line as far as it is known here, for messages."""
         known: list[str] = []
         for word in self.argv():
@@ -306,10 +306,10 @@ class Launch:
             "grace": self.grace,
             "lease": self.lease,
         }
-        return line(message)
+        return encode_message(message)
 
 
-def line(message: Mapping[str, Any]) -> bytes:
+def encode_message(message: Mapping[str, Any]) -> bytes:
     """Write a message to the supervisor."""
     return json.dumps(message).encode("ascii") + b"\n"
 

@@ -18,7 +18,7 @@ _CHUNK = 1 << 16
 _LEFTOVERS = 1.0
 
 
-class Shell:
+class ShellRunner:
     """Run commands here, in the current directory and with this program's environment."""
 
     name = "localhost"
@@ -31,7 +31,7 @@ class Shell:
         on_stderr: Callable[[bytes], None],
         on_exit: Callable[[int | None], None],
         timeout: float,
-    ) -> Process:
+    ) -> ShellProcess:
         """Start ``command`` in ``/bin/sh``; the callbacks come on threads of the process's own.
 
         :raises SessionError: if it cannot be started
@@ -49,11 +49,11 @@ class Shell:
             msg = f"no command can be run here ({exc.strerror or exc})"
             hint = "start the server yourself, and publish it without naming an app"
             raise SessionError(msg, host=self.name, hint=hint) from exc
-        return Process(popen, on_stdout, on_stderr, on_exit)
+        return ShellProcess(popen, on_stdout, on_stderr, on_exit)
 
 
-class Process:
-    """One command on this machine: its streams as callbacks. Made by :meth:`Shell.run`."""
+class ShellProcess:
+    """One command on this machine: its streams as callbacks. Made by :meth:`ShellRunner.run`."""
 
     def __init__(
         self,

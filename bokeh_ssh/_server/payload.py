@@ -35,13 +35,13 @@ _PARTS = {
         ),
         *("server_process", "daemonize", "systemd_scope", "supervisor"),
     ),
-    "errand": ("process_tree", "process_group", "run_dir", "control_socket", "control_client"),
+    "control_client": ("process_tree", "process_group", "run_dir", "control_socket", "control_client"),
 }
 
 
 @functools.cache
-def program(name: str) -> bytes:
-    """Give the text of ``"supervisor"`` or ``"errand"``, with what it needs."""
+def payload(name: str) -> bytes:
+    """Give the text of ``"supervisor"`` or ``"control_client"``, with what it needs."""
     folder = importlib.resources.files("bokeh_ssh") / "_remote"
     lines = [_FRAME]
     for module in _PARTS[name]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from bokeh_ssh._core.endpoint import Endpoint, in_words
+from bokeh_ssh._core.endpoint import Endpoint, format_endpoint
 from bokeh_ssh._core.errors import (
     ForeignServerError,
     ForwardError,
@@ -29,7 +29,7 @@ _MOST_SAID = 1 << 16
 
 
 @dataclass(frozen=True)
-class Found:
+class HttpProbe:
     """What answered an HTTP request: its status, and its ``Server`` and ``Location`` headers."""
 
     status: int
@@ -42,7 +42,7 @@ class Found:
         return self.software.startswith("TornadoServer")
 
 
-def ask(connection: Connection, target: Endpoint, path: str, *, timeout: float) -> Found:
+def http_get(connection: Connection, target: Endpoint, path: str, *, timeout: float) -> HttpProbe:
     """Send a GET request to ``target`` as seen from the server.
 
     :raises TargetUnreachableError: if nothing listens there, or the connection ends without a word: an SSH
@@ -62,25 +62,25 @@ def ask(connection: Connection, target: Endpoint, path: str, *, timeout: float) 
         except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError) as exc:
             if not connection.ping(timeout):
                 raise connection.lost_error() from exc
-            msg = f"nothing answers on {in_words(target)} there (the connection ends without a word)"
+            msg = f"nothing answers on {format_endpoint(target)} there (the connection ends without a word)"
             hint = "check that the server runs and the port"
             raise TargetUnreachableError(msg, host=connection.name, hint=hint) from exc
         except http.client.HTTPException as exc:
             msg = f"no HTTP answer: {exc!r}"
             raise OSError(msg) from exc
-        return Found(answer.status, answer.getheader("Server") or "", answer.getheader("Location") or "")
+        return HttpProbe(answer.status, answer.getheader("Server") or "", answer.getheader("Location") or "")
 
 
 def find_route(connection: Connection, target: Endpoint, *, timeout: float) -> str:
     """Find the path of a server's app; ``"/"`` where it serves none or several."""
     try:
-        path = urlsplit(ask(connection, target, "/", timeout=timeout).location).path
+        path = urlsplit(http_get(connection, target, "/", timeout=timeout).location).path
     except (OSError, ValueError, ForwardError):
         return "/"
     return path if re.fullmatch(r"/[\w./~-]+", path, re.ASCII) else "/"
 
 
-def look(connection: Connection, port: int, *, timeout: float) -> Found | None:
+def probe_port(connection: Connection, port: int, *, timeout: float) -> HttpProbe | None:
     """Find out what answers on ``port`` of the server's loopback; None where nothing listens.
 
     Asks for ``/metadata``, which starts no session and runs no app.
@@ -88,17 +88,17 @@ def look(connection: Connection, port: int, *, timeout: float) -> Found | None:
     :raises ForwardingRefusedError: the SSH server forbids it
     """
     try:
-        return ask(connection, ("localhost", port), "/metadata", timeout=timeout)
+        return http_get(connection, ("localhost", port), "/metadata", timeout=timeout)
     except TargetUnreachableError:
         return None
     except OSError:
-        return Found(0, "")  # something listens, but speaks no HTTP
+        return HttpProbe(0, "")  # something listens, but speaks no HTTP
 
 
-def answers(connection: Connection, target: Endpoint, *, timeout: float) -> bool:
+def is_answering(connection: Connection, target: Endpoint, *, timeout: float) -> bool:
     """Tell whether anything comes back from ``target``, as seen from the server, to a request."""
     try:
-        ask(connection, target, "/metadata", timeout=timeout)
+        http_get(connection, target, "/metadata", timeout=timeout)
     except (ForwardError, TimeoutError):
         return False
     except OSError:  # it is not HTTP
@@ -107,10 +107,10 @@ def answers(connection: Connection, target: Endpoint, *, timeout: float) -> bool
 
 
 def wait_until_ready(
-    look: Callable[[float], Found],
+    probe: Callable[[float], HttpProbe],
     *,
     timeout: float,
-    accept: Callable[[Found], bool],
+    accept: Callable[[HttpProbe], bool],
     broken: Callable[[], None],
 ) -> None:
     """Ask until the answer is acceptable.
@@ -125,7 +125,7 @@ def wait_until_ready(
     while (left := deadline - time.monotonic()) > 0:
         broken()
         try:
-            found = look(min(left, 10.0))
+            found = probe(min(left, 10.0))
             if accept(found):
                 return
             last = f"status {found.status}"

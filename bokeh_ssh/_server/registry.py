@@ -19,11 +19,11 @@ from bokeh_ssh._core.errors import (
 )
 from bokeh_ssh._core.framing import Reader, Tail, plain
 from bokeh_ssh._core.waiting import wait_for
-from bokeh_ssh._server.bootstrap import errand
+from bokeh_ssh._server.bootstrap import control_client_script
 from bokeh_ssh._server.diagnosis import refused
-from bokeh_ssh._server.launch_spec import line
-from bokeh_ssh._server.payload import program
-from bokeh_ssh._server.server_ref import Ticket, as_paths
+from bokeh_ssh._server.launch_spec import encode_message
+from bokeh_ssh._server.payload import payload
+from bokeh_ssh._server.server_ref import ServerRef, as_paths
 from bokeh_ssh._ssh.remote_shell import exec_line
 from bokeh_ssh._ssh.runner import Runner, Session, Signals
 
@@ -85,10 +85,10 @@ class RemoteServer:
     place: str = ""
 
     @property
-    def ticket(self) -> Ticket:
+    def server_ref(self) -> ServerRef:
         """What ``Server.adopt`` needs, without the right to take it from a client that is there."""
         names = ("host", "id", "node", "python", "libraries", "place", "pid", "port", "socket", "routes")
-        return Ticket(**{name: getattr(self, name) for name in names})
+        return ServerRef(**{name: getattr(self, name) for name in names})
 
     @property
     def pages(self) -> tuple[int, ...]:
@@ -116,7 +116,7 @@ def list_servers(runner: Runner, *, python: str | None = None, timeout: float = 
     :param python: an interpreter there; None takes ``python3`` or ``python``
     :raises BokehSSHError: if the machine cannot be asked
     """
-    run = _Errand(runner, {"do": "list"}, python, timeout)
+    run = _ControlRequest(runner, {"do": "list"}, python, timeout)
     messages = run.carry_out("end")
     node = str(messages[-1].get("node", ""))
     found = [_server(runner.name, node, message) for message in messages if message["event"] == "server"]
@@ -160,19 +160,19 @@ def stop_server(
     known = server.id if isinstance(server, RemoteServer) else server
     tool = python or (server.python if isinstance(server, RemoteServer) else None) or None
     order = {"do": "stop", "id": known, "patience": min(_PATIENCE, timeout / 3)}
-    _Errand(runner, order, tool, timeout).carry_out("over")
+    _ControlRequest(runner, order, tool, timeout).carry_out("over")
 
 
-class _Errand:
+class _ControlRequest:
     """One order that is carried out there, in a session of its own."""
 
     def __init__(self, runner: Runner, order: Mapping[str, Any], python: str | None, timeout: float) -> None:
         self._runner = runner
-        self._mark = secrets.token_hex(16)
-        self._order = {**order, "mark": self._mark}
+        self._nonce = secrets.token_hex(16)
+        self._order = {**order, "mark": self._nonce}
         self._pythons = list(dict.fromkeys(filter(None, (python, "python3", "python"))))
         self._timeout = timeout
-        self._reader = Reader(self._mark)
+        self._reader = Reader(self._nonce)
         self._stderr = Tail()
         self._change = threading.Condition()
         self._messages: list[dict[str, Any]] = []
@@ -184,18 +184,20 @@ class _Errand:
         """Give all that was said, up to the message ``last``."""
         deadline = time.monotonic() + self._timeout
         session = self._runner.run(
-            exec_line(self._mark),
+            exec_line(self._nonce),
             on_stdout=self._on_stdout,
             on_stderr=self._stderr.feed,
             on_exit=self._on_exit,
             timeout=self._timeout,
         )
         try:
-            if self._wait(lambda: self._heard("hello"), deadline):
-                text = errand(self._pythons, {}, self._mark, program("errand"), line(self._order))
+            if self._wait(lambda: self._messages_of("hello"), deadline):
+                text = control_client_script(
+                    self._pythons, {}, self._nonce, payload("control_client"), encode_message(self._order)
+                )
                 session.write(text)
-            self._wait(lambda: self._heard(last, "refused"), deadline)
-            if not self._heard(last):
+            self._wait(lambda: self._messages_of(last, "refused"), deadline)
+            if not self._messages_of(last):
                 raise self._error()
             return self._messages
         except BaseException:
@@ -214,12 +216,12 @@ class _Errand:
             wait_for(self._change, lambda: met() or self._over, deadline - time.monotonic())
             return bool(met())
 
-    def _heard(self, *events: str) -> list[dict[str, Any]]:
+    def _messages_of(self, *events: str) -> list[dict[str, Any]]:
         return [message for message in self._messages if message["event"] in events]
 
     def _error(self) -> BokehSSHError:
         host = self._runner.name
-        for message in self._heard("refused"):
+        for message in self._messages_of("refused"):
             return refused(host, message)
         said = " / ".join((self._reader.noise.lines + self._stderr.lines)[-3:])
         if not self._over:

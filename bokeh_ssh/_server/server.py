@@ -11,17 +11,17 @@ from bokeh_ssh._core.events import Launched, Launching, OnEvent, Warned, ignore
 from bokeh_ssh._core.waiting import wait, wait_for
 from bokeh_ssh._server.diagnosis import refused
 from bokeh_ssh._server.launch_spec import Launch
-from bokeh_ssh._server.server_ref import Ticket
-from bokeh_ssh._server.supervisor_client import Dialogue
+from bokeh_ssh._server.server_ref import ServerRef
+from bokeh_ssh._server.supervisor_client import SupervisorClient
 from bokeh_ssh._ssh.runner import Runner, Session, Signals
 
-__all__ = ["Launch", "Runner", "Server", "Session", "Ticket"]
+__all__ = ["Launch", "Runner", "Server", "ServerRef", "Session"]
 
 #: Seconds that a failed or interrupted start may spend on ending what it started.
 _ABORT = 1.5
 
 
-class Server(Dialogue):
+class Server(SupervisorClient):
     """A Bokeh server on the remote machine, started by us. Made by :meth:`start`, or by :meth:`adopt`.
 
     It ends with :meth:`stop`; or, once the session has been down or silent for ``grace`` seconds, by itself,
@@ -73,57 +73,57 @@ class Server(Dialogue):
 
     def _start(self, runner: Runner, bring: Callable[[Server], object]) -> None:
         deadline = time.monotonic() + self.launch.timeout
-        self._tell(Launching(host=self.host, command=self._argv))
+        self._emit(Launching(host=self.host, command=self._argv))
         self._begin(runner, self.launch.timeout)
-        self._pulse.start()
+        self._lease_thread.start()
         if self.launch.brings:
-            if not self._reaches("depot", deadline):
-                raise self._findings().error()
+            if not self._wait_for_stage("depot", deadline):
+                raise self._start_failure().error()
             bring(self)
-            self._say(do="go")
+            self._send(do="go")
             deadline = time.monotonic() + self.launch.timeout
-        if not self._reaches("ready", deadline):
-            if self._is_past():  # what else it wrote is on its way
+        if not self._wait_for_stage("ready", deadline):
+            if self._failed_or_ended():  # what else it wrote is on its way
                 with self._changed:
                     wait_for(self._changed, lambda: self._over, 2)
-            raise self._findings().error()
+            raise self._start_failure().error()
         found = {"port": self.port, "socket": self.socket, "pid": self.pid, "versions": self.versions}
-        self._tell(Launched(host=self.host, **found))  # type: ignore[arg-type]  # each its own
+        self._emit(Launched(host=self.host, **found))  # type: ignore[arg-type]  # each its own
         if self.doomed:
             text = f"the server ends when the connection does ({self.doomed}), so a loss ends it"
-            self._tell(Warned(host=self.host, text=text))
+            self._emit(Warned(host=self.host, text=text))
         for route in self.routes:
             if not re.fullmatch(r"[\w./~-]+", route, re.ASCII):
                 # Bokeh 3.10 takes the route for a regular expression, and matches it with the quoted path.
                 text = f"Bokeh cannot serve {route}: rename the app, with plain letters, digits, - and _ only"
-                self._tell(Warned(host=self.host, text=text))
+                self._emit(Warned(host=self.host, text=text))
 
     # --- coming back
 
     @property
-    def ticket(self) -> Ticket | None:
+    def server_ref(self) -> ServerRef | None:
         """What :meth:`adopt` needs to have this server back; None before it is ready.
 
         None as well where the machine has no private directory to find a server by; then a server whose
         client is gone cannot be had back, and ends after ``grace`` seconds.
         """
-        return self.trace if self._started.get("id") else None
+        return self.adoptable_ref if self._started.get("id") else None
 
     @property
-    def trace(self) -> Ticket | None:
-        """What :meth:`adopt` needs, as :attr:`ticket`; where nobody can find it, what it needs to end it."""
+    def adoptable_ref(self) -> ServerRef | None:
+        """What :meth:`adopt` needs, as :attr:`server_ref`; where nobody finds it, what ends it."""
         if self._stage != "ready" or not (self._started.get("id") or self._started.get("identity")):
             return None
         known = {name: self._started[name] for name in ("id", "node", "python", "libraries", "place")}
         found = {"pid": self.pid, "port": self.port, "socket": self.socket, "routes": self.routes}
         holder = self._started["identity"]
-        return Ticket(host=self.host, token=self._token, key=self.key, supervisor=holder, **known, **found)  # type: ignore[arg-type]  # str all
+        return ServerRef(host=self.host, token=self._token, key=self.key, supervisor=holder, **known, **found)  # type: ignore[arg-type]  # str all
 
     @classmethod
     def adopt(
         cls,
         runner: Runner,
-        ticket: Ticket,
+        server_ref: ServerRef,
         *,
         launch: Launch,
         on_event: OnEvent = ignore,
@@ -155,8 +155,8 @@ class Server(Dialogue):
         :raises PythonNotFoundError: if no Python there runs any more
         """
         server = cls(runner.name, launch, on_event)
-        server._asks = ticket
-        server._token = ticket.token
+        server._adopts = server_ref
+        server._token = server_ref.token
         on_begin(server)
         try:
             server._adopt(runner, timeout)
@@ -168,16 +168,16 @@ class Server(Dialogue):
     def _adopt(self, runner: Runner, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         self._begin(runner, timeout)
-        if not self._reaches("ready", deadline):
+        if not self._wait_for_stage("ready", deadline):
             raise self._refusal(timeout)
-        self._pulse.start()
+        self._lease_thread.start()
 
     def _refusal(self, timeout: float) -> BokehSSHError:
         if self._failed:
             return refused(self.host, self._failed)
-        return self._findings(timeout=timeout).error()
+        return self._start_failure(timeout=timeout).error()
 
-    def keep(self, timeout: float = 10) -> Ticket:
+    def keep(self, timeout: float = 10) -> ServerRef:
         """Have the server run on until somebody stops it, whoever comes and goes; we stay with it meanwhile.
 
         There is no grace time any more, also not after later clients have come and gone.
@@ -188,8 +188,8 @@ class Server(Dialogue):
         :raises ConnectionLostError: if the remote side does not confirm it; most likely the grace time holds,
             but where only the answer was lost the server is kept
         """
-        ticket = self.ticket
-        if ticket is None:
+        server_ref = self.server_ref
+        if server_ref is None:
             why = self._started.get("nowhere") or "it is not ready"
             msg = f"the server cannot be left running, since nobody could find it again ({why})"
             hint = "make the directory private, or name another one there in BOKEH_SSH_DIR"
@@ -199,16 +199,16 @@ class Server(Dialogue):
             hint = "ask the administrator to spare your account, or run it by other means than a login"
             raise LaunchError(msg, host=self.host, hint=hint)
         if self._session:
-            self._say(do="detach")
+            self._send(do="detach")
             wait(self._kept, timeout)
         if not self._kept.is_set():
-            self._say(do="detach", keep=False)
+            self._send(do="detach", keep=False)
             msg = "the remote side did not confirm that it lets the server run on"
             raise ConnectionLostError(msg, host=self.host, hint="connect again, and see whether it is there")
         self.detached = True
-        return ticket
+        return server_ref
 
-    def detach(self, timeout: float = 10) -> Ticket:
+    def detach(self, timeout: float = 10) -> ServerRef:
         """Have the server run on, as :meth:`keep` does, and let go of it.
 
         :returns: what :meth:`adopt` needs
@@ -216,13 +216,13 @@ class Server(Dialogue):
         :raises ConnectionLostError: as :meth:`keep`; the session is closed then too
         """
         try:
-            ticket = self.keep(timeout)
+            server_ref = self.keep(timeout)
         except ConnectionLostError:
             self.close()
             raise
         self._parted = True
         self.close()
-        return ticket
+        return server_ref
 
     def cancel(self) -> None:
         """End what a start has started so far, as well as can be done within a moment; idempotent."""
@@ -231,7 +231,7 @@ class Server(Dialogue):
         try:
             if session and not self._over and not self._closing.is_set():
                 if self._stage in ("depot", "server", "ready"):
-                    self._say(do="stop", patience=_ABORT / 3)
+                    self._send(do="stop", patience=_ABORT / 3)
                     wait(self._gone, _ABORT)
                 elif isinstance(session, Signals):  # a start file or setup that blocks knows no other end
                     session.signal("KILL")
@@ -251,7 +251,7 @@ class Server(Dialogue):
         self._stopping = True
         try:
             if self._session and not self._gone.is_set():
-                self._say(do="stop", patience=timeout * 0.6)
+                self._send(do="stop", patience=timeout * 0.6)
                 wait(self._gone, timeout)
             return self._gone.is_set() and not self.lost
         finally:

@@ -20,7 +20,7 @@ def as_paths(routes: Iterable[str]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ticket:
+class ServerRef:
     """A server on a machine, and the right to have it back. Can be pickled.
 
     :param host: the machine, as the user named it

@@ -12,29 +12,29 @@ from bokeh_ssh._core.errors import ConnectionLostError, UploadError
 from bokeh_ssh._core.events import OnEvent, ServerExited
 from bokeh_ssh._core.framing import Reader, Tail
 from bokeh_ssh._core.waiting import wait_for
-from bokeh_ssh._server.bootstrap import errand, opening
-from bokeh_ssh._server.diagnosis import Findings
-from bokeh_ssh._server.launch_spec import Launch, line
-from bokeh_ssh._server.payload import program
-from bokeh_ssh._server.server_ref import Ticket
-from bokeh_ssh._server.server_state import Hearing
+from bokeh_ssh._server.bootstrap import control_client_script, supervisor_input
+from bokeh_ssh._server.diagnosis import StartFailure
+from bokeh_ssh._server.launch_spec import Launch, encode_message
+from bokeh_ssh._server.payload import payload
+from bokeh_ssh._server.server_ref import ServerRef
+from bokeh_ssh._server.server_state import ServerState
 from bokeh_ssh._server.session_ids import new_key
 from bokeh_ssh._ssh.remote_shell import exec_line
 from bokeh_ssh._ssh.runner import Runner, Session, Subsystems
 from bokeh_ssh._ssh.sftp_writer import Sftp
 
 
-class Dialogue(Hearing):
+class SupervisorClient(ServerState):
     """What is said to a supervisor, and the session that it is said over."""
 
     def __init__(self, host: str, launch: Launch, on_event: OnEvent) -> None:
         super().__init__(host, launch, on_event)
         self.key = launch.env.get("BOKEH_SECRET_KEY", "") or new_key() if launch.sign else ""
         self._token = secrets.token_hex(16)
-        self._mark = secrets.token_hex(16)
-        self._marks = 0
-        self._asks: Ticket | None = None  # what is to be adopted
-        self._reader = Reader(self._mark)
+        self._nonce = secrets.token_hex(16)
+        self._syncs = 0
+        self._adopts: ServerRef | None = None  # what is to be adopted
+        self._reader = Reader(self._nonce)
         self._stderr = Tail()  # of what runs before the server: start files, setup
         self._runner: Runner | None = None
         self._session: Session | None = None
@@ -42,7 +42,9 @@ class Dialogue(Hearing):
         self._over = False  # the session is
         self._session_status: int | None = None
         self._closing = threading.Event()
-        self._pulse = threading.Thread(target=self._keep_lease, name=f"bokeh-ssh lease {host}", daemon=True)
+        self._lease_thread = threading.Thread(
+            target=self._keep_lease, name=f"bokeh-ssh lease {host}", daemon=True
+        )
 
     # --- beginning
 
@@ -50,18 +52,18 @@ class Dialogue(Hearing):
         """Have a shell there that says hello, and answer it."""
         self._runner = runner
         self._session = runner.run(
-            exec_line(self._mark),
+            exec_line(self._nonce),
             on_stdout=self._on_stdout,
             on_stderr=self._on_stderr,
             on_exit=self._on_exit,
             timeout=max(0.1, timeout),
         )
-        if self.launch.brings and not self._asks:
+        if self.launch.brings and not self._adopts:
             self._files = _sftp(runner)  # it opens while the supervisor starts
         self._answer_hello()
 
-    def _findings(self, **other: Any) -> Findings:
-        return Findings(
+    def _start_failure(self, **other: Any) -> StartFailure:
+        return StartFailure(
             host=self.host,
             launch=self.launch,
             stage=self._stage,
@@ -84,58 +86,64 @@ class Dialogue(Hearing):
             if session is None or self._stage != "shell" or self._closing.is_set():
                 return
             self._stage = "python"
-        if self._asks:
-            session.write(self._errand(self._asks))
+        if self._adopts:
+            session.write(self._adopt_order(self._adopts))
         else:
-            session.write(opening(self.launch, self._mark, program("supervisor"), self._token, self.key))
+            session.write(
+                supervisor_input(self.launch, self._nonce, payload("supervisor"), self._token, self.key)
+            )
 
-    def _errand(self, ticket: Ticket) -> bytes:
-        pythons = dict.fromkeys(filter(None, (ticket.python, self.launch.python, "python3", "python")))
+    def _adopt_order(self, server_ref: ServerRef) -> bytes:
+        pythons = dict.fromkeys(filter(None, (server_ref.python, self.launch.python, "python3", "python")))
         order = {
             "do": "adopt",
-            "mark": self._mark,
-            "id": ticket.id,
-            "token": ticket.token,
-            "node": ticket.node,
-            "supervisor": ticket.supervisor,
+            "mark": self._nonce,
+            "id": server_ref.id,
+            "token": server_ref.token,
+            "node": server_ref.node,
+            "supervisor": server_ref.supervisor,
             "grace": self.launch.grace,
             "lease": self.launch.lease,
             "timeout": 10,
         }
-        env, text = self.launch.env, program("errand")
-        return errand(list(pythons), env, self._mark, text, line(order), ticket.libraries)
+        env, text = self.launch.env, payload("control_client")
+        return control_client_script(
+            list(pythons), env, self._nonce, text, encode_message(order), server_ref.libraries
+        )
 
-    def _reaches(self, stage: str, deadline: float) -> bool:
+    def _wait_for_stage(self, stage: str, deadline: float) -> bool:
         """Wait until it has come so far; False if it never will, or has not by then."""
         with self._changed:
             wait_for(
-                self._changed, lambda: self._stage == stage or self._is_past(), deadline - time.monotonic()
+                self._changed,
+                lambda: self._stage == stage or self._failed_or_ended(),
+                deadline - time.monotonic(),
             )
             return self._stage == stage
 
-    def _is_past(self) -> bool:
+    def _failed_or_ended(self) -> bool:
         return bool(self._failed) or self._exited or self._over
 
     # --- what it is brought
 
-    def order(self, **message: Any) -> None:
+    def send_order(self, **message: Any) -> None:
         """Tell the supervisor what to do with a file (its ``do_put`` and the like); never blocks."""
-        self._say(**message)
+        self._send(**message)
 
-    def files(self) -> Sftp | None:
-        """Open a session to write files below :attr:`depot`, where there are such; whoever asks closes it."""
+    def open_sftp(self) -> Sftp | None:
+        """Open a session to write files below :attr:`upload_dir`; None without one. The caller closes it."""
         files, self._files = self._files, None
-        if files is None and self.depot:
+        if files is None and self.upload_dir:
             files = _sftp(self._runner)
         return files
 
-    def mark(self) -> int:
-        """Have the supervisor say when it has done what was ordered; gives a number for :meth:`arrived`."""
-        self._marks += 1
-        self._say(do="sync", number=self._marks)
-        return self._marks
+    def request_sync(self) -> int:
+        """Ask to be told when all orders so far are done; return a number for :meth:`wait_for_sync`."""
+        self._syncs += 1
+        self._send(do="sync", number=self._syncs)
+        return self._syncs
 
-    def arrived(self, mark: int, timeout: float) -> None:
+    def wait_for_sync(self, number: int, timeout: float) -> None:
         """Wait until what was ordered before that mark is done.
 
         :param timeout: seconds
@@ -145,17 +153,17 @@ class Dialogue(Hearing):
         with self._changed:
             wait_for(
                 self._changed,
-                lambda: self._synced >= mark or self._fault or self._over or self._failed,
+                lambda: self._synced >= number or self._fault or self._over or self._failed,
                 timeout,
             )
             fault, self._fault = self._fault, ""
         if fault:
             msg = f"a file could not be stored there ({fault})"
             raise UploadError(msg, host=self.host, hint="see whether the disk there is full")
-        if self._synced >= mark:
+        if self._synced >= number:
             return
         if self._failed or self._exited:
-            raise self._findings().error()
+            raise self._start_failure().error()
         why = "the connection ended" if self._over else f"nothing was heard for {timeout:g} s"
         msg = f"{why} while files were brought there"
         raise ConnectionLostError(msg, host=self.host, hint="try again")
@@ -163,11 +171,11 @@ class Dialogue(Hearing):
     # --- what goes along with it
 
     @property
-    def along(self) -> dict[str, Any]:
+    def sidecar_status(self) -> dict[str, Any]:
         """What the program that goes along with it has said of itself; empty where there is none."""
-        return {} if self._along_ended else self._along
+        return {} if self._sidecar_ended else self._sidecar_status
 
-    def accompany(self, argv: Sequence[str], env: Mapping[str, str], timeout: float) -> dict[str, Any]:
+    def start_sidecar(self, argv: Sequence[str], env: Mapping[str, str], timeout: float) -> dict[str, Any]:
         """Have the supervisor run a program beside the server, in its environment; it ends with the server.
 
         Where one runs already, nothing is started.
@@ -177,11 +185,13 @@ class Dialogue(Hearing):
             standard output
         :returns: that; empty where it has said nothing
         """
-        self._set(_along={}, _along_ended=False)
-        self._say(do="accompany", argv=list(argv), env=dict(env))
+        self._update(_sidecar_status={}, _sidecar_ended=False)
+        self._send(do="accompany", argv=list(argv), env=dict(env))
         with self._changed:
-            wait_for(self._changed, lambda: self._along or self._along_ended or self._over, timeout)
-            return self._along
+            wait_for(
+                self._changed, lambda: self._sidecar_status or self._sidecar_ended or self._over, timeout
+            )
+            return self._sidecar_status
 
     # --- while it runs
 
@@ -197,7 +207,7 @@ class Dialogue(Hearing):
     def heartbeat(self) -> None:
         """Tell the supervisor that we are there. A thread of ours does it often enough."""
         if self._stage in ("depot", "server", "ready"):
-            self._say(do="lease")
+            self._send(do="lease")
 
     def _keep_lease(self) -> None:
         while not self._closing.wait(max(0.1, self.launch.lease / 3)) and not self._over:
@@ -212,14 +222,14 @@ class Dialogue(Hearing):
         if session:
             session.write_eof()
             session.close()
-        if self._pulse.is_alive() and self._pulse is not threading.current_thread():
-            self._pulse.join(2)
+        if self._lease_thread.is_alive() and self._lease_thread is not threading.current_thread():
+            self._lease_thread.join(2)
 
     # --- what the connection brings, on its own thread
 
     def _on_stdout(self, data: bytes) -> None:
         for message in self._reader.feed(data):
-            self._hear(message)
+            self._receive(message)
 
     def _on_stderr(self, data: bytes) -> None:
         self._stderr.feed(data)
@@ -230,20 +240,20 @@ class Dialogue(Hearing):
         # From 128 on it is a signal, as some SSH servers tell it: what was executed was killed, and that need
         # not be the supervisor.
         told = told and (status or 0) < 128
-        self._set(_over=True, _session_status=status)
+        self._update(_over=True, _session_status=status)
         self._gone.set()
         self.ended.set()
         if told:  # the supervisor was killed, and its guardian ends the server
-            self._tell(ServerExited(host=self.host, exit_status=None))
+            self._emit(ServerExited(host=self.host, exit_status=None))
 
-    def _heard_hello(self, _: dict[str, Any]) -> None:
+    def _handle_hello(self, _: dict[str, Any]) -> None:
         if self._stage == "login":
-            self._set(_stage="shell")
+            self._update(_stage="shell")
             self._answer_hello()
 
-    def _say(self, **message: Any) -> None:
+    def _send(self, **message: Any) -> None:
         if self._session:
-            self._session.write(line(message))
+            self._session.write(encode_message(message))
 
 
 def _sftp(runner: Runner | None) -> Sftp | None:

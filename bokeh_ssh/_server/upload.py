@@ -34,21 +34,21 @@ _SILENCE = 30.0  # seconds without any progress
 _numbers = itertools.count(1)
 
 
-class Depository(Protocol):
+class UploadTarget(Protocol):
     """What takes files: a server there."""
 
     @property
     def host(self) -> str: ...
     @property
-    def depot(self) -> str: ...
-    def files(self) -> Sftp | None: ...
-    def order(self, **message: Any) -> None: ...
-    def mark(self) -> int: ...
-    def arrived(self, mark: int, timeout: float) -> None: ...
+    def upload_dir(self) -> str: ...
+    def open_sftp(self) -> Sftp | None: ...
+    def send_order(self, **message: Any) -> None: ...
+    def request_sync(self) -> int: ...
+    def wait_for_sync(self, mark: int, timeout: float) -> None: ...
 
 
-def deliver(
-    to: Depository,
+def upload(
+    to: UploadTarget,
     changed: Iterable[Item],
     removed: Iterable[str] = (),
     *,
@@ -70,7 +70,7 @@ def deliver(
     unsettled: set[str] = set()
     left = {item.name: item for item in changed}
     for name in removed:
-        to.order(do="drop", name=name)
+        to.send_order(do="drop", name=name)
     before = 0  # bytes that are there when the messages begin
 
     def tell(sent: int) -> None:
@@ -78,13 +78,13 @@ def deliver(
 
     if files:
         with contextlib.closing(files):
-            before = _over_sftp(to, files, left, unsettled, tell)
-    _in_messages(to, left.values(), unsettled, tell)
+            before = _upload_over_sftp(to, files, left, unsettled, tell)
+    _upload_in_messages(to, left.values(), unsettled, tell)
     return unsettled
 
 
-def _over_sftp(
-    to: Depository,
+def _upload_over_sftp(
+    to: UploadTarget,
     files: Sftp,
     left: dict[str, Item],
     unsettled: set[str],
@@ -107,12 +107,12 @@ def _over_sftp(
             else:
                 part = f".bokeh-ssh-{mark}-{next(_numbers)}"
                 begun[item.name] = part, file
-                yield item, f"{to.depot}/{part}".encode("utf-8", "surrogateescape"), file
+                yield item, f"{to.upload_dir}/{part}".encode("utf-8", "surrogateescape"), file
 
     def done(item: Item) -> None:
         nonlocal there
         part, file = begun.pop(item.name)
-        to.order(do="place", part=part, name=item.name, runs=item.runs)
+        to.send_order(do="place", part=part, name=item.name, runs=item.runs)
         if not file.settled:
             unsettled.add(item.name)
         there += item.size
@@ -126,27 +126,27 @@ def _over_sftp(
         raise _unreadable(exc.filename, exc) from exc
     finally:
         for part, _ in begun.values():
-            to.order(do="drop", name=part)
+            to.send_order(do="drop", name=part)
     return there
 
 
-def _in_messages(
-    to: Depository, items: Iterable[Item], unsettled: set[str], told: Callable[[int], object]
+def _upload_in_messages(
+    to: UploadTarget, items: Iterable[Item], unsettled: set[str], told: Callable[[int], object]
 ) -> None:
     """Send it, and wait until that and all that was ordered before is done."""
     under_way: collections.deque[tuple[int, int]] = collections.deque()
     sent = since = 0
 
     def mark(most: int) -> None:
-        under_way.append((to.mark(), sent))
+        under_way.append((to.request_sync(), sent))
         while len(under_way) > most:
             number, size = under_way.popleft()
-            to.arrived(number, _SILENCE)
+            to.wait_for_sync(number, _SILENCE)
             told(size)
 
     for item in items:
         for message, count in _messages(item, unsettled):
-            to.order(**message)
+            to.send_order(**message)
             sent += count
             since += len(message.get("data", "")) + _EACH
             if since >= _STEP:

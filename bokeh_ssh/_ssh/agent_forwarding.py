@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 from bokeh_ssh._core.endpoint import Origin
 from bokeh_ssh._ssh.auth.agent import Agent, AgentError
-from bokeh_ssh._ssh.channel import Stream
+from bokeh_ssh._ssh.channel import Channel
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._ssh.messages import AGENT, string, strings
 from bokeh_ssh._ssh.session import Session
@@ -40,12 +40,12 @@ _uint32 = struct.Struct(">I")
 
 
 @contextlib.contextmanager
-def lent(connection: Connection, agent: Agent, user: str) -> Iterator[None]:
+def lend_agent(connection: Connection, agent: Agent, user: str) -> Iterator[None]:
     """Answer the other side's questions while the context lasts.
 
     :param user: the account on the third machine whose logins may be signed
     """
-    lending = _Lending(connection, agent, user)
+    lending = _AgentForwarding(connection, agent, user)
     connection.transport.listen(AGENT, lending.on_open)
     try:
         yield
@@ -54,13 +54,13 @@ def lent(connection: Connection, agent: Agent, user: str) -> Iterator[None]:
         lending.end()
 
 
-class _Lending:
+class _AgentForwarding:
     def __init__(self, connection: Connection, agent: Agent, user: str) -> None:
         self._connection = connection
         self._agent = agent
         self._user = user.encode()
-        self._lines: set[_Line] = set()
-        self._asked: queue.SimpleQueue[tuple[_Line, bytes] | None] = queue.SimpleQueue()
+        self._channels: set[_AgentChannel] = set()
+        self._asked: queue.SimpleQueue[tuple[_AgentChannel, bytes] | None] = queue.SimpleQueue()
         self._over = False
         self._count = 0
         # The agent may ask a person, who takes a while; nothing else may wait for that.
@@ -69,51 +69,53 @@ class _Lending:
         )
         self._thread.start()
 
-    def on_open(self, stream: Stream, origin: Origin) -> None:
+    def on_open(self, channel: Channel, origin: Origin) -> None:
         """Take a channel that the other side opens, on the transport thread."""
-        if self._over or len(self._lines) >= _MOST_STREAMS:
-            stream.reject()
+        if self._over or len(self._channels) >= _MOST_STREAMS:
+            channel.reject()
             return
-        line = _Line(self, stream)
-        self._lines.add(line)
+        agent_channel = _AgentChannel(self, channel)
+        self._channels.add(agent_channel)
 
         def accept() -> None:
-            stream.accept()
-            line.session.opened(stream)
+            channel.accept()
+            agent_channel.session.opened(channel)
 
-        line.session = Session(self._connection.pump, line.on_data, lambda _: None, lambda _: line.end())
-        self._connection.pump.post(accept)
+        agent_channel.session = Session(
+            self._connection.io_loop, agent_channel.on_data, lambda _: None, lambda _: agent_channel.end()
+        )
+        self._connection.io_loop.post(accept)
 
-    def ask(self, line: _Line, question: bytes) -> None:
+    def queue_question(self, agent_channel: _AgentChannel, question: bytes) -> None:
         """Queue a question."""
         self._count += 1
         if self._count > _MOST_QUESTIONS:
-            line.session.close()
+            agent_channel.session.close()
         else:
-            self._asked.put((line, question))
+            self._asked.put((agent_channel, question))
 
-    def forget(self, line: _Line) -> None:
+    def forget(self, agent_channel: _AgentChannel) -> None:
         """Drop a channel that is gone."""
-        self._lines.discard(line)
+        self._channels.discard(agent_channel)
 
     def end(self) -> None:
         """Answer nothing any more, and wait for no answer that a person has yet to give."""
         self._over = True
         self._asked.put(None)
-        for line in list(self._lines):
-            line.session.close()
+        for agent_channel in list(self._channels):
+            agent_channel.session.close()
         self._thread.join(0.5)
 
     def _answer(self) -> None:
         try:
             while (asked := self._asked.get()) and not self._over:
-                line, question = asked
+                agent_channel, question = asked
                 try:
                     answer = self._find_answer(question)
                 except (AgentError, ValueError, struct.error):
                     answer = _FAILURE
                 if not self._over:
-                    line.session.write(string(answer))
+                    agent_channel.session.write(string(answer))
         finally:
             self._agent.close()
 
@@ -131,14 +133,14 @@ class _Lending:
         return bytes((_SIGNATURE,)) + string(signature)
 
 
-class _Line:
+class _AgentChannel:
     """One channel of theirs, and the question that is coming through it."""
 
     session: Session
 
-    def __init__(self, lending: _Lending, stream: Stream) -> None:
-        self._lending = lending
-        self._stream = stream
+    def __init__(self, lending: _AgentForwarding, channel: Channel) -> None:
+        self._forwarding = lending
+        self._channel = channel
         self._buffer = bytearray()
 
     def on_data(self, data: bytes) -> None:
@@ -153,10 +155,10 @@ class _Line:
                 return
             question = bytes(self._buffer[4 : 4 + size])
             del self._buffer[: 4 + size]
-            self._lending.ask(self, question)
+            self._forwarding.queue_question(self, question)
 
     def end(self) -> None:
-        self._lending.forget(self)
+        self._forwarding.forget(self)
 
 
 def is_login(data: bytes, blob: bytes, user: bytes) -> bool:

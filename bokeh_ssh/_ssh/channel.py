@@ -1,7 +1,7 @@
 """One SSH channel (RFC 4254, section 5), as lean as a forward needs it.
 
 paramiko's own ``Channel`` buffers in two pipes and sends from whichever thread calls; this one hands
-what arrives straight to its sink on the transport thread, and is sent on by the pump thread alone.
+what arrives straight to its sink on the transport thread, and is sent on by the loop's thread alone.
 That makes the window two counters with one writer each, so they need no lock.
 """
 
@@ -40,7 +40,7 @@ _CONNECT_FAILED = 2
 LOST = -1
 
 
-class Sink(Protocol):
+class ChannelHandler(Protocol):
     """Takes what a stream receives, on the transport thread: must not block and must not raise."""
 
     def on_data(self, parts: list[memoryview]) -> None: ...
@@ -55,8 +55,8 @@ class Carrier(Protocol):
 
     def send_now(self, packet: bytes | ChannelData) -> None: ...
     def send_later(self, packet: bytes) -> None: ...
-    def forget(self, stream: Stream) -> None: ...
-    def lend(self, count: int) -> int: ...
+    def forget(self, channel: Channel) -> None: ...
+    def grow_window(self, count: int) -> int: ...
 
     @property
     def rtt(self) -> float: ...
@@ -75,7 +75,7 @@ class Nowhere:
 _NOWHERE = Nowhere()
 
 
-class Stream:
+class Channel:
     """An SSH channel.
 
     :param carrier: the transport
@@ -102,19 +102,19 @@ class Stream:
         "_received",
         "_sent",
         "_window",
+        "handler",
         "max_packet",
         "number",
         "on_open",
         "on_refused",
         "remote_number",
-        "sink",
     )
 
     def __init__(
         self,
         carrier: Carrier,
         number: int,
-        on_open: Callable[[Stream], None] | None = None,
+        on_open: Callable[[Channel], None] | None = None,
         on_refused: Callable[[int, str], None] | None = None,
     ) -> None:
         self._carrier = carrier
@@ -122,11 +122,11 @@ class Stream:
         self.remote_number = 0
         self.on_open = on_open
         self.on_refused = on_refused
-        self.sink: Sink = _NOWHERE
+        self.handler: ChannelHandler = _NOWHERE
         self.max_packet = 0
         self._opened = False
         self._granted = 0  # written by the transport thread alone
-        self._sent = 0  # written by the pump thread alone
+        self._sent = 0  # written by the loop's thread alone
         self._received = 0
         self._delivered = 0
         self._credited = WINDOW
@@ -139,7 +139,7 @@ class Stream:
         self._close_received = False
         self._order = threading.RLock()  # a signal handler may close what its thread is about to
 
-    # Sending: the pump thread only, except close().
+    # Sending: the loop's thread only, except close().
 
     def writable(self) -> int:
         """How many bytes the far side takes now."""
@@ -172,7 +172,7 @@ class Stream:
     def credit(self, count: int) -> None:
         """Let the far side send ``count`` bytes more, since that many were delivered.
 
-        Callers hold their own lock: this is called from the transport thread and the pump thread.
+        Callers hold their own lock: this is called from the transport thread and the loop's thread.
         """
         self._delivered += count
         self._owed += count
@@ -197,7 +197,7 @@ class Stream:
         if waiting > self._window // 2 and self._window > WINDOW:
             back = min(self._owed, self._window - WINDOW)
             self._window -= back
-            self._carrier.lend(-back)
+            self._carrier.grow_window(-back)
             return -back
         if not self._mark:  # from the first data on: before that, a program has yet to ask for it
             self._mark = time.monotonic()
@@ -207,7 +207,7 @@ class Stream:
         took, self._mark, self._marked = now - self._mark, now, self._delivered
         if took > 1.5 * self._carrier.rtt or waiting > self._window // 8 or self._window >= MOST_WINDOW:
             return 0
-        more = self._carrier.lend(self._window)
+        more = self._carrier.grow_window(self._window)
         self._window += more
         return more
 
@@ -232,7 +232,7 @@ class Stream:
     # Answering a channel that the far side opened.
 
     def accept(self) -> None:
-        """Confirm it; :meth:`attach` a sink on the same thread, the pump's, before anything can arrive."""
+        """Confirm it; :meth:`attach` a sink on the same thread, the loop's, before anything can arrive."""
         self._opened = True
         self._carrier.send_later(
             struct.pack(
@@ -240,11 +240,11 @@ class Stream:
             )
         )
 
-    def attach(self, sink: Sink) -> None:
+    def attach(self, handler: ChannelHandler) -> None:
         """Give what arrives from here on to ``sink``."""
-        self.sink = sink
+        self.handler = handler
         if self._close_received:  # the connection died meanwhile, and told nobody
-            sink.on_lost()
+            handler.on_lost()
 
     def reject(self, code: int = _ADMINISTRATIVELY_PROHIBITED, text: bytes = b"") -> None:
         """Refuse it with a reason code of RFC 4254, section 5.1."""
@@ -288,7 +288,7 @@ class Stream:
     def feed(self, parts: list[memoryview]) -> None:
         """Take data, in the order it came."""
         if self._take(sum(map(len, parts))):
-            self.sink.on_data(parts)
+            self.handler.on_data(parts)
 
     def _feed(self, message: Message) -> None:
         self.feed([memoryview(message.get_binary())])
@@ -298,7 +298,7 @@ class Stream:
         data = message.get_binary()
         if not self._take(len(data)):
             return
-        on_stderr = getattr(self.sink, "on_stderr", None)
+        on_stderr = getattr(self.handler, "on_stderr", None)
         if kind == 1 and on_stderr:
             on_stderr(data)
         else:  # nobody's data still used the window up
@@ -311,31 +311,31 @@ class Stream:
         self._received += count
         if self._received > self._credited:
             self.close()
-            self.sink.on_lost()
+            self.handler.on_lost()
             return False
         return True
 
     def _window_adjust(self, message: Message) -> None:
         self._granted += message.get_int()
-        self.sink.on_window()
+        self.handler.on_window()
 
     def _handle_eof(self, message: Message) -> None:
         if not self._eof_received:
             self._eof_received = True
-            self.sink.on_eof()
+            self.handler.on_eof()
 
     def _handle_close(self, message: Message) -> None:
         self._close_received = True
         if self.asked:  # in place of an answer, which nobody needs to wait for any more
             self.refused(_CONNECT_FAILED, "the server closed it")
-        self.sink.on_close()
+        self.handler.on_close()
         answered = self._send_close()  # at once (RFC 4254, section 5.3), whatever the sink has yet to deliver
         self._end(waits=answered and self._delivered < self._received)
 
     def _handle_request(self, message: Message) -> None:
         kind = message.get_binary()
         want_reply = message.get_boolean()
-        on_exit = getattr(self.sink, "on_exit", None)
+        on_exit = getattr(self.handler, "on_exit", None)
         if kind == b"exit-status" and on_exit:
             on_exit(message.get_int())
         elif kind == b"exit-signal" and on_exit:
@@ -350,7 +350,7 @@ class Stream:
         self._reply(ok=False)
 
     def _reply(self, *, ok: bool) -> None:
-        on_reply = getattr(self.sink, "on_reply", None)
+        on_reply = getattr(self.handler, "on_reply", None)
         if on_reply:
             on_reply(ok)
 
@@ -361,13 +361,13 @@ class Stream:
         """Take it that the transport has died."""
         if self._opened and not self._close_received:
             self._close_received = self._close_sent = True
-            self.sink.on_lost()
+            self.handler.on_lost()
         elif not self._opened:
             self.refused(LOST, "the connection was lost")
             self._close_received = self._close_sent = True
 
     def _end(self, *, waits: bool = False) -> None:
-        self.sink = _NOWHERE
+        self.handler = _NOWHERE
         self.on_open = self.on_refused = None
         if not waits:  # else the sink has something yet, and calls close() when it has not
             self._give_back()
@@ -375,7 +375,7 @@ class Stream:
 
     def _give_back(self) -> None:
         """Give back what the window has grown by: nothing that came waits any more."""
-        self._carrier.lend(WINDOW - self._window)
+        self._carrier.grow_window(WINDOW - self._window)
         self._window = WINDOW
 
 

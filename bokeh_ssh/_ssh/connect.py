@@ -23,9 +23,9 @@ from bokeh_ssh._core.events import Authenticated, Connecting, HostKeyVerified, O
 from bokeh_ssh._core.host import Host
 from bokeh_ssh._core.waiting import wait
 from bokeh_ssh._ssh.auth import host_keys, login
-from bokeh_ssh._ssh.auth.prompt_cache import Memory
+from bokeh_ssh._ssh.auth.prompt_cache import PromptCache
 from bokeh_ssh._ssh.connection import Connection
-from bokeh_ssh._ssh.io_loop import Pump
+from bokeh_ssh._ssh.io_loop import IOLoop
 from bokeh_ssh._ssh.proxy_command import ProxySocket
 from bokeh_ssh._ssh.route import Hop, find_route
 from bokeh_ssh._ssh.tcp import dial
@@ -42,27 +42,27 @@ def connect(
     *,
     via: Connection | None = None,
     on_event: OnEvent = ignore,
-    memory: Memory | None = None,
+    prompt_cache: PromptCache | None = None,
 ) -> Connection:
     """Connect and log in, through all hops (``ssh``).
 
     Every host key is verified before any credential is sent.
 
     :param via: an open connection to go through; stays open when this one is closed
-    :param memory: answers for a person where it can, and learns what worked
+    :param prompt_cache: answers for a person where it can, and learns what worked
     :raises BokehSSHError: whatever went wrong, by stage; nothing is left open
     """
     route = find_route(host) if via is None else find_route(host)[-1:]
-    memory = memory or Memory()
+    prompt_cache = prompt_cache or PromptCache()
     for hop in route:
         login.check_keys(hop.host)  # a key file that is missing is told before anything is dialled
     made: list[Connection] = []
     try:
         for hop in route:
-            under = made[-1] if made else via
-            made.append(_connect_hop(hop, under, on_event, memory))
+            proxy_connection = made[-1] if made else via
+            made.append(_connect_hop(hop, proxy_connection, on_event, prompt_cache))
             if len(made) > 1:
-                made[-1]._under = made[-2]
+                made[-1]._proxy_connection = made[-2]
     except BaseException:
         for connection in reversed(made):
             connection.close()
@@ -70,22 +70,24 @@ def connect(
     return made[-1]
 
 
-def _connect_hop(hop: Hop, under: Connection | None, on_event: OnEvent, memory: Memory) -> Connection:
-    memory.begin()
-    host = dataclasses.replace(hop.host, prompt=memory.wrap(hop.host.prompt))
-    via = under.name if under else "its ProxyCommand" if hop.proxy_command else ""
+def _connect_hop(
+    hop: Hop, proxy_connection: Connection | None, on_event: OnEvent, prompt_cache: PromptCache
+) -> Connection:
+    prompt_cache.begin()
+    host = dataclasses.replace(hop.host, prompt=prompt_cache.wrap(hop.host.prompt))
+    via = proxy_connection.name if proxy_connection else "its ProxyCommand" if hop.proxy_command else ""
     on_event(Connecting(host=hop.label, address=hop.hostname, port=hop.port, via=via))
     files = hop.known_hosts
     known = host_keys.known_algorithms(hop.known_as, hop.known_port, files)
     with contextlib.ExitStack() as stack:
-        transport = _handshake(hop, under, known, stack)
+        transport = _handshake(hop, proxy_connection, known, stack)
         peer = transport.getpeername()
         key = transport.host_key_blob
         added = host_keys.verify(
             hop.label,
             key,
             name=hop.known_as,
-            address=str(peer[0]) if under is None and isinstance(peer, tuple) else None,
+            address=str(peer[0]) if proxy_connection is None and isinstance(peer, tuple) else None,
             port=hop.known_port,
             files=files,
             writable=next(iter(hop.own_known_hosts), None),
@@ -100,28 +102,28 @@ def _connect_hop(hop: Hop, under: Connection | None, on_event: OnEvent, memory: 
             )
         )
         methods = login.login(transport, host, hop.config, user=hop.user, timeout=hop.timeout)
-        memory.keep()
-        connection = Connection(hop, transport, transport.pump, methods)
+        prompt_cache.keep()
+        connection = Connection(hop, transport, transport.io_loop, methods)
         stack.callback(connection.close)
         transport.on_end(connection._ended)
-        connection.watch()
+        connection.start_keepalive()
         on_event(Authenticated(host=hop.label, user=hop.user, methods=methods))
         stack.pop_all()  # the last step: until then Ctrl-C closes it
     return connection
 
 
 def _handshake(
-    hop: Hop, under: Connection | None, known: tuple[str, ...], stack: contextlib.ExitStack
+    hop: Hop, proxy_connection: Connection | None, known: tuple[str, ...], stack: contextlib.ExitStack
 ) -> Transport:
-    """Reach the server and exchange keys; the transport and its pump are put on ``stack``."""
+    """Reach the server and exchange keys; the transport and its loop are put on ``stack``."""
     deadline = time.monotonic() + hop.timeout
     for attempt in range(_HANG_UP_RETRIES + 1):
         with contextlib.ExitStack() as attempt_stack:
-            sock = _reach(hop, under, max(0.1, deadline - time.monotonic()))
+            sock = _open_socket(hop, proxy_connection, max(0.1, deadline - time.monotonic()))
             attempt_stack.callback(sock.close)
-            pump = Pump(hop.label)
-            attempt_stack.callback(pump.close)
-            transport = Transport(sock, pump, prefer_host_keys=known)
+            io_loop = IOLoop(hop.label)
+            attempt_stack.callback(io_loop.close)
+            transport = Transport(sock, io_loop, prefer_host_keys=known)
             transport.use_compression(hop.host.compression or bool(hop.config.compression))
             # Ours is the deadline that tells what happened; paramiko's own only ends its thread.
             transport.banner_timeout = transport.handshake_timeout = hop.timeout + 5
@@ -156,16 +158,16 @@ def _hung_up(transport: Transport, cause: BaseException | None) -> bool:
     return broke and silent and not transport.remote_version
 
 
-def _reach(hop: Hop, under: Connection | None, timeout: float) -> socket.socket:
-    if under is None and hop.proxy_command:
+def _open_socket(hop: Hop, proxy_connection: Connection | None, timeout: float) -> socket.socket:
+    if proxy_connection is None and hop.proxy_command:
         return ProxySocket.start(hop.proxy_command, name=hop.label)
-    if under is None:
+    if proxy_connection is None:
         return dial(hop.hostname, hop.port, name=hop.label, timeout=timeout)
     try:
-        return under.open_socket((hop.hostname, hop.port), timeout=timeout)
+        return proxy_connection.open_socket((hop.hostname, hop.port), timeout=timeout)
     except TargetUnreachableError as exc:
-        msg = f"{under.name} cannot connect to {hop.hostname} port {hop.port}"
-        hint = f"check the name as {under.name} sees it, and that an SSH server runs there"
+        msg = f"{proxy_connection.name} cannot connect to {hop.hostname} port {hop.port}"
+        hint = f"check the name as {proxy_connection.name} sees it, and that an SSH server runs there"
         raise RefusedError(msg, host=hop.label, hint=hint) from exc
 
 

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from bokeh_ssh._core.endpoint import HERE, Endpoint, Origin, in_words
+from bokeh_ssh._core.endpoint import HERE, Endpoint, Origin, format_endpoint
 from bokeh_ssh._core.errors import (
     ConnectionLostError,
     ForwardError,
@@ -22,11 +22,11 @@ from bokeh_ssh._core.errors import (
 )
 from bokeh_ssh._core.fork import in_child
 from bokeh_ssh._core.waiting import wait
-from bokeh_ssh._ssh.channel import LOST, Sink, Stream
-from bokeh_ssh._ssh.io_loop import Pump
-from bokeh_ssh._ssh.keepalive import Watchdog
+from bokeh_ssh._ssh.channel import LOST, Channel, ChannelHandler
+from bokeh_ssh._ssh.io_loop import IOLoop
+from bokeh_ssh._ssh.keepalive import Keepalive
 from bokeh_ssh._ssh.messages import AGENT_REQUEST, bound_port, cancelling, listening, opening, string
-from bokeh_ssh._ssh.relay import MakePipe, Pipe, reset
+from bokeh_ssh._ssh.relay import MakeRelay, SocketRelay, reset
 from bokeh_ssh._ssh.route import Hop
 from bokeh_ssh._ssh.session import Session
 from bokeh_ssh._ssh.transport import IncomingHandler, Reply, Transport
@@ -56,20 +56,20 @@ _FORBIDS = re.compile(
 class Connection:
     """A verified, authenticated SSH connection. Made by ``_ssh.connect.connect``; a context manager."""
 
-    def __init__(self, hop: Hop, transport: Transport, pump: Pump, methods: tuple[str, ...]) -> None:
+    def __init__(self, hop: Hop, transport: Transport, io_loop: IOLoop, methods: tuple[str, ...]) -> None:
         self.hop = hop
         self.name = hop.label
         self.transport = transport
-        self.pump = pump
+        self.io_loop = io_loop
         self.methods = methods
         self.lost = threading.Event()
         self.reason = ""
         self._reached: dict[Endpoint, float] = {}  # when each target has last taken a connection
         self._on_lost: list[Callable[[str], None]] = []
-        self._under: Connection | None = None
+        self._proxy_connection: Connection | None = None
         self._closing = threading.Event()
         self._lock = threading.RLock()  # a signal handler may close meanwhile
-        self._watchdog: Watchdog | None = None
+        self._keepalive: Keepalive | None = None
         in_child(self, Connection._abandon)
 
     def _abandon(self) -> None:
@@ -98,8 +98,8 @@ class Connection:
     @property
     def peers(self) -> tuple[str, ...]:
         """The address that is connected to from this machine: the first jump host's, if there is one."""
-        if self._under:
-            return self._under.peers
+        if self._proxy_connection:
+            return self._proxy_connection.peers
         try:
             address = self.transport.getpeername()
         except (OSError, AttributeError):  # gone already, or the pipe of a ProxyCommand
@@ -129,34 +129,36 @@ class Connection:
         for call in calls:
             call(self.reason)
 
-    def watch(self) -> None:
+    def start_keepalive(self) -> None:
         """Start to ask regularly whether the server is still there (``ServerAliveInterval``)."""
         config = self.hop.config
-        self.transport.ask(b"keepalive@openssh.com")  # its answer tells the round trip, for the windows
+        self.transport.send_global_request(
+            b"keepalive@openssh.com"
+        )  # its answer tells the round trip, for the windows
         interval = _ALIVE_INTERVAL if config.server_alive_interval is None else config.server_alive_interval
         count = config.server_alive_count or _ALIVE_COUNT
         if interval > 0:
-            self._watchdog = Watchdog(self.transport, interval, count, self._note, self.name)
-            self._watchdog.start()
+            self._keepalive = Keepalive(self.transport, interval, count, self._note_reason, self.name)
+            self._keepalive.start()
 
-    def _note(self, reason: str) -> None:
+    def _note_reason(self, reason: str) -> None:
         """Note why it is about to end; the first reason counts."""
         with self._lock:
             self.reason = self.reason or reason
 
     def give_up(self, reason: str) -> None:
         """End it as lost, at once; never blocks."""
-        self._note(reason)
+        self._note_reason(reason)
         self.transport.shut(0)
 
     def ping(self, timeout: float) -> bool:
         """Ask the server for any answer; False if none comes within ``timeout`` seconds."""
-        reply = self.ask()
+        reply = self.send_keepalive()
         return reply.wait(timeout) and not reply.lost
 
-    def ask(self) -> Reply:
+    def send_keepalive(self) -> Reply:
         """Ask the server for any answer; never blocks."""
-        return self.transport.ask(b"keepalive@openssh.com")
+        return self.transport.send_global_request(b"keepalive@openssh.com")
 
     def close(self) -> None:
         """End the connection and those of its hops; idempotent, within two seconds on a dead line."""
@@ -166,13 +168,13 @@ class Connection:
         if self.transport.alive:
             # Let what was queued (closes, cancelled listeners) go out, then say goodbye (RFC 4253, 11.1).
             self.transport.send_later(struct.pack(">BI", 1, 11) + string(b"closed by user") + string(b""))
-            self.pump.drain(0.5)
+            self.io_loop.drain(0.5)
         self.transport.shut(0.5)
-        self.pump.close(0.5)
-        if self._watchdog:
-            self._watchdog.stop(0.5)
-        if self._under:
-            self._under.close()
+        self.io_loop.close(0.5)
+        if self._keepalive:
+            self._keepalive.stop(0.5)
+        if self._proxy_connection:
+            self._proxy_connection.close()
 
     # What it carries.
 
@@ -190,11 +192,11 @@ class Connection:
 
         :param on_exit: gets the exit status (negative for a signal), or None where none came
         :param agent: have the server offer it an SSH agent (``ssh -A``), which
-            :func:`_ssh.agent_forwarding.lent` answers
+            :func:`_ssh.agent_forwarding.lend_agent` answers
         :raises SessionError: if the server refuses
         :raises ConnectionLostError: if the line goes down, or nothing answers within ``timeout`` seconds
         """
-        session = Session(self.pump, on_stdout, on_stderr, on_exit)
+        session = Session(self.io_loop, on_stdout, on_stderr, on_exit)
         if not self._start(session, b"exec", command, timeout, agent):
             msg = "the server refuses to run a command"
             raise SessionError(msg, host=self.name, hint="the account may be limited to forwarding")
@@ -210,7 +212,7 @@ class Connection:
         timeout: float,
     ) -> Session:
         """Start a subsystem, such as ``"sftp"`` (``ssh -s``); as :meth:`run` otherwise."""
-        session = Session(self.pump, on_stdout, on_stderr, on_exit)
+        session = Session(self.io_loop, on_stdout, on_stderr, on_exit)
         if not self._start(session, b"subsystem", name, timeout, False):
             hint = "ask the administrator for Subsystem in sshd_config"
             raise SessionError(f"the server has no {name}", host=self.name, hint=hint)
@@ -219,7 +221,7 @@ class Connection:
     def _start(self, session: Session, kind: bytes, what: str, timeout: float, agent: bool) -> bool:
         """Open a session's channel and start something in it; whether the server does."""
         deadline = time.monotonic() + timeout
-        opened = self._open(b"session", b"", timeout, session)
+        opened = self._open_channel(b"session", b"", timeout, session)
         if isinstance(opened, tuple):
             code, text = opened
             msg = f"the server refuses to open a session ({text or f'reason {code}'})"
@@ -248,14 +250,14 @@ class Connection:
         """
         ours, theirs = socket.socketpair()
         try:
-            splice = _Splice(self.pump, theirs)
+            handler = _RelayOnOpen(self.io_loop, theirs)
             try:
-                opened = self._open(*opening(target, HERE), timeout, splice)
+                opened = self._open_channel(*opening(target, HERE), timeout, handler)
             except ConnectionLostError as exc:
                 if not self.alive or not self.ping(_PING):
                     raise
                 # The server itself answers: it still waits for the target.
-                msg = f"{in_words(target)} there did not answer within {timeout:.3g} s"
+                msg = f"{format_endpoint(target)} there did not answer within {timeout:.3g} s"
                 hint = "check that the server can reach it: a firewall may stand between"
                 raise TargetUnreachableError(msg, host=self.name, hint=hint) from exc
             if isinstance(opened, tuple):
@@ -272,7 +274,7 @@ class Connection:
         target: Endpoint,
         origin: Origin,
         check: Callable[[Callable[[bool], None]], None] | None = None,
-        make: MakePipe = Pipe,
+        make: MakeRelay = SocketRelay,
         again: Callable[[], None] | None = None,
     ) -> None:
         """Join an accepted local connection to ``target`` as seen from the server; returns at once.
@@ -288,9 +290,9 @@ class Connection:
 
         def refused(code: int, text: str) -> None:
             if code == _CONNECT_FAILED and self._is_crowded(target, began):
-                self.pump.post(lambda: self.pump.later(_RETRY, ask))
+                self.io_loop.post(lambda: self.io_loop.later(_RETRY, try_open))
                 return
-            log.info("%s: %s: %s", self.name, in_words(target), text or f"refused, reason {code}")
+            log.info("%s: %s: %s", self.name, format_endpoint(target), text or f"refused, reason {code}")
             give_back()
 
         def give_back() -> None:
@@ -299,29 +301,29 @@ class Connection:
             else:
                 reset(sock)
 
-        def opened(stream: Stream) -> None:
+        def opened(channel: Channel) -> None:
             self._reached[target] = time.monotonic()
             if check:
                 early = _Early()
-                stream.attach(early)
-                check(lambda fine: go_on(stream, early) if fine else give_up(stream))
+                channel.attach(early)
+                check(lambda fine: go_on(channel, early) if fine else give_up(channel))
             else:
-                stream.attach(self.pump.splice(sock, stream, make=make))
+                channel.attach(self.io_loop.relay(sock, channel, make=make))
 
-        def go_on(stream: Stream, early: _Early) -> None:
-            pipe = self.pump.splice(sock, stream, make=make)
-            early.hand_over(pipe)
-            if stream.sink is early:  # else it has ended, and that was handed over
-                stream.sink = pipe
+        def go_on(channel: Channel, early: _Early) -> None:
+            relay = self.io_loop.relay(sock, channel, make=make)
+            early.hand_over(relay)
+            if channel.handler is early:  # else it has ended, and that was handed over
+                channel.handler = relay
 
-        def give_up(stream: Stream) -> None:
-            self.pump.post(stream.close)
+        def give_up(channel: Channel) -> None:
+            self.io_loop.post(channel.close)
             give_back()
 
-        def ask() -> None:
-            self.open_stream(target, origin, opened, refused)
+        def try_open() -> None:
+            self.open_channel(target, origin, opened, refused)
 
-        ask()
+        try_open()
 
     def _is_crowded(self, target: Endpoint, began: float) -> bool:
         """Tell whether a target that refuses may only have more connections than it accepts at a time.
@@ -338,15 +340,15 @@ class Connection:
             and now < taken + _CROWDED
         )
 
-    def open_stream(
+    def open_channel(
         self,
         target: Endpoint,
         origin: Origin,
-        opened: Callable[[Stream], None],
+        opened: Callable[[Channel], None],
         refused: Callable[[int, str], None],
     ) -> None:
         """Ask for a channel to ``target``; the callbacks tell."""
-        self.transport.open_stream(*opening(target, origin), opened, refused)
+        self.transport.request_channel(*opening(target, origin), opened, refused)
 
     def listen(self, where: Endpoint, handler: IncomingHandler) -> Endpoint:
         """Have the server listen (``ssh -R``); gives where it does, with the real port for ``port=0``.
@@ -364,11 +366,11 @@ class Connection:
             elif bound := where[1] or bound_port(payload):
                 self.transport.listen((where[0], bound), handler)
 
-        ok, payload = self._ask(*listening(where), timeout, granted)
+        ok, payload = self._global_request(*listening(where), timeout, granted)
         if isinstance(where, str):
             if ok:
                 return where
-            msg = f"the server refuses to listen on {in_words(where)}"
+            msg = f"the server refuses to listen on {format_endpoint(where)}"
             hint = "ask the administrator for AllowStreamLocalForwarding"
             raise ForwardingRefusedError(msg, host=self.name, hint=hint)
         address, port = where
@@ -381,10 +383,10 @@ class Connection:
         hint = "ask the administrator for AllowTcpForwarding and PermitListen"
         if port:
             # The refusal has no reason in it; whether another port is to be had tells which it was.
-            free, payload = self._ask(*listening((address, 0)), timeout)
+            free, payload = self._global_request(*listening((address, 0)), timeout)
             other = bound_port(payload)
             if free and other:
-                self._ask(*cancelling((address, other)), timeout)
+                self._global_request(*cancelling((address, other)), timeout)
                 msg = f"port {port} is taken, or not permitted"
                 hint = "choose another remote_port, or 0 for any free one"
                 raise PortInUseError(msg, host=self.name, hint=hint, port=port, side="remote")
@@ -395,53 +397,53 @@ class Connection:
         """Have the server stop listening; quietly, since a dead connection has stopped by itself."""
         self.transport.unlisten(where)
         with contextlib.suppress(ConnectionLostError):
-            self._ask(*cancelling(where), timeout)
+            self._global_request(*cancelling(where), timeout)
 
     # Waiting for the server's answers.
 
-    def _ask(
+    def _global_request(
         self,
         kind: bytes,
         payload: bytes,
         timeout: float,
         granted: Callable[[bytes], object] | None = None,
     ) -> tuple[bool, bytes]:
-        reply = self.transport.ask(kind, payload, granted)
+        reply = self.transport.send_global_request(kind, payload, granted)
         if not reply.wait(timeout):
             raise self._silence("a request", timeout)
         if reply.lost:
             raise self.lost_error()
         return reply.ok, reply.payload
 
-    def _open(
-        self, kind: bytes, payload: bytes, timeout: float, sink: Session | _Splice
-    ) -> Stream | tuple[int, str]:
+    def _open_channel(
+        self, kind: bytes, payload: bytes, timeout: float, handler: Session | _RelayOnOpen
+    ) -> Channel | tuple[int, str]:
         """Open a channel; the stream, or the code and text of the refusal."""
         answered = threading.Event()
         refusal: list[tuple[int, str]] = []
 
-        def opened(stream: Stream) -> None:
-            sink.opened(stream)
+        def opened(channel: Channel) -> None:
+            handler.opened(channel)
             answered.set()
 
         def refused(code: int, text: str) -> None:
             refusal.append((code, text))
             answered.set()
 
-        stream = self.transport.open_stream(kind, payload, opened, refused)
+        channel = self.transport.request_channel(kind, payload, opened, refused)
         try:
             if not wait(answered, timeout):
                 raise self._silence("opening a channel", timeout)
         except BaseException:
-            stream.close()
+            channel.close()
             raise
         if refusal and refusal[0][0] == LOST:
             raise self.lost_error()
-        return refusal[0] if refusal else stream
+        return refusal[0] if refusal else channel
 
     def refusal(self, code: int, text: str, target: Endpoint) -> ForwardError:
         """Make the error for a channel to ``target`` that was refused with this reason."""
-        where = in_words(target)
+        where = format_endpoint(target)
         is_path = isinstance(target, str)
         reaches_none = code in (_UNKNOWN_TYPE, _SHORTAGE)
         if code == _PROHIBITED or (not reaches_none and _FORBIDS.search(text)):
@@ -479,35 +481,35 @@ class _Early:
     """Keeps what a target says before it is known whether anything may go there; its window bounds that."""
 
     def __init__(self) -> None:
-        self._calls: list[Callable[[Sink], None]] = []
+        self._calls: list[Callable[[ChannelHandler], None]] = []
 
-    def hand_over(self, sink: Sink) -> None:
+    def hand_over(self, handler: ChannelHandler) -> None:
         """Tell another sink all of it."""
         for call in self._calls:
-            call(sink)
+            call(handler)
 
     def on_data(self, parts: list[memoryview]) -> None:
-        self._calls.append(lambda sink: sink.on_data(parts))
+        self._calls.append(lambda handler: handler.on_data(parts))
 
     def on_eof(self) -> None:
-        self._calls.append(lambda sink: sink.on_eof())
+        self._calls.append(lambda handler: handler.on_eof())
 
     def on_close(self) -> None:
-        self._calls.append(lambda sink: sink.on_close())
+        self._calls.append(lambda handler: handler.on_close())
 
     def on_lost(self) -> None:
-        self._calls.append(lambda sink: sink.on_lost())
+        self._calls.append(lambda handler: handler.on_lost())
 
     def on_window(self) -> None:
         pass  # whoever comes after asks how much it may send
 
 
-class _Splice:
+class _RelayOnOpen:
     """Joins a socket to a stream at the moment that it opens."""
 
-    def __init__(self, pump: Pump, sock: socket.socket) -> None:
-        self._pump = pump
+    def __init__(self, io_loop: IOLoop, sock: socket.socket) -> None:
+        self._io_loop = io_loop
         self._sock = sock
 
-    def opened(self, stream: Stream) -> None:
-        stream.attach(self._pump.splice(self._sock, stream))
+    def opened(self, channel: Channel) -> None:
+        channel.attach(self._io_loop.relay(self._sock, channel))

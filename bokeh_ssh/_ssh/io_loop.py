@@ -1,6 +1,6 @@
 """Serve the local sockets of one SSH connection: one selector thread, whatever their number.
 
-The pump thread is also the only one that sends on the SSH connection once it is up (see
+the loop's thread is also the only one that sends on the SSH connection once it is up (see
 ``_ssh.transport``), so nothing the transport thread wants said can wait for the transport thread.
 """
 
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from bokeh_ssh._core.fork import in_child
-from bokeh_ssh._ssh.relay import MakePipe, Pipe, Stream, reset, reset_if_killed
+from bokeh_ssh._ssh.relay import MakeRelay, RelayChannel, SocketRelay, reset, reset_if_killed
 from bokeh_ssh._ssh.tcp import Address
 
 log = logging.getLogger("bokeh_ssh.pump")
@@ -30,7 +30,7 @@ _CHUNK = 128 * 1024
 _RETRY = 0.02
 
 
-class Pump:
+class IOLoop:
     """One thread that serves all local sockets of one SSH connection.
 
     :param name: for the thread's name
@@ -42,30 +42,30 @@ class Pump:
         self._calls: collections.deque[Callable[[], None]] = collections.deque()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
-        self._pipes: set[Pipe] = set()
+        self._relays: set[SocketRelay] = set()
         self.chunk = memoryview(bytearray(_CHUNK))
         self._closing = False
         self._wake_lock = threading.RLock()  # a signal handler may close what its thread was about to use
         self._woken = False
-        self._ear, self._mouth = socket.socketpair()
-        self._ear.setblocking(False)
-        self._mouth.setblocking(False)
-        self._selector.register(self._ear, selectors.EVENT_READ, self._heard)
-        self._thread = threading.Thread(target=self._run, name=f"bokeh-ssh pump {name}", daemon=True)
+        self._wake_recv, self._wake_send = socket.socketpair()
+        self._wake_recv.setblocking(False)
+        self._wake_send.setblocking(False)
+        self._selector.register(self._wake_recv, selectors.EVENT_READ, self._on_wake)
+        self._thread = threading.Thread(target=self._run, name=f"bokeh-ssh io loop {name}", daemon=True)
         self._thread.start()
-        in_child(self, Pump._abandon)
+        in_child(self, IOLoop._abandon)
 
     def _abandon(self) -> None:
         """Close a forked child's copies of all sockets; the parent's stay as they are."""
         self._closing = True
         self._selector.close()
-        for sock in (self._ear, self._mouth):
+        for sock in (self._wake_recv, self._wake_send):
             sock.close()
-        for pipe in self._pipes:
-            pipe.abandon()
+        for relay in self._relays:
+            relay.abandon()
 
     def post(self, call: Callable[[], None]) -> None:
-        """Run ``call`` on the pump thread, after all that was posted before; never blocks."""
+        """Run ``call`` on the loop's thread, after all that was posted before; never blocks."""
         self._calls.append(call)
         if threading.get_ident() == self._thread.ident:
             return  # it looks before it sleeps
@@ -74,32 +74,32 @@ class Pump:
                 return
             self._woken = True
             try:
-                self._mouth.send(b"!")
+                self._wake_send.send(b"!")
             except OSError:  # full means a wake-up is on its way already; closed means nobody listens
                 pass
 
     def later(self, delay: float, call: Callable[[], None]) -> None:
-        """Run ``call`` on the pump thread after ``delay`` seconds. Pump thread only."""
+        """Run ``call`` on the loop's thread after ``delay`` seconds. Loop thread only."""
         heapq.heappush(self._timers, (time.monotonic() + delay, next(self._order), call))
 
-    def splice(
+    def relay(
         self,
         sock: socket.socket,
-        stream: Stream,
+        channel: RelayChannel,
         on_end: Callable[[bool], None] | None = None,
-        make: MakePipe = Pipe,
-    ) -> Pipe:
+        make: MakeRelay = SocketRelay,
+    ) -> SocketRelay:
         """Join a connected socket and an open stream; the pipe owns both from here on.
 
         :param on_end: called once at the end, with True if both directions ended cleanly
         :param make: makes the pipe
         """
-        pipe = make(self, sock, stream, on_end)
-        self._pipes.add(pipe)
-        self.post(pipe.start)
+        relay = make(self, sock, channel, on_end)
+        self._relays.add(relay)
+        self.post(relay.start)
         if self._closing:
             reset(sock)
-        return pipe
+        return relay
 
     def dial(
         self,
@@ -107,7 +107,7 @@ class Pump:
         timeout: float,
         done: Callable[[socket.socket | None, OSError | None], None],
     ) -> None:
-        """Connect to the first address that answers, without blocking; ``done`` runs on the pump thread."""
+        """Connect to the first address that answers, without blocking; ``done`` runs on the loop's thread."""
         self.post(_Dial(self, list(addresses), timeout, done).next)
 
     def drain(self, timeout: float) -> bool:
@@ -122,23 +122,23 @@ class Pump:
             if not self._closing:
                 self._closing = True
                 try:
-                    self._mouth.send(b"!")
+                    self._wake_send.send(b"!")
                 except OSError:
                     pass
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout)
 
-    def forget(self, pipe: Pipe) -> None:
-        """Serve a pipe no longer. Pump thread only."""
-        self._pipes.discard(pipe)
+    def forget(self, relay: SocketRelay) -> None:
+        """Serve a pipe no longer. Loop thread only."""
+        self._relays.discard(relay)
 
     @property
-    def open_pipes(self) -> int:
+    def open_relays(self) -> int:
         """How many sockets are being served."""
-        return len(self._pipes)
+        return len(self._relays)
 
     def watch(self, sock: socket.socket, old: int, new: int, call: Callable[[int], None]) -> None:
-        """Change the interest in a socket from ``old`` to ``new`` (0 is none). Pump thread only."""
+        """Change the interest in a socket from ``old`` to ``new`` (0 is none). Loop thread only."""
         if new == old:
             return
         if not old:
@@ -148,11 +148,11 @@ class Pump:
         else:
             self._selector.modify(sock, new, call)
 
-    def _heard(self, mask: int) -> None:
+    def _on_wake(self, mask: int) -> None:
         with self._wake_lock:
             self._woken = False
             try:
-                self._ear.recv(64)
+                self._wake_recv.recv(64)
             except OSError:
                 pass
 
@@ -161,11 +161,11 @@ class Pump:
             while not self._closing:
                 self._turn()
         finally:
-            for pipe in list(self._pipes):
-                pipe.abort()
+            for relay in list(self._relays):
+                relay.abort()
             self._selector.close()
-            self._ear.close()
-            self._mouth.close()
+            self._wake_recv.close()
+            self._wake_send.close()
 
     def _turn(self) -> None:
         pause = None
@@ -192,12 +192,12 @@ class _Dial:
 
     def __init__(
         self,
-        pump: Pump,
+        io_loop: IOLoop,
         addresses: list[Address],
         timeout: float,
         done: Callable[[socket.socket | None, OSError | None], None],
     ) -> None:
-        self._pump = pump
+        self._io_loop = io_loop
         self._left = addresses
         self._timeout = timeout
         self._done = done
@@ -228,7 +228,7 @@ class _Dial:
             self._timeout -= _RETRY
             if self._timeout > 0:
                 self._left.insert(0, (family, address))
-                self._pump.later(_RETRY, self.next)
+                self._io_loop.later(_RETRY, self.next)
             else:
                 self._error = OSError(code, "its queue is full")
                 self.next()
@@ -239,16 +239,16 @@ class _Dial:
             self.next()
             return
         self._sock = sock
-        self._pump.watch(sock, 0, selectors.EVENT_WRITE, self._ready)
-        self._pump.later(self._timeout, lambda: self._give_up(sock))
+        self._io_loop.watch(sock, 0, selectors.EVENT_WRITE, self._on_writable)
+        self._io_loop.later(self._timeout, lambda: self._give_up(sock))
 
     def _take(self) -> socket.socket:
         sock, self._sock = self._sock, None
         assert sock is not None
-        self._pump.watch(sock, selectors.EVENT_WRITE, 0, self._ready)
+        self._io_loop.watch(sock, selectors.EVENT_WRITE, 0, self._on_writable)
         return sock
 
-    def _ready(self, mask: int) -> None:
+    def _on_writable(self, mask: int) -> None:
         sock = self._take()
         code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code == 0:

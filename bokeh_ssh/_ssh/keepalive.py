@@ -13,7 +13,7 @@ from bokeh_ssh._ssh.transport import Reply, Transport
 _QUESTION = b"keepalive@openssh.com"
 
 
-class Watchdog:
+class Keepalive:
     """A thread that ends a connection whose server has not answered for ``interval * count`` seconds.
 
     After this machine slept there is no point in patience: the network is another one, or the server has
@@ -34,7 +34,7 @@ class Watchdog:
         self._give_up = give_up
         self._stopped = threading.Event()
         self._asked: deque[tuple[float, Reply]] = deque()  # when the answer must be there, and the answer
-        self._thread = threading.Thread(target=self._run, name=f"bokeh-ssh watchdog {name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"bokeh-ssh keepalive {name}", daemon=True)
 
     def start(self) -> None:
         """Begin to ask."""
@@ -68,7 +68,7 @@ class Watchdog:
             if slept or after[0] >= due:
                 due = after[0] + self._interval
                 patience = self._interval * (1 if slept else max(0.5, self._count - 1))
-                self._asked.append((after[0] + patience, self._transport.ask(_QUESTION)))
+                self._asked.append((after[0] + patience, self._transport.send_global_request(_QUESTION)))
 
 
 def _bound_retransmission(transport: Transport, seconds: float) -> None:

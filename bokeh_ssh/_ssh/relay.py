@@ -2,9 +2,9 @@
 
 Two threads touch a pipe, each for one direction::
 
-    local socket ──read──▶ pump thread ──send──▶ SSH stream
+    local socket ──read──▶ loop thread ──send──▶ SSH channel
     local socket ◀──write── transport thread ◀── SSH stream      while the socket takes it
-    local socket ◀──write── pump thread ◀──── backlog            when it is slow
+    local socket ◀──write── loop thread ◀──── backlog            when it is slow
 
 Memory is bounded by the stream's window: credit goes back to the sender only for bytes that the
 local socket has taken (RFC 4254, section 5.2).
@@ -58,18 +58,18 @@ def _send(sock: socket.socket, parts: list[memoryview]) -> int:
 
 
 class Loop(Protocol):
-    """What a pipe needs of the pump that serves it."""
+    """What a pipe needs of the loop that serves it."""
 
     chunk: memoryview
 
     def post(self, call: Callable[[], None]) -> None: ...
     def later(self, delay: float, call: Callable[[], None]) -> None: ...
     def watch(self, sock: socket.socket, old: int, new: int, call: Callable[[int], None]) -> None: ...
-    def forget(self, pipe: Pipe) -> None: ...
+    def forget(self, relay: SocketRelay) -> None: ...
 
 
-class Stream(Protocol):
-    """What a pipe needs of an SSH channel; sends happen on the pump thread only."""
+class RelayChannel(Protocol):
+    """What a pipe needs of an SSH channel; sends happen on the loop's thread only."""
 
     def writable(self) -> int: ...
     def send(self, data: memoryview) -> None: ...
@@ -130,44 +130,44 @@ def _count_unread(sock: socket.socket) -> int:
     return int(count)
 
 
-class Pipe:
-    """One local socket and one SSH stream, joined. Made by :meth:`Pump.splice`."""
+class SocketRelay:
+    """One local socket and one SSH stream, joined. Made by :meth:`IOLoop.splice`."""
 
     __slots__ = (
         "_backlog",
         "_broken",
+        "_channel",
+        "_channel_eof",
         "_clean",
         "_closed",
         "_deaf",
         "_done",
         "_dropped",
         "_interest",
+        "_io_loop",
         "_lock",
         "_on_end",
-        "_pump",
         "_since",
         "_sock",
         "_sock_eof",
         "_started",
-        "_stream",
-        "_stream_eof",
         "_unread",
     )
 
     def __init__(
-        self, pump: Loop, sock: socket.socket, stream: Stream, on_end: Callable[[bool], None] | None
+        self, io_loop: Loop, sock: socket.socket, channel: RelayChannel, on_end: Callable[[bool], None] | None
     ) -> None:
         sock.setblocking(False)
         no_delay(sock)
-        self._pump = pump
+        self._io_loop = io_loop
         self._sock = sock
-        self._stream = stream
+        self._channel = channel
         self._on_end = on_end
         self._backlog: collections.deque[memoryview] = collections.deque()
         self._lock = threading.Lock()
         self._interest = 0
         self._sock_eof = False
-        self._stream_eof = False
+        self._channel_eof = False
         self._closed = False  # the far side takes nothing more
         self._deaf = False  # the local program takes nothing more
         self._broken = False  # an end of the local socket means that it broke off
@@ -182,7 +182,7 @@ class Pipe:
         """Close a forked child's copy of the socket; the parent's stays as it is."""
         self._sock.close()
 
-    # The pump thread's half.
+    # the loop's thread's half.
 
     def start(self) -> None:
         """Begin to read from the socket."""
@@ -191,7 +191,7 @@ class Pipe:
 
     def _room(self) -> int:
         """Count the bytes that may be read from the socket now."""
-        return self._stream.writable()
+        return self._channel.writable()
 
     def _update(self) -> None:
         """Ask the selector for just what can be made use of now."""
@@ -201,13 +201,13 @@ class Pipe:
                 want |= selectors.EVENT_READ
             if self._backlog:
                 want |= selectors.EVENT_WRITE
-            self._pump.watch(self._sock, self._interest, want, self._ready)
+            self._io_loop.watch(self._sock, self._interest, want, self._on_ready)
             self._interest = want
             # A window that opened since we looked saw the old interest and woke nobody (on_window).
             if want & selectors.EVENT_READ or self._sock_eof or self._room() <= 0:
                 return
 
-    def _ready(self, mask: int) -> None:
+    def _on_ready(self, mask: int) -> None:
         try:
             if mask & selectors.EVENT_WRITE:
                 self._write_backlog()
@@ -225,7 +225,7 @@ class Pipe:
         room = self._room()
         if room <= 0 and not self._closed:
             return
-        chunk = self._pump.chunk
+        chunk = self._io_loop.chunk
         try:
             count = self._sock.recv_into(chunk, len(chunk) if self._closed else min(room, len(chunk)))
         except (BlockingIOError, InterruptedError):
@@ -235,24 +235,24 @@ class Pipe:
             log.debug("a local connection went away: %s", exc)
             count = 0
             with self._lock:
-                self._be_deaf()
+                self._stop_reading()
         if not count:
-            self._take_end()
+            self._on_sock_eof()
         elif self._closed:
             self._dropped = True
         else:
-            self._pass_on(chunk[:count])
+            self._send_on(chunk[:count])
 
-    def _pass_on(self, data: memoryview) -> None:
-        self._stream.send(data)  # encrypted when that returns
+    def _send_on(self, data: memoryview) -> None:
+        self._channel.send(data)  # encrypted when that returns
 
-    def _take_end(self) -> None:
+    def _on_sock_eof(self) -> None:
         """Take it that the local program has sent all that it sends."""
         if self._broken:
             self.abort()
             return
         self._sock_eof = True
-        self._stream.send_eof()
+        self._channel.send_eof()
         self._finish_if_done()
 
     def _write_backlog(self) -> None:
@@ -265,8 +265,8 @@ class Pipe:
                     break
                 except OSError as exc:
                     log.debug("a local connection takes nothing more: %s", exc)
-                    self._be_deaf()
-                    self._pump.post(self._look_for_end)
+                    self._stop_reading()
+                    self._io_loop.post(self._look_for_end)
                     break
                 taken += count
                 if count == len(self._backlog[0]):
@@ -274,18 +274,18 @@ class Pipe:
                 else:
                     self._backlog[0] = self._backlog[0][count:]
             if taken and not self._closed:
-                self._stream.credit(taken)
-            if not self._backlog and self._stream_eof:
+                self._channel.credit(taken)
+            if not self._backlog and self._channel_eof:
                 self._shut_down_writing()
         self._finish_if_done()
 
-    def _be_deaf(self) -> None:
+    def _stop_reading(self) -> None:
         """Take it that the local program takes nothing more; under the lock."""
         self._deaf = True
         dropped = sum(map(len, self._backlog))
         self._backlog.clear()
         if dropped and not self._closed:
-            self._stream.credit(dropped)
+            self._channel.credit(dropped)
 
     def _look_for_end(self) -> None:
         """See whether a program that takes nothing more has ended: that need not wait for the window."""
@@ -300,7 +300,7 @@ class Pipe:
             gone = True
         if gone:
             try:
-                self._take_end()
+                self._on_sock_eof()
             except OSError as exc:
                 log.debug("a connection broke: %s", exc)
                 self.abort()
@@ -313,7 +313,7 @@ class Pipe:
 
     def _is_delivered(self) -> bool:
         """Whether nothing more is to be written to the local program."""
-        return self._deaf or (self._stream_eof and not self._backlog)
+        return self._deaf or (self._channel_eof and not self._backlog)
 
     def _after_close(self) -> None:
         """Read what the local program still sends, and drop it, until it ends or has had the time to."""
@@ -331,7 +331,7 @@ class Pipe:
             self._since = now  # it reads, at its own pace; or it is silent, and may take its time
         self._unread, self._dropped = unread, False
         if now - self._since < (_STALLED if unread else _LINGER):
-            self._pump.later(_TICK, self._wait_for_end)
+            self._io_loop.later(_TICK, self._wait_for_end)
         elif unread:
             self.abort()
         else:
@@ -345,15 +345,15 @@ class Pipe:
             self._done = self._deaf = True
             self._backlog.clear()
         if self._interest:
-            self._pump.watch(self._sock, self._interest, 0, self._ready)
+            self._io_loop.watch(self._sock, self._interest, 0, self._on_ready)
         if self._on_end:
             self._on_end(self._clean)  # first: who reads at the other end of a socket pair sees no reset
         close_socket(self._sock)
-        self._pump.forget(self)
-        self._stream.close()
+        self._io_loop.forget(self)
+        self._channel.close()
 
     def abort(self) -> None:
-        """Reset the local socket and close the stream. Pump thread only.
+        """Reset the local socket and close the stream. Loop thread only.
 
         Where the far side had closed and all was delivered, there is nothing left to break off.
         """
@@ -362,7 +362,7 @@ class Pipe:
     def break_off(self) -> None:
         """Take it that the other end of the local socket broke, which that may not tell; from any thread."""
         self._broken = True
-        self._pump.post(self.abort)
+        self._io_loop.post(self.abort)
 
     # The transport thread's half: what the stream tells.
 
@@ -371,7 +371,7 @@ class Pipe:
         with self._lock:
             if self._deaf:
                 if not self._done:
-                    self._stream.credit(sum(map(len, parts)))
+                    self._channel.credit(sum(map(len, parts)))
                 return
             count = 0
             waiting = bool(self._backlog)
@@ -382,9 +382,9 @@ class Pipe:
                     pass
                 except OSError as exc:
                     log.debug("a local connection takes nothing more: %s", exc)
-                    self._be_deaf()
-                    self._stream.credit(sum(map(len, parts)))
-                    self._pump.post(self._look_for_end)
+                    self._stop_reading()
+                    self._channel.credit(sum(map(len, parts)))
+                    self._io_loop.post(self._look_for_end)
                     return
             sent = count
             for part in parts:
@@ -392,36 +392,36 @@ class Pipe:
                     self._backlog.append(part[sent:])
                 sent = max(0, sent - len(part))
             if self._backlog and not waiting:
-                self._pump.post(self._update)
+                self._io_loop.post(self._update)
             if count:
-                self._stream.credit(count)
+                self._channel.credit(count)
 
     def on_eof(self) -> None:
         """Pass the end of the stream on as a half-close, after what is still in the backlog."""
-        self._take_stream_end(closed=False)
-        self._pump.post(self._finish_if_done)
+        self._on_channel_end(closed=False)
+        self._io_loop.post(self._finish_if_done)
 
     def on_close(self) -> None:
         """Take the far side's close as its end, with or without an EOF before it."""
-        self._take_stream_end(closed=True)
-        self._pump.post(self._after_close)
+        self._on_channel_end(closed=True)
+        self._io_loop.post(self._after_close)
 
-    def _take_stream_end(self, *, closed: bool) -> None:
+    def _on_channel_end(self, *, closed: bool) -> None:
         with self._lock:
             self._closed = closed  # no credit from then on: the far side may know the channel no more
-            if not self._stream_eof:
-                self._stream_eof = True
+            if not self._channel_eof:
+                self._channel_eof = True
                 if not self._done and not self._backlog:
                     self._shut_down_writing()
 
     def on_lost(self) -> None:
         """Take the end of the whole connection: the local program must not mistake it for success."""
-        self._pump.post(self.abort)
+        self._io_loop.post(self.abort)
 
     def on_window(self) -> None:
         """Read from the socket again: the far side takes more."""
         if not self._interest & selectors.EVENT_READ:
-            self._pump.post(self._update)
+            self._io_loop.post(self._update)
 
     def _shut_down_writing(self) -> None:
         try:
@@ -431,4 +431,4 @@ class Pipe:
 
 
 #: Makes a pipe of a loop, a socket, a stream and what is called at the end.
-MakePipe = Callable[[Loop, socket.socket, Stream, "Callable[[bool], None] | None"], Pipe]
+MakeRelay = Callable[[Loop, socket.socket, RelayChannel, "Callable[[bool], None] | None"], SocketRelay]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from bokeh_ssh._ssh.channel import Stream
-from bokeh_ssh._ssh.io_loop import Pump
+from bokeh_ssh._ssh.channel import Channel
+from bokeh_ssh._ssh.io_loop import IOLoop
 from bokeh_ssh._ssh.messages import string
 
 #: Seconds for an exit status and a CLOSE, after the end of what the command says.
@@ -22,16 +22,16 @@ class Session:
 
     def __init__(
         self,
-        pump: Pump,
+        io_loop: IOLoop,
         on_stdout: Callable[[bytes], None],
         on_stderr: Callable[[bytes], None],
         on_exit: Callable[[int | None], None],
     ) -> None:
-        self._pump = pump
+        self._io_loop = io_loop
         self._on_stdout = on_stdout
         self._on_stderr = on_stderr
         self._on_exit = on_exit
-        self._stream: Stream | None = None
+        self._channel: Channel | None = None
         self._queue = bytearray()
         self._eof = False
         self._eof_sent = False
@@ -41,10 +41,10 @@ class Session:
         self.replied = threading.Event()
         self.ended = threading.Event()
 
-    def opened(self, stream: Stream) -> None:
+    def opened(self, channel: Channel) -> None:
         """Take the stream that was opened for it."""
-        self._stream = stream
-        stream.sink = self
+        self._channel = channel
+        channel.handler = self
 
     def write(self, data: bytes) -> None:
         """Queue bytes for the command's standard input; never blocks, from any thread."""
@@ -52,43 +52,43 @@ class Session:
             if self._eof or self.ended.is_set():
                 return
             self._queue += data
-        self._pump.post(self._flush)
+        self._io_loop.post(self._flush)
 
     def write_eof(self) -> None:
         """End the command's standard input after what is queued."""
         with self._lock:
             self._eof = True
-        self._pump.post(self._flush)
+        self._io_loop.post(self._flush)
 
     def signal(self, name: str) -> None:
         """Send the command a signal, such as ``"KILL"`` (RFC 4254, section 6.9); there is no answer."""
-        stream = self._stream
-        if stream:
-            stream.request(b"signal", string(name.encode()), want_reply=False)
+        channel = self._channel
+        if channel:
+            channel.request(b"signal", string(name.encode()), want_reply=False)
 
     def close(self) -> None:
         """Close the channel after what is queued and fits, with an end before it; idempotent."""
-        stream = self._stream
-        if stream:
+        channel = self._channel
+        if channel:
             self.write_eof()
-            self._pump.post(stream.close)
+            self._io_loop.post(channel.close)
 
     def _flush(self) -> None:
-        stream = self._stream
-        if stream is None or self.ended.is_set():
+        channel = self._channel
+        if channel is None or self.ended.is_set():
             return
         while True:
             with self._lock:
-                room = stream.writable()
+                room = channel.writable()
                 part = bytes(self._queue[:room]) if room > 0 else b""
                 del self._queue[: len(part)]
                 finish = self._eof and not self._queue and not self._eof_sent
                 self._eof_sent = self._eof_sent or finish
             try:
                 if part:
-                    stream.send(memoryview(part))
+                    channel.send(memoryview(part))
                 if finish:
-                    stream.send_eof()
+                    channel.send_eof()
             except OSError:  # the line goes down, which the transport tells
                 return
             if not part:
@@ -106,8 +106,8 @@ class Session:
         self._on_stderr(data)
 
     def _credit(self, count: int) -> None:
-        if self._stream:
-            self._stream.credit(count)
+        if self._channel:
+            self._channel.credit(count)
 
     def on_reply(self, ok: bool) -> None:
         self.accepted = ok
@@ -119,18 +119,18 @@ class Session:
     def on_eof(self) -> None:
         # The exit status may still come, and a CLOSE should (RFC 4254, section 5.3); but a command that says
         # nothing more is over for all that are run here, and some servers leave it at that.
-        self._pump.post(lambda: self._pump.later(_AFTER_EOF, self._give_up))
+        self._io_loop.post(lambda: self._io_loop.later(_AFTER_EOF, self._give_up))
 
     def _give_up(self) -> None:
-        """End it, where the server has not. Pump thread only."""
+        """End it, where the server has not. Loop thread only."""
         if self.ended.is_set():
             return
-        if self._stream:
-            self._stream.close()
+        if self._channel:
+            self._channel.close()
         self._end()
 
     def on_window(self) -> None:
-        self._pump.post(self._flush)
+        self._io_loop.post(self._flush)
 
     def on_close(self) -> None:
         self._end()

@@ -135,17 +135,17 @@ class Sftp:
                 for whose in ends:
                     done(whose)
 
-        def ask(kind: int, body: bytes, size: int, much: int, ends: list[_T]) -> None:
+        def request(kind: int, body: bytes, size: int, much: int, ends: list[_T]) -> None:
             nonlocal load
             settle(_AHEAD)
-            under_way.append((self._ask(kind, body), size, much, ends))
+            under_way.append((self._send_request(kind, body), size, much, ends))
             load += size + _EACH
 
         try:
             while True:
                 for whose, path, file in itertools.islice(coming, _OPENED - len(opening)):
                     how = struct.pack(">III", _NEW, _WITH_MODE, 0o600)
-                    opening.append((whose, file, self._ask(_OPEN, string(path) + how)))
+                    opening.append((whose, file, self._send_request(_OPEN, string(path) + how)))
                 if not opening:
                     break
                 whose, file, number = opening[0]
@@ -154,8 +154,8 @@ class Sftp:
                 for offset, data in file.pieces(_CHUNK):
                     much = offset + len(data) - end  # with the hole before it
                     end += much
-                    ask(_WRITE, handle + struct.pack(">Q", offset) + string(data), len(data), much, [])
-                ask(_CLOSE, handle, 0, 0, [whose])
+                    request(_WRITE, handle + struct.pack(">Q", offset) + string(data), len(data), much, [])
+                request(_CLOSE, handle, 0, 0, [whose])
                 opening.popleft()
                 file.close()
             settle(0)
@@ -165,7 +165,7 @@ class Sftp:
 
     # --- what is asked, and what is answered
 
-    def _ask(self, kind: int, body: bytes) -> int:
+    def _send_request(self, kind: int, body: bytes) -> int:
         number = next(self._numbers)
         with self._change:
             if not self._asked:

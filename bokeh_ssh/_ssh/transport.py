@@ -2,7 +2,7 @@
 
 What is different, and why:
 
-- Once the connection is up, one thread sends: the pump's. What the transport thread itself wants said
+- Once the connection is up, one thread sends: the loop's. What the transport thread itself wants said
   (window credit, answers to requests and closes) is queued for it. paramiko sends such things from the
   transport thread, where during a key change they wait for that same thread until the connection dies.
 - Global requests are answered in order (RFC 4254, section 4), have a deadline, and "denied" means that
@@ -47,8 +47,8 @@ from paramiko.message import Message
 
 from bokeh_ssh._core.endpoint import Endpoint, Origin
 from bokeh_ssh._core.waiting import wait
-from bokeh_ssh._ssh.channel import MAX_PACKET, WINDOW, Stream
-from bokeh_ssh._ssh.io_loop import Pump
+from bokeh_ssh._ssh.channel import MAX_PACKET, WINDOW, Channel
+from bokeh_ssh._ssh.io_loop import IOLoop
 from bokeh_ssh._ssh.messages import forwarded
 from bokeh_ssh._ssh.packetizer import ChannelData, InflateError, Inflater, Packetizer
 
@@ -63,10 +63,10 @@ _numbers = struct.Struct(">II").unpack_from
 _RESOURCE_SHORTAGE = 4
 #: Bytes by which the windows of all streams of a connection may grow together: the bound of what slow
 #: readers can make us keep, on top of 2 MiB for each of them.
-_LENT = 64 * 1024 * 1024
+_WINDOW_BUDGET = 64 * 1024 * 1024
 
-#: (stream, origin): decides with ``stream.accept`` or ``stream.reject``, later and on any thread.
-IncomingHandler = Callable[[Stream, Origin], None]
+#: (channel, origin): decides with ``channel.accept`` or ``channel.reject``, later and on any thread.
+IncomingHandler = Callable[[Channel, Origin], None]
 
 
 if TYPE_CHECKING:
@@ -159,14 +159,14 @@ class Transport(_Base):
     """One SSH connection as a client.
 
     :param sock: connected to the server
-    :param pump: sends everything that is not key exchange or login
+    :param io_loop: sends everything that is not key exchange or login
     :param prefer_host_keys: host key algorithms to ask for first, since we know keys of those kinds
     """
 
     def __init__(
         self,
         sock: socket.socket,
-        pump: Pump,
+        io_loop: IOLoop,
         *,
         prefer_host_keys: Sequence[str] = (),
     ) -> None:
@@ -180,16 +180,16 @@ class Transport(_Base):
         # A signal handler may close what its thread is about to open a channel of.
         self._channels._lock = threading.RLock()
         self.packetizer.on_data = self._on_data
-        self.packetizer.on_pause = self._hand_on
-        self._gathered: list[memoryview] = []  # what came for one stream at a time, of one read
-        self._gathered_for: Stream | None = None
+        self.packetizer.on_pause = self._flush_batch
+        self._batch: list[memoryview] = []  # what came for one stream at a time, of one read
+        self._batch_channel: Channel | None = None
         options = self.get_security_options()
         # AES-GCM runs in one pass in OpenSSL; the others need an HMAC per packet from Python besides.
         gcm = [
             name for name in ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com") if name in self._cipher_info
         ]
         options.ciphers = (*gcm, *(name for name in options.ciphers if name not in gcm))
-        self.pump = pump
+        self.io_loop = io_loop
         self.host_key_blob = b""
         self.disconnect_message = ""
         self.preamble: list[str] = []
@@ -199,9 +199,9 @@ class Transport(_Base):
         self._replies: collections.deque[Reply] = collections.deque()
         self._numbers = self.channels_seen = _Numbers()
         # paramiko's own map holds channels weakly; a stream lives until both sides have closed it.
-        self._streams: dict[int, Stream] = {}
-        self._lent = 0
-        self._lend_lock = threading.Lock()
+        self._open_channels: dict[int, Channel] = {}
+        self._window_granted = 0
+        self._window_lock = threading.Lock()
         self._round_trips: collections.deque[float] = collections.deque(maxlen=8)
         self._listeners: dict[Endpoint, IncomingHandler] = {}
         self._ended = threading.Event()
@@ -273,8 +273,8 @@ class Transport(_Base):
             for reply in (*self._replies.copy(), *(asked for _, asked in self._outbox.copy())):
                 if reply:
                     reply.set(lost=True)
-            for stream in list(self._streams.values()):
-                stream.lose()
+            for channel in list(self._open_channels.values()):
+                channel.lose()
             if self._on_end:
                 self._on_end()
 
@@ -300,7 +300,7 @@ class Transport(_Base):
     # Sending.
 
     def send_now(self, packet: bytes | ChannelData) -> None:
-        """Send on this thread; waits while the connection is full or changes keys. Pump thread only.
+        """Send on this thread; waits while the connection is full or changes keys. Loop thread only.
 
         :raises BrokenPipeError: if the connection is no more
         """
@@ -316,13 +316,13 @@ class Transport(_Base):
             raise BrokenPipeError(errno.EPIPE, msg) from exc
 
     def send_later(self, packet: bytes, reply: Reply | None = None) -> None:
-        """Send from the pump thread, in order; never blocks. ``reply`` is told what the server answers."""
+        """Send from the loop's thread, in order; never blocks. ``reply`` is told what the server answers."""
         full = len(self._outbox) > _MOST_WAITING
         if full:
             self.packetizer.close()
         else:
             self._outbox.append((packet, reply))
-            self.pump.post(self._send_one)
+            self.io_loop.post(self._send_one)
         if reply and (full or self._ended.is_set()):
             reply.set(lost=True)
 
@@ -338,7 +338,7 @@ class Transport(_Base):
 
     # Global requests.
 
-    def ask(
+    def send_global_request(
         self, kind: bytes, payload: bytes = b"", granted: Callable[[bytes], object] | None = None
     ) -> Reply:
         """Send a global request that wants a reply (RFC 4254, section 4); see :class:`Reply`."""
@@ -366,12 +366,12 @@ class Transport(_Base):
         """The shortest of the last round trips, in seconds; 0 before the first."""
         return min(self._round_trips, default=0.0)
 
-    def lend(self, count: int) -> int:
+    def grow_window(self, count: int) -> int:
         """Let a stream's window grow by up to ``count`` bytes, or take them back if it is negative."""
-        with self._lend_lock:
-            lent = min(count, _LENT - self._lent)
-            self._lent += lent
-            return lent
+        with self._window_lock:
+            granted = min(count, _WINDOW_BUDGET - self._window_granted)
+            self._window_granted += granted
+            return granted
 
     def _parse_global_request(self, m: Message) -> None:
         m.get_binary()
@@ -385,66 +385,66 @@ class Transport(_Base):
         if self._expected_packet:  # in a key exchange: paramiko's loop knows what to do with it
             return False
         number, length = _numbers(packet, 2)
-        stream = self._streams.get(number)
-        if stream is None or length != end - 10:
+        channel = self._open_channels.get(number)
+        if channel is None or length != end - 10:
             return False
-        if stream is not self._gathered_for:
-            self._hand_on()
-            self._gathered_for = stream
-        self._gathered.append(memoryview(packet)[10:end])
+        if channel is not self._batch_channel:
+            self._flush_batch()
+            self._batch_channel = channel
+        self._batch.append(memoryview(packet)[10:end])
         return True
 
-    def _hand_on(self) -> None:
+    def _flush_batch(self) -> None:
         """Give a stream what came for it: many packets, one system call."""
-        stream, self._gathered_for = self._gathered_for, None
-        if stream:
-            parts, self._gathered = self._gathered, []
-            stream.feed(parts)
+        channel, self._batch_channel = self._batch_channel, None
+        if channel:
+            parts, self._batch = self._batch, []
+            channel.feed(parts)
 
     def _next_channel(self) -> int:
         return self._numbers.take()  # one sequence for paramiko's own channels and our streams
 
-    def open_stream(
+    def request_channel(
         self,
         kind: bytes,
         payload: bytes,
-        on_open: Callable[[Stream], None],
+        on_open: Callable[[Channel], None],
         on_refused: Callable[[int, str], None],
-    ) -> Stream:
+    ) -> Channel:
         """Ask for a channel (RFC 4254, section 5.1); returns at once, the callbacks tell."""
-        stream = Stream(self, self._numbers.take(), on_open, on_refused)
+        channel = Channel(self, self._numbers.take(), on_open, on_refused)
         head = struct.pack(">BI", MSG_CHANNEL_OPEN, len(kind)) + kind
-        self._streams[stream.number] = stream
-        self._channels.put(stream.number, stream)
+        self._open_channels[channel.number] = channel
+        self._channels.put(channel.number, channel)
         if self._ended.is_set():
-            self.forget(stream)
-            stream.lose()
+            self.forget(channel)
+            channel.lose()
         else:
-            self.send_later(head + struct.pack(">III", stream.number, WINDOW, MAX_PACKET) + payload)
-        return stream
+            self.send_later(head + struct.pack(">III", channel.number, WINDOW, MAX_PACKET) + payload)
+        return channel
 
     def _parse_channel_open_success(self, m: Message) -> None:
-        stream = self._streams.get(m.get_int())
-        if stream and stream.asked:
-            stream.set_remote(m.get_int(), m.get_int(), m.get_int())
+        channel = self._open_channels.get(m.get_int())
+        if channel and channel.asked:
+            channel.set_remote(m.get_int(), m.get_int(), m.get_int())
             try:
-                stream.confirmed()
+                channel.confirmed()
             except Exception:  # one connection's failure must not end the others
                 log.exception("a channel could not be used")
-                stream.close()
+                channel.close()
 
     def _parse_channel_open_failure(self, m: Message) -> None:
-        stream = self._streams.get(m.get_int())
-        if stream and stream.asked:
+        channel = self._open_channels.get(m.get_int())
+        if channel and channel.asked:
             code = m.get_int()
             text = m.get_binary()[:500].decode("utf-8", "replace")
-            self.forget(stream)
-            stream.refused(code, text)
+            self.forget(channel)
+            channel.refused(code, text)
 
-    def forget(self, stream: Stream) -> None:
+    def forget(self, channel: Channel) -> None:
         """Drop a channel that both sides have closed."""
-        self._streams.pop(stream.number, None)
-        self._channels.delete(stream.number)
+        self._open_channels.pop(channel.number, None)
+        self._channels.delete(channel.number)
 
     def listen(self, where: Endpoint, handler: IncomingHandler) -> None:
         """Hand connections to ``where`` on the server to ``handler``."""
@@ -456,22 +456,24 @@ class Transport(_Base):
 
     def _parse_channel_open(self, m: Message) -> None:
         kind = m.get_binary()
-        stream = Stream(self, self._numbers.take())
-        stream.set_remote(m.get_int(), m.get_int(), m.get_int())
+        channel = Channel(self, self._numbers.take())
+        channel.set_remote(m.get_int(), m.get_int(), m.get_int())
         found = forwarded(kind, m.get_remainder())
         handler = self._find_listener(found[0]) if found else None
         if found is None or handler is None:
-            stream.reject()
-        elif max(len(self._streams), self.pump.open_pipes) >= _MOST_INCOMING:  # closed ones still deliver
-            stream.reject(_RESOURCE_SHORTAGE)
+            channel.reject()
+        elif (
+            max(len(self._open_channels), self.io_loop.open_relays) >= _MOST_INCOMING
+        ):  # closed ones still deliver
+            channel.reject(_RESOURCE_SHORTAGE)
         else:
-            self._streams[stream.number] = stream
-            self._channels.put(stream.number, stream)
+            self._open_channels[channel.number] = channel
+            self._channels.put(channel.number, channel)
             try:
-                handler(stream, found[1])
+                handler(channel, found[1])
             except Exception:  # one connection's failure must not end the others
                 log.exception("a forwarded connection failed")
-                stream.reject(_CONNECT_FAILED)
+                channel.reject(_CONNECT_FAILED)
 
     def _find_listener(self, where: Endpoint) -> IncomingHandler | None:
         handler = self._listeners.get(where)

@@ -22,16 +22,16 @@ from bokeh_ssh._core.errors import (
 from bokeh_ssh._core.events import Attached, Event, ServerExited, ServerTaken, Warned
 from bokeh_ssh._core.host import Host
 from bokeh_ssh._forwarding.listener import bind
-from bokeh_ssh._forwarding.local_acceptor import Entrance, enter
-from bokeh_ssh._forwarding.port_ownership import watching
-from bokeh_ssh._forwarding.request_filter import Guard
-from bokeh_ssh._server.file_sync import Mirror
+from bokeh_ssh._forwarding.local_acceptor import LocalAcceptor, open_acceptor
+from bokeh_ssh._forwarding.port_ownership import monitor_port
+from bokeh_ssh._forwarding.request_filter import RequestFilter
+from bokeh_ssh._server.file_sync import FileSync
 from bokeh_ssh._server.options import ANY, BOKEH_PORT, LOOPBACK, ServerOptions
-from bokeh_ssh._server.probe import Found, ask, check_owner, find_route, look, wait_until_ready
+from bokeh_ssh._server.probe import HttpProbe, check_owner, find_route, http_get, probe_port, wait_until_ready
 from bokeh_ssh._server.registry import RemoteServer, choose, list_servers
 from bokeh_ssh._server.server import Server
 from bokeh_ssh._ssh.connection import Connection
-from bokeh_ssh._tunnels.local_forward import Passage
+from bokeh_ssh._tunnels.local_forward import LocalPortForward
 from bokeh_ssh._tunnels.tunnel_info import Offer
 
 #: Seconds for a look whether a server that was left is there.
@@ -46,9 +46,9 @@ class Tunnel(Offer):
         super().__init__(options.on_event, options.isolate, options.reconnect)
         self._serve = options
         self._label = host.target.host
-        self._entrance: Entrance | None = None
-        self._passages: list[Passage] = []
-        self._mirror: Mirror | None = None
+        self._acceptor: LocalAcceptor | None = None
+        self._port_forwards: list[LocalPortForward] = []
+        self._file_sync: FileSync | None = None
         self._no_sockets = False
         self._must_sign = False  # whether others can get to the server, wherever it listens itself
         self._left_behind = False
@@ -58,8 +58,8 @@ class Tunnel(Offer):
 
     # Parts that both are made of.
 
-    def _prepare(self, stack: contextlib.ExitStack) -> None:
-        self._entrance = None
+    def _open_local(self, stack: contextlib.ExitStack) -> None:
+        self._acceptor = None
         self._server = None
         self._no_sockets = False
         self._key = ""
@@ -67,14 +67,14 @@ class Tunnel(Offer):
         self._stays = False
         self._left_behind = False
         self._attached = False
-        self._fate = ""
+        self._server_outcome = ""
         self._routes = ("/",)
         if self._serve.bundle:
-            self._mirror = Mirror(self._serve.bundle, self._emit)
+            self._file_sync = FileSync(self._serve.bundle, self._emit)
             if self._serve.dev:
-                stack.enter_context(self._mirror.watching())
-        self._passages = [
-            Passage(
+                stack.enter_context(self._file_sync.watching())
+        self._port_forwards = [
+            LocalPortForward(
                 stack,
                 listen,
                 target,
@@ -85,41 +85,45 @@ class Tunnel(Offer):
             )
             for listen, target in self._serve.passages
         ]
-        self._forwards = tuple(passage.name for passage in self._passages)
+        self._forwards = tuple(port_forward.name for port_forward in self._port_forwards)
         if self._serve.local_port:
             self._bind(BOKEH_PORT)  # a port that is taken here is told before anything is dialled
 
-    def _bind(self, prefer: int) -> Entrance:
+    def _bind(self, prefer: int) -> LocalAcceptor:
         """Listen on this machine, unless that is done; stays until the tunnel is closed."""
-        if self._entrance is None:
+        if self._acceptor is None:
             sockets = bind(self._serve.local_port, prefer=prefer)
-            self._entrance = enter(self._stack, sockets, self._warn, self._serve.allow_others, self._attempts)
-            self._local_port = self._entrance.port
-        return self._entrance
+            self._acceptor = open_acceptor(
+                self._stack, sockets, self._warn, self._serve.allow_others, self._attempts
+            )
+            self._local_port = self._acceptor.port
+        return self._acceptor
 
-    def _lead_forwards(self, line: contextlib.ExitStack, connection: Connection) -> None:
-        for passage in self._passages:
-            passage.lead(line, connection)
+    def _start_extra_forwards(self, connection_stack: contextlib.ExitStack, connection: Connection) -> None:
+        for port_forward in self._port_forwards:
+            port_forward.route_to(connection_stack, connection)
 
     def _warn(self, text: str) -> None:
         self._emit(Warned(host=self._label, text=text))
 
-    def _find_or_launch(self, line: contextlib.ExitStack, connection: Connection) -> tuple[Endpoint, bool]:
+    def _find_or_launch(
+        self, connection_stack: contextlib.ExitStack, connection: Connection
+    ) -> tuple[Endpoint, bool]:
         """Have a server, as the keywords say: the one from before, one that is there, or a new one.
 
         :returns: where it listens on the host, and whether it is the one from before
         """
         if self._server:
-            return self._have_again(line, connection, self._server)
+            return self._readopt(connection_stack, connection, self._server)
         if self._serve.server is not None:
-            return self._take_over(line, connection, self._serve.server), False
+            return self._take_over(connection_stack, connection, self._serve.server), False
         if not self._serve.must_launch:
             port = self._attach(connection)
             if port:
                 return ("localhost", port), True  # it may listen on ::1 alone
-        return self._launch(line, connection), False
+        return self._launch(connection_stack, connection), False
 
-    def _launch(self, line: contextlib.ExitStack, connection: Connection) -> Endpoint:
+    def _launch(self, connection_stack: contextlib.ExitStack, connection: Connection) -> Endpoint:
         self._bind(BOKEH_PORT)  # before the launch: the server must know which origin its pages have
         launch = self._serve.launch_spec(self._local_port)
         if self._no_sockets:
@@ -129,26 +133,28 @@ class Tunnel(Offer):
         server = Server.start(
             connection,
             launch,
-            on_event=self._told,
-            on_begin=lambda begun: self._begin(line, begun, begun.cancel),
-            bring=self._mirror.bring if self._mirror else _nothing,
+            on_event=self._on_server_event,
+            on_begin=lambda begun: self._register_server(connection_stack, begun, begun.cancel),
+            bring=self._file_sync.upload_all if self._file_sync else _nothing,
         )
-        self._take(line, connection, server)
+        self._use_server(connection_stack, connection, server)
         for route in self._routes:
             if "%" in route:
                 # Bokeh compares the address as the browser encodes it with the name as it is: always 404.
                 msg = f"Bokeh cannot serve an app under the name {unquote(route)!r}"
                 hint = "rename the file so that its name has letters, digits, - and _ only"
                 raise LaunchError(msg, host=connection.name, hint=hint, log=self.log)
-        if server.socket and not _leads_to(connection, server.socket):
+        if server.socket and not _can_connect(connection, server.socket):
             # It listens, as its supervisor has seen, so what is missing is the permission
             # (AllowStreamLocalForwarding), which OpenSSH does not tell from a socket that nobody serves.
             self._no_sockets = True
             server.stop()
-            return self._launch(line, connection)
-        return self._where(server)
+            return self._launch(connection_stack, connection)
+        return self._endpoint_of(server)
 
-    def _take_over(self, line: contextlib.ExitStack, connection: Connection, name: str) -> Endpoint:
+    def _take_over(
+        self, connection_stack: contextlib.ExitStack, connection: Connection, name: str
+    ) -> Endpoint:
         """Take over a server of the account that runs, as if it had been started here.
 
         :raises ServerNotFoundError: if there is none of that name
@@ -160,16 +166,16 @@ class Tunnel(Offer):
         self._bind(next(iter(found.pages), BOKEH_PORT))
         server = Server.adopt(
             connection,
-            found.ticket,
+            found.server_ref,
             launch=self._serve.launch_spec(self._local_port),
-            on_event=self._told,
-            on_begin=lambda begun: self._begin(line, begun, begun.close),
+            on_event=self._on_server_event,
+            on_begin=lambda begun: self._register_server(connection_stack, begun, begun.close),
             timeout=self._serve.launch_timeout,
         )
-        self._take(line, connection, server)
+        self._use_server(connection_stack, connection, server)
         self._emit(Attached(host=connection.name, port=server.port, id=found.id, pid=server.pid))
         self._check_pages(connection, found)
-        return self._where(server)
+        return self._endpoint_of(server)
 
     def _check_pages(self, connection: Connection, found: RemoteServer) -> None:
         if found.pages and self._local_port not in found.pages:
@@ -179,47 +185,51 @@ class Tunnel(Offer):
             )
             self._emit(Warned(host=connection.name, text=text))
 
-    def _begin(self, line: contextlib.ExitStack, server: Server, end: Callable[[], object]) -> None:
+    def _register_server(
+        self, connection_stack: contextlib.ExitStack, server: Server, end: Callable[[], object]
+    ) -> None:
         server.on_log = self._on_log
-        line.callback(end)  # closing while it opens ends the start too
+        connection_stack.callback(end)  # closing while it opens ends the start too
 
-    def _where(self, server: Server) -> Endpoint:
+    def _endpoint_of(self, server: Server) -> Endpoint:
         return server.socket or (LOOPBACK, server.port)
 
-    def _have_again(
-        self, line: contextlib.ExitStack, connection: Connection, before: Server
+    def _readopt(
+        self, connection_stack: contextlib.ExitStack, connection: Connection, before: Server
     ) -> tuple[Endpoint, bool]:
         """Take over the server of the line before; start it anew where it has ended."""
-        ticket = before.trace
-        if ticket is None:  # it was lost while it started, and ends by itself: nobody had seen it
-            return self._launch(line, connection), False
+        server_ref = before.adoptable_ref
+        if server_ref is None:  # it was lost while it started, and ends by itself: nobody had seen it
+            return self._launch(connection_stack, connection), False
         try:
             server = Server.adopt(
                 connection,
-                ticket,
+                server_ref,
                 launch=before.launch,
-                on_event=self._told,
-                on_begin=lambda begun: self._begin(line, begun, begun.close),
+                on_event=self._on_server_event,
+                on_begin=lambda begun: self._register_server(connection_stack, begun, begun.close),
             )
         except (ServerGoneError, ServerExitedError) as exc:
             if self._serve.server is not None:
                 raise
             text = f"{exc.message}, so it is started anew; pages that were open have to be loaded again"
             self._emit(Warned(host=connection.name, text=text))
-            return self._launch(line, connection), False
-        self._take(line, connection, server)
-        return self._where(server), True
+            return self._launch(connection_stack, connection), False
+        self._use_server(connection_stack, connection, server)
+        return self._endpoint_of(server), True
 
-    def _take(self, line: contextlib.ExitStack, connection: Connection, server: Server) -> None:
-        line.callback(self._let_go, connection, server)
-        if self._mirror:
-            line.callback(self._mirror.keep, None)
-            self._mirror.keep(server)
+    def _use_server(
+        self, connection_stack: contextlib.ExitStack, connection: Connection, server: Server
+    ) -> None:
+        connection_stack.callback(self._release_server, connection, server)
+        if self._file_sync:
+            connection_stack.callback(self._file_sync.sync_to, None)
+            self._file_sync.sync_to(server)
         self._server = server
         self._left_behind = False
         self._remote_port = server.port
         self._key = server.key
-        self._id = server.ticket.id if server.ticket else ""
+        self._id = server.server_ref.id if server.server_ref else ""
         self._routes = server.routes or ("/",)
         why = server.no_socket
         if self._serve.plain and server.port:
@@ -228,7 +238,7 @@ class Tunnel(Offer):
             text = f"other users of that machine can open the server ({why})"
             self._emit(Warned(host=server.host, text=text))
 
-    def _let_go(self, connection: Connection, server: Server) -> None:
+    def _release_server(self, connection: Connection, server: Server) -> None:
         """End the server; or leave it for its grace where the line is to be made again."""
         if server is not self._server:  # another one was started in its place
             server.close()
@@ -237,28 +247,28 @@ class Tunnel(Offer):
             self._left_behind = True
         elif server.detached:
             server.close()
-            self._fate = "left"
+            self._server_outcome = "left"
             if _has_ended(connection, server):
-                self._fate = "ended"
+                self._server_outcome = "ended"
                 self._warn("the server was to run on, and has ended with its session: see bokeh-ssh doctor")
         elif not server.stop() and server.lost:
-            self._tell_left_behind()
+            self._report_left_behind()
         else:
-            self._fate = "ended"
+            self._server_outcome = "ended"
 
-    def _settle(self) -> None:
+    def _report_outcome(self) -> None:
         # Not before all is closed: the thread that makes the line again may be leaving it behind just now.
         if self._left_behind:
-            self._tell_left_behind()
+            self._report_left_behind()
 
-    def _settle_for_child(self) -> None:
-        self._fate = "left" if self._stays else "unreached"
+    def _report_child_outcome(self) -> None:
+        self._server_outcome = "left" if self._stays else "unreached"
         if not self._stays:
             self._warn(f"{_LEFT} within {self._serve.grace:g} s")
 
-    def _tell_left_behind(self) -> None:
+    def _report_left_behind(self) -> None:
         """Say what becomes of a server that could not be told to end."""
-        self._fate = "left" if self._server and self._server.detached else "unreached"
+        self._server_outcome = "left" if self._server and self._server.detached else "unreached"
         if self._server and not self._server.detached:
             text = f"{_LEFT} within {self._serve.grace:g} s"
             self._emit(Warned(host=self._server.host, text=text))
@@ -286,7 +296,7 @@ class Tunnel(Offer):
         :raises PortInUseError: if something else answers on the port that was asked for
         """
         serve = self._serve
-        found = look(connection, port, timeout=connection.hop.timeout)
+        found = probe_port(connection, port, timeout=connection.hop.timeout)
         if found is None:
             return None
         if not found.is_bokeh:
@@ -299,9 +309,9 @@ class Tunnel(Offer):
             check_owner(connection, port)
         # Only now: were that machine this one, our own listener would have answered. The server's own port,
         # since without more options its pages may come from no other.
-        again = self._entrance is not None and self._attached
+        again = self._acceptor is not None and self._attached
         self._bind(port)
-        self._fate = "left"
+        self._server_outcome = "left"
         if again:
             return True
         self._routes = (find_route(connection, ("localhost", port), timeout=connection.hop.timeout),)
@@ -314,16 +324,18 @@ class Tunnel(Offer):
             self._emit(Warned(host=connection.name, text=text))
         return True
 
-    def _told(self, event: Event) -> None:
+    def _on_server_event(self, event: Event) -> None:
         self._emit(event)
         if isinstance(event, ServerExited):
-            self._lose(ServerExitedError._of(event.host, event.exit_status, self.log))
+            self._on_connection_lost(ServerExitedError._of(event.host, event.exit_status, self.log))
         elif isinstance(event, ServerTaken):
             msg = "another client has taken the server over"
-            self._lose(ServerTakenError(msg, host=event.host, hint="start one of your own with launch=True"))
+            self._on_connection_lost(
+                ServerTakenError(msg, host=event.host, hint="start one of your own with launch=True")
+            )
 
-    def _open_way(
-        self, line: contextlib.ExitStack, connection: Connection, target: Endpoint, label: str
+    def _start_forwarding(
+        self, connection_stack: contextlib.ExitStack, connection: Connection, target: Endpoint, label: str
     ) -> None:
         """Lead local connections to the server, once it has answered that way; no app is run for that.
 
@@ -338,7 +350,7 @@ class Tunnel(Offer):
                 raise self._error
             self._check_wanted()
 
-        def accept(found: Found) -> bool:
+        def accept(found: HttpProbe) -> bool:
             # A launched route answers 200; of other servers it is not known what they answer.
             if self._serve.ready:
                 return 200 <= found.status < 400
@@ -348,7 +360,7 @@ class Tunnel(Offer):
 
         try:
             wait_until_ready(
-                lambda timeout: ask(connection, target, path, timeout=timeout),
+                lambda timeout: http_get(connection, target, path, timeout=timeout),
                 timeout=self._serve.launch_timeout if launched else 15.0,
                 accept=accept,
                 broken=broken,
@@ -363,17 +375,21 @@ class Tunnel(Offer):
                 hint = "check that it runs and that it is a web server"
                 error = ServerNotFoundError(msg, host=label, hint=hint)
             raise error from exc
-        entrance = self._bind(BOKEH_PORT)
-        guard = Guard(self._local_port, self._serve.page_origins)
+        acceptor = self._bind(BOKEH_PORT)
+        request_filter = RequestFilter(self._local_port, self._serve.page_origins)
         # Sockets are in folders that nobody else may enter; a port can become another user's at any time.
-        sentry = None
+        monitor = None
         if isinstance(target, tuple) and not self._serve.allow_foreign:
-            sentry = line.enter_context(watching(connection, target[1], self._lose))
-        line.enter_context(entrance.leading(connection, target, guard, sentry.ask if sentry else None))
+            monitor = connection_stack.enter_context(
+                monitor_port(connection, target[1], self._on_connection_lost)
+            )
+        connection_stack.enter_context(
+            acceptor.forwarding(connection, target, request_filter, monitor.verify if monitor else None)
+        )
         if self._serve.detach and self._server and not self._server.detached:
             self._server.keep()
         self._stays = self._server is None or self._server.detached
-        self._tell_ready(label, f"http://localhost:{self._local_port}{self._routes[0]}{self._query()}")
+        self._emit_ready(label, f"http://localhost:{self._local_port}{self._routes[0]}{self._query()}")
 
 
 def _nothing(_: object) -> None:
@@ -382,17 +398,17 @@ def _nothing(_: object) -> None:
 
 def _has_ended(connection: Connection, server: Server) -> bool:
     """Tell whether a server that was left is gone; False where that cannot be seen within a moment."""
-    ticket = server.ticket
+    server_ref = server.server_ref
     try:
-        if ticket is None or not connection.alive or not connection.ping(_GLANCE):
+        if server_ref is None or not connection.alive or not connection.ping(_GLANCE):
             return False
-        every = list_servers(connection, python=ticket.python or None, timeout=_GLANCE * 2)
+        every = list_servers(connection, python=server_ref.python or None, timeout=_GLANCE * 2)
     except BokehSSHError:
         return False
-    return not any(each.id == ticket.id and each.state != "ended" for each in every)
+    return not any(each.id == server_ref.id and each.state != "ended" for each in every)
 
 
-def _leads_to(connection: Connection, path: str) -> bool:
+def _can_connect(connection: Connection, path: str) -> bool:
     """Tell whether the SSH server connects us to a socket."""
     try:
         connection.open_socket(path, timeout=connection.hop.timeout).close()

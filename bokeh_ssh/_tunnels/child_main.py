@@ -70,13 +70,13 @@ class _Parent:
 
     def on_event(self, held: Lifecycle, event: Event) -> None:
         """Pass an event on, with what is known by then."""
-        self.tell("event", event, held._facts())
+        self.tell("event", event, held._info())
 
     def on_state(self, held: Lifecycle) -> None:
         """Pass on what the object does now."""
         error = held._error
         trace = "".join(traceback.format_exception(error)) if error else ""
-        self.tell("state", held.state, error, trace, held._facts())
+        self.tell("state", held.state, error, trace, held._info())
 
     def ask(self, number: int) -> Callable[[Question], str | None]:
         """Make the prompt with that number."""
@@ -199,7 +199,7 @@ def main() -> None:
     logger.addHandler(_Relay(parent))
     args, keywords = child_protocol.unpack((args, keywords), parent.ask, parent.key)
     made = getattr(bokeh_ssh, name)(*args, **{**keywords, "isolate": False})
-    made._tell = functools.partial(parent.on_event, made)
+    made._deliver = functools.partial(parent.on_event, made)
     listener = threading.Thread(target=parent.listen, args=(made,), name="bokeh-ssh parent")
     listener.start()
     try:
@@ -210,7 +210,7 @@ def main() -> None:
         parent.tell("failed", BokehSSHError("the child process failed"), traceback.format_exc())
         raise
     else:
-        parent.tell("ready", made._facts())
+        parent.tell("ready", made._info())
         made._on_state = functools.partial(parent.on_state, made)
         if made.state != "ready":  # it broke in between
             parent.on_state(made)

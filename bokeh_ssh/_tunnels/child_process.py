@@ -100,7 +100,7 @@ class Child:
         self._on_state = on_state
         self._on_end = on_end
         self._before = before
-        self._packer = child_protocol.Packer()
+        self._marshaller = child_protocol.Marshaller()
         self.stood = False
         self._answers: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()  # to open()
         self._slots: dict[int, queue.SimpleQueue[Any]] = {}  # to get()
@@ -133,7 +133,7 @@ class Child:
         assert self._process.stdout
         self._to: BinaryIO = self._process.stdin  # type: ignore[assignment]  # IO[bytes] is one
         self._from: BinaryIO = self._process.stdout  # type: ignore[assignment]
-        in_child(self, _let_go)
+        in_child(self, _abandon_child)
         self._reader = threading.Thread(target=self._read, name=f"bokeh-ssh child {label}", daemon=True)
         self._reader.start()
         self._watcher = threading.Thread(target=self._watch, name=f"bokeh-ssh watch {label}", daemon=True)
@@ -147,7 +147,7 @@ class Child:
         :raises BokehSSHError: whatever went wrong there
         :raises ConnectionLostError: if the child ends, or does not respond
         """
-        packed = self._packer.pack(args), self._packer.pack(keywords)
+        packed = self._marshaller.pack(args), self._marshaller.pack(keywords)
         self._send(python_path.hand_over())
         self._send((kind, *packed, log.getEffectiveLevel()))
         while True:
@@ -174,11 +174,11 @@ class Child:
         try:
             if word == "question":
                 self._before()
-                answer = ask_person(self._packer.prompts[what], *asked)
+                answer = ask_person(self._marshaller.prompts[what], *asked)
             else:
-                answer = _sign(self._packer.keys[what], *asked)
+                answer = _sign(self._marshaller.keys[what], *asked)
         finally:  # the child waits for it, whatever the prompt has raised
-            self._send(("answer", number, self._packer.pack(answer)))
+            self._send(("answer", number, self._marshaller.pack(answer)))
 
     def _answer_meanwhile(self, *message: Any) -> None:
         try:
@@ -364,7 +364,7 @@ def _with_cause(error: BokehSSHError, traceback: str) -> BokehSSHError:
     return error
 
 
-def _let_go(child: Child) -> None:
+def _abandon_child(child: Child) -> None:
     """Give up a forked copy's ends of the pipes: the child takes their end for the parent's."""
     child._closing = child._dead = True
     child._change = threading.Condition()  # another thread may have held the old one

@@ -46,7 +46,7 @@ class HostFields:
     fields: dict[str, Any] = field(repr=False)
 
 
-class Packer:
+class Marshaller:
     """Packs arguments, and keeps the prompts and keys that it found in them."""
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ class Packer:
 
 
 def unpack(value: Any, prompt: Callable[[int], Any], key: Callable[[KeyNumber], Any]) -> Any:
-    """Undo what :class:`Packer` did, in the child.
+    """Undo what :class:`Marshaller` did, in the child.
 
     :param prompt: makes the callable that stands for a prompt's number
     :param key: makes the key that signs with the parent's

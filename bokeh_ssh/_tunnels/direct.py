@@ -73,9 +73,9 @@ class DirectTunnel(Tunnel):
         what = ", ".join(self._serve.apps) or "Bokeh"
         return f"<DirectTunnel to {what} on {self._label}, {self._state}>"
 
-    def _join(self, line: contextlib.ExitStack) -> bool:
-        connection = self._connect(line, self._host)
-        self._lead_forwards(line, connection)
-        target, same = self._find_or_launch(line, connection)
-        self._open_way(line, connection, target, connection.name)
+    def _connect_all(self, connection_stack: contextlib.ExitStack) -> bool:
+        connection = self._connect(connection_stack, self._host)
+        self._start_extra_forwards(connection_stack, connection)
+        target, same = self._find_or_launch(connection_stack, connection)
+        self._start_forwarding(connection_stack, connection, target, connection.name)
         return same

@@ -17,13 +17,18 @@ from bokeh_ssh._core.events import Attached, ReverseForwarded, Warned
 from bokeh_ssh._core.host import Host, check_port, parse_target
 from bokeh_ssh._forwarding.published_sockets import Spot, private_socket, published
 from bokeh_ssh._server.options import BOKEH_PORT, LOOPBACK
-from bokeh_ssh._server.probe import answers, ask, check_owner, find_route
+from bokeh_ssh._server.probe import check_owner, find_route, http_get, is_answering
 from bokeh_ssh._server.server import Server
 from bokeh_ssh._ssh.auth.agent import Agent, agent_address
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._ssh.route import alike, goes_its_own_way
 from bokeh_ssh._tunnels.base import Tunnel
-from bokeh_ssh._tunnels.host_publisher import UnavailableError, dialled_back, publish_beside, published_beside
+from bokeh_ssh._tunnels.host_publisher import (
+    UnavailableError,
+    publish_from_host,
+    sidecar_endpoint,
+    start_publisher_sidecar,
+)
 from bokeh_ssh._tunnels.options import GatewayOptions, Reverse, arguments_of
 from bokeh_ssh._tunnels.remote_forward import OTHER_LOOPBACK, listening, to_peer
 
@@ -127,36 +132,36 @@ class GatewayTunnel(Tunnel):
         """Who opened the gateway's port: "host" or "relay"; None where somebody had published already."""
         return self._reverse
 
-    def _join(self, line: contextlib.ExitStack) -> bool:
-        gateway = self._connect(line, self._gateway)
+    def _connect_all(self, connection_stack: contextlib.ExitStack) -> bool:
+        gateway = self._connect(connection_stack, self._gateway)
         end: Endpoint
         if self._bokeh_host is None:
-            self._lead_forwards(line, gateway)
+            self._start_extra_forwards(connection_stack, gateway)
             end = self._find_published(gateway)
             same = True
         else:
             via = None if goes_its_own_way(self._bokeh_host) else gateway
-            host = self._connect(line, self._bokeh_host, via)
-            self._lead_forwards(line, host)
-            wanted = self._choose_end(line, gateway)
-            target, same = self._find_or_launch(line, host)
-            end = self._open_reverse(line, gateway, host, target, wanted)
-        self._open_way(line, gateway, end, self._label)
+            host = self._connect(connection_stack, self._bokeh_host, via)
+            self._start_extra_forwards(connection_stack, host)
+            wanted = self._choose_end(connection_stack, gateway)
+            target, same = self._find_or_launch(connection_stack, host)
+            end = self._open_reverse(connection_stack, gateway, host, target, wanted)
+        self._start_forwarding(connection_stack, gateway, end, self._label)
         return same
 
-    def _prepare(self, stack: contextlib.ExitStack) -> None:
-        super()._prepare(stack)
+    def _open_local(self, stack: contextlib.ExitStack) -> None:
+        super()._open_local(stack)
         self._reverse = None
         self._name = self._serve.name
 
-    def _choose_end(self, line: contextlib.ExitStack, gateway: Connection) -> Endpoint:
+    def _choose_end(self, connection_stack: contextlib.ExitStack, gateway: Connection) -> Endpoint:
         """Choose where the gateway is to listen: on a socket that only this account may use, or on a port.
 
         A port is open to all who can log in there, so a server behind one answers to signed sessions only.
         """
         self._spot = Spot(None)
         if self._serve.gateway_port is None and self._serve.signed is not False:
-            self._spot = line.enter_context(private_socket(gateway))
+            self._spot = connection_stack.enter_context(private_socket(gateway))
         self._must_sign = self._spot.path is None
         return self._spot.path or (LOOPBACK, self._serve.gateway_port or 0)
 
@@ -185,7 +190,7 @@ class GatewayTunnel(Tunnel):
             return None
         path, timeout = names.get(name, ""), gateway.hop.timeout
         try:
-            is_bokeh = bool(path) and ask(gateway, path, "/metadata", timeout=timeout).is_bokeh
+            is_bokeh = bool(path) and http_get(gateway, path, "/metadata", timeout=timeout).is_bokeh
         except (TargetUnreachableError, OSError):
             path = ""
         if not path:
@@ -197,7 +202,7 @@ class GatewayTunnel(Tunnel):
             msg = f"what is published under the name {name!r} is not a Bokeh server"
             raise ServerNotFoundError(msg, host=self._label, hint="use LocalForward with its remote_socket")
         self._bind(BOKEH_PORT)
-        self._fate = "left"
+        self._server_outcome = "left"
         if not self._attached:
             self._routes = (find_route(gateway, path, timeout=timeout),)
             self._emit(Attached(host=self._label, name=name))
@@ -213,14 +218,14 @@ class GatewayTunnel(Tunnel):
             raise ServerNotFoundError(msg, host=self._label, hint=hint)
         self._remote_port = port
         self._attached = True
-        if not self._serve.allow_exposed and answers(gateway, (OTHER_LOOPBACK, port), timeout=5):
+        if not self._serve.allow_exposed and is_answering(gateway, (OTHER_LOOPBACK, port), timeout=5):
             text = f"port {port} is open to the gateway's whole network (GatewayPorts yes)"
             self._emit(Warned(host=self._label, text=text))
         return port
 
     def _open_reverse(
         self,
-        line: contextlib.ExitStack,
+        connection_stack: contextlib.ExitStack,
         gateway: Connection,
         host: Connection,
         target: Endpoint,
@@ -230,8 +235,10 @@ class GatewayTunnel(Tunnel):
         reason, again = "", self._reverse is not None
         if self._serve.reverse != "relay":
             try:
-                end = self._find_left(gateway, host, target, wanted) or line.enter_context(
-                    dialled_back(
+                end = self._find_left_published(
+                    gateway, host, target, wanted
+                ) or connection_stack.enter_context(
+                    publish_from_host(
                         host,
                         gateway,
                         target=target,
@@ -241,7 +248,7 @@ class GatewayTunnel(Tunnel):
                         python=self._serve.python,
                         env=dict(self._serve.env or {}),
                         agent=self._lend_agent(gateway),
-                        on_lost=self._lose,
+                        on_lost=self._on_connection_lost,
                     )
                 )
             except UnavailableError as exc:
@@ -251,24 +258,24 @@ class GatewayTunnel(Tunnel):
             else:
                 if isinstance(end, tuple) and not self._serve.allow_foreign:
                     check_owner(gateway, end[1])
-                return self._tell_reverse("host", end)
+                return self._emit_reverse("host", end)
         elif self._serve.detach and self._server:
-            self._tell_way_ends("a relay is this program's own")
+            self._warn_published_ended("a relay is this program's own")
         handler = to_peer(gateway, host, target)
-        end = line.enter_context(
+        end = connection_stack.enter_context(
             listening(
                 gateway,
                 wanted,
                 handler,
                 allow_exposed=self._serve.allow_exposed,
                 again=again,
-                on_lost=self._lose,
+                on_lost=self._on_connection_lost,
             )
         )
         self._spot.busy = True
-        return self._tell_reverse("relay", end, reason)
+        return self._emit_reverse("relay", end, reason)
 
-    def _find_left(
+    def _find_left_published(
         self, gateway: Connection, host: Connection, target: Endpoint, wanted: Endpoint
     ) -> Endpoint | None:
         """Find where a server that is left running is published, or have it published so.
@@ -279,13 +286,13 @@ class GatewayTunnel(Tunnel):
         server = self._server
         if server is None:
             return None
-        made = published_beside(server, gateway, wanted, self._gateway_address)
+        made = sidecar_endpoint(server, gateway, wanted, self._gateway_address)
         if made is None and self._serve.detach:
             if self._serve.forward_agent:  # what publishes it must be able to come back without anybody
-                self._tell_way_ends("an agent that is lent is not there for another login")
+                self._warn_published_ended("an agent that is lent is not there for another login")
                 return None
             try:
-                made = publish_beside(
+                made = start_publisher_sidecar(
                     host,
                     server,
                     gateway,
@@ -296,28 +303,28 @@ class GatewayTunnel(Tunnel):
                     seen_as=self._gateway_address,
                 )
             except UnavailableError as exc:
-                self._tell_way_ends(exc.error.message)
+                self._warn_published_ended(exc.error.message)
                 raise
         elif made and not _answers(gateway, made[0]):
             return None
         if made is None:
             return None
         end, self._name = made
-        server.on_alone = self._lose_way
-        if not server.along:  # it ended in between
-            self._lose_way()
+        server.on_sidecar_ended = self._on_published_lost
+        if not server.sidecar_status:  # it ended in between
+            self._on_published_lost()
         return end
 
-    def _lose_way(self) -> None:
+    def _on_published_lost(self) -> None:
         msg = "what publishes the server has ended"
-        self._lose(ConnectionLostError(msg, host=self._label, hint="open it again"))
+        self._on_connection_lost(ConnectionLostError(msg, host=self._label, hint="open it again"))
 
     def _new_names(self, server: Server) -> list[str]:
         """Give what it may be published under: what its app is called; that with the server's own id."""
         name = as_name(self._routes[0].strip("/") or "bokeh")
-        return [name, as_name(f"{name[:30]}-{server.ticket.id}")] if server.ticket else [name]
+        return [name, as_name(f"{name[:30]}-{server.server_ref.id}")] if server.server_ref else [name]
 
-    def _tell_way_ends(self, why: str) -> None:
+    def _warn_published_ended(self, why: str) -> None:
         if self._reverse is None:  # once is enough
             text = f"the server is left running, but its way through the gateway ends with this tunnel: {why}"
             self._emit(Warned(host=self._label, text=text))
@@ -336,7 +343,7 @@ class GatewayTunnel(Tunnel):
             raise UnavailableError(ForwardError(msg, host=self._label, hint=hint))
         return Agent(address)
 
-    def _tell_reverse(self, by: Literal["host", "relay"], end: Endpoint, reason: str = "") -> Endpoint:
+    def _emit_reverse(self, by: Literal["host", "relay"], end: Endpoint, reason: str = "") -> Endpoint:
         self._reverse = by
         if isinstance(end, tuple) and not self._key and self._serve.signed is None:
             text = f"port {end[1]} is open to the other users of the gateway"
@@ -348,7 +355,7 @@ class GatewayTunnel(Tunnel):
 
 def _answers(gateway: Connection, end: Endpoint) -> bool:
     try:
-        ask(gateway, end, "/metadata", timeout=gateway.hop.timeout)
+        http_get(gateway, end, "/metadata", timeout=gateway.hop.timeout)
     except (TargetUnreachableError, OSError):
         return False
     return True

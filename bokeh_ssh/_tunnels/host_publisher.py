@@ -26,7 +26,7 @@ from bokeh_ssh._core.host import Target
 from bokeh_ssh._core.waiting import wait_for
 from bokeh_ssh._server.bootstrap import APART, BACK, OWN
 from bokeh_ssh._server.server import Server
-from bokeh_ssh._ssh.agent_forwarding import lent
+from bokeh_ssh._ssh.agent_forwarding import lend_agent
 from bokeh_ssh._ssh.auth.agent import Agent
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._ssh.remote_shell import encode, exec_line
@@ -99,7 +99,7 @@ class _Publisher:
 
 
 @contextlib.contextmanager
-def dialled_back(
+def publish_from_host(
     host: Connection,
     gateway: Connection,
     *,
@@ -141,7 +141,7 @@ def dialled_back(
         forward = _keywords(target) | {"allow_exposed": allow_exposed, "reconnect": False}
         there = {"remote_socket": wanted} if isinstance(wanted, str) else {"remote_port": wanted[1]}
         spec = _spec(gateway, seen_as) | {"mark": mark, "forward": forward, "places": [there]}
-        with lent(host, agent, spec["user"]) if agent else contextlib.nullcontext():
+        with lend_agent(host, agent, spec["user"]) if agent else contextlib.nullcontext():
             if publisher.wait("hello"):
                 session.write(encode(_script([python] if python else _PYTHONS, env, mark)))
                 session.write(json.dumps(spec).encode() + b"\n")
@@ -158,14 +158,14 @@ def dialled_back(
         session.close()
 
 
-def published_beside(
+def sidecar_endpoint(
     server: Server, gateway: Connection, wanted: Endpoint, seen_as: Target | None
 ) -> tuple[Endpoint, str | None] | None:
     """Tell where on the gateway a program beside the server publishes it: the place, and its name there.
 
     :returns: None where there is none, or not on that gateway
     """
-    word, spec = server.along, _spec(gateway, seen_as)
+    word, spec = server.sidecar_status, _spec(gateway, seen_as)
     if word.get("event") != "port" or word.get("gateway") != f"{spec['gateway']}:{spec['port']}":
         return None
     name = word.get("name")
@@ -177,7 +177,7 @@ def published_beside(
     return ((wanted[0], port), None) if isinstance(port, int) and 0 < port < 65536 else None
 
 
-def publish_beside(
+def start_publisher_sidecar(
     host: Connection,
     server: Server,
     gateway: Connection,
@@ -198,10 +198,10 @@ def publish_beside(
     forward = _keywords(target) | {"allow_exposed": allow_exposed, "reconnect": True}
     places = [{"name": name} for name in names] if isinstance(wanted, str) else [{"remote_port": wanted[1]}]
     spec = _spec(gateway, seen_as) | {"mark": "", "forward": forward, "places": places}
-    pythons = [server.ticket.python] if server.ticket else []
+    pythons = [server.server_ref.python] if server.server_ref else []
     script = _script([*pythons, *_PYTHONS])
-    word = server.accompany(("/bin/sh", "-c", script), {SPECIFICATION: json.dumps(spec)}, _TIMEOUT)
-    made = published_beside(server, gateway, wanted, seen_as)
+    word = server.start_sidecar(("/bin/sh", "-c", script), {SPECIFICATION: json.dumps(spec)}, _TIMEOUT)
+    made = sidecar_endpoint(server, gateway, wanted, seen_as)
     if made is None:
         complaint = _complaint(word) or f"it did not answer within {_TIMEOUT:g} s"
         raise _unavailable(host.name, complaint, "or publish it there: bokeh-ssh publish --detach")

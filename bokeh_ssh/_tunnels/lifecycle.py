@@ -61,8 +61,9 @@ _HURRIED = 0.5
 class Lifecycle(Awaiting):
     """Something that is opened, used and closed, once or several times; with ``async with`` too.
 
-    A subclass opens what stays while lines come and go in :meth:`_prepare`, and everything that goes over SSH
-    in :meth:`_join`, which is called again after a loss. When something breaks it calls :meth:`_lose`.
+    A subclass opens what stays while lines come and go in :meth:`_open_local`, and everything that goes over
+    SSH in :meth:`_connect_all`, which is called again after a loss. When something breaks it calls
+    :meth:`_on_connection_lost`.
     """
 
     _label = ""
@@ -71,22 +72,22 @@ class Lifecycle(Awaiting):
 
     def __new__(cls: type[_Self], *args: Any, **keywords: Any) -> _Self:
         made = super().__new__(cls)
-        made._recipe = args, keywords  # to make it again in a child process
+        made._constructor_args = args, keywords  # to make it again in a child process
         return made
 
-    _recipe: tuple[tuple[Any, ...], dict[str, Any]]
+    _constructor_args: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __init__(self, on_event: OnEvent | None, isolate: bool, reconnect: bool) -> None:
         self._listener = on_event or ignore
-        self._unsaid: Event | None = None  # that it is ready, or is again, until it is
+        self._pending_event: Event | None = None  # that it is ready, or is again, until it is
         self._isolate = isolate
         self._reconnect = bool(reconnect)
         self._answered = False  # whether the attempt under way has met the server
         self._child: Child | None = None
-        self._missed: tuple[State, BokehSSHError | None, dict[str, Any]] | None = None
+        self._missed_state: tuple[State, BokehSSHError | None, dict[str, Any]] | None = None
         self._state: State = "new"
         self._stack = contextlib.ExitStack()  # what stays; below it
-        self._line = contextlib.ExitStack()  # what goes over SSH
+        self._connection_stack = contextlib.ExitStack()  # what goes over SSH
         self._change = threading.Condition()
         self._error: BokehSSHError | None = None
         self._opener: threading.Thread | None = None
@@ -98,17 +99,17 @@ class Lifecycle(Awaiting):
         self._ended = True  # whether there is nothing to close
         self._closer: threading.Thread | None = None  # who closes it now
         self._closed = threading.Event()
-        self._fate = ""  # what became of the remote server, see Closed
+        self._server_outcome = ""  # what became of the remote server, see Closed
         #: For the child process: told each new state.
         self._on_state: Callable[[], object] = _nothing
         self._make_dispatcher()
         in_child(self, Lifecycle._abandon)
 
     def _make_dispatcher(self) -> None:
-        # Events come on any thread, those among them that must not wait: a connection's, a pump's.
+        # Events come on any thread, those among them that must not wait: a connection's, a loop's.
         self._dispatcher = Dispatcher(self._listener, "bokeh-ssh events", "on_event")
         #: Told each event; never blocks. The child process has another way.
-        self._tell: Callable[[Event], object] = (
+        self._deliver: Callable[[Event], object] = (
             _nothing_of if self._listener is ignore else self._dispatcher.put
         )
 
@@ -120,25 +121,28 @@ class Lifecycle(Awaiting):
         if self._state != "new":
             self._state = "closed"
         self._recovery = None
-        self._parents = self._stack, self._line  # kept, or what ends with them would be ended here
-        self._stack, self._line = contextlib.ExitStack(), contextlib.ExitStack()
+        self._parents = (
+            self._stack,
+            self._connection_stack,
+        )  # kept, or what ends with them would be ended here
+        self._stack, self._connection_stack = contextlib.ExitStack(), contextlib.ExitStack()
 
     # What a subclass brings.
 
-    def _prepare(self, stack: contextlib.ExitStack) -> None:
+    def _open_local(self, stack: contextlib.ExitStack) -> None:
         """Open what outlives a loss; what must be closed goes on ``stack``."""
 
-    def _join(self, line: contextlib.ExitStack) -> bool:
-        """Open everything that goes over SSH; what must be closed goes on ``line``.
+    def _connect_all(self, connection_stack: contextlib.ExitStack) -> bool:
+        """Open everything that goes over SSH; what must be closed goes on ``connection_stack``.
 
         :returns: whether the remote server, if there is one, is the one from before
         """
         raise NotImplementedError
 
-    def _hurry(self) -> None:
+    def _drop_silent_connections(self) -> None:
         """Make sure that closing the line waits for nobody who does not answer."""
 
-    def _settle(self) -> None:
+    def _report_outcome(self) -> None:
         """Tell what could not be ended, once nothing more will be."""
 
     # Opening.
@@ -171,24 +175,24 @@ class Lifecycle(Awaiting):
                 msg = "it has ended"
                 raise TunnelClosedError(msg, host=self._label, hint="open it again outside of on_event")
             self._error = None
-            self._missed = None
-            self._unsaid = None
-            self._fate = ""
+            self._missed_state = None
+            self._pending_event = None
+            self._server_outcome = ""
             self._cancelled = False
             self._ending = ending = threading.Event()
             self._attempts = Attempts()
             self._opener = here
-            self._stack, self._line = contextlib.ExitStack(), contextlib.ExitStack()
+            self._stack, self._connection_stack = contextlib.ExitStack(), contextlib.ExitStack()
             self._dispatcher.begin(f"bokeh-ssh events {self._label}")
-            self._set("connecting")
+            self._set_state("connecting")
             self._ended = False  # last: before that, a signal handler has nothing to close
         try:
             with wanted(self._check_wanted):
                 if self._isolate and is_possible():
                     self._start_child(self._stack)
                 else:
-                    self._prepare(self._stack)
-                    self._join(self._line)
+                    self._open_local(self._stack)
+                    self._connect_all(self._connection_stack)
             self._become_ready()
             self._await_handlers()
         except BaseException as exc:
@@ -198,12 +202,12 @@ class Lifecycle(Awaiting):
                 self._ending.set()
                 self._attempts.stop()
                 if not closed:
-                    self._set("failed")
-            self._end_line()
+                    self._set_state("failed")
+            self._close_connections()
             self._stack.close()
             cancelled = self._cancelled and isinstance(exc, BokehSSHError)
             if cancelled:
-                self._set("closed")
+                self._set_state("closed")
             self._dispatcher.finish()
             with wanted(None):
                 self._await_handlers()
@@ -221,7 +225,7 @@ class Lifecycle(Awaiting):
 
     def _start_child(self, stack: contextlib.ExitStack) -> None:
         """Have a child process open it, and take over what it found."""
-        args, keywords = self._recipe
+        args, keywords = self._constructor_args
         keywords = {name: value for name, value in keywords.items() if name not in ("on_event", "isolate")}
         child = self._child = Child(
             self._label,
@@ -231,43 +235,43 @@ class Lifecycle(Awaiting):
             before=self._await_handlers,
         )
         stack.callback(child.close)
-        self._take_facts(child.open(type(self).__name__, args, keywords))
+        self._apply_info(child.open(type(self).__name__, args, keywords))
 
     def _pass_on(self, event: Event, facts: dict[str, Any]) -> None:
         """Tell what happened in the child process; that it has closed is told once we have."""
         if isinstance(event, Closed):
-            self._fate = event.server
+            self._server_outcome = event.server
             return
         with self._change:
             if self._state in _OPEN:
-                self._take_facts(facts)
+                self._apply_info(facts)
         self._queue(event)  # it was logged there, and logging here could block
 
     def _follow(self, state: State, error: BokehSSHError | None, facts: dict[str, Any]) -> None:
         """Be as the object in the child process is."""
         with self._change:
             if self._state == "connecting":  # it broke before we had heard that it stands
-                self._missed = state, error, facts
+                self._missed_state = state, error, facts
             elif self._state in _OPEN and state != "closed":
-                self._take_facts(facts)
+                self._apply_info(facts)
                 self._error = error
-                self._set(state)
+                self._set_state(state)
 
     def _fail_with_child(self, error: BokehSSHError) -> None:
         """Have failed, since the child process has ended by itself."""
         lost = Lost(host=self._label, reason=error.message)
         with self._change:  # who waits for the end is to have been told of it
             self._follow("failed", error, {})
-            self._tell(lost)
+            self._deliver(lost)
 
-    def _settle_for_child(self) -> None:
+    def _report_child_outcome(self) -> None:
         """Tell what becomes of what the child process held, where that could not end it."""
 
-    def _take_facts(self, facts: dict[str, Any]) -> None:
+    def _apply_info(self, facts: dict[str, Any]) -> None:
         for name, value in facts.items():
             setattr(self, name, value)
 
-    def _facts(self) -> dict[str, Any]:
+    def _info(self) -> dict[str, Any]:
         """Tell what an object in another process needs to know to stand for this one."""
         return {name: getattr(self, name) for name in self._shared}
 
@@ -299,20 +303,20 @@ class Lifecycle(Awaiting):
                 raise self._error
             self._check_wanted()
             self._attempts.succeed()  # before it can be lost again, from which on there are others
-            self._set("ready")
+            self._set_state("ready")
             if self._ending.is_set():  # by a signal handler, just now
-                self._set("closed")
+                self._set_state("closed")
                 self._check_wanted()
-            unsaid, self._unsaid = self._unsaid, None
+            unsaid, self._pending_event = self._pending_event, None
             if unsaid:
-                self._tell(unsaid)
-            missed, self._missed = self._missed, None
+                self._deliver(unsaid)
+            missed, self._missed_state = self._missed_state, None
             if missed:
                 self._follow(*missed)
 
     # Losing the line, and making it again.
 
-    def _lose(self, error: BokehSSHError) -> None:
+    def _on_connection_lost(self, error: BokehSSHError) -> None:
         """Note that it broke; from any thread, never blocks."""
         recovery = None
         with self._change:
@@ -321,7 +325,7 @@ class Lifecycle(Awaiting):
             if self._state != "ready":
                 return
             if self._reconnect and error.temporary:
-                self._set("lost")
+                self._set_state("lost")
                 self._attempts.begin()
                 name = f"bokeh-ssh reconnect {self._label}"
                 recovery = threading.Thread(
@@ -330,10 +334,10 @@ class Lifecycle(Awaiting):
                 self._recovery = recovery
             else:
                 self._error = error
-                self._set("failed")
+                self._set_state("failed")
                 self._attempts.stop()
             lost = Lost(host=error.host or self._label, reason=error.message)
-            self._tell(lost)  # before anybody who waits for the end can go on
+            self._deliver(lost)  # before anybody who waits for the end can go on
         log.debug("%s", lost)
         if recovery:
             recovery.start()
@@ -351,7 +355,7 @@ class Lifecycle(Awaiting):
     def _recover_with(self, attempts: Attempts, reason: str) -> bool:
         """Try until it stands; False if it will not, or nobody wants it any more."""
         for attempt in itertools.count(1):
-            self._end_line()
+            self._close_connections()
             if self._ending.is_set():
                 return False
             pause = pause_before(attempt)
@@ -362,8 +366,8 @@ class Lifecycle(Awaiting):
                 return False
             try:
                 with wanted(self._check_attempt):
-                    same = self._join(self._line)
-                back = self._unsaid = Reconnected(host=self._label, same_server=same)
+                    same = self._connect_all(self._connection_stack)
+                back = self._pending_event = Reconnected(host=self._label, same_server=same)
                 self._become_ready()
             except BokehSSHError as exc:
                 reason = exc.message
@@ -385,8 +389,8 @@ class Lifecycle(Awaiting):
                 return False
             self._error = None
             self._answered = False
-            self._line = contextlib.ExitStack()
-            self._set("reconnecting")
+            self._connection_stack = contextlib.ExitStack()
+            self._set_state("reconnecting")
             return True
 
     def _go_on_after(self, error: BokehSSHError) -> bool:
@@ -394,20 +398,20 @@ class Lifecycle(Awaiting):
         with self._change:
             if self._state == "reconnecting" and error.temporary:
                 self._error = None
-                self._set("lost")
+                self._set_state("lost")
                 return True
             failed = self._state == "reconnecting"
             if failed:
                 self._error = error
-                self._set("failed")
-                self._tell(Lost(host=error.host or self._label, reason=str(error)))
-        self._end_line()
+                self._set_state("failed")
+                self._deliver(Lost(host=error.host or self._label, reason=str(error)))
+        self._close_connections()
         return False
 
-    def _end_line(self) -> None:
+    def _close_connections(self) -> None:
         """Close everything that goes over SSH."""
         with wanted(None):
-            self._line.close()
+            self._connection_stack.close()
 
     @property
     def _leaving(self) -> bool:
@@ -426,7 +430,7 @@ class Lifecycle(Awaiting):
         whose = self._claim()
         if whose == "opener":
             # It sees its connections end, cleans up by itself and says so.
-            self._end_line()
+            self._close_connections()
             self._stack.close()
             self._await_opener(opener)
         elif whose == "other":
@@ -438,20 +442,20 @@ class Lifecycle(Awaiting):
         recovery = self._recovery
         try:
             with wanted(None):  # a signal handler may close what this very thread opens
-                self._hurry()
-                self._line.close()
+                self._drop_silent_connections()
+                self._connection_stack.close()
                 if recovery and recovery.is_alive() and recovery is not threading.current_thread():
                     recovery.join(_GIVING_UP)
-                self._line.close()  # what an attempt that was under way still added
-                self._settle()
+                self._connection_stack.close()  # what an attempt that was under way still added
+                self._report_outcome()
                 self._stack.close()
                 if self._child and self._child.fell and self._child.stood:
-                    self._settle_for_child()
+                    self._report_child_outcome()
         finally:
             self._recovery = None
-            closed = Closed(host=self._label, server=self._fate)
+            closed = Closed(host=self._label, server=self._server_outcome)
             with self._change:  # it can be opened again from here on
-                self._tell(closed)
+                self._deliver(closed)
                 self._dispatcher.finish()
                 self._closer = None
                 self._closed.set()
@@ -482,7 +486,7 @@ class Lifecycle(Awaiting):
                 return "opener"
             self._ended, self._closer = True, here
             self._closed.clear()
-            self._set("closed")
+            self._set_state("closed")
             return "ours"
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -514,7 +518,7 @@ class Lifecycle(Awaiting):
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _set(self, state: State) -> None:
+    def _set_state(self, state: State) -> None:
         with self._change:
             self._state = state
             self._change.notify_all()
@@ -539,9 +543,9 @@ class Lifecycle(Awaiting):
         with self._change:
             self._answered = self._answered or isinstance(event, HostKeyVerified)
             if isinstance(event, Ready) and self._state == "connecting":
-                self._unsaid = event  # who is told that it is ready finds it so
+                self._pending_event = event  # who is told that it is ready finds it so
             else:
-                self._tell(event)
+                self._deliver(event)
 
     def _await_handlers(self) -> None:
         """Wait until ``on_event`` has taken all events so far, with a deadline."""

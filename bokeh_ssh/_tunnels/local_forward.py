@@ -6,13 +6,13 @@ import contextlib
 from collections.abc import Callable
 
 from bokeh_ssh._core.backoff import Attempts
-from bokeh_ssh._core.endpoint import Endpoint, check_instead, check_path, short
+from bokeh_ssh._core.endpoint import Endpoint, check_instead, check_path, format_short
 from bokeh_ssh._core.errors import TargetUnreachableError, UsageError
 from bokeh_ssh._core.events import Event, Warned
 from bokeh_ssh._core.forward_spec import Listen
 from bokeh_ssh._core.host import Host, check_host, check_port
 from bokeh_ssh._forwarding.listener import bind
-from bokeh_ssh._forwarding.local_acceptor import enter
+from bokeh_ssh._forwarding.local_acceptor import open_acceptor
 from bokeh_ssh._forwarding.local_sockets import bind as bind_socket
 from bokeh_ssh._forwarding.local_sockets import check_here
 from bokeh_ssh._forwarding.remote_sockets import check_forbidden
@@ -38,14 +38,14 @@ def _is_loopback(address: str) -> bool:
     return address in ("localhost", "::1") or address.startswith("127.")
 
 
-class Passage:
+class LocalPortForward:
     """Where one forward comes in here, and where it leads; stays while lines come and go.
 
     :param listen: where to listen, as :func:`parse_forward` gives it
     :param label: the machine, for events
-    :param others: whether the other users of this machine are let in, see :class:`Entrance`; where it is not
-        on loopback, everybody is
-    :param attempts: to have a line again, see :class:`Entrance`
+    :param others: whether the other users of this machine are let in, see :class:`LocalAcceptor`; where it is
+        not on loopback, everybody is
+    :param attempts: to have a line again, see :class:`LocalAcceptor`
     :ivar name: what it is called here: ``host:port``, or the path of a socket
     :ivar target: where it leads
     :raises PortInUseError: if the port is taken
@@ -74,13 +74,13 @@ class Passage:
             address = "0.0.0.0" if host in ("", "*") else host  # noqa: S104 - asked for
             sockets = bind(listen[1], address=address)
         others = others if _is_loopback(address) else True
-        self.entrance = enter(stack, sockets, self._warn, others, attempts)
-        self.name = listen if isinstance(listen, str) else short((address, self.entrance.port))
+        self.acceptor = open_acceptor(stack, sockets, self._warn, others, attempts)
+        self.name = listen if isinstance(listen, str) else format_short((address, self.acceptor.port))
 
     def _warn(self, text: str) -> None:
         self._emit(Warned(host=self._label, text=text))
 
-    def lead(self, line: contextlib.ExitStack, connection: Connection) -> None:
+    def route_to(self, connection_stack: contextlib.ExitStack, connection: Connection) -> None:
         """Lead to the target as seen from the machine, as long as ``line`` lasts.
 
         :raises ForwardingRefusedError: the server forbids it
@@ -92,7 +92,7 @@ class Passage:
                 check_forbidden(connection, self.target)
             # As with ssh -L: the target may be started later. A prohibition will not change.
             self._emit(Warned(host=self._label, text=exc.message))
-        line.enter_context(self.entrance.leading(connection, self.target))
+        connection_stack.enter_context(self.acceptor.forwarding(connection, self.target))
 
 
 class LocalForward(Link):
@@ -149,7 +149,7 @@ class LocalForward(Link):
 
     def __repr__(self) -> str:
         here = self._socket or self._local_port or self._options.local_port or "any"
-        there = short(self._remote)
+        there = format_short(self._remote)
         return f"<LocalForward {here} -> {there} via {self._label}, {self._state}>"
 
     @property
@@ -176,9 +176,9 @@ class LocalForward(Link):
         """The path of the target's socket; None where it is a port."""
         return self._remote if isinstance(self._remote, str) else None
 
-    def _prepare(self, stack: contextlib.ExitStack) -> None:
+    def _open_local(self, stack: contextlib.ExitStack) -> None:
         listen = self._socket or (self._options.bind_address, self._options.local_port)
-        self._passage = Passage(
+        self._port_forward = LocalPortForward(
             stack,
             listen,
             self._remote,
@@ -187,10 +187,10 @@ class LocalForward(Link):
             others=self._options.allow_others,
             attempts=self._attempts,
         )
-        self._local_port = self._passage.entrance.port
+        self._local_port = self._port_forward.acceptor.port
 
-    def _join(self, line: contextlib.ExitStack) -> bool:
-        connection = self._connect(line, self._host)
-        self._passage.lead(line, connection)
-        self._tell_ready(self._label, self._socket or f"{self._options.bind_address}:{self._local_port}")
+    def _connect_all(self, connection_stack: contextlib.ExitStack) -> bool:
+        connection = self._connect(connection_stack, self._host)
+        self._port_forward.route_to(connection_stack, connection)
+        self._emit_ready(self._label, self._socket or f"{self._options.bind_address}:{self._local_port}")
         return True

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bokeh_ssh._core.endpoint import as_name, in_words, nearby
+from bokeh_ssh._core.endpoint import as_name, format_endpoint, nearby
 from bokeh_ssh._core.errors import ForwardError, ServerExitedError, ServerNotFoundError, UsageError
 from bokeh_ssh._core.events import Attached, Event, OnEvent, ServerExited, Warned
 from bokeh_ssh._core.host import Host
 from bokeh_ssh._server.launch_spec import Launch
-from bokeh_ssh._server.local_runner import Shell
+from bokeh_ssh._server.local_runner import ShellRunner
 from bokeh_ssh._server.server import Server
 from bokeh_ssh._tunnels.remote_forward import LOOPBACK, RemoteForward
 
@@ -114,7 +114,7 @@ class Publication(RemoteForward):
             raise UsageError(msg, hint="name one, or leave out what is for starting it")
 
     def __repr__(self) -> str:
-        what = ", ".join(self._launch.app) if self._launch else in_words(self._target)
+        what = ", ".join(self._launch.app) if self._launch else format_endpoint(self._target)
         where = self._name or self._socket or self._remote_port
         return f"<Publication of {what} on {self._label}:{where}, {self._state}>"
 
@@ -123,11 +123,11 @@ class Publication(RemoteForward):
         """The paths of its apps; ``"/"`` where the server was not started here."""
         return (self._server.routes if self._server else ()) or ("/",)
 
-    def _prepare(self, stack: contextlib.ExitStack) -> None:
-        super()._prepare(stack)
+    def _open_local(self, stack: contextlib.ExitStack) -> None:
+        super()._open_local(stack)
         if self._launch:
             self._server = server = Server.start(
-                Shell(), self._launch, on_event=self._told, on_begin=self._begin
+                ShellRunner(), self._launch, on_event=self._on_server_event, on_begin=self._register_server
             )
             stack.callback(self._stop, server)
             self._target = server.socket or (LOOPBACK, server.port)
@@ -137,31 +137,31 @@ class Publication(RemoteForward):
                 self._emit(Warned(host=server.host, text=text))
         else:
             self._check_answer()
-            self._fate = "left"
+            self._server_outcome = "left"
 
-    def _join(self, line: contextlib.ExitStack) -> bool:
+    def _connect_all(self, connection_stack: contextlib.ExitStack) -> bool:
         try:
-            same = super()._join(line)
+            same = super()._connect_all(connection_stack)
         except ForwardError as exc:
             if not self._may_be_a_port or self._again or exc.temporary:
                 raise
             text = f"it cannot be published by name ({exc.message}), so it is on a port"
             self._emit(Warned(host=self._label, text=text))
-            line.close()
+            connection_stack.close()
             self._name = self._socket = None
             self._remote_port = BOKEH_PORT
-            same = super()._join(line)
+            same = super()._connect_all(connection_stack)
         if self._remote_port:
             text = f"port {self._remote_port} is open to the other users of the gateway"
             self._emit(Warned(host=self._label, text=text))
         return same
 
-    def _begin(self, server: Server) -> None:
+    def _register_server(self, server: Server) -> None:
         server.on_log = self._on_log
 
     def _stop(self, server: Server) -> None:
         if server.stop():
-            self._fate = "ended"
+            self._server_outcome = "ended"
 
     def _check_answer(self) -> None:
         target = self._target
@@ -174,18 +174,18 @@ class Publication(RemoteForward):
             else:
                 socket.create_connection(target, _CONNECT_TIMEOUT).close()
         except OSError as exc:
-            where = in_words(target) if isinstance(target, str) else f"port {target[1]}"
+            where = format_endpoint(target) if isinstance(target, str) else f"port {target[1]}"
             msg = f"nothing answers on {where} ({exc.strerror or exc})"
             hint = "name an app to start, start the server first, or give its local_port"
             raise ServerNotFoundError(msg, host=host, hint=hint) from exc
         if not isinstance(target, str):
             self._emit(Attached(host=host, port=target[1]))
 
-    def _told(self, event: Event) -> None:
+    def _on_server_event(self, event: Event) -> None:
         self._emit(event)
         if isinstance(event, ServerExited):
             log = self._server.log if self._server else ()
-            self._lose(ServerExitedError._of(event.host, event.exit_status, tuple(log)))
+            self._on_connection_lost(ServerExitedError._of(event.host, event.exit_status, tuple(log)))
 
 
 def _nothing(_: list[str]) -> None:

@@ -8,16 +8,24 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 
-from bokeh_ssh._core.endpoint import Endpoint, Origin, check_instead, check_name, check_path, in_words, short
+from bokeh_ssh._core.endpoint import (
+    Endpoint,
+    Origin,
+    check_instead,
+    check_name,
+    check_path,
+    format_endpoint,
+    format_short,
+)
 from bokeh_ssh._core.errors import BokehSSHError, ConnectionLostError, GatewayExposedError, PortInUseError
 from bokeh_ssh._core.host import Host, check_host, check_port
-from bokeh_ssh._forwarding.listener_probe import Proof
+from bokeh_ssh._forwarding.listener_probe import ListenerProbe
 from bokeh_ssh._forwarding.local_sockets import check_here
 from bokeh_ssh._forwarding.published_sockets import named_socket
 from bokeh_ssh._forwarding.remote_sockets import listening_at
-from bokeh_ssh._ssh.channel import Stream
+from bokeh_ssh._ssh.channel import Channel
 from bokeh_ssh._ssh.connection import Connection
-from bokeh_ssh._ssh.relay import Pipe
+from bokeh_ssh._ssh.relay import SocketRelay
 from bokeh_ssh._ssh.tcp import Address, resolve
 from bokeh_ssh._ssh.transport import IncomingHandler
 from bokeh_ssh._tunnels.connections import Link
@@ -40,18 +48,18 @@ def to_local(connection: Connection, target: Endpoint) -> IncomingHandler:
     looks like one.
     """
     addresses = _addresses(target)
-    pump = connection.pump
+    io_loop = connection.io_loop
 
-    def handle(stream: Stream, origin: Origin) -> None:
+    def handle(channel: Channel, origin: Origin) -> None:
         def dialled(sock: socket.socket | None, error: OSError | None) -> None:
             if sock is None:
-                log.info("%s: %s", in_words(target), error)
-                stream.reject(_CONNECT_FAILED)
+                log.info("%s: %s", format_endpoint(target), error)
+                channel.reject(_CONNECT_FAILED)
                 return
-            stream.accept()
-            stream.attach(pump.splice(sock, stream))
+            channel.accept()
+            channel.attach(io_loop.relay(sock, channel))
 
-        pump.dial(addresses, _DIAL_TIMEOUT, dialled)
+        io_loop.dial(addresses, _DIAL_TIMEOUT, dialled)
 
     return handle
 
@@ -65,21 +73,21 @@ def _addresses(target: Endpoint) -> list[Address]:
 def to_peer(gateway: Connection, peer: Connection, target: Endpoint) -> IncomingHandler:
     """Make a handler that joins what arrives to ``target`` as seen from ``peer``: the relay."""
 
-    def handle(stream: Stream, origin: Origin) -> None:
-        def opened(onward: Stream) -> None:
-            _join(gateway, stream, peer, onward)
+    def handle(channel: Channel, origin: Origin) -> None:
+        def opened(onward: Channel) -> None:
+            _join_channels(gateway, channel, peer, onward)
 
         def refused(code: int, text: str) -> None:
-            log.info("%s: %s: %s", peer.name, in_words(target), text or f"refused, reason {code}")
-            stream.reject(_CONNECT_FAILED)
+            log.info("%s: %s: %s", peer.name, format_endpoint(target), text or f"refused, reason {code}")
+            channel.reject(_CONNECT_FAILED)
 
-        peer.open_stream(target, origin, opened, refused)
+        peer.open_channel(target, origin, opened, refused)
 
     return handle
 
 
-def _join(gateway: Connection, stream: Stream, peer: Connection, onward: Stream) -> None:
-    """Splice two streams, each on its own connection's pump, through a pair of sockets.
+def _join_channels(gateway: Connection, channel: Channel, peer: Connection, onward: Channel) -> None:
+    """Join two channels, each on its own connection's loop, through a pair of sockets.
 
     The pair bounds what is on its way between the two; an end that breaks is told to the other, since a
     socket pair cannot be reset.
@@ -87,25 +95,25 @@ def _join(gateway: Connection, stream: Stream, peer: Connection, onward: Stream)
     Called where ``onward`` was confirmed: so it has its sink before a target that speaks first can.
     """
     here, there = socket.socketpair()
-    pipes: list[Pipe] = []
+    pipes: list[SocketRelay] = []
     broken = threading.Event()
 
     def ended(clean: bool) -> None:
         if not clean:
             broken.set()
-            for pipe in pipes:
-                pipe.break_off()
+            for relay in pipes:
+                relay.break_off()
 
     def accept() -> None:
-        stream.accept()  # sent by this thread, so nothing arrives before there is a sink
-        pipes.append(gateway.pump.splice(here, stream, ended))
-        stream.attach(pipes[-1])
+        channel.accept()  # sent by this thread, so nothing arrives before there is a sink
+        pipes.append(gateway.io_loop.relay(here, channel, ended))
+        channel.attach(pipes[-1])
         if broken.is_set():  # it may not have been told
             pipes[-1].break_off()
 
-    pipes.append(peer.pump.splice(there, onward, ended))
+    pipes.append(peer.io_loop.relay(there, onward, ended))
     onward.attach(pipes[0])
-    gateway.pump.post(accept)
+    gateway.io_loop.post(accept)
 
 
 @contextlib.contextmanager
@@ -136,7 +144,7 @@ def listening(
         with listening_at(connection, where, handler, on_lost=on_lost, **words) as path:
             yield path
         return
-    proof = Proof(connection)
+    proof = ListenerProbe(connection)
     try:
         bound = connection.listen(where, proof.handle)
     except PortInUseError as exc:
@@ -157,7 +165,9 @@ def listening(
         connection.unlisten(bound)
 
 
-def _check_reach(connection: Connection, proof: Proof, address: str, port: int, *, again: bool) -> None:
+def _check_reach(
+    connection: Connection, proof: ListenerProbe, address: str, port: int, *, again: bool
+) -> None:
     """Refuse a port that the server says is ours, and that leads somewhere else.
 
     Where we may not connect there, nothing is learnt.
@@ -172,14 +182,14 @@ def _check_reach(connection: Connection, proof: Proof, address: str, port: int, 
     raise PortInUseError(msg, host=connection.name, hint=hint, port=port, side="remote")
 
 
-def _check_exposed(connection: Connection, proof: Proof, port: int) -> None:
+def _check_exposed(connection: Connection, proof: ListenerProbe, port: int) -> None:
     if is_exposed(proof, port):
         msg = f"it would open port {port} to its whole network (GatewayPorts yes)"
         hint = "ask the administrator for GatewayPorts clientspecified, or allow it with allow_exposed=True"
         raise GatewayExposedError(msg, host=connection.name, hint=hint)
 
 
-def is_exposed(proof: Proof, port: int) -> bool:
+def is_exposed(proof: ListenerProbe, port: int) -> bool:
     """Tell whether the server's port is bound to more than its loopback address, as far as can be seen."""
     return proof.reaches((OTHER_LOOPBACK, port)) is True
 
@@ -254,7 +264,7 @@ class RemoteForward(Link):
 
     def __repr__(self) -> str:
         where = self._socket or self._name or self._remote_port
-        return f"<RemoteForward {self._label}:{where} -> {short(self._target)}, {self._state}>"
+        return f"<RemoteForward {self._label}:{where} -> {format_short(self._target)}, {self._state}>"
 
     @property
     def remote_port(self) -> int:
@@ -281,28 +291,28 @@ class RemoteForward(Link):
         """The path of the socket that is connected to; None where it is a port."""
         return self._target if isinstance(self._target, str) else None
 
-    def _prepare(self, stack: contextlib.ExitStack) -> None:
+    def _open_local(self, stack: contextlib.ExitStack) -> None:
         self._remote_port = self._wanted
         self._again = False
 
-    def _join(self, line: contextlib.ExitStack) -> bool:
-        connection = self._connect(line, self._host)
+    def _connect_all(self, connection_stack: contextlib.ExitStack) -> bool:
+        connection = self._connect(connection_stack, self._host)
         handler = to_local(connection, self._target)
         if self._name is not None:
             self._socket = named_socket(connection, self._name)
         # Once the port is known it stays: others have been told.
         where: Endpoint = self._socket or (self._bind_address, self._remote_port)
-        bound = line.enter_context(
+        bound = connection_stack.enter_context(
             listening(
                 connection,
                 where,
                 handler,
                 allow_exposed=self._allow_exposed,
                 again=self._again,
-                on_lost=self._lose,
+                on_lost=self._on_connection_lost,
             )
         )
         self._again = True
         self._remote_port = 0 if isinstance(bound, str) else bound[1]
-        self._tell_ready(self._label, f"{self._label}:{self._socket or self._remote_port}")
+        self._emit_ready(self._label, f"{self._label}:{self._socket or self._remote_port}")
         return True

@@ -17,7 +17,7 @@ from beds import Machine, free_port, until
 from bokeh_ssh import LaunchError
 from bokeh_ssh._cli.display import Display
 from bokeh_ssh._cli.messages import next_step
-from bokeh_ssh._cli.output_queue import Backlog
+from bokeh_ssh._cli.output_queue import OutputQueue
 from cable import Cable
 from programs import OnTerminal, Program, login
 
@@ -136,7 +136,7 @@ def test_backlog_never_blocks_who_writes() -> None:
         go.wait(30)
         shown.extend(lines)
 
-    backlog = Backlog(show)
+    backlog = OutputQueue(show)
     backlog.start()
     for number in range(5000):
         backlog.put([str(number)])

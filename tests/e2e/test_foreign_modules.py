@@ -203,8 +203,8 @@ def test_no_path_leads_our_own_parts_there(version: str, given: str | None, benc
     bench.runners.append(runner)
     server = bench.start(runner, command=(FAKE[0], "-I", *FAKE[1:]), python=python)
     [found] = list_servers(runner, python=python)
-    assert server.ticket
-    assert found.id == server.ticket.id
+    assert server.server_ref
+    assert found.id == server.server_ref.id
     assert said_in(said) == []
     pairs = Path(f"/proc/{server.pid}/environ").read_text().split("\0")
     wanted = [f"PYTHONPATH={env['PYTHONPATH']}"] if given else []

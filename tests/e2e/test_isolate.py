@@ -44,7 +44,7 @@ def test_tunnels_are_isolated_unless_told_otherwise_and_forwards_are_not(machine
     app = apps.put(machine, "sliders.py", apps.SLIDER)
     with DirectTunnel(machine.host, machine.user, app, python=machine.python, **machine.login) as tunnel:
         [child] = children()
-        assert not [t for t in threading.enumerate() if "pump" in t.name]
+        assert not [t for t in threading.enumerate() if "io loop" in t.name]
         apps.drive(tunnel.url)
         assert any("Starting Bokeh server" in line for line in tunnel.log)
     until(lambda: child not in children(), what="the child to end")

@@ -158,7 +158,7 @@ def test_place_that_will_not_do_is_not_left(bench: Bench, top: Path) -> None:
         bad.parent.mkdir(exist_ok=True)
         bad.parent.chmod(0o777 if bad.parent != top else 0o755)
         server = bench.start(bench.runner(BOKEH_SSH_DIR=str(bad)), command=FAKE, socket=True)
-        assert server.ticket is None
+        assert server.server_ref is None
         assert not bad.exists()
         assert server.stop()
     assert everything(top) == ["shared"]

@@ -22,8 +22,8 @@ from bokeh_ssh._core import backoff
 from bokeh_ssh._core.backoff import Attempts
 from bokeh_ssh._forwarding import local_acceptor
 from bokeh_ssh._forwarding.listener import bind
-from bokeh_ssh._forwarding.local_acceptor import enter
-from bokeh_ssh._forwarding.request_filter import Guard
+from bokeh_ssh._forwarding.local_acceptor import open_acceptor
+from bokeh_ssh._forwarding.request_filter import RequestFilter
 from cable import Cable
 from connections import connected
 from fakes import Listener
@@ -198,10 +198,10 @@ def test_request_that_was_not_sent_yet_waits_for_the_next_line(
         cable = stack.enter_context(Cable(machine.host, machine.port))
         first = stack.enter_context(connected(cable.machine(machine, tmp_path)))
         second = stack.enter_context(connected(machine))
-        entrance = enter(stack, bind(0), lambda _: None, True, Attempts())
-        guard = Guard(entrance.port)
+        entrance = open_acceptor(stack, bind(0), lambda _: None, True, Attempts())
+        guard = RequestFilter(entrance.port)
         asked: list[Callable[[bool], None]] = []
-        leading = entrance.leading(first, target, guard, asked.append if checked else None)
+        leading = entrance.forwarding(first, target, guard, asked.append if checked else None)
         with leading:
             if not checked:
                 cable.cut()
@@ -214,7 +214,7 @@ def test_request_that_was_not_sent_yet_waits_for_the_next_line(
             for verdict in asked:
                 verdict(False)  # as when what watches over the port ends
             until(lambda: entrance._held, what="it to wait")
-        stack.enter_context(entrance.leading(second, target, guard))
+        stack.enter_context(entrance.forwarding(second, target, guard))
         assert sock.recv(100).startswith(b"HTTP/1.1 204")
     assert got == [request]
 

@@ -24,8 +24,8 @@ from bokeh_ssh import ConnectionLostError, LocalForward, Lost, RemoteForward
 from bokeh_ssh._core import fork
 from bokeh_ssh._core.backoff import Attempts
 from bokeh_ssh._forwarding.listener import bind
-from bokeh_ssh._forwarding.local_acceptor import enter
-from bokeh_ssh._forwarding.request_filter import Guard
+from bokeh_ssh._forwarding.local_acceptor import open_acceptor
+from bokeh_ssh._forwarding.request_filter import RequestFilter
 from bokeh_ssh._tunnels.remote_forward import listening, to_peer
 from cable import Cable
 from conformance import pattern, read_all, read_exactly
@@ -245,7 +245,10 @@ def test_end_of_a_relay(embedded: Any, ending: Ending, direction: str) -> None:
         if direction == "to the target":
             assert done.wait(_PATIENCE)
             assert got == [DATA]
-        until(lambda: not gateway.pump.open_pipes and not peer.pump.open_pipes, what="both halves to end")
+        until(
+            lambda: not gateway.io_loop.open_relays and not peer.io_loop.open_relays,
+            what="both halves to end",
+        )
 
 
 def test_end_of_a_socket(embedded: Any, ending: Ending) -> None:
@@ -256,7 +259,7 @@ def test_end_of_a_socket(embedded: Any, ending: Ending) -> None:
             until(lambda: ending.sent, what="the server to end it")
             assert connection.ping(_PATIENCE)
             assert read_all(sock) == DATA
-        until(lambda: not connection.pump.open_pipes, what="the channel to end")
+        until(lambda: not connection.io_loop.open_relays, what="the channel to end")
 
 
 def test_end_of_a_forward_that_is_checked(embedded: Any, ending: Ending) -> None:
@@ -270,7 +273,7 @@ def test_end_of_a_forward_that_is_checked(embedded: Any, ending: Ending) -> None
         verdicts[0](True)
         assert read_all(ours) == DATA
         ours.shutdown(socket.SHUT_WR)
-        until(lambda: not connection.transport._streams, what="the channel to end")
+        until(lambda: not connection.transport._open_channels, what="the channel to end")
 
 
 def test_end_of_a_command(embedded: Any, ending: Ending) -> None:
@@ -383,20 +386,20 @@ def test_program_that_sends_and_closes_at_once(sshd: Callable[..., Machine], ban
         connection.forward(theirs, (_LOOPBACK, target.port), ("127.0.0.1", 1))
         ours.sendall(b"h")
         until(lambda: target.count, what="the target")
-        connection.pump.chunk = connection.pump.chunk[:4096]  # it takes several turns to read all of it
+        connection.io_loop.chunk = connection.io_loop.chunk[:4096]  # it takes several turns to read all of it
         held, release = threading.Event(), threading.Event()
-        connection.pump.post(lambda: held.set() or release.wait(_PATIENCE))  # type: ignore[func-returns-value]
+        connection.io_loop.post(lambda: held.set() or release.wait(_PATIENCE))  # type: ignore[func-returns-value]
         assert held.wait(_PATIENCE)
         ours.sendall(DATA[:60_000])
         ours.close()
         go.set()  # from here on, writing to it fails
         if banner:
-            [stream] = connection.transport._streams.values()
+            [stream] = connection.transport._open_channels.values()
             until(lambda: stream._received >= banner, what="the banner")
         release.set()
         assert got.wait(_PATIENCE)
         assert hashlib.sha256(seen[0]).digest() == hashlib.sha256(DATA[:60_000]).digest()
-        until(lambda: not connection.transport._streams, what="the channel to end")
+        until(lambda: not connection.transport._open_channels, what="the channel to end")
         assert connection.alive
 
 
@@ -416,7 +419,7 @@ def test_program_that_goes_away_ends_a_target_that_never_does(either: Machine) -
         assert ours.recv(1)
         ours.close()
         assert told.wait(_PATIENCE)
-        until(lambda: not connection.transport._streams, what="the channel to end")
+        until(lambda: not connection.transport._open_channels, what="the channel to end")
 
 
 def test_loss_on_one_side_of_a_relay_is_no_end(embedded: Any) -> None:
@@ -432,7 +435,7 @@ def test_loss_on_one_side_of_a_relay_is_no_end(embedded: Any) -> None:
         slow((_LOOPBACK, int(port))) as sock,
     ):
         assert read_exactly(sock, 100_000) == DATA[:100_000]
-        [stream] = gateway.transport._streams.values()
+        [stream] = gateway.transport._open_channels.values()
         send_eof = stream._carrier.send_now
 
         def watch(packet: Any) -> None:
@@ -443,7 +446,7 @@ def test_loss_on_one_side_of_a_relay_is_no_end(embedded: Any) -> None:
         gateway.transport.send_now = watch  # type: ignore[method-assign]
         peer.transport.sock.close()
         peer.transport.packetizer.close()
-        until(lambda: not gateway.pump.open_pipes, what="the other half to end")
+        until(lambda: not gateway.io_loop.open_relays, what="the other half to end")
         assert gateway.ping(_PATIENCE)
         assert "message 97" in ends  # CLOSE
         assert "message 96" not in ends  # EOF
@@ -459,13 +462,13 @@ def test_end_is_delivered_after_the_socket_is_closed(embedded: Any) -> None:
     with ExitStack() as stack:
         target = stack.enter_context(Listener(answer))
         connection = stack.enter_context(connected(embedded()))
-        entrance = enter(stack, bind(0), lambda _: None, True, Attempts())
-        stack.enter_context(entrance.leading(connection, (_LOOPBACK, target.port)))
+        entrance = open_acceptor(stack, bind(0), lambda _: None, True, Attempts())
+        stack.enter_context(entrance.forwarding(connection, (_LOOPBACK, target.port)))
         with slow((_LOOPBACK, entrance.port)) as sock:
             sock.sendall(b"question")
             sock.shutdown(socket.SHUT_WR)
             until(lambda: target.count, what="the target")
-            until(lambda: not connection.pump.open_pipes, what="our side to be closed")
+            until(lambda: not connection.io_loop.open_relays, what="our side to be closed")
             assert read_all(sock) == DATA[:30_000]
 
 
@@ -563,10 +566,10 @@ def test_fork_keeps_no_local_connection_open(embedded: Any, tmp_path: Path, stag
         cable = stack.enter_context(Cable(machine.host, machine.port))
         connection = stack.enter_context(connected(cable.machine(machine, tmp_path)))
         attempts = Attempts()
-        entrance = enter(stack, bind(0), lambda _: None, True, attempts)
+        entrance = open_acceptor(stack, bind(0), lambda _: None, True, attempts)
         with ExitStack() as leading:
             leading.enter_context(
-                entrance.leading(connection, (_LOOPBACK, target.port), Guard(entrance.port))
+                entrance.forwarding(connection, (_LOOPBACK, target.port), RequestFilter(entrance.port))
             )
             sock = stack.enter_context(
                 socket.create_connection((_LOOPBACK, entrance.port), timeout=_PATIENCE)
@@ -579,7 +582,7 @@ def test_fork_keeps_no_local_connection_open(embedded: Any, tmp_path: Path, stag
                 until(lambda: target.count, what="the target")
             elif stage == "channel asked for":
                 until(lambda: cable.held, what="the request for a channel")
-            assert connection.pump.drain(_PATIENCE)
+            assert connection.io_loop.drain(_PATIENCE)
             until(lambda: _is_let_go_of_in_children(sock), what="it to be accepted")
             pid = os.fork()
             if not pid:

@@ -19,17 +19,17 @@ import conformance
 from beds import Machine, until
 from bokeh_ssh import LocalForward
 from bokeh_ssh._forwarding import http_gate
-from bokeh_ssh._forwarding.filtered_relay import GuardedPipe
-from bokeh_ssh._forwarding.http_gate import Gate
+from bokeh_ssh._forwarding.filtered_relay import FilteredRelay
+from bokeh_ssh._forwarding.http_gate import HttpGate
 from bokeh_ssh._forwarding.http_requests import MOST, Inspector, Opened, RequestRefusedError
 from bokeh_ssh._forwarding.http_responses import Answers, Due
-from bokeh_ssh._forwarding.request_filter import Guard
-from bokeh_ssh._ssh.io_loop import Pump
+from bokeh_ssh._forwarding.request_filter import RequestFilter
+from bokeh_ssh._ssh.io_loop import IOLoop
 from direct_tunnels import port_of, serve_on, tunnel_to
 from http_text import head
 
 
-def judge(guard: Guard, *pieces: bytes) -> str:
+def judge(guard: RequestFilter, *pieces: bytes) -> str:
     """Have an inspector read what a client sends."""
     inspector, passed = Inspector(guard), b""
     try:
@@ -56,7 +56,7 @@ def judge(guard: Guard, *pieces: bytes) -> str:
 )
 def test_names_of_this_machine_pass(host: str) -> None:
     """Every way to write this machine's loopback is taken, with a port and without."""
-    assert judge(Guard(5006), head(f"Host: {host}")) == "pass"
+    assert judge(RequestFilter(5006), head(f"Host: {host}")) == "pass"
 
 
 @pytest.mark.parametrize(
@@ -87,15 +87,17 @@ def test_names_of_this_machine_pass(host: str) -> None:
 )
 def test_other_names_are_refused(host: str) -> None:
     """A name that somebody had lead to this machine is not taken, nor what two programs may read as two."""
-    assert judge(Guard(5006), head(f"Host: {host}")) == "refuse"
+    assert judge(RequestFilter(5006), head(f"Host: {host}")) == "refuse"
 
 
 def test_names_that_were_added_pass() -> None:
     """What is given as an extra origin may also be the name that requests come under, as behind a proxy."""
-    guard = Guard(5006, ("hub.example:8000",))
+    guard = RequestFilter(5006, ("hub.example:8000",))
     assert judge(guard, head("Host: hub.example:8000")) == "pass"
-    assert judge(Guard(5006), head("Host: hub.example:8000")) == "refuse"  # the control
-    assert judge(Guard(5006, ("*",)), head("Host: hub.example:8000")) == "refuse"  # all pages, not all names
+    assert judge(RequestFilter(5006), head("Host: hub.example:8000")) == "refuse"  # the control
+    assert (
+        judge(RequestFilter(5006, ("*",)), head("Host: hub.example:8000")) == "refuse"
+    )  # all pages, not all names
 
 
 @pytest.mark.parametrize(
@@ -119,14 +121,14 @@ def test_names_that_were_added_pass() -> None:
 def test_origins_of_websockets(origin: str, verdict: str) -> None:
     """A WebSocket comes from the tunnel's own pages, or from those that were added."""
     lines = ("Host: localhost:5006", "Upgrade: WebSocket", f"Origin: {origin}")
-    assert judge(Guard(5006, ("page.example:8000",)), head(*lines)) == verdict
-    assert judge(Guard(5006, ("*",)), head(*lines)) == "pass"
-    assert judge(Guard(5006), head(lines[0], lines[2])) == "pass"  # any page may ask; it cannot read
+    assert judge(RequestFilter(5006, ("page.example:8000",)), head(*lines)) == verdict
+    assert judge(RequestFilter(5006, ("*",)), head(*lines)) == "pass"
+    assert judge(RequestFilter(5006), head(lines[0], lines[2])) == "pass"  # any page may ask; it cannot read
 
 
 def test_scripts_pass() -> None:
     """A WebSocket without an origin is a program's, not a page's."""
-    assert judge(Guard(5006), head("Host: localhost:5006", "Upgrade: websocket")) == "pass"
+    assert judge(RequestFilter(5006), head("Host: localhost:5006", "Upgrade: websocket")) == "pass"
 
 
 def test_every_way_to_ask_for_a_websocket_has_its_origin_looked_at() -> None:
@@ -138,9 +140,9 @@ def test_every_way_to_ask_for_a_websocket_has_its_origin_looked_at() -> None:
         "Sec-WebSocket-Key: x",
         "sec-websocket-version: 13",
     ):
-        assert judge(Guard(5006), head(*lines, more)) == "refuse"
+        assert judge(RequestFilter(5006), head(*lines, more)) == "refuse"
     twice = ("Host: localhost:5006", "Upgrade: websocket", "Origin: http://localhost:5006", lines[1])
-    assert judge(Guard(5006), head(*twice)) == "refuse"
+    assert judge(RequestFilter(5006), head(*twice)) == "refuse"
 
 
 #: A TLS record of 512 bytes, as a client's hello is.
@@ -152,9 +154,9 @@ HELLO = b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03" + b"GET / HTTP/1.1\r\nHost: 
 def test_tls_passes_unread() -> None:
     """TLS has a check of names of its own; what follows a hello passes once the server says its own."""
     for cut in range(1, len(HELLO)):
-        assert judge(Guard(5006), HELLO[:cut], HELLO[cut:]) == "pass"
-    assert judge(Guard(5006), head("Host: localhost"), HELLO) == "refuse"  # in the middle it is none
-    inspector = Inspector(Guard(5006))
+        assert judge(RequestFilter(5006), HELLO[:cut], HELLO[cut:]) == "pass"
+    assert judge(RequestFilter(5006), head("Host: localhost"), HELLO) == "refuse"  # in the middle it is none
+    inspector = Inspector(RequestFilter(5006))
     answers = Answers(inspector.due)
     assert inspector.feed(HELLO + b"more") == HELLO
     assert inspector.asking
@@ -173,13 +175,13 @@ def test_tls_passes_unread() -> None:
 )
 def test_what_only_begins_like_tls_is_refused(data: bytes) -> None:
     """A byte alone makes no TLS: a server that speaks HTTP may find a request behind it."""
-    assert judge(Guard(5006), data) == "refuse"
+    assert judge(RequestFilter(5006), data) == "refuse"
 
 
 def test_nothing_follows_a_hello_that_is_not_answered_with_tls() -> None:
     """A server that answers a hello with anything else gets nothing more of that connection."""
     for more in (b"\x17\x03\x03", head("Host: evil.example"), head("Host: localhost")):
-        inspector = Inspector(Guard(5006))
+        inspector = Inspector(RequestFilter(5006))
         answers = Answers(inspector.due)
         assert inspector.feed(HELLO) == HELLO
         assert answers.read(memoryview(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")) is False
@@ -261,12 +263,12 @@ LOCAL = "Host: localhost:5006"
 )
 def test_what_does_not_parse_is_refused(data: bytes) -> None:
     """What is HTTP to some servers only goes to none, in whatever pieces it comes."""
-    assert judge(Guard(5006), data) == "refuse"
+    assert judge(RequestFilter(5006), data) == "refuse"
     if len(data) < 300:
-        assert judge(Guard(5006), *(bytes((byte,)) for byte in data)) == "refuse"
+        assert judge(RequestFilter(5006), *(bytes((byte,)) for byte in data)) == "refuse"
         good = head(LOCAL, "Content-Length: 2") + b"ab"  # and later on a connection as at its beginning
-        assert judge(Guard(5006), good, data) == "refuse"
-        assert judge(Guard(5006), good + data) == "refuse"
+        assert judge(RequestFilter(5006), good, data) == "refuse"
+        assert judge(RequestFilter(5006), good + data) == "refuse"
 
 
 @pytest.mark.parametrize("method", ["GET", "get", "foo", "M-SEARCH", "a" * 40, "BREW"])
@@ -274,8 +276,8 @@ def test_what_does_not_parse_is_refused(data: bytes) -> None:
 def test_any_method_is_judged_by_its_host(method: str, before: bytes) -> None:
     """A method that no server knows makes a request no less of one."""
     whole = f"{method} / HTTP/1.1\r\nHost: %s\r\n\r\n"
-    assert judge(Guard(5006), before + (whole % "evil.example").encode()) == "refuse"
-    assert judge(Guard(5006), before + (whole % "localhost").encode()) == "pass"  # the control
+    assert judge(RequestFilter(5006), before + (whole % "evil.example").encode()) == "refuse"
+    assert judge(RequestFilter(5006), before + (whole % "localhost").encode()) == "pass"  # the control
 
 
 INSIDE = head("Host: evil.example", path="/in/a/body")
@@ -297,14 +299,14 @@ def test_requests_follow_each_other(request_: bytes) -> None:
     good, bad = head(LOCAL), head("Host: evil.example")
     for cut in range(1, len(request_ + good)):
         whole = request_ + good
-        assert judge(Guard(5006), whole[:cut], whole[cut:]) == "pass"
-        assert judge(Guard(5006), request_[:cut], request_[cut:] + bad) == "refuse"
-    assert judge(Guard(5006), *(bytes((byte,)) for byte in request_ * 3)) == "pass"
+        assert judge(RequestFilter(5006), whole[:cut], whole[cut:]) == "pass"
+        assert judge(RequestFilter(5006), request_[:cut], request_[cut:] + bad) == "refuse"
+    assert judge(RequestFilter(5006), *(bytes((byte,)) for byte in request_ * 3)) == "pass"
 
 
 def test_long_body_is_passed_on_as_it_is() -> None:
     """A body is neither copied nor held."""
-    inspector = Inspector(Guard(5006))
+    inspector = Inspector(RequestFilter(5006))
     inspector.feed(head(LOCAL, "Content-Length: 1000000"))
     part = memoryview(bytes(100_000))
     for _ in range(10):
@@ -316,7 +318,7 @@ def test_long_body_is_passed_on_as_it_is() -> None:
 @pytest.mark.parametrize("switched", [True, False])
 def test_nothing_follows_a_websocket_unread_before_the_answer(switched: bool) -> None:
     """What follows a request for a WebSocket waits for the answer; if that is no, it is more requests."""
-    inspector = Inspector(Guard(5006))
+    inspector = Inspector(RequestFilter(5006))
     asked = head(LOCAL, "Upgrade: websocket", "Connection: Upgrade")
     assert inspector.feed(asked + head("Host: evil.example")) == asked
     assert inspector.asking
@@ -399,15 +401,15 @@ class Still:
 
 
 def test_server_that_speaks_at_once_after_its_yes_is_believed() -> None:
-    """What follows a yes, before the pump has got to that, takes nothing back."""
-    still, inspector = Still(), Inspector(Guard(5006))
+    """What follows a yes, before the loop has got to that, takes nothing back."""
+    still, inspector = Still(), Inspector(RequestFilter(5006))
     asked = inspector.feed(head(LOCAL, "Upgrade: websocket"))
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        pipe: Any = GuardedPipe(still, ours, still, None, Opened(inspector, bytes(asked)))  # type: ignore[arg-type]
+        pipe: Any = FilteredRelay(still, ours, still, None, Opened(inspector, bytes(asked)))  # type: ignore[arg-type]
         for part in (YES, b"\x81\x05hello", b"\x81\x05hello"):
             pipe.on_data([memoryview(part)])
-        pipe._pass_on(memoryview(b"\x81\x80abcd"))
+        pipe._send_on(memoryview(b"\x81\x80abcd"))
         assert inspector.free
         assert still.sent == b"\x81\x80abcd"
 
@@ -416,21 +418,21 @@ def test_refusals_have_no_secrets_in_them() -> None:
     """What is told of a request that does not parse is not the line itself, which may hold a cookie."""
     for data in (head("Cookie : secret"), b"GET /?bokeh-session-id=secret\r\n\r\n"):
         with pytest.raises(RequestRefusedError) as caught:
-            Inspector(Guard(5006)).feed(data)
+            Inspector(RequestFilter(5006)).feed(data)
         assert "secret" not in str(caught.value)
 
 
 @given(st.lists(st.binary(max_size=300), max_size=3))
 def test_anything_is_judged(pieces: list[bytes]) -> None:
     """Whatever comes, there is a verdict."""
-    assert judge(Guard(5006), *pieces) in ("more", "pass", "refuse")
+    assert judge(RequestFilter(5006), *pieces) in ("more", "pass", "refuse")
 
 
 @given(st.integers(1, 60))
 def test_beginnings_are_waited_for(count: int) -> None:
     """A head that is cut anywhere is never judged early."""
     whole = head("Host: evil.example:5006", "Accept: */*")
-    assert judge(Guard(5006), whole[: min(count, len(whole) - 1)]) == "more"
+    assert judge(RequestFilter(5006), whole[: min(count, len(whole) - 1)]) == "more"
 
 
 def ask(port: int, *lines: str, path: str) -> str:
@@ -485,28 +487,28 @@ def test_slow_and_idle_connections(machine: Machine) -> None:
         idle[0].sendall(head(f"Host: localhost:{port}", "Connection: close", path="/sliders"))
         assert "Bokeh" in conformance.read_all(idle[0]).decode(errors="replace")
         threads = {thread.name for thread in threading.enumerate()}
-        assert len([name for name in threads if "pump" in name]) == 1
+        assert len([name for name in threads if "io loop" in name]) == 1
         for sock in idle:
             sock.close()
 
 
 def test_connection_that_comes_as_its_line_goes_is_not_forgotten() -> None:
     """One that was accepted for a line that is given up in the same moment waits for the next."""
-    pump, led, late = Pump("test"), list[Any](), list[Any]()
+    pump, led, late = IOLoop("test"), list[Any](), list[Any]()
 
     def inspect(_: socket.socket) -> Inspector:
-        return Inspector(Guard(5006))
+        return Inspector(RequestFilter(5006))
 
-    gate = Gate(pump, inspect, lambda sock, *_: led.append(sock), lambda sock, _: late.append(sock))
+    gate = HttpGate(pump, inspect, lambda sock, *_: led.append(sock), lambda sock, _: late.append(sock))
     pairs = [socket.socketpair() for _ in range(3)]
     try:
         pairs[0][0].sendall(head(LOCAL))
-        gate.admit(pairs[0][1], ("", 0))  # the control
-        gate.admit(pairs[1][1], ("", 0))
+        gate.check(pairs[0][1], ("", 0))  # the control
+        gate.check(pairs[1][1], ("", 0))
         until(lambda: led == [pairs[0][1]], what="the first to be led on")
         assert [sock for sock, *_ in gate.release()] == [pairs[1][1]]
         pump.close()
-        gate.admit(pairs[2][1], ("", 0))
+        gate.check(pairs[2][1], ("", 0))
         assert late == [pairs[2][1]]
     finally:
         pump.close()

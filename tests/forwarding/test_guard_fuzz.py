@@ -27,7 +27,7 @@ from tornado.iostream import IOStream
 
 from bokeh_ssh._forwarding.http_requests import Inspector, RequestRefusedError
 from bokeh_ssh._forwarding.http_responses import Answers
-from bokeh_ssh._forwarding.request_filter import Guard
+from bokeh_ssh._forwarding.request_filter import RequestFilter
 
 #: What was dispatched, or let in: method, target, Host.
 Seen = tuple[str, str, str]
@@ -244,7 +244,7 @@ class Peer:
 
 
 @dataclass(frozen=True)
-class Recorder(Guard):
+class Recorder(RequestFilter):
     """A guard that notes what it lets in."""
 
     let_in: list[Seen] = field(default_factory=list)

@@ -314,7 +314,7 @@ def test_many_half_heads_cost_nothing(
     if not hasattr(time, "pthread_getcpuclockid"):
         pytest.skip("the system does not tell what a thread costs")
     with launched(embedded(), isolate=False) as tunnel:
-        (pump,) = [thread for thread in threading.enumerate() if "bokeh-ssh pump" in thread.name]
+        (pump,) = [thread for thread in threading.enumerate() if "bokeh-ssh io loop" in thread.name]
         clients = [client_of(tunnel) for _ in range(250)]
         for client in clients:
             client.sock.sendall(b"GET / HTTP/1.1\r\nCookie: " + b"x" * 16_000 + b"\r\nHost: loc")

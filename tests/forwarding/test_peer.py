@@ -113,22 +113,22 @@ def connected(family: int) -> Iterator[tuple[socket.socket, socket.socket]]:
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
 def test_both_ways_tell_the_same(family: int) -> None:
     """The kernel's answer and its table name the socket at the other end, and no longer once it is closed."""
-    with closing(peer_uid.Diagnosis()) as diagnosis, connected(family) as (here, there):
+    with closing(peer_uid.SockDiag()) as diagnosis, connected(family) as (here, there):
         me = os.geteuid(), os.fstat(here.fileno()).st_ino
-        assert diagnosis(there) == peer_uid.look_up(there) == me
+        assert diagnosis(there) == peer_uid.find_in_table(there) == me
         here.close()
-        for owner in (diagnosis(there), peer_uid.look_up(there)):
+        for owner in (diagnosis(there), peer_uid.find_in_table(there)):
             assert owner is None or owner[1] == 0
 
 
 @linux
 def test_strangers_and_those_who_left_are_told() -> None:
     """A connection of this account passes; one that was closed at once has nobody that could be asked for."""
-    with closing(peer_uid.Strangers()) as strangers, connected(socket.AF_INET) as (here, there):
-        assert strangers.find(there) is None
+    with closing(peer_uid.PeerUidCheck()) as strangers, connected(socket.AF_INET) as (here, there):
+        assert strangers.foreign_uid(there) is None
         here.sendall(b"DELETE")
         here.close()
-        assert strangers.find(there) == -1
+        assert strangers.foreign_uid(there) == -1
 
 
 @linux
@@ -160,20 +160,20 @@ def test_forward_refuses_other_users(embedded: Callable[..., Machine]) -> None:
 def test_system_that_does_not_tell_lets_all_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """Elsewhere, and where neither way tells the truth, a forward works as ``ssh -L`` does."""
     with connected(socket.AF_INET) as (_, there):
-        monkeypatch.setattr(peer_uid.Diagnosis, "__call__", lambda self, sock: (os.geteuid(), 1))
-        monkeypatch.setattr(peer_uid, "look_up", lambda sock: None)
-        assert peer_uid.Strangers().find(there) is None
+        monkeypatch.setattr(peer_uid.SockDiag, "__call__", lambda self, sock: (os.geteuid(), 1))
+        monkeypatch.setattr(peer_uid, "find_in_table", lambda sock: None)
+        assert peer_uid.PeerUidCheck().foreign_uid(there) is None
         monkeypatch.setattr(sys, "platform", "darwin")
-        assert peer_uid.Strangers().find(there) is None
+        assert peer_uid.PeerUidCheck().foreign_uid(there) is None
 
 
 @linux
 def test_answers_to_others_are_passed_over() -> None:
     """A late answer to an earlier question is not taken for that to this one."""
-    with closing(peer_uid.Diagnosis()) as ask, connected(socket.AF_INET) as (here, there):
+    with closing(peer_uid.SockDiag()) as ask, connected(socket.AF_INET) as (here, there):
         ask(there)
         stale = struct.pack("=IHHII", 16, 20, 0, 7, 0)
-        real = ask._line
+        real = ask._socket
         answers = [stale]
 
         class Line:
@@ -183,10 +183,10 @@ def test_answers_to_others_are_passed_over() -> None:
             def recv(self, size: int) -> bytes:
                 return answers.pop() if answers else real.recv(size)
 
-        ask._line = Line()  # type: ignore[assignment]
+        ask._socket = Line()  # type: ignore[assignment]
         assert ask(there) == (os.geteuid(), os.fstat(here.fileno()).st_ino)
         assert answers == []
-        ask._line = real
+        ask._socket = real
 
 
 def test_socket_needs_no_leave(tmp_path: Path) -> None:

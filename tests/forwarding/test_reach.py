@@ -32,7 +32,7 @@ from bokeh_ssh import (
     TargetUnreachableError,
 )
 from bokeh_ssh._cli import doctor
-from bokeh_ssh._server.probe import answers, look
+from bokeh_ssh._server.probe import is_answering, probe_port
 from bokeh_ssh._ssh.connect import connect
 from bokeh_ssh._ssh.connection import Connection
 from cable import Cable
@@ -201,7 +201,10 @@ def test_line_that_is_lost_is_no_answer(tmp_path: Path) -> None:
         return True
 
     with fakes.FakeSSH(tmp_path, on_open=hang_up) as fake:
-        for ask in (look, lambda connection, port, **more: answers(connection, ("localhost", port), **more)):
+        for ask in (
+            probe_port,
+            lambda connection, port, **more: is_answering(connection, ("localhost", port), **more),
+        ):
             with to(fake.machine) as connection, pytest.raises(ConnectionLostError):
                 ask(connection, 5006, timeout=20)
 
@@ -210,8 +213,8 @@ def test_answer_waits_for_a_window() -> None:
     """A server that lets nothing be sent at first, on a channel to a listener, is answered once it does."""
     room, said = [0], []
     stream = SimpleNamespace(writable=lambda: room[0], send=lambda data: said.append(bytes(data)))
-    connection = SimpleNamespace(pump=SimpleNamespace(post=lambda call: call()))
-    ear = bokeh_ssh._forwarding.listener_probe._Ear(connection, stream, b"word", b"answer")  # type: ignore[arg-type]
+    connection = SimpleNamespace(io_loop=SimpleNamespace(post=lambda call: call()))
+    ear = bokeh_ssh._forwarding.listener_probe._ProbeChannel(connection, stream, b"word", b"answer")  # type: ignore[arg-type]
     ear.on_data([memoryview(b"wo"), memoryview(b"rd")])
     assert said == []
     room[0] = len(b"answer")
@@ -252,14 +255,14 @@ def test_line_that_stalls_is_no_port_that_is_taken(
 def test_dead_port_is_dead(conch: Machine) -> None:
     """A port where nothing listens is that, where the server confirms the channel; who answers is found."""
     with to(conch) as connection, web_server() as port:
-        assert look(connection, free_port(), timeout=20) is None
-        assert not answers(connection, ("127.0.0.2", port), timeout=20)
-        found = look(connection, port, timeout=20)
+        assert probe_port(connection, free_port(), timeout=20) is None
+        assert not is_answering(connection, ("127.0.0.2", port), timeout=20)
+        found = probe_port(connection, port, timeout=20)
         assert found
         assert found.status == 404
-        assert answers(connection, ("127.0.0.1", port), timeout=20)
+        assert is_answering(connection, ("127.0.0.1", port), timeout=20)
         with _listening(fakes.saying(b"220 mail.example\r\n")) as other:
-            found = look(connection, other, timeout=20)
+            found = probe_port(connection, other, timeout=20)
             assert found
             assert not found.is_bokeh
 
@@ -317,7 +320,7 @@ def test_doctor_tells_what_forbids_in_other_words(
     words = command("erlang", tmp_path_factory)
     with other_servers.running(words, key, tmp_path) as machine:  # the control
         with to(machine) as connection:
-            assert look(connection, free_port(), timeout=20) is None
+            assert probe_port(connection, free_port(), timeout=20) is None
 
 
 def test_refusal_for_no_reason_is_one(mina: Machine) -> None:

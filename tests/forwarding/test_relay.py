@@ -45,7 +45,7 @@ def test_relay_conforms(sshd: Callable[..., Machine], tmp_path: Path, name: str)
     with target_here() as target, relayed(sshd, tmp_path, target) as (port, gateway, peer):
         conformance.CHECKS[name]((_LOOPBACK, port))
         until(
-            lambda: not gateway.pump.open_pipes and not peer.pump.open_pipes,
+            lambda: not gateway.io_loop.open_relays and not peer.io_loop.open_relays,
             what="both halves of each connection to end",
         )
         assert gateway.alive
@@ -64,7 +64,7 @@ def test_loss_of_one_side_ends_the_other(sshd: Callable[..., Machine], tmp_path:
                 assert sock.recv(1) == b""
             except ConnectionResetError:
                 pass
-        until(lambda: not gateway.pump.open_pipes, what="the other half to end")
+        until(lambda: not gateway.io_loop.open_relays, what="the other half to end")
         assert gateway.alive
         with ask((_LOOPBACK, port), "echo") as sock:  # refused, not left to hang
             try:

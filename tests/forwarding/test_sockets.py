@@ -36,7 +36,7 @@ from bokeh_ssh import (
 from bokeh_ssh._core import endpoint
 from bokeh_ssh._forwarding import local_sockets as localsocket
 from bokeh_ssh._ssh import messages
-from bokeh_ssh._ssh.channel import Stream
+from bokeh_ssh._ssh.channel import Channel
 from bokeh_ssh._ssh.connect import connect
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._ssh.transport import Reply
@@ -113,11 +113,11 @@ def say(sock: socket.socket, text: bytes) -> bytes:
         return conformance.read_all(sock)
 
 
-def answer(stream: Stream, connection: Connection) -> None:
+def answer(stream: Channel, connection: Connection) -> None:
     """Take a stream and send back what comes."""
     ours, theirs = socket.socketpair()
     stream.accept()
-    stream.attach(connection.pump.splice(theirs, stream))
+    stream.attach(connection.io_loop.relay(theirs, stream))
 
     def echo() -> None:
         with ours:

@@ -122,7 +122,7 @@ def test_server_that_was_left_is_still_there(ender: Machine, mark: str) -> None:
 def test_server_outlives_a_cut(ender: Machine, mark: str) -> None:
     """After a loss it is there for its grace time, the same one; stopped, nothing of it is left."""
     with line_to(ender) as connection, started(connection, mark, grace=60) as server:
-        ticket = server.ticket
+        ticket = server.server_ref
         assert ticket
         connection.transport.sock.close()
         until(lambda: server.ended.is_set(), what="the loss")
@@ -207,7 +207,7 @@ def test_what_was_executed_is_killed_alone(bench: Bench, mark: str) -> None:
     assert held.server.lost
     assert alive(held.supervisor)
     assert held.alive()
-    ticket = held.server.ticket
+    ticket = held.server.server_ref
     assert ticket
     back = Server.adopt(bench.runner(), ticket, launch=held.server.launch)
     assert back.pid == held.server.pid

@@ -31,23 +31,23 @@ while True:
 
 def accompany(server: Server, mark: str, program: str = _STAYS) -> dict[str, object]:
     """Run a Python program beside a server."""
-    return server.accompany((sys.executable, "-S", "-c", program, mark), {"CALLED": "me"}, 20)
+    return server.start_sidecar((sys.executable, "-S", "-c", program, mark), {"CALLED": "me"}, 20)
 
 
 def test_its_word_is_told_and_its_complaints_are_in_the_log(bench: Bench, mark: str) -> None:
     """What it says of itself comes as it is, to one who adopts the server and to who lists it too."""
     held = Held(bench, mark)
     word = {"event": "port", "name": "me", "gateway": "gw:22"}
-    assert held.server.along == {}
+    assert held.server.sidecar_status == {}
     assert accompany(held.server, f"beside-{mark}") == word
-    assert held.server.along == word
+    assert held.server.sidecar_status == word
     until(lambda: "a complaint" in held.server.log, what="its complaint to be told")
     assert "no word" not in held.server.log
-    [listed] = [each for each in list_servers(bench.runner()) if each.id == held.server.ticket.id]
+    [listed] = [each for each in list_servers(bench.runner()) if each.id == held.server.server_ref.id]
     assert listed.published == "me on gw:22"
-    again = Server.adopt(bench.runner(), held.server.ticket, launch=held.server.launch)
+    again = Server.adopt(bench.runner(), held.server.server_ref, launch=held.server.launch)
     bench.servers.append(again)
-    until(lambda: again.along == word, what="the next client to be told")
+    until(lambda: again.sidecar_status == word, what="the next client to be told")
     assert len(processes(f"beside-{mark}")) == 1
 
 
@@ -77,7 +77,7 @@ def test_the_server_does_not_end_with_it(bench: Bench, mark: str) -> None:
     """Where it ends by itself the server runs on, and another one can be started."""
     held = Held(bench, mark)
     assert accompany(held.server, mark, """print('{"event": "missing"}')""") == {"event": "missing"}
-    until(lambda: held.server.along == {}, what="its end to be told")
+    until(lambda: held.server.sidecar_status == {}, what="its end to be told")
     assert kinds(bench, ServerExited) == []
     assert held.alive()
     assert accompany(held.server, f"beside-{mark}")["name"] == "me"
@@ -86,6 +86,6 @@ def test_the_server_does_not_end_with_it(bench: Bench, mark: str) -> None:
 def test_what_cannot_be_started_or_says_nothing_is_told(bench: Bench, mark: str) -> None:
     """A program that is not there, or ends without a word, is told at once, and costs nothing else."""
     held = Held(bench, mark)
-    assert held.server.accompany(("/no/such/program",), {}, 20) == {}
+    assert held.server.start_sidecar(("/no/such/program",), {}, 20) == {}
     assert accompany(held.server, mark, "print('nothing'); print([1])") == {}
     assert held.server.stop() is True

@@ -21,7 +21,7 @@ from bokeh_ssh import Event, Lost, Reconnected, RemoteForward, Warned
 from bokeh_ssh._core.errors import BokehSSHError, ServerGoneError
 from bokeh_ssh._forwarding import remote_sockets
 from bokeh_ssh._remote import process_tree, run_dir
-from bokeh_ssh._remote.control_socket import sweep
+from bokeh_ssh._remote.control_socket import remove_stale
 from bokeh_ssh._remote.run_dir import private
 from bokeh_ssh._server import payload, registry, supervisor_client
 from bokeh_ssh._server.registry import list_servers, stop_server
@@ -53,7 +53,7 @@ def place() -> Path:
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have what is sent look, and be waited for, twenty times as often; one test has the real pace."""
-    send = payload.program
+    send = payload.payload
 
     def program(name: str) -> bytes:
         text = send(name)
@@ -62,8 +62,8 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
             text = text.replace(old, new)
         return text
 
-    monkeypatch.setattr(supervisor_client, "program", program)
-    monkeypatch.setattr(registry, "program", program)
+    monkeypatch.setattr(supervisor_client, "payload", program)
+    monkeypatch.setattr(registry, "payload", program)
 
 
 def on_socket(bench: Bench, **words: Any) -> Server:
@@ -86,7 +86,7 @@ def who(path: str) -> int:
 
 def adopted(bench: Bench, server: Server) -> Server:
     """Take it over in a session of its own."""
-    ticket = server.ticket
+    ticket = server.server_ref
     assert ticket
     back = Server.adopt(bench.runner(), ticket, launch=server.launch)
     bench.servers.append(back)
@@ -120,11 +120,11 @@ REMOVALS: dict[str, Callable[[Path, Path], object]] = {
 def test_place_is_made_again(bench: Bench, place: Path, how: str) -> None:
     """Found, reached and listed again within moments, by the same paths; the control is that it was not."""
     server = on_socket(bench)
-    assert server.ticket
-    inner = Path(server.ticket.place)
+    assert server.server_ref
+    inner = Path(server.server_ref.place)
     assert who(server.socket) == server.pid
     broken = how in ("socket", "all", "inner", "moved")
-    with halted(int(server.ticket.supervisor.partition(":")[0])):
+    with halted(int(server.server_ref.supervisor.partition(":")[0])):
         REMOVALS[how](place, inner)
         assert (who(server.socket) == 0) == broken
 
@@ -148,7 +148,7 @@ def test_directory_that_goes_while_it_is_looked_at_holds_nothing(
     """Whoever ends the last server removes the directory: for others, there is nothing to see then."""
     place.mkdir(0o700)
     monkeypatch.setattr(run_dir, "usable", lambda root: shutil.rmtree(root))
-    assert list(run_dir.places()) == []
+    assert list(run_dir.list_run_dirs()) == []
     assert not place.exists()
 
 
@@ -157,9 +157,9 @@ def test_directory_that_goes_while_it_is_looked_at_holds_nothing(
 def test_supervisor_that_is_late_with_it_lives(bench: Bench, place: Path) -> None:
     """A directory that is empty, for however long, is no sign that nobody holds its server."""
     server = on_socket(bench)
-    assert server.ticket
-    inner = Path(server.ticket.place)
-    supervisor = int(server.ticket.supervisor.partition(":")[0])
+    assert server.server_ref
+    inner = Path(server.server_ref.place)
+    supervisor = int(server.server_ref.supervisor.partition(":")[0])
     with halted(supervisor):
         shutil.rmtree(inner)
         inner.mkdir(0o700)
@@ -205,12 +205,12 @@ def test_who_looks_before_it_is_made_again_ends_nothing(
 ) -> None:
     """With neither socket nor record nothing tells whose place it is: its supervisor has time to say."""
     held = Held(bench, mark, grace=60)
-    ticket = held.server.ticket
+    ticket = held.server.server_ref
     assert ticket
     with halted(held.supervisor):
         with private():
             BARED[how](place, Path(ticket.place))
-        assert not sweep()
+        assert not remove_stale()
         assert held.alive()
     [listed] = list_servers(bench.runner(), python=sys.executable)
     assert listed.pid == held.server.pid
@@ -222,7 +222,7 @@ def test_who_looks_before_it_is_made_again_ends_nothing(
 def test_place_that_another_user_has_replaced_is_not_used(bench: Bench, mark: str, place: Path) -> None:
     """While the directory was open to others, one put a place of his own there: nothing is made in it."""
     held = Held(bench, mark, grace=60)
-    ticket = held.server.ticket
+    ticket = held.server.server_ref
     assert ticket
     inner = Path(ticket.place)
     with halted(held.supervisor):
@@ -242,15 +242,15 @@ def test_record_is_written_nowhere_else(tmp_path: Path) -> None:
     theirs = tmp_path / "theirs"
     theirs.write_text("as it was")
     (inner / "record.new").symlink_to(theirs)
-    run_dir.Place(str(inner)).write({})
+    run_dir.RunDir(str(inner)).write({})
     assert theirs.read_text() == "as it was"
     (inner / "record.new").unlink()
-    run_dir.Place(str(inner)).write({})  # the control
+    run_dir.RunDir(str(inner)).write({})  # the control
     assert (inner / "record").read_text() == "{}"
     if os.geteuid() == 0:
         (inner / "record").unlink()
         os.chown(inner, 65534, -1)
-        run_dir.Place(str(inner)).write({})
+        run_dir.RunDir(str(inner)).write({})
         assert not list(inner.iterdir())
 
 
@@ -291,13 +291,13 @@ def test_server_that_nobody_can_find_has_no_grace(bench: Bench, mark: str, place
     """Without a directory from the start nobody can come back: it ends with its client, without a grace."""
     place.write_text("in the way")
     held = Held(bench, mark, grace=600)
-    assert held.server.ticket is None
-    trace = held.server.trace
+    assert held.server.server_ref is None
+    trace = held.server.adoptable_ref
     assert trace
     held.session.vanish()
     held.check_gone()
     other = Held(bench, mark + "x", grace=600)  # one whose client only seems to be there
-    trace = other.server.trace
+    trace = other.server.adoptable_ref
     assert trace
     with pytest.raises(ServerGoneError):
         Server.adopt(bench.runner(), trace, launch=other.server.launch)
@@ -309,7 +309,7 @@ def test_another_process_of_that_number_is_left_alone(bench: Bench, mark: str, p
     """Only the supervisor itself is ended, and not what has its number by now."""
     place.write_text("in the way")
     held = Held(bench, mark)
-    trace = held.server.trace
+    trace = held.server.adoptable_ref
     assert trace
     pid, _, began = trace.supervisor.partition(":")
     other = dataclasses.replace(trace, supervisor=f"{pid}:{int(began) - 1}")
@@ -325,11 +325,11 @@ def test_what_was_brought_is_removed(bench: Bench) -> None:
     """That it is gone is told, once."""
 
     def bring(server: Server) -> None:
-        server.order(do="put", name="app.py", data="eA==", last=True, runs=False)
-        server.arrived(server.mark(), 10)
+        server.send_order(do="put", name="app.py", data="eA==", last=True, runs=False)
+        server.wait_for_sync(server.request_sync(), 10)
 
     server = bench.start(command=FAKE, app=("app.py",), brings=True, bring=bring)
-    shutil.rmtree(server.depot)
+    shutil.rmtree(server.upload_dir)
 
     def warnings() -> list[str]:
         return [event.text for event in bench.events if isinstance(event, Warned)]

@@ -107,7 +107,7 @@ def bystander(mark: str) -> Iterator[subprocess.Popen[bytes]]:
 
 def strays(mark: str, bystander: subprocess.Popen[bytes]) -> set[int]:
     """List those of the server's programs that run."""
-    rows = {pid: process_tree.look(pid) for pid in processes(mark)}
+    rows = {pid: process_tree.read_process(pid) for pid in processes(mark)}
     return {pid for pid, row in rows.items() if row and row[1] != bystander.pid}
 
 
@@ -176,7 +176,7 @@ def test_program_whose_first_thread_has_ended_is_ended(bench: Bench) -> None:
 
 def test_who_is_started_while_we_look_is_seen(mark: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that starts another one, and ends, between two looks of ours does not hide that."""
-    look, line = process_tree.look, f"read go; sh -c '{_LOOP}' {mark} >/dev/null & echo $!"
+    look, line = process_tree.read_process, f"read go; sh -c '{_LOOP}' {mark} >/dev/null & echo $!"
     with subprocess.Popen(["sh", "-c", line], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as popen:
 
         def late(pid: int) -> process_tree.Row | None:
@@ -187,7 +187,7 @@ def test_who_is_started_while_we_look_is_seen(mark: str, monkeypatch: pytest.Mon
                 popen.wait(20)
             return look(pid)
 
-        monkeypatch.setattr(process_tree, "look", late)
+        monkeypatch.setattr(process_tree, "read_process", late)
         rows = process_tree.table()
         assert popen.stdout
         started = int(popen.stdout.read())
@@ -211,7 +211,7 @@ def test_all_of_it_ends_however_the_server_does(
     elif bare:  # what no parent of ours has, and who has no environment either, nobody knows
         os.kill(first, signal.SIGKILL)
         known = {held.session.process.pid, held.supervisor, first}
-        until(lambda: processes(held.server._mark) - known, what="another one")
+        until(lambda: processes(held.server._nonce) - known, what="another one")
     if how == "supervisor" or bare:
         os.kill(held.supervisor, signal.SIGKILL)
     until(lambda: len(strays(mark, bystander)) <= bare, what="they are gone")
@@ -251,12 +251,12 @@ def test_number_of_the_group_stays_taken(bench: Bench, mark: str) -> None:
     os.kill(held.server.pid, signal.SIGKILL)
     until(lambda: kinds(bench, ServerExited), what="it is told")
     [deaf] = held.grandchildren()  # it has five seconds
-    row = process_tree.look(held.server.pid)
+    row = process_tree.read_process(held.server.pid)
     assert row
     assert (row[0], row[2]) == (guardian, "Z")
     os.kill(deaf, signal.SIGKILL)
     held.check_gone()
-    assert process_tree.look(held.server.pid) is None
+    assert process_tree.read_process(held.server.pid) is None
 
 
 @pytest.mark.parametrize("looks", ["ls", "stop", "launch"])
@@ -265,7 +265,7 @@ def test_server_that_nobody_holds_ends_when_somebody_looks(
 ) -> None:
     """Where all that watch over a server are killed at once it runs on, until the account's next look."""
     held = escaped(bench, mark, _WAYS["setsid"], _WAYS["daemon"], grace=600)
-    name = held.server.ticket.id
+    name = held.server.server_ref.id
     held.kill_holders()
     assert held.alive()  # the control
     assert len(strays(mark, bystander)) >= 2
@@ -343,11 +343,11 @@ def test_attempt_that_failed_leaves_nothing(bench: Bench, mark: str, begins: str
 def test_number_that_another_process_has_is_left_alone(mark: str) -> None:
     """A process that was seen is not sent a signal once its number is another's."""
     with subprocess.Popen(["sh", "-c", _LOOP, mark]) as popen:
-        row = process_tree.look(popen.pid)
+        row = process_tree.read_process(popen.pid)
         assert row
-        process_tree.tell(popen.pid, row[3] - 1, signal.SIGKILL)
+        process_tree.signal_process(popen.pid, row[3] - 1, signal.SIGKILL)
         assert alive(popen.pid)
-        process_tree.tell(popen.pid, row[3], signal.SIGKILL)  # the control
+        process_tree.signal_process(popen.pid, row[3], signal.SIGKILL)  # the control
         assert popen.wait(20) == -signal.SIGKILL
 
 

@@ -18,7 +18,7 @@ from beds import until
 from bokeh_ssh._core.errors import ConnectionLostError, LaunchError
 from bokeh_ssh._core.events import ServerExited, ServerResponsive, ServerUnresponsive
 from bokeh_ssh._remote.readiness import Watch
-from bokeh_ssh._server.payload import program
+from bokeh_ssh._server.payload import payload
 
 if os.name != "posix":
     pytest.skip("the remote side is a POSIX system", allow_module_level=True)
@@ -106,7 +106,7 @@ def test_stop_ends_the_group(bench: Bench, mark: str) -> None:
     assert held.server.ended.is_set()
     assert kinds(bench, ServerExited) == []  # we ended it
     assert held.session.process.wait(20) == 0
-    assert not held.server._pulse.is_alive()
+    assert not held.server._lease_thread.is_alive()
 
 
 def test_stop_kills_what_ignores_term(bench: Bench, mark: str) -> None:
@@ -174,7 +174,7 @@ def test_silent_client_loses_its_lease(bench: Bench, mark: str) -> None:
     """A client that vanished without closing the line is noticed by its silence."""
     held = Held(bench, mark, lease=2, grace=2)
     held.server._closing.set()  # no heartbeat any more, and the line stays up
-    held.server._pulse.join(30)
+    held.server._lease_thread.join(30)
     assert held.alive()
     held.check_gone()
     assert held.server.wait(20)
@@ -227,7 +227,7 @@ def test_log_is_bounded(bench: Bench) -> None:
     server = bench.start(command=FAKE, env={"FAKE": "flood", "FAKE_REPORT": str(bench.path / "r")})
     assert len(server.log) <= 2000
     for number in range(3):
-        server._hear({"event": "log", "lines": [f"{number} {line}" for line in range(1000)]})
+        server._receive({"event": "log", "lines": [f"{number} {line}" for line in range(1000)]})
     assert len(server.log) == 2000
     assert (server.log[0], server.log[-1]) == ("1 0", "2 999")
 
@@ -322,10 +322,10 @@ def test_supervisor_runs_on_the_oldest_python(bench: Bench, mark: str) -> None:
 
 def test_supervisor_needs_the_standard_library_only() -> None:
     """What is sent brings all of ours that it imports, and imports nothing that has to be installed."""
-    for name in ("supervisor", "errand"):
-        code = f"import sys; exec(sys.stdin.buffer.read({len(program(name))}))"
+    for name in ("supervisor", "control_client"):
+        code = f"import sys; exec(sys.stdin.buffer.read({len(payload(name))}))"
         words = [sys.executable, "-I", "-S", "-c", code]
-        done = subprocess.run(words, input=program(name), capture_output=True, cwd="/")
+        done = subprocess.run(words, input=payload(name), capture_output=True, cwd="/")
         assert done.returncode == 3, done.stderr  # it ran, and found its input closed
 
 
@@ -387,13 +387,13 @@ def test_answer_that_is_seen_late_is_one(account: Path, on_socket: bool) -> None
         listener.listen()
         port = 0 if on_socket else listener.getsockname()[1]
         watch = Watch(10)
-        watch.look(0, port, path)
+        watch.check(0, port, path)
         listener.accept()[0].close()
         [fd] = watch.fds()
         assert select.select([fd], [], [], 30)[0]
-        watch.look(100, port, path)
+        watch.check(100, port, path)
         assert not watch.busy
-        watch.look(200, port, path)  # the control: nobody has taken that one
+        watch.check(200, port, path)  # the control: nobody has taken that one
         assert watch.busy
         watch.drop()
 

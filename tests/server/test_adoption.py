@@ -35,9 +35,9 @@ from bokeh_ssh._core.errors import (
 )
 from bokeh_ssh._core.events import Event, ServerExited, ServerTaken, ServerUnresponsive
 from bokeh_ssh._remote import control_client, run_dir
-from bokeh_ssh._server.local_runner import Shell
-from bokeh_ssh._server.payload import program
-from bokeh_ssh._server.server import Launch, Server, Ticket
+from bokeh_ssh._server.local_runner import ShellRunner
+from bokeh_ssh._server.payload import payload
+from bokeh_ssh._server.server import Launch, Server, ServerRef
 from bokeh_ssh._ssh.connect import connect
 from skips import missing
 
@@ -53,13 +53,13 @@ def place() -> Path:
     return Path(os.environ["BOKEH_SSH_DIR"])
 
 
-def ticket_of(held: Held) -> Ticket:
-    ticket = held.server.ticket
+def ticket_of(held: Held) -> ServerRef:
+    ticket = held.server.server_ref
     assert ticket is not None
     return ticket
 
 
-def adopt(bench: Bench, ticket: Ticket, *, shell: str = "sh", **more: Any) -> Server:
+def adopt(bench: Bench, ticket: ServerRef, *, shell: str = "sh", **more: Any) -> Server:
     """Take a server over through a session of its own."""
     launch = more.pop("launch", None) or Launch(grace=600)
     server = Server.adopt(
@@ -69,7 +69,7 @@ def adopt(bench: Bench, ticket: Ticket, *, shell: str = "sh", **more: Any) -> Se
     return server
 
 
-def refused(bench: Bench, kind: type[BokehSSHError], ticket: Ticket, **more: Any) -> Any:
+def refused(bench: Bench, kind: type[BokehSSHError], ticket: ServerRef, **more: Any) -> Any:
     """Try to take over what cannot be had: exactly ``kind``, and no session is left."""
     with pytest.raises(kind) as caught:
         adopt(bench, ticket, **more)
@@ -98,7 +98,7 @@ def test_client_that_comes_back_has_its_server_again(
     before = held.server
     assert (server.pid, server.port, server.routes) == (before.pid, before.port, before.routes)
     assert (server.versions, server.log) == (before.versions, before.log)
-    assert server.ticket == ticket
+    assert server.server_ref == ticket
     os.kill(server.pid, signal.SIGSTOP)
     until(lambda: kinds(bench, ServerUnresponsive), what="it is told")
     assert len(held.grandchildren()) == 1  # never two
@@ -176,7 +176,7 @@ def test_silent_adopter_loses_its_lease(bench: Bench, mark: str) -> None:
     held = Held(bench, mark)
     server = adopt(bench, ticket_of(held), launch=Launch(grace=0.3, lease=0.9))
     server._closing.set()  # no heartbeat any more, and the line stays up
-    server._pulse.join(30)
+    server._lease_thread.join(30)
     held.check_gone()
 
 
@@ -268,10 +268,10 @@ def test_another_client_must_not_take_it_from_one_who_is_there(bench: Bench, mar
     """Without the token only a server that nobody holds is taken over; the token is another one then."""
     held = Held(bench, mark, grace=60)
     ticket = ticket_of(held)
-    stranger = Ticket(host="", id=ticket.id)
+    stranger = ServerRef(host="", id=ticket.id)
     error = refused(bench, ServerTakenError, stranger)
     assert "another client" in str(error)
-    refused(bench, ServerTakenError, Ticket(host="", id=ticket.id, token="guess"))
+    refused(bench, ServerTakenError, ServerRef(host="", id=ticket.id, token="guess"))
     assert not held.server.ended.is_set()
     held.server.heartbeat()
     until(lambda: held.heard("beat"), what="the first one still has it")
@@ -279,16 +279,16 @@ def test_another_client_must_not_take_it_from_one_who_is_there(bench: Bench, mar
     server = adopt(bench, stranger)
     assert server.pid == held.server.pid
     refused(bench, ServerTakenError, ticket)  # the first one does not take it back unasked
-    assert server.ticket != ticket
-    assert adopt(bench, server.ticket).pid == held.server.pid
+    assert server.server_ref != ticket
+    assert adopt(bench, server.server_ref).pid == held.server.pid
 
 
 def test_another_client_may_have_it_once_the_lease_is_over(bench: Bench, mark: str) -> None:
     """A client that is silent for longer than its lease does not keep others out."""
     held = Held(bench, mark, grace=60, lease=0.6)
     held.server._closing.set()
-    held.server._pulse.join(30)
-    ticket = Ticket(host="", id=ticket_of(held).id)
+    held.server._lease_thread.join(30)
+    ticket = ServerRef(host="", id=ticket_of(held).id)
 
     def had() -> bool:
         try:
@@ -331,8 +331,8 @@ def test_server_that_is_killed_while_the_line_is_half_dead_is_told(bench: Bench,
 def test_supervisor_that_hangs_up_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that ends closes its socket a moment before it is gone; who is only silent is not waited for."""
     looks = iter([False, False, True])
-    monkeypatch.setattr(control_client, "vacant", lambda place: next(looks))
-    place = run_dir.Place(str(tmp_path))
+    monkeypatch.setattr(control_client, "is_stale", lambda place: next(looks))
+    place = run_dir.RunDir(str(tmp_path))
     assert not control_client.ended(place, TimeoutError())
     assert control_client.ended(place, ConnectionResetError())
 
@@ -399,7 +399,7 @@ def test_stale_place_is_removed_by_whoever_looks(bench: Bench, mark: str, place:
 def test_other_machine_of_a_cluster_is_told_apart(bench: Bench, mark: str) -> None:
     """Behind a name with many machines the wrong one says so: the server is not gone, just not there."""
     held = Held(bench, mark)
-    ticket = Ticket(host="", id="00000000", node="login2")
+    ticket = ServerRef(host="", id="00000000", node="login2")
     error = refused(bench, ServerNotFoundError, ticket)
     assert os.uname().nodename in str(error)
     assert held.alive()
@@ -474,7 +474,7 @@ def test_place_that_is_not_private_is_not_used(
         pytest.skip("only root can give a directory away")
     make(place)
     held = Held(bench, mark)
-    assert held.server.ticket is None
+    assert held.server.server_ref is None
     assert why in held.server._started["nowhere"]
     assert held.server.stop() is True
     assert place.is_symlink() or place.exists()
@@ -492,7 +492,7 @@ def test_home_takes_the_place_of_tmp(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     taken.write_text("")
     free = os.environ.get("TMPDIR", "/tmp") + f"/bs-{uuid.uuid4().hex[:6]}"
     monkeypatch.setattr(run_dir, "candidates", lambda: [str(taken), free])
-    made, _, why = run_dir.make(lambda path: path)
+    made, _, why = run_dir.make_run_dir(lambda path: path)
     assert made is not None
     assert made.path.startswith(f"{free}/")
     assert why == ""
@@ -508,7 +508,7 @@ def test_home_is_used_where_somebody_took_the_place(container: Callable[..., Any
     launch = Launch(python=machine.python, socket=True, grace=60)
     with connect(Host(machine.host, machine.user, **machine.login)) as connection:
         server = Server.start(connection, launch)
-        ticket = server.ticket
+        ticket = server.server_ref
         assert ticket is not None
         assert ticket.place.startswith("/home/alice/.bokeh-ssh-machine")
         assert server.socket.startswith(ticket.place)
@@ -559,7 +559,7 @@ def test_directory_that_others_could_replace_is_not_used(tmp_path: Path) -> None
 def test_place_looks_used_for_as_long_as_it_is(tmp_path: Path) -> None:
     """What cleans /tmp by age sees files that are touched now and then, and not all the time."""
     tmp_path.chmod(0o700)
-    place = run_dir.Place(str(tmp_path))
+    place = run_dir.RunDir(str(tmp_path))
     place.write({"pid": 1})
     old = time.time() - 1e6
     for path in (tmp_path, tmp_path / "record"):
@@ -596,7 +596,7 @@ def test_system_need_not_tell_who_is_on_the_other_end(
 ) -> None:
     """Where sockets have no credentials, the directory's permissions do, and all works the same."""
     before = b"import socket\ndel socket.SO_PEERCRED\n" if hasattr(socket, "SO_PEERCRED") else b""
-    monkeypatch.setattr("bokeh_ssh._server.supervisor_client.program", lambda name: before + program(name))
+    monkeypatch.setattr("bokeh_ssh._server.supervisor_client.payload", lambda name: before + payload(name))
     held = Held(bench, mark, grace=60)
     held.session.vanish()
     assert adopt(bench, ticket_of(held)).pid == held.server.pid
@@ -639,11 +639,11 @@ def test_server_is_found_again_on_this_machine(mark: str, place: Path) -> None:
     """Through the shell of this machine, as publish starts servers, it is all the same."""
     events: list[Event] = []
     launch = Launch(command=FAKE, python=sys.executable, env={"FAKE": "child", "FAKE_MARK": mark})
-    server = Server.start(Shell(), launch, on_event=events.append)
-    ticket = server.ticket
+    server = Server.start(ShellRunner(), launch, on_event=events.append)
+    ticket = server.server_ref
     assert ticket is not None
     server.close()
-    again = Server.adopt(Shell(), ticket, launch=launch, on_event=events.append)
+    again = Server.adopt(ShellRunner(), ticket, launch=launch, on_event=events.append)
     assert again.pid == server.pid
     assert not [event for event in events if isinstance(event, ServerExited)]
     assert again.stop() is True
@@ -656,7 +656,7 @@ def test_server_outlives_its_connection(machine: Machine) -> None:
     launch = Launch(python=machine.python, grace=60)
     with connect(host) as first:
         server = Server.start(first, launch)
-        ticket = server.ticket
+        ticket = server.server_ref
         assert ticket is not None
         first.transport.close()  # as a line that breaks: nothing is said
         assert server.wait(30)

@@ -20,7 +20,7 @@ from bokeh_ssh import Event, Host, Updated, UploadError, Warned
 from bokeh_ssh._core import file_reader
 from bokeh_ssh._core.file_reader import Reading
 from bokeh_ssh._server import file_sync
-from bokeh_ssh._server.file_sync import Mirror
+from bokeh_ssh._server.file_sync import FileSync
 from bokeh_ssh._server.server import Launch, Server
 from bokeh_ssh._server.upload_set import Bundle
 from bokeh_ssh._ssh.connect import connect
@@ -57,11 +57,11 @@ def folder(tmp_path: Path) -> Path:
 class Brought:
     """What was brought, and what was told."""
 
-    def __init__(self, mirror: Mirror, server: Server, events: list[Event]) -> None:
+    def __init__(self, mirror: FileSync, server: Server, events: list[Event]) -> None:
         self.mirror = mirror
         self.server = server
         self.events = events
-        self.folder = Path(server.depot)
+        self.folder = Path(server.upload_dir)
 
     @property
     def names(self) -> set[str]:
@@ -84,8 +84,8 @@ def bringing(machine: Machine, *paths: Path) -> Iterator[Brought]:
     events: list[Event] = []
     launch = Launch(command=FAKE, app=("app",), brings=True, python=sys.executable)
     with connect(Host(machine.host, machine.user, **machine.login)) as connection:
-        mirror = Mirror(Bundle([str(path) for path in paths]), events.append)
-        server = Server.start(connection, launch, bring=mirror.bring)
+        mirror = FileSync(Bundle([str(path) for path in paths]), events.append)
+        server = Server.start(connection, launch, bring=mirror.upload_all)
         try:
             yield Brought(mirror, server, events)
         finally:
@@ -97,14 +97,14 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]
     """Have something done between the first look and the first opening."""
 
     def have(change: Callable[[], object]) -> None:
-        plain, left = file_sync.deliver, [change]
+        plain, left = file_sync.upload, [change]
 
         def deliver(*args: object, **keywords: object) -> set[str]:
             if left:
                 left.pop()()
             return plain(*args, **keywords)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(file_sync, "deliver", deliver)
+        monkeypatch.setattr(file_sync, "upload", deliver)
 
     return have
 
@@ -320,7 +320,7 @@ def test_changes_that_follow(machine: Machine, folder: Path) -> None:
     """What is watched: a file that becomes a FIFO goes there too, with a word, and comes back with the file;
     one that is appended to follows."""
     with bringing(machine, folder) as brought, brought.mirror.watching():
-        brought.mirror.keep(brought.server)
+        brought.mirror.sync_to(brought.server)
         (folder / "it").unlink()
         os.mkfifo(folder / "it")
         until(lambda: "app/it" not in brought.names, what="it to go")
@@ -335,7 +335,7 @@ def test_changes_that_follow(machine: Machine, folder: Path) -> None:
         wanted = (folder / "last").read_text()
         until(lambda: (brought.folder / "app" / "last").read_text() == wanted, what="all of it to follow")
         assert any(isinstance(event, Updated) for event in brought.events)
-        brought.mirror.keep(None)
+        brought.mirror.sync_to(None)
 
 
 def test_change_before_the_watch_stands_follows(
@@ -352,13 +352,13 @@ def test_change_before_the_watch_stands_follows(
     with bringing(machine, folder) as brought, brought.mirror.watching():
         there = brought.folder / "app" / "it"
         (folder / "it").write_text("second")
-        brought.mirror.keep(brought.server)
+        brought.mirror.sync_to(brought.server)
         until(lambda: there.read_text() == "second", what="the first look")
         until(lambda: any(isinstance(event, Updated) for event in brought.events), what="its end")
         (folder / "it").write_text("third")
         made.set()
         until(lambda: there.read_text() == "third", what="what was changed before the watch stood")
-        brought.mirror.keep(None)
+        brought.mirror.sync_to(None)
 
 
 def test_what_a_watch_is_late_for_follows(
@@ -379,7 +379,7 @@ def test_what_a_watch_is_late_for_follows(
 
     monkeypatch.setattr(watchfiles, "watch", watch)
     with bringing(machine, folder) as brought, brought.mirror.watching():
-        brought.mirror.keep(brought.server)
+        brought.mirror.sync_to(brought.server)
         (folder / "new").mkdir()
         (folder / "new" / "first").touch()
         told.set()
@@ -388,7 +388,7 @@ def test_what_a_watch_is_late_for_follows(
         (folder / "new" / "second").touch()
         looked.set()
         until(lambda: "app/new/second" in brought.names, what="the look once it is quiet")
-        brought.mirror.keep(None)
+        brought.mirror.sync_to(None)
 
 
 def test_change_that_is_missed_follows(
@@ -398,11 +398,11 @@ def test_change_that_is_missed_follows(
     with bringing(machine, folder) as brought:
         meanwhile(lambda: (folder / "it").write_text("third, and longer"))
         (folder / "it").write_text("second")
-        brought.mirror._catch_up(brought.server)
-        brought.mirror._catch_up(brought.server)
+        brought.mirror._upload_changes(brought.server)
+        brought.mirror._upload_changes(brought.server)
         assert (brought.folder / "app" / "it").read_text() == "third, and longer"
         (folder / "it").unlink()
-        brought.mirror._catch_up(brought.server)
+        brought.mirror._upload_changes(brought.server)
         assert "app/it" not in brought.names
 
 
@@ -432,7 +432,7 @@ def test_what_the_server_has_made_gives_way(machine: Machine, folder: Path, size
         (folder / "last").unlink()
         (folder / "before").unlink()
         (folder / "before").symlink_to("it")
-        brought.mirror._catch_up(brought.server)
+        brought.mirror._upload_changes(brought.server)
         assert brought.warnings == ""
         for name in ("inner", "made/it", "linked/it"):
             assert (there / name).read_text() == text
@@ -453,7 +453,7 @@ def test_package_that_goes_goes_whole(machine: Machine, folder: Path) -> None:
             (brought.folder / "app" / name / "__pycache__" / "it.pyc").touch()
             (folder / name / "it").unlink()
         (brought.folder / "app" / "other" / "made").touch()
-        brought.mirror._catch_up(brought.server)
+        brought.mirror._upload_changes(brought.server)
         assert not (brought.folder / "app" / "inner").exists()
         assert brought.names == {
             "app/before",

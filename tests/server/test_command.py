@@ -17,11 +17,11 @@ from bokeh_ssh._core.errors import LaunchError, SessionError, UsageError
 from bokeh_ssh._core.events import Event
 from bokeh_ssh._core.framing import Reader, Tail, plain
 from bokeh_ssh._remote import process_tree, readiness
-from bokeh_ssh._server.bootstrap import opening
-from bokeh_ssh._server.diagnosis import Findings, refused
-from bokeh_ssh._server.launch_spec import Launch, line
+from bokeh_ssh._server.bootstrap import supervisor_input
+from bokeh_ssh._server.diagnosis import StartFailure, refused
+from bokeh_ssh._server.launch_spec import Launch, encode_message
 from bokeh_ssh._server.log_parsing import AppErrors, is_windows, port_in_use, reason
-from bokeh_ssh._server.server_state import Hearing
+from bokeh_ssh._server.server_state import ServerState
 from bokeh_ssh._ssh.remote_shell import encode, exec_line
 from skips import missing
 
@@ -78,7 +78,7 @@ def test_no_secret_is_in_the_command_line() -> None:
     assert "canary" not in exec_line(MARK)
     assert "canary-1" not in repr(launch)
     assert "canary-2" not in repr(launch)
-    sent = opening(launch, MARK, b"pass")
+    sent = supervisor_input(launch, MARK, b"pass")
     assert b"canary-1" in sent
     assert b"canary-3" in sent
 
@@ -330,7 +330,7 @@ def test_account_without_shell_is_a_session_error_with_its_text() -> None:
     """An account that runs no commands gives its own words as the reason."""
     launch = Launch()
     said = ("This account is currently not available.",)
-    found = Findings(
+    found = StartFailure(
         host="h", launch=launch, stage="login", argv=(), over=True, status=1, before=said
     ).error()
     assert isinstance(found, SessionError)
@@ -339,7 +339,7 @@ def test_account_without_shell_is_a_session_error_with_its_text() -> None:
 
 def test_launch_error_shows_log_status_and_command() -> None:
     """A LaunchError carries all that is known of the failed server."""
-    found = Findings(
+    found = StartFailure(
         host="h", launch=Launch(), stage="server", argv=("a", "b"), exited=True, exit_status=-9, log=("l",)
     ).error()
     assert isinstance(found, LaunchError)
@@ -396,7 +396,7 @@ def test_members_sees_this_process() -> None:
 
 # --- what a far side says of its server, whatever it is
 
-HEARD = sorted(name[len("_heard_") :] for name in vars(Hearing) if name.startswith("_heard_"))
+HEARD = sorted(name[len("_heard_") :] for name in vars(ServerState) if name.startswith("_heard_"))
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -436,21 +436,21 @@ FIELDS = [
 def test_any_message_is_survived(messages: list[dict[str, Any]]) -> None:
     """A hostile or newer far side says what it likes: no error, and what is known keeps its kind."""
 
-    class Deaf(Hearing):
-        def _say(self, **message: Any) -> None:
-            line(message)
+    class Deaf(ServerState):
+        def _send(self, **message: Any) -> None:
+            encode_message(message)
 
     told: list[Event] = []
     heard = Deaf("host", Launch(), told.append)
     for message in messages:
-        heard._hear(message)
+        heard._receive(message)
     assert 0 <= heard.port < 65536
     assert all(isinstance(route, str) and route.isascii() and route[0] == "/" for route in heard.routes)
     assert all(isinstance(text, str) for text in (*heard.log, *heard._argv, heard.versions, heard.socket))
     assert heard.exit_status is None or isinstance(heard.exit_status, int)
     assert all(event.host == "host" and repr(event) for event in told)
     if heard._failed:
-        findings = Findings(host="host", launch=Launch(), stage="python", argv=(), failed=heard._failed)
+        findings = StartFailure(host="host", launch=Launch(), stage="python", argv=(), failed=heard._failed)
         assert str(findings.error())
         assert str(refused("host", heard._failed))
 
@@ -458,11 +458,11 @@ def test_any_message_is_survived(messages: list[dict[str, Any]]) -> None:
 @given(st.binary(max_size=200))
 def test_any_word_of_readiness_is_survived(raw: bytes) -> None:
     """What a command says of itself is a port or a socket, or nothing."""
-    word = readiness.told(raw.decode("utf-8", "replace"))
+    word = readiness.parse_notice(raw.decode("utf-8", "replace"))
     assert word is None or word["port"] or word["socket"]
-    assert readiness.told('{"port": 5, "routes": 7}') is None
-    assert readiness.told('{"port": Infinity}') is None
-    assert readiness.told("[]") is None
+    assert readiness.parse_notice('{"port": 5, "routes": 7}') is None
+    assert readiness.parse_notice('{"port": Infinity}') is None
+    assert readiness.parse_notice("[]") is None
 
 
 def test_words_that_look_secret_are_masked() -> None:

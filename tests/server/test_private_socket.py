@@ -73,7 +73,7 @@ def test_app_is_served_on_a_private_socket(bench: Bench, command: str) -> None:
     assert get(server.socket, "/app") == 200
     (launched,) = [event for event in bench.events if isinstance(event, Launched)]
     assert (launched.port, launched.socket, launched.pid) == (0, server.socket, server.pid)
-    ticket = server.ticket
+    ticket = server.server_ref
     assert ticket is not None
     assert (ticket.port, ticket.socket) == (0, server.socket)
     bench.runners[-1].sessions[-1].vanish()

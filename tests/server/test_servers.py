@@ -33,8 +33,8 @@ from bokeh_ssh._core.errors import (
     UsageError,
 )
 from bokeh_ssh._core.events import ServerExited
-from bokeh_ssh._remote.control_socket import sweep
-from bokeh_ssh._server.local_runner import Shell
+from bokeh_ssh._remote.control_socket import remove_stale
+from bokeh_ssh._server.local_runner import ShellRunner
 from bokeh_ssh._server.registry import RemoteServer, _server, choose, list_servers, stop_server
 from bokeh_ssh._server.server import Launch, Server
 from bokeh_ssh._ssh.connect import connect
@@ -134,7 +134,7 @@ def test_what_is_left_behind_holds_nobody(place: Path, monkeypatch: pytest.Monke
 
     with monkeypatch.context() as patch:
         patch.setattr(time, "sleep", never)
-        sweep()
+        remove_stale()
     assert sorted(path.name for path in place.iterdir()) == [f"{number:08x}" for number in range(10)]
     shutil.rmtree(place)
 
@@ -154,7 +154,7 @@ def test_list_tells_what_there_is(bench: Bench, mark: str) -> None:
         return servers if len(servers) == 2 and not servers[1].attached else []
 
     one, two = until(both, what="it is seen that one is alone")
-    assert one.ticket.id == first.server.ticket.id  # type: ignore[union-attr]
+    assert one.server_ref.id == first.server.server_ref.id  # type: ignore[union-attr]
     assert (one.pid, one.port, one.routes) == (first.server.pid, first.server.port, ("/fake",))
     assert (one.state, one.attached, one.detached) == ("running", True, False)
     assert one.versions == "Bokeh 3.9.9, Tornado 6.5"
@@ -195,7 +195,7 @@ def test_server_that_is_starting_is_listed(bench: Bench, mark: str) -> None:
     (server,) = until(lambda: list_servers(bench.runner()), what="it is there")
     assert server.state == "starting"
     with pytest.raises(ServerTakenError, match="being started"):
-        Server.adopt(bench.runner(), server.ticket, launch=Launch())
+        Server.adopt(bench.runner(), server.server_ref, launch=Launch())
     stop_server(bench.runner(), server)
     starter.join(20)
     assert not starter.is_alive()
@@ -235,7 +235,7 @@ def test_machine_that_cannot_be_asked_is_told(bench: Bench) -> None:
 def test_any_answer_is_survived(message: dict[str, Any]) -> None:
     """Whatever a far side says of its servers, it makes a record or none, and never an error."""
     made = _server("host", "node", message)
-    assert made is None or (isinstance(made.names, frozenset) and 0 <= made.port < 65536 and made.ticket)
+    assert made is None or (isinstance(made.names, frozenset) and 0 <= made.port < 65536 and made.server_ref)
 
 
 # --- chosen
@@ -324,9 +324,9 @@ def test_server_within_another_says_so(bench: Bench, mark: str) -> None:
         f"import sys, time; sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
         "from bokeh_ssh._cli.notify_ready import announce\n"
         "from bokeh_ssh._server.server import Launch, Server\n"
-        "from bokeh_ssh._server.local_runner import Shell\n"
+        "from bokeh_ssh._server.local_runner import ShellRunner\n"
         f"launch = Launch(command={FAKE!r}, python=sys.executable, env={inner!r}, grace=0)\n"
-        "server = Server.start(Shell(), launch)\n"
+        "server = Server.start(ShellRunner(), launch)\n"
         "announce(server.port); time.sleep(600)\n"
     )
     outer = bench.start(command=(sys.executable, "-c", code), verbatim=True)
@@ -350,7 +350,7 @@ def test_servers_are_found_over_ssh(machine: Machine) -> None:
         found = choose(list_servers(second), left.id, host=second.name)
         assert (found.pid, found.port, found.detached) == (server.pid, server.port, True)
         assert not found.attached
-        again = Server.adopt(second, found.ticket, launch=Launch(grace=0))
+        again = Server.adopt(second, found.server_ref, launch=Launch(grace=0))
         assert again.pid == server.pid
         assert choose(list_servers(second), left.id, host="").attached
         again.close()
@@ -369,24 +369,24 @@ def test_publication_is_held_without_anybody(
     app.write_text("from bokeh.plotting import curdoc, figure\ncurdoc().add_root(figure())\n")
     words = ["publish", str(app), "-g", gateway.host, "--remote-port", "0", *login(gateway)]
     launch = Launch(command=(*CLI, *words), python=sys.executable, verbatim=True)
-    left = Server.start(Shell(), launch).detach()
+    left = Server.start(ShellRunner(), launch).detach()
     assert left.port in {port for _, port in gateway.listening()}
-    found = choose(list_servers(Shell()), mark, host="")
+    found = choose(list_servers(ShellRunner()), mark, host="")
     assert (found.id, found.port, found.routes) == (left.id, left.port, (f"/{mark}",))
     with urllib.request.urlopen(f"http://127.0.0.1:{left.port}/{mark}/metadata", timeout=20) as answer:
         assert answer.status == 200
-    stop_server(Shell(), found)
+    stop_server(ShellRunner(), found)
     until(lambda: not processes(mark), what="the server that it started is gone too")
     assert left.port not in {port for _, port in gateway.listening()}
-    assert list_servers(Shell()) == []
+    assert list_servers(ShellRunner()) == []
 
 
 def test_servers_are_found_on_this_machine(mark: str) -> None:
     """The same through this machine's own shell, as on a host that publishes."""
     launch = Launch(command=FAKE, python=sys.executable, env={"FAKE": "child", "FAKE_MARK": mark})
-    left = Server.start(Shell(), launch).detach()
-    (found,) = list_servers(Shell())
+    left = Server.start(ShellRunner(), launch).detach()
+    (found,) = list_servers(ShellRunner())
     assert found.id == left.id
     assert json.dumps(found.command)
-    stop_server(Shell(), found)
+    stop_server(ShellRunner(), found)
     until(lambda: not processes(mark), what="it is gone")

@@ -131,7 +131,7 @@ if os.name == "posix":
         """The key is in no command line, repr or record; who adopts the server gets it."""
         server = bench.start(sign=True)
         session = bench.runners[-1].sessions[-1]
-        ticket = server.ticket
+        ticket = server.server_ref
         assert ticket is not None
         assert len(server.key) == 44
         assert not processes(server.key)

@@ -32,7 +32,7 @@ from bokeh_ssh import (
     UsageError,
     Warned,
 )
-from bokeh_ssh._remote.upload_dir import Depot
+from bokeh_ssh._remote.upload_dir import UploadDir
 from bokeh_ssh._server.server import Server
 from bokeh_ssh._server.upload_set import Bundle
 
@@ -181,13 +181,13 @@ class Orders(list[dict[str, Any]]):
 @pytest.fixture
 def orders(monkeypatch: pytest.MonkeyPatch) -> Orders:
     """Note them."""
-    found, plain = Orders(), Server.order
+    found, plain = Orders(), Server.send_order
 
     def order(server: Server, **message: Any) -> None:
         found.append(message)
         plain(server, **message)
 
-    monkeypatch.setattr(Server, "order", order)
+    monkeypatch.setattr(Server, "send_order", order)
     return found
 
 
@@ -276,8 +276,8 @@ def brought(bench: Bench, **launch: Any) -> tuple[Any, Path]:
     found: list[Path] = []
 
     def bring(server: Any) -> None:
-        server.order(do="put", name="app/main.py", data="eA==", last=True, runs=False)
-        server.arrived(server.mark(), 10)
+        server.send_order(do="put", name="app/main.py", data="eA==", last=True, runs=False)
+        server.wait_for_sync(server.request_sync(), 10)
         found.extend(Path(os.environ["BOKEH_SSH_DIR"]).glob("*/apps"))
 
     server = bench.start(command=FAKE, app=("app",), brings=True, bring=bring, **launch)
@@ -317,8 +317,8 @@ def test_broken_off_upload_leaves_nothing(bench: Bench, how: str) -> None:
     place = Path(os.environ["BOKEH_SSH_DIR"])
 
     def bring(server: Any) -> None:
-        server.order(do="put", name="app/main.py", data="eA==", last=False, runs=False)
-        server.arrived(server.mark(), 10)
+        server.send_order(do="put", name="app/main.py", data="eA==", last=False, runs=False)
+        server.wait_for_sync(server.request_sync(), 10)
         assert list(place.glob("*/apps/.bokeh-ssh-*"))
         if how == "vanish":
             runner.sessions[-1].vanish()
@@ -334,9 +334,9 @@ def test_what_cannot_be_stored_is_told(bench: Bench) -> None:
     """What cannot be stored, as on a full disk, ends the launch with its name and the reason."""
 
     def bring(server: Any) -> None:
-        server.order(do="put", name="a", data="eA==", last=True, runs=False)
-        server.order(do="put", name=f"a/{'b' * 300}", data="eA==", last=True, runs=False)
-        server.arrived(server.mark(), 10)
+        server.send_order(do="put", name="a", data="eA==", last=True, runs=False)
+        server.send_order(do="put", name=f"a/{'b' * 300}", data="eA==", last=True, runs=False)
+        server.wait_for_sync(server.request_sync(), 10)
 
     with pytest.raises(UploadError, match=r"a/b+: .*too long") as caught:
         bench.start(command=FAKE, brings=True, bring=bring)
@@ -347,7 +347,7 @@ def test_what_cannot_be_stored_is_told(bench: Bench) -> None:
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "/x", "a/../../x", "a//b", "a\0b"])
 def test_nothing_is_stored_outside(tmp_path: Path, name: str) -> None:
     """No name leads out of the folder."""
-    depot = Depot(str(tmp_path / "depot"))
+    depot = UploadDir(str(tmp_path / "depot"))
     with pytest.raises(ValueError):  # noqa: PT011 - the name is all it says
         depot.put(name, b"x", True, False)
     assert {path.name for path in tmp_path.rglob("*")} == {"home", ".ssh", "depot"}

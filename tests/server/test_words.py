@@ -20,7 +20,7 @@ from beds import Machine, free_port, until
 from bokeh_ssh import Event, Lost, Reconnected, ServerExited
 from bokeh_ssh._core.framing import plain
 from bokeh_ssh._remote.readiness import Facts, holds, listeners
-from bokeh_ssh._remote.server_process import LINES, TAIL, Service
+from bokeh_ssh._remote.server_process import LINES, TAIL, ServerProcess
 from bokeh_ssh._server.log_parsing import port_in_use, reason
 from cable import Cable
 from direct_tunnels import tunnel_to
@@ -135,7 +135,7 @@ def test_what_says_where_it_listens_is_understood(
                 os.kill(pid, signal.SIGKILL)
 
 
-class Held(Service):
+class Held(ServerProcess):
     """A server that is this process, and whose supervisor tells nobody but the test."""
 
     def __init__(self, **spec: Any) -> None:
@@ -143,7 +143,7 @@ class Held(Service):
         self.server, self.group = os.getpid(), os.getpgrp()
         self.said: list[dict[str, Any]] = []
 
-    def say(self, event: str, **more: Any) -> None:
+    def send(self, event: str, **more: Any) -> None:
         """Keep what is said, but for log lines."""
         if event != "log":
             self.said.append(dict(more, event=event))

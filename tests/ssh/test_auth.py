@@ -713,7 +713,7 @@ def test_agent_pipe_of_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """An agent whose reads know no deadline is asked with one all the same, and closed."""
     monkeypatch.setattr(agent_module, "SIGN_TIMEOUT", 0.2)
     pipe = _Pipe(_listing(b"\x00\x00\x00\x01x"), b"\x00\x00\x00\x06\x0e\x00\x00\x00\x01s", None)
-    monkeypatch.setattr(agent_module, "_connect", lambda *_: agent_module.PipeLine(lambda: pipe))
+    monkeypatch.setattr(agent_module, "_connect", lambda *_: agent_module.AgentPipe(lambda: pipe))
     agent = agent_module.Agent("")
     assert [key.blob for key in agent.list_keys()] == [b"\x00\x00\x00\x01x"]
     assert agent.sign(b"x", b"data", "ssh-ed25519") == b"s"
@@ -721,13 +721,13 @@ def test_agent_pipe_of_windows(monkeypatch: pytest.MonkeyPatch) -> None:
         agent.sign(b"x", b"data", "ssh-ed25519")
     pipe.released.set()
     other = _Pipe(_listing())
-    monkeypatch.setattr(agent_module, "_connect", lambda *_: agent_module.PipeLine(lambda: other))
+    monkeypatch.setattr(agent_module, "_connect", lambda *_: agent_module.AgentPipe(lambda: other))
     second = agent_module.Agent("")
     assert second.list_keys() == ()
     second.close()
     second.close()
     assert other.closed
-    monkeypatch.setattr(agent_module, "_connect", lambda *_: agent_module.PipeLine(lambda: None))
+    monkeypatch.setattr(agent_module, "_connect", lambda *_: agent_module.AgentPipe(lambda: None))
     third = agent_module.Agent("")
     assert third.list_keys() == ()
     assert "none is running" in third.trouble

@@ -33,10 +33,10 @@ from bokeh_ssh import (
     TargetUnreachableError,
     Warned,
 )
-from bokeh_ssh._ssh.channel import WINDOW, Stream
+from bokeh_ssh._ssh.channel import WINDOW, Channel
 from bokeh_ssh._ssh.connect import connect
 from bokeh_ssh._ssh.connection import Connection
-from bokeh_ssh._ssh.io_loop import Pump
+from bokeh_ssh._ssh.io_loop import IOLoop
 from bokeh_ssh._ssh.session import Session
 from fake_forwards import check_alive, local_forward
 from fakes import FakeSSH, Listener, Server
@@ -122,7 +122,7 @@ def test_flood_of_channel_opens_is_answered_without_growing(tmp_path: Path) -> N
         until(lambda: fake.session.count("open failure") == 3000, timeout=30, what="the refusals")
         check_alive(forward)
         gc.collect()  # what other tests left in circles is not what this one is about
-        assert sum(type(thing) is Stream for thing in gc.get_objects()) < 50
+        assert sum(type(thing) is Channel for thing in gc.get_objects()) < 50
 
 
 def test_flood_through_a_listener_is_capped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -445,10 +445,10 @@ def test_exception_in_a_handler_fails_one_connection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An OSError with one argument where a connection is handled costs that connection alone."""
-    dial = Pump.dial
+    dial = IOLoop.dial
     broken: list[object] = []
 
-    def fail_once(self: Pump, *args: Any) -> None:
+    def fail_once(self: IOLoop, *args: Any) -> None:
         if not broken:
             broken.append(args)
             raise OSError("one argument")
@@ -459,7 +459,7 @@ def test_exception_in_a_handler_fails_one_connection(
         FakeSSH(tmp_path) as fake,
         remote_forward(fake, local_port=target.port) as forward,
     ):
-        monkeypatch.setattr(Pump, "dial", fail_once)
+        monkeypatch.setattr(IOLoop, "dial", fail_once)
         forwarded(fake.session, forward.remote_port)
         until(lambda: fake.session.count("open failure") == 1, what="the refusal")
         assert broken

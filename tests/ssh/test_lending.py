@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import apps
 from beds import until
 from bokeh_ssh import AuthenticationError, BokehSSHError, GatewayTunnel, Host, ReverseForwarded, UsageError
-from bokeh_ssh._ssh.agent_forwarding import is_login, lent
+from bokeh_ssh._ssh.agent_forwarding import is_login, lend_agent
 from bokeh_ssh._ssh.auth.agent import Agent
 from bokeh_ssh._ssh.connect import connect
 from bokeh_ssh._ssh.messages import string as _string
@@ -113,7 +113,7 @@ def test_lent_agent_signs_that_login_alone(container: Callable[..., Any], agent:
         }.items()
     )
     with connect(Host(machine.host, machine.user, **machine.login)) as connection:
-        with lent(connection, Agent(agent), "alice"):
+        with lend_agent(connection, Agent(agent), "alice"):
             session = connection.run(
                 there, on_stdout=said.append, on_stderr=said.append, on_exit=lambda _: None, timeout=10,
                 agent=True,
@@ -154,7 +154,7 @@ def test_questions_are_counted(container: Callable[..., Any], agent: str) -> Non
     )
     with (
         connect(Host(machine.host, machine.user, **machine.login)) as connection,
-        lent(connection, Agent(agent), "alice"),
+        lend_agent(connection, Agent(agent), "alice"),
     ):
         session = connection.run(
             shlex.join([machine.python, "-c", code]),

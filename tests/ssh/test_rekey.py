@@ -101,7 +101,7 @@ def test_new_keys_on_demand_while_idle_and_while_asking(
         for number in range(5):
             renewer = threading.Thread(target=transport.renegotiate_keys)
             renewer.start()
-            replies = [transport.ask(b"no-such-request@example.org") for _ in range(20)]
+            replies = [transport.send_global_request(b"no-such-request@example.org") for _ in range(20)]
             assert all(reply.wait(30) for reply in replies)
             assert not any(reply.lost for reply in replies)
             assert not any(reply.ok for reply in replies)

@@ -10,8 +10,8 @@ import pytest
 from paramiko.common import MSG_CHANNEL_WINDOW_ADJUST
 
 import bokeh_ssh._ssh.channel
-from bokeh_ssh._ssh.channel import MOST_WINDOW, WINDOW, Stream
-from bokeh_ssh._ssh.transport import _LENT, Transport
+from bokeh_ssh._ssh.channel import MOST_WINDOW, WINDOW, Channel
+from bokeh_ssh._ssh.transport import _WINDOW_BUDGET, Transport
 
 _ADJUST = struct.Struct(">BII")
 _PACKET = 32 * 1024
@@ -34,10 +34,10 @@ class Carrier:
     def __init__(self, rtt: float) -> None:
         self.rtt = rtt
         self.credit = WINDOW
-        self._lent = 0
-        self._lend_lock = threading.Lock()
+        self._window_granted = 0
+        self._window_lock = threading.Lock()
 
-    lend = Transport.lend
+    grow_window = Transport.grow_window
 
     def send_now(self, packet: Any) -> None: ...
 
@@ -45,7 +45,7 @@ class Carrier:
         if packet[0] == MSG_CHANNEL_WINDOW_ADJUST:
             self.credit += _ADJUST.unpack(packet)[2]
 
-    def forget(self, stream: Stream) -> None: ...
+    def forget(self, stream: Channel) -> None: ...
 
 
 class Link:
@@ -55,7 +55,7 @@ class Link:
         self.clock = Clock()
         monkeypatch.setattr(bokeh_ssh._ssh.channel, "time", self.clock)
         self.carrier = carrier or Carrier(rtt)
-        self.stream = Stream(self.carrier, 0)
+        self.stream = Channel(self.carrier, 0)
         self.stream._opened = True
         self.sent = 0
         self.delivered = 0
@@ -123,7 +123,7 @@ def test_window_shrinks_when_the_reader_falls_behind(monkeypatch: pytest.MonkeyP
     for _ in range(7):
         link.round_trip(0.1)
     assert link.stream._window == MOST_WINDOW, "the control: it had grown"
-    assert link.carrier._lent == MOST_WINDOW - WINDOW
+    assert link.carrier._window_granted == MOST_WINDOW - WINDOW
     link.round_trip(0.1, reads=0.0)  # all of it waits now
     assert link.waiting >= MOST_WINDOW * 3 // 4
     for _ in range(200):
@@ -131,7 +131,7 @@ def test_window_shrinks_when_the_reader_falls_behind(monkeypatch: pytest.MonkeyP
         link.round_trip(0.1, reads=0.0)
         assert link.waiting <= link.stream._window + MOST_WINDOW  # what was on its way when it shrank
     assert link.stream._window < MOST_WINDOW // 4
-    assert link.carrier._lent == link.stream._window - WINDOW
+    assert link.carrier._window_granted == link.stream._window - WINDOW
     assert link.waiting <= MOST_WINDOW // 2
 
 
@@ -145,12 +145,12 @@ def test_all_windows_of_a_connection_share_one_bound(monkeypatch: pytest.MonkeyP
         for _ in range(7):
             link.round_trip(0.1)
         streams.append(link.stream)
-        assert carrier._lent == sum(stream._window - WINDOW for stream in streams) <= _LENT
-    assert carrier._lent == _LENT, "the control: the bound was met"
+        assert carrier._window_granted == sum(stream._window - WINDOW for stream in streams) <= _WINDOW_BUDGET
+    assert carrier._window_granted == _WINDOW_BUDGET, "the control: the bound was met"
     assert streams[-1]._window == WINDOW
     for stream in streams:
         stream._end()
-    assert carrier._lent == 0
+    assert carrier._window_granted == 0
 
 
 def test_overrun_is_what_was_not_credited(monkeypatch: pytest.MonkeyPatch) -> None:

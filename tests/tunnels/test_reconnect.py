@@ -136,7 +136,7 @@ def test_silent_line_is_noticed_and_made_again(machine: Machine, tmp_path: Path,
 
 
 def test_short_cut_loses_nothing(machine: Machine, tmp_path: Path) -> None:
-    """A cut shorter than the watchdog's bound is survived by the same connection, byte for byte."""
+    """A cut shorter than the keepalive's bound is survived by the same connection, byte for byte."""
     events: list[Event] = []
     size = 4 << 20
     with (
@@ -171,7 +171,7 @@ def test_connections_during_an_outage_are_held(machine: Machine, tmp_path: Path)
 
         user = threading.Thread(target=use)
         user.start()
-        until(lambda: forward._passage.entrance._held, what="the connection to be held")
+        until(lambda: forward._port_forward.acceptor._held, what="the connection to be held")
         assert not served.is_set()
         cable.mend()
         assert served.wait(20)
@@ -384,7 +384,7 @@ def test_temporary_errors_are_those_that_may_pass() -> None:
     }
 
 
-# The watchdog, and what waits for a line that is silent.
+# The keepalive, and what waits for a line that is silent.
 
 
 def test_pending_writes_do_not_hold_the_watchdog(machine: Machine, tmp_path: Path, quick: str) -> None:

@@ -78,7 +78,7 @@ class Agent:
     def __init__(self, address: str | None) -> None:
         self.trouble = ""
         self._address = address
-        self._line: _Line | None = None
+        self._connection: _AgentConnection | None = None
         self._keys: tuple[AgentKey, ...] | None = None if address is not None else ()
 
     def __repr__(self) -> str:
@@ -93,7 +93,7 @@ class Agent:
         return self._keys
 
     def _fetch(self) -> tuple[AgentKey, ...]:
-        kind, reply = self._ask(cSSH2_AGENTC_REQUEST_IDENTITIES, LIST_TIMEOUT)
+        kind, reply = self._request(cSSH2_AGENTC_REQUEST_IDENTITIES, LIST_TIMEOUT)
         if kind != SSH2_AGENT_IDENTITIES_ANSWER:
             self.trouble = "the SSH agent does not tell its keys"
             return ()
@@ -112,18 +112,18 @@ class Agent:
         request.add_string(blob)
         request.add_string(data)
         request.add_int(ALGORITHM_FLAG_MAP.get(algorithm, 0))
-        kind, reply = self._ask(request.asbytes(), SIGN_TIMEOUT)
+        kind, reply = self._request(request.asbytes(), SIGN_TIMEOUT)
         if kind != SSH2_AGENT_SIGN_RESPONSE:
             msg = "the SSH agent refused to sign"
             raise AgentError(msg)
         return reply.get_binary()
 
-    def _ask(self, request: bytes, timeout: float) -> tuple[int, Message]:
+    def _request(self, request: bytes, timeout: float) -> tuple[int, Message]:
         deadline = time.monotonic() + timeout
         try:
-            if self._line is None:
-                self._line = _connect(self._address or "", deadline)
-            reply = self._line.ask(string(request), deadline)
+            if self._connection is None:
+                self._connection = _connect(self._address or "", deadline)
+            reply = self._connection.exchange(string(request), deadline)
         except TimeoutError as exc:
             self.close()
             self.trouble = f"the SSH agent did not answer within {timeout:g} s"
@@ -137,22 +137,22 @@ class Agent:
     def close(self) -> None:
         """Hang up; idempotent."""
         self._keys = ()
-        line, self._line = self._line, None
-        if line is not None:
-            line.close()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
 
-class _Line(Protocol):
-    def ask(self, request: bytes, deadline: float) -> bytes: ...
+class _AgentConnection(Protocol):
+    def exchange(self, request: bytes, deadline: float) -> bytes: ...
 
     def close(self) -> None: ...
 
 
-def _connect(address: str, deadline: float) -> _Line:
+def _connect(address: str, deadline: float) -> _AgentConnection:
     if hasattr(socket, "AF_UNIX"):
-        return _SocketLine(address, deadline)
+        return AgentSocket(address, deadline)
     if sys.platform == "win32":
-        return PipeLine(get_agent_connection)
+        return AgentPipe(get_agent_connection)
     msg = "this Python has no Unix sockets"
     raise OSError(msg)
 
@@ -175,7 +175,7 @@ def _read_answer(receive: Callable[[int], bytes]) -> bytes:
     return read(size)
 
 
-class _SocketLine:
+class AgentSocket:
     """A Unix socket on which every step shares one deadline."""
 
     def __init__(self, path: str, deadline: float) -> None:
@@ -193,7 +193,7 @@ class _SocketLine:
             raise TimeoutError
         self._sock.settimeout(left)
 
-    def ask(self, request: bytes, deadline: float) -> bytes:
+    def exchange(self, request: bytes, deadline: float) -> bytes:
         def receive(size: int) -> bytes:
             self._step(deadline)
             return self._sock.recv(size)
@@ -206,7 +206,7 @@ class _SocketLine:
         self._sock.close()
 
 
-class PipeLine:
+class AgentPipe:
     """An agent on Windows, whose reads know no deadline: each question is asked on a thread of its own.
 
     The thread of a question that is never answered cannot be joined; it is a daemon and holds nothing but
@@ -220,12 +220,12 @@ class PipeLine:
         self._conn: Any = None
         self._stuck = False
 
-    def ask(self, request: bytes, deadline: float) -> bytes:
+    def exchange(self, request: bytes, deadline: float) -> bytes:
         answer: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
 
         def work() -> None:
             try:
-                answer.put(self._exchange(request))
+                answer.put(self._exchange_blocking(request))
             except Exception as exc:  # noqa: BLE001  # whatever ctypes or the pipe raise must reach the caller's thread
                 answer.put(exc)
 
@@ -244,7 +244,7 @@ class PipeLine:
             raise OSError(str(result)) from result
         return result
 
-    def _exchange(self, request: bytes) -> bytes:
+    def _exchange_blocking(self, request: bytes) -> bytes:
         if self._conn is None:
             self._conn = self._connect()
             if self._conn is None:

@@ -109,7 +109,7 @@ def verify(
     if _NOT_A_NAME.search(name):
         raise case.unknown("and its name cannot stand in a known_hosts file", "give it a HostKeyAlias")
     if policy == "ask":
-        _ask(case, verdict, ask)
+        _confirm(case, verdict, ask)
     return _remember(case, writable)
 
 
@@ -166,7 +166,7 @@ class _Case:
         return {"key_type": self.key.kind, "fingerprint": self.key.fingerprint}
 
 
-def _ask(case: _Case, verdict: Verdict, ask: Callable[[Question], str | None] | None) -> None:
+def _confirm(case: _Case, verdict: Verdict, ask: Callable[[Question], str | None] | None) -> None:
     """Have a person compare the fingerprint.
 
     :raises UnknownHostKeyError: if nobody can be asked, or the answer is no

@@ -59,7 +59,7 @@ class KeyFile:
         self._text = read(self.path)
         self._key: paramiko.PKey | None = None
         self._shut: UnusableKeyError | None = None
-        head, self._locked = look(self._text)
+        head, self._locked = inspect_key(self._text)
         if head and key_type(head).startswith("sk-"):
             self._text = None  # a handle for a security key, which only the agent can use
         self._public = head or read_public(beside(self.path, ".pub"))
@@ -215,7 +215,7 @@ def read_public(path: Path) -> bytes | None:
     return blob if key_type(blob).encode() == fields[0] else None
 
 
-def look(text: bytes | None) -> tuple[bytes | None, bool]:
+def inspect_key(text: bytes | None) -> tuple[bytes | None, bool]:
     """Tell a private key file's public half, where it is in the clear, and whether the file is encrypted."""
     if not text:
         return None, False

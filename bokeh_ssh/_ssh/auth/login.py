@@ -95,7 +95,7 @@ class _Login:
     """How far one login has come."""
 
     def __init__(self, wire: UserAuth, host: Host, config: KeyConfig, agent: Agent) -> None:
-        self.wire = wire
+        self.userauth = wire
         self.agent = agent
         self.host = host
         self.name = host.target.host
@@ -112,7 +112,7 @@ class _Login:
         self._typed = False  # host.password has answered a question
 
     def run(self) -> tuple[str, ...]:
-        method, reply = "none", self.wire.begin()
+        method, reply = "none", self.userauth.begin()
         while isinstance(reply, Refused):
             self.allowed = reply.allowed
             if reply.partial:
@@ -160,7 +160,7 @@ class _Login:
         blob = identity.public()
         if blob in self._seen:
             return None
-        algorithm = self.wire.algorithm(key_type(blob))
+        algorithm = self.userauth.algorithm(key_type(blob))
         if algorithm is None:
             msg = "the server takes none of its signature algorithms"
             raise UnusableKeyError(msg)
@@ -168,11 +168,11 @@ class _Login:
         self._keys_tried += 1
         if not identity.ready:
             # As with ssh, nobody is asked for a passphrase or a touch that would be in vain.
-            reply = self.wire.offer(algorithm, blob)
+            reply = self.userauth.offer(algorithm, blob)
             if isinstance(reply, (Accepted, Refused)):
                 self._seen.add(blob)
                 return reply
-        reply = self.wire.prove(algorithm, blob, identity.sign)
+        reply = self.userauth.prove(algorithm, blob, identity.sign)
         self._seen.add(blob)
         return reply
 
@@ -187,7 +187,7 @@ class _Login:
         kind: type[AuthenticationError] = PromptRequiredError
         if self.host.passphrase is not None:
             kind = AuthenticationError
-        msg = f"key {identity.label} cannot be used to log in as {self.wire.user}: {why}"
+        msg = f"key {identity.label} cannot be used to log in as {self.userauth.user}: {why}"
         hint = "give its passphrase=, a prompt= that can ask for it, or add it to the SSH agent"
         raise kind(msg, host=self.name, hint=hint, tried=tuple(self.tried), allowed=self.allowed) from why
 
@@ -196,7 +196,7 @@ class _Login:
             return None
         self._rounds += 1
         self._note_try("keyboard-interactive")
-        reply: Reply = self.wire.ask_questions()
+        reply: Reply = self.userauth.ask_questions()
         asked = False
         for _ in range(_MOST_ROUNDS):
             if not isinstance(reply, Questions):
@@ -207,7 +207,7 @@ class _Login:
                 self._rounds = _TRIES
                 return None
             asked = asked or bool(answers)
-            reply = self.wire.answer(answers)
+            reply = self.userauth.answer(answers)
         if not asked:
             self._rounds = _TRIES  # it refuses without a question: asking again changes nothing
         if isinstance(reply, (Accepted, Refused)):
@@ -222,7 +222,7 @@ class _Login:
             self._typed = True
             return [self.host.password]
         if not questions:
-            self.wire.hear(asked.instructions)
+            self.userauth.hear(asked.instructions)
             return []
         if self.host.prompt is None:
             self._unasked = f"{clean(questions[0][0], 200)!r}"
@@ -231,7 +231,9 @@ class _Login:
         said = asked.instructions
         reusable = _asks_password(questions)
         for text, echo in questions:
-            answers.append(self._ask("interactive", text, echo=echo, instructions=said, reusable=reusable))
+            answers.append(
+                self._ask_person("interactive", text, echo=echo, instructions=said, reusable=reusable)
+            )
             said = ""
         return answers
 
@@ -249,20 +251,20 @@ class _Login:
             return None
         else:
             again = "Permission denied, please try again." if self._passwords else ""
-            text = f"{self.wire.user}@{self.name}'s password: "
-            password = self._ask("password", text, instructions=again, reusable=True)
+            text = f"{self.userauth.user}@{self.name}'s password: "
+            password = self._ask_person("password", text, instructions=again, reusable=True)
         self._passwords += 1
         self._note_try("password")
-        reply = self.wire.send_password(password)
+        reply = self.userauth.send_password(password)
         if isinstance(reply, (Accepted, Refused)):
             return reply
-        msg = f"the password of {self.wire.user} has expired"
-        raise self._error(AuthenticationError, msg, f"change it with ssh {self.wire.user}@{self.name}")
+        msg = f"the password of {self.userauth.user} has expired"
+        raise self._error(AuthenticationError, msg, f"change it with ssh {self.userauth.user}@{self.name}")
 
-    def _ask(
+    def _ask_person(
         self, kind: str, text: str, *, echo: bool = False, instructions: str = "", reusable: bool = False
     ) -> str:
-        instructions = "\n".join(part for part in (self.wire.news(), instructions) if part)
+        instructions = "\n".join(part for part in (self.userauth.news(), instructions) if part)
         question = Question(
             kind=kind, host=self.name, text=text, echo=echo, instructions=instructions, reusable=reusable
         )
@@ -274,7 +276,7 @@ class _Login:
     # What is told when it failed.
 
     def _with_notes(self, text: str) -> str:
-        said = clean(self.wire.said, _MOST_SAID, tail=True)
+        said = clean(self.userauth.said, _MOST_SAID, tail=True)
         parts = (text, *self.notes, self.agent.trouble, f"the server said: {said}" if said else "")
         return "; ".join(part for part in parts if part)
 
@@ -287,7 +289,7 @@ class _Login:
         tried = f"tried {', '.join(self.tried)}" if self.tried else "nothing could be tried"
         allowed = f"the server {'still ' * bool(self.tried)}allows {', '.join(self.allowed) or 'nothing'}"
         passed = f"the server accepted {', '.join(self.passed)} but wants more; " * bool(self.passed)
-        text = f"login as {self.wire.user} was refused ({tried}; {passed}{allowed})"
+        text = f"login as {self.userauth.user} was refused ({tried}; {passed}{allowed})"
         if self._unasked:
             text = f"{text}; nobody was there to be asked for {self._unasked}"
             return self._error(
@@ -301,12 +303,14 @@ class _Login:
         hung_up = bool(words) or cause is None or isinstance(cause, EOFError)
         why = words or ("no reason was given" if hung_up else clean(str(cause), 300))
         if _TOO_MANY.search(words) and self._keys_tried > 1:
-            text = f"login as {self.wire.user} was refused: too many keys ({', '.join(self.tried)}): {why}"
+            text = (
+                f"login as {self.userauth.user} was refused: too many keys ({', '.join(self.tried)}): {why}"
+            )
             hint = "name the right one with key_filename=, or by IdentityFile and IdentitiesOnly"
             return self._error(TooManyKeysError, text, hint)
         tried = f" (tried {', '.join(self.tried)})" if self.tried else ""
         if self.tried and hung_up:
-            text = f"the server ended the login of {self.wire.user}{tried}: {why}"
+            text = f"the server ended the login of {self.userauth.user}{tried}: {why}"
             return self._error(AuthenticationError, text, _advice(self.allowed))
         text = f"the connection ended during login{tried}: {why}"
         return ConnectionLostError(self._with_notes(text), host=self.name, hint="try again")

@@ -22,7 +22,7 @@ def ask_person(prompt: Prompt, question: Question) -> str | None:
     return answer
 
 
-class Memory:
+class PromptCache:
     """Passwords and passphrases that worked, as long as one tunnel lives; codes work once, and are not kept.
 
     In this process's memory only, as ``ssh`` keeps a connection for others (ControlMaster) and an agent keys.
@@ -37,7 +37,7 @@ class Memory:
         self._given: set[_Key] = set()
 
     def __repr__(self) -> str:
-        return f"<Memory of {len(self._kept)} answers>"
+        return f"<PromptCache of {len(self._kept)} answers>"
 
     def begin(self) -> None:
         """Begin a login: what is asked twice in it was answered wrongly the first time."""

@@ -137,21 +137,21 @@ class UserAuth(AuthHandler):
         """Ask for the login service, and then which methods there are (``none``, RFC 4252, section 5.2)."""
         self.auth_method = "service"
         message = Message().add_byte(bytes((MSG_SERVICE_REQUEST,))).add_string("ssh-userauth")
-        self._ask(message, self._timeout)
-        return self._verdict(self._ask(self._request("none"), self._timeout))
+        self._send_and_wait(message, self._timeout)
+        return self._verdict(self._send_and_wait(self._request("none"), self._timeout))
 
     def offer(self, algorithm: str, blob: bytes) -> Reply:
         """Ask whether a key would be taken, without a signature."""
         message = self._request("publickey").add_boolean(False).add_string(algorithm).add_string(blob)
         self._offered = blob
-        return self._ask(message, self._timeout)
+        return self._send_and_wait(message, self._timeout)
 
     def prove(self, algorithm: str, blob: bytes, sign: Callable[[bytes, str], bytes]) -> Verdict:
         """Log in with a key; ``sign`` gets what to sign and the algorithm."""
         message = self._request("publickey").add_boolean(True).add_string(algorithm).add_string(blob)
         signed = Message().add_string(self.transport.session_id or b"").asbytes() + message.asbytes()
         message.add_string(sign(signed, algorithm))
-        return self._verdict(self._ask(message, self._timeout))
+        return self._verdict(self._send_and_wait(message, self._timeout))
 
     def algorithm(self, kind: str) -> str | None:
         """Choose how a key of type ``kind`` signs (RFC 8332); None if the server takes no way we know."""
@@ -166,19 +166,19 @@ class UserAuth(AuthHandler):
     def send_password(self, password: str) -> Reply:
         """Log in with a password (RFC 4252, section 8)."""
         message = self._request("password").add_boolean(False).add_string(_encoded(password))
-        return self._ask(message, max(self._timeout, PERSON_TIMEOUT))
+        return self._send_and_wait(message, max(self._timeout, PERSON_TIMEOUT))
 
     def ask_questions(self) -> Reply:
         """Have the server ask its questions (RFC 4256, section 3.1)."""
         message = self._request("keyboard-interactive").add_string("").add_string("")
-        return self._ask(message, max(self._timeout, PERSON_TIMEOUT))
+        return self._send_and_wait(message, max(self._timeout, PERSON_TIMEOUT))
 
     def answer(self, answers: Sequence[str]) -> Reply:
         """Answer the questions, all of a round at once."""
         message = Message().add_byte(bytes((MSG_USERAUTH_INFO_RESPONSE,))).add_int(len(answers))
         for text in answers:
             message.add_string(_encoded(text))
-        return self._ask(message, max(self._timeout, PERSON_TIMEOUT))
+        return self._send_and_wait(message, max(self._timeout, PERSON_TIMEOUT))
 
     def _request(self, method: str) -> Message:
         self.auth_method = method
@@ -187,7 +187,7 @@ class UserAuth(AuthHandler):
         message = Message().add_byte(bytes((MSG_USERAUTH_REQUEST,)))
         return message.add_string(_encoded(self.user)).add_string("ssh-connection").add_string(method)
 
-    def _ask(self, message: Message, timeout: float) -> Reply:
+    def _send_and_wait(self, message: Message, timeout: float) -> Reply:
         deadline = time.monotonic() + timeout
         self._waiting = True
         try:

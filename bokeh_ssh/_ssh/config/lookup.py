@@ -22,7 +22,7 @@ from bokeh_ssh._core.errors import ConfigError, UsageError
 from bokeh_ssh._core.host import parse_target
 from bokeh_ssh._core.patterns import lower
 from bokeh_ssh._ssh.config import syntax
-from bokeh_ssh._ssh.config.parser import Reader, Said
+from bokeh_ssh._ssh.config.parser import Reader, Setting
 
 _T = TypeVar("_T")
 
@@ -140,8 +140,8 @@ class _Lookup:
         self.local_user = _local_user()
         self.reader = Reader(alias, self.tokens, self.local_user)
         given: dict[str, object] = {"user": user, "port": port}
-        self.said: dict[str, Said] = self.reader.said
-        self.said.update({key: Said(value, "") for key, value in given.items() if value is not None})
+        self.settings: dict[str, Setting] = self.reader.settings
+        self.settings.update({key: Setting(value, "") for key, value in given.items() if value is not None})
 
     def read(self, files: list[tuple[str, bool, bool]], *, final: bool) -> None:
         """Read the files; ``final`` is the second time, for ``Match final`` (ssh_config(5))."""
@@ -151,7 +151,7 @@ class _Lookup:
 
     def value(self, keyword: str, kind: type[_T]) -> _T | None:
         """Give what was said for a keyword; None where nothing was."""
-        said = self.said.get(keyword)
+        said = self.settings.get(keyword)
         return said.value if said and isinstance(said.value, kind) else None
 
     def hostname(self) -> str:
@@ -189,9 +189,9 @@ class _Lookup:
 
         :raises ConfigError: if the name could become another one: that takes DNS look-ups we do not do
         """
-        said = self.said.get("canonicalizehostname")
+        said = self.settings.get("canonicalizehostname")
         mode = said.value if said else "no"
-        cnames = self.said.get("canonicalizepermittedcnames")
+        cnames = self.settings.get("canonicalizepermittedcnames")
         direct = self.jump_given or not (self._jumps() or self._command())
         dots, domains = self.value("canonicalizemaxdots", int), self.value("canonicaldomains", tuple)
         applies = said is not None and mode != "no" and (direct or mode == "always")
@@ -210,18 +210,18 @@ class _Lookup:
 
     def _jumps(self) -> tuple[str, ...] | None:
         """Give what the first of ProxyJump and ProxyCommand says, if that is ProxyJump or none."""
-        said = self.said.get("proxyjump")
-        command = self.said.get("proxycommand")
+        said = self.settings.get("proxyjump")
+        command = self.settings.get("proxycommand")
         if said is None or said.value == ():
             return () if said or command else None
         return cast("tuple[str, ...]", said.value)
 
-    def _command(self) -> Said | None:
+    def _command(self) -> Setting | None:
         """Give the ProxyCommand that makes the connection, if one does.
 
         OpenSSH before 10.3 took an earlier ``ProxyJump none`` as the end of it; later ones do not.
         """
-        said = self.said.get("proxycommand")
+        said = self.settings.get("proxycommand")
         return said if said and said.value != "none" and not self.jump_given and not self._jumps() else None
 
     def check_proxy(self) -> None:
@@ -229,7 +229,7 @@ class _Lookup:
 
         :raises ConfigError: if the config has one
         """
-        fdpass = self.said.get("proxyusefdpass")
+        fdpass = self.settings.get("proxyusefdpass")
         if fdpass and fdpass.value and (self._command() or self._is_direct()):
             raise self.error(fdpass.where, "ProxyUseFdpass is not supported", "remove it, or use ProxyJump")
 
@@ -241,9 +241,9 @@ class _Lookup:
 
         :raises ConfigError: if the config has one
         """
-        if said := self.said.get("refuseconnection"):
+        if said := self.settings.get("refuseconnection"):
             raise self.error(said.where, f"RefuseConnection: {said.value}", "choose another host")
-        if (said := self.said.get("revokedhostkeys")) and said.value:
+        if (said := self.settings.get("revokedhostkeys")) and said.value:
             hint = "put the keys into known_hosts as @revoked, and exempt this host with RevokedHostKeys none"
             raise self.error(said.where, "RevokedHostKeys is not supported", hint)
 
@@ -279,7 +279,7 @@ class _Lookup:
         return tuple(self.path(said.value, said.where) for said in every if str(said.value).lower() != "none")
 
     def _identity_agent(self) -> str | None:
-        said = self.said.get("identityagent")
+        said = self.settings.get("identityagent")
         if said is None or said.value in ("none", "SSH_AUTH_SOCK"):
             return "none" if said and said.value == "none" else None
         path = self.path(said.value, said.where)
@@ -288,7 +288,7 @@ class _Lookup:
         return path
 
     def _known_hosts(self) -> tuple[str, ...] | None:
-        said = self.said.get("userknownhostsfile")
+        said = self.settings.get("userknownhostsfile")
         if said is None:
             return None
         return tuple(self.path(raw, said.where) for raw in cast("tuple[str, ...]", said.value))
@@ -297,7 +297,7 @@ class _Lookup:
         """Give the machines to go through, and the command that makes the connection."""
         if self.jump_given:
             return None, None
-        said, keyword, jumps = self.said.get("proxyjump"), "ProxyJump", self._jumps()
+        said, keyword, jumps = self.settings.get("proxyjump"), "ProxyJump", self._jumps()
         command = self._command()
         # ssh makes a ProxyCommand of it, and so has tokens here.
         few = {key: value for key, value in self.tokens(self.host).items() if key in "hnpr"}
@@ -315,7 +315,7 @@ class _Lookup:
                 parse_target(jump)
         except (UsageError, ValueError) as exc:
             reason = exc.message if isinstance(exc, UsageError) else str(exc)
-            where = (command or said or Said("", "")).where
+            where = (command or said or Setting("", "")).where
             raise self.error(where, f"{keyword}: {reason}") from exc
         return expanded, None
 

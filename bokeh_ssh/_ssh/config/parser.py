@@ -19,7 +19,7 @@ _YES_NO = {"yes": True, "no": False}
 
 
 @dataclass(frozen=True)
-class Said:
+class Setting:
     """A value, and the file and line that gave it; empty where the caller did."""
 
     value: object
@@ -28,7 +28,7 @@ class Said:
 
 
 @dataclass
-class _Place:
+class _Position:
     """Where reading is: the file's name, kind and depth, the line, and whether its lines count.
 
     :param base: where relative includes are, whatever file they stand in
@@ -116,8 +116,8 @@ class Reader:
     """
 
     def __init__(self, alias: str, tokens: Callable[[str], dict[str, str]], local_user: str) -> None:
-        self.said: dict[str, Said] = {}
-        self.files: dict[str, list[Said]] = {"certificatefile": [], "identityfile": []}
+        self.settings: dict[str, Setting] = {}
+        self.files: dict[str, list[Setting]] = {"certificatefile": [], "identityfile": []}
         self.wants_final = False
         self._alias = alias
         self._tokens = tokens
@@ -135,7 +135,7 @@ class Reader:
         """Give the name so far: ``HostName`` with its ``%h``, else the alias."""
         if self._final:
             return self._host
-        said = self.said.get("hostname")
+        said = self.settings.get("hostname")
         if said is None:
             return self._alias
         try:
@@ -151,59 +151,61 @@ class Reader:
         :raises ConfigError: if it cannot be read, or a line may not be passed over
         """
         base = "~/.ssh" if mine else str(Path(path).parent)
-        self._read(_Place(path, mine, base, depth=0, active=True, never=False), checked=checked)
+        self._read(_Position(path, mine, base, depth=0, active=True, never=False), checked=checked)
 
-    def _read(self, place: _Place, *, checked: bool) -> None:
+    def _read(self, position: _Position, *, checked: bool) -> None:
         try:
-            with Path(place.path).open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
+            with Path(position.path).open(
+                encoding="utf-8-sig", errors="surrogateescape", newline="\n"
+            ) as file:
                 if checked and not _is_safe(os.fstat(file.fileno())):
-                    msg = f"{place.path} can be written by others, so that it may lead anywhere"
-                    raise ConfigError(msg, host=self._alias, hint=f"chmod go-w {place.path}")
+                    msg = f"{position.path} can be written by others, so that it may lead anywhere"
+                    raise ConfigError(msg, host=self._alias, hint=f"chmod go-w {position.path}")
                 lines = file.read().split("\n")
         except IsADirectoryError:  # a glob's catch; ssh reads nothing from it either
             return
         except OSError as exc:
-            msg = f"{place.path} cannot be read ({exc.strerror or exc})"
+            msg = f"{position.path} cannot be read ({exc.strerror or exc})"
             raise ConfigError(msg, host=self._alias, hint="check its permissions") from exc
-        for place.line, line in enumerate(lines, 1):
+        for position.line, line in enumerate(lines, 1):
             split = syntax.split_keyword(line)
             if split is None:
                 continue
             keyword, rest = split
             try:
-                self._take(keyword, rest, place)
+                self._take(keyword, rest, position)
             except ValueError as exc:
                 if isinstance(exc, ConfigError):
                     raise
-                raise self._error(str(place), f"{keyword}: {exc}") from exc
+                raise self._error(str(position), f"{keyword}: {exc}") from exc
 
-    def _take(self, keyword: str, rest: str, place: _Place) -> None:
+    def _take(self, keyword: str, rest: str, position: _Position) -> None:
         if keyword in ("host", "match", "include") and not syntax.split_words(rest):
             msg = "a value is missing"
             raise ValueError(msg)
         if keyword == "host":
-            place.active = self._hosts(syntax.split_words(rest)) and not place.never
+            position.active = self._hosts(syntax.split_words(rest)) and not position.never
         elif keyword == "match":
-            place.active = self._match(syntax.split_words(rest), place) and not place.never
+            position.active = self._match(syntax.split_words(rest), position) and not position.never
         elif keyword == "include":
             for pattern in syntax.split_words(rest):
-                self._include(pattern, place)
+                self._include(pattern, position)
         elif keyword in _READ:
             value = _READ[keyword](rest)
-            if place.active and value is not None:
-                self._keep(keyword, Said(value, str(place), keyword), place)
+            if position.active and value is not None:
+                self._keep(keyword, Setting(value, str(position), keyword), position)
 
-    def _keep(self, keyword: str, said: Said, place: _Place) -> None:
+    def _keep(self, keyword: str, said: Setting, position: _Position) -> None:
         if keyword in self.files:
-            if (keyword, said.value, place.mine) not in self._seen_files:
-                self._seen_files.add((keyword, said.value, place.mine))
+            if (keyword, said.value, position.mine) not in self._seen_files:
+                self._seen_files.add((keyword, said.value, position.mine))
                 self.files[keyword].append(said)
-        elif keyword == "proxycommand" and "proxyjump" in self.said and self.said["proxyjump"].value:
+        elif keyword == "proxycommand" and "proxyjump" in self.settings and self.settings["proxyjump"].value:
             pass  # whichever comes first counts
-        elif keyword == "proxyjump" and "proxycommand" in self.said:
+        elif keyword == "proxyjump" and "proxycommand" in self.settings:
             pass
         else:
-            self.said.setdefault(keyword, said)
+            self.settings.setdefault(keyword, said)
 
     def _hosts(self, patterns: list[str]) -> bool:
         if not all(patterns):
@@ -218,22 +220,22 @@ class Reader:
                 wanted = True
         return wanted
 
-    def _include(self, pattern: str, place: _Place) -> None:
-        if not pattern or (pattern.startswith("~") and not place.mine):
+    def _include(self, pattern: str, position: _Position) -> None:
+        if not pattern or (pattern.startswith("~") and not position.mine):
             msg = f"{pattern!r} is not a path"
             raise ValueError(msg)
-        if place.depth >= _MAX_DEPTH:
+        if position.depth >= _MAX_DEPTH:
             msg = "files include each other too deeply"
             raise ValueError(msg)
         if "%" in pattern or "${" in pattern:
             pattern = syntax.expand(pattern, self._tokens(self.hostname()), os.environ)
-        everything = str(Path(syntax.home(place.base), syntax.home(pattern)))
+        everything = str(Path(syntax.home(position.base), syntax.home(pattern)))
         for path in sorted(glob.glob(everything)):  # noqa: PTH207  # Path.glob takes no absolute pattern
-            depth, never = place.depth + 1, not place.active
-            inner = _Place(path, place.mine, place.base, depth, active=place.active, never=never)
+            depth, never = position.depth + 1, not position.active
+            inner = _Position(path, position.mine, position.base, depth, active=position.active, never=never)
             self._read(inner, checked=True)
 
-    def _match(self, words: list[str], place: _Place) -> bool:
+    def _match(self, words: list[str], position: _Position) -> bool:
         """Evaluate the criteria of a Match line.
 
         :raises ConfigError: if the outcome depends on a criterion that we do not know
@@ -250,7 +252,7 @@ class Reader:
                 self.wants_final |= name == "final" and not negated and not self._final
                 outcome = self._final
             elif name == "exec":
-                if not result or place.never:  # nothing is run that decides nothing
+                if not result or position.never:  # nothing is run that decides nothing
                     continue
                 command = syntax.expand(argument, self._tokens(self.hostname()))
                 outcome = holds(command)
@@ -261,10 +263,10 @@ class Reader:
                     continue
                 outcome = known
             result = result and outcome != negated
-        if result and unknown and not place.never:
+        if result and unknown and not position.never:
             what = f"Match {unknown[0]} is not supported, and decides whether the lines below it count"
             hint = "put what this host needs into a Host block above it, or give ssh_config= another file"
-            raise self._error(str(place), what, hint)
+            raise self._error(str(position), what, hint)
         return result
 
     def _criterion(self, name: str, argument: str) -> bool | None:
@@ -273,7 +275,7 @@ class Reader:
         if name == "originalhost":
             return matches_host(self._alias, argument)
         if name == "user":
-            user = self.said.get("user")
+            user = self.settings.get("user")
             return matches_list(str(user.value) if user else self._local_user, argument)
         if name == "localuser":
             return matches_list(self._local_user, argument)
