@@ -41,7 +41,7 @@ def _pyenv() -> None:
 
 
 def _has_venv(python: str) -> bool:
-    """Tell whether that Python is new enough and can make an environment with pip in it."""
+    """Return whether that Python is new enough and can make an environment with pip in it."""
     check = f"import sys, venv, ensurepip; sys.exit(sys.version_info < {OLDEST})"
     try:
         return subprocess.run([python, "-c", check], capture_output=True, check=False).returncode == 0
@@ -116,7 +116,7 @@ def _group(name: str) -> list[str]:
 
 
 def _lowest() -> list[str]:
-    """Tell the lowest version that the project allows of each of its dependencies."""
+    """Return the lowest version that the project allows of each of its dependencies."""
     project = PROJECT["project"]
     asked = [project["dependencies"], *project["optional-dependencies"].values()]
     bounds = (re.match(r"([A-Za-z0-9._-]+)>=([0-9.]+)", line) for lines in asked for line in lines)
@@ -124,7 +124,7 @@ def _lowest() -> list[str]:
 
 
 def _tools(session: nox.Session) -> list[str]:
-    """Tell what the tests need: without JupyterLab, Panel and a browser's driver where named ones are run."""
+    """Return what the tests need: no JupyterLab, Panel and browser's driver where named ones are run."""
     whole = not session.posargs or any("e2e" in option for option in session.posargs)
     return _group("e2e" if whole else "test")
 

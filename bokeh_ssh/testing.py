@@ -27,6 +27,6 @@ __all__ = ["Challenge", "SSHMachine", "machine", "ssh_machine"]
 
 @pytest.fixture(name="ssh_machine")
 def ssh_machine() -> Iterator[SSHMachine]:
-    """Give a machine to log in to, with an empty home, for one test; see :class:`SSHMachine`."""
+    """Yield a machine to log in to, with an empty home, for one test; see :class:`SSHMachine`."""
     with machine() as made:
         yield made

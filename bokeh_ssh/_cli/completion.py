@@ -32,7 +32,7 @@ def complete_host(incomplete: str) -> list[str]:
 
 
 def _read(file: Path, found: dict[str, None]) -> list[Path]:
-    """Add a file's aliases; gives the files that it includes."""
+    """Add a file's aliases; return the files that it includes."""
     included: list[Path] = []
     try:
         lines = file.read_text("utf-8", "replace").splitlines()

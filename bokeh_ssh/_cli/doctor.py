@@ -100,7 +100,7 @@ def examine(host: Host, serve: ServerOptions, begin: Callable[[str], None]) -> I
     with contextlib.ExitStack() as lines:
 
         def line() -> Connection:
-            """Give the connection; a new one, logged in to as before, where a check has cost the last."""
+            """Return the connection; a new one, logged in to as before, where a check has cost the last."""
             nonlocal connection
             if not connection.alive:
                 connection = lines.enter_context(connect(host, prompt_cache=prompt_cache))

@@ -95,7 +95,7 @@ class Foreground:
         return 0
 
     def do(self, action: Callable[[Foreground], int | None]) -> int:
-        """Do something that ends by itself; gives the exit code, that which it gives if it does."""
+        """Do something that ends by itself; return the exit code, that which it gives if it does."""
         with self._signals():
             try:
                 code = action(self) or 0
@@ -120,7 +120,7 @@ class Foreground:
         self._streams.check()
 
     def fail(self, error: BokehSSHError) -> int:
-        """Tell an error, after all that was logged; gives the exit code."""
+        """Print an error, after all that was logged; return the exit code."""
         self._let_out(patience=None)
         code = MISUSED if isinstance(error, UsageError) else FAILED
         self.display.error(error, code, trace=self._verbose > 1)

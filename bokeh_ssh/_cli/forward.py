@@ -42,7 +42,7 @@ def make_forward(
 
 
 def _named(listen: Listen, target: Endpoint, here: str, there: str) -> dict[str, Any]:
-    """Give both ends of a forward as keywords."""
+    """Return both ends of a forward as keywords."""
     named: dict[str, Any] = {}
     if isinstance(listen, str):
         named[f"{here}_socket"] = listen

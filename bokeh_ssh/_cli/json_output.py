@@ -22,7 +22,7 @@ from bokeh_ssh._server.registry import RemoteServer
 
 
 def name_of(event: Event) -> str:
-    """Give the name of an event: that of its class, in lower case, with underscores.
+    """Return the name of an event: that of its class, in lower case, with underscores.
 
     >>> from bokeh_ssh import HostKeyAdded
     >>> name_of(HostKeyAdded(host="h", key_type="", fingerprint="", path=""))
@@ -39,7 +39,7 @@ def record(event: str, **fields: Any) -> str:
 
 
 def error_fields(error: BokehSSHError, exit_code: int) -> dict[str, Any]:
-    """Give the fields of an ``error`` object."""
+    """Return the fields of an ``error`` object."""
     return {
         "type": type(error).__name__,
         "stage": error.stage,
@@ -52,7 +52,7 @@ def error_fields(error: BokehSSHError, exit_code: int) -> dict[str, Any]:
 
 
 def _fields(server: RemoteServer) -> dict[str, Any]:
-    """Give what is told of a server; not what is our own way to it."""
+    """Return what is told of a server; not what is our own way to it."""
     every = dataclasses.asdict(server)
     return {name: value for name, value in every.items() if name not in ("python", "libraries", "place")}
 
@@ -67,7 +67,7 @@ class JsonDisplay:
         self.ready = ""
 
     def on_event(self, event: Event) -> None:
-        """Tell an event; from any thread."""
+        """Print an event; from any thread."""
         self.ready = getattr(event, "url", "") or self.ready
         self.tell(name_of(event), **dataclasses.asdict(event))
 
@@ -79,40 +79,40 @@ class JsonDisplay:
             sys.stdout.flush()
 
     def addresses(self, *texts: str) -> None:
-        """Tell the addresses that can be opened now."""
+        """Print the addresses that can be opened now."""
         self.tell("opened", addresses=list(texts))
 
     def servers(self, servers: Sequence[RemoteServer]) -> None:
-        """Tell which servers there are."""
+        """Print which servers there are."""
         for server in servers:
             self.tell("server", **_fields(server))
 
     def begin(self, text: str) -> None:
-        """Tell nothing: what comes of it is told."""
+        """Print nothing: what comes of it is printed."""
 
     def finding(self, finding: Finding) -> None:
-        """Tell what was found."""
+        """Print what was found."""
         self.tell("finding", **dataclasses.asdict(finding))
 
     def ended(self, server: RemoteServer) -> None:
-        """Tell which server was ended."""
+        """Print which server was ended."""
         self.tell("ended", **_fields(server))
 
     def log_lines(self, lines: Sequence[str]) -> None:
-        """Tell what the server wrote."""
+        """Print what the server wrote."""
         for line in lines:
             self.tell("log", line=line)
 
     def error(self, error: BokehSSHError, exit_code: int, *, trace: bool = False) -> None:
-        """Tell an error; no object comes after it."""
+        """Print an error; no object comes after it."""
         self.tell("error", **error_fields(error, exit_code))
 
     def note(self, text: str) -> None:
-        """Tell how things are."""
+        """Print how things are."""
         self.tell("note", text=text)
 
     def warn(self, text: str) -> None:
-        """Tell what does not work as hoped."""
+        """Print what does not work as hoped."""
         self.tell("warning", text=text)
 
     def prompt(self, ask: Prompt) -> Prompt:
@@ -120,10 +120,10 @@ class JsonDisplay:
         return ask
 
     def hint(self, text: str) -> None:
-        """Tell nothing: it is for people."""
+        """Print nothing: it is for people."""
 
     def interrupted(self) -> None:
-        """Tell nothing: ``closed`` comes."""
+        """Print nothing: ``closed`` comes."""
 
     def stop(self) -> None:
         """Do nothing: no line moves."""

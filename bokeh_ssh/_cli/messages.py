@@ -150,12 +150,12 @@ def _bytes(count: float) -> str:
 
 
 def describe_error(error: BokehSSHError) -> str:
-    """Give the one line of an error that says what failed; where it did is ``error.host``."""
+    """Return the one line of an error that says what failed; where it did is ``error.host``."""
     return clean(in_flags(error.message), LONGEST)
 
 
 def next_step(error: BokehSSHError) -> str:
-    """Give the one line of an error that says what to do; empty where there is nothing to do."""
+    """Return the one line of an error that says what to do; empty where there is nothing to do."""
     if isinstance(error, PromptRequiredError):
         return "run it on a terminal, where it can ask, or name a key with --key-filename"
     if isinstance(error, UnknownHostKeyError) and "prompt=" in (error.hint or ""):

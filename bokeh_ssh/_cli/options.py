@@ -90,7 +90,7 @@ class Flag:
 
     @property
     def parameter(self) -> inspect.Parameter:
-        """Give it as a parameter of a function, as typer wants it: None where it was not typed."""
+        """Return it as a parameter of a function, as typer wants it: None where it was not typed."""
         default = getattr(GatewayOptions, self.keyword, None)
         option = typer.Option(
             *self.names,
@@ -116,7 +116,7 @@ def under(panel: str, *flags: Flag) -> tuple[Flag, ...]:
 
 
 def takes(*flags: Flag) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command these flags; it gets those that were typed, as keywords of the class."""
+    """Add these flags to a command; it gets those that were typed, as keywords of the class."""
     table = {flag.keyword: flag for flag in flags}
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:

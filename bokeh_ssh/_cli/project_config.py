@@ -148,7 +148,7 @@ def _check_owner(file: Path, facts: os.stat_result, start: Path) -> None:
 
 
 def _app(table: dict[str, Any], name: str | None, file: Path, typed: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the keywords of one app: what stands outside of ``apps`` counts for all of them."""
+    """Return the keywords of one app: what stands outside of ``apps`` counts for all of them."""
     common = {key: value for key, value in table.items() if key != _APPS}
     apps = table.get(_APPS, {})
     if not isinstance(apps, dict) or not all(isinstance(app, dict) for app in apps.values()):
@@ -179,7 +179,7 @@ def _app(table: dict[str, Any], name: str | None, file: Path, typed: Mapping[str
 
 
 def _checked(key: str, value: Any, file: Path) -> Any:
-    """Give a value as the tunnel's keyword takes it.
+    """Return a value as the tunnel's keyword takes it.
 
     :raises UsageError: if there is no such keyword, or it takes something else
     """

@@ -18,7 +18,7 @@ _INPUT, _OUTPUT = ("CONIN$", "CONOUT$") if sys.platform == "win32" else ("/dev/t
 
 
 def find_prompt() -> Prompt | None:
-    """Give what asks the person at the terminal; None where there is no terminal. Stdin stays untouched."""
+    """Return what asks the person at the terminal; None where there is none. Stdin stays untouched."""
     try:
         with _open_terminal():
             return ask_question

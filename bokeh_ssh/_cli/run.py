@@ -40,7 +40,7 @@ def do(action: Callable[[Foreground], int | None], verbose: int, keywords: dict[
 
 
 def visit(foreground: Foreground, keywords: dict[str, Any]) -> dict[str, Any]:
-    """Give what looks at a machine once takes."""
+    """Return the arguments of what looks at a machine once."""
     login = {**keywords, "prompt": foreground.prompt}
     python = login.pop("python", None)
     return {"python": python, "on_event": foreground.display.on_event, "login": login}
@@ -107,7 +107,7 @@ def announce_urls(browse: bool, host: str = "") -> Callable[[Foreground, Any], N
 
 
 def common(foreground: Foreground) -> dict[str, Any]:
-    """Give what every tunnel and forward of the command line gets."""
+    """Return what every tunnel and forward of the command line gets."""
     # This process computes nothing that could slow the tunnel down: no need for another one (isolate).
     return {"prompt": foreground.prompt, "on_event": foreground.display.on_event, "isolate": False}
 

@@ -44,7 +44,7 @@ def find(host: str, python: str | None, on_event: OnEvent, login: dict[str, Any]
 def end(
     host: str, name: str | None, python: str | None, on_event: OnEvent, login: dict[str, Any]
 ) -> RemoteServer:
-    """End the server of that name, and all that it started; gives what it was.
+    """End the server of that name, and all that it started; return what it was.
 
     :raises ServerNotFoundError: if there is none of that name
     :raises UsageError: if there are several

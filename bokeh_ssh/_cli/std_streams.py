@@ -172,7 +172,7 @@ class _Raw(io.RawIOBase):
 
 @contextlib.contextmanager
 def standing() -> Iterator[Streams]:
-    """Have the program write through this while the context lasts.
+    """Let the program write through this while the context lasts.
 
     A descriptor of the three that is closed leads nowhere then: the next file that is opened would get its
     number, and what is said to a person would go there.

@@ -102,7 +102,7 @@ class Dispatcher(Generic[_T]):
             self._over = False
 
     def put(self, thing: _T) -> None:
-        """Have a thing handled; never blocks, from any thread."""
+        """Queue a thing to be handled; never blocks, from any thread."""
         with self._change:
             size = _size(thing)
             while len(self._waiting) >= self._most or (self._waiting and self._size + size > _MOST_SIZE):

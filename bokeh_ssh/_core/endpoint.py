@@ -82,7 +82,7 @@ def check_name(name: object) -> None:
 
 
 def is_name(text: str) -> bool:
-    """Tell whether something can be published under that name."""
+    """Return whether something can be published under that name."""
     return _NAME.fullmatch(text) is not None
 
 

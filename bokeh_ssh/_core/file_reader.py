@@ -91,7 +91,7 @@ class Reading:
         return os.read(self._file, count)
 
     def _after_hole(self, at: int) -> int:
-        """Give where the next data begins, as far as the system knows; the end where there is none."""
+        """Return where the next data begins, as far as the system knows; the end where there is none."""
         if not hasattr(os, "SEEK_DATA"):
             return at
         try:

@@ -16,7 +16,7 @@ _calls: weakref.WeakKeyDictionary[Any, Callable[[Any], object]] = weakref.WeakKe
 
 
 def in_child(thing: _T, call: Callable[[_T], object]) -> _T:
-    """Have ``call(thing)`` called in every child that is forked while ``thing`` lives; gives ``thing``.
+    """Call ``call(thing)`` in every child that is forked while ``thing`` lives; return ``thing``.
 
     Only the forking thread is there then: ``call`` must not take a lock that another may have held.
     """

@@ -14,7 +14,7 @@ def lower(text: str) -> str:
 
 
 def matches(text: str, pattern: str) -> bool:
-    """Tell whether the whole ``text`` fits one pattern: ``*`` is any text, ``?`` any character.
+    """Return whether the whole ``text`` fits one pattern: ``*`` is any text, ``?`` any character.
 
     Takes time proportional to the product of the lengths at worst, whatever the pattern.
     """
@@ -38,7 +38,7 @@ def matches(text: str, pattern: str) -> bool:
 
 
 def matches_list(text: str, patterns: str) -> bool:
-    """Tell whether ``text`` fits a comma-separated list in which ``!`` marks what must not fit."""
+    """Return whether ``text`` fits a comma-separated list in which ``!`` marks what must not fit."""
     found = False
     for pattern in patterns.split(","):
         if pattern.startswith("!"):
@@ -50,5 +50,5 @@ def matches_list(text: str, patterns: str) -> bool:
 
 
 def matches_host(host: str, patterns: str) -> bool:
-    """Tell whether a host name fits a comma-separated list, upper case or lower."""
+    """Return whether a host name fits a comma-separated list, upper case or lower."""
     return matches_list(lower(host), lower(patterns))

@@ -40,18 +40,18 @@ def take(path, given, package):
 
 
 def command(run: str) -> tuple[str, ...]:
-    """Give the command that runs Python code of ours, with :func:`environment` in its environment."""
+    """Return the command that runs Python code of ours, with :func:`environment` in its environment."""
     take = f"import json\ntake(*json.loads(os.environ.pop({_VARIABLE!r})))\n"
     return sys.executable, "-c", START + take + run
 
 
 def environment() -> dict[str, str]:
-    """Give what :func:`command` needs; without a path, which Python would follow before the first word."""
+    """Return what :func:`command` needs; without a path, which Python would follow before the first word."""
     return {"PYTHONPATH": "", _VARIABLE: json.dumps(hand_over())}
 
 
 def hand_over() -> tuple[list[str], str | None, str | None]:
-    """Give the path to look in, ``PYTHONPATH`` as it is here, and the file that is this very package."""
+    """Return the path to look in, ``PYTHONPATH`` as it is here, and the file that is this very package."""
     package = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "__init__.py")
     return list(_kept()), os.environ.get("PYTHONPATH"), package if os.path.isfile(package) else None
 

@@ -26,7 +26,7 @@ _here = _Here()
 
 @contextlib.contextmanager
 def wanted(check: Callable[[], None] | None) -> Iterator[None]:
-    """Have every wait of this thread call ``check`` between its slices, while the context lasts.
+    """Let every wait of this thread call ``check`` between its slices, while the context lasts.
 
     :param check: raises to end the wait; None looks at nothing
     """

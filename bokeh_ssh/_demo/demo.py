@@ -29,7 +29,7 @@ def check_installed() -> None:
 
 @contextlib.contextmanager
 def demo_machine() -> Iterator[Host]:
-    """Run an SSH server in this process while the context lasts; gives what logs in to it.
+    """Run an SSH server in this process while the context lasts; return what logs in to it.
 
     Its host key, the client's key and the known_hosts file are made for it, in a private temporary directory
     that is also the home there, with :data:`APP` in it. Nothing of the person's own is read or written.
@@ -45,5 +45,5 @@ def demo_machine() -> Iterator[Host]:
 
 
 def demo_python() -> str:
-    """Give the interpreter that runs the demo's server: this one, which is known to have Bokeh."""
+    """Return the interpreter that runs the demo's server: this one, which is known to have Bokeh."""
     return sys.executable

@@ -61,7 +61,7 @@ rm -rf -- "$1"
 
 @contextlib.contextmanager
 def _removed_at_last(folder: str) -> Iterator[None]:
-    """Have a directory removed even if this process is killed."""
+    """Remove a directory even if this process is killed."""
     if os.name != "posix":
         yield
         return

@@ -197,7 +197,7 @@ class EmbeddedServer:
         return self._call(drop())
 
     def known_hosts_line(self, *names: str) -> str:
-        """Give the server's line for a known_hosts file, under ``names`` or its addresses."""
+        """Return the server's line for a known_hosts file, under ``names`` or its addresses."""
         addresses = names or (f"[{self.host}]:{self.port}", f"[localhost]:{self.port}")
         return f"{','.join(addresses)} {self.host_key.export_public_key().decode().strip()}\n"
 

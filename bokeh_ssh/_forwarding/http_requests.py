@@ -185,7 +185,7 @@ class Inspector:
         return end
 
     def _check_head(self, head: bytes) -> None:
-        """Have one request judged, and see how its body is framed (RFC 9112, section 6.3)."""
+        """Check one request, and see how its body is framed (RFC 9112, section 6.3)."""
         read = _read_again(head) if len(head) <= _MOST_KEPT else _read(head)
         reason = self.request_filter.find_fault(read.due.method, read.target, read.headers)
         if reason:

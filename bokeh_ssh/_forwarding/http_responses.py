@@ -61,7 +61,7 @@ class Answers:
         return not (self._due or self._piece or self._left or self._stage != "head" or self.lost)
 
     def read(self, data: memoryview) -> bool | None:
-        """Take what comes; tells whether it says yes to a WebSocket or TLS, once it says so."""
+        """Take what comes; return whether it says yes to a WebSocket or TLS, once it says so."""
         said, start = None, 0
         while start < len(data) and not self.lost:
             if self._left:

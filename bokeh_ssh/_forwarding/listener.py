@@ -189,7 +189,7 @@ class _Standing:
 
 
 def address_of(sock: socket.socket) -> Origin:
-    """Give what sshtunnel takes for a listener's address; a Unix socket has none."""
+    """Return what sshtunnel takes for a listener's address; a Unix socket has none."""
     name = sock.getsockname()
     return ("127.0.0.1", name[1]) if isinstance(name, tuple) else HERE
 

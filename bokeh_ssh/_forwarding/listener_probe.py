@@ -48,7 +48,7 @@ class ListenerProbe:
         self._connection.io_loop.post(ear.start)
 
     def reaches(self, target: Endpoint) -> bool | None:
-        """Tell whether what connects to ``target``, as seen from the server, comes here.
+        """Return whether what connects to ``target``, as seen from the server, comes here.
 
         :returns: None where the server does not connect there, or may not
         :raises ConnectionLostError: if the line goes down

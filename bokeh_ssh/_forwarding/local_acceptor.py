@@ -273,7 +273,7 @@ class _RefusalReporter:
         self._lock = threading.RLock()  # a signal handler may close meanwhile
 
     def report_once(self, text: str) -> None:
-        """Tell of a kind, the first time."""
+        """Report a kind, the first time."""
         log.info("%s", text)
         with self._lock:
             if text in self._told or len(self._told) >= _MOST_KINDS:
@@ -292,7 +292,7 @@ class _RefusalReporter:
         self._report(text if count == 1 else f"{text}: {count} by now")
 
     def close(self) -> None:
-        """Tell what was counted and not told; idempotent."""
+        """Report what was counted and not reported; idempotent."""
         with self._lock:
             counts, self._counts = self._counts, {}
         for text, count in counts.items():

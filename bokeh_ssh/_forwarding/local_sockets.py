@@ -18,7 +18,7 @@ _TRIES = 3  # others may be faster; who loses three races has somebody else to t
 
 
 def check_here(path: str | os.PathLike[str], name: str) -> str:
-    """Give the absolute path of a socket on this machine.
+    """Return the absolute path of a socket on this machine.
 
     A leading ``~/`` is this account's home; a relative path is taken from the current directory.
 

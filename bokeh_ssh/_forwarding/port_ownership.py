@@ -65,7 +65,7 @@ class PortOwnershipMonitor:
         )
 
     def _start(self, timeout: float) -> bool:
-        """Have it look for the first time; tells whether it sees anything."""
+        """Look for the first time; return whether it sees anything."""
         if not self._wait("hello", timeout):
             return False
         self._session.write(encode(f"mark={self._nonce}; port='{listening(self._port)}'\n{_LOOK}\n"))

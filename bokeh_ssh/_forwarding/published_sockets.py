@@ -94,7 +94,7 @@ say none"""
 
 
 def published(connection: Connection) -> dict[str, str]:
-    """Find what the account has published there by name; gives the paths of the sockets.
+    """Find what the account has published there by name; return the paths of the sockets.
 
     :raises ConnectionLostError: if the line goes down
     """
@@ -113,7 +113,7 @@ def published(connection: Connection) -> dict[str, str]:
 
 
 def named_socket(connection: Connection, name: str) -> str:
-    """Give the path of the socket that something is published on by name.
+    """Return the path of the socket that something is published on by name.
 
     :raises ForwardError: if there is no place for it
     :raises ConnectionLostError: if the line goes down

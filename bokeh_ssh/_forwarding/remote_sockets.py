@@ -134,7 +134,7 @@ def listening_at(
     replace: bool = False,
     on_lost: Callable[[BokehSSHError], object] | None = None,
 ) -> Iterator[str]:
-    """Have the connection's server listen on a socket while the context lasts; gives its path.
+    """Ask the connection's server to listen on a socket while the context lasts; yield its path.
 
     A socket that nobody serves any more is removed first. What the mode of the new one is, is looked at, and
     put right, where a command may be run there.
@@ -235,7 +235,7 @@ class _Keeper:
         self.does("secure")
 
     def does(self, word: str, timeout: float = _PATIENCE) -> tuple[str, str] | None:
-        """Have it do one thing, and give what it says; None where it cannot be had."""
+        """Ask it to do one thing, and return what it says; None where that is not possible."""
         if self._script:
             self._script.tell(word)
             said = _said(self._script.word(timeout))
@@ -289,7 +289,7 @@ def _refuse(channel: Channel, origin: Origin) -> None:
 
 
 def _answers(connection: Connection, path: str) -> bool | None:
-    """Tell whether somebody listens on a socket there; None where that cannot be asked."""
+    """Return whether somebody listens on a socket there; None where that cannot be asked."""
     try:
         connection.open_socket(path, timeout=connection.hop.timeout).close()
     except TargetUnreachableError:
@@ -337,7 +337,7 @@ def _said(word: dict[str, Any] | None) -> tuple[str, str] | None:
 
 
 def _is_open(mode: str, folder: str) -> bool:
-    """Tell from two modes as ``ls`` writes them whether others may use a socket, or replace it."""
+    """Return from two modes, as ``ls`` writes them, whether others may use a socket, or replace it."""
     return (len(mode) >= 10 and mode[4:10] != "------") or (
         len(folder) >= 10 and folder[8] == "w" and folder[9] not in "tT"
     )

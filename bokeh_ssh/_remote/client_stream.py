@@ -49,7 +49,7 @@ class ClientStream:
         return [1] if self._outbox else []
 
     def send(self, event: str, **more: Any) -> None:
-        """Tell the client."""
+        """Send a message to the client."""
         if self.output_closed:
             return
         if self._size > OUTBOX or self._deferred:
@@ -114,7 +114,7 @@ class ClientStream:
         return bool(data)
 
     def take_messages(self) -> list[dict[str, Any]]:
-        """Give the messages that have come in whole; what is none comes from another version."""
+        """Return the messages that have come in whole; what is none comes from another version."""
         end = self._inbox.rfind(b"\n", self._seen)
         self._seen = len(self._inbox)
         if end < 0:
@@ -141,7 +141,7 @@ class ClientStream:
         self._seen = len(self._inbox)
 
     def send_taken(self) -> None:
-        """Tell the client that it is one no more."""
+        """Send the client a message that it is one no more."""
         self.discard()
         if not self.output_closed:
             self._put(b"\n")  # after a line that was half out

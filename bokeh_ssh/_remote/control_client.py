@@ -38,7 +38,7 @@ class ControlCommand:
         self.mark = str(order["mark"]).encode()
 
     def send(self, event: str, **more: Any) -> None:
-        """Tell the client."""
+        """Send a message to the client."""
         data = self.mark + json.dumps(dict(more, event=event)).encode("ascii") + b"\n"
         while data:
             data = data[os.write(1, data) :]
@@ -113,7 +113,7 @@ class ControlCommand:
         return 1
 
     def report_end(self, run_dir: RunDir) -> int:
-        """Tell what became of a server whose supervisor is no more; what was told need not be kept."""
+        """Report what became of a server whose supervisor is no more; what was told need not be kept."""
         record = run_dir.read()
         if "ended" not in record:
             remove_run_dir(run_dir, QUICK)
@@ -126,7 +126,7 @@ class ControlCommand:
         return 1
 
     def do_list(self) -> int:
-        """Tell of each server."""
+        """Report each server."""
         for run_dir in list_run_dirs():
             state = "running"
             try:

@@ -33,7 +33,7 @@ _GRACE = 5.0  # seconds between TERM and KILL for what nobody holds any more
 
 
 def peer(sock: socket.socket) -> int | None:
-    """Give the user who is on the other end; None where the system does not tell."""
+    """Return the user who is on the other end; None where the system does not tell."""
     try:
         if hasattr(socket, "SO_PEERCRED"):
             raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
@@ -90,7 +90,7 @@ class ControlClient:
         return True
 
     def answer(self, **message: Any) -> None:
-        """Tell it something; one that does not listen is not waited for."""
+        """Send it a message; one that does not listen is not waited for."""
         self.sock.settimeout(1.0)
         with contextlib.suppress(OSError):
             self.sock.sendall(json.dumps(message).encode("ascii") + b"\n")
@@ -126,7 +126,7 @@ class ControlSocket:
         return sock
 
     def is_at(self, path: str) -> bool:
-        """Tell whether who knocks there comes to us."""
+        """Return whether who knocks there comes to us."""
         try:
             return os.path.samestat(os.lstat(path), self._file)
         except OSError:
@@ -239,7 +239,7 @@ def is_stale(run_dir: RunDir) -> bool:
 
 
 def _lives(who: bytes) -> bool:
-    """Tell whether a process still runs that :func:`identity` has named."""
+    """Return whether a process still runs that :func:`identity` has named."""
     pid = who.partition(b":")[0]
     return pid.isdigit() and identity(int(pid)).encode() == who
 

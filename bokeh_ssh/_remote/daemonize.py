@@ -39,7 +39,7 @@ class Anchor:
         self.fd = fd
 
     def watch(self, run_dir: RunDir) -> None:
-        """Have it look after a place: should we be killed, and whoever else does."""
+        """Let it look after a place: should we be killed, and whoever else does."""
         if self.fd >= 0:
             try:
                 os.write(self.fd, os.fsencode(run_dir.path) + b"\n")

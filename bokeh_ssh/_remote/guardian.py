@@ -68,11 +68,11 @@ class Guardian:
         os.set_blocking(self._word, False)
 
     def fileno(self) -> int:
-        """Give what to wait for; -1 once nothing more will be told."""
+        """Return what to wait for; -1 once nothing more will be told."""
         return self._word
 
     def read_changes(self) -> list[tuple[str, int]]:
-        """Give what became of the child since: "exit" and its status, "stopped" or "continued"."""
+        """Return what became of the child since: "exit" and its status, "stopped" or "continued"."""
         try:
             data = os.read(self._word, _CHUNK)
         except BlockingIOError:
@@ -84,7 +84,7 @@ class Guardian:
         return [(event.decode(), int(status)) for event, status in map(bytes.split, lines)]
 
     def resume(self) -> None:
-        """Have it go on, should somebody have stopped it."""
+        """Resume it, should somebody have stopped it."""
         if self.pid:
             os.kill(self.pid, signal.SIGCONT)
 

@@ -19,7 +19,7 @@ PATIENCE = 5.0  # seconds between TERM and KILL where nobody says otherwise
 
 
 def piped(begin: Callable[[list[int]], object]) -> list[int]:
-    """Start a program; gives what its standard output and error are read from.
+    """Start a program; return what its standard output and error are read from.
 
     :param begin: starts it, with what these are to be
     :raises OSError: if it cannot be started
@@ -40,7 +40,7 @@ def piped(begin: Callable[[list[int]], object]) -> list[int]:
 
 
 def start(argv: list[bytes], env: dict[bytes, bytes], group: int, outputs: list[int]) -> int:
-    """Start a program in a group, with nothing to read; gives its process id.
+    """Start a program in a group, with nothing to read; return its process id.
 
     :param group: 0 for one of its own
     :param outputs: what becomes its standard output and error
@@ -70,7 +70,7 @@ def let_go(*kept: int) -> list[int]:
 
 
 def changes(kept: int) -> Iterator[tuple[int, str, int]]:
-    """Reap children; gives each with "exit" and its status (a signal's is below 0), "stopped" or "continued".
+    """Reap children; return each with "exit" and its status (a signal's is below 0), "stopped" or "continued".
 
     The zombie of ``kept`` stays, so that nobody else gets its number, which is its group's too; after that
     exit nothing else is told. Where Python has no ``waitid`` (before 3.13 on macOS) it does not stay, and the

@@ -25,7 +25,7 @@ _FIELDS = 20  # of /proc/PID/stat, from the state to the start time
 
 
 def adopt() -> bool:
-    """Have what our descendants leave behind become children of ours; False where that cannot be had.
+    """Adopt what our descendants leave behind; False where the system cannot do that.
 
     Linux alone has it (``prctl(2)``), and Python only with ctypes, which some builds lack or may not use.
     """

@@ -76,7 +76,7 @@ class Facts:
 
 
 def asked_port(words: Sequence[str]) -> int:
-    """Give the port that a command line tells Bokeh to listen on; 0 for any."""
+    """Return the port that a command line tells Bokeh to listen on; 0 for any."""
     own = list(words[: words.index("--args")] if "--args" in words else words)  # the rest is the app's own
     asked = [own[at + 1] for at, word in enumerate(own[:-1]) if word == "--port"]
     return int(asked[-1]) if asked and asked[-1].isdigit() else 0
@@ -147,7 +147,7 @@ def parse_notice(line: str) -> dict[str, Any] | None:
 
 
 def listener(path: str) -> int | None:
-    """Give the process that listens on a socket, 0 if the system does not tell; None if none does."""
+    """Return the process that listens on a socket, 0 if the system does not tell; None if none does."""
     sock = socket.socket(socket.AF_UNIX)
     try:
         sock.setblocking(False)
@@ -174,7 +174,7 @@ def close_to_others(path: str) -> bool:
 
 
 def routes_of(apps: Sequence[str], prefix: str, globs: bool) -> list[str]:
-    """Give the routes that Bokeh serves apps at: on a socket it does not say them.
+    """Return the routes that Bokeh serves apps at: on a socket it does not say them.
 
     :param apps: paths, as on the command line
     :param prefix: the value of ``--prefix``
@@ -234,7 +234,7 @@ class Watch:
         self.drop()
 
     def drop(self) -> None:
-        """Give the connection up."""
+        """Close the connection."""
         sock, self.sock = self.sock, None
         if sock:
             sock.close()

@@ -48,7 +48,7 @@ _ID = re.compile(r"[0-9a-f]{8}")
 
 
 def node() -> str:
-    """Give the machine's name; a home may be shared by many."""
+    """Return the machine's name; a home may be shared by many."""
     return os.uname().nodename
 
 
@@ -91,7 +91,7 @@ def replaceable(folder: str) -> str:
 
 @contextlib.contextmanager
 def private() -> Iterator[None]:
-    """Have what is made in the block be for us, and for us alone, whatever the umask is."""
+    """Make what is made in the block readable for us, and for us alone, whatever the umask is."""
     before = os.umask(0o077)
     try:
         yield
@@ -135,7 +135,7 @@ class RunDir:
         return f"{WITHIN}={self.id}".encode()
 
     def at(self, name: str) -> str:
-        """Give the path of a file in it."""
+        """Return the path of a file in it."""
         return os.path.join(self.path, name)
 
     def write(self, record: dict[str, Any]) -> None:
@@ -266,7 +266,7 @@ def repair_run_dir(run_dir: RunDir) -> str:
 
 
 def identity(pid: int) -> str:
-    """Tell a process from those that had, or will have, the same number; empty where it has ended.
+    """Return what tells a process from others of the same number, before or after; empty where it has ended.
 
     Always empty where the system does not tell (/proc).
     """

@@ -101,11 +101,11 @@ class ServerProcess:
         self.killed: float | None = None
 
     def send(self, event: str, **more: Any) -> None:
-        """Tell whoever is there, without ever waiting for it."""
+        """Send a message to whoever is there, without ever waiting for it."""
         raise NotImplementedError
 
     def record_of(self) -> dict[str, Any]:
-        """Give all that those may know who come later."""
+        """Return all that those may know who come later."""
         raise NotImplementedError
 
     # --- start
@@ -185,13 +185,13 @@ class ServerProcess:
             os.close(fd)
 
     def without_cwd(self, argv: list[bytes]) -> list[bytes]:
-        """Give the command that runs a module (``-m``) without what is in the current directory."""
+        """Return the command that runs a module (``-m``) without what is in the current directory."""
         if self.spec["argv"][0][0] != "python" or argv[1] != b"-m":
             return argv
         return [argv[0], b"-c", encode(STUB), encode(RUN), *argv[2:]]
 
     def start_server(self, argv: list[bytes], env: dict[bytes, bytes]) -> list[int]:
-        """Start the server; gives our ends of its streams."""
+        """Start the server; return our ends of its streams."""
         if self.group:  # an attempt before: its number is pinned only as long as its guardian lives
             process_tree.end(lambda rows: process_tree.members(self.group, rows), 1.0, self.group)
         streams = piped(lambda outputs: self.guard(lambda: start(argv, env, 0, outputs)))
@@ -199,7 +199,7 @@ class ServerProcess:
         return streams
 
     def guard(self, begin: Callable[[], int]) -> None:
-        """Have the server guarded, by another than before if there was one.
+        """Start the server's guardian, by another than before if there was one.
 
         :param begin: starts it, or gives the one that runs; 0 as long as there is none
         """
@@ -219,7 +219,7 @@ class ServerProcess:
                 self.guard(lambda: self.group)
 
     def environment(self, more: dict[str, str]) -> dict[bytes, bytes]:
-        """Give the environment of what is started here."""
+        """Return the environment of what is started here."""
         env = dict(os.environb)
         for name in self.spec["unset"]:
             env.pop(encode(name), None)
@@ -231,12 +231,12 @@ class ServerProcess:
         return env
 
     def signs(self) -> bool:
-        """Tell whether sessions have to be signed, which may depend on where it listens."""
+        """Return whether sessions have to be signed, which may depend on where it listens."""
         signed = self.spec.get("signed", False)
         return not self.socket if signed == "port" else bool(signed)
 
     def words(self, item: Any) -> list[bytes]:
-        """Give the words of the command line that an item stands for; what is a list is found out here."""
+        """Return the words of the command line that an item stands for; what is a list is found out here."""
         if isinstance(item, str):
             return [encode(item)]
         kind, *texts = item
@@ -414,7 +414,7 @@ class ServerProcess:
                 self.others |= remove_stale()
 
     def hold_socket(self) -> bool:
-        """Have the server's socket be where it was told, though the path was removed; False if it cannot.
+        """Put the server's socket back at its path, which was removed; False if that cannot be done.
 
         A socket lives on without its path. On Linux a descriptor of it is another path to it, which a link in
         the old place leads to: as the server's owner, and nobody else, may follow.
@@ -497,7 +497,7 @@ class ServerProcess:
             self.kept -= len(self.log.popleft()) + 1
 
     def tail(self, most: int) -> list[str]:
-        """Give the last lines of the log, with no more than ``most`` characters."""
+        """Return the last lines of the log, with no more than ``most`` characters."""
         lines: list[str] = []
         for line in reversed(self.log):
             most -= len(line) + 1
@@ -540,18 +540,18 @@ class ServerProcess:
         return found - {self.guardian.pid if self.guardian else 0}
 
     def press_remaining(self) -> None:
-        """Have what remains end: TERM once, and KILL when it is time for that."""
+        """End what remains: TERM once, and KILL when it is time for that."""
         rows = process_tree.table()
         process_tree.press(self.remaining(rows), rows, self.asked, self.group, self.killed is not None)
 
 
 def encode(text: str) -> bytes:
-    """Give the bytes that the caller meant, whatever this machine's locale is."""
+    """Return the bytes that the caller meant, whatever this machine's locale is."""
     return text.encode("utf-8", "surrogateescape")
 
 
 def free_port() -> bytes:
-    """Give the number of a port that nobody has now."""
+    """Return the number of a port that nobody has now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return b"%d" % probe.getsockname()[1]

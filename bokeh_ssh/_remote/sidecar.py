@@ -28,7 +28,7 @@ class Sidecar:
         self.status: dict[str, Any] = {}
 
     def start(self, argv: list[bytes], env: dict[bytes, bytes], group: int) -> list[int]:
-        """Start it; gives our ends of its standard output and error.
+        """Start it; return our ends of its standard output and error.
 
         :raises OSError: if it cannot be started
         """
@@ -40,7 +40,7 @@ class Sidecar:
         return piped(begin)
 
     def read_status(self, lines: Sequence[str]) -> bool:
-        """Take lines of its standard output; tells whether it has said something."""
+        """Take lines of its standard output; return whether it has said something."""
         heard = False
         for line in lines:
             try:

@@ -262,7 +262,7 @@ class Supervisor(ServerProcess):
     # --- the client
 
     def send(self, event: str, **more: Any) -> None:
-        """Tell the client, without ever waiting for it."""
+        """Send a message to the client, without ever waiting for it."""
         self.client_stream.send(event, **more)
         if self.client_stream.output_closed:
             self.note_client_gone()
@@ -361,7 +361,7 @@ class Supervisor(ServerProcess):
             )
 
     def do_place(self, message: dict[str, Any]) -> None:
-        """Give a file its name that the client has written by itself, as ``part``."""
+        """Rename a file that the client has written by itself, as ``part``."""
         if self.upload_dir and not self.upload_dir.fault:
             self.upload_dir.attempt(
                 self.upload_dir.finish_file, message["name"], message["part"], message["runs"]
@@ -408,7 +408,7 @@ class Supervisor(ServerProcess):
             client.close()
 
     def ask_status(self, client: ControlClient, _: dict[str, Any]) -> str:
-        """Tell what there is to know."""
+        """Send the record."""
         client.answer(**self.record_of())
         client.close()
         return ""
@@ -459,7 +459,7 @@ class Supervisor(ServerProcess):
         return ""
 
     def replay_state(self) -> None:
-        """Tell one who came later what the first was told."""
+        """Send one who came later what was sent to the first."""
         key = self.spec["signing"].get("BOKEH_SECRET_KEY", "") if self.signs() else ""
         self.send("started", token=self.token, detached=self.keep, key=key, **self.started)
         self.send("log", stream="", lines=self.tail(TAIL), again=True)
@@ -473,7 +473,7 @@ class Supervisor(ServerProcess):
             self.send("busy")
 
     def record_of(self) -> dict[str, Any]:
-        """Give all that those may know who come later; the token is not among it."""
+        """Return all that those may know who come later; the token is not among it."""
         argv = self.started.get("argv", [])
         record = dict(
             self.started,

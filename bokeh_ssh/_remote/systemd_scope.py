@@ -34,7 +34,7 @@ def doom(root: str = "/") -> str:
 
 
 def _unit(root: str) -> str:
-    """Give the unit of systemd's that we belong to; empty where it does not run."""
+    """Return the unit of systemd's that we belong to; empty where it does not run."""
     try:
         with open(os.path.join(root, "proc/self/cgroup"), encoding="utf-8", errors="replace") as rows:
             for row in rows:
@@ -49,7 +49,7 @@ def _unit(root: str) -> str:
 
 
 def _logind_kills(root: str) -> str:
-    """Give the setting by which logind ends what a session of this account's has left; empty if it does not.
+    """Return the setting by which logind ends what this account's session has left; empty if it does not.
 
     As it decides, which is not quite what logind.conf(5) says: root is spared where no list spares anybody,
     and a list of those who are not spared counts whatever KillUserProcesses says.

@@ -42,7 +42,7 @@ class UploadDir:
         self._file: BinaryIO | None = None
 
     def at(self, name: str) -> str:
-        """Give the path of what has this name.
+        """Return the path of what has this name.
 
         :raises ValueError: if that would be outside
         """
@@ -79,7 +79,7 @@ class UploadDir:
             self._move_into_place(hidden, path)
 
     def finish_file(self, name: str, part: str, runs: bool) -> None:
-        """Give a file that was written beside the folders, over SFTP, its name."""
+        """Rename a file that was written beside the folders, over SFTP, to its name."""
         path, hidden = self.at(name), self.at(part)
         os.chmod(hidden, 0o700 if runs else 0o600)
         size = os.stat(hidden).st_size
@@ -96,7 +96,7 @@ class UploadDir:
         self._move_into_place(hidden, path)
 
     def _move_into_place(self, hidden: str, path: str) -> None:
-        """Give what is whole its name, in place of whatever the server has put in the way."""
+        """Rename what is whole to its name, in place of whatever the server has put in the way."""
         folder = self.path
         for part in os.path.relpath(os.path.dirname(path), folder).split("/"):
             folder = os.path.join(folder, part)

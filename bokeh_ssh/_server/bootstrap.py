@@ -46,7 +46,7 @@ def control_client_script(
     order: bytes,
     libraries: str = "",
 ) -> bytes:
-    """Give all that is to be written once the hello has come, for a program that no setup runs before.
+    """Return all that is to be written once the hello has come, for a program that no setup runs before.
 
     :param pythons: interpreters; the first that runs is taken
     :param env: variables; those that Python needs early are set
@@ -97,7 +97,7 @@ _START = '"$p" -S -c "import sys; exec(sys.argv[1])"'
 
 
 def supervisor_input(launch: Launch, mark: str, supervisor: bytes, token: str = "", key: str = "") -> bytes:
-    """Give all that is to be written once the hello has come: script, supervisor, first message."""
+    """Return all that is to be written once the hello has come: script, supervisor, first message."""
     steps = (launch.setup,) if isinstance(launch.setup, str) else launch.setup
     lines = [_ASIDE, f"bokeh_ssh_mark={mark}", _TRAP]
     if any(steps):

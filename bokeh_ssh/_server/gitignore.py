@@ -90,7 +90,7 @@ def spec(lines: Iterable[str]) -> GitIgnoreSpec:
 
 
 def _linear(regex: str) -> str:
-    """Have a regular expression of pathspec's try each place once for what follows a ``*`` or ``**``.
+    """Make a regular expression of pathspec's try each place once for what follows a ``*`` or ``**``.
 
     Where it fits first leaves most to what comes after it, so nothing is lost if that place stays; otherwise
     each further star multiplies the time by the length of the name.

@@ -50,7 +50,7 @@ def split(command: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def is_plain(words: tuple[str, ...]) -> bool:
-    """Tell whether it is a web server of another kind: its command says where the port or the socket goes.
+    """Return whether it is a web server of another kind: its command says where the port or the socket goes.
 
     >>> is_plain(("streamlit", "run", "--server.port={port}")), is_plain(("panel", "serve"))
     (True, False)
@@ -59,7 +59,7 @@ def is_plain(words: tuple[str, ...]) -> bool:
 
 
 def is_option(word: str, option: str) -> bool:
-    """Tell whether a word of a command line is an option, or may be: Bokeh's parser takes beginnings too.
+    """Return whether a word of a command line is an option, or may be: Bokeh's parser takes beginnings too.
 
     >>> is_option("--addr=0.0.0.0", "--address"), is_option("--prefix", "--port")
     (True, False)
@@ -69,7 +69,7 @@ def is_option(word: str, option: str) -> bool:
 
 
 def own_options(args: Sequence[str]) -> Sequence[str]:
-    """Give what comes before the app's own arguments, which ``--args`` begins.
+    """Return what comes before the app's own arguments, which ``--args`` begins.
 
     >>> own_options(["--glob", "--args", "--port"])
     ['--glob']
@@ -220,7 +220,7 @@ class Launch:
         return self.words[0] if self.words[:2] in (("bokeh", "serve"), ("panel", "serve")) else ""
 
     def argv(self) -> list[str | list[str]]:
-        """Give the server's command line; a list in it stands for a word that only the far side knows."""
+        """Return the server's command line; a list in it stands for a word that only the far side knows."""
         words: list[str | list[str]] = [_home(self.words[0]), *self.words[1:]]
         if self.package:
             words = [["python", "python3"], "-m", *self.words]
@@ -252,7 +252,7 @@ class Launch:
         return ["fill", word] if isinstance(word, str) and is_plain((word,)) else word
 
     def display_argv(self) -> tuple[str, ...]:
-        """Give the command line as far as it is known here, for messages."""
+        """Return the command line as far as it is known here, for messages."""
         known: list[str] = []
         for word in self.argv():
             known += [word] if isinstance(word, str) else word[1:]
@@ -268,7 +268,7 @@ class Launch:
         return tuple(own_options(self.args))
 
     def _value(self, option: str) -> str:
-        """Give what ``args`` say for an option; the last one counts."""
+        """Return what ``args`` say for an option; the last one counts."""
         value, args = "", self._own_args
         for i, arg in enumerate(args):
             name, equals, text = arg.partition("=")
@@ -277,7 +277,7 @@ class Launch:
         return value
 
     def spec(self, mark: str, token: str = "", key: str = "") -> bytes:
-        """Give the supervisor's first message: a line of JSON.
+        """Return the supervisor's first message: a line of JSON.
 
         :param token: lets whoever has it take the server over from a client that is there
         :param key: what session ids are signed with; empty leaves them unsigned
@@ -328,7 +328,7 @@ def _check_text(name: str, values: Iterable[object]) -> None:
 
 
 def not_an_option(path: str) -> str:
-    """Give a path that nobody takes for an option."""
+    """Return a path that nobody takes for an option."""
     return f"./{path}" if path.startswith("-") else path
 
 

@@ -41,7 +41,7 @@ _PARTS = {
 
 @functools.cache
 def payload(name: str) -> bytes:
-    """Give the text of ``"supervisor"`` or ``"control_client"``, with what it needs."""
+    """Return the text of ``"supervisor"`` or ``"control_client"``, with what it needs."""
     folder = importlib.resources.files("bokeh_ssh") / "_remote"
     lines = [_FRAME]
     for module in _PARTS[name]:

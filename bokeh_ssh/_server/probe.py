@@ -96,7 +96,7 @@ def probe_port(connection: Connection, port: int, *, timeout: float) -> HttpProb
 
 
 def is_answering(connection: Connection, target: Endpoint, *, timeout: float) -> bool:
-    """Tell whether anything comes back from ``target``, as seen from the server, to a request."""
+    """Return whether anything comes back from ``target``, as seen from the server, to a request."""
     try:
         http_get(connection, target, "/metadata", timeout=timeout)
     except (ForwardError, TimeoutError):

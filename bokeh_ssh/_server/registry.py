@@ -181,7 +181,7 @@ class _ControlRequest:
         self._status: int | None = None
 
     def carry_out(self, last: str) -> list[dict[str, Any]]:
-        """Give all that was said, up to the message ``last``."""
+        """Return all that was said, up to the message ``last``."""
         deadline = time.monotonic() + self._timeout
         session = self._runner.run(
             exec_line(self._nonce),

@@ -178,7 +178,7 @@ class Server(SupervisorClient):
         return self._start_failure(timeout=timeout).error()
 
     def keep(self, timeout: float = 10) -> ServerRef:
-        """Have the server run on until somebody stops it, whoever comes and goes; we stay with it meanwhile.
+        """Keep the server running until somebody stops it, whoever comes and goes; we stay with it meanwhile.
 
         There is no grace time any more, also not after later clients have come and gone.
 
@@ -209,7 +209,7 @@ class Server(SupervisorClient):
         return server_ref
 
     def detach(self, timeout: float = 10) -> ServerRef:
-        """Have the server run on, as :meth:`keep` does, and let go of it.
+        """Keep the server running, as :meth:`keep` does, and let go of it.
 
         :returns: what :meth:`adopt` needs
         :raises LaunchError: as :meth:`keep`

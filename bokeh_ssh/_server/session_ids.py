@@ -18,18 +18,18 @@ _LENGTH = 44  # characters: 261 bits
 
 
 def new_key() -> str:
-    """Give a key that nobody knows, for ``BOKEH_SECRET_KEY``."""
+    """Return a key that nobody knows, for ``BOKEH_SECRET_KEY``."""
     return _random()
 
 
 def new_session_id(key: str) -> str:
-    """Give the id of a new session, signed with ``key``."""
+    """Return the id of a new session, signed with ``key``."""
     name = _random()
     return f"{name}.{_signature(name, key)}"
 
 
 def token_of(session_id: str, key: str, *, lifetime: int = 300) -> str:
-    """Give the token that the websocket of a session wants as its second subprotocol.
+    """Return the token that the websocket of a session wants as its second subprotocol.
 
     :param lifetime: seconds that it can be used to connect
     """

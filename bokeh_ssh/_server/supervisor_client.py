@@ -49,7 +49,7 @@ class SupervisorClient(ServerState):
     # --- beginning
 
     def _begin(self, runner: Runner, timeout: float) -> None:
-        """Have a shell there that says hello, and answer it."""
+        """Start a shell there that says hello, and answer it."""
         self._runner = runner
         self._session = runner.run(
             exec_line(self._nonce),
@@ -127,7 +127,7 @@ class SupervisorClient(ServerState):
     # --- what it is brought
 
     def send_order(self, **message: Any) -> None:
-        """Tell the supervisor what to do with a file (its ``do_put`` and the like); never blocks."""
+        """Send the supervisor what to do with a file (its ``do_put`` and the like); never blocks."""
         self._send(**message)
 
     def open_sftp(self) -> Sftp | None:
@@ -176,7 +176,7 @@ class SupervisorClient(ServerState):
         return {} if self._sidecar_ended else self._sidecar_status
 
     def start_sidecar(self, argv: Sequence[str], env: Mapping[str, str], timeout: float) -> dict[str, Any]:
-        """Have the supervisor run a program beside the server, in its environment; it ends with the server.
+        """Run a program beside the server, in its environment; it ends with the server.
 
         Where one runs already, nothing is started.
 
@@ -205,7 +205,7 @@ class SupervisorClient(ServerState):
         return self.ended.wait(timeout)
 
     def heartbeat(self) -> None:
-        """Tell the supervisor that we are there. A thread of ours does it often enough."""
+        """Send the supervisor a sign that we are there. A thread of ours does it often enough."""
         if self._stage in ("depot", "server", "ready"):
             self._send(do="lease")
 

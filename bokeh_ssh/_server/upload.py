@@ -55,7 +55,7 @@ def upload(
     told: Callable[[int], object] = lambda sent: None,
     files: Sftp | None = None,
 ) -> set[str]:
-    """Have all of it there.
+    """Bring all of it there.
 
     :param changed: what is to be there, as it is here now; what has vanished here, or is no file any more, is
         passed over

@@ -153,7 +153,7 @@ def _add(root: Path, path: Path, facts: os.stat_result, found: Contents) -> None
 
 
 def _inside(root: Path, link: Path) -> str | None:
-    """Give the name there of what a link leads to; None if that is not brought."""
+    """Return the name there of what a link leads to; None if that is not brought."""
     try:
         real, top = link.resolve(strict=True), root.resolve(strict=True)
     except (OSError, RuntimeError):  # to nothing, or in a circle

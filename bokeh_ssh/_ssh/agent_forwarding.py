@@ -162,7 +162,7 @@ class _AgentChannel:
 
 
 def is_login(data: bytes, blob: bytes, user: bytes) -> bool:
-    """Tell whether this is what a client signs to log in as ``user`` with that key (RFC 4252, section 7).
+    """Return whether this is what a client signs to log in as ``user`` with that key (RFC 4252, section 7).
 
     >>> is_login(b"anything else", b"key", b"me")
     False

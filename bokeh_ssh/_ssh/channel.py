@@ -151,7 +151,7 @@ class Channel:
         self._carrier.send_now(ChannelData(self.remote_number, data, self.max_packet))
 
     def send_eof(self) -> None:
-        """Tell the far side that no more data comes."""
+        """Send EOF: no more data comes (RFC 4254, section 5.3)."""
         if not self._close_sent and not self._close_received:
             self._carrier.send_now(struct.pack(">BI", MSG_CHANNEL_EOF, self.remote_number))
 
@@ -185,7 +185,7 @@ class Channel:
             self._send_later(struct.pack(">BII", MSG_CHANNEL_WINDOW_ADJUST, self.remote_number, more))
 
     def _resize(self) -> int:
-        """Fit the window to the link; gives the bytes by which it changes.
+        """Fit the window to the link; return the bytes by which it changes.
 
         A window in two round trips or less means that the far side waits for credit, so twice the window is
         of use, if the reader keeps up and the connection has memory to lend. Three quarters are looked at:
@@ -241,7 +241,7 @@ class Channel:
         )
 
     def attach(self, handler: ChannelHandler) -> None:
-        """Give what arrives from here on to ``sink``."""
+        """Pass what arrives from here on to ``handler``."""
         self.handler = handler
         if self._close_received:  # the connection died meanwhile, and told nobody
             handler.on_lost()
@@ -270,7 +270,7 @@ class Channel:
         self.max_packet = max(1, min(max_packet, MAX_PACKET))
 
     def confirmed(self) -> None:
-        """Tell the opener that the far side has confirmed."""
+        """Report to the opener that the far side has confirmed."""
         with self._order:
             self._opened = True
             given_up = self._close_sent
@@ -280,7 +280,7 @@ class Channel:
             self.on_open(self)
 
     def refused(self, code: int, text: str) -> None:
-        """Tell the opener that the far side has refused."""
+        """Report to the opener that the far side has refused."""
         if self.on_refused and not self._close_sent:
             self._close_sent = True
             self.on_refused(code, text)
@@ -374,7 +374,7 @@ class Channel:
         self._carrier.forget(self)
 
     def _give_back(self) -> None:
-        """Give back what the window has grown by: nothing that came waits any more."""
+        """Return what the window has grown by: nothing that came waits any more."""
         self._carrier.grow_window(WINDOW - self._window)
         self._window = WINDOW
 

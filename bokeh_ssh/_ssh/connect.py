@@ -151,7 +151,7 @@ def _handshake(
 
 
 def _hung_up(transport: Transport, cause: BaseException | None) -> bool:
-    """Tell whether the server ended it before its version, which is worth another try."""
+    """Return whether the server ended it before its version, which is worth another try."""
     cause = getattr(cause, "__cause__", None) or cause
     broke = isinstance(cause, (EOFError, OSError)) and not isinstance(cause, TimeoutError)
     silent = all(line.startswith(_FULL) for line in transport.preamble)

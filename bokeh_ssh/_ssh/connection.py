@@ -107,7 +107,7 @@ class Connection:
         return (str(address[0]),) if isinstance(address, tuple) and len(address) > 1 else ()
 
     def on_lost(self, call: Callable[[str], None]) -> None:
-        """Have ``call`` told the reason when the connection is lost, but not when it is closed."""
+        """Call ``call`` with the reason when the connection is lost, but not when it is closed."""
         with self._lock:
             if not self.lost.is_set():
                 self._on_lost.append(call)
@@ -242,7 +242,7 @@ class Connection:
         return session.accepted
 
     def open_socket(self, target: Endpoint, *, timeout: float) -> socket.socket:
-        """Connect to ``target`` as seen from the server (``ssh -W``); gives a local socket.
+        """Connect to ``target`` as seen from the server (``ssh -W``); return a local socket.
 
         :raises ForwardingRefusedError: the server forbids it
         :raises TargetUnreachableError: the server cannot connect there
@@ -326,7 +326,7 @@ class Connection:
         try_open()
 
     def _is_crowded(self, target: Endpoint, began: float) -> bool:
-        """Tell whether a target that refuses may only have more connections than it accepts at a time.
+        """Return whether a target that refuses may only have more connections than it accepts at a time.
 
         A port lets them wait; a Unix socket does not, and sshd does not wait for it. One that has taken
         nobody of late has ended.
@@ -351,7 +351,7 @@ class Connection:
         self.transport.request_channel(*opening(target, origin), opened, refused)
 
     def listen(self, where: Endpoint, handler: IncomingHandler) -> Endpoint:
-        """Have the server listen (``ssh -R``); gives where it does, with the real port for ``port=0``.
+        """Ask the server to listen (``ssh -R``); return where it does, with the real port for ``port=0``.
 
         :raises PortInUseError: the port is taken there
         :raises ForwardingRefusedError: the server forbids it; with a socket, it may also be in the way of a
@@ -394,7 +394,7 @@ class Connection:
         raise ForwardingRefusedError(msg, host=self.name, hint=hint)
 
     def unlisten(self, where: Endpoint, *, timeout: float = 2) -> None:
-        """Have the server stop listening; quietly, since a dead connection has stopped by itself."""
+        """Ask the server to stop listening; quietly, since a dead connection has stopped by itself."""
         self.transport.unlisten(where)
         with contextlib.suppress(ConnectionLostError):
             self._global_request(*cancelling(where), timeout)
@@ -484,7 +484,7 @@ class _Early:
         self._calls: list[Callable[[ChannelHandler], None]] = []
 
     def hand_over(self, handler: ChannelHandler) -> None:
-        """Tell another sink all of it."""
+        """Pass another handler all of it."""
         for call in self._calls:
             call(handler)
 

@@ -72,7 +72,7 @@ class Keepalive:
 
 
 def _bound_retransmission(transport: Transport, seconds: float) -> None:
-    """Have the system give up on data that nobody acknowledges when we would: its own is 15 minutes."""
+    """Let the system give up on data that nobody acknowledges when we would: its own is 15 minutes."""
     option = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux
     if option is None or seconds <= 0:
         return

@@ -45,21 +45,21 @@ def _address(host: str, port: int) -> bytes:
 
 
 def opening(target: Endpoint, origin: Origin) -> tuple[bytes, bytes]:
-    """Give the type of a channel that leads to ``target``, and what follows it in the request."""
+    """Return the type of a channel that leads to ``target``, and what follows it in the request."""
     if isinstance(target, str):
         return b"direct-streamlocal@openssh.com", string(encode(target)) + string(b"") + _uint32.pack(0)
     return b"direct-tcpip", _address(*target) + _address(*origin)
 
 
 def listening(where: Endpoint) -> tuple[bytes, bytes]:
-    """Give the name of the global request that has the server listen, and what follows it."""
+    """Return the name of the global request that has the server listen, and what follows it."""
     if isinstance(where, str):
         return b"streamlocal-forward@openssh.com", string(encode(where))
     return b"tcpip-forward", _address(*where)
 
 
 def cancelling(where: Endpoint) -> tuple[bytes, bytes]:
-    """Give the name of the global request that ends that, and what follows it."""
+    """Return the name of the global request that ends that, and what follows it."""
     kind, rest = listening(where)
     return b"cancel-" + kind, rest
 
@@ -93,7 +93,7 @@ def forwarded(kind: bytes, rest: bytes) -> tuple[Endpoint, Origin] | None:
 
 
 def _take(rest: bytes) -> tuple[str, bytes]:
-    """Read a string, as :func:`encode` writes it; gives it and what follows."""
+    """Read a string, as :func:`encode` writes it; return it and what follows."""
     raw, rest = strings(rest, 1)
     if len(raw) > _MOST_TEXT:
         msg = "a name is too long"

@@ -163,7 +163,7 @@ class Packetizer(_Base):
     # Reading: the transport thread only.
 
     def _fill(self, count: int, *, check_rekey: bool = False) -> None:
-        """Have at least ``count`` bytes in the buffer.
+        """Read until there are at least ``count`` bytes in the buffer.
 
         :raises EOFError: if the connection ends first, or we close it
         :raises NeedRekeyException: if nothing is there, and keys are to be changed
@@ -273,12 +273,12 @@ class Packetizer(_Base):
         self.on_pause()
 
     def _has_packet(self) -> bool:
-        """Tell whether a whole packet is in the buffer."""
+        """Return whether a whole packet is in the buffer."""
         there = self._end - self._start
         return there >= 4 and there >= 4 + int(_read_uint32(self._buffer, self._start)[0]) + _TAG
 
     def _read_packet(self) -> tuple[bytes, int]:
-        """Read and decrypt one (RFC 5647, section 7.3); gives it from the padding length on, and its end."""
+        """Read and decrypt one (RFC 5647, section 7.3); return it from the padding length on, and its end."""
         if self._end - self._start < 4:
             self._fill(4, check_rekey=True)
         (length,) = _read_uint32(self._buffer, self._start)

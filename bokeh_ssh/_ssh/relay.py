@@ -51,7 +51,7 @@ _TICK = 0.5
 
 
 def _send(sock: socket.socket, parts: list[memoryview]) -> int:
-    """Send as much as fits; gives how much that was."""
+    """Send as much as fits; return how much that was."""
     if len(parts) == 1 or not hasattr(sock, "sendmsg"):  # Windows has none
         return sock.send(parts[0])
     return sock.sendmsg(parts[:_MOST_PARTS])
@@ -92,7 +92,7 @@ def _set_linger(sock: socket.socket, on: bool) -> None:
 
 
 def reset_if_killed(sock: socket.socket) -> None:
-    """Have the system reset a connection when this process ends without closing it (``kill -9``).
+    """Let the system reset a connection when this process ends without closing it (``kill -9``).
 
     Its peer would take an end of file for success. Such a socket is closed by :func:`finish` or
     :func:`reset`. What counts is the last copy, so a forked child closes its own at once.

@@ -25,7 +25,7 @@ READ = 'IFS= read -r s <&3; eval "$(printf %b "$s")"'
 
 
 def exec_line(mark: str) -> str:
-    """Give the command for the login shell: sh, dash, bash, ksh, zsh, csh, tcsh, fish, ash alike.
+    """Return the command for the login shell: sh, dash, bash, ksh, zsh, csh, tcsh, fish, ash alike.
 
     :param mark: letters and digits that mark our lines; they come out joined, so that a start file that
         prints the command it was started for does not say hello in our place
@@ -114,7 +114,7 @@ def begin(connection: Connection, script: str, *, timeout: float) -> Script | No
 
 
 def run_script(connection: Connection, script: str, *, timeout: float) -> dict[str, Any] | None:
-    """Run ``script``, which may call ``say WORD [WORD]`` once; gives that as ``event`` and ``text``.
+    """Run ``script``, which may call ``say WORD [WORD]`` once; return that as ``event`` and ``text``.
 
     :param timeout: seconds for all of it
     :returns: None where no command may be run, or nothing was said in time

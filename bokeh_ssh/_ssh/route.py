@@ -94,7 +94,7 @@ def find_hop(host: Host) -> Hop:
 
 
 def goes_its_own_way(host: Host) -> bool:
-    """Tell whether ``jump`` or the ssh config says how to reach the host."""
+    """Return whether ``jump`` or the ssh config says how to reach the host."""
     if host.jump is not None:
         return True
     config = find_hop(host).config

@@ -177,7 +177,7 @@ class Sftp:
         return number
 
     def _expect(self, number: int, kind: int) -> bytes:
-        """Wait for an answer; gives the handle, where it is to have one.
+        """Wait for an answer; return the handle, where it is to have one.
 
         :raises SftpError: if it is another one, or none comes
         """

@@ -141,7 +141,7 @@ class _Numbers:
         self._left = iter(range(1 << 32))
 
     def take(self) -> int:
-        """Give out the next one."""
+        """Return the next one."""
         return next(self._left)
 
     def __contains__(self, number: int) -> bool:
@@ -279,7 +279,7 @@ class Transport(_Base):
                 self._on_end()
 
     def on_end(self, call: Callable[[], None]) -> None:
-        """Have ``call`` called on the transport thread when the connection has ended, however it did."""
+        """Call ``call`` on the transport thread when the connection has ended, however it did."""
         self._on_end = call
         if self._ended.is_set():
             call()
@@ -395,7 +395,7 @@ class Transport(_Base):
         return True
 
     def _flush_batch(self) -> None:
-        """Give a stream what came for it: many packets, one system call."""
+        """Pass to a channel what came for it: many packets, one system call."""
         channel, self._batch_channel = self._batch_channel, None
         if channel:
             parts, self._batch = self._batch, []

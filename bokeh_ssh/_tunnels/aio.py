@@ -96,7 +96,7 @@ def _on_thread(call: Callable[[], Any], what: str) -> asyncio.Future[Any]:
 
 
 async def _whatever_comes(*futures: asyncio.Future[Any]) -> bool:
-    """Wait for all of them, also while being cancelled; tells whether that happened."""
+    """Wait for all of them, also while being cancelled; return whether that happened."""
     import asyncio
 
     cancelled = False

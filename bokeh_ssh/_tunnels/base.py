@@ -109,7 +109,7 @@ class Tunnel(Offer):
     def _find_or_launch(
         self, connection_stack: contextlib.ExitStack, connection: Connection
     ) -> tuple[Endpoint, bool]:
-        """Have a server, as the keywords say: the one from before, one that is there, or a new one.
+        """Return the server from before, or find or start one as the keywords say.
 
         :returns: where it listens on the host, and whether it is the one from before
         """
@@ -397,7 +397,7 @@ def _nothing(_: object) -> None:
 
 
 def _has_ended(connection: Connection, server: Server) -> bool:
-    """Tell whether a server that was left is gone; False where that cannot be seen within a moment."""
+    """Return whether a server that was left is gone; False where that cannot be seen within a moment."""
     server_ref = server.server_ref
     try:
         if server_ref is None or not connection.alive or not connection.ping(_GLANCE):
@@ -409,7 +409,7 @@ def _has_ended(connection: Connection, server: Server) -> bool:
 
 
 def _can_connect(connection: Connection, path: str) -> bool:
-    """Tell whether the SSH server connects us to a socket."""
+    """Return whether the SSH server connects us to a socket."""
     try:
         connection.open_socket(path, timeout=connection.hop.timeout).close()
     except ForwardError:

@@ -37,7 +37,7 @@ def push(url: str, key: str, document: Any, **keywords: Any) -> Any:
 
 
 def embed(url: str, query: str, **keywords: Any) -> str:
-    """Give the script that embeds an app in a page; ``query`` is to be part of its address.
+    """Return the script that embeds an app in a page; ``query`` is to be part of its address.
 
     :raises UsageError: if Bokeh is not installed here
     """

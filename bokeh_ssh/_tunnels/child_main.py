@@ -92,7 +92,7 @@ class _Parent:
         return _ParentsKey(self, number)
 
     def sign(self, number: int, data: bytes, algorithm: str | None) -> bytes:
-        """Have the parent sign with its key of that number."""
+        """Ask the parent to sign with its key of that number."""
         signature: bytes | None = self._ask("sign", number, data, algorithm)
         if signature is None:
             msg = "the parent is gone"

@@ -60,7 +60,7 @@ _BOOT = (
 
 
 def is_possible() -> bool:
-    """Tell whether this program can start a Python of its own kind."""
+    """Return whether this program can start a Python of its own kind."""
     return bool(sys.executable) and not getattr(sys, "frozen", False)
 
 
@@ -140,7 +140,7 @@ class Child:
         self._watcher.start()
 
     def open(self, kind: str, args: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Any]:
-        """Have the child make and open an object; gives its facts.
+        """Make and open an object in the child; return its facts.
 
         Questions are asked on this thread; those of a later reconnection on one of their own.
 
@@ -203,7 +203,7 @@ class Child:
             del self._slots[number]
 
     def close(self) -> None:
-        """Have the child close everything, and end; the last it said is handled before this returns.
+        """Let the child close everything, and end; the last it said is handled before this returns.
 
         One that does not run is killed.
         """
@@ -238,7 +238,7 @@ class Child:
         self._records.drain(0.1 if hurry else _LAST_RECORDS)
 
     def _send(self, message: Any) -> None:
-        """Have a message sent; that nobody takes it is noticed by others."""
+        """Queue a message to be sent; that nobody takes it is noticed by others."""
         self._orders.put(child_protocol.dump(message))
 
     def _write(self, data: bytes | None) -> None:
@@ -365,7 +365,7 @@ def _with_cause(error: BokehSSHError, traceback: str) -> BokehSSHError:
 
 
 def _abandon_child(child: Child) -> None:
-    """Give up a forked copy's ends of the pipes: the child takes their end for the parent's."""
+    """Close a forked copy's ends of the pipes: the child takes their end for the parent's."""
     child._closing = child._dead = True
     child._change = threading.Condition()  # another thread may have held the old one
     null = os.open(os.devnull, os.O_RDWR)

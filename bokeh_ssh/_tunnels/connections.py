@@ -40,7 +40,7 @@ class Link(Lifecycle):
         return connection
 
     def _drop_silent_connections(self) -> None:
-        """Give up connections that do not answer, so that ending what they carry does not wait for them."""
+        """Close connections that do not answer, so that ending what they carry does not wait for them."""
         asked = [
             (connection, connection.send_keepalive())
             for connection in list(self._connections)

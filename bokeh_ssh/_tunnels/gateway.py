@@ -231,7 +231,7 @@ class GatewayTunnel(Tunnel):
         target: Endpoint,
         wanted: Endpoint,
     ) -> Endpoint:
-        """Have the gateway listen for the server on ``host``; gives where it does."""
+        """Ask the gateway to listen for the server on ``host``; return where it does."""
         reason, again = "", self._reverse is not None
         if self._serve.reverse != "relay":
             try:
@@ -320,7 +320,7 @@ class GatewayTunnel(Tunnel):
         self._on_connection_lost(ConnectionLostError(msg, host=self._label, hint="open it again"))
 
     def _new_names(self, server: Server) -> list[str]:
-        """Give what it may be published under: what its app is called; that with the server's own id."""
+        """Return what it may be published under: what its app is called; that with the server's own id."""
         name = as_name(self._routes[0].strip("/") or "bokeh")
         return [name, as_name(f"{name[:30]}-{server.server_ref.id}")] if server.server_ref else [name]
 
@@ -330,7 +330,7 @@ class GatewayTunnel(Tunnel):
             self._emit(Warned(host=self._label, text=text))
 
     def _lend_agent(self, gateway: Connection) -> Agent | None:
-        """Give the agent that the host is to have for a moment; the one that would log in there from here.
+        """Return the agent that the host is to have for a moment; the one that would log in there from here.
 
         :raises UnavailableError: if it is wanted, and there is none
         """

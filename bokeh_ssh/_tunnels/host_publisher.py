@@ -1,4 +1,4 @@
-"""Have the Bokeh host dial the gateway itself, where bokeh_ssh is installed there and it can log in.
+"""Let the Bokeh host dial the gateway itself, where bokeh_ssh is installed there and it can log in.
 
 Nothing secret goes to the host: it logs in with keys of its own, or has the login signed by an agent that it
 is lent for that (``_ssh.agent_forwarding``). The gateway's host key goes there, as we have verified it, so
@@ -112,7 +112,7 @@ def publish_from_host(
     agent: Agent | None,
     on_lost: Callable[[BokehSSHError], None],
 ) -> Iterator[Endpoint]:
-    """Run the publisher on ``host`` while the context lasts; gives where the gateway listens.
+    """Run the publisher on ``host`` while the context lasts; return where the gateway listens.
 
     :param target: what to publish, as seen from the host
     :param wanted: where the gateway is to listen; port 0 takes any free one
@@ -161,7 +161,7 @@ def publish_from_host(
 def sidecar_endpoint(
     server: Server, gateway: Connection, wanted: Endpoint, seen_as: Target | None
 ) -> tuple[Endpoint, str | None] | None:
-    """Tell where on the gateway a program beside the server publishes it: the place, and its name there.
+    """Return where on the gateway a program beside the server publishes it: the place, and its name there.
 
     :returns: None where there is none, or not on that gateway
     """
@@ -188,7 +188,7 @@ def start_publisher_sidecar(
     allow_exposed: bool,
     seen_as: Target | None,
 ) -> tuple[Endpoint, str | None]:
-    """Have a program beside the server publish it on the gateway, for as long as the server lives.
+    """Start a program beside the server that publishes it on the gateway, for as long as the server lives.
 
     :param wanted: the gateway's port; or a socket in the directory where sockets are found by name
     :param names: to publish it under: the first that is not taken

@@ -143,7 +143,7 @@ class Lifecycle(Awaiting):
         """Make sure that closing the line waits for nobody who does not answer."""
 
     def _report_outcome(self) -> None:
-        """Tell what could not be ended, once nothing more will be."""
+        """Report what could not be ended, once nothing more will be."""
 
     # Opening.
 
@@ -224,7 +224,7 @@ class Lifecycle(Awaiting):
         return self
 
     def _start_child(self, stack: contextlib.ExitStack) -> None:
-        """Have a child process open it, and take over what it found."""
+        """Open it in a child process, and take over what it found."""
         args, keywords = self._constructor_args
         keywords = {name: value for name, value in keywords.items() if name not in ("on_event", "isolate")}
         child = self._child = Child(
@@ -238,7 +238,7 @@ class Lifecycle(Awaiting):
         self._apply_info(child.open(type(self).__name__, args, keywords))
 
     def _pass_on(self, event: Event, facts: dict[str, Any]) -> None:
-        """Tell what happened in the child process; that it has closed is told once we have."""
+        """Report what happened in the child process; that it has closed is told once we have."""
         if isinstance(event, Closed):
             self._server_outcome = event.server
             return
@@ -258,21 +258,21 @@ class Lifecycle(Awaiting):
                 self._set_state(state)
 
     def _fail_with_child(self, error: BokehSSHError) -> None:
-        """Have failed, since the child process has ended by itself."""
+        """Fail, since the child process has ended by itself."""
         lost = Lost(host=self._label, reason=error.message)
         with self._change:  # who waits for the end is to have been told of it
             self._follow("failed", error, {})
             self._deliver(lost)
 
     def _report_child_outcome(self) -> None:
-        """Tell what becomes of what the child process held, where that could not end it."""
+        """Report what becomes of what the child process held, where that could not end it."""
 
     def _apply_info(self, facts: dict[str, Any]) -> None:
         for name, value in facts.items():
             setattr(self, name, value)
 
     def _info(self) -> dict[str, Any]:
-        """Tell what an object in another process needs to know to stand for this one."""
+        """Return what an object in another process needs to know to stand for this one."""
         return {name: getattr(self, name) for name in self._shared}
 
     def _check_wanted(self) -> None:
@@ -394,7 +394,7 @@ class Lifecycle(Awaiting):
             return True
 
     def _go_on_after(self, error: BokehSSHError) -> bool:
-        """Note that an attempt failed; tells whether another one may do better."""
+        """Note that an attempt failed; return whether another one may do better."""
         with self._change:
             if self._state == "reconnecting" and error.temporary:
                 self._error = None

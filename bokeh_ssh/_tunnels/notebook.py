@@ -30,7 +30,7 @@ def summary(text: str, state: str, url: str) -> str:
 
 
 def frame(url: str, height: int | str) -> str:
-    """Give the HTML that shows a page in a cell.
+    """Return the HTML that shows a page in a cell.
 
     A frame, and not Bokeh's script: the app's page stays one of its own, with its templates and styles, its
     origin is the one that the server was told, and what is in the notebook's page cannot get in its way.

@@ -89,7 +89,7 @@ class RemoteForwardOptions(Login):
 def arguments_of(
     record: Callable[_Keywords, _Record],
 ) -> Callable[[Callable[[_Made, _Record, Host], None]], Callable[Concatenate[_Made, _Keywords], None]]:
-    """Have a constructor take the arguments of a record, for callers, type checkers and editors.
+    """Let a constructor take the arguments of a record, for callers, type checkers and editors.
 
     It gets the record, checked, and the machine to log in to: the record's first argument with the login
     keywords.

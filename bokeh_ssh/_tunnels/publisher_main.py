@@ -69,7 +69,7 @@ def main(stdin: TextIO = sys.stdin, stdout: TextIO = sys.stdout) -> int:
 
 @contextlib.contextmanager
 def _file_of(text: str | None) -> Iterator[str | None]:
-    """Give the path of a file with this text; where it can be had, one that ends with us, however we end."""
+    """Return the path of a file with this text; where possible, one that ends with us, however we end."""
     if text is None:
         yield None
     elif hasattr(os, "memfd_create") and Path("/proc/self/fd").is_dir():

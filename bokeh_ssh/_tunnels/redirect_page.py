@@ -98,7 +98,7 @@ def remove_all() -> None:
 
 
 def open_in_browser(url: str) -> Page | None:
-    """Open an address that is a secret in the browser; gives the page that leads there, for the time being.
+    """Open an address that is a secret in the browser; return the page that leads there, for the time being.
 
     :returns: None if there is no browser
     :raises OSError: if the page cannot be written
@@ -162,7 +162,7 @@ def _remove(folder: Path) -> None:
 
 
 def _as_seen(path: Path) -> str:
-    """Give the address of a file, as the browser sees it: one of Windows, under WSL, has other paths."""
+    """Return the address of a file, as the browser sees it: one of Windows, under WSL, has other paths."""
     if ".exe" in os.environ.get("BROWSER", "").lower() and (tool := shutil.which("wslpath")):
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             done = subprocess.run(

@@ -126,7 +126,7 @@ def listening(
     again: bool = False,
     on_lost: Callable[[BokehSSHError], object] | None = None,
 ) -> Iterator[Endpoint]:
-    """Have the connection's server listen while the context lasts; gives where, with the real port.
+    """Ask the connection's server to listen while the context lasts; yield where, with the real port.
 
     :param again: it listened there for us before the line was lost. An SSH server may hold on to that until
         it notices: it has to give up a socket; a port may be free a little later
@@ -190,12 +190,12 @@ def _check_exposed(connection: Connection, proof: ListenerProbe, port: int) -> N
 
 
 def is_exposed(proof: ListenerProbe, port: int) -> bool:
-    """Tell whether the server's port is bound to more than its loopback address, as far as can be seen."""
+    """Return whether the server's port is bound to more than its loopback address, as far as can be seen."""
     return proof.reaches((OTHER_LOOPBACK, port)) is True
 
 
 class RemoteForward(Link):
-    """Have a gateway listen and forward what arrives to a target as seen from here (``ssh -N -R``).
+    """Let a gateway listen and forward what arrives to a target as seen from here (``ssh -N -R``).
 
     This is what the Bokeh host runs so that a gateway which cannot reach it can serve it.
 

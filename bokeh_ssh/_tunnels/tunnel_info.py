@@ -169,7 +169,7 @@ class Offer(Link):
         return f"http://127.0.0.1:{self.local_port}{self._routes[0]}"
 
     def server_document(self, **kwargs: Any) -> str:
-        """Give the ``<script>`` that embeds the first app in a page (``bokeh.embed.server_document``).
+        """Return the ``<script>`` that embeds the first app in a page (``bokeh.embed.server_document``).
 
         The page's own origin must be allowed with ``extra_origins=``.
 

@@ -85,7 +85,7 @@ class Agent:
         return f"<Agent {self._address or 'none'}>"
 
     def list_keys(self) -> tuple[AgentKey, ...]:
-        """Tell the keys that it holds, in its order; none if it does not answer in ``LIST_TIMEOUT``."""
+        """Return the keys that it holds, in its order; none if it does not answer in ``LIST_TIMEOUT``."""
         if self._keys is None:
             self._keys = ()
             with contextlib.suppress(AgentError):

@@ -39,7 +39,7 @@ _MOST_OTHER_NAMES = 8
 
 
 def fingerprint(key: bytes) -> str:
-    """Give the fingerprint of a public key, as ``ssh-keygen -l`` prints it: ``"SHA256:…"``.
+    """Return the fingerprint of a public key, as ``ssh-keygen -l`` prints it: ``"SHA256:…"``.
 
     Of a certificate, that of the key in it.
     """
@@ -47,7 +47,7 @@ def fingerprint(key: bytes) -> str:
 
 
 def kind(key: bytes) -> str:
-    """Give the type of a public key, such as ``"ssh-ed25519"``; of a certificate, that of the key in it."""
+    """Return the type of a public key, such as ``"ssh-ed25519"``; of a certificate, that of the key in it."""
     return _read_anyhow(key).kind
 
 
@@ -167,7 +167,7 @@ class _Case:
 
 
 def _confirm(case: _Case, verdict: Verdict, ask: Callable[[Question], str | None] | None) -> None:
-    """Have a person compare the fingerprint.
+    """Ask a person to compare the fingerprint.
 
     :raises UnknownHostKeyError: if nobody can be asked, or the answer is no
     """

@@ -75,7 +75,7 @@ class Identity(Protocol):
         """The public key or certificate, as far as it is known without asking anybody."""
 
     def public(self) -> bytes:
-        """Tell the public key or certificate, as sent (RFC 4253, section 6.6)."""
+        """Return the public key or certificate, as sent (RFC 4253, section 6.6)."""
 
     def sign(self, data: bytes, algorithm: str) -> bytes:
         """Sign; both methods raise UnusableKeyError."""

@@ -82,7 +82,7 @@ class KeyFile:
         return self._key is not None or bool(self._text and not self._locked)
 
     def certificate(self) -> Certified | None:
-        """Tell the certificate in ``<path>-cert.pub``, which the same key signs for."""
+        """Return the certificate in ``<path>-cert.pub``, which the same key signs for."""
         blob = read_public(beside(self.path, "-cert.pub"))
         return Certified(self, blob, f"{self.label}-cert") if blob and is_certificate(blob) else None
 
@@ -172,12 +172,12 @@ class Certified:
 
 
 def is_certificate(blob: bytes) -> bool:
-    """Tell whether what was read as a public key is a certificate."""
+    """Return whether what was read as a public key is a certificate."""
     return key_type(blob).endswith(CERTIFICATE)
 
 
 def private_path(path: str) -> Path:
-    """Tell the private key's path, also where a ``.pub`` or ``-cert.pub`` file was named."""
+    """Return the private key's path, also where a ``.pub`` or ``-cert.pub`` file was named."""
     for suffix in ("-cert.pub", ".pub"):
         if path.endswith(suffix):
             return expand(path[: -len(suffix)])
@@ -185,7 +185,7 @@ def private_path(path: str) -> Path:
 
 
 def beside(path: Path, suffix: str) -> Path:
-    """Tell the path with ``suffix`` added to its name."""
+    """Return the path with ``suffix`` added to its name."""
     return Path(f"{path}{suffix}")
 
 
@@ -216,7 +216,7 @@ def read_public(path: Path) -> bytes | None:
 
 
 def inspect_key(text: bytes | None) -> tuple[bytes | None, bool]:
-    """Tell a private key file's public half, where it is in the clear, and whether the file is encrypted."""
+    """Return a private key file's public half, where it is readable, and whether the file is encrypted."""
     if not text:
         return None, False
     _, begin, rest = text.partition(b"-----BEGIN OPENSSH PRIVATE KEY-----")

@@ -298,7 +298,7 @@ class _Login:
         return self._error(AuthenticationError, text, _advice(self.allowed))
 
     def ended(self, last_words: str, cause: BaseException | None) -> BokehSSHError:
-        """Tell why the connection ended during the login."""
+        """Return why the connection ended during the login."""
         words = clean(last_words, 300)
         hung_up = bool(words) or cause is None or isinstance(cause, EOFError)
         why = words or ("no reason was given" if hung_up else clean(str(cause), 300))

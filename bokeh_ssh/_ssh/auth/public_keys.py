@@ -56,7 +56,7 @@ class Certificate:
     content: SSHCertificate | None
 
     def problem(self, name: str, now: float) -> str:
-        """Tell why it does not vouch for the host ``name`` at the time ``now``; empty where it does.
+        """Return why it does not vouch for the host ``name`` at the time ``now``; empty where it does.
 
         As current OpenSSH: no principal at all means no host (older versions: any host), and a principal
         may be a pattern.

@@ -121,7 +121,7 @@ class UserAuth(AuthHandler):
         return "\n".join(self._said)
 
     def news(self) -> str:
-        """Tell what has been said since this was last asked."""
+        """Return what has been said since this was last asked."""
         said = [self._fresh.popleft() for _ in range(len(self._fresh))]
         return "\n".join(said)
 
@@ -169,7 +169,7 @@ class UserAuth(AuthHandler):
         return self._send_and_wait(message, max(self._timeout, PERSON_TIMEOUT))
 
     def ask_questions(self) -> Reply:
-        """Have the server ask its questions (RFC 4256, section 3.1)."""
+        """Ask the server for its questions (RFC 4256, section 3.1)."""
         message = self._request("keyboard-interactive").add_string("").add_string("")
         return self._send_and_wait(message, max(self._timeout, PERSON_TIMEOUT))
 

@@ -150,7 +150,7 @@ class _Lookup:
             self.reader.read(path, mine=mine, checked=checked)
 
     def value(self, keyword: str, kind: type[_T]) -> _T | None:
-        """Give what was said for a keyword; None where nothing was."""
+        """Return what was said for a keyword; None where nothing was."""
         said = self.settings.get(keyword)
         return said.value if said and isinstance(said.value, kind) else None
 
@@ -185,7 +185,7 @@ class _Lookup:
         return ConfigError(f"{where}: {what}", host=self.alias, hint=hint)
 
     def check_canonical(self) -> bool:
-        """Tell whether the config wants to be read again with the canonical name.
+        """Return whether the config wants to be read again with the canonical name.
 
         :raises ConfigError: if the name could become another one: that takes DNS look-ups we do not do
         """
@@ -209,7 +209,7 @@ class _Lookup:
         return mode != "no"
 
     def _jumps(self) -> tuple[str, ...] | None:
-        """Give what the first of ProxyJump and ProxyCommand says, if that is ProxyJump or none."""
+        """Return what the first of ProxyJump and ProxyCommand says, if that is ProxyJump or none."""
         said = self.settings.get("proxyjump")
         command = self.settings.get("proxycommand")
         if said is None or said.value == ():
@@ -217,7 +217,7 @@ class _Lookup:
         return cast("tuple[str, ...]", said.value)
 
     def _command(self) -> Setting | None:
-        """Give the ProxyCommand that makes the connection, if one does.
+        """Return the ProxyCommand that makes the connection, if one does.
 
         OpenSSH before 10.3 took an earlier ``ProxyJump none`` as the end of it; later ones do not.
         """
@@ -294,7 +294,7 @@ class _Lookup:
         return tuple(self.path(raw, said.where) for raw in cast("tuple[str, ...]", said.value))
 
     def _proxy(self) -> tuple[tuple[str, ...] | None, str | None]:
-        """Give the machines to go through, and the command that makes the connection."""
+        """Return the machines to go through, and the command that makes the connection."""
         if self.jump_given:
             return None, None
         said, keyword, jumps = self.settings.get("proxyjump"), "ProxyJump", self._jumps()

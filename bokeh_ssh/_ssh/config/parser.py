@@ -132,7 +132,7 @@ class Reader:
         self._final = final
 
     def hostname(self) -> str:
-        """Give the name so far: ``HostName`` with its ``%h``, else the alias."""
+        """Return the name so far: ``HostName`` with its ``%h``, else the alias."""
         if self._final:
             return self._host
         said = self.settings.get("hostname")
@@ -286,7 +286,7 @@ class Reader:
 
 
 def _is_safe(status: os.stat_result) -> bool:
-    """Tell whether only the user and root can write a file; True on systems without POSIX permissions.
+    """Return whether only the user and root can write a file; True on systems without POSIX permissions.
 
     A group that is the user's own private one may, as in Debian's ssh: there files are made so by default.
     """

@@ -244,7 +244,7 @@ def _address_bytes(host: str) -> tuple[int, bytes] | None:
 
 
 def is_address(host: str) -> bool:
-    """Tell whether a name is an IPv4 or IPv6 address, with or without a scope."""
+    """Return whether a name is an IPv4 or IPv6 address, with or without a scope."""
     return _address_bytes(host.partition("%")[0]) is not None
 
 
