@@ -70,7 +70,7 @@ def let_go(*kept: int) -> list[int]:
 
 
 def changes(kept: int) -> Iterator[tuple[int, str, int]]:
-    """Reap children; return each with "exit" and its status (a signal's is below 0), "stopped" or "continued".
+    """Reap children; return each with "exit" and its status (below 0: a signal), "stopped" or "continued".
 
     The zombie of ``kept`` stays, so that nobody else gets its number, which is its group's too; after that
     exit nothing else is told. Where Python has no ``waitid`` (before 3.13 on macOS) it does not stay, and the
