@@ -93,11 +93,10 @@ PYTHONS = sorted({"3.10", "3.11", "3.12", "3.13", CURRENT}, key=lambda name: int
 NEWEST = PYTHONS[-1]
 PROJECT = nox.project.load_toml(HERE / "pyproject.toml")
 
-#: Most of a test is waiting. A file's tests stay together: they share containers. On CI what fails has two
-#: more chances, and is listed: there are ten thousand real connections in a run. Elsewhere the few that are
-#: marked as slow are left out.
+#: Most of a test is waiting. A file's tests stay together: they share containers. Only CI runs the few that
+#: are marked as slow. Nothing is run twice: a test that needs luck is a defect.
 SPREAD = ("-n", "4", "--dist", "loadfile", "--no-loadscope-reorder")
-OPTIONS = (*SPREAD, *(("--reruns", "2") if CI else ("-m", "not slow")))
+OPTIONS = SPREAD if CI else (*SPREAD, "-m", "not slow")
 #: What is run on the Pythons between the oldest and the newest.
 BETWEEN = (*OPTIONS, "-m", "every_python")
 #: Where the benchmark and the soak run find: themselves, and what they share with the tests.

@@ -25,6 +25,7 @@ from beds import PASSWORD, Knobs, Machine, until
 from bokeh_ssh import BokehSSHError, Host, LocalForward, TunnelClosedError
 from bokeh_ssh._ssh.connect import connect
 from fakes import FakeSSH, Listener
+from processes import kill
 
 pytestmark = [
     pytest.mark.every_python,
@@ -169,8 +170,7 @@ class Program:
 
     def kill(self) -> None:
         """Leave nothing behind, whatever the test has found."""
-        for pid in self.family():
-            os.kill(pid, signal.SIGKILL)
+        kill(self.family())
         self._process.kill()
         self._process.wait(30)
         for stream in (self._process.stdout, self._process.stderr):

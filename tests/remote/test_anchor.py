@@ -24,7 +24,7 @@ from bokeh_ssh._ssh.connection import Connection
 from counting import COUNTER, ask, cabled, servers, tunnel_with_events
 from events import kinds
 from local_runner import FAKE, Bench, Held, alive, processes
-from processes import running
+from processes import kill, running
 from skips import missing
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the supervisor needs POSIX")
@@ -167,8 +167,7 @@ def test_server_that_was_left_and_ended_is_not_called_left(
     def end_all(server: Server) -> None:
         close(server)
         place = os.environ["BOKEH_SSH_DIR"]
-        for pid in running(place):
-            os.kill(pid, signal.SIGKILL)
+        kill(running(place))
         until(lambda: not running(place), what="all to be killed")
 
     monkeypatch.setattr(Server, "close", end_all)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import os
-import signal
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from bokeh_ssh._server.options import ServerOptions
 from bokeh_ssh._server.server import Launch, Server
 from bokeh_ssh._ssh.connect import connect
 from local_runner import FAKE, alive
+from processes import kill
 
 SESSION = "0::/user.slice/user-1000.slice/session-3.scope\n"
 OLD_SESSION = "9:name=systemd:/user.slice/user-1000.slice/session-c1.scope\n0::/\n"
@@ -133,8 +133,7 @@ def logind(tmp_path: Path, embedded: Callable[..., Machine]) -> Iterator[Machine
         return [int(pid) for pid in (group / "cgroup.procs").read_text().split()]
 
     def end() -> bool:
-        for pid in members():
-            os.kill(pid, signal.SIGKILL)
+        kill(members())
         return not members()
 
     try:

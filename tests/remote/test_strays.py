@@ -20,6 +20,7 @@ from bokeh_ssh._core.events import ServerExited, ServerResponsive, ServerUnrespo
 from bokeh_ssh._remote import process_tree
 from connections import end, there
 from counting import tunnel_with_events
+from processes import kill
 
 if os.name != "posix":
     pytest.skip("the remote side is a POSIX system", allow_module_level=True)
@@ -217,8 +218,7 @@ def test_all_of_it_ends_however_the_server_does(
     until(lambda: len(strays(mark, bystander)) <= bare, what="they are gone")
     until(lambda: not held.alive(), what="the server is gone")
     assert held.session.process.wait(20) is not None
-    for pid in strays(mark, bystander):
-        os.kill(pid, signal.SIGKILL)
+    kill(strays(mark, bystander))
 
 
 @pytest.mark.parametrize("lacks", ["guardian", "guardian for a while", "waitid"])
@@ -320,8 +320,7 @@ def test_without_ctypes_the_group_ends_all_the_same(bench: Bench, mark: str, how
     assert held.session.process.wait(20) is not None
     left = processes(mark)
     assert len(left) == stay
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
+    kill(left)
 
 
 @pytest.mark.parametrize(

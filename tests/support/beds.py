@@ -6,7 +6,9 @@ said once, as :class:`Knobs`, and translated for each kind of server.
 
 from __future__ import annotations
 
+import errno
 import getpass
+import itertools
 import os
 import re
 import shlex
@@ -279,13 +281,39 @@ def parse_listeners(table: str) -> set[tuple[str, int]]:
     return found
 
 
+def _ports() -> Iterator[int]:
+    # Below those that the system gives to outgoing connections, and other ones for each process of a run: one
+    # that is let go of is still free when a server that cannot pick one itself binds it a moment later.
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first, count = 12_000 + worker % 16 * 1_200, 1_200
+    start = os.getpid() % count
+    while True:
+        for number in range(count):
+            yield first + (start + number) % count
+
+
+_PORTS = _ports()
+
+
 def free_port() -> int:
-    """Find a TCP port that is free now on loopback; only for servers that cannot pick one themselves."""
-    with closing(socket.socket()) as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    assert isinstance(port, int)
-    return port
+    """Find a TCP port that is free on loopback, and stays so; for servers that cannot pick one themselves."""
+    for port in itertools.islice(_PORTS, 1_200):
+        if all(_can_bind(family, address, port) for family, address in _LOOPBACKS):
+            return port
+    msg = "no port is free"
+    raise RuntimeError(msg)
+
+
+_LOOPBACKS = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
+
+
+def _can_bind(family: int, address: str, port: int) -> bool:
+    with closing(socket.socket(family)) as sock:
+        try:
+            sock.bind((address, port))
+        except OSError as exc:
+            return exc.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # a machine without IPv6
+    return True
 
 
 def has_banner(host: str, port: int) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import paramiko
 from paramiko.message import Message
 
-from beds import Key, Machine
+from beds import Key, Machine, free_port
 
 #: What a handler gets: the connection, and how many came before it.
 Handler = Callable[[socket.socket, int], None]
@@ -24,7 +24,8 @@ PATIENCE = 30.0
 
 
 class Listener:
-    """A TCP server on loopback, on any free port: a thread for each connection; a context manager.
+    """A TCP server on loopback, on a port that stays free afterwards: a thread for each connection; a context
+    manager.
 
     :param handler: gets each connection, which is closed when it returns
     :ivar count: how many connections were accepted
@@ -32,7 +33,7 @@ class Listener:
 
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
-        self._socket = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self._socket = socket.create_server(("127.0.0.1", free_port()), backlog=64)
         self._threads: list[threading.Thread] = []
         self._open: set[socket.socket] = set()
         self.port: int = self._socket.getsockname()[1]

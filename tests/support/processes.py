@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+from collections.abc import Iterable
 from pathlib import Path
+
+
+def kill(pids: Iterable[int]) -> None:
+    """Kill processes; one that has ended meanwhile, perhaps with another of them, is passed over."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def children() -> list[int]:
