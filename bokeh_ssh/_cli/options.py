@@ -168,17 +168,17 @@ def _no(_: bool) -> bool:
     return False
 
 
-#: How it is told what happens.
+#: How events are printed.
 OUTPUT = under(
     "Output",
-    Flag("json", "", "Tell what happens as JSON objects, one a line, on standard output.", name="--json"),
-    Flag("quiet", "", "Show the address, and what is wrong; nothing else.", also="-q", name="--quiet"),
+    Flag("json", "", "Print events as JSON objects, one per line, on standard output.", name="--json"),
+    Flag("quiet", "", "Show only the address and problems.", also="-q", name="--quiet"),
 )
 
 #: The same, where there is a server.
 LOGGED = (
     *OUTPUT,
-    *under("Output", Flag("log", "", "Show what the server writes, as it comes.", name="--log")),
+    *under("Output", Flag("log", "", "Show the server's output.", name="--log")),
 )
 
 #: The login keywords that can be typed: secrets are asked for, and never on a command line that ``ps`` shows.
@@ -204,27 +204,35 @@ LOGIN = under(
     Flag(
         "host_keys",
         "strict|ask|accept-new",
-        "What to do about an unknown host key (default: ask).",
+        "How to treat an unknown host key (default: ask).",
         default="ask",
     ),
     Flag(
         "ssh_config",
         "FILE",
-        "The ssh config; 'none' reads none (ssh -F).",
+        "The ssh config file; 'none' reads none (ssh -F).",
         also="-F",
         convert=_path,
     ),
-    Flag("allow_agent", "", "Do not ask the SSH agent.", name="--no-allow-agent", convert=_no),
+    Flag("allow_agent", "", "Do not use the SSH agent.", name="--no-allow-agent", convert=_no),
     Flag("look_for_keys", "", "Do not try ~/.ssh/id_*.", name="--no-look-for-keys", convert=_no),
     Flag("timeout", "SECONDS", "Time for each stage of connecting (default: 15)."),
-    Flag("compression", "", "SSH compression, for slow lines (ssh -C).", also="-C", name="--compression"),
-    Flag("reconnect", "", "End when the line goes down.", name="--no-reconnect", convert=_no),
+    Flag(
+        "compression", "", "SSH compression, for slow connections (ssh -C).", also="-C", name="--compression"
+    ),
+    Flag(
+        "reconnect",
+        "",
+        "End when the connection is lost, in place of reconnecting.",
+        name="--no-reconnect",
+        convert=_no,
+    ),
 )
 
 #: The same for what looks at a machine once, and asks a program there.
 VISIT = (
     *(flag for flag in LOGIN if flag.keyword != "reconnect"),
-    *under("What runs", Flag("python", "PATH", "An interpreter there (default: the first that runs).")),
+    *under("What runs", Flag("python", "PATH", "A Python on that machine (default: the first that runs).")),
 )
 
 #: How a server is started, wherever it is.
@@ -233,15 +241,15 @@ START = under(
     Flag(
         "args",
         "OPTION",
-        "One more option for bokeh serve; repeat, or write all of them after --.",
+        "An option for bokeh serve; repeat, or write all of them after --.",
         also="--arg",
     ),
     Flag(
         "command",
         "WORDS",
-        "'bokeh serve', 'panel serve' or your own; any web server, with {port} where its port goes.",
+        "'bokeh serve', 'panel serve', or any web server with {port} in place of its port.",
     ),
-    Flag("python", "PATH", "The interpreter whose Bokeh is used."),
+    Flag("python", "PATH", "The Python that has Bokeh (default: the first on the PATH)."),
     Flag(
         "setup",
         "LINE",
@@ -251,31 +259,31 @@ START = under(
     Flag(
         "env",
         "NAME=VALUE",
-        "A variable for the server; without =VALUE, its value here; repeat.",
+        "An environment variable for the server; NAME alone takes its value here; repeat.",
         convert=_environment,
     ),
     Flag(
         "grace",
         "SECONDS",
-        "How long it outlives a bokeh-ssh that has vanished (default: {default}; publish: 60).",
+        "How long the server stays if bokeh-ssh is killed (default: {default}; publish: 60).",
     ),
-    Flag("launch_timeout", "SECONDS", "Time to become ready (default: {default})."),
+    Flag("launch_timeout", "SECONDS", "Time for the server to become ready (default: {default})."),
     Flag(
         "extra_origins",
         "HOST:PORT",
-        "One more address whose pages may embed the app; repeat.",
+        "Another site whose pages may embed the app; repeat.",
         also="--origin",
     ),
 )
 
 _LOCAL_PORT = Flag(
-    "local_port", "PORT", "The port here; 0 takes any free one (default: 5006, or a free one)."
+    "local_port", "PORT", "The port on this machine; 0: any free one (default: 5006, or a free one)."
 )
 
 _ALLOW_OTHERS = Flag(
     "allow_others",
     "",
-    "Let the other users of this machine use the port here, as ssh -L does.",
+    "Let other users of this machine use the local port, as ssh -L does.",
     name="--allow-others",
 )
 
@@ -284,11 +292,15 @@ TUNNEL = (
     *under(
         "Ports",
         _LOCAL_PORT,
-        Flag("remote_port", "PORT", "The server's port there (default: any free one; to attach, 5006)."),
+        Flag(
+            "remote_port",
+            "PORT",
+            "The server's port on that machine (default: any free one; to attach, 5006).",
+        ),
         Flag(
             "forwards",
             "[BIND:]PORT:HOST:HOSTPORT",
-            "One more port to forward meanwhile, as ssh -L writes it; repeat.",
+            "Another port to forward, as for ssh -L; repeat.",
             also="--forward -L",
         ),
     ),
@@ -297,41 +309,45 @@ TUNNEL = (
         Flag(
             "launch",
             "",
-            "Always start a server, or only attach to one (default: with an APP, start one; without, attach, "
-            "and start one where none answers).",
+            "Always start a server, or only attach to a running one (default: start one for an APP; "
+            "without APP, attach, or start one if none answers).",
             name="--launch/--attach",
         ),
     ),
     *START,
     *under(
         "What runs",
-        Flag("ready", "PATH", "The page that tells that a server of another kind is ready (--command)."),
-        Flag("upload", "", "Bring APP from here: a script or a folder, without what git ignores."),
+        Flag("ready", "PATH", "A page that answers when the server is ready (with --command)."),
+        Flag(
+            "upload",
+            "",
+            "Upload APP from this machine: a script or a folder, without files that git ignores.",
+        ),
         Flag(
             "bring",
             "PATH",
-            "A file or folder to bring along, to lie beside APP; repeat (uploads APP too).",
+            "Another file or folder to upload, beside APP; repeat (uploads APP too).",
         ),
         Flag(
             "server",
             "NAME",
-            "Take over one of your servers there: its id, app or route, as ls shows them; '*': the only one.",
+            "Take over a running server of yours: its id, app or route as ls shows them; '*': the only one.",
         ),
-        Flag("detach", "", "Leave the server running at the end, on purpose."),
-        Flag("dev", "", "Start anew when the app's files change; with --upload, those here."),
+        Flag("detach", "", "Leave the server running at the end."),
+        Flag("dev", "", "Restart the server when the app's files change; with --upload, upload each change."),
         Flag("allow_foreign", "", "Attach to a server of another user.", name="--allow-foreign"),
         _ALLOW_OTHERS,
         Flag(
             "allow_any_origin",
             "",
-            "Let the pages of every site open WebSockets to the server.",
+            "Let pages of any site open WebSockets to the server.",
             name="--allow-any-origin",
         ),
         Flag(
             "signed",
             "",
-            "Have the server answer only to signed sessions, or leave it open to the other users of its "
-            "machine (default: a private socket; signed where there is none).",
+            "Accept only signed sessions, or also those of other users of its machine (default: a private "
+            "socket; signed sessions if there is none).",
             name="--signed/--open",
         ),
     ),
@@ -342,16 +358,20 @@ ATTACH = (
     *under("Ports", _LOCAL_PORT, _ALLOW_OTHERS),
     *under(
         "What runs",
-        Flag("detach", "", "Have it run on from now on, if it does not anyway."),
-        Flag("python", "PATH", "An interpreter there (default: the first that runs)."),
-        Flag("grace", "SECONDS", "How long it outlives a bokeh-ssh that has vanished (default: {default})."),
+        Flag("detach", "", "Leave the server running at the end, from now on."),
+        Flag("python", "PATH", "A Python on that machine (default: the first that runs)."),
+        Flag(
+            "grace",
+            "SECONDS",
+            "How long the server stays if bokeh-ssh is killed (default: {default}).",
+        ),
     ),
 )
 
 _ALLOW_EXPOSED = Flag(
     "allow_exposed",
     "",
-    "Go on where the gateway opens the port to its whole network (GatewayPorts yes).",
+    "Accept a gateway that opens the port to its whole network (GatewayPorts yes).",
     name="--allow-exposed",
 )
 
@@ -361,7 +381,7 @@ GATEWAY = under(
     Flag(
         "host",
         "TARGET",
-        "The Bokeh host, reached through the gateway; none: it publishes by itself.",
+        "The Bokeh host, reached through the gateway; without it, the host publishes by itself.",
         complete=complete_host,
     ),
     Flag(
@@ -370,13 +390,13 @@ GATEWAY = under(
         "Who opens the gateway's port: the Bokeh host, this machine (relay), or the host if it can "
         "(default: {default}).",
     ),
-    Flag("name", "NAME", "What was published under that name (default: the only one)."),
-    Flag("gateway_port", "PORT", "The port on the gateway (default: what was published by name, or 5006)."),
+    Flag("name", "NAME", "The name that it was published under (default: the only one)."),
+    Flag("gateway_port", "PORT", "The port on the gateway (default: what is published by name, or 5006)."),
     Flag("gateway_address", "HOST:PORT", "The gateway as the Bokeh host sees it, if that differs."),
     Flag(
         "forward_agent",
         "",
-        "Lend your SSH agent to the Bokeh host for its login to the gateway (ssh -A, for a moment).",
+        "Forward your SSH agent to the Bokeh host, for its login to the gateway only (ssh -A).",
         also="-A",
         name="--forward-agent",
     ),
@@ -386,25 +406,29 @@ GATEWAY = under(
 #: What a RemoteForward takes.
 REMOTE = under(
     "Ports",
-    Flag("name", "NAME", "Publish it under this name, for you alone (default: the app's)."),
+    Flag("name", "NAME", "Publish it under this name, for your account only (default: the app's name)."),
     Flag(
         "remote_port",
         "PORT",
-        "A port on the gateway in place of a name, open to its other users; 0 takes any free one.",
+        "A port on the gateway in place of a name, open to its other users; 0: any free one.",
     ),
     Flag(
         "local_port",
         "PORT",
-        "The server's port; with an APP the one it takes (default: 5006; with an APP any free one).",
+        "The server's port (default: 5006; for an APP, any free one).",
     ),
-    Flag("local_host", "HOST", "Where the server already listens (default: this machine)."),
-    Flag("local_socket", "PATH", "The Unix socket that the server already listens on."),
+    Flag("local_host", "HOST", "The machine that the server runs on (default: this one)."),
+    Flag("local_socket", "PATH", "The Unix socket that the server listens on."),
     Flag(
         "remote_socket",
         "PATH",
-        "A Unix socket on the gateway in place of a port; only you may connect to it.",
+        "A Unix socket on the gateway in place of a port; only you can connect to it.",
     ),
-    Flag("bind_address", "ADDRESS", "Where the gateway listens; anything but loopback opens it to others."),
+    Flag(
+        "bind_address",
+        "ADDRESS",
+        "The address that the gateway listens on; any but loopback opens it to others.",
+    ),
     _ALLOW_EXPOSED,
 )
 
@@ -412,16 +436,20 @@ REMOTE = under(
 FORWARD = under(
     "Ports",
     Flag("remote_port", "PORT", "The target's port."),
-    Flag("remote_host", "NAME", "The target as HOST sees it (default: HOST itself)."),
+    Flag("remote_host", "NAME", "The target, as seen from HOST (default: HOST itself)."),
     Flag("remote_socket", "PATH", "A Unix socket on HOST as the target, in place of a port."),
-    Flag("local_port", "PORT", "The port here (default: any free one)."),
-    Flag("local_socket", "PATH", "A Unix socket here in place of a port; only you may connect to it."),
-    Flag("bind_address", "ADDRESS", "Where to listen here; anything but loopback opens it to others."),
+    Flag("local_port", "PORT", "The port on this machine (default: any free one)."),
+    Flag(
+        "local_socket",
+        "PATH",
+        "A Unix socket on this machine in place of a port; only you can connect to it.",
+    ),
+    Flag("bind_address", "ADDRESS", "The local address to listen on; any but loopback opens it to others."),
     Flag(
         "allow_others",
         "",
-        "Let the other users of this machine use the port here, as ssh -L does; or refuse, besides them, "
-        "programs that close too soon to see whose they are, and tell (default: let these in).",
+        "Let other users of this machine use the local port, as ssh -L does; or refuse also programs "
+        "that close too soon to see whose they are (default: let these in).",
         name="--allow-others/--no-allow-others",
     ),
 )
