@@ -53,13 +53,13 @@ for name in bokeh_ssh.__all__:
 
 
 class CommandHelp(Directive):
-    """``command-help:: direct``: what ``bokeh-ssh direct --help`` says, from the program itself."""
+    """``command-help:: direct``: what ``bokeh-ssh direct --help-all`` says, from the program itself."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
         environ = os.environ | {"COLUMNS": "90", "TERM": "dumb", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
-        command = [sys.executable, "-m", "bokeh_ssh", *self.arguments, "--help"]
+        command = [sys.executable, "-m", "bokeh_ssh", *self.arguments, "--help-all"]
         said = subprocess.run(
             command, cwd=ROOT, env=environ, capture_output=True, encoding="utf-8", check=True
         ).stdout

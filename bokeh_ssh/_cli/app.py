@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from bokeh_ssh._cli.completion import complete_host
+from bokeh_ssh._cli.hints import with_command
 from bokeh_ssh._cli.notify_ready import announce as tell_supervisor
 from bokeh_ssh._cli.options import (
     ATTACH,
@@ -25,8 +26,10 @@ from bokeh_ssh._cli.options import (
     OUTPUT,
     REMOTE,
     START,
+    STARTED_ONCE,
     TUNNEL,
     VISIT,
+    Command,
     takes,
 )
 from bokeh_ssh._cli.run import (
@@ -47,7 +50,12 @@ if TYPE_CHECKING:
     from bokeh_ssh._cli.foreground import Foreground
     from bokeh_ssh._tunnels.lifecycle import Lifecycle
 
-_EPILOG = "A flag does what the keyword of the same name does in Python. Passwords and codes are asked for."
+_EPILOG = "Each option is a keyword argument of the same name in Python. Passwords and codes are asked for."
+
+
+def _examples(*lines: str) -> str:
+    return "\n".join(("[bold]Examples[/bold]", *(f"  bokeh-ssh {line}" for line in lines)))
+
 
 app = typer.Typer(
     name="bokeh-ssh",
@@ -123,7 +131,14 @@ def _top(
     """Open a Bokeh server that runs on another machine, through SSH, as if it ran here."""
 
 
-@app.command()
+@app.command(
+    cls=Command,
+    epilog=_examples(
+        "direct me@host dashboard.py --show",
+        "direct me@host ./app.py --upload --dev --setup 'conda activate viz'",
+        "direct me@host app.py --command 'panel serve' -- --args --year 2024",
+    ),
+)
 @takes(*TUNNEL, *LOGIN, *LOGGED)
 def direct(
     context: typer.Context,
@@ -144,10 +159,10 @@ def direct(
 
         return DirectTunnel(host, app=apps or None, **common(foreground), **keywords)
 
-    hold(make, announce_urls(show, host), verbose, keywords)
+    hold(make, announce_urls(show, host), verbose, keywords, apps or ())
 
 
-@app.command()
+@app.command(cls=Command, epilog=_examples("attach me@host", "attach me@host dashboard --show"))
 @takes(*ATTACH, *LOGIN, *LOGGED)
 def attach(
     context: typer.Context,
@@ -171,7 +186,9 @@ def attach(
     hold(make, announce_urls(show, host), verbose, keywords)
 
 
-@app.command()
+@app.command(
+    cls=Command, epilog=_examples("gateway me@gateway", "gateway me@login.cluster dashboard.py --host node17")
+)
 @takes(*GATEWAY, *TUNNEL, *LOGIN, *LOGGED)
 def gateway(
     context: typer.Context,
@@ -204,10 +221,10 @@ def gateway(
             foreground.display.hint(f"Again: bokeh-ssh gateway {gateway}{more}")
             foreground.display.hint(f"For good: bokeh-ssh stop {user}{host}{way} {tunnel.server}")
 
-    hold(make, announce, verbose, keywords)
+    hold(make, announce, verbose, keywords, apps or ())
 
 
-@app.command()
+@app.command(cls=Command, epilog=_examples("up", "up big --show"))
 @takes(*GATEWAY, *TUNNEL, *LOGIN, *LOGGED)
 def up(
     context: typer.Context,
@@ -219,9 +236,9 @@ def up(
     verbose: Verbose = 0,
     **keywords: Any,
 ) -> None:
-    """Open the app of this project: as pyproject.toml ([tool.bokeh-ssh]) or bokeh-ssh.toml says.
+    r"""Open the app of this project, as pyproject.toml (\[tool.bokeh-ssh]) or bokeh-ssh.toml says.
 
-    Flags count before what stands there.
+    Options override the file.
     """
     add_args(context, keywords)
     wanted = [show]
@@ -246,7 +263,12 @@ def up(
     hold(make, announce, verbose, keywords)
 
 
-@app.command()
+@app.command(
+    cls=Command,
+    epilog=_examples(
+        "publish dashboard.py --gateway me@gateway", "publish --gateway me@gateway --name dashboard --detach"
+    ),
+)
 @takes(*REMOTE, *START, *LOGIN, *LOGGED)
 def publish(
     context: typer.Context,
@@ -300,7 +322,10 @@ def publish(
     hold(make, announce, verbose, keywords)
 
 
-@app.command()
+@app.command(
+    cls=Command,
+    epilog=_examples("forward me@host -L 8888:localhost:8888", "forward me@host --remote-port 8888"),
+)
 @takes(*FORWARD, *EXPOSED, *LOGIN, *OUTPUT)
 def forward(
     context: typer.Context,
@@ -333,7 +358,7 @@ def forward(
     hold(make, announce, verbose, keywords)
 
 
-@app.command("ls")
+@app.command("ls", cls=Command, epilog=_examples("ls me@host", "ls ."))
 @takes(*VISIT, *OUTPUT)
 def list_(context: typer.Context, host: Machine, verbose: Verbose = 0, **keywords: Any) -> None:
     """List your servers on HOST: in use, left running, or waiting for somebody to come back.
@@ -350,7 +375,7 @@ def list_(context: typer.Context, host: Machine, verbose: Verbose = 0, **keyword
     do(look, verbose, keywords)
 
 
-@app.command()
+@app.command(cls=Command, epilog=_examples("stop me@host dashboard"))
 @takes(*VISIT, *OUTPUT)
 def stop(
     context: typer.Context,
@@ -370,8 +395,13 @@ def stop(
     do(end_it, verbose, keywords)
 
 
-@app.command()
-@takes(*START, *(flag for flag in LOGIN if flag.keyword != "reconnect"), *OUTPUT)
+@app.command(
+    cls=Command,
+    epilog=_examples(
+        "doctor me@host", "doctor me@node17 --jump me@login.cluster --setup 'module load bokeh'"
+    ),
+)
+@takes(*STARTED_ONCE, *(flag for flag in LOGIN if flag.keyword != "reconnect"), *OUTPUT)
 def doctor(context: typer.Context, host: Target, verbose: Verbose = 0, **keywords: Any) -> None:
     """Check everything on the way to a server on HOST, and say what to do about what does not work.
 
@@ -384,7 +414,7 @@ def doctor(context: typer.Context, host: Target, verbose: Verbose = 0, **keyword
         from bokeh_ssh._core.host import Host
         from bokeh_ssh._server.options import ServerOptions
 
-        start = {flag.keyword for flag in START} & keywords.keys()
+        start = {flag.keyword for flag in STARTED_ONCE} & keywords.keys()
         serve = ServerOptions(launch=True, **{name: keywords.pop(name) for name in start})
         code = 0
         for finding in examine(
@@ -398,7 +428,7 @@ def doctor(context: typer.Context, host: Target, verbose: Verbose = 0, **keyword
     do(look, verbose, keywords)
 
 
-@app.command()
+@app.command(cls=Command)
 @takes(*DEMO, *LOGGED)
 def demo(
     context: typer.Context,
@@ -452,6 +482,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(words: list[str]) -> None:
     # The parser would mix what follows "--" into the apps; it is for bokeh serve, word for word.
+    words = with_command(
+        words, [each.name or each.callback.__name__ for each in app.registered_commands if each.callback]
+    )
     end = words.index("--") if "--" in words else len(words)
     rest = {"obj": {"args": words[end + 1 :], "words": words[:end]}, "prog_name": "bokeh-ssh"}
     if "--json" not in words[:end]:

@@ -39,6 +39,7 @@ class Foreground:
     :ivar display: shows what happens
     :ivar prompt: asks the person at the terminal; None where there is none
     :ivar stack: what is closed after the tunnel
+    :ivar advise: gives an error the next step that fits what was typed
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Foreground:
         asking = find_prompt()
         self.prompt: Prompt | None = self.display.prompt(asking) if asking else None
         self.stack = contextlib.ExitStack()
+        self.advise: Callable[[BokehSSHError], object] = lambda error: None
         self._streams = current()
 
     def hold(self, make: Callable[[Foreground], Lifecycle], announce: Callable[[Lifecycle], None]) -> int:
@@ -123,6 +125,7 @@ class Foreground:
         """Print an error, after all that was logged; return the exit code."""
         self._let_out(patience=None)
         code = MISUSED if isinstance(error, UsageError) else FAILED
+        self.advise(error)
         self.display.error(error, code, trace=self._verbose > 1)
         return code
 

@@ -17,6 +17,7 @@ from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import typer
+from typer.core import TyperArgument, TyperCommand, TyperOption
 
 from bokeh_ssh._cli.completion import complete_host
 from bokeh_ssh._tunnels.options import (
@@ -58,6 +59,7 @@ class Flag:
         as it is, and a list as a tuple
     :param default: what counts as typed where nothing was
     :param panel: the heading that it stands under
+    :param first: whether ``--help`` shows it; ``--help-all`` shows all
     :param complete: lists what a half-typed value can become, for a shell
     """
 
@@ -70,6 +72,7 @@ class Flag:
     convert: Callable[[Any], Any] | None = None
     default: Any = None
     panel: str = ""
+    first: bool = False
     complete: Callable[[str], list[str]] | None = None
 
     @property
@@ -97,7 +100,8 @@ class Flag:
             help=self.help.replace(
                 "{default}", f"{default:g}" if isinstance(default, float) else str(default)
             ),
-            rich_help_panel=self.panel,
+            rich_help_panel=None if self.first else self.panel,
+            hidden=not self.first,
             metavar=self.metavar,
             show_default=False,
             autocompletion=self.complete,
@@ -122,6 +126,7 @@ def takes(*flags: Flag) -> Callable[[Callable[..., None]], Callable[..., None]]:
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
         def command(**typed: Any) -> None:
+            typed.pop("help_all", None)
             keywords = {}
             for name, value in typed.items():
                 if name not in table:
@@ -133,12 +138,64 @@ def takes(*flags: Flag) -> Callable[[Callable[..., None]], Callable[..., None]]:
         own = inspect.signature(function, eval_str=True).parameters.values()
         parameters = [parameter for parameter in own if parameter.kind is not parameter.VAR_KEYWORD]
         parameters += [flag.parameter for flag in flags]
+        if not all(flag.first for flag in flags):
+            parameters.append(_help_all(table))
         # Both are read by typer, some versions the one, some the other.
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # any callable has one
         command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return command
 
     return decorate
+
+
+def _help_all(flags: Mapping[str, Flag]) -> inspect.Parameter:
+    """Make ``--help-all``, which shows the flags that ``--help`` leaves out, each under its heading."""
+
+    def show(context: typer.Context, wanted: bool) -> None:
+        if not wanted:
+            return
+        for parameter in context.command.params:
+            flag = flags.get(parameter.name or "")
+            if flag and isinstance(parameter, TyperOption):
+                parameter.hidden = False
+                parameter.rich_help_panel = flag.panel
+        typer.echo(context.get_help())
+        raise typer.Exit
+
+    option = typer.Option(
+        "--help-all", metavar="", help="Show all options and exit.", is_eager=True, callback=show
+    )
+    annotation = Annotated[bool, option]
+    return inspect.Parameter("help_all", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+
+
+class Command(TyperCommand):
+    """A command whose help names no types of Python's: they say nothing that the help does not."""
+
+    def __init__(self, *args: Any, **keywords: Any) -> None:
+        super().__init__(*args, **keywords)
+        for parameter in self.params:
+            if isinstance(parameter, TyperArgument):
+                parameter.display_type_rich = lambda ctx: None  # type: ignore[method-assign]  # no option for it
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the words; say of an unknown option where one of the server's goes."""
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as exc:
+            wrong: Any = exc  # typer's own, which has no public name
+            name = getattr(exc, "option_name", None)
+            server = "args" in {each.name for each in self.params}
+            if name and server and str(wrong).startswith("No such option") and not wrong.possibilities:
+                wrong.message += f". An option of the server goes after --: -- {name}"
+            raise
+
+    def get_help_option(self, ctx: Any) -> TyperOption | None:
+        """Return ``--help``."""
+        option = super().get_help_option(ctx)
+        if option:
+            option.metavar = ""
+        return option
 
 
 def _environment(pairs: Sequence[str]) -> dict[str, str]:
@@ -178,7 +235,7 @@ OUTPUT = under(
 #: The same, where there is a server.
 LOGGED = (
     *OUTPUT,
-    *under("Output", Flag("log", "", "Show the server's output.", name="--log")),
+    *under("Output", Flag("log", "", "Show the server's output.", name="--log", first=True)),
 )
 
 #: The login keywords that can be typed: secrets are asked for, and never on a command line that ``ps`` shows.
@@ -186,12 +243,7 @@ LOGIN = under(
     "Login",
     Flag("user", "NAME", "The login name (ssh -l).", also="-l"),
     Flag("port", "PORT", "The SSH server's port (ssh -p).", also="-p"),
-    Flag(
-        "key_filename",
-        "FILE",
-        "A private key file; repeat for several (ssh -i).",
-        also="-i",
-    ),
+    Flag("key_filename", "FILE", "A private key file; repeat for several (ssh -i).", also="-i", first=True),
     Flag(
         "jump",
         "TARGET",
@@ -199,6 +251,7 @@ LOGIN = under(
         also="-J",
         convert=_jump,
         complete=complete_host,
+        first=True,
     ),
     Flag("known_hosts", "FILE", "The file of known host keys."),
     Flag(
@@ -232,7 +285,10 @@ LOGIN = under(
 #: The same for what looks at a machine once, and asks a program there.
 VISIT = (
     *(flag for flag in LOGIN if flag.keyword != "reconnect"),
-    *under("What runs", Flag("python", "PATH", "A Python on that machine (default: the first that runs).")),
+    *under(
+        "What runs",
+        Flag("python", "PATH", "A Python on that machine (default: the first that runs).", first=True),
+    ),
 )
 
 #: How a server is started, wherever it is.
@@ -249,12 +305,8 @@ START = under(
         "WORDS",
         "'bokeh serve', 'panel serve', or any web server with {port} in place of its port.",
     ),
-    Flag("python", "PATH", "The Python that has Bokeh (default: the first on the PATH)."),
-    Flag(
-        "setup",
-        "LINE",
-        "A shell line to run first, such as 'conda activate viz'; repeat.",
-    ),
+    Flag("python", "PATH", "The Python that has Bokeh (default: the first on the PATH).", first=True),
+    Flag("setup", "LINE", "A shell line to run first, such as 'conda activate viz'; repeat.", first=True),
     Flag("cwd", "PATH", "The directory to run in."),
     Flag(
         "env",
@@ -276,8 +328,14 @@ START = under(
     ),
 )
 
+#: The same for one that is ended at once.
+STARTED_ONCE = tuple(flag for flag in START if flag.keyword != "grace")
+
 _LOCAL_PORT = Flag(
-    "local_port", "PORT", "The port on this machine; 0: any free one (default: 5006, or a free one)."
+    "local_port",
+    "PORT",
+    "The port on this machine; 0: any free one (default: 5006, or a free one).",
+    first=True,
 )
 
 _ALLOW_OTHERS = Flag(
@@ -322,6 +380,7 @@ TUNNEL = (
             "upload",
             "",
             "Upload APP from this machine: a script or a folder, without files that git ignores.",
+            first=True,
         ),
         Flag(
             "bring",
@@ -333,8 +392,13 @@ TUNNEL = (
             "NAME",
             "Take over a running server of yours: its id, app or route as ls shows them; '*': the only one.",
         ),
-        Flag("detach", "", "Leave the server running at the end."),
-        Flag("dev", "", "Restart the server when the app's files change; with --upload, upload each change."),
+        Flag("detach", "", "Leave the server running at the end.", first=True),
+        Flag(
+            "dev",
+            "",
+            "Restart the server when the app's files change; with --upload, upload each change.",
+            first=True,
+        ),
         Flag("allow_foreign", "", "Attach to a server of another user.", name="--allow-foreign"),
         _ALLOW_OTHERS,
         Flag(
@@ -358,8 +422,8 @@ ATTACH = (
     *under("Ports", _LOCAL_PORT, _ALLOW_OTHERS),
     *under(
         "What runs",
-        Flag("detach", "", "Leave the server running at the end, from now on."),
-        Flag("python", "PATH", "A Python on that machine (default: the first that runs)."),
+        Flag("detach", "", "Leave the server running at the end, from now on.", first=True),
+        Flag("python", "PATH", "A Python on that machine (default: the first that runs).", first=True),
         Flag(
             "grace",
             "SECONDS",
@@ -383,6 +447,7 @@ GATEWAY = under(
         "TARGET",
         "The Bokeh host, reached through the gateway; without it, the host publishes by itself.",
         complete=complete_host,
+        first=True,
     ),
     Flag(
         "reverse",
@@ -390,7 +455,7 @@ GATEWAY = under(
         "Who opens the gateway's port: the Bokeh host, this machine (relay), or the host if it can "
         "(default: {default}).",
     ),
-    Flag("name", "NAME", "The name that it was published under (default: the only one)."),
+    Flag("name", "NAME", "The name that it was published under (default: the only one).", first=True),
     Flag("gateway_port", "PORT", "The port on the gateway (default: what is published by name, or 5006)."),
     Flag("gateway_address", "HOST:PORT", "The gateway as the Bokeh host sees it, if that differs."),
     Flag(
@@ -406,17 +471,18 @@ GATEWAY = under(
 #: What a RemoteForward takes.
 REMOTE = under(
     "Ports",
-    Flag("name", "NAME", "Publish it under this name, for your account only (default: the app's name)."),
+    Flag(
+        "name",
+        "NAME",
+        "Publish it under this name, for your account only (default: the app's name).",
+        first=True,
+    ),
     Flag(
         "remote_port",
         "PORT",
         "A port on the gateway in place of a name, open to its other users; 0: any free one.",
     ),
-    Flag(
-        "local_port",
-        "PORT",
-        "The server's port (default: 5006; for an APP, any free one).",
-    ),
+    Flag("local_port", "PORT", "The server's port (default: 5006; for an APP, any free one).", first=True),
     Flag("local_host", "HOST", "The machine that the server runs on (default: this one)."),
     Flag("local_socket", "PATH", "The Unix socket that the server listens on."),
     Flag(
@@ -435,10 +501,10 @@ REMOTE = under(
 #: What a LocalForward takes.
 FORWARD = under(
     "Ports",
-    Flag("remote_port", "PORT", "The target's port."),
-    Flag("remote_host", "NAME", "The target, as seen from HOST (default: HOST itself)."),
-    Flag("remote_socket", "PATH", "A Unix socket on HOST as the target, in place of a port."),
-    Flag("local_port", "PORT", "The port on this machine (default: any free one)."),
+    Flag("remote_port", "PORT", "The target's port.", first=True),
+    Flag("remote_host", "NAME", "The target, as seen from HOST (default: HOST itself).", first=True),
+    Flag("remote_socket", "PATH", "A Unix socket on HOST as the target, in place of a port.", first=True),
+    Flag("local_port", "PORT", "The port on this machine (default: any free one).", first=True),
     Flag(
         "local_socket",
         "PATH",

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bokeh_ssh._cli import project_policy
+from bokeh_ssh._cli.hints import nearest
 from bokeh_ssh._cli.options import GATEWAY, KINDS, START, TUNNEL
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.file_reader import FLAGS
@@ -186,7 +187,9 @@ def _checked(key: str, value: Any, file: Path) -> Any:
     project_policy.check(key, value, file)
     if key not in _KINDS:
         msg = f"{file}: there is no setting {key!r}"
-        raise UsageError(msg, hint=f"there are {', '.join(sorted(_KINDS))}")
+        meant = nearest(key, _KINDS)
+        hint = f"did you mean {meant}?" if meant else f"there are {', '.join(sorted(_KINDS))}"
+        raise UsageError(msg, hint=hint)
     types, what, example = _SHAPES.get(_KINDS[key], _SHAPES[str])
     if list in types and isinstance(value, str):
         value = [value]

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
+from bokeh_ssh._cli.hints import advise
 from bokeh_ssh._cli.options import LOGGED, in_flags
 from bokeh_ssh._core.endpoint import format_endpoint
 from bokeh_ssh._core.errors import BokehSSHError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from bokeh_ssh._cli.foreground import Foreground
     from bokeh_ssh._tunnels.lifecycle import Lifecycle
@@ -22,9 +23,11 @@ def hold(
     announce: Callable[[Foreground, Any], None],
     verbose: int,
     keywords: dict[str, Any],
+    apps: Sequence[str] = (),
 ) -> NoReturn:
     """Make it, and hold it. What of ``keywords`` is for the display is taken out before that."""
     foreground = _foreground(verbose, keywords)
+    foreground.advise = lambda error: advise(error, apps, keywords)
 
     def announce_and_tell(thing: Lifecycle) -> None:
         announce(foreground, thing)

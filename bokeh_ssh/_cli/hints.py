@@ -1,0 +1,55 @@
+"""What people type out of habit, and what they meant. Text, and what lies in the current directory."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bokeh_ssh._core.errors import BokehSSHError, ConnectError, LaunchError
+
+#: What may stand before a command.
+_TOP = ("-h", "--help", "--version", "--install-completion", "--show-completion")
+
+
+def with_command(words: Sequence[str], commands: Collection[str]) -> list[str]:
+    """Return the words of a command line with ``direct`` in front where they begin with a machine or a flag.
+
+    >>> with_command(["me@host", "app.py"], ["direct", "gateway"])
+    ['direct', 'me@host', 'app.py']
+    >>> with_command(["gatewy", "me@host"], ["direct", "gateway"])
+    ['gatewy', 'me@host']
+    """
+    first = words[0] if words else ""
+    if not first or first in commands or first.partition("=")[0] in _TOP:
+        return list(words)
+    if not first.startswith("-"):
+        alone = all(word.startswith("-") for word in words[1:]) and not set("@.:") & set(first)
+        if alone or difflib.get_close_matches(first, commands, n=1, cutoff=0.75):
+            return list(words)  # a word that may be meant as a command is no machine
+    return ["direct", *words]
+
+
+def nearest(name: str, names: Collection[str]) -> str:
+    """Return the name that was probably meant; empty where none is near.
+
+    >>> nearest("uplaod", ["upload", "setup"])
+    'upload'
+    """
+    return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.7)), "")
+
+
+def advise(error: BokehSSHError, apps: Sequence[str], typed: Mapping[str, Any]) -> None:
+    """Give the error a better next step, where what was typed shows what was meant.
+
+    :param apps: the apps that were named
+    :param typed: the keywords that were typed
+    """
+    hint = ""
+    if isinstance(error, ConnectError) and apps and typed.get("port"):
+        hint = "port= is the SSH server's; for the app's port, use remote_port= there or local_port= here"
+    elif isinstance(error, LaunchError) and "does not exist" in error.message and not typed.get("upload"):
+        here = [app for app in apps if Path(app).exists()]
+        hint = f"{here[0]} is on this machine: upload it with upload=True" if here else ""
+    error.hint = hint or error.hint

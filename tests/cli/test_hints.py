@@ -1,0 +1,113 @@
+"""What people type out of habit, and the help that they read."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import apps
+from beds import Machine, free_port
+from bokeh_ssh._cli.app import app
+from programs import Program, login
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and terminals of POSIX")
+
+COMMANDS = [each.name or each.callback.__name__ for each in app.registered_commands if each.callback]
+
+
+@pytest.fixture
+def machine(embedded: Callable[..., Machine]) -> Machine:
+    """A machine on which the tests' own Python is the first."""
+    return embedded(env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"})
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_fits_a_screen(command: str) -> None:
+    """``--help`` is a screen with examples; ``--help-all`` has the rest, where there is a rest."""
+    with Program(command, "--help") as short, Program(command, "--help-all") as whole:
+        assert short.end() == 0
+        more = whole.end() == 0
+    assert len(short.stdout.splitlines()) <= 48
+    assert "<str>" not in short.stdout + whole.stdout
+    assert "<bool>" not in short.stdout + whole.stdout
+    assert ("--help-all" in short.stdout) == more
+    if more:
+        assert len(whole.stdout) > len(short.stdout)
+        assert "--json" in whole.stdout
+        assert "--json" not in short.stdout
+        assert ("Examples" in short.stdout) == (command != "demo")
+    if command == "up":
+        assert "[tool.bokeh-ssh]" in short.stdout
+
+
+def test_no_flag_where_it_means_nothing() -> None:
+    """What ``doctor`` starts is ended at once, so there is no grace to give."""
+    with Program("doctor", "--help-all") as program:
+        assert program.end() == 0
+    assert "--setup" in program.stdout
+    assert "--grace" not in program.stdout
+
+
+@pytest.mark.parametrize("first", ["127.0.0.1", "somebody@127.0.0.1", "-v"])
+def test_machine_in_place_of_a_command_is_direct(first: str) -> None:
+    """``bokeh-ssh me@host app.py`` is the shortest way; a flag may come first."""
+    words = ["app.py", "-p", str(free_port()), "-F", "none"]
+    with Program(first, *(["127.0.0.1"] if first == "-v" else []), *words) as program:
+        assert program.end() == 1, program
+    assert "cannot connect to 127.0.0.1" in program.stderr
+
+
+def test_slip_of_the_hand_is_no_machine() -> None:
+    """A command that is nearly one is told, and nothing is connected to."""
+    with Program("diretc", "me@127.0.0.1") as program:
+        assert program.end() == 2
+    assert "No such command 'diretc'" in program.stderr
+    assert "Connecting" not in program.stderr
+
+
+@pytest.mark.parametrize(("command", "server"), [("direct", True), ("publish", True), ("ls", False)])
+def test_option_of_the_server_is_told_where_it_goes(command: str, server: bool) -> None:
+    """An option that is none of ours may be the server's; it goes after ``--``."""
+    with Program(command, "me@127.0.0.1", "--num-procs", "2") as program:
+        assert program.end() == 2
+    assert "No such option: --num-procs" in program.stderr
+    assert ("after --" in program.stderr) == server
+
+
+@pytest.mark.parametrize("words", [["app.py"], []])
+def test_port_that_is_not_the_apps_is_told(words: list[str]) -> None:
+    """``--port`` is the SSH server's; whoever names an app beside it may have meant another."""
+    with Program("direct", "127.0.0.1", *words, "-p", str(free_port()), "-F", "none") as program:
+        assert program.end() == 1
+    assert ("--remote-port" in program.stderr) == bool(words)
+
+
+def test_app_that_is_only_here_is_told(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path that is on this machine and not on the other is to be uploaded; the control is on neither."""
+    monkeypatch.chdir(tmp_path)
+    Path("local.py").write_text(apps.SLIDER)
+    with Program("direct", machine.host, "local.py", *login(machine)) as program:
+        assert program.end() == 1, program
+    assert "upload it with --upload" in program.stderr
+    with Program("direct", machine.host, "nowhere.py", *login(machine)) as program:
+        assert program.end() == 1, program
+    assert "--upload" not in program.stderr
+
+
+@pytest.mark.parametrize(("name", "meant"), [("uplaod", "upload"), ("hots", "host"), ("zzz", "")])
+def test_nearest_setting_is_told(
+    name: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A setting that there is not is told with the nearest one, and with all where none is near."""
+    monkeypatch.chdir(tmp_path)
+    Path("bokeh-ssh.toml").write_text(f'{name} = "x"\n')
+    with Program("up") as program:
+        assert program.end() == 2
+    assert f"there is no setting '{name}'" in program.stderr
+    assert (f"did you mean {meant}?" if meant else "there are") in program.stderr
