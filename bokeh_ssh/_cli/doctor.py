@@ -145,7 +145,7 @@ def _examine_machine(
                 wait(connection.lost, _DYING)
                 if name in _OPTIONAL and not connection.alive:
                     text = (
-                        f"it cannot be had: the server ends the connection when it is asked ({exc.message})"
+                        f"it is not possible: the server ends the connection when it is asked ({exc.message})"
                     )
                     found = Finding(name, "note", text, "a tunnel works without")
         if found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -40,7 +41,7 @@ _SHOWN = 5  # names in one line
 _WAITING = "Waiting for Bokeh to answer all the way"
 _ENDS = {
     "ended": "its server has ended",
-    "left": "its server runs on",
+    "left": "its server keeps running",
     "unreached": "its server ends by itself",
 }
 
@@ -65,6 +66,7 @@ class Line:
     loud: bool = False
 
 
+@functools.singledispatch
 def describe(event: Event) -> Line | None:
     """Say an event in words; None for those that an error or another event tells better.
 
@@ -72,72 +74,125 @@ def describe(event: Event) -> Line | None:
     >>> describe(Launching(host="node17", command=("python3", "-m", "bokeh"))).text
     'Launching the server on node17'
     """
-    host = event.host
-    if isinstance(event, Connecting):
-        via = f" through {event.via}" if event.via else ""
-        return Line("begin", f"Connecting to {host}, port {event.port}{via}")
-    if isinstance(event, HostKeyAdded):
-        return Line("note", f"Added the {event.key_type} key of {host} ({event.fingerprint}) to {event.path}")
-    if isinstance(event, HostKeyVerified):
-        text = f"Reached {host}; its host key is known ({event.key_type})"
-        return Line("done", text, then=f"Logging in to {host}")
-    if isinstance(event, Authenticated):
-        return Line("done", f"Logged in to {host} as {event.user} ({', '.join(event.methods)})")
-    if isinstance(event, Launching):
-        return Line("begin", f"Launching the server on {host}")
-    if isinstance(event, Uploading):
-        return _describe_upload(event)
-    if isinstance(event, Updated):
-        names = [*event.changed, *(f"{name} (removed)" for name in event.removed)]
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        return Line("note", f"Brought to {host}: {', '.join(names[:_SHOWN])}{more}")
-    if isinstance(event, Launched):
-        where = f"port {event.port}, " if event.port else ""
-        text = f"Started {event.versions or 'the server'} on {host}, {where}process {event.pid}"
-        return Line("done", text, then=_WAITING)
-    if isinstance(event, Attached) and event.id:
-        return Line("done", f"Took over your server {event.id} on {host}, process {event.pid}", then=_WAITING)
-    if isinstance(event, Attached) and event.name:
-        return Line("done", f"Found {event.name}, published on {host}", then=_WAITING)
-    if isinstance(event, Attached):
-        return Line("done", f"Found a server on port {event.port} of {host}", then=_WAITING)
-    if isinstance(event, ReverseForwarded):
-        by = "the Bokeh host" if event.by == "host" else "this machine"
-        what = f"Port {event.port}" if event.port else "A private socket"
-        return Line("done", f"{what} of {host} leads to it, opened by {by}", event.reason, _WAITING)
-    if isinstance(event, Ready):
-        return Line("done", "Ready", total=True)
-    if isinstance(event, Reconnecting):
-        again = f"Reconnecting to {host}"
-        if event.attempt == 1:
-            return Line("warn", f"Lost {host}: {event.reason}", then=again)
-        return Line("begin", again, event.reason, wait=event.delay)
-    if isinstance(event, Reconnected):
-        text = "Back" if event.same_server else "Back, with a new server: load the page again"
-        return Line("done", text, loud=True)
-    if isinstance(event, AppFailed):
-        return Line("fail", f"The app on {host} failed, and its page is blank", event.traceback)
-    if isinstance(event, ServerUnresponsive):
-        why = {"stopped": "its process is stopped", "busy": "it is busy, or hangs"}
-        return Line("warn", f"The server on {host} does not respond: {why.get(event.reason, event.reason)}")
-    if isinstance(event, ServerResponsive):
-        return Line("note", f"The server on {host} responds again")
-    if isinstance(event, Warned):
-        return Line("warn", f"{host}: {event.text}")
-    if isinstance(event, Closed):
-        what = _ENDS.get(event.server, "")
-        return Line("note", f"Closed the way to {host}" + (f"; {what}" if what else ""))
     return None
 
 
-def _describe_upload(event: Uploading) -> Line | None:
+@describe.register
+def _(event: Connecting) -> Line:
+    via = f" through {event.via}" if event.via else ""
+    return Line("begin", f"Connecting to {event.host}, port {event.port}{via}")
+
+
+@describe.register
+def _(event: HostKeyAdded) -> Line:
+    key = f"{event.key_type} key of {event.host} ({event.fingerprint})"
+    return Line("note", f"Added the {key} to {event.path}")
+
+
+@describe.register
+def _(event: HostKeyVerified) -> Line:
+    text = f"Reached {event.host}; its host key is known ({event.key_type})"
+    return Line("done", text, then=f"Logging in to {event.host}")
+
+
+@describe.register
+def _(event: Authenticated) -> Line:
+    return Line("done", f"Logged in to {event.host} as {event.user} ({', '.join(event.methods)})")
+
+
+@describe.register
+def _(event: Launching) -> Line:
+    return Line("begin", f"Launching the server on {event.host}")
+
+
+@describe.register
+def _(event: Uploading) -> Line | None:
     size, files = _bytes(event.size), f"{event.files} file{'s' * (event.files != 1)}"
     if event.sent == event.size:
-        text = f"Brought {files}, {size}, to {event.host}"
+        text = f"Uploaded {files}, {size}, to {event.host}"
         return Line("done", text, then=f"Launching the server on {event.host}")
     if event.sent == 0:
-        return Line("begin", f"Bringing {files}, {size}, to {event.host}")
+        return Line("begin", f"Uploading {files}, {size}, to {event.host}")
     return None
+
+
+@describe.register
+def _(event: Updated) -> Line:
+    names = [*event.changed, *(f"{name} (removed)" for name in event.removed)]
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return Line("note", f"Uploaded to {event.host}: {', '.join(names[:_SHOWN])}{more}")
+
+
+@describe.register
+def _(event: Launched) -> Line:
+    where = f"port {event.port}, " if event.port else ""
+    text = f"Started {event.versions or 'the server'} on {event.host}, {where}process {event.pid}"
+    return Line("done", text, then=_WAITING)
+
+
+@describe.register
+def _(event: Attached) -> Line:
+    if event.id:
+        text = f"Took over your server {event.id} on {event.host}, process {event.pid}"
+    elif event.name:
+        text = f"Found {event.name}, published on {event.host}"
+    else:
+        text = f"Found a server on port {event.port} of {event.host}"
+    return Line("done", text, then=_WAITING)
+
+
+@describe.register
+def _(event: ReverseForwarded) -> Line:
+    by = "the Bokeh host" if event.by == "host" else "this machine"
+    what = f"Port {event.port}" if event.port else "A private socket"
+    return Line("done", f"{what} of {event.host} leads to it, opened by {by}", event.reason, _WAITING)
+
+
+@describe.register
+def _(event: Ready) -> Line:
+    return Line("done", "Ready", total=True)
+
+
+@describe.register
+def _(event: Reconnecting) -> Line:
+    again = f"Reconnecting to {event.host}"
+    if event.attempt == 1:
+        return Line("warn", f"Lost {event.host}: {event.reason}", then=again)
+    return Line("begin", again, event.reason, wait=event.delay)
+
+
+@describe.register
+def _(event: Reconnected) -> Line:
+    text = "Reconnected" if event.same_server else "Reconnected, with a new server: load the page again"
+    return Line("done", text, loud=True)
+
+
+@describe.register
+def _(event: AppFailed) -> Line:
+    return Line("fail", f"The app on {event.host} failed, and its page is blank", event.traceback)
+
+
+@describe.register
+def _(event: ServerUnresponsive) -> Line:
+    why = {"stopped": "its process is stopped", "busy": "it is busy, or hangs"}
+    text = f"The server on {event.host} does not respond: {why.get(event.reason, event.reason)}"
+    return Line("warn", text)
+
+
+@describe.register
+def _(event: ServerResponsive) -> Line:
+    return Line("note", f"The server on {event.host} responds again")
+
+
+@describe.register
+def _(event: Warned) -> Line:
+    return Line("warn", f"{event.host}: {event.text}")
+
+
+@describe.register
+def _(event: Closed) -> Line:
+    what = _ENDS.get(event.server, "")
+    return Line("note", f"Closed the connection to {event.host}" + (f"; {what}" if what else ""))
 
 
 def _bytes(count: float) -> str:

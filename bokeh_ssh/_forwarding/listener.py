@@ -55,7 +55,7 @@ def bind(port: int | None, *, prefer: int = 5006, address: str = "localhost") ->
             return _bind_all(candidate, addresses)
         except OSError as exc:
             last = exc
-    msg = f"local port {port or prefer} on {address} cannot be had ({last.strerror if last else ''})"
+    msg = f"local port {port or prefer} on {address} cannot be used ({last.strerror if last else ''})"
     hint = "choose another local_port, 0 for any free one, or end what listens there"
     raise PortInUseError(msg, hint=hint, port=port or 0, side="local") from last
 

@@ -152,6 +152,6 @@ def _remove(path: str) -> None:
 
 
 def _taken(path: str, why: str) -> SocketInUseError:
-    msg = f"the socket {path} cannot be had ({why})"
+    msg = f"the socket {path} cannot be used ({why})"
     hint = "choose another local_socket, or end what listens there"
     return SocketInUseError(msg, hint=hint, path=path, side="local")

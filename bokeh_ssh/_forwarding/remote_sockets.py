@@ -344,6 +344,6 @@ def _is_open(mode: str, folder: str) -> bool:
 
 
 def _taken(connection: Connection, path: str, why: str) -> SocketInUseError:
-    msg = f"the socket {path} cannot be had ({why})"
+    msg = f"the socket {path} cannot be used ({why})"
     hint = "choose another name or remote_socket, or end what listens there"
     return SocketInUseError(msg, host=connection.name, hint=hint, path=path, side="remote")

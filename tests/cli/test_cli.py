@@ -294,7 +294,7 @@ def test_direct_from_start_to_end(machine: Machine, app: str, marker: str) -> No
         "Launching the server",
         "Started Bokeh",
         "Ready",
-        "Closed the way to 127.0.0.1; its server has ended",
+        "Closed the connection to 127.0.0.1; its server has ended",
     ]
     places = [program.stderr.find(stage) for stage in stages]
     assert -1 not in places, program
@@ -498,7 +498,7 @@ def test_loss_and_return_are_told(machine: Machine, app: str, tmp_path: Path) ->
             url = program.address()
             cable.pull()
             program.expect("127.0.0.1: the SSH connection was lost (the line went down)")
-            program.expect("Back")
+            program.expect("Reconnected")
             apps.drive(url)
             program.interrupt()
             assert program.end() == 0, program

@@ -172,10 +172,10 @@ def test_quiet_tells_a_loss_and_its_end(machine: Machine, app: str, tmp_path: Pa
         with Program("direct", there.host, app, "-q", *login(there)) as program:
             program.address()
             cable.pull()
-            program.expect("Back")
+            program.expect("Reconnected")
             program.interrupt()
             assert program.end() == 0, program
-    assert [line.split()[0] for line in program.stderr.splitlines()] == ["Lost", "Back"]
+    assert [line.split()[0] for line in program.stderr.splitlines()] == ["Lost", "Reconnected"]
 
 
 def test_reconnecting_counts_down(machine: Machine, app: str, tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_farewell_of_what_was_there_before(machine: Machine, app: str) -> None:
             program.address()
             program.interrupt()
             assert program.end() == 0, program
-        assert "its server runs on" in program.stderr
+        assert "its server keeps running" in program.stderr
         first.interrupt()
         assert first.end() == 0
     assert "its server has ended" in first.stderr

@@ -90,7 +90,7 @@ def test_tunnel_in_tmux(
     assert box, shown
     apps.drive(box[1])
     machine.server.drop_connections()
-    shown = pane.expect(r"✓ Back")
+    shown = pane.expect(r"✓ Reconnected")
     assert "! Lost 127.0.0.1: " in shown
     apps.drive(box[1])
     pane.press("C-c")
