@@ -94,8 +94,8 @@ def test_supervisor_keeps_little_of_a_flood(
     server = bench.start(command=command, env={"FAKE": ""}, lease=100)
     session = bench.runners[-1].sessions[-1]
     if kind == "words":
-        server._send(do="accompany", argv=words, env={})
-        server.heartbeat()
+        server.client.send(do="accompany", argv=words, env={})
+        server.client.heartbeat()
         until(lambda: b'"beat"' in session.received, what="it to have begun")
     supervisor = heard(server, session, "started")[-1]["supervisor"]
     before = memory(supervisor)
@@ -127,7 +127,7 @@ def test_orders_too_long_are_skipped(bench: Bench) -> None:
     for _ in range(10):
         session.write(b"x" * _MIB)
     session.write(b'{"do": "stop"}{\n')
-    server.heartbeat()
+    server.client.heartbeat()
     until(lambda: b'"beat"' in session.received, what="an answer to what follows")
     if sys.platform == "linux":
         assert memory(supervisor) - before < 12 * _MIB
@@ -149,20 +149,15 @@ def test_lines_that_lie_about_ports_cost_little(bench: Bench) -> None:
     assert time.monotonic() - began < 15
 
 
-class _Heard(ServerState):
-    def _send(self, **message: object) -> None:
-        pass
-
-
 def test_log_here_is_bounded_in_characters() -> None:
     """Of lines of any length so many characters are kept as are of use; the last ones."""
-    heard = _Heard("host", Launch(), lambda event: None)
+    heard = ServerState("host", Launch(), lambda event: None)
     for number in range(100):
-        heard._receive({"event": "log", "lines": [f"{number} {at} " + "x" * 20_000 for at in range(100)]})
-    assert sum(map(len, heard.log)) <= _MIB
-    assert heard.log[-1].startswith("99 99 ")
-    heard._receive({"event": "log", "lines": [""] * 5000})
-    assert len(heard.log) == 2000
+        heard.receive({"event": "log", "lines": [f"{number} {at} " + "x" * 20_000 for at in range(100)]})
+    assert sum(map(len, heard.log.lines)) <= _MIB
+    assert heard.log.lines[-1].startswith("99 99 ")
+    heard.receive({"event": "log", "lines": [""] * 5000})
+    assert len(heard.log.lines) == 2000
 
 
 def test_errors_of_apps_are_bounded() -> None:

@@ -303,7 +303,7 @@ class ServerExitedError(BokehSSHError):
     log: tuple[str, ...] = ()
 
     @classmethod
-    def _of(cls, host: str, exit_status: int | None, log: tuple[str, ...]) -> ServerExitedError:
+    def of(cls, host: str, exit_status: int | None, log: tuple[str, ...]) -> ServerExitedError:
         """Say how it ended."""
         how = "" if exit_status is None else f" (exit status {exit_status})"
         if exit_status is not None and exit_status < 0:

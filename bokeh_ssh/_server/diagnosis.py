@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from bokeh_ssh._core.errors import (
@@ -23,6 +23,7 @@ from bokeh_ssh._core.errors import (
 from bokeh_ssh._core.framing import plain
 from bokeh_ssh._server.launch_spec import OLDEST_BOKEH, OLDEST_PYTHON, Launch
 from bokeh_ssh._server.log_parsing import is_windows, port_in_use, reason
+from bokeh_ssh._server.server_state import Evidence, Stage
 
 _PYTHON_HINT = 'give python= the path of one, or setup= what makes one available ("conda activate NAME")'
 
@@ -31,10 +32,8 @@ _PYTHON_HINT = 'give python= the path of one, or setup= what makes one available
 class StartFailure:
     """What was seen of a start that failed.
 
-    :param stage: how far it came: ``login`` (nothing of ours ran), ``shell``, ``python`` (the script was
-        sent), ``depot`` (the app is being brought), ``server`` (it was started)
-    :param failed: the message that told where it ended; None where none came
-    :param tried: the interpreters that could not be used, and why
+    :param stage: how far it came
+    :param evidence: what was said on the way
     :param over: whether the session ended
     :param status: how the session ended; None where that is not known
     :param exit_status: how the server ended; None where it did not
@@ -45,13 +44,10 @@ class StartFailure:
 
     host: str
     launch: Launch
-    stage: str
-    argv: tuple[str, ...]
-    failed: dict[str, Any] | None = None
-    tried: list[dict[str, str]] = field(default_factory=list)
+    stage: Stage
+    evidence: Evidence
     over: bool = False
     status: int | None = None
-    exited: bool = False
     exit_status: int | None = None
     log: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
@@ -59,9 +55,9 @@ class StartFailure:
 
     def error(self) -> BokehSSHError:
         """Name the cause and the next step."""
-        if self.failed:
-            return self._of_message(self.failed)
-        if self.exited:
+        if self.evidence.failed:
+            return self._of_message(self.evidence.failed)
+        if self.exit_status is not None:
             return self._of_server()
         if not self.over:
             return self._of_deadline()
@@ -74,7 +70,9 @@ class StartFailure:
         self, kind: type[LaunchError], message: str, hint: str | None, status: int | None
     ) -> LaunchError:
         log = self.log or self.before
-        return kind(message, host=self.host, hint=hint, log=log, exit_status=status, command=self.argv)
+        return kind(
+            message, host=self.host, hint=hint, log=log, exit_status=status, command=self.evidence.argv
+        )
 
     def _of_message(self, failed: dict[str, Any]) -> BokehSSHError:
         at, status = str(failed.get("at", "")), failed.get("status")
@@ -87,7 +85,7 @@ class StartFailure:
             msg = f"there is no directory {self.launch.cwd!r} to run in, or it may not be entered"
             return self._make(LaunchError, msg, "give cwd= a directory of that machine", status)
         if at == "spawn":
-            msg = f"{self.argv[0]!r} could not be started ({failed.get('text', '')})"
+            msg = f"{self.evidence.argv[0]!r} could not be started ({failed.get('text', '')})"
             return self._make(LaunchError, msg, "give command= a program of that machine", status)
         if at == "socket":
             msg = f"there is no place for its socket ({failed.get('text', '')})"
@@ -104,8 +102,8 @@ class StartFailure:
         return self._make(LaunchError, msg, "a start file of the login shell may end it", status)
 
     def _of_interpreters(self, status: int | None) -> LaunchError:
-        what = "; ".join(f"{it['path']} {it['text']}" for it in self.tried)
-        package = [it for it in self.tried if it["kind"] == "package"]
+        what = "; ".join(f"{it['path']} {it['text']}" for it in self.evidence.tried)
+        package = [it for it in self.evidence.tried if it["kind"] == "package"]
         if package:
             name = self.launch.package
             oldest = ".".join(map(str, OLDEST_BOKEH))
@@ -135,10 +133,10 @@ class StartFailure:
 
     def _of_deadline(self) -> LaunchError:
         seconds = f"{self.launch.timeout if self.timeout is None else self.timeout:g} s"
-        if self.stage == "login":
+        if self.stage is Stage.LOGIN:
             msg = f"the login shell did not run our command within {seconds}"
             hint = "a start file (such as ~/.bashrc) may be slow or wait for input; try: ssh HOST true"
-        elif self.stage in ("shell", "python"):
+        elif self.stage <= Stage.PYTHON:
             msg = f"Python did not start within {seconds}"
             hint = "setup, a start file or the disk may be slow; allow more time for the launch"
         else:
@@ -148,17 +146,17 @@ class StartFailure:
 
     def _of_session(self, status: int) -> BokehSSHError:
         said = " / ".join(self.before[-3:])
-        if self.stage == "login" and is_windows(self.before):
+        if self.stage is Stage.LOGIN and is_windows(self.before):
             msg = "this is a Windows machine, and starting a server there is not supported"
             hint = "start the server by hand there, and attach to it with launch=False"
             return self._make(LaunchError, msg, hint, status)
-        if self.stage == "login":
+        if self.stage is Stage.LOGIN:
             msg = f"the account does not run commands (exit status {status}): {said or 'it said nothing'}"
             hint = "ask for a login shell, or attach to a server that is there with launch=False"
             return SessionError(msg, host=self.host, hint=hint)
-        if self.stage in ("depot", "server"):
+        if self.stage >= Stage.UPLOAD:
             return self._make(LaunchError, "the supervisor of the server was ended", "try again", status)
-        if self.launch.setup and not self.tried and self.failed is None and status == 0:
+        if self.launch.setup and not self.evidence.tried and self.evidence.failed is None and status == 0:
             msg = "the login shell that setup runs in ended by itself"
             return self._make(LaunchError, msg, "a start file (such as ~/.bash_profile) may end it", status)
         msg = f"Python ended before it ran anything (exit status {status}): {said or 'it said nothing'}"
@@ -171,7 +169,7 @@ def refused(host: str, message: dict[str, Any]) -> BokehSSHError:
     if why == "exited":
         status, log = message.get("status"), message.get("log")
         lines = tuple(plain(str(text)) for text in log) if isinstance(log, list) else ()
-        return ServerExitedError._of(host, status if isinstance(status, int) else None, lines)
+        return ServerExitedError.of(host, status if isinstance(status, int) else None, lines)
     if why == "attached":
         msg = "another client is attached to the server"
         return ServerTakenError(msg, host=host, hint="end that one first, or detach it")

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from bokeh_ssh._core.errors import BokehSSHError, UploadError
 from bokeh_ssh._core.events import OnEvent, Updated, Uploading, Warned
-from bokeh_ssh._server.upload import UploadTarget, upload
+from bokeh_ssh._server.supervisor_client import UploadChannel
+from bokeh_ssh._server.upload import upload
 from bokeh_ssh._server.upload_set import Bundle, Contents, Item
 
 _TELLING = 0.1  # seconds between two events of progress
@@ -37,12 +38,12 @@ class FileSync:
         self._there: dict[str, Item] = {}
         self._sizes: dict[str, int] = {}  # what was brought of each
         self._warned: set[str] = set()
-        self._to: UploadTarget | None = None
+        self._to: UploadChannel | None = None
         self._change = threading.Condition()
         self._dirty = False
         self._over = threading.Event()
 
-    def upload_all(self, to: UploadTarget) -> None:
+    def upload_all(self, to: UploadChannel) -> None:
         """Bring all of it to where nothing is yet.
 
         :raises UploadError: if something cannot be read here, or stored there
@@ -95,7 +96,7 @@ class FileSync:
             self._there[name] = dataclasses.replace(item, size=-1) if name in unsettled else item
             self._sizes[name] = item.size
 
-    def sync_to(self, to: UploadTarget | None) -> None:
+    def sync_to(self, to: UploadChannel | None) -> None:
         """Bring changes there from now on, those too that were made since the last; None: nowhere."""
         with self._change:
             self._to = to
@@ -158,7 +159,7 @@ class FileSync:
             if to:
                 self._upload_changes(to)
 
-    def _upload_changes(self, to: UploadTarget) -> None:
+    def _upload_changes(self, to: UploadChannel) -> None:
         try:
             contents = self._bundle.scan()
             self._warn(to, contents)
@@ -179,7 +180,7 @@ class FileSync:
         except BokehSSHError:
             pass  # the line is down, as others tell; keep() comes again when it is back
 
-    def _warn(self, to: UploadTarget, contents: Contents) -> None:
+    def _warn(self, to: UploadChannel, contents: Contents) -> None:
         left = [each for each in contents.left_out if each not in self._warned]
         self._warned = set(contents.left_out)
         if left:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from bokeh_ssh._core.errors import BokehSSHError, ConnectionLostError, LaunchError
-from bokeh_ssh._core.events import Launched, Launching, OnEvent, Warned, ignore
-from bokeh_ssh._core.waiting import wait, wait_for
+from bokeh_ssh._core.errors import ConnectionLostError, LaunchError
+from bokeh_ssh._core.events import Launched, Launching, OnEvent, ignore
+from bokeh_ssh._core.waiting import wait
 from bokeh_ssh._server.diagnosis import refused
 from bokeh_ssh._server.launch_spec import Launch
 from bokeh_ssh._server.server_ref import ServerRef
-from bokeh_ssh._server.supervisor_client import SupervisorClient
-from bokeh_ssh._ssh.runner import Runner, Session, Signals
+from bokeh_ssh._server.server_state import Stage
+from bokeh_ssh._server.supervisor_client import SupervisorClient, UploadChannel
+from bokeh_ssh._ssh.runner import Runner, Session
 
 __all__ = ["Launch", "Runner", "Server", "ServerRef", "Session"]
 
@@ -21,17 +24,135 @@ __all__ = ["Launch", "Runner", "Server", "ServerRef", "Session"]
 _ABORT = 1.5
 
 
-class Server(SupervisorClient):
+class Server:
     """A Bokeh server on the remote machine, started by us. Made by :meth:`start`, or by :meth:`adopt`.
 
     It ends with :meth:`stop`; or, once the session has been down or silent for ``grace`` seconds, by itself,
     unless it was adopted again meanwhile, or is one that was left running by :meth:`detach`.
     """
 
+    def __init__(self, client: SupervisorClient) -> None:
+        self.client = client
+        self._state = client.state
+
     def __repr__(self) -> str:
-        state = "ended" if self.ended.is_set() else self._stage
+        state = "ended" if self.ended.is_set() else self._state.stage.name.lower()
         where = self.socket or f"port {self.port}"
         return f"<{type(self).__name__} of {self.host}, {where}, {state}>"
+
+    # --- what is known of it
+
+    @property
+    def host(self) -> str:
+        """The machine, as the user named it."""
+        return self.client.host
+
+    @property
+    def launch(self) -> Launch:
+        """What was asked for."""
+        return self.client.launch
+
+    @property
+    def uploads(self) -> UploadChannel:
+        """Sends files to the folder that it was given for them."""
+        return self.client.uploads
+
+    @property
+    def port(self) -> int:
+        """The port of that machine's loopback that it listens on; 0 where it is a socket."""
+        return self._state.listening.port
+
+    @property
+    def socket(self) -> str:
+        """The path of the socket that it listens on; empty where it is a port."""
+        return self._state.listening.socket
+
+    @property
+    def no_socket(self) -> str:
+        """Why it is a port though the launch wanted a socket; empty otherwise."""
+        return self._state.listening.no_socket
+
+    @property
+    def pid(self) -> int:
+        """Its process id there."""
+        return self._state.listening.pid
+
+    @property
+    def routes(self) -> tuple[str, ...]:
+        """The paths of its apps, ready for a URL; ``"/"`` where it serves none."""
+        return self._state.listening.routes
+
+    @property
+    def versions(self) -> str:
+        """Such as ``"Bokeh 3.10.2, Tornado 6.6.1"``."""
+        return self._state.listening.versions
+
+    @property
+    def key(self) -> str:
+        """What the ids of its sessions must be signed with, a secret; empty where they need not be."""
+        return self._state.secrets.key
+
+    @property
+    def doomed(self) -> str:
+        """What ends it with the session, where the machine ends all that a login has started."""
+        return self._state.started.doomed
+
+    @property
+    def log(self) -> tuple[str, ...]:
+        """Its last lines, standard output and error together, without escape sequences."""
+        return self._state.log.lines
+
+    @property
+    def app_errors(self) -> tuple[str, ...]:
+        """What apps raised, as Bokeh wrote it: such an app's page is blank."""
+        return self._state.log.app_errors
+
+    @property
+    def exit_status(self) -> int | None:
+        """How it ended, negative for a signal; None while it runs, and where nobody could tell."""
+        return self._state.exit_status
+
+    @property
+    def ended(self) -> threading.Event:
+        """Set once it has ended or the session is down; :attr:`lost` tells which."""
+        return self._state.ended
+
+    @property
+    def detached(self) -> bool:
+        """Whether it runs on without a client, for as long as nobody stops it."""
+        return self._state.detached
+
+    @property
+    def taken(self) -> bool:
+        """Whether another client has taken it over, which is one way of being lost."""
+        return self._state.taken
+
+    @property
+    def lost(self) -> bool:
+        """Whether the session went down before the server was seen to end."""
+        return self.client.lost
+
+    @property
+    def sidecar_status(self) -> dict[str, Any]:
+        """What the program that runs beside it has said of itself; empty where there is none."""
+        sidecar = self._state.sidecar
+        return {} if sidecar.ended else sidecar.status
+
+    def on_log(self, call: Callable[[list[str]], object]) -> None:
+        """Call with its lines as they come, on the connection's thread: it must not block."""
+        self._state.log.on_lines = call
+
+    def on_sidecar_ended(self, call: Callable[[], object]) -> None:
+        """Call, likewise, when what runs beside it ends by itself."""
+        self._state.sidecar.on_end = call
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it has ended or the session is down; False if neither within ``timeout`` seconds."""
+        return self.ended.wait(timeout)
+
+    def start_sidecar(self, argv: Sequence[str], env: Mapping[str, str], timeout: float) -> dict[str, Any]:
+        """Run a program beside it, see :meth:`SupervisorClient.start_sidecar`."""
+        return self.client.start_sidecar(argv, env, timeout)
 
     # --- starting
 
@@ -43,7 +164,7 @@ class Server(SupervisorClient):
         *,
         on_event: OnEvent = ignore,
         on_begin: Callable[[Server], object] = lambda server: None,
-        bring: Callable[[Server], object] = lambda server: None,
+        bring: Callable[[UploadChannel], object] = lambda uploads: None,
     ) -> Server:
         """Start a server and wait until it listens.
 
@@ -52,8 +173,8 @@ class Server(SupervisorClient):
         :param on_event: gets Launching, Launched, Warned, AppFailed, ServerUnresponsive, ServerResponsive
             and ServerExited; on the connection's thread, so it must not wait for this server
         :param on_begin: gets it before anything is started; :meth:`cancel` then works from another thread
-        :param bring: where the launch ``brings`` something, fills the folder that was made for it, by
-            :meth:`order`; the time for that does not count as the launch's
+        :param bring: where the launch ``brings`` something, fills the folder that was made for it; the time
+            for that does not count as the launch's
         :raises SessionError: if the account may not run commands
         :raises PythonNotFoundError: if there is no Python that can be used
         :raises BokehNotFoundError: if no Python there has the package, or only one too old
@@ -62,41 +183,39 @@ class Server(SupervisorClient):
         :raises LaunchError: if it does not start for another reason, or the machine is none we can run on
         :raises ConnectionLostError: if the connection goes down meanwhile
         """
-        server = cls(runner.name, launch, on_event)
+        server = cls(SupervisorClient(runner, launch, on_event))
         on_begin(server)
         try:
-            server._start(runner, bring)
+            server._start(bring)
         except BaseException:
             server.cancel()
             raise
         return server
 
-    def _start(self, runner: Runner, bring: Callable[[Server], object]) -> None:
+    def _start(self, bring: Callable[[UploadChannel], object]) -> None:
+        client, state = self.client, self._state
         deadline = time.monotonic() + self.launch.timeout
-        self._emit(Launching(host=self.host, command=self._argv))
-        self._begin(runner, self.launch.timeout)
-        self._lease_thread.start()
+        state.emit(Launching(host=self.host, command=state.evidence.argv))
+        client.begin(self.launch.timeout)
+        client.hold_lease()
         if self.launch.brings:
-            if not self._wait_for_stage("depot", deadline):
-                raise self._start_failure().error()
-            bring(self)
-            self._send(do="go")
+            if not client.wait_for_stage(Stage.UPLOAD, deadline):
+                raise client.failure()
+            bring(client.uploads)
+            client.send(do="go")
             deadline = time.monotonic() + self.launch.timeout
-        if not self._wait_for_stage("ready", deadline):
-            if self._failed_or_ended():  # what else it wrote is on its way
-                with self._changed:
-                    wait_for(self._changed, lambda: self._over, 2)
-            raise self._start_failure().error()
+        if not client.wait_for_stage(Stage.READY, deadline):
+            raise client.failure()
         found = {"port": self.port, "socket": self.socket, "pid": self.pid, "versions": self.versions}
-        self._emit(Launched(host=self.host, **found))  # type: ignore[arg-type]  # each its own
+        state.emit(Launched(host=self.host, **found))  # type: ignore[arg-type]  # each its own
         if self.doomed:
-            text = f"the server ends when the connection does ({self.doomed}), so a loss ends it"
-            self._emit(Warned(host=self.host, text=text))
+            state.warn(f"the server ends when the connection does ({self.doomed}), so a loss ends it")
         for route in self.routes:
             if not re.fullmatch(r"[\w./~-]+", route, re.ASCII):
                 # Bokeh 3.10 takes the route for a regular expression, and matches it with the quoted path.
-                text = f"Bokeh cannot serve {route}: rename the app, with plain letters, digits, - and _ only"
-                self._emit(Warned(host=self.host, text=text))
+                state.warn(
+                    f"Bokeh cannot serve {route}: rename the app, with plain letters, digits, - and _ only"
+                )
 
     # --- coming back
 
@@ -107,17 +226,29 @@ class Server(SupervisorClient):
         None as well where the machine has no private directory to find a server by; then a server whose
         client is gone cannot be had back, and ends after ``grace`` seconds.
         """
-        return self.adoptable_ref if self._started.get("id") else None
+        return self.adoptable_ref if self._state.started.id else None
 
     @property
     def adoptable_ref(self) -> ServerRef | None:
         """What :meth:`adopt` needs, as :attr:`server_ref`; where nobody finds it, what ends it."""
-        if self._stage != "ready" or not (self._started.get("id") or self._started.get("identity")):
+        started, listening, known = self._state.started, self._state.listening, self._state.secrets
+        if self._state.stage is not Stage.READY or not (started.id or started.identity):
             return None
-        known = {name: self._started[name] for name in ("id", "node", "python", "libraries", "place")}
-        found = {"pid": self.pid, "port": self.port, "socket": self.socket, "routes": self.routes}
-        holder = self._started["identity"]
-        return ServerRef(host=self.host, token=self._token, key=self.key, supervisor=holder, **known, **found)  # type: ignore[arg-type]  # str all
+        return ServerRef(
+            host=self.host,
+            id=started.id,
+            token=known.token,
+            node=started.node,
+            python=started.python,
+            libraries=started.libraries,
+            place=started.place,
+            supervisor=started.identity,
+            pid=listening.pid,
+            port=listening.port,
+            socket=listening.socket,
+            routes=listening.routes,
+            key=known.key,
+        )
 
     @classmethod
     def adopt(
@@ -137,8 +268,8 @@ class Server(SupervisorClient):
         the server nothing: its grace time begins anew where the attempt had come that far. Only one that
         runs and cannot be found any more, since its private directory is gone, is ended: there are never two.
 
-        :param ticket: its token takes the server over from any session that still seems to be there; without
-            a token, only a server that nobody is attached to is taken over
+        :param server_ref: its token takes the server over from any session that still seems to be there;
+            without a token, only a server that nobody is attached to is taken over
         :param launch: its ``lease`` and ``grace`` hold from now on; ``env`` counts as far as it decides
             whether Python runs
         :param on_event: as for :meth:`start`; what the log holds already is not told again
@@ -154,28 +285,23 @@ class Server(SupervisorClient):
         :raises SessionError: if the account may not run commands
         :raises PythonNotFoundError: if no Python there runs any more
         """
-        server = cls(runner.name, launch, on_event)
-        server._adopts = server_ref
-        server._token = server_ref.token
+        server = cls(SupervisorClient(runner, launch, on_event, server_ref))
         on_begin(server)
         try:
-            server._adopt(runner, timeout)
+            server._adopt(timeout)
         except BaseException:
             server.close()
             raise
         return server
 
-    def _adopt(self, runner: Runner, timeout: float) -> None:
+    def _adopt(self, timeout: float) -> None:
+        client = self.client
         deadline = time.monotonic() + timeout
-        self._begin(runner, timeout)
-        if not self._wait_for_stage("ready", deadline):
-            raise self._refusal(timeout)
-        self._lease_thread.start()
-
-    def _refusal(self, timeout: float) -> BokehSSHError:
-        if self._failed:
-            return refused(self.host, self._failed)
-        return self._start_failure(timeout=timeout).error()
+        client.begin(timeout)
+        if not client.wait_for_stage(Stage.READY, deadline):
+            failed = self._state.evidence.failed
+            raise refused(self.host, failed) if failed else client.failure(timeout)
+        client.hold_lease()
 
     def keep(self, timeout: float = 10) -> ServerRef:
         """Keep the server running until somebody stops it, whoever comes and goes; we stay with it meanwhile.
@@ -190,7 +316,7 @@ class Server(SupervisorClient):
         """
         server_ref = self.server_ref
         if server_ref is None:
-            why = self._started.get("nowhere") or "it is not ready"
+            why = self._state.started.nowhere or "it is not ready"
             msg = f"the server cannot be left running, since nobody could find it again ({why})"
             hint = "make the directory private, or name another one there in BOKEH_SSH_DIR"
             raise LaunchError(msg, host=self.host, hint=hint)
@@ -198,14 +324,14 @@ class Server(SupervisorClient):
             msg = f"the server cannot be left running, since it ends when the connection does ({self.doomed})"
             hint = "ask the administrator to spare your account, or run it by other means than a login"
             raise LaunchError(msg, host=self.host, hint=hint)
-        if self._session:
-            self._send(do="detach")
-            wait(self._kept, timeout)
-        if not self._kept.is_set():
-            self._send(do="detach", keep=False)
+        if self.client.connected:
+            self.client.send(do="detach")
+            wait(self._state.kept, timeout)
+        if not self._state.kept.is_set():
+            self.client.send(do="detach", keep=False)
             msg = "the remote side did not confirm that it lets the server run on"
             raise ConnectionLostError(msg, host=self.host, hint="connect again, and see whether it is there")
-        self.detached = True
+        self._state.detached = True
         return server_ref
 
     def detach(self, timeout: float = 10) -> ServerRef:
@@ -220,21 +346,20 @@ class Server(SupervisorClient):
         except ConnectionLostError:
             self.close()
             raise
-        self._parted = True
+        self.client.parted = True
         self.close()
         return server_ref
 
     def cancel(self) -> None:
         """End what a start has started so far, as well as can be done within a moment; idempotent."""
-        self._stopping = True
-        session = self._session
+        self._state.stopping = True
         try:
-            if session and not self._over and not self._closing.is_set():
-                if self._stage in ("depot", "server", "ready"):
-                    self._send(do="stop", patience=_ABORT / 3)
-                    wait(self._gone, _ABORT)
-                elif isinstance(session, Signals):  # a start file or setup that blocks knows no other end
-                    session.signal("KILL")
+            if self.client.connected:
+                if self._state.stage >= Stage.UPLOAD:
+                    self.client.send(do="stop", patience=_ABORT / 3)
+                    wait(self._state.gone, _ABORT)
+                else:
+                    self.client.kill()
         finally:
             self.close()
 
@@ -248,11 +373,16 @@ class Server(SupervisorClient):
         :param timeout: seconds; KILL comes after six tenths of them
         :returns: whether the remote side has confirmed that nothing is left
         """
-        self._stopping = True
+        self._state.stopping = True
+        gone = self._state.gone
         try:
-            if self._session and not self._gone.is_set():
-                self._send(do="stop", patience=timeout * 0.6)
-                wait(self._gone, timeout)
-            return self._gone.is_set() and not self.lost
+            if not gone.is_set():
+                self.client.send(do="stop", patience=timeout * 0.6)
+                wait(gone, timeout)
+            return gone.is_set() and not self.lost
         finally:
             self.close()
+
+    def close(self) -> None:
+        """Let go of the session; a server that still runs lives on for ``grace`` seconds. Idempotent."""
+        self.client.close()

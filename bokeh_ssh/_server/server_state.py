@@ -1,12 +1,14 @@
-"""What a supervisor has said of its server, message by message; told on as events. Moves no bytes."""
+"""What a supervisor has said of its server, message by message; reported as events. Moves no bytes."""
 
 from __future__ import annotations
 
 import contextlib
+import enum
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from bokeh_ssh._core.events import (
@@ -32,217 +34,339 @@ _TRIED = 10
 _WORDS = 10_000
 
 
-def _nothing(_: list[str]) -> None:
-    pass
+class Stage(enum.IntEnum):
+    """How far a start, or taking a server over, has come. It only goes forward; stages may be left out."""
+
+    LOGIN = 0  #: nothing of ours has run
+    SHELL = 1  #: a shell of ours has said hello
+    PYTHON = 2  #: it was sent what to run
+    UPLOAD = 3  #: there is a folder for what is uploaded, and the server waits for it
+    SERVER = 4  #: it was started
+    READY = 5  #: it listens
 
 
-def _quiet() -> None:
-    pass
+@dataclass(frozen=True)
+class Started:
+    """What a supervisor says of itself when it has started a server, or hands one over.
 
-
-class ServerState:
-    """What is known of one server. Messages come on the connection's thread.
-
-    :ivar port: the port of that machine's loopback that it listens on; 0 where it is a socket
-    :ivar socket: the path of the socket that it listens on; empty where it is a port
-    :ivar no_socket: why it is a port though the launch wanted a socket; empty otherwise
-    :ivar key: what the ids of its sessions must be signed with (see ``_server.session_ids``), a secret; empty
-        where they need not be
-    :ivar pid: its process id there
-    :ivar routes: the paths of its apps, ready for a URL; ``"/"`` where it serves none
-    :ivar versions: such as ``"Bokeh 3.10.2, Tornado 6.6.1"``
-    :ivar upload_dir: the path there of the folder with what was brought; empty where nothing is
-    :ivar exit_status: negative for a signal; None while it runs, and where nobody could tell
-    :ivar ended: set once the server has ended or the session is down; :attr:`lost` tells which
-    :ivar detached: whether it runs on without a client, for as long as nobody stops it
-    :ivar doomed: what ends it with the session, where the machine ends all that a login has started
-    :ivar taken: whether another client has taken it over, which is one way of being lost
+    :param id: names the server among those of the account there; empty where nobody can find it
+    :param node: the machine's own name for itself
+    :param python: the interpreter that the supervisor runs on
+    :param libraries: where that finds its libraries
+    :param place: the directory there where the server is found
+    :param nowhere: why there is no such directory; empty where there is one
+    :param doomed: what ends the server with the session; empty where nothing does
+    :param identity: the supervisor's process, and when that began
     """
 
-    def __init__(self, host: str, launch: Launch, on_event: OnEvent) -> None:
-        self.host = host
-        self.launch = launch
-        self.port = 0
-        self.socket = ""
-        self.no_socket = ""
-        self.key = ""
-        self.pid = 0
-        self.routes: tuple[str, ...] = ()
-        self.versions = ""
-        self.upload_dir = ""
-        self.exit_status: int | None = None
-        self.ended = threading.Event()
-        self.detached = False
-        self.taken = False
-        #: Gets its lines as they come, on the connection's thread: it must not block.
-        self.on_log: Callable[[list[str]], object] = _nothing
-        #: Told, likewise, when what goes along with it ends by itself.
-        self.on_sidecar_ended: Callable[[], object] = _quiet
-        self._on_event = on_event
-        self._token = ""
-        self._started: dict[str, str] = {}
+    id: str = ""
+    node: str = ""
+    python: str = ""
+    libraries: str = ""
+    place: str = ""
+    nowhere: str = ""
+    doomed: str = ""
+    identity: str = ""
+
+
+@dataclass(frozen=True)
+class Listening:
+    """Where a server listens, and what it serves.
+
+    :param port: the port of that machine's loopback; 0 where it is a socket
+    :param socket: the path of the socket; empty where it is a port
+    :param no_socket: why it is a port though the launch wanted a socket; empty otherwise
+    :param pid: the server's process id there
+    :param routes: the paths of its apps, ready for a URL; ``"/"`` where it serves none
+    :param versions: such as ``"Bokeh 3.10.2, Tornado 6.6.1"``
+    """
+
+    port: int = 0
+    socket: str = ""
+    no_socket: str = ""
+    pid: int = 0
+    routes: tuple[str, ...] = ()
+    versions: str = ""
+
+
+@dataclass
+class Evidence:
+    """What was seen of a start, should it fail.
+
+    :ivar argv: the server's command line, as far as it is known
+    :ivar tried: the interpreters that could not be used, and why
+    :ivar failed: the message that told where it ended; None where none came
+    """
+
+    argv: tuple[str, ...]
+    tried: list[dict[str, str]] = field(default_factory=list)
+    failed: dict[str, Any] | None = None
+
+
+@dataclass
+class Secrets:
+    """What only the supervisor and its client know.
+
+    :ivar token: the right to take the server over from a client that still seems to be there
+    :ivar key: what the ids of its sessions must be signed with; empty where they need not be
+    :ivar confirmed: whether the supervisor has said which key that is
+    """
+
+    token: str = field(default="", repr=False)
+    key: str = field(default="", repr=False)
+    confirmed: bool = False
+
+
+class ServerLog:
+    """The last lines that a server wrote, and what its apps raised.
+
+    :ivar on_lines: called with lines as they come, on the connection's thread: it must not block
+    """
+
+    def __init__(self) -> None:
+        self.on_lines: Callable[[list[str]], object] = lambda lines: None
         self._lines = Kept()
-        self._failures = AppErrors()
-        self._app_errors: deque[str] = deque(maxlen=20)
-        self._argv = launch.display_argv()
-        self._tried: list[dict[str, str]] = []
-        self._changed = threading.Condition()
-        self._stage = "login"  # then shell, python, maybe depot, server, ready
-        self._synced = 0  # the number of the last sync that was answered
-        self._fault = ""  # why something that was sent could not be stored
-        self._failed: dict[str, Any] | None = None
-        self._exited = False  # the server has
-        self._gone = threading.Event()  # the whole remote process group is, or the session
-        self._sidecar_status: dict[str, Any] = {}  # what goes along with it says of itself
-        self._sidecar_ended = False
-        self._kept = threading.Event()  # the supervisor holds it whoever comes and goes
-        self._stopping = False
-        self._key_told = False  # whether the far side has said what sessions are signed with
-        self._parted = False  # whether we left it on purpose
+        self._parser = AppErrors()
+        self._errors: deque[str] = deque(maxlen=20)
 
     @property
-    def doomed(self) -> str:
-        return self._started.get("doomed", "")
-
-    @property
-    def log(self) -> tuple[str, ...]:
-        """Its last lines, standard output and error together, without escape sequences."""
+    def lines(self) -> tuple[str, ...]:
+        """Standard output and error together, without escape sequences."""
         return self._lines.lines
 
     @property
     def app_errors(self) -> tuple[str, ...]:
         """What apps raised, as Bokeh wrote it: such an app's page is blank."""
-        return tuple(self._app_errors)
+        return tuple(self._errors)
 
-    def _send(self, **message: Any) -> None:
-        """Say something to the supervisor; nothing where there is no session."""
-        raise NotImplementedError
+    def note(self, lines: list[str]) -> None:
+        """Add lines that are not the server's own."""
+        self._lines.extend(lines)
 
-    def _receive(self, message: dict[str, Any]) -> None:
+    def feed(self, lines: list[str], *, again: bool) -> list[str]:
+        """Add lines; return what apps have raised in them.
+
+        :param again: whether they are from before this client: nobody is called with those
+        """
+        self._lines.extend(lines)
+        if not again:
+            self.on_lines(lines)
+        errors = self._parser.feed(lines)
+        self._errors.extend(errors)
+        return errors
+
+
+@dataclass
+class UploadProgress:
+    """What the supervisor has said of what was uploaded.
+
+    :ivar directory: the path there of the folder for it; empty where there is none
+    :ivar synced: the number of the last sync that was answered
+    :ivar fault: why something could not be stored; empty where all could
+    """
+
+    directory: str = ""
+    synced: int = 0
+    fault: str = ""
+
+
+@dataclass
+class SidecarState:
+    """What is known of a program that runs beside the server.
+
+    :ivar status: what it has said of itself; empty before that
+    :ivar ended: whether it has ended by itself
+    :ivar on_end: called when it does, on the connection's thread
+    """
+
+    status: dict[str, Any] = field(default_factory=dict)
+    ended: bool = False
+    on_end: Callable[[], object] = lambda: None
+
+
+class ServerState:
+    """What is known of one server. Messages come on the connection's thread.
+
+    :ivar changed: notified of each change
+    :ivar exit_status: how the server ended, negative for a signal; None while it runs, and where nobody could
+        tell
+    :ivar ended: set once the server has ended or the session is down
+    :ivar gone: set once the whole remote process group is gone, or the session is down
+    :ivar detached: whether it runs on without a client, for as long as nobody stops it
+    :ivar kept: set once the supervisor has confirmed that
+    :ivar taken: whether another client has taken it over
+    :ivar stopping: whether we end it, so that its end is no event
+    """
+
+    def __init__(self, host: str, launch: Launch, on_event: OnEvent) -> None:
+        self._host = host
+        self._launch = launch
+        self._on_event = on_event
+        self.changed = threading.Condition()
+        self.stage = Stage.LOGIN
+        self.evidence = Evidence(launch.display_argv())
+        self.started = Started()
+        self.listening = Listening()
+        self.log = ServerLog()
+        self.secrets = Secrets()
+        self.upload = UploadProgress()
+        self.sidecar = SidecarState()
+        self.exit_status: int | None = None
+        self.ended = threading.Event()
+        self.gone = threading.Event()
+        self.detached = False
+        self.kept = threading.Event()
+        self.taken = False
+        self.stopping = False
+
+    @property
+    def exited(self) -> bool:
+        """Whether the server itself was seen to end."""
+        return self.exit_status is not None
+
+    @contextlib.contextmanager
+    def changing(self, stage: Stage | None = None) -> Iterator[None]:
+        """Notify those who wait for a change once the block has made it, and go on to a stage."""
+        with self.changed:
+            yield
+            if stage is not None:
+                self.stage = max(self.stage, stage)
+            self.changed.notify_all()
+
+    def receive(self, message: dict[str, Any]) -> None:
         """Take a message; one that is not known, or has another shape, changes nothing."""
         handle = getattr(self, "_handle_" + message["event"], None)
         if handle:
-            # A message of another shape is another version's, or an attack; neither may end the line.
+            # A message of another shape is another version's, or an attack; neither may end the connection.
             with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError, OverflowError):
                 handle(message)
 
+    def emit(self, event: Event) -> None:
+        """Report an event; whatever the handler raises is logged."""
+        try:
+            self._on_event(event)
+        except Exception:  # noqa: BLE001 - whatever it is, it is the caller's, and must not end the connection
+            _log.exception("on_event failed")
+
+    def warn(self, text: str) -> None:
+        """Report what does not work as hoped."""
+        self.emit(Warned(host=self._host, text=text))
+
     def _handle_tried(self, message: dict[str, Any]) -> None:
-        if len(self._tried) < _TRIED:
-            self._tried.append({key: plain(str(message[key])) for key in ("path", "kind", "text")})
+        if len(self.evidence.tried) < _TRIED:
+            self.evidence.tried.append({key: plain(str(message[key])) for key in ("path", "kind", "text")})
 
     def _handle_failed(self, message: dict[str, Any]) -> None:
-        self._argv = tuple(map(plain, message.get("argv", self._argv)[:_WORDS]))
-        self._update(_failed=message)
+        argv = tuple(map(plain, message.get("argv", self.evidence.argv)[:_WORDS]))
+        with self.changing():
+            self.evidence.argv, self.evidence.failed = argv, message
 
     def _handle_crashed(self, message: dict[str, Any]) -> None:
-        self._lines.extend(map(plain, str(message["text"]).splitlines()))
+        self.log.note(list(map(plain, str(message["text"]).splitlines())))
 
     def _handle_started(self, message: dict[str, Any]) -> None:
-        self._argv = tuple(map(plain, message["argv"][:_WORDS]))
-        names = ("id", "node", "python", "libraries", "place", "nowhere", "doomed", "identity")
-        self.upload_dir = str(message.get("depot") or "")
-        self._started = {name: plain(str(message.get(name) or "")) for name in names}
-        self._token = str(message.get("token", self._token))
-        self.key = str(message.get("key", self.key))
-        self._key_told = "key" in message
+        self.evidence.argv = tuple(map(plain, message["argv"][:_WORDS]))
+        self.upload.directory = str(message.get("depot") or "")
+        self.started = Started(
+            **{each.name: plain(str(message.get(each.name) or "")) for each in fields(Started)}
+        )
+        known = self.secrets
+        self.secrets = Secrets(
+            str(message.get("token", known.token)), str(message.get("key", known.key)), "key" in message
+        )
         self.detached = message.get("detached") is True
-        self._update(_stage="server")
+        with self.changing(Stage.SERVER):
+            pass
 
     def _handle_depot(self, message: dict[str, Any]) -> None:
-        self._update(upload_dir=str(message["path"]), _stage="depot")
+        path = str(message["path"])
+        with self.changing(Stage.UPLOAD):
+            self.upload.directory = path
 
     def _handle_stored(self, message: dict[str, Any]) -> None:
-        fault = plain(str(message["fault"]))
-        self._update(_synced=int(message["number"]), _fault=self._fault or fault)
+        number, fault = int(message["number"]), plain(str(message["fault"]))
+        with self.changing():
+            self.upload.synced, self.upload.fault = number, self.upload.fault or fault
 
     def _handle_log(self, message: dict[str, Any]) -> None:
-        lines = [plain(text) for text in message["lines"]]
-        self._lines.extend(lines)
-        if not message.get("again"):
-            self.on_log(lines)
-        for text in self._failures.feed(lines):
-            self._app_errors.append(text)
-            if not message.get("again"):
-                self._emit(AppFailed(host=self.host, traceback=text))
+        again = bool(message.get("again"))
+        for text in self.log.feed([plain(text) for text in message["lines"]], again=again):
+            if not again:
+                self.emit(AppFailed(host=self._host, traceback=text))
 
     def _handle_dropped(self, message: dict[str, Any]) -> None:
-        self._lines.extend([f"[{int(message['lines'])} lines were lost here: the connection was too slow]"])
+        self.log.note([f"[{int(message['lines'])} lines were lost here: the connection was too slow]"])
 
     def _handle_ready(self, message: dict[str, Any]) -> None:
         port, pid, path = int(message["port"]), int(message["pid"]), plain(str(message.get("socket", "")))
         if not (0 < port < 65536 or (port == 0 and path[:1] == "/")):
             return
-        self.socket = "" if port else path
-        self.no_socket = plain(str(message.get("no_socket", "")))
+        found = Listening(
+            port=port,
+            socket="" if port else path,
+            no_socket=plain(str(message.get("no_socket", ""))),
+            pid=pid,
+            routes=as_paths([plain(route) for route in message["routes"][:_WORDS]]) or ("/",),
+            versions=plain(message["versions"]),
+        )
         # One that is taken over was started in another way than this launch says.
-        if self.socket and self.launch.sign == "port" and not self._key_told:
-            self.key = ""
-        self.routes = as_paths([plain(route) for route in message["routes"][:_WORDS]]) or ("/",)
-        self.versions = plain(message["versions"])
-        self._update(port=port, pid=pid, _stage="ready")
+        if found.socket and self._launch.sign == "port" and not self.secrets.confirmed:
+            self.secrets.key = ""
+        with self.changing(Stage.READY):
+            self.listening = found
 
     def _handle_stopped(self, _: dict[str, Any]) -> None:
-        self._emit(ServerUnresponsive(host=self.host, reason="stopped"))
+        self.emit(ServerUnresponsive(host=self._host, reason="stopped"))
 
     def _handle_busy(self, _: dict[str, Any]) -> None:
-        self._emit(ServerUnresponsive(host=self.host, reason="busy"))
+        self.emit(ServerUnresponsive(host=self._host, reason="busy"))
 
     def _handle_answers(self, _: dict[str, Any]) -> None:
-        self._emit(ServerResponsive(host=self.host))
+        self.emit(ServerResponsive(host=self._host))
 
     def _handle_continued(self, _: dict[str, Any]) -> None:
-        self._emit(ServerResponsive(host=self.host))
+        self.emit(ServerResponsive(host=self._host))
 
     def _handle_exit(self, message: dict[str, Any]) -> None:
-        self._update(exit_status=int(message["status"]), _exited=True)
-        self._send(do="seen")
+        status = int(message["status"])
+        with self.changing():
+            self.exit_status = status
         self.ended.set()
-        if self._stage == "ready" and not self._stopping:
-            self._emit(ServerExited(host=self.host, exit_status=self.exit_status))
+        if self.stage is Stage.READY and not self.stopping:
+            self.emit(ServerExited(host=self._host, exit_status=status))
 
     def _handle_gone(self, _: dict[str, Any]) -> None:
-        self._gone.set()
+        self.gone.set()
         self.ended.set()
 
     def _handle_along(self, message: dict[str, Any]) -> None:
         word = message["word"]
-        self._update(_sidecar_status=dict(word) or self._sidecar_status, _sidecar_ended=not word)
+        with self.changing():
+            self.sidecar.status = dict(word) or self.sidecar.status
+            self.sidecar.ended = not word
         if not word:
-            self.on_sidecar_ended()
+            self.sidecar.on_end()
 
     def _handle_astray(self, message: dict[str, Any]) -> None:
         why = plain(str(message["why"]))
         if why:
-            text = f"the private directory there was removed, and cannot be made again ({why})"
-            text += ", so after a loss the server is started anew"
-            self._emit(Warned(host=self.host, text=text))
+            self.warn(
+                f"the private directory there was removed, and cannot be made again ({why}), so after a loss "
+                "the server is started anew"
+            )
         if message.get("bare") is True:
-            text = "what was brought there has been removed: open it again if pages fail"
-            self._emit(Warned(host=self.host, text=text))
+            self.warn("what was brought there has been removed: open it again if pages fail")
 
     def _handle_detached(self, _: dict[str, Any]) -> None:
-        self._kept.set()
+        self.kept.set()
 
     def _handle_taken(self, _: dict[str, Any]) -> None:
         self.taken = True
-        self._gone.set()
+        self.gone.set()
         self.ended.set()
-        if not self._stopping:
-            self._emit(ServerTaken(host=self.host))
+        if not self.stopping:
+            self.emit(ServerTaken(host=self._host))
 
     def _handle_refused(self, message: dict[str, Any]) -> None:
-        if message.get("why") == "exited":
-            self._send(do="seen")
-        self._update(_failed=message)
-
-    def _update(self, **values: Any) -> None:
-        with self._changed:
-            for name, value in values.items():
-                setattr(self, name, value)
-            self._changed.notify_all()
-
-    def _emit(self, event: Event) -> None:
-        try:
-            self._on_event(event)
-        except Exception:  # noqa: BLE001 - whatever it is, it is the caller's, and must not end the connection
-            _log.exception("on_event failed")
+        with self.changing():
+            self.evidence.failed = message

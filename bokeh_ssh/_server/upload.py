@@ -16,12 +16,15 @@ import itertools
 import logging
 import secrets
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from bokeh_ssh._core.errors import UploadError
 from bokeh_ssh._core.file_reader import NotAFileError, Reading
 from bokeh_ssh._server.upload_set import Item
 from bokeh_ssh._ssh.sftp_writer import Sftp, SftpError
+
+if TYPE_CHECKING:
+    from bokeh_ssh._server.supervisor_client import UploadChannel
 
 log = logging.getLogger("bokeh_ssh.upload")
 
@@ -34,21 +37,8 @@ _SILENCE = 30.0  # seconds without any progress
 _numbers = itertools.count(1)
 
 
-class UploadTarget(Protocol):
-    """What takes files: a server there."""
-
-    @property
-    def host(self) -> str: ...
-    @property
-    def upload_dir(self) -> str: ...
-    def open_sftp(self) -> Sftp | None: ...
-    def send_order(self, **message: Any) -> None: ...
-    def request_sync(self) -> int: ...
-    def wait_for_sync(self, mark: int, timeout: float) -> None: ...
-
-
 def upload(
-    to: UploadTarget,
+    to: UploadChannel,
     changed: Iterable[Item],
     removed: Iterable[str] = (),
     *,
@@ -84,7 +74,7 @@ def upload(
 
 
 def _upload_over_sftp(
-    to: UploadTarget,
+    to: UploadChannel,
     files: Sftp,
     left: dict[str, Item],
     unsettled: set[str],
@@ -107,7 +97,7 @@ def _upload_over_sftp(
             else:
                 part = f".bokeh-ssh-{mark}-{next(_numbers)}"
                 begun[item.name] = part, file
-                yield item, f"{to.upload_dir}/{part}".encode("utf-8", "surrogateescape"), file
+                yield item, f"{to.directory}/{part}".encode("utf-8", "surrogateescape"), file
 
     def done(item: Item) -> None:
         nonlocal there
@@ -131,7 +121,7 @@ def _upload_over_sftp(
 
 
 def _upload_in_messages(
-    to: UploadTarget, items: Iterable[Item], unsettled: set[str], told: Callable[[int], object]
+    to: UploadChannel, items: Iterable[Item], unsettled: set[str], told: Callable[[int], object]
 ) -> None:
     """Send it, and wait until that and all that was ordered before is done."""
     under_way: collections.deque[tuple[int, int]] = collections.deque()

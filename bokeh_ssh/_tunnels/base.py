@@ -188,7 +188,7 @@ class Tunnel(Offer):
     def _register_server(
         self, connection_stack: contextlib.ExitStack, server: Server, end: Callable[[], object]
     ) -> None:
-        server.on_log = self._on_log
+        server.on_log(self._on_log)
         connection_stack.callback(end)  # closing while it opens ends the start too
 
     def _endpoint_of(self, server: Server) -> Endpoint:
@@ -224,7 +224,7 @@ class Tunnel(Offer):
         connection_stack.callback(self._release_server, connection, server)
         if self._file_sync:
             connection_stack.callback(self._file_sync.sync_to, None)
-            self._file_sync.sync_to(server)
+            self._file_sync.sync_to(server.uploads)
         self._server = server
         self._left_behind = False
         self._remote_port = server.port
@@ -327,7 +327,7 @@ class Tunnel(Offer):
     def _on_server_event(self, event: Event) -> None:
         self._emit(event)
         if isinstance(event, ServerExited):
-            self._on_connection_lost(ServerExitedError._of(event.host, event.exit_status, self.log))
+            self._on_connection_lost(ServerExitedError.of(event.host, event.exit_status, self.log))
         elif isinstance(event, ServerTaken):
             msg = "another client has taken the server over"
             self._on_connection_lost(

@@ -310,7 +310,7 @@ class GatewayTunnel(Tunnel):
         if made is None:
             return None
         end, self._name = made
-        server.on_sidecar_ended = self._on_published_lost
+        server.on_sidecar_ended(self._on_published_lost)
         if not server.sidecar_status:  # it ended in between
             self._on_published_lost()
         return end

@@ -157,7 +157,7 @@ class Publication(RemoteForward):
         return same
 
     def _register_server(self, server: Server) -> None:
-        server.on_log = self._on_log
+        server.on_log(self._on_log)
 
     def _stop(self, server: Server) -> None:
         if server.stop():
@@ -185,7 +185,7 @@ class Publication(RemoteForward):
         self._emit(event)
         if isinstance(event, ServerExited):
             log = self._server.log if self._server else ()
-            self._on_connection_lost(ServerExitedError._of(event.host, event.exit_status, tuple(log)))
+            self._on_connection_lost(ServerExitedError.of(event.host, event.exit_status, tuple(log)))
 
 
 def _nothing(_: list[str]) -> None:

@@ -324,12 +324,12 @@ def test_another_process_of_that_number_is_left_alone(bench: Bench, mark: str, p
 def test_what_was_brought_is_removed(bench: Bench) -> None:
     """That it is gone is told, once."""
 
-    def bring(server: Server) -> None:
-        server.send_order(do="put", name="app.py", data="eA==", last=True, runs=False)
-        server.wait_for_sync(server.request_sync(), 10)
+    def bring(uploads: Any) -> None:
+        uploads.send_order(do="put", name="app.py", data="eA==", last=True, runs=False)
+        uploads.wait_for_sync(uploads.request_sync(), 10)
 
     server = bench.start(command=FAKE, app=("app.py",), brings=True, bring=bring)
-    shutil.rmtree(server.upload_dir)
+    shutil.rmtree(server.uploads.directory)
 
     def warnings() -> list[str]:
         return [event.text for event in bench.events if isinstance(event, Warned)]

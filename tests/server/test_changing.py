@@ -61,7 +61,7 @@ class Brought:
         self.mirror = mirror
         self.server = server
         self.events = events
-        self.folder = Path(server.upload_dir)
+        self.folder = Path(server.uploads.directory)
 
     @property
     def names(self) -> set[str]:
@@ -320,7 +320,7 @@ def test_changes_that_follow(machine: Machine, folder: Path) -> None:
     """What is watched: a file that becomes a FIFO goes there too, with a word, and comes back with the file;
     one that is appended to follows."""
     with bringing(machine, folder) as brought, brought.mirror.watching():
-        brought.mirror.sync_to(brought.server)
+        brought.mirror.sync_to(brought.server.uploads)
         (folder / "it").unlink()
         os.mkfifo(folder / "it")
         until(lambda: "app/it" not in brought.names, what="it to go")
@@ -352,7 +352,7 @@ def test_change_before_the_watch_stands_follows(
     with bringing(machine, folder) as brought, brought.mirror.watching():
         there = brought.folder / "app" / "it"
         (folder / "it").write_text("second")
-        brought.mirror.sync_to(brought.server)
+        brought.mirror.sync_to(brought.server.uploads)
         until(lambda: there.read_text() == "second", what="the first look")
         until(lambda: any(isinstance(event, Updated) for event in brought.events), what="its end")
         (folder / "it").write_text("third")
@@ -379,7 +379,7 @@ def test_what_a_watch_is_late_for_follows(
 
     monkeypatch.setattr(watchfiles, "watch", watch)
     with bringing(machine, folder) as brought, brought.mirror.watching():
-        brought.mirror.sync_to(brought.server)
+        brought.mirror.sync_to(brought.server.uploads)
         (folder / "new").mkdir()
         (folder / "new" / "first").touch()
         told.set()
@@ -398,11 +398,11 @@ def test_change_that_is_missed_follows(
     with bringing(machine, folder) as brought:
         meanwhile(lambda: (folder / "it").write_text("third, and longer"))
         (folder / "it").write_text("second")
-        brought.mirror._upload_changes(brought.server)
-        brought.mirror._upload_changes(brought.server)
+        brought.mirror._upload_changes(brought.server.uploads)
+        brought.mirror._upload_changes(brought.server.uploads)
         assert (brought.folder / "app" / "it").read_text() == "third, and longer"
         (folder / "it").unlink()
-        brought.mirror._upload_changes(brought.server)
+        brought.mirror._upload_changes(brought.server.uploads)
         assert "app/it" not in brought.names
 
 
@@ -432,7 +432,7 @@ def test_what_the_server_has_made_gives_way(machine: Machine, folder: Path, size
         (folder / "last").unlink()
         (folder / "before").unlink()
         (folder / "before").symlink_to("it")
-        brought.mirror._upload_changes(brought.server)
+        brought.mirror._upload_changes(brought.server.uploads)
         assert brought.warnings == ""
         for name in ("inner", "made/it", "linked/it"):
             assert (there / name).read_text() == text
@@ -453,7 +453,7 @@ def test_package_that_goes_goes_whole(machine: Machine, folder: Path) -> None:
             (brought.folder / "app" / name / "__pycache__" / "it.pyc").touch()
             (folder / name / "it").unlink()
         (brought.folder / "app" / "other" / "made").touch()
-        brought.mirror._upload_changes(brought.server)
+        brought.mirror._upload_changes(brought.server.uploads)
         assert not (brought.folder / "app" / "inner").exists()
         assert brought.names == {
             "app/before",

@@ -19,9 +19,9 @@ from bokeh_ssh._core.framing import Reader, Tail, plain
 from bokeh_ssh._remote import process_tree, readiness
 from bokeh_ssh._server.bootstrap import supervisor_input
 from bokeh_ssh._server.diagnosis import StartFailure, refused
-from bokeh_ssh._server.launch_spec import Launch, encode_message
+from bokeh_ssh._server.launch_spec import Launch
 from bokeh_ssh._server.log_parsing import AppErrors, is_windows, port_in_use, reason
-from bokeh_ssh._server.server_state import ServerState
+from bokeh_ssh._server.server_state import Evidence, ServerState, Stage
 from bokeh_ssh._ssh.remote_shell import encode, exec_line
 from skips import missing
 
@@ -331,7 +331,7 @@ def test_account_without_shell_is_a_session_error_with_its_text() -> None:
     launch = Launch()
     said = ("This account is currently not available.",)
     found = StartFailure(
-        host="h", launch=launch, stage="login", argv=(), over=True, status=1, before=said
+        host="h", launch=launch, stage=Stage.LOGIN, evidence=Evidence(()), over=True, status=1, before=said
     ).error()
     assert isinstance(found, SessionError)
     assert said[0] in str(found)
@@ -340,7 +340,12 @@ def test_account_without_shell_is_a_session_error_with_its_text() -> None:
 def test_launch_error_shows_log_status_and_command() -> None:
     """A LaunchError carries all that is known of the failed server."""
     found = StartFailure(
-        host="h", launch=Launch(), stage="server", argv=("a", "b"), exited=True, exit_status=-9, log=("l",)
+        host="h",
+        launch=Launch(),
+        stage=Stage.SERVER,
+        evidence=Evidence(("a", "b")),
+        exit_status=-9,
+        log=("l",),
     ).error()
     assert isinstance(found, LaunchError)
     assert (found.log, found.exit_status, found.command) == (("l",), -9, ("a", "b"))
@@ -436,23 +441,24 @@ FIELDS = [
 def test_any_message_is_survived(messages: list[dict[str, Any]]) -> None:
     """A hostile or newer far side says what it likes: no error, and what is known keeps its kind."""
 
-    class Deaf(ServerState):
-        def _send(self, **message: Any) -> None:
-            encode_message(message)
-
     told: list[Event] = []
-    heard = Deaf("host", Launch(), told.append)
+    heard = ServerState("host", Launch(), told.append)
     for message in messages:
-        heard._receive(message)
-    assert 0 <= heard.port < 65536
-    assert all(isinstance(route, str) and route.isascii() and route[0] == "/" for route in heard.routes)
-    assert all(isinstance(text, str) for text in (*heard.log, *heard._argv, heard.versions, heard.socket))
+        heard.receive(message)
+    assert 0 <= heard.listening.port < 65536
+    assert all(
+        isinstance(route, str) and route.isascii() and route[0] == "/" for route in heard.listening.routes
+    )
+    assert all(
+        isinstance(text, str)
+        for text in (*heard.log.lines, *heard.evidence.argv, heard.listening.versions, heard.listening.socket)
+    )
     assert heard.exit_status is None or isinstance(heard.exit_status, int)
     assert all(event.host == "host" and repr(event) for event in told)
-    if heard._failed:
-        findings = StartFailure(host="host", launch=Launch(), stage="python", argv=(), failed=heard._failed)
+    if heard.evidence.failed:
+        findings = StartFailure(host="host", launch=Launch(), stage=Stage.PYTHON, evidence=heard.evidence)
         assert str(findings.error())
-        assert str(refused("host", heard._failed))
+        assert str(refused("host", heard.evidence.failed))
 
 
 @given(st.binary(max_size=200))

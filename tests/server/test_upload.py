@@ -33,7 +33,7 @@ from bokeh_ssh import (
     Warned,
 )
 from bokeh_ssh._remote.upload_dir import UploadDir
-from bokeh_ssh._server.server import Server
+from bokeh_ssh._server.supervisor_client import UploadChannel
 from bokeh_ssh._server.upload_set import Bundle
 
 if os.name != "posix":
@@ -181,13 +181,13 @@ class Orders(list[dict[str, Any]]):
 @pytest.fixture
 def orders(monkeypatch: pytest.MonkeyPatch) -> Orders:
     """Note them."""
-    found, plain = Orders(), Server.send_order
+    found, plain = Orders(), UploadChannel.send_order
 
-    def order(server: Server, **message: Any) -> None:
+    def order(channel: UploadChannel, **message: Any) -> None:
         found.append(message)
-        plain(server, **message)
+        plain(channel, **message)
 
-    monkeypatch.setattr(Server, "send_order", order)
+    monkeypatch.setattr(UploadChannel, "send_order", order)
     return found
 
 
@@ -275,9 +275,9 @@ def brought(bench: Bench, **launch: Any) -> tuple[Any, Path]:
     """Start a fake server that was brought a file; gives the folder too."""
     found: list[Path] = []
 
-    def bring(server: Any) -> None:
-        server.send_order(do="put", name="app/main.py", data="eA==", last=True, runs=False)
-        server.wait_for_sync(server.request_sync(), 10)
+    def bring(uploads: Any) -> None:
+        uploads.send_order(do="put", name="app/main.py", data="eA==", last=True, runs=False)
+        uploads.wait_for_sync(uploads.request_sync(), 10)
         found.extend(Path(os.environ["BOKEH_SSH_DIR"]).glob("*/apps"))
 
     server = bench.start(command=FAKE, app=("app",), brings=True, bring=bring, **launch)
@@ -316,9 +316,9 @@ def test_broken_off_upload_leaves_nothing(bench: Bench, how: str) -> None:
     runner = bench.runner()
     place = Path(os.environ["BOKEH_SSH_DIR"])
 
-    def bring(server: Any) -> None:
-        server.send_order(do="put", name="app/main.py", data="eA==", last=False, runs=False)
-        server.wait_for_sync(server.request_sync(), 10)
+    def bring(uploads: Any) -> None:
+        uploads.send_order(do="put", name="app/main.py", data="eA==", last=False, runs=False)
+        uploads.wait_for_sync(uploads.request_sync(), 10)
         assert list(place.glob("*/apps/.bokeh-ssh-*"))
         if how == "vanish":
             runner.sessions[-1].vanish()
@@ -333,10 +333,10 @@ def test_broken_off_upload_leaves_nothing(bench: Bench, how: str) -> None:
 def test_what_cannot_be_stored_is_told(bench: Bench) -> None:
     """What cannot be stored, as on a full disk, ends the launch with its name and the reason."""
 
-    def bring(server: Any) -> None:
-        server.send_order(do="put", name="a", data="eA==", last=True, runs=False)
-        server.send_order(do="put", name=f"a/{'b' * 300}", data="eA==", last=True, runs=False)
-        server.wait_for_sync(server.request_sync(), 10)
+    def bring(uploads: Any) -> None:
+        uploads.send_order(do="put", name="a", data="eA==", last=True, runs=False)
+        uploads.send_order(do="put", name=f"a/{'b' * 300}", data="eA==", last=True, runs=False)
+        uploads.wait_for_sync(uploads.request_sync(), 10)
 
     with pytest.raises(UploadError, match=r"a/b+: .*too long") as caught:
         bench.start(command=FAKE, brings=True, bring=bring)
