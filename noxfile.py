@@ -193,6 +193,22 @@ def soak(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def release(session: nox.Session) -> None:
+    """Build what is published into dist, check it, and run the demo from the wheel in a clean environment."""
+    session.install(*_group("release"))
+    dist = HERE / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(dist))
+    session.run("twine", "check", "--strict", *sorted(map(str, dist.iterdir())))
+    clean = Path(session.virtualenv.location, "clean")
+    session.run("python", "-m", "venv", "--clear", str(clean))
+    python = str(clean / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
+    (wheel,) = dist.glob("*.whl")
+    session.run(python, "-m", "pip", "install", "--quiet", f"{wheel}[demo]", external=True)
+    session.run(python, "tests/support/try_demo.py", external=True)
+
+
+@nox.session(default=False)
 def demo(session: nox.Session) -> None:
     """Show a Bokeh app through a real tunnel to an SSH server on this machine; Ctrl-C ends it."""
     session.install("--quiet", ".[demo]")

@@ -24,7 +24,7 @@ author = "the bokeh_ssh contributors"
 copyright = author
 version = release = bokeh_ssh.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.doctest", "screens"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.doctest", "sphinx_copybutton", "screens"]
 exclude_patterns = ["_build", "_static/*.md"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
@@ -42,6 +42,10 @@ doctest_global_setup = "from bokeh_ssh import *; from bokeh_ssh.testing import m
 # A name that leads nowhere is an error (-n); these are Python's own, whose documentation is not at hand.
 # Those of ours are private: what they are is said where they occur.
 nitpick_ignore_regex = [("py:.*", r"(collections\.abc|os|pathlib|typing|bokeh_ssh\._\w+)\..*")]
+
+# What is copied is what is typed.
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
 
 html_theme = "furo"
 html_title = "bokeh_ssh"

@@ -85,3 +85,49 @@ def traced(*, threads: bool = False) -> Iterator[Way]:
     finally:
         sys.setprofile(None)
         threading.setprofile(None)  # type: ignore[arg-type]  # what typeshed leaves out
+
+
+def first_connection(calls: list[Call]) -> list[Call]:
+    """Return the calls from where a local connection is accepted to where its CHANNEL_OPEN goes out."""
+    begin = next(at for at, call in enumerate(calls) if call.module == "_forwarding.listener")
+    end = next(at for at, call in enumerate(calls) if at > begin and call.module == "_ssh.packetizer")
+    return [call for call in calls[begin : end + 1] if call.thread != threading.main_thread().name]
+
+
+def main() -> None:
+    """Print the ways of the two things that people open most, through a local sshd."""
+    import socket
+    import tempfile
+
+    import apps
+    import beds
+    from bokeh_ssh import DirectTunnel, LocalForward
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        beds.local_sshd(beds.Key.generate(), Path(folder), {}) as machine,
+    ):
+        app = apps.put(machine, "app.py", apps.SLIDER)
+        forward = LocalForward(machine.host, machine.user, remote_port=machine.port, **machine.login)
+        keywords: dict[str, Any] = {"app": app, "python": sys.executable, "isolate": False}
+        for thing in (forward, DirectTunnel(machine.host, machine.user, **keywords, **machine.login)):
+            with traced(threads=True) as way:
+                thing.open()
+                opened = len(way.calls)
+                sys.setprofile(None)
+                with socket.create_connection(("127.0.0.1", thing.local_port)) as sock:
+                    sock.sendall(b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n")
+                    sock.recv(1)
+            thing.close()
+            own = [call for call in way.calls[:opened] if call.thread == threading.main_thread().name]
+            passed = modules(first_connection(way.calls[opened:]))
+            sys.stdout.write(
+                f"{type(thing).__name__}.open(): {len(own)} calls, {len(modules(own))} modules, "
+                f"{len(crossings(own))} crossings, in the order in which they are entered:\n"
+                f"  {' > '.join(modules(own))}\n"
+                f"from accept to CHANNEL_OPEN: {len(passed)} modules: {' > '.join(passed)}\n"
+            )
+
+
+if __name__ == "__main__":
+    main()
