@@ -215,7 +215,8 @@ class Warned(Event):
 class Question:
     """Something only a person can answer.
 
-    :param kind: ``"password"``, ``"passphrase"``, ``"interactive"`` (a code, a choice) or ``"host_key"``
+    :param kind: ``"password"``, ``"passphrase"``, ``"interactive"`` (a code, a choice), ``"host_key"``, or
+        ``"add_key"`` (AddKeysToAgent ask of the ssh config: ``"yes"`` adds the key)
     :param host: the machine it is about
     :param text: the question itself
     :param echo: whether the answer may be shown while it is typed

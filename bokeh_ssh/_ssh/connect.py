@@ -74,7 +74,8 @@ def _connect_hop(
     hop: Hop, proxy_connection: Connection | None, on_event: OnEvent, prompt_cache: PromptCache
 ) -> Connection:
     prompt_cache.begin()
-    host = dataclasses.replace(hop.host, prompt=prompt_cache.wrap(hop.host.prompt))
+    prompt = None if hop.config.batch_mode else prompt_cache.wrap(hop.host.prompt)
+    host = dataclasses.replace(hop.host, prompt=prompt)
     via = proxy_connection.name if proxy_connection else "its ProxyCommand" if hop.proxy_command else ""
     on_event(Connecting(host=hop.label, address=hop.hostname, port=hop.port, via=via))
     files = hop.known_hosts

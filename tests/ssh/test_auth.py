@@ -17,8 +17,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -67,6 +67,14 @@ class Config:
     identities_only: bool = False
     identity_agent: str | None = None
     certificate_files: tuple[str, ...] = ()
+    pubkey_authentication: bool | None = None
+    password_authentication: bool | None = None
+    kbd_interactive_authentication: bool | None = None
+    preferred_authentications: tuple[str, ...] | None = None
+    password_prompts: int | None = None
+    add_keys_to_agent: tuple[str, float] | None = None
+    batch_mode: bool | None = None
+    lines: Mapping[str, str] = field(default_factory=dict)
 
 
 class Person:
@@ -378,6 +386,7 @@ def test_bad_pkey(make_bed: Callable[..., Bed], keys: Path) -> None:
 def test_unreadable_default_key(make_bed: Callable[..., Bed], account: Path) -> None:
     """A default key file that is no key is passed over and told in the error."""
     (account / ".ssh" / "id_rsa").write_text("-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n-----END\n")
+    (account / ".ssh" / "id_rsa").chmod(0o600)
     good = make_key(account / ".ssh" / "id_ed25519")
     bed = make_bed({"publickey"}, keys=(good,))
     assert enter(bed.port) == ("publickey",)
@@ -394,6 +403,7 @@ def test_security_key_handle(make_bed: Callable[..., Bed], account: Path) -> Non
     body += struct.pack(">II", 1, len(kind)) + kind + struct.pack(">I", 0)
     lines = ("-----BEGIN OPENSSH PRIVATE KEY-----", base64.b64encode(body).decode(), "-----END")
     (account / ".ssh" / "id_ed25519_sk").write_text("\n".join(lines))
+    (account / ".ssh" / "id_ed25519_sk").chmod(0o600)
     bed = make_bed({"publickey"})
     with pytest.raises(AuthenticationError, match="key id_ed25519_sk was not used: its private half"):
         enter(bed.port)

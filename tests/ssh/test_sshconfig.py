@@ -80,6 +80,18 @@ def as_ssh_g(config: HostConfig, said: dict[str, list[str]]) -> dict[str, list[s
     def whole(value: float | None) -> int | None:
         return None if value is None else int(value)
 
+    def said_of(value: bool | None) -> str | None:
+        """What ssh says of a keyword that has more words than yes and no."""
+        return None if value is None else "true" if value else "false"
+
+    def commas(value: tuple[str, ...] | None) -> str | None:
+        return None if value is None else ",".join(value)
+
+    def adding(value: tuple[str, float] | None) -> str | None:
+        if value is None or not value[1]:
+            return None if value is None else {"yes": "true", "no": "false"}.get(value[0], value[0])
+        return f"{'confirm ' * (value[0] == 'confirm')}{value[1]:.0f}"
+
     def listed(value: tuple[str, ...] | None) -> str | None:
         return None if value is None else " ".join(value) or "none"
 
@@ -99,6 +111,17 @@ def as_ssh_g(config: HostConfig, said: dict[str, list[str]]) -> dict[str, list[s
         "serveralivecountmax": or_default("serveralivecountmax", config.server_alive_count),
         "proxyjump": [",".join(config.proxy_jump)] if config.proxy_jump else [],
         "compression": or_default("compression", flag(config.compression)),
+        "batchmode": or_default("batchmode", flag(config.batch_mode)),
+        "pubkeyauthentication": or_default("pubkeyauthentication", said_of(config.pubkey_authentication)),
+        "passwordauthentication": or_default("passwordauthentication", flag(config.password_authentication)),
+        "kbdinteractiveauthentication": or_default(
+            "kbdinteractiveauthentication", flag(config.kbd_interactive_authentication)
+        ),
+        "preferredauthentications": or_default(
+            "preferredauthentications", commas(config.preferred_authentications)
+        ),
+        "numberofpasswordprompts": or_default("numberofpasswordprompts", config.password_prompts),
+        "addkeystoagent": or_default("addkeystoagent", adding(config.add_keys_to_agent)),
     }
 
 
@@ -203,6 +226,20 @@ SAME = {
     "canonicalize with dots enough": "HostName a.b.c\nCanonicalizeHostname yes\nCanonicalDomains x.invalid\n",
     "canonicalize behind a jump": "ProxyJump b\nCanonicalizeHostname yes\nCanonicalDomains x.invalid\n",
     "address in one way": "HostName 0:0::0:1\n",
+    "methods": "PubkeyAuthentication no\nPasswordAuthentication No\nKbdInteractiveAuthentication FALSE\n",
+    "methods by older names": "SKeyAuthentication no\nDSAAuthentication no\n",
+    "older name first": "ChallengeResponseAuthentication no\nKbdInteractiveAuthentication yes\n",
+    "newer name first": "KbdInteractiveAuthentication yes\nTISAuthentication no\n",
+    "keys in two more ways": "Host a\n PubkeyAuthentication no\nPubkeyAuthentication unbound\n",
+    "order of methods": "Host b\n PreferredAuthentications a\nHost a\n PreferredAuthentications x,,y,X\n",
+    "prompts": "NumberOfPasswordPrompts 0\nNumberOfPasswordPrompts 5\n",
+    "batch": "BatchMode yes\nBatchMode no\n",
+    "add keys": "AddKeysToAgent Ask\nAddKeysToAgent yes\n",
+    "add keys confirm": "AddKeysToAgent confirm\n",
+    "add keys confirm for a time": "AddKeysToAgent CONFIRM 1h30\n",
+    "add keys for a time": "AddKeysToAgent 5m\n",
+    "add keys for no time": "AddKeysToAgent 0\n",
+    "add keys for others": "Host b\n AddKeysToAgent yes\n",
     "strict host key checking is not ours": "StrictHostKeyChecking no\n",
     # both refuse
     "bad port": "Port x\n",
@@ -215,6 +252,19 @@ SAME = {
     "bad time": "ConnectTimeout 5x\n",
     "bad flag": "IdentitiesOnly maybe\n",
     "bad compression": "Compression 6\n",
+    "bad method switch": "PasswordAuthentication maybe\n",
+    "bad key switch": "PubkeyAuthentication bound\n",
+    "no methods": 'PreferredAuthentications ""\n',
+    "two lists of methods": "PreferredAuthentications a b\n",
+    "prompts below none": "NumberOfPasswordPrompts -1\n",
+    "prompts beyond number": "NumberOfPasswordPrompts 2147483648\n",
+    "prompts in hex": "NumberOfPasswordPrompts 0x3\n",
+    "add keys none": "AddKeysToAgent none\n",
+    "add keys ask for a time": "AddKeysToAgent ask 5m\n",
+    "add keys yes for a time": "AddKeysToAgent yes 5m\n",
+    "add keys with more": "AddKeysToAgent confirm 5m 6m\n",
+    "add keys for nothing": 'AddKeysToAgent ""\n',
+    "add keys confirm nothing": 'AddKeysToAgent confirm ""\n',
     "none among others": "UserKnownHostsFile /x none\n",
     "empty host": "Host\n",
     "empty pattern": 'Host ""\n',
@@ -267,6 +317,8 @@ SETTING = st.sampled_from(
         *("ProxyJump c", "ProxyJump u@b:7,c", "ProxyJump none", "ProxyCommand none", "ProxyCommand /x %h"),
         *("UserKnownHostsFile /%n/%h /2", "HostKeyAlias K", "IdentityAgent /%p", "Compression no"),
         *("ConnectTimeout 5", "ConnectTimeout none", "ServerAliveInterval 1m", "ServerAliveCountMax 2"),
+        *("PasswordAuthentication no", "PubkeyAuthentication yes", "SKeyAuthentication no", "BatchMode yes"),
+        *("PreferredAuthentications b,a", "NumberOfPasswordPrompts 2", "AddKeysToAgent confirm 1h"),
         *("# Port 9", "", "GlobalKnownHostsFile none", "CertificateFile /1", "CertificateFile /2"),
     ]
 )

@@ -156,6 +156,7 @@ class Rules(asyncssh.SSHServer):
         self.on_begin = on_begin
         self.on_answer = on_answer
         self.asked: list[str] = []
+        self.tried: list[str] = []
         self.offered: list[bytes] = []
         self.answers: list[tuple[str, ...]] = []
         self.passwords: list[str] = []
@@ -192,6 +193,7 @@ class Rules(asyncssh.SSHServer):
         return self._now("publickey")
 
     def validate_public_key(self, _username: str, key: Any) -> bool:
+        self.tried.append("publickey")
         self.offered.append(key.public_data)
         return self._now("publickey") and key.public_data in self.keys
 
@@ -199,6 +201,7 @@ class Rules(asyncssh.SSHServer):
         return self._now("password")
 
     async def validate_password(self, _username: str, password: str) -> bool:
+        self.tried.append("password")
         self.passwords.append(password)
         if self.on_answer:
             result = self.on_answer()
@@ -210,6 +213,7 @@ class Rules(asyncssh.SSHServer):
         return self._now("keyboard-interactive")
 
     def get_kbdint_challenge(self, _username: str, _lang: str, _submethods: str) -> Any:
+        self.tried.append("keyboard-interactive")
         self.round = 0
         return self._question()
 
@@ -257,6 +261,8 @@ class Bed:
         for task in tasks:
             task.cancel()
         self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        for _ in range(3):  # an aborted transport closes its socket one turn later
+            self._loop.run_until_complete(asyncio.sleep(0))
         self._loop.close()
 
     def close(self) -> None:
@@ -282,6 +288,58 @@ def failure(*methods: bytes, partial: bool = False) -> Callable[[Any], None]:
     return lambda conn: conn.send_packet(51, NameList(methods), Boolean(partial))
 
 
+# OpenSSH's ssh.
+
+SSH = shutil.which("ssh")
+
+
+class SshClient:
+    """Logs in with OpenSSH's ssh as a person would; each question gets the same answer.
+
+    :param folder: where its config, its known_hosts and what it asked are
+    """
+
+    def __init__(self, folder: Path, lines: str, *, answer: str = "", agent: str | None = None) -> None:
+        if SSH is None:
+            pytest.skip("OpenSSH's ssh is not on this machine")
+        folder.mkdir(exist_ok=True)
+        (folder / "config").write_text(lines)
+        (folder / "config").chmod(0o600)
+        self.config = folder / "config"
+        self._questions = folder / "questions"
+        askpass = folder / "askpass"
+        askpass.write_text(
+            f"#!/bin/sh\nprintf '%s\\n' \"$1\" >> {self._questions}\nprintf '%s\\n' '{answer}'\n"
+        )
+        askpass.chmod(0o700)
+        self._known = folder / "known_hosts"
+        self._env = {
+            **os.environ,
+            "SSH_ASKPASS": str(askpass),
+            "SSH_ASKPASS_REQUIRE": "force",
+            "LC_ALL": "C",
+            **({"SSH_AUTH_SOCK": agent} if agent else {}),
+        }
+
+    def enter(self, port: int, *options: str) -> tuple[bool, str]:
+        """Log in; whether that worked, and what ssh said."""
+        words = [
+            *(str(SSH), "-N", "-F", str(self.config), "-p", str(port), "-o", "StrictHostKeyChecking=no"),
+            *("-o", f"UserKnownHostsFile={self._known}", "-o", "GlobalKnownHostsFile=none", *options),
+            *("-o", "ExitOnForwardFailure=yes", "-v", "-W", "localhost:1", "--", "127.0.0.1"),
+        ]
+        done = subprocess.run(
+            words, env=self._env, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False
+        )
+        said = done.stderr.decode("utf-8", "replace")
+        return "Authenticated to" in said, said
+
+    @property
+    def questions(self) -> list[str]:
+        """What it has asked."""
+        return self._questions.read_text().splitlines() if self._questions.exists() else []
+
+
 # Agents.
 
 
@@ -300,6 +358,14 @@ class SshAgent:
     def add(self, key: Path) -> None:
         environment = {**os.environ, "SSH_AUTH_SOCK": self.path}
         subprocess.run(["ssh-add", "-q", str(key)], env=environment, check=True, timeout=10)
+
+    def keys(self) -> list[str]:
+        """What it holds: fingerprint and comment of each key."""
+        environment = {**os.environ, "SSH_AUTH_SOCK": self.path}
+        done = subprocess.run(
+            ["ssh-add", "-l"], env=environment, capture_output=True, text=True, timeout=10, check=False
+        )
+        return done.stdout.splitlines() if done.returncode == 0 else []
 
     def close(self) -> None:
         self._process.terminate()

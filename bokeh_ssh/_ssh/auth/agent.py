@@ -34,6 +34,12 @@ LIST_TIMEOUT = 3.0
 SIGN_TIMEOUT = 60.0
 # As OpenSSH's MAX_AGENT_REPLY_LEN and MAX_AGENT_IDENTITIES (authfd.c).
 _MOST_BYTES = 256 * 1024
+# draft-ietf-sshm-ssh-agent, sections 3.2.1 and 3.2.7
+_ADD_IDENTITY = b"\x11"
+_ADD_ID_CONSTRAINED = b"\x19"
+_SUCCESS = 6
+_LIFETIME = b"\x01"
+_CONFIRM = b"\x02"
 _MOST_KEYS = 2048
 #: Waits are cut into such slices, since Ctrl-C does not interrupt a wait on Windows.
 _SLICE = 0.5
@@ -84,6 +90,11 @@ class Agent:
     def __repr__(self) -> str:
         return f"<Agent {self._address or 'none'}>"
 
+    @property
+    def present(self) -> bool:
+        """Whether there is one, and nothing has been wrong with it."""
+        return self._address is not None and not self.trouble
+
     def list_keys(self) -> tuple[AgentKey, ...]:
         """Return the keys that it holds, in its order; none if it does not answer in ``LIST_TIMEOUT``."""
         if self._keys is None:
@@ -117,6 +128,23 @@ class Agent:
             msg = "the SSH agent refused to sign"
             raise AgentError(msg)
         return reply.get_binary()
+
+    def add(self, private: bytes, comment: str, *, lifetime: float = 0, confirm: bool = False) -> None:
+        """Have the agent hold a key (``ssh-add``).
+
+        :param private: type and numbers of the key, as the agent and key files have them
+        :param lifetime: seconds after which the agent forgets it; 0 has no end
+        :param confirm: whether it asks before each use
+        :raises AgentError: if it does not take the key, or does not answer
+        """
+        limits = _LIFETIME + int(lifetime).to_bytes(4, "big") if lifetime else b""
+        limits += _CONFIRM if confirm else b""
+        head = _ADD_ID_CONSTRAINED if limits else _ADD_IDENTITY
+        named = string(comment.encode("utf-8", "surrogateescape"))
+        kind, _ = self._request(head + private + named + limits, LIST_TIMEOUT)
+        if kind != _SUCCESS:
+            msg = "the SSH agent did not take the key"
+            raise AgentError(msg)
 
     def _request(self, request: bytes, timeout: float) -> tuple[int, Message]:
         deadline = time.monotonic() + timeout

@@ -7,6 +7,7 @@ before the agent's others, so that a full agent does not use up the server's pat
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Protocol
@@ -23,21 +24,20 @@ from bokeh_ssh._ssh.auth.agent import Agent, AgentError, AgentKey
 from bokeh_ssh._ssh.auth.key_files import (
     Certified,
     KeyFile,
-    UnusableKeyError,
     beside,
     is_certificate,
     key_type,
     private_path,
     read_public,
-    signature,
 )
+from bokeh_ssh._ssh.auth.private_keys import PrivateKey, UnusableKeyError, other_format, signature
 
 log = logging.getLogger("bokeh_ssh.auth")
 
 #: In the order of ssh(1).
 DEFAULT_KEYS = ("id_rsa", "id_ecdsa", "id_ecdsa_sk", "id_ed25519", "id_ed25519_sk")
-#: NumberOfPasswordPrompts of ssh_config(5) holds for passphrases too.
-PASSPHRASE_TRIES = 3
+#: NumberOfPasswordPrompts of ssh_config(5), for passwords, passphrases and rounds of questions alike.
+PROMPTS = 3
 
 
 class KeyConfig(Protocol):
@@ -54,6 +54,12 @@ class KeyConfig(Protocol):
 
     @property
     def identity_agent(self) -> str | None: ...
+
+    @property
+    def password_prompts(self) -> int | None: ...
+
+    @property
+    def add_keys_to_agent(self) -> tuple[str, float] | None: ...
 
 
 class Identity(Protocol):
@@ -159,6 +165,9 @@ def _check_file(path: Path, name: str) -> None:
             return  # the agent may hold its private half
         msg = f"key file {clean(str(path), 300)} cannot be read ({getattr(exc, 'strerror', exc)})"
         raise UsageError(msg, host=name, hint="check key_filename") from exc
+    if foreign := other_format(text, shlex.quote(str(path))):
+        msg = f"key file {path} cannot be used: {foreign}"
+        raise UsageError(msg, host=name, hint="name the new file")
     if b"PRIVATE KEY-----" not in text:
         msg = f"key file {path} is not a private key in OpenSSH or PEM format"
         raise UsageError(msg, host=name, hint="convert it with ssh-keygen, or name another file")
@@ -166,11 +175,14 @@ def _check_file(path: Path, name: str) -> None:
 
 def find_identities(host: Host, config: KeyConfig, agent: Agent) -> Iterator[Identity]:
     """Yield the keys to offer, best first; each file and the agent is looked at when its turn comes."""
-    asker = _asker(host)
+    asker = _asker(host, PROMPTS if config.password_prompts is None else config.password_prompts)
     usable = agent if host.allow_agent else None
+    used = _adder(host, config, agent)
 
     def files(paths: Sequence[str], *, explicit: bool) -> list[KeyFile]:
-        found = (KeyFile(path, explicit=explicit, agent=usable, passphrases=asker) for path in paths)
+        found = (
+            KeyFile(path, explicit=explicit, agent=usable, passphrases=asker, used=used) for path in paths
+        )
         return [file for file in found if file.exists]
 
     explicit: list[Identity] = [] if host.pkey is None else [ReadyKey(host.pkey)]
@@ -233,13 +245,35 @@ def _agent_identities(
         yield from (HeldKey(agent, key, None) for key in held if key.blob not in labels)
 
 
-def _asker(host: Host) -> Callable[[Path], Iterator[str]]:
+def _adder(host: Host, config: KeyConfig, agent: Agent) -> Callable[[Path, PrivateKey], None]:
+    """Make what adds a key file's key to the agent, as AddKeysToAgent says."""
+    how, lifetime = config.add_keys_to_agent or ("no", 0.0)
+
+    def add(path: Path, key: PrivateKey) -> None:
+        if how == "no" or not (host.allow_agent and agent.present):
+            return
+        if how == "ask":
+            name = clean(str(path), 300)
+            text = f"Add key {name} ({key.comment or name}) to agent? "
+            question = Question(kind="add_key", host=host.target.host, text=text, echo=True, reusable=True)
+            answer = host.prompt(question) if host.prompt else None
+            if answer is None or answer.strip().lower() not in ("", "yes"):
+                return
+        try:
+            agent.add(key.for_agent(), key.comment or str(path), lifetime=lifetime, confirm=how == "confirm")
+        except AgentError as exc:  # as with ssh, the login goes on
+            log.debug("%s was not added to the agent: %s", path, exc)
+
+    return add
+
+
+def _asker(host: Host, tries: int) -> Callable[[Path], Iterator[str]]:
     """Make what yields passphrases for a key file: the one given, then a person's answers."""
 
     def passphrases(path: Path) -> Iterator[str]:
         if host.passphrase is not None:
             yield host.passphrase
-        for _ in range(PASSPHRASE_TRIES if host.prompt else 0):
+        for _ in range(tries if host.prompt else 0):
             text = f"Enter passphrase for key '{clean(str(path), 300)}': "
             answer = host.prompt and host.prompt(
                 Question(kind="passphrase", host=host.target.host, text=text, reusable=True)

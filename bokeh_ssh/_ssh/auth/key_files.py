@@ -1,42 +1,33 @@
-"""Key files: OpenSSH's format, PEM and PKCS#8, encrypted or not, and the ``.pub`` files beside them."""
+"""Key files, and the ``.pub`` files beside them; what is in them is read by ``private_keys``."""
 
 from __future__ import annotations
 
 import binascii
 import contextlib
-import io
+import os
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
 import paramiko
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from paramiko.message import Message
-from paramiko.pkey import OPENSSH_AUTH_MAGIC
 
 from bokeh_ssh._core.text import clean, expand
 from bokeh_ssh._ssh.auth.agent import Agent, AgentError, AgentKey
+from bokeh_ssh._ssh.auth.private_keys import (
+    PrivateKey,
+    UnusableKeyError,
+    WrongPassphraseError,
+    check_supported,
+    inspect_key,
+    load,
+    signature,
+)
 
 #: What ends the type of a certificate.
 CERTIFICATE = "-cert-v01@openssh.com"
 _MOST_BYTES = 1 << 20
-
-
-class UnusableKeyError(Exception):
-    """A key cannot be used; the text says why. Never leaves the package.
-
-    :ivar locked: it only lacks its passphrase
-    """
-
-    def __init__(self, message: str, *, locked: bool = False) -> None:
-        super().__init__(message)
-        self.locked = locked
-
-
-class WrongPassphraseError(Exception):
-    """The passphrase does not open the key. Never leaves the package."""
 
 
 class KeyFile:
@@ -46,24 +37,33 @@ class KeyFile:
     the agent holds the key too.
 
     :param passphrases: yields what may open it; asks a person where there is one
+    :param used: called with the path and the key once, before the file's key signs
     """
 
     def __init__(
-        self, path: str, *, explicit: bool, agent: Agent | None, passphrases: Callable[[Path], Iterator[str]]
+        self,
+        path: str,
+        *,
+        explicit: bool,
+        agent: Agent | None,
+        passphrases: Callable[[Path], Iterator[str]],
+        used: Callable[[Path, PrivateKey], object],
     ) -> None:
         self.path = private_path(path)
         self.label = clean(self.path.name, 100)
         self.explicit = explicit
         self._agent = agent
         self._passphrases = passphrases
-        self._text = read(self.path)
+        self._used: Callable[[Path, PrivateKey], object] | None = used
+        self._text, self._exposed = _read_private(self.path)
+        self._private: PrivateKey | None = None
         self._key: paramiko.PKey | None = None
         self._shut: UnusableKeyError | None = None
         head, self._locked = inspect_key(self._text)
         if head and key_type(head).startswith("sk-"):
             self._text = None  # a handle for a security key, which only the agent can use
         self._public = head or read_public(beside(self.path, ".pub"))
-        if self._public is None and self._text and not self._locked:
+        if self._public is None and self._text and not self._locked and not self._exposed:
             # An old PEM file without a .pub beside it.
             with contextlib.suppress(UnusableKeyError):
                 self._public = self._open().asbytes()
@@ -79,7 +79,7 @@ class KeyFile:
 
     @property
     def ready(self) -> bool:
-        return self._key is not None or bool(self._text and not self._locked)
+        return self._key is not None or bool(self._text and not self._locked and not self._exposed)
 
     def certificate(self) -> Certified | None:
         """Return the certificate in ``<path>-cert.pub``, which the same key signs for."""
@@ -89,7 +89,8 @@ class KeyFile:
     def public(self) -> bytes:
         if self._public is None:
             self._public = self._open().asbytes()
-        if not self._text and self._in_agent() is None:
+        if (self._exposed or not self._text) and self._in_agent() is None:
+            self._check_exposed()
             msg = "its private half is neither there nor in the SSH agent"
             raise UnusableKeyError(msg)
         return self._public
@@ -103,7 +104,16 @@ class KeyFile:
                 except AgentError as exc:
                     if not self._text:
                         raise UnusableKeyError(str(exc)) from exc
-        return signature(self._open(), data, algorithm)
+        key = self._open()
+        used, self._used = self._used, None
+        if used and self._private:
+            used(self.path, self._private)
+        return signature(key, data, algorithm)
+
+    def _check_exposed(self) -> None:
+        if self._exposed:
+            msg = f"others can read it (mode {self._exposed:04o}): `chmod 600 {shlex.quote(str(self.path))}`"
+            raise UnusableKeyError(msg)
 
     def _in_agent(self) -> AgentKey | None:
         held = self._agent.list_keys() if self._agent else ()
@@ -111,20 +121,24 @@ class KeyFile:
 
     def _open(self) -> paramiko.PKey:
         if self._key is None:
+            self._check_exposed()
             if not self._text:
                 msg = "its private half is not there"
                 raise UnusableKeyError(msg)
-            self._key = self._unlock(self._text) if self._locked else load(self._text, None)
+            name = shlex.quote(str(self.path))
+            self._private = self._unlock(self._text, name) if self._locked else load(self._text, None, name)
+            self._key = self._private.for_paramiko()
         return self._key
 
-    def _unlock(self, text: bytes) -> paramiko.PKey:
+    def _unlock(self, text: bytes, name: str) -> PrivateKey:
         if self._shut:  # its certificate comes next, and nobody is to be asked twice
             raise self._shut
+        check_supported(text, name)
         tried = False
         for passphrase in self._passphrases(self.path):
             tried = True
             try:
-                return load(text, passphrase)
+                return load(text, passphrase, name)
             except WrongPassphraseError:
                 continue
         msg = "the passphrase does not open it" if tried else "it is encrypted, and there is no passphrase"
@@ -194,6 +208,21 @@ def key_type(blob: bytes) -> str:
     return clean(Message(blob).get_binary(), 100)
 
 
+def _read_private(path: Path) -> tuple[bytes | None, int]:
+    """Read a private key file; and its mode if others than its owner can read it, else 0.
+
+    As ``ssh``: somebody else's file is taken as it is.
+    """
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            text = file.read(_MOST_BYTES)
+    except (OSError, ValueError):  # ValueError: a NUL in the path
+        return None, 0
+    mine = hasattr(os, "getuid") and status.st_uid == os.getuid()
+    return text, status.st_mode & 0o777 if mine and status.st_mode & 0o077 else 0
+
+
 def read(path: Path) -> bytes | None:
     """Read a file; None if it cannot be read."""
     try:
@@ -213,71 +242,3 @@ def read_public(path: Path) -> bytes | None:
     except binascii.Error:
         return None
     return blob if key_type(blob).encode() == fields[0] else None
-
-
-def inspect_key(text: bytes | None) -> tuple[bytes | None, bool]:
-    """Return a private key file's public half, where it is readable, and whether the file is encrypted."""
-    if not text:
-        return None, False
-    _, begin, rest = text.partition(b"-----BEGIN OPENSSH PRIVATE KEY-----")
-    if not begin:
-        return None, b"ENCRYPTED" in text
-    try:
-        body = binascii.a2b_base64(rest.partition(b"-----END")[0])
-    except binascii.Error:
-        return None, False
-    if not body.startswith(OPENSSH_AUTH_MAGIC):
-        return None, False
-    message = Message(body[len(OPENSSH_AUTH_MAGIC) :])  # openssh-portable/PROTOCOL.key
-    cipher = message.get_binary()
-    message.get_binary()
-    message.get_binary()
-    count = message.get_int()
-    return (message.get_binary() if count == 1 else None), cipher != b"none"
-
-
-def load(text: bytes, passphrase: str | None) -> paramiko.PKey:
-    """Read a private key of any format that OpenSSH reads, as a paramiko key.
-
-    paramiko's own readers know no PKCS#8 and, for encrypted files, run the slow key derivation twice.
-    """
-    # An unencodable character must not raise: the error object would hold the passphrase.
-    secret = None if passphrase is None else passphrase.encode("utf-8", "surrogatepass")
-    openssh = b"BEGIN OPENSSH PRIVATE KEY" in text
-    reader = serialization.load_ssh_private_key if openssh else serialization.load_pem_private_key
-    try:
-        loaded = reader(text, secret)
-    except UnsupportedAlgorithm as exc:
-        msg = "it is of a kind that is not supported"
-        raise UnusableKeyError(msg) from exc
-    except (ValueError, TypeError) as exc:
-        if secret is not None:
-            raise WrongPassphraseError from exc
-        msg = "it is not a private key that can be read"
-        raise UnusableKeyError(msg) from exc
-    return _as_paramiko(loaded)
-
-
-def _as_paramiko(key: object) -> paramiko.PKey:
-    cls: type[paramiko.PKey]
-    if isinstance(key, ed25519.Ed25519PrivateKey):
-        cls = paramiko.Ed25519Key
-    elif isinstance(key, ec.EllipticCurvePrivateKey):
-        cls = paramiko.ECDSAKey
-    elif isinstance(key, rsa.RSAPrivateKey):
-        cls = paramiko.RSAKey
-    else:
-        msg = f"it is of a kind that is not supported ({type(key).__name__})"
-        raise UnusableKeyError(msg)
-    form = (serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption())
-    try:
-        return cls.from_private_key(io.StringIO(key.private_bytes(*form).decode()))
-    except (ValueError, paramiko.SSHException) as exc:
-        msg = "it is of a kind that is not supported"  # a curve that SSH has no name for
-        raise UnusableKeyError(msg) from exc
-
-
-def signature(key: paramiko.PKey, data: bytes, algorithm: str) -> bytes:
-    """Sign with a paramiko key, whichever way it gives its signature."""
-    signature = key.sign_ssh_data(data, algorithm)
-    return signature if isinstance(signature, bytes) else signature.asbytes()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import itertools
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 import paramiko
 
@@ -21,8 +24,9 @@ from bokeh_ssh._core.events import Question
 from bokeh_ssh._core.host import Host
 from bokeh_ssh._core.text import clean
 from bokeh_ssh._ssh.auth.agent import Agent, agent_address
-from bokeh_ssh._ssh.auth.identities import Identity, KeyConfig, check_keys, find_identities
-from bokeh_ssh._ssh.auth.key_files import UnusableKeyError, key_type
+from bokeh_ssh._ssh.auth.identities import PROMPTS, Identity, KeyConfig, check_keys, find_identities
+from bokeh_ssh._ssh.auth.key_files import key_type
+from bokeh_ssh._ssh.auth.private_keys import UnusableKeyError
 from bokeh_ssh._ssh.auth.userauth import (
     Accepted,
     EndedError,
@@ -38,8 +42,6 @@ __all__ = ["check_keys", "login"]
 
 log = logging.getLogger("bokeh_ssh.auth")
 
-#: NumberOfPasswordPrompts of ssh_config(5).
-_TRIES = 3
 #: Rounds of questions in one try, and methods that may succeed without the login being complete: far more
 #: than any server has use for, and an end for one that goes on for ever.
 _MOST_ROUNDS = 100
@@ -55,8 +57,30 @@ _OTHER = re.compile(
 _TOO_MANY = re.compile(r"too many auth|max(imum)? auth", re.IGNORECASE)
 
 
+class LoginConfig(KeyConfig, Protocol):
+    """What the ssh config says about logging in."""
+
+    @property
+    def pubkey_authentication(self) -> bool | None: ...
+
+    @property
+    def password_authentication(self) -> bool | None: ...
+
+    @property
+    def kbd_interactive_authentication(self) -> bool | None: ...
+
+    @property
+    def preferred_authentications(self) -> tuple[str, ...] | None: ...
+
+    @property
+    def batch_mode(self) -> bool | None: ...
+
+    @property
+    def lines(self) -> Mapping[str, str]: ...
+
+
 def login(
-    transport: paramiko.Transport, host: Host, config: KeyConfig, *, user: str, timeout: float
+    transport: paramiko.Transport, host: Host, config: LoginConfig, *, user: str, timeout: float
 ) -> tuple[str, ...]:
     """Log in as ``user`` on a transport whose keys are exchanged and whose host key is verified.
 
@@ -94,15 +118,20 @@ def login(
 class _Login:
     """How far one login has come."""
 
-    def __init__(self, wire: UserAuth, host: Host, config: KeyConfig, agent: Agent) -> None:
+    def __init__(self, wire: UserAuth, host: Host, config: LoginConfig, agent: Agent) -> None:
         self.userauth = wire
         self.agent = agent
-        self.host = host
+        self.config = config
+        self.prompts = PROMPTS if config.password_prompts is None else config.password_prompts
+        self._asks_nobody = config.batch_mode or not self.prompts  # so says the config
+        self.host = dataclasses.replace(host, prompt=None) if self._asks_nobody else host
         self.name = host.target.host
         self.tried: list[str] = []
         self.passed: list[str] = []
         self.allowed: tuple[str, ...] = ()
         self.notes: list[str] = []
+        self._fresh_notes: list[str] = []  # not yet shown to a person
+        self._methods = self._enabled()
         self._identities: Iterator[Identity] = find_identities(host, config, agent)
         self._keys_tried = 0
         self._seen: set[bytes] = set()  # keys that the server has judged
@@ -125,13 +154,23 @@ class _Login:
         log.debug("%s: logged in with %s", self.name, method)
         return (*self.passed, method)
 
+    def _enabled(self) -> dict[str, Callable[[], Verdict | None]]:
+        """List the methods that the config leaves, in the order that it wants them in."""
+        config = self.config
+        usual: dict[str, tuple[bool | None, Callable[[], Verdict | None]]] = {
+            "publickey": (config.pubkey_authentication, self._publickey),
+            "keyboard-interactive": (config.kbd_interactive_authentication, self._interactive),
+            "password": (config.password_authentication, self._password),
+        }
+        if self._asks_nobody and self.host.password is None:
+            usual = {"publickey": usual["publickey"]}
+        preferred = config.preferred_authentications
+        # As with ssh (match_list), an empty place ends the list.
+        order = usual if preferred is None else itertools.takewhile(bool, preferred)
+        return {name: usual[name][1] for name in order if name in usual and usual[name][0] is not False}
+
     def _next(self) -> tuple[str, Verdict]:
-        methods = (
-            ("publickey", self._publickey),
-            ("keyboard-interactive", self._interactive),
-            ("password", self._password),
-        )
-        for method, attempt in methods:
+        for method, attempt in self._methods.items():
             if method in self.allowed:
                 reply = attempt()
                 if reply is not None:
@@ -179,6 +218,8 @@ class _Login:
     def _skip(self, identity: Identity, why: UnusableKeyError) -> None:
         log.debug("%s: key %s not used: %s", self.name, identity.label, why)
         self.notes.append(f"key {identity.label} was not used: {why}")
+        if not why.locked:
+            self._fresh_notes.append(self.notes[-1])
         if not why.locked or self.host.prompt is not None:
             return
         if not identity.explicit:
@@ -192,7 +233,7 @@ class _Login:
         raise kind(msg, host=self.name, hint=hint, tried=tuple(self.tried), allowed=self.allowed) from why
 
     def _interactive(self) -> Verdict | None:
-        if self._rounds >= (_TRIES if self.host.prompt else 1):
+        if self._rounds >= (self.prompts if self.host.prompt else 1):
             return None
         self._rounds += 1
         self._note_try("keyboard-interactive")
@@ -204,12 +245,12 @@ class _Login:
             answers = self._answers(reply)
             if answers is None:
                 # The next request makes the server forget these questions (RFC 4256, section 3.1).
-                self._rounds = _TRIES
+                self._rounds = max(self.prompts, 1)
                 return None
             asked = asked or bool(answers)
             reply = self.userauth.answer(answers)
         if not asked:
-            self._rounds = _TRIES  # it refuses without a question: asking again changes nothing
+            self._rounds = max(self.prompts, 1)  # it refuses without a question: asking again changes nothing
         if isinstance(reply, (Accepted, Refused)):
             return reply
         msg = f"the server asked {_MOST_ROUNDS} rounds of questions without an end"
@@ -247,7 +288,7 @@ class _Login:
             if self.host.password is None:
                 self._unasked = self._unasked or "a password"
             return None
-        elif self._passwords >= _TRIES + (self.host.password is not None):
+        elif self._passwords >= self.prompts + (self.host.password is not None):
             return None
         else:
             again = "Permission denied, please try again." if self._passwords else ""
@@ -264,7 +305,8 @@ class _Login:
     def _ask_person(
         self, kind: str, text: str, *, echo: bool = False, instructions: str = "", reusable: bool = False
     ) -> str:
-        instructions = "\n".join(part for part in (self.userauth.news(), instructions) if part)
+        notes, self._fresh_notes = self._fresh_notes, []
+        instructions = "\n".join(part for part in (*notes, self.userauth.news(), instructions) if part)
         question = Question(
             kind=kind, host=self.name, text=text, echo=echo, instructions=instructions, reusable=reusable
         )
@@ -277,13 +319,46 @@ class _Login:
 
     def _with_notes(self, text: str) -> str:
         said = clean(self.userauth.said, _MOST_SAID, tail=True)
-        parts = (text, *self.notes, self.agent.trouble, f"the server said: {said}" if said else "")
+        parts = (
+            text,
+            *self.notes,
+            *self._left_out(),
+            self.agent.trouble,
+            f"the server said: {said}" if said else "",
+        )
         return "; ".join(part for part in parts if part)
 
     def _error(self, kind: type[AuthenticationError], text: str, hint: str) -> AuthenticationError:
         message = self._with_notes(text)
         tried = tuple(self.tried)
         return kind(message, host=self.name, hint=hint or None, tried=tried, allowed=self.allowed)
+
+    def _left_out(self) -> Iterator[str]:
+        """Yield what the ssh config kept from being tried, and the line that did."""
+        config = self.config
+        switches = {
+            "publickey": ("PubkeyAuthentication", config.pubkey_authentication),
+            "keyboard-interactive": ("KbdInteractiveAuthentication", config.kbd_interactive_authentication),
+            "password": ("PasswordAuthentication", config.password_authentication),
+        }
+        for method, (keyword, said) in switches.items():
+            if method not in self.allowed or method in self._methods:
+                continue
+            preferred = config.preferred_authentications
+            value = "no"
+            if said is not False and (preferred is None or (method in preferred and "" not in preferred)):
+                continue  # there is nobody to ask
+            if said is not False:
+                keyword, value = "PreferredAuthentications", ",".join(config.preferred_authentications or ())
+            yield f"{method} was not tried: {self._line(keyword, value)}"
+        if config.batch_mode:
+            yield f"nobody is asked: {self._line('BatchMode', 'yes')}"
+        if self.prompts == 0:
+            yield f"nobody is asked: {self._line('NumberOfPasswordPrompts', '0')}"
+
+    def _line(self, keyword: str, value: str) -> str:
+        where = self.config.lines.get(keyword.lower(), "")
+        return f"{keyword} {value}" + f" ({where})" * bool(where)
 
     def _refused(self) -> AuthenticationError:
         tried = f"tried {', '.join(self.tried)}" if self.tried else "nothing could be tried"

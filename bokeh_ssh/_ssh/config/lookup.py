@@ -13,8 +13,8 @@ from __future__ import annotations
 import getpass
 import os
 import socket
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -50,6 +50,13 @@ class HostConfig:
     :param proxy_jump: the targets to go through, the first to dial first; ``()`` is ``ProxyJump none``. A
         ``ProxyCommand`` that is ``ssh -W %h:%p`` and no more is one too: it needs no program
     :param proxy_command: what the user's shell runs to be connected, its tokens expanded
+    :param pubkey_authentication: whether keys are offered; the two that follow, for passwords and questions
+    :param preferred_authentications: the methods to try, in this order
+    :param password_prompts: how often a person is asked for one password, passphrase or round of questions
+    :param add_keys_to_agent: whether a key that was read from a file is added to the agent ("yes", "no",
+        "ask" or "confirm"), and for how many seconds (0 has no end)
+    :param batch_mode: nobody is asked anything
+    :param lines: the file and line that gave each keyword, by its name in lower case
     """
 
     hostname: str
@@ -68,6 +75,14 @@ class HostConfig:
     proxy_jump: tuple[str, ...] | None = None
     proxy_command: str | None = None
     compression: bool | None = None
+    pubkey_authentication: bool | None = None
+    password_authentication: bool | None = None
+    kbd_interactive_authentication: bool | None = None
+    preferred_authentications: tuple[str, ...] | None = None
+    password_prompts: int | None = None
+    add_keys_to_agent: tuple[str, float] | None = None
+    batch_mode: bool | None = None
+    lines: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
 
 def load(
@@ -268,7 +283,19 @@ class _Lookup:
             proxy_jump=jump,
             proxy_command=command,
             compression=self.value("compression", bool),
+            pubkey_authentication=self.value("pubkeyauthentication", bool),
+            password_authentication=self.value("passwordauthentication", bool),
+            kbd_interactive_authentication=self.value("kbdinteractiveauthentication", bool),
+            preferred_authentications=self._preferred(),
+            password_prompts=self.value("numberofpasswordprompts", int),
+            add_keys_to_agent=self.value("addkeystoagent", tuple),
+            batch_mode=self.value("batchmode", bool),
+            lines={keyword: said.where for keyword, said in self.settings.items() if said.where},
         )
+
+    def _preferred(self) -> tuple[str, ...] | None:
+        said = self.value("preferredauthentications", str)
+        return None if said is None else tuple(said.split(","))
 
     def _identity_files(self) -> tuple[str, ...]:
         files = self._paths("identityfile")

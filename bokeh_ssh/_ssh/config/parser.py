@@ -16,6 +16,15 @@ from bokeh_ssh._ssh.config.match_exec import holds
 #: How deep files may include each other (READCONF_MAX_DEPTH).
 _MAX_DEPTH = 16
 _YES_NO = {"yes": True, "no": False}
+#: Older names of keywords.
+_ALIASES = {
+    "challengeresponseauthentication": "kbdinteractiveauthentication",
+    "dsaauthentication": "pubkeyauthentication",
+    "skeyauthentication": "kbdinteractiveauthentication",
+    "tisauthentication": "kbdinteractiveauthentication",
+}
+#: The two kinds of signature that PubkeyAuthentication can also ask for differ only in a lent agent's chain.
+_PUBKEY = {"yes": True, "true": True, "no": False, "false": False, "unbound": True, "host-bound": True}
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,25 @@ def _port(text: str) -> int:
     return int(word)
 
 
+def _count(text: str) -> int:
+    word = syntax.one_word(text)
+    if not (word.isascii() and word.isdigit() and int(word) < 1 << 31):
+        msg = f"{word!r} is not a count"
+        raise ValueError(msg)
+    return int(word)
+
+
+def _add_keys(text: str) -> tuple[str, float]:
+    """Read AddKeysToAgent: "yes", "no", "ask" or "confirm", and how many seconds (0 has no end)."""
+    words = syntax.split_words(text)
+    how = {"true": "yes", "false": "no"}.get(words[0].lower(), words[0].lower()) if words else ""
+    if how == "confirm" and len(words) == 2:
+        return how, syntax.duration(words[1])
+    if how in ("yes", "no", "ask", "confirm") and len(words) == 1:
+        return how, 0.0
+    return "yes", syntax.duration(syntax.one_word(text))
+
+
 def _raw(text: str) -> str:
     if not text:
         msg = "a value is missing"
@@ -77,6 +105,8 @@ def _canonicalize(text: str) -> str:
 
 #: How the rest of a line is read, by keyword; what is not here changes nothing for us.
 _READ: dict[str, Callable[[str], object]] = {
+    "addkeystoagent": _add_keys,
+    "batchmode": syntax.flag,
     "canonicaldomains": syntax.all_words,
     "canonicalizefallbacklocal": syntax.flag,
     "canonicalizehostname": _canonicalize,
@@ -91,10 +121,15 @@ _READ: dict[str, Callable[[str], object]] = {
     "identitiesonly": syntax.flag,
     "identityagent": syntax.one_word,
     "identityfile": syntax.one_word,
+    "kbdinteractiveauthentication": syntax.flag,
+    "numberofpasswordprompts": _count,
+    "passwordauthentication": syntax.flag,
     "port": _port,
+    "preferredauthentications": syntax.one_word,
     "proxycommand": _raw,
     "proxyjump": _jumps,
     "proxyusefdpass": syntax.flag,
+    "pubkeyauthentication": lambda text: syntax.choice(text, _PUBKEY),
     "refuseconnection": syntax.one_word,
     "revokedhostkeys": syntax.all_words,
     "serveralivecountmax": syntax.number,
@@ -180,6 +215,7 @@ class Reader:
                 raise self._error(str(position), f"{keyword}: {exc}") from exc
 
     def _take(self, keyword: str, rest: str, position: _Position) -> None:
+        keyword = _ALIASES.get(keyword, keyword)
         if keyword in ("host", "match", "include") and not syntax.split_words(rest):
             msg = "a value is missing"
             raise ValueError(msg)

@@ -103,11 +103,18 @@ def seconds(text: str) -> float | None:
     :raises ValueError: if it is not a time
     """
     word = one_word(text)
-    if word == "none":
-        return None
+    return None if word == "none" else duration(word)
+
+
+def duration(word: str) -> float:
+    """Read a time, in seconds.
+
+    :raises ValueError: if it is not one
+    """
     parts = _TIME.findall(word)
     longest = max((len(number) for number, _ in parts), default=0)
-    if "".join(number + unit for number, unit in parts) != word or not word.isascii() or longest > 12:
+    written = "".join(number + unit for number, unit in parts)
+    if not word or written != word or not word.isascii() or longest > 12:
         msg = f"{word!r} is not a time"
         raise ValueError(msg)
     return float(sum(int(number) * _UNITS[unit.lower()] for number, unit in parts))
