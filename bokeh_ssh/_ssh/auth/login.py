@@ -54,6 +54,8 @@ _PASSWORD = re.compile(r"passwor[dt]|passe\b|contrase|senha|пароль|密码|
 _OTHER = re.compile(
     r"\b(new|again|re-?type|current|one[- ]?time|otp|oath|token|pin|code|passcode|duo|next)\b", re.IGNORECASE
 )
+#: ssh offers no such keys either.
+_OUTDATED = ("ssh-dss", "ssh-dss-cert-v01@openssh.com")
 _TOO_MANY = re.compile(r"too many auth|max(imum)? auth", re.IGNORECASE)
 
 
@@ -199,7 +201,11 @@ class _Login:
         blob = identity.public()
         if blob in self._seen:
             return None
-        algorithm = self.userauth.algorithm(key_type(blob))
+        kind = key_type(blob)
+        if kind in _OUTDATED:
+            msg = f"it is of a kind that is not supported ({kind})"
+            raise UnusableKeyError(msg)
+        algorithm = self.userauth.algorithm(kind)
         if algorithm is None:
             msg = "the server takes none of its signature algorithms"
             raise UnusableKeyError(msg)

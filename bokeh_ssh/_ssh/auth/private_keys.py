@@ -29,7 +29,6 @@ from bokeh_ssh._ssh.messages import string, strings
 #: The cipher's name, the key's length, the IV's, and the block's: what is encrypted is padded to that.
 _CIPHERS = {
     "3des-cbc": (24, 8, 8),
-    "rijndael-cbc@lysator.liu.se": (32, 16, 16),
     **{f"aes{bits}-{mode}": (bits // 8, 16, 16) for bits in (128, 192, 256) for mode in ("cbc", "ctr")},
     "aes128-gcm@openssh.com": (16, 12, 16),
     "aes256-gcm@openssh.com": (32, 12, 16),
@@ -110,7 +109,7 @@ def inspect_key(text: bytes | None) -> tuple[bytes | None, bool]:
     if not text:
         return None, False
     if _BEGIN not in text:
-        return None, b"ENCRYPTED" in text
+        return None, b"ENCRYPTED" in text and not other_format(text, "")
     try:
         head, _ = _split(_armoured(text))
     except ValueError:
@@ -158,10 +157,10 @@ def load(text: bytes, passphrase: str | None, path: str) -> PrivateKey:
         reader = serialization.load_ssh_private_key
     try:
         key = reader(text, secret)
-    except UnsupportedAlgorithm as exc:
-        msg = f"it is of a kind that is not supported: {_CONVERT.format(path)}"
-        raise UnusableKeyError(msg) from exc
-    except (ValueError, TypeError) as exc:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
+        if isinstance(exc, UnsupportedAlgorithm) or "unknown cipher" in str(exc):
+            msg = f"it is of a kind that is not supported: {_CONVERT.format(path)}"
+            raise UnusableKeyError(msg) from exc
         if secret is not None:
             raise WrongPassphraseError from exc
         msg = other_format(text, path) or "it is not a private key that can be read"
