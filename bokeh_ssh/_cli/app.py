@@ -6,6 +6,7 @@ Nothing of the library that needs paramiko is imported before a command runs.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -215,11 +216,17 @@ def gateway(
             from bokeh_ssh._ssh.route import find_hop, goes_its_own_way
 
             host = keywords["host"]
-            more = f" --name {tunnel.name}" if tunnel.name else f" --host {host} --server {tunnel.server}"
-            way = "" if goes_its_own_way(tunnel._bokeh_host) else f" -J {gateway}"
+            more = (
+                f" --name {tunnel.name}"
+                if tunnel.name
+                else f" --host {shlex.quote(host)} --server {tunnel.server}"
+            )
+            through = shlex.quote(gateway)
+            way = "" if goes_its_own_way(tunnel._bokeh_host) else f" -J {through}"
             user = "" if "@" in host else f"{find_hop(tunnel._bokeh_host).user}@"  # the gateway's, by default
-            foreground.display.hint(f"Again: bokeh-ssh gateway {gateway}{more}")
-            foreground.display.hint(f"For good: bokeh-ssh stop {user}{host}{way} {tunnel.server}")
+            there = shlex.quote(f"{user}{host}")
+            foreground.display.hint(f"Again: bokeh-ssh gateway {through}{more}")
+            foreground.display.hint(f"For good: bokeh-ssh stop {there}{way} {tunnel.server}")
 
     hold(make, announce, verbose, keywords, apps or ())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
@@ -81,6 +82,7 @@ def leave(context: typer.Context, gateway: str, verbose: int, keywords: dict[str
 
 def other_half(gateway: str, where: str | int) -> str:
     """Write what opens it elsewhere."""
+    gateway = shlex.quote(gateway)
     if isinstance(where, int):
         more = f" --gateway-port {where}"
     else:
@@ -101,7 +103,7 @@ def announce_urls(browse: bool, host: str = "") -> Callable[[Foreground, Any], N
         for passage in tunnel._port_forwards:
             foreground.display.hint(f"{passage.name} leads to {format_endpoint(passage.target)} there")
         if host and tunnel.server and tunnel.detached:
-            name = f"{host} {tunnel.server}"
+            name = f"{shlex.quote(host)} {tunnel.server}"
             foreground.display.hint(f"Again: bokeh-ssh attach {name}    For good: bokeh-ssh stop {name}")
         if browse:
             show(foreground.display, lambda: tunnel.show(inline=False))

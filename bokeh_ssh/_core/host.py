@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,11 +15,16 @@ from bokeh_ssh._core.events import Prompt
 
 HostKeys = Literal["strict", "ask", "accept-new"]
 
-#: OpenSSH refuses these in a host or user name since they reach shells (ssh.c, valid_hostname and
-#: valid_ruser); we run no shell here, but names reach logs, known_hosts lines and the remote side. Beyond
-#: ASCII, terminals obey U+0080 to U+009F, and surrogates cannot be written at all.
+#: OpenSSH refuses these in a host or user name since they reach shells (readconf.c, ssh_valid_hostname and
+#: ssh_valid_ruser); ours reach one only as the %r of a ProxyCommand, and logs, known_hosts lines and the
+#: remote side. Beyond ASCII, terminals obey U+0080 to U+009F, some characters end a line or turn the reading
+#: direction, and surrogates cannot be written at all.
 _BAD_HOST = re.compile(r"[^A-Za-z0-9._:%\-\u00a1-\ud7ff\ue000-\U0010ffff]")
-_BAD_USER = re.compile(r"[\s'`\"$\\;&<>|(){}\x00-\x1f\x7f]")
+_BAD_USER = re.compile(
+    r"""['`";&<>|(){}\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]|^-| -|\\$"""
+)
+#: What a percent sign is followed by in an ssh:// address.
+_NO_CODE = re.compile(r"%(?![0-9A-Fa-f]{2})|%00")
 
 
 @dataclass(frozen=True)
@@ -33,15 +39,17 @@ class Target:
 def parse_target(text: str) -> Target:
     """Take apart ``host``, ``user@host``, ``host:port``, ``[v6]:port``, ``v6`` or ``ssh://user@host:port``.
 
-    The user may contain ``@`` (the last one counts), as with ``ssh``.
+    The user may contain ``@`` (the last one counts), as with ``ssh``; in an ``ssh://`` address the first
+    counts, and other characters of the user stand there as in a web address: ``%40``, ``%5C``, ``+``.
 
     :raises UsageError: if it is empty, has a bad port, or has characters that no host or user name has
     """
     rest = text.strip() if isinstance(text, str) else ""
-    if rest.startswith("ssh://"):
-        rest = rest[len("ssh://") :].rstrip("/")
     user: str | None
-    user, at, rest = rest.rpartition("@")
+    if rest.startswith("ssh://"):
+        user, at, rest = _split_uri(rest[len("ssh://") :].rstrip("/"), text)
+    else:
+        user, at, rest = rest.rpartition("@")
     if at and not user:
         msg = f"{text!r} has no user before the @"
         raise UsageError(msg, hint="write user@host or host")
@@ -50,6 +58,26 @@ def parse_target(text: str) -> Target:
     if at:
         check_user(user)
     return Target(host, user if at else None, port)
+
+
+def _split_uri(rest: str, text: str) -> tuple[str, str, str]:
+    """Split an ``ssh://`` address, as OpenSSH reads it (misc.c, parse_uri), at the ``@``."""
+    user, at, host = rest.partition("@")
+    if not at:
+        return "", "", rest
+    user = user.partition(";")[0].replace("+", " ")  # what follows are parameters
+    if _NO_CODE.search(user):
+        msg = f"{text!r} has a % that begins no code"
+        raise UsageError(msg, hint="write %25 for a percent sign in an ssh:// address")
+    return urllib.parse.unquote(user, errors="surrogateescape"), at, host
+
+
+def format_target(target: Target) -> str:
+    """Write a target so that :func:`parse_target` reads it: ``user@host:port``."""
+    host = target.host
+    if target.port is not None:
+        host = f"[{host}]:{target.port}" if ":" in host else f"{host}:{target.port}"
+    return host if target.user is None else f"{target.user}@{host}"
 
 
 def _split_port(rest: str, text: str) -> tuple[str, int | None]:
@@ -88,11 +116,12 @@ def check_host(host: str) -> None:
 
 
 def check_user(user: str) -> None:
-    """Refuse what cannot be a user name.
+    """Refuse what cannot be a user name; what can is what ``ssh -l`` takes, ``joe doe`` and ``joe$`` too.
 
-    :raises UsageError: if it is empty, starts with ``-`` or has white space or shell characters
+    :raises UsageError: if it is empty, starts with ``-``, ends with a backslash, or has control characters,
+        quotes, or what begins or ends a command in a shell
     """
-    if not user or user.startswith("-") or _BAD_USER.search(user):
+    if not user or _BAD_USER.search(user):
         msg = f"{user!r} is not a user name"
         raise UsageError(msg, hint="give the login name as you would to ssh -l")
 

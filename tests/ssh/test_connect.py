@@ -466,7 +466,7 @@ def test_hostile_host_names_are_refused_by_the_constructor(name: str) -> None:
         assert caught.value.hint
 
 
-@pytest.mark.parametrize("user", ["-oProxyCommand=x", "a b", "a\nb", "a;b", "$(a)", "`a`", "a\x1bb", ""])
+@pytest.mark.parametrize("user", ["-oProxyCommand=x", "a -b", "a\nb", "a;b", "$(a)", "`a`", "a\x1bb", ""])
 def test_hostile_user_names_are_refused_by_the_constructor(user: str) -> None:
     """A user name that cannot be one is a UsageError, printable."""
     for make in (lambda: Host("host", user), lambda: LocalForward("host", user, remote_port=1)):

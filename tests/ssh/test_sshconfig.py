@@ -490,7 +490,7 @@ def test_proxy_jump(write) -> None:
     assert load(write("ProxyJump none\n"), "a").proxy_jump == ()
     assert load(write("ProxyCommand none\n"), "a").proxy_jump == ()
     path = write("User me\nHostName x\nProxyJump %r@%n-gw:%p,ssh://u@[::1]:9,fe80::1%%eth0\n")
-    assert load(path, "a").proxy_jump == ("me@a-gw:22", "ssh://u@[::1]:9", "fe80::1%eth0")
+    assert load(path, "a").proxy_jump == ("me@a-gw:22", "u@[::1]:9", "fe80::1%eth0")
     with pytest.raises(ConfigError, match="line 1: ProxyJump: the token %e"):
         load(write("ProxyJump fe80::1%eth0\n"), "a")
 

@@ -156,6 +156,7 @@ class Rules(asyncssh.SSHServer):
         self.on_begin = on_begin
         self.on_answer = on_answer
         self.asked: list[str] = []
+        self.user = ""
         self.tried: list[str] = []
         self.offered: list[bytes] = []
         self.answers: list[tuple[str, ...]] = []
@@ -182,7 +183,8 @@ class Rules(asyncssh.SSHServer):
     def _now(self, method: str) -> bool:
         return method in (self.needs if isinstance(self.needs, set) else self.needs[:1])
 
-    async def begin_auth(self, _username: str) -> bool:
+    async def begin_auth(self, username: str) -> bool:
+        self.user = username
         if self.on_begin:
             result = self.on_begin(self.conn)
             if asyncio.iscoroutine(result):

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import logging
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -306,7 +307,8 @@ class _Login:
         if isinstance(reply, (Accepted, Refused)):
             return reply
         msg = f"the password of {self.userauth.user} has expired"
-        raise self._error(AuthenticationError, msg, f"change it with ssh {self.userauth.user}@{self.name}")
+        where = shlex.quote(f"{self.userauth.user}@{self.name}")
+        raise self._error(AuthenticationError, msg, f"change it with ssh {where}")
 
     def _ask_person(
         self, kind: str, text: str, *, echo: bool = False, instructions: str = "", reusable: bool = False

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from bokeh_ssh._core.errors import ConfigError, UsageError
-from bokeh_ssh._core.host import parse_target
+from bokeh_ssh._core.host import format_target, parse_target
 from bokeh_ssh._core.patterns import lower
 from bokeh_ssh._ssh.config import syntax
 from bokeh_ssh._ssh.config.parser import Reader, Setting
@@ -337,7 +337,7 @@ class _Lookup:
                 said, jumps = command, (jump,)
             if said is None or not jumps:
                 return jumps, None
-            expanded = tuple(syntax.expand(jump, few) for jump in jumps)
+            expanded = tuple(syntax.expand(_as_target(jump), few) for jump in jumps)
             for jump in expanded:
                 parse_target(jump)
         except (UsageError, ValueError) as exc:
@@ -345,6 +345,11 @@ class _Lookup:
             where = (command or said or Setting("", "")).where
             raise self.error(where, f"{keyword}: {reason}") from exc
         return expanded, None
+
+
+def _as_target(jump: str) -> str:
+    # The percent signs of an ssh:// address are no tokens.
+    return format_target(parse_target(jump)) if jump.startswith("ssh://") else jump
 
 
 def _local_user() -> str:
