@@ -14,6 +14,7 @@ from bokeh_ssh._version import __version__
 
 if TYPE_CHECKING:
     from bokeh_ssh._core.errors import (
+        AlgorithmError,
         AuthenticationError,
         BokehNotFoundError,
         BokehSSHError,
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "_tunnels.direct": ("DirectTunnel",),
     "_core.errors": (
+        "AlgorithmError",
         "AuthenticationError",
         "BokehNotFoundError",
         "BokehSSHError",
@@ -154,6 +156,7 @@ _HOMES = {
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "AlgorithmError",
     "AppFailed",
     "Attached",
     "Authenticated",

@@ -8,6 +8,7 @@
     │   ├── RefusedError            nothing listens there
     │   ├── ConnectTimeoutError     nothing answered before the deadline
     │   └── ProtocolError           something answered, but it is not an SSH server we can talk to
+    │       └── AlgorithmError      it is one, and has no algorithm of some kind in common with us
     ├── HostKeyError                the machine was reached, but is it the right one?
     │   ├── UnknownHostKeyError
     │   ├── ChangedHostKeyError
@@ -105,6 +106,22 @@ class ConnectTimeoutError(ConnectError):
 
 class ProtocolError(ConnectError):
     """Something answered, but it is not an SSH server that we can talk to."""
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class AlgorithmError(ProtocolError):
+    """The server and we have no cipher, MAC, key exchange or kind of host key in common.
+
+    :ivar kind: which of these: ``"cipher"``, ``"MAC"``, ``"key exchange"`` or ``"kind of host key"``
+    :ivar theirs: what the server has
+    :ivar ours: what it was asked for: all that there is here, or what the ssh config leaves of that
+    """
+
+    temporary = False
+
+    kind: str = ""
+    theirs: tuple[str, ...] = ()
+    ours: tuple[str, ...] = ()
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

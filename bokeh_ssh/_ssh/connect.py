@@ -9,9 +9,8 @@ import socket
 import threading
 import time
 
-import paramiko
-
 from bokeh_ssh._core.errors import (
+    AlgorithmError,
     BokehSSHError,
     ConnectError,
     ConnectTimeoutError,
@@ -22,6 +21,8 @@ from bokeh_ssh._core.errors import (
 from bokeh_ssh._core.events import Authenticated, Connecting, HostKeyVerified, OnEvent, ignore
 from bokeh_ssh._core.host import Host
 from bokeh_ssh._core.waiting import wait
+from bokeh_ssh._ssh import algorithms
+from bokeh_ssh._ssh.algorithms import Mismatch
 from bokeh_ssh._ssh.auth import host_keys, login
 from bokeh_ssh._ssh.auth.prompt_cache import PromptCache
 from bokeh_ssh._ssh.connection import Connection
@@ -117,6 +118,7 @@ def _handshake(
     hop: Hop, proxy_connection: Connection | None, known: tuple[str, ...], stack: contextlib.ExitStack
 ) -> Transport:
     """Reach the server and exchange keys; the transport and its loop are put on ``stack``."""
+    asked = algorithms.select(hop.config.algorithms, hop.config.lines, hop.label)
     deadline = time.monotonic() + hop.timeout
     for attempt in range(_HANG_UP_RETRIES + 1):
         with contextlib.ExitStack() as attempt_stack:
@@ -124,7 +126,7 @@ def _handshake(
             attempt_stack.callback(sock.close)
             io_loop = IOLoop(hop.label)
             attempt_stack.callback(io_loop.close)
-            transport = Transport(sock, io_loop, prefer_host_keys=known)
+            transport = Transport(sock, io_loop, prefer_host_keys=known, algorithms=asked)
             transport.use_compression(hop.host.compression or bool(hop.config.compression))
             # Ours is the deadline that tells what happened; paramiko's own only ends its thread.
             transport.banner_timeout = transport.handshake_timeout = hop.timeout + 5
@@ -187,8 +189,20 @@ def _handshake_error(
     if not finished or isinstance(cause, socket.timeout) or "timed out" in str(cause):
         msg = f"{where} takes connections but does not answer as an SSH server within {hop.timeout:g} s"
         return ConnectTimeoutError(msg, host=hop.label, hint="check the port, or give a longer timeout")
-    if isinstance(cause, paramiko.ssh_exception.IncompatiblePeer):
-        msg = f"no common algorithm with {where} ({cause})"
-        return ProtocolError(msg, host=hop.label, hint="the server is too old, or set up too narrowly")
+    if mismatch := transport.mismatch:
+        return _algorithm_error(hop, where, mismatch)
     said = transport.disconnect_message or str(cause or "it hung up")
     return ProtocolError(f"the key exchange with {where} failed ({said})", host=hop.label)
+
+
+def _algorithm_error(hop: Hop, where: str, mismatch: Mismatch) -> AlgorithmError:
+    line = hop.config.lines.get(mismatch.keyword.lower(), "")
+    said = f" ({mismatch.keyword} in {line})" if line else ""
+    theirs, ours = ", ".join(mismatch.theirs) or "none", ", ".join(mismatch.ours)
+    msg = f"no common {mismatch.what} with {where}: the server has {theirs}; asked for were {ours}{said}"
+    hint = f"have the server allow one of these ({mismatch.keyword} in its sshd_config)"
+    if line and mismatch.has_others:
+        hint = f"change {line}, which leaves out what the server has"
+    return AlgorithmError(
+        msg, host=hop.label, hint=hint, kind=mismatch.what, theirs=mismatch.theirs, ours=mismatch.ours
+    )

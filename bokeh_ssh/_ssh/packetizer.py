@@ -2,7 +2,7 @@
 
 paramiko's packetizer reads a packet with two ``recv`` calls and copies it seven times. This one reads ahead,
 decrypts in place of copying, hands channel data on without a ``Message``, and sends several packets at once.
-It does so for AES-GCM without compression, which every current server speaks; all else is paramiko's.
+It does so for AES-GCM and ChaCha20-Poly1305, one of which every current server has; all else is paramiko's.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from paramiko.common import MSG_CHANNEL_DATA
 from paramiko.message import Message
 from paramiko.packet import NeedRekeyException
 from paramiko.ssh_exception import SSHException
+
+from bokeh_ssh._ssh.chacha20_poly1305 import ChaCha20Poly1305
 
 #: Bytes read ahead: one system call for what sshd sends in several.
 _READ_AHEAD = 256 * 1024
@@ -155,6 +157,7 @@ class Packetizer(_Base):
         self._view = memoryview(self._buffer)
         self._start = 0
         self._end = 0
+        self._length = -1  # of the packet that begins in the buffer, once it is decrypted
         self._random = b""
         self._random_at = 0
         self.on_data: Callable[[bytes, int], bool] | None = None
@@ -248,13 +251,16 @@ class Packetizer(_Base):
 
     def read_message(self) -> tuple[int, Message]:
         """Read a packet; channel data is handed on by the way, together with what of it came with it."""
-        if not self.__aead_in or self.__compress_engine_in is not None:
+        if not self.__aead_in:
             kind, message = super().read_message()
             return kind, message
         while True:
             if self._gathering and not self._has_packet():
                 self._pause()
             packet, end = self._read_packet()
+            if self.__compress_engine_in is not None:
+                packet = b"\0" + self.__compress_engine_in(packet[1:end])
+                end = len(packet)
             kind = packet[1]
             if kind == MSG_CHANNEL_DATA and self.on_data is not None and self.on_data(packet, end):
                 self._gathering = True
@@ -275,35 +281,56 @@ class Packetizer(_Base):
     def _has_packet(self) -> bool:
         """Return whether a whole packet is in the buffer."""
         there = self._end - self._start
-        return there >= 4 and there >= 4 + int(_read_uint32(self._buffer, self._start)[0]) + _TAG
+        return there >= 4 and there >= 4 + self._packet_length() + _TAG
+
+    def _packet_length(self) -> int:
+        """Return the length of the packet that begins in the buffer, where four bytes of it are."""
+        if not isinstance(self.__block_engine_in, ChaCha20Poly1305):
+            return int(_read_uint32(self._buffer, self._start)[0])
+        if self._length < 0:
+            head = self._view[self._start : self._start + 4]
+            self._length = int.from_bytes(
+                self.__block_engine_in.length(self.__sequence_number_in, head), "big"
+            )
+        return self._length
 
     def _read_packet(self) -> tuple[bytes, int]:
-        """Read and decrypt one (RFC 5647, section 7.3); return it from the padding length on, and its end."""
+        """Read and decrypt one; return it from the padding length on, and its end."""
         if self._end - self._start < 4:
             self._fill(4, check_rekey=True)
-        (length,) = _read_uint32(self._buffer, self._start)
+        length = self._packet_length()
         if not 5 <= length <= MAX_PACKET_LENGTH:
             msg = f"a packet of {length} bytes"
             raise SSHException(msg)
         whole = 4 + length + _TAG
         if self._end - self._start < whole:
             self._fill(whole)
-        at = self._start
         try:
-            packet: bytes = self.__block_engine_in.decrypt(
-                self.__iv_in, self._view[at + 4 : at + whole], self._view[at : at + 4]
-            )
+            packet = self._decrypt(length)
         except InvalidTag as exc:
             msg = "Mismatched MAC"
             raise SSHException(msg) from exc
         self._start += whole
-        self.__iv_in = _next(self.__iv_in)
+        self._length = -1
         self._count_received(whole)
         end = length - packet[0]
         if end < 2:
             msg = "a packet without a payload"
             raise SSHException(msg)
         return packet, end
+
+    def _decrypt(self, length: int) -> bytes:
+        """Decrypt a packet that is in the buffer, and step its nonce on."""
+        at, engine = self._start, self.__block_engine_in
+        end = at + 4 + length
+        if isinstance(engine, ChaCha20Poly1305):
+            number = self.__sequence_number_in  # which is the nonce, and is counted with the packets
+            return engine.open(number, self._view[at:end], self._view[end : end + _TAG], skip=4)
+        packet: bytes = engine.decrypt(  # RFC 5647, section 7.3
+            self.__iv_in, self._view[at + 4 : end + _TAG], self._view[at : at + 4]
+        )
+        self.__iv_in = _next(self.__iv_in)
+        return packet
 
     def _count_received(self, whole: int) -> None:
         following = (self.__sequence_number_in + 1) & 0xFFFFFFFF
@@ -334,7 +361,7 @@ class Packetizer(_Base):
 
     def send_message(self, data: Message | ChannelData) -> None:
         """Send a message, or as many packets as channel data needs."""
-        if not self.__aead_out or self.__compress_engine_out is not None:
+        if not self.__aead_out:
             if isinstance(data, ChannelData):
                 for head, part in data.payloads():
                     super().send_message(Message(head + bytes(part)))
@@ -345,7 +372,10 @@ class Packetizer(_Base):
         with self.__write_lock:
             out: list[bytes] = []
             for head, part in payloads:
-                self._build(head, part, out)
+                if self.__compress_engine_out is None:
+                    self._build(head, part, out)
+                else:
+                    self._build(self.__compress_engine_out(head + bytes(part)), _NOTHING, out)
             whole = b"".join(out)
             self.write_all(whole)
             self.__sent_bytes += len(whole)
@@ -365,9 +395,13 @@ class Packetizer(_Base):
         self._random_at = at + padding
         length = _uint32(size + padding)
         plain = b"".join((_BYTE[padding], head, part, self._random[at : at + padding]))
-        out.append(length)
-        out.append(self.__block_engine_out.encrypt(self.__iv_out, plain, length))
-        self.__iv_out = _next(self.__iv_out)
+        engine = self.__block_engine_out
+        if isinstance(engine, ChaCha20Poly1305):
+            out.append(engine.seal(self.__sequence_number_out, length, plain))
+        else:
+            out.append(length)
+            out.append(engine.encrypt(self.__iv_out, plain, length))
+            self.__iv_out = _next(self.__iv_out)
         following = (self.__sequence_number_out + 1) & 0xFFFFFFFF
         if not following and not self._initial_kex_done:
             msg = "Sequence number rolled over during initial kex!"

@@ -47,6 +47,7 @@ from paramiko.message import Message
 
 from bokeh_ssh._core.endpoint import Endpoint, Origin
 from bokeh_ssh._core.waiting import wait
+from bokeh_ssh._ssh.algorithms import CIPHERS, KEX, MACS, Algorithms, Mismatch, Offer
 from bokeh_ssh._ssh.channel import MAX_PACKET, WINDOW, Channel
 from bokeh_ssh._ssh.io_loop import IOLoop
 from bokeh_ssh._ssh.messages import forwarded
@@ -86,6 +87,7 @@ if TYPE_CHECKING:
 
         def _send_user_message(self, data: Message | ChannelData) -> None: ...
         def _verify_key(self, host_key: bytes, sig: bytes) -> None: ...
+        def _really_parse_kex_init(self, m: Message, ignore_first_byte: bool) -> dict[str, Any]: ...
         def _parse_disconnect(self, m: Message) -> None: ...
         def _check_banner(self) -> None: ...
         def _log(self, level: int, msg: str | list[str], *args: object) -> None: ...
@@ -161,6 +163,7 @@ class Transport(_Base):
     :param sock: connected to the server
     :param io_loop: sends everything that is not key exchange or login
     :param prefer_host_keys: host key algorithms to ask for first, since we know keys of those kinds
+    :param algorithms: what to ask for
     """
 
     def __init__(
@@ -169,7 +172,10 @@ class Transport(_Base):
         io_loop: IOLoop,
         *,
         prefer_host_keys: Sequence[str] = (),
+        algorithms: Algorithms | None = None,
     ) -> None:
+        self._algorithms = algorithms or Algorithms()
+        self._server_offer: Offer | None = None
         self._prefer_host_keys = tuple(prefer_host_keys)
         super().__init__(
             sock,
@@ -184,11 +190,9 @@ class Transport(_Base):
         self._batch: list[memoryview] = []  # what came for one stream at a time, of one read
         self._batch_channel: Channel | None = None
         options = self.get_security_options()
-        # AES-GCM runs in one pass in OpenSSL; the others need an HMAC per packet from Python besides.
-        gcm = [
-            name for name in ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com") if name in self._cipher_info
-        ]
-        options.ciphers = (*gcm, *(name for name in options.ciphers if name not in gcm))
+        options.ciphers = self._algorithms.ciphers
+        options.digests = self._algorithms.macs
+        options.kex = self._algorithms.kex
         self.io_loop = io_loop
         self.host_key_blob = b""
         self.disconnect_message = ""
@@ -223,9 +227,27 @@ class Transport(_Base):
     def preferred_keys(self) -> tuple[str, ...]:
         # As OpenSSH's order_hostkeyalgs: ask first for the kinds of key that known_hosts has, so that
         # a server which gained a new kind does not look unknown.
-        usual = tuple(super().preferred_keys)
+        usual = self._algorithms.host_keys
+        if self._algorithms.keep_host_keys:
+            return usual
         known = [name for name in self._prefer_host_keys if name in usual]
         return (*known, *(name for name in usual if name not in known))
+
+    def _really_parse_kex_init(self, m: Message, ignore_first_byte: bool = False) -> dict[str, Any]:
+        lists = super()._really_parse_kex_init(m, ignore_first_byte)
+        if ignore_first_byte:  # our own, read again
+            return lists
+        offer = self._server_offer = Offer({k: v[:] for k, v in lists.items() if isinstance(v, list)})
+        for way in ("client", "server"):
+            # As OpenSSH: what authenticates by itself needs no MAC, and servers may have none that we have.
+            if offer.macs_implied(self._algorithms, way):
+                lists[f"{way}_mac_algo_list"] += self._algorithms.macs
+        return lists
+
+    @property
+    def mismatch(self) -> Mismatch | None:
+        """What the server and we have nothing in common of, if that is so."""
+        return self._server_offer.mismatch(self._algorithms) if self._server_offer else None
 
     def _verify_key(self, host_key: bytes, sig: bytes) -> None:
         # Kept as sent: a host certificate cannot be had back from paramiko's key object.
@@ -482,6 +504,10 @@ class Transport(_Base):
             same = (h for at, h in self._listeners.items() if isinstance(at, tuple) and at[1] == where[1])
             handler = next(same, None)
         return handler
+
+    _cipher_info = CIPHERS
+    _mac_info = MACS
+    _kex_info = KEX
 
     _compression_info = {  # noqa: RUF012  # paramiko's own shape
         name: (deflate, inflate and Inflater)

@@ -74,6 +74,7 @@ class Config:
     password_prompts: int | None = None
     add_keys_to_agent: tuple[str, float] | None = None
     batch_mode: bool | None = None
+    algorithms: Mapping[str, str] = field(default_factory=dict)
     lines: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -119,6 +119,11 @@ CASES = [
     "IdentitiesOnly yes\nIdentityFile {keys}/listed\n",
     "IdentityFile {keys}/listed\n",
     "IdentitiesOnly yes\nIdentityFile none\n",
+    "PubkeyAcceptedAlgorithms -ssh-ed25519\n",
+    "PubkeyAcceptedAlgorithms ecdsa-*,rsa-*\n",
+    "PubkeyAcceptedAlgorithms ^rsa-sha2-256\n",
+    "PubkeyAcceptedKeyTypes ssh-ed25519\n",
+    "PubkeyAcceptedKeyTypes -*\n",
     "Host 127.0.0.1\n PasswordAuthentication no\nHost *\n PasswordAuthentication yes\n",
     "PasswordAuthentication no\nKbdInteractiveAuthentication no\nPubkeyAuthentication no\n",
 ]
@@ -183,10 +188,11 @@ def test_full_agent_and_a_password(
         ("ChallengeResponseAuthentication no", "KbdInteractiveAuthentication no"),
         ("PubkeyAuthentication no", "publickey was not tried: PubkeyAuthentication no"),
         ("BatchMode yes", "nobody is asked: BatchMode yes"),
+        ("PubkeyAcceptedKeyTypes rsa-*", "its kind is left out by PubkeyAcceptedAlgorithms rsa-*"),
         ("NumberOfPasswordPrompts 0", "nobody is asked: NumberOfPasswordPrompts 0"),
     ],
 )
-def test_line_is_named(bed: Bed, tmp_path: Path, line: str, said: str) -> None:
+def test_line_is_named(bed: Bed, agent: SshAgent, tmp_path: Path, line: str, said: str) -> None:
     """What the config kept from being tried stands in the error, with file and line."""
     config = tmp_path / "config"
     config.write_text(f"\n{line}\n")

@@ -96,7 +96,7 @@ def test_channels_that_were_asked_for_are_taken(tmp_path: Path) -> None:
     ):
         forwarded(fake.session, forward.remote_port)
         until(lambda: fake.session.count("open success"), what="the channel")
-        assert target.count == 1
+        until(lambda: target.count == 1, what="the target to take it")
         forwarded(fake.session, forward.remote_port + 1, number=78)
         until(lambda: fake.session.count("open failure"), what="the refusal")
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import getpass
 import os
 import pwd
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import IO
 
 from beds import Key, Machine, free_port, has_banner, until
+from bokeh_ssh._ssh.messages import string
 
 SOURCES = Path(__file__).parent / "servers"
 #: Where Debian keeps the Go packages that are built from source.
@@ -103,6 +108,90 @@ def running(words: Sequence[str], key: Key, directory: Path) -> Iterator[Machine
 
 
 @contextmanager
+def tinyssh(key: Key, directory: Path) -> Iterator[Machine]:
+    """Run a TinySSH on loopback that the key logs in to, as this account; it forwards nothing.
+
+    It has ChaCha20-Poly1305 and no other cipher. As Dropbear it gets a home of its own.
+
+    :raises MissingError: if it is not installed (or named by ``TINYSSHD``), or cannot be had a home
+    """
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])
+    program = os.environ.get("TINYSSHD") or shutil.which("tinysshd", path=path)
+    if not program:
+        msg = "TinySSH is not installed (tinysshd)"
+        raise MissingError(msg)
+    apart = _mount_apart()
+    account = pwd.getpwuid(os.getuid())
+    with ExitStack() as stack:
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tinyssh-")))
+        home = _home_for(key, place)
+        keys = place / "keys"
+        maker = place / "tinysshd-makekey"
+        maker.symlink_to(program)  # the same program goes by several names
+        subprocess.run([str(maker), "-q", str(keys)], check=True, timeout=30)
+        serve = shlex.join([program, "-v", str(keys)])
+        line = f"mount --bind {shlex.join([str(home), account.pw_dir])} && exec {serve}"
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        processes: list[subprocess.Popen[bytes]] = []
+        log = stack.enter_context((directory / "tinyssh.log").open("ab"))
+        words = [*apart, "sh", "-c", line]
+        thread = threading.Thread(target=_serve_each, args=(listener, words, log, processes), name="tinyssh")
+        thread.start()
+        port = listener.getsockname()[1]
+        blob = b"".join(map(string, (b"ssh-ed25519", (keys / "ed25519.pk").read_bytes())))
+        known_hosts = directory / f"known_hosts-{port}"
+        known_hosts.write_text(f"[127.0.0.1]:{port} ssh-ed25519 {base64.b64encode(blob).decode()}\n")
+        try:
+            yield Machine(
+                kind="tinyssh",
+                host="127.0.0.1",
+                port=port,
+                user=account.pw_name,
+                key_path=key.write(directory / f"key-{port}"),
+                known_hosts=known_hosts,
+                python=sys.executable,
+                server=processes,
+            )
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(30)
+            for process in processes:
+                process.terminate()
+                process.wait(30)
+
+
+def _serve_each(
+    listener: socket.socket, words: Sequence[str], log: IO[bytes], processes: list[subprocess.Popen[bytes]]
+) -> None:
+    """Give each connection a process of its own, as inetd does."""
+    while True:
+        try:
+            conn, _ = listener.accept()
+        except OSError:
+            return
+        with conn:
+            processes.append(subprocess.Popen(words, stdin=conn, stdout=conn, stderr=log))
+
+
+def _mount_apart() -> list[str]:
+    apart = ["unshare", "--mount", *([] if os.getuid() == 0 else ["--map-root-user"])]
+    if subprocess.run([*apart, "true"], capture_output=True, check=False).returncode:
+        msg = "no mount name space can be had here"
+        raise MissingError(msg)
+    return apart
+
+
+def _home_for(key: Key, place: Path) -> Path:
+    """Make a home that the key logs in to; small servers are strict about its modes."""
+    home = place / "home"
+    (home / ".ssh").mkdir(parents=True, mode=0o700)
+    (home / ".ssh" / "authorized_keys").write_text(key.public + "\n", encoding="ascii")
+    for path in (home, home / ".ssh", home / ".ssh" / "authorized_keys"):
+        path.chmod(0o700 if path.is_dir() else 0o600)
+    return home
+
+
+@contextmanager
 def dropbear(key: Key, directory: Path) -> Iterator[Machine]:
     """Run a Dropbear on loopback that the key logs in to, as this account.
 
@@ -116,17 +205,10 @@ def dropbear(key: Key, directory: Path) -> Iterator[Machine]:
     if not program or not keys:
         msg = "Dropbear is not installed (dropbear-bin)"
         raise MissingError(msg)
-    apart = ["unshare", "--mount", *([] if os.getuid() == 0 else ["--map-root-user"])]
-    if subprocess.run([*apart, "true"], capture_output=True, check=False).returncode:
-        msg = "no mount name space can be had here"
-        raise MissingError(msg)
+    apart = _mount_apart()
     account = pwd.getpwuid(os.getuid())
     with tempfile.TemporaryDirectory(prefix="dropbear-") as place:  # of mode 0700, as Dropbear asks for
-        home = Path(place, "home")
-        (home / ".ssh").mkdir(parents=True, mode=0o700)
-        (home / ".ssh" / "authorized_keys").write_text(key.public + "\n", encoding="ascii")
-        for path_ in (home, home / ".ssh", home / ".ssh" / "authorized_keys"):
-            path_.chmod(0o700 if path_.is_dir() else 0o600)
+        home = _home_for(key, Path(place))
         host_key = Path(place, "host_key")
         made = subprocess.run(
             [keys, "-t", "ed25519", "-f", str(host_key)], capture_output=True, text=True, check=True

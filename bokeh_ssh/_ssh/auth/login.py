@@ -24,6 +24,7 @@ from bokeh_ssh._core.errors import (
 from bokeh_ssh._core.events import Question
 from bokeh_ssh._core.host import Host
 from bokeh_ssh._core.text import clean
+from bokeh_ssh._ssh.algorithms import signatures
 from bokeh_ssh._ssh.auth.agent import Agent, agent_address
 from bokeh_ssh._ssh.auth.identities import PROMPTS, Identity, KeyConfig, check_keys, find_identities
 from bokeh_ssh._ssh.auth.key_files import key_type
@@ -77,6 +78,9 @@ class LoginConfig(KeyConfig, Protocol):
 
     @property
     def batch_mode(self) -> bool | None: ...
+
+    @property
+    def algorithms(self) -> Mapping[str, str]: ...
 
     @property
     def lines(self) -> Mapping[str, str]: ...
@@ -206,7 +210,12 @@ class _Login:
         if kind in _OUTDATED:
             msg = f"it is of a kind that is not supported ({kind})"
             raise UnusableKeyError(msg)
-        algorithm = self.userauth.algorithm(kind)
+        line = self.config.algorithms.get("pubkeyacceptedalgorithms")
+        allowed = signatures(kind, line)
+        if not allowed:
+            msg = f"its kind is left out by {self._line('PubkeyAcceptedAlgorithms', line or '')}"
+            raise UnusableKeyError(msg)
+        algorithm = self.userauth.choose_algorithm(allowed)
         if algorithm is None:
             msg = "the server takes none of its signature algorithms"
             raise UnusableKeyError(msg)

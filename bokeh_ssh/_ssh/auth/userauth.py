@@ -153,15 +153,16 @@ class UserAuth(AuthHandler):
         message.add_string(sign(signed, algorithm))
         return self._verdict(self._send_and_wait(message, self._timeout))
 
-    def algorithm(self, kind: str) -> str | None:
-        """Choose how a key of type ``kind`` signs (RFC 8332); None if the server takes no way we know."""
-        if kind not in ("ssh-rsa", "ssh-rsa" + _CERTIFICATE):
-            return kind
-        ours = [name for name in self.transport.preferred_pubkeys if name in ("rsa-sha2-512", "rsa-sha2-256")]
+    def choose_algorithm(self, ours: Sequence[str]) -> str | None:
+        """Choose one of the ways in which a key may sign.
+
+        :return: None if the server says that it takes none of them (RFC 8308)
+        """
         theirs = getattr(self.transport, "server_extensions", {}).get("server-sig-algs", b"")
-        names = clean(theirs, _MOST_TEXT).split(",") if theirs else ours
-        common = [name for name in ours if name in names]
-        return common[0] + kind[len("ssh-rsa") :] if common else None
+        if not theirs or not ours[0].startswith("rsa-"):
+            return ours[0]
+        names = clean(theirs, _MOST_TEXT).split(",")
+        return next((name for name in ours if name.removesuffix(_CERTIFICATE) in names), None)
 
     def send_password(self, password: str) -> Reply:
         """Log in with a password (RFC 4252, section 8)."""

@@ -27,6 +27,7 @@ from bokeh_ssh._ssh.config.parser import Reader, Setting
 _T = TypeVar("_T")
 
 USER_CONFIG = "~/.ssh/config"
+_ALGORITHMS = ("ciphers", "hostkeyalgorithms", "kexalgorithms", "macs", "pubkeyacceptedalgorithms")
 _WINDOWS = Path(os.environ.get("PROGRAMDATA", r"C:\ProgramData"), "ssh")
 _SYSTEM = _WINDOWS if os.name == "nt" else Path("/etc/ssh")
 SYSTEM_CONFIG = str(_SYSTEM / "ssh_config")
@@ -56,6 +57,8 @@ class HostConfig:
     :param add_keys_to_agent: whether a key that was read from a file is added to the agent ("yes", "no",
         "ask" or "confirm"), and for how many seconds (0 has no end)
     :param batch_mode: nobody is asked anything
+    :param algorithms: the lines Ciphers, MACs, KexAlgorithms, HostKeyAlgorithms and PubkeyAcceptedAlgorithms
+        as they are written, by their names in lower case
     :param lines: the file and line that gave each keyword, by its name in lower case
     """
 
@@ -82,6 +85,7 @@ class HostConfig:
     password_prompts: int | None = None
     add_keys_to_agent: tuple[str, float] | None = None
     batch_mode: bool | None = None
+    algorithms: Mapping[str, str] = field(default_factory=dict)
     lines: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
 
@@ -290,6 +294,7 @@ class _Lookup:
             password_prompts=self.value("numberofpasswordprompts", int),
             add_keys_to_agent=self.value("addkeystoagent", tuple),
             batch_mode=self.value("batchmode", bool),
+            algorithms={key: str(self.settings[key].value) for key in _ALGORITHMS if key in self.settings},
             lines={keyword: said.where for keyword, said in self.settings.items() if said.where},
         )
 

@@ -20,6 +20,7 @@ _YES_NO = {"yes": True, "no": False}
 _ALIASES = {
     "challengeresponseauthentication": "kbdinteractiveauthentication",
     "dsaauthentication": "pubkeyauthentication",
+    "pubkeyacceptedkeytypes": "pubkeyacceptedalgorithms",
     "skeyauthentication": "kbdinteractiveauthentication",
     "tisauthentication": "kbdinteractiveauthentication",
 }
@@ -82,6 +83,15 @@ def _add_keys(text: str) -> tuple[str, float]:
     return "yes", syntax.duration(syntax.one_word(text))
 
 
+def _algorithms(text: str) -> str:
+    word = syntax.one_word(text)
+    names = word[1:] if word[0] in "+-^" else word
+    if not names or names.startswith(",") or (word[0] != "-" and "!" in names):
+        msg = f"{word!r} is not a list of algorithms"
+        raise ValueError(msg)
+    return word
+
+
 def _raw(text: str) -> str:
     if not text:
         msg = "a value is missing"
@@ -113,15 +123,19 @@ _READ: dict[str, Callable[[str], object]] = {
     "canonicalizemaxdots": syntax.number,
     "canonicalizepermittedcnames": syntax.all_words,
     "certificatefile": syntax.one_word,
+    "ciphers": _algorithms,
     "compression": lambda text: syntax.choice(text, _YES_NO),
     "connecttimeout": syntax.seconds,
     "globalknownhostsfile": syntax.all_words,
+    "hostkeyalgorithms": _algorithms,
     "hostkeyalias": syntax.one_word,
     "hostname": syntax.one_word,
     "identitiesonly": syntax.flag,
     "identityagent": syntax.one_word,
     "identityfile": syntax.one_word,
     "kbdinteractiveauthentication": syntax.flag,
+    "kexalgorithms": _algorithms,
+    "macs": _algorithms,
     "numberofpasswordprompts": _count,
     "passwordauthentication": syntax.flag,
     "port": _port,
@@ -129,6 +143,7 @@ _READ: dict[str, Callable[[str], object]] = {
     "proxycommand": _raw,
     "proxyjump": _jumps,
     "proxyusefdpass": syntax.flag,
+    "pubkeyacceptedalgorithms": _algorithms,
     "pubkeyauthentication": lambda text: syntax.choice(text, _PUBKEY),
     "refuseconnection": syntax.one_word,
     "revokedhostkeys": syntax.all_words,

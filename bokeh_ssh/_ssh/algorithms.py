@@ -1,0 +1,214 @@
+"""Which algorithms there are, in which order they are asked for, and what an ssh config changes of that.
+
+A line replaces the usual list, adds to its end (``+``), takes out of it (``-``) or puts to its beginning
+(``^``), as OpenSSH's kex_assemble_names does it. What OpenSSH has and we do not is passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import paramiko
+
+from bokeh_ssh._core.errors import ConfigError
+from bokeh_ssh._core.patterns import matches, matches_list
+from bokeh_ssh._core.text import clean
+from bokeh_ssh._ssh import chacha20_poly1305
+
+_PARAMIKO: Any = paramiko.Transport
+_CERTIFICATE = "-cert-v01@openssh.com"
+#: Names of a server's list that an error shows.
+_MOST_SHOWN = 50
+
+#: As paramiko's tables: what it has, and what takes one line more.
+CIPHERS: dict[str, dict[str, Any]] = dict(_PARAMIKO._cipher_info)
+if chacha20_poly1305.is_available():
+    CIPHERS[chacha20_poly1305.NAME] = {
+        "class": chacha20_poly1305.ChaCha20Poly1305,
+        "block-size": 8,
+        "iv-size": 0,  # the number of the packet takes its place
+        "key-size": chacha20_poly1305.KEY,
+        "is_aead": True,
+    }
+MACS: dict[str, dict[str, Any]] = {
+    **_PARAMIKO._mac_info,
+    "hmac-sha1-etm@openssh.com": _PARAMIKO._mac_info["hmac-sha1"],
+}
+KEX: dict[str, Any] = dict(_PARAMIKO._kex_info)
+if "curve25519-sha256@libssh.org" in KEX:
+    KEX["curve25519-sha256"] = KEX["curve25519-sha256@libssh.org"]  # its name since RFC 8731
+
+#: AES-GCM runs in one pass in OpenSSL. ChaCha20-Poly1305 is no faster than AES-CTR with an HMAC, and unlike
+#: that weak where a server has no strict key exchange (CVE-2023-48795).
+_FIRST_CIPHERS = (
+    *("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes192-ctr", "aes256-ctr"),
+    chacha20_poly1305.NAME,
+)
+#: The kinds of keys that log in, and of their signatures (PubkeyAcceptedAlgorithms of ssh_config(5)).
+_PUBLIC_KEYS = (
+    *("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521"),
+    *("sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com", "rsa-sha2-512", "rsa-sha2-256"),
+)
+_RSA_SIGNATURES = ("rsa-sha2-512", "rsa-sha2-256")
+
+
+def choose(line: str | None, usual: Sequence[str], every: Iterable[str]) -> tuple[str, ...]:
+    """Return the algorithms that a line of an ssh config leaves, best first; the usual ones without a line.
+
+    :param usual: those that are asked for without it
+    :param every: those that there are
+    """
+    if not line:
+        return tuple(usual)
+    sign, rest = (line[0], line[1:]) if line[0] in "+-^" else ("", line)
+    if sign == "-":
+        return tuple(name for name in usual if not matches_list(name, rest))
+    wanted = rest.split(",")
+    patterns = [*usual, *wanted] if sign == "+" else [*wanted, *usual] if sign == "^" else wanted
+    every = tuple(every)
+    found = (name for pattern in patterns for name in every if matches(name, pattern))
+    return tuple(dict.fromkeys(found))
+
+
+def _usual_ciphers() -> tuple[str, ...]:
+    first = [name for name in _FIRST_CIPHERS if name in CIPHERS]
+    return (*first, *(name for name in _PARAMIKO._preferred_ciphers if name not in first))
+
+
+def _usual_macs() -> tuple[str, ...]:
+    usual = tuple(_PARAMIKO._preferred_macs)
+    return (*usual, *(name for name in MACS if name not in usual))
+
+
+def _usual_kex() -> tuple[str, ...]:
+    usual: list[str] = list(_PARAMIKO._preferred_kex)
+    older, newer = "curve25519-sha256@libssh.org", "curve25519-sha256"
+    if older in usual and newer in KEX:
+        usual.insert(usual.index(older), newer)
+    return tuple(usual)
+
+
+def _usual_host_keys() -> tuple[str, ...]:
+    plain: tuple[str, ...] = tuple(_PARAMIKO._preferred_keys)
+    return (*plain, *(name + _CERTIFICATE for name in plain))
+
+
+@dataclass(frozen=True)
+class Algorithms:
+    """What is asked for in a key exchange, best first.
+
+    :ivar keep_host_keys: the host keys stay in this order, whichever are in known_hosts
+    """
+
+    ciphers: tuple[str, ...] = field(default_factory=_usual_ciphers)
+    macs: tuple[str, ...] = field(default_factory=_usual_macs)
+    kex: tuple[str, ...] = field(default_factory=_usual_kex)
+    host_keys: tuple[str, ...] = field(default_factory=_usual_host_keys)
+    keep_host_keys: bool = False
+
+
+#: What each keyword is about, in words, and what there is of it.
+_KEYWORDS: dict[str, tuple[str, Callable[[], Iterable[str]]]] = {
+    "KexAlgorithms": ("key exchange", lambda: KEX),
+    "HostKeyAlgorithms": ("kind of host key", _usual_host_keys),
+    "Ciphers": ("cipher", lambda: CIPHERS),
+    "MACs": ("MAC", lambda: MACS),
+}
+
+
+def select(lines: Mapping[str, str], where: Mapping[str, str], host: str) -> Algorithms:
+    """Apply the lines of an ssh config.
+
+    :param lines: what they say, by their keywords in lower case
+    :param where: the file and line that each stands in
+    :raises ConfigError: if a line leaves nothing that there is
+    """
+    usual = Algorithms()
+
+    def chosen(keyword: str, names: tuple[str, ...]) -> tuple[str, ...]:
+        line = lines.get(keyword.lower())
+        what, every = _KEYWORDS[keyword]
+        found = choose(line, names, (*names, *(name for name in every() if name not in names)))
+        if not found:
+            msg = f"{where.get(keyword.lower(), '')}: {keyword} {line} leaves no {what} that is supported"
+            raise ConfigError(msg, host=host, hint=f"name one of {', '.join(every())}")
+        return found
+
+    host_keys = lines.get("hostkeyalgorithms", "")
+    return Algorithms(
+        ciphers=chosen("Ciphers", usual.ciphers),
+        macs=chosen("MACs", usual.macs),
+        kex=chosen("KexAlgorithms", usual.kex),
+        host_keys=chosen("HostKeyAlgorithms", usual.host_keys),
+        # As OpenSSH's order_hostkeyalgs: known_hosts decides the order unless the line does.
+        keep_host_keys=bool(host_keys) and host_keys[0] not in "+-",
+    )
+
+
+def signatures(kind: str, line: str | None) -> tuple[str, ...]:
+    """Return how a public key or certificate of this type may sign, best first (RFC 8332).
+
+    :param line: PubkeyAcceptedAlgorithms of the ssh config
+    """
+    bare = kind.removesuffix(_CERTIFICATE)
+    ending = kind[len(bare) :]
+    names = [name + ending for name in _RSA_SIGNATURES] if bare == "ssh-rsa" else [kind]
+    usual = [*(name.removesuffix("@openssh.com") + _CERTIFICATE for name in _PUBLIC_KEYS), *_PUBLIC_KEYS]
+    usual += [name for name in names if name not in usual]
+    return tuple(name for name in choose(line, usual, usual) if name in names)
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """What a server and we have nothing in common of.
+
+    :ivar keyword: of the ssh config
+    """
+
+    keyword: str
+    theirs: tuple[str, ...]
+    ours: tuple[str, ...]
+
+    @property
+    def what(self) -> str:
+        """What it is, in words."""
+        return _KEYWORDS[self.keyword][0]
+
+    @property
+    def has_others(self) -> bool:
+        """Whether there is one that the server has too, which our list does not name."""
+        return any(name in self.theirs for name in _KEYWORDS[self.keyword][1]())
+
+
+class Offer:
+    """What a server has, from its KEXINIT message (RFC 4253, section 7.1).
+
+    :param lists: its name-lists, by paramiko's names for them
+    """
+
+    def __init__(self, lists: Mapping[str, Sequence[str]]) -> None:
+        self._lists = {key: names for key, names in lists.items() if isinstance(names, list)}
+
+    def macs_implied(self, ours: Algorithms, way: str) -> bool:
+        """Return whether the cipher for this way ("client" or "server") authenticates by itself."""
+        theirs = self._lists.get(f"{way}_encrypt_algo_list", ())
+        agreed = next((name for name in ours.ciphers if name in theirs), "")
+        return bool(CIPHERS.get(agreed, {}).get("is_aead"))
+
+    def mismatch(self, ours: Algorithms) -> Mismatch | None:
+        """Return the first list with nothing in common, in the order in which they are agreed on."""
+        ways = ("client", "server")
+        open_ways = [way for way in ways if not self.macs_implied(ours, way)]
+        for keyword, key, names in (
+            ("KexAlgorithms", "kex_algo_list", ours.kex),
+            ("HostKeyAlgorithms", "server_key_algo_list", ours.host_keys),
+            *(("Ciphers", f"{way}_encrypt_algo_list", ours.ciphers) for way in ways),
+            *(("MACs", f"{way}_mac_algo_list", ours.macs) for way in open_ways),
+        ):
+            theirs = self._lists.get(key)
+            if theirs is not None and not set(theirs) & set(names):
+                shown = (name for name in theirs if not name.startswith(("kex-strict-", "ext-info-")))
+                return Mismatch(keyword, tuple(clean(name, 100) for name in shown)[:_MOST_SHOWN], names)
+        return None
