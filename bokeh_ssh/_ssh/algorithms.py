@@ -40,12 +40,10 @@ KEX: dict[str, Any] = dict(_PARAMIKO._kex_info)
 if "curve25519-sha256@libssh.org" in KEX:
     KEX["curve25519-sha256"] = KEX["curve25519-sha256@libssh.org"]  # its name since RFC 8731
 
-#: AES-GCM runs in one pass in OpenSSL. ChaCha20-Poly1305 is no faster than AES-CTR with an HMAC, and unlike
-#: that weak where a server has no strict key exchange (CVE-2023-48795).
-_FIRST_CIPHERS = (
-    *("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes192-ctr", "aes256-ctr"),
-    chacha20_poly1305.NAME,
-)
+#: Those that our own packetizer speaks, the fastest first; AES-CTR takes half as much time again. Of a server
+#: without strict key exchange, somebody in between can take out the packets that come first
+#: (CVE-2023-48795); none of them is one that we need.
+_FIRST_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", chacha20_poly1305.NAME)
 #: The kinds of keys that log in, and of their signatures (PubkeyAcceptedAlgorithms of ssh_config(5)).
 _PUBLIC_KEYS = (
     *("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521"),

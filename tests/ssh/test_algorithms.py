@@ -338,12 +338,13 @@ def test_line_that_leaves_nothing(
             "aes192-ctr",
             "hmac-sha2-512-etm@openssh.com",
         ),
-        ("Ciphers -aes*-gcm*\nMACs ^hmac-sha1\n", "aes128-ctr", "hmac-sha1"),
+        ("Ciphers -aes*-gcm*,chacha*\nMACs ^hmac-sha1\n", "aes128-ctr", "hmac-sha1"),
         (
             "Ciphers newest-2030,aes256-ctr\nMACs umac-64@openssh.com,hmac-sha2-256\n",
             "aes256-ctr",
             "hmac-sha2-256",
         ),
+        ("Ciphers -aes*-gcm*\n", CHACHA, None),
         ("Host other\n Ciphers aes256-ctr\nHost *\n Ciphers +aes256-ctr\n", "aes128-gcm@openssh.com", None),
     ],
 )
