@@ -26,6 +26,7 @@ from typing import Any
 import asyncssh
 import paramiko
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from auth_servers import (
     USER,
@@ -57,6 +58,7 @@ from bokeh_ssh._ssh.auth import agent as agent_module
 from bokeh_ssh._ssh.auth import identities, userauth
 from bokeh_ssh._ssh.auth import login as login_module
 from bokeh_ssh._ssh.auth.login import login
+from bokeh_ssh._ssh.messages import string, strings
 
 
 @dataclass(frozen=True)
@@ -396,18 +398,69 @@ def test_unreadable_default_key(make_bed: Callable[..., Bed], account: Path) -> 
         enter(other.port)
 
 
-def test_security_key_handle(make_bed: Callable[..., Bed], account: Path) -> None:
-    """The handle of a security key, with which only an agent can sign, is passed over and told."""
-    kind = b"\x00\x00\x00\x1ask-ssh-ed25519@openssh.com"
+@pytest.mark.parametrize("name", [b"sk-ssh-ed25519@openssh.com", b"ssh-mldsa44-ed25519@openssh.com"])
+def test_key_that_only_an_agent_can_use(make_bed: Callable[..., Bed], account: Path, name: bytes) -> None:
+    """The handle of a security key, and a key of a newer type than we know, are passed over, with the command
+    that gives them to the agent."""
+    kind = struct.pack(">I", len(name)) + name
     parts = (b"none", b"none", b"")
     body = b"openssh-key-v1\x00" + b"".join(struct.pack(">I", len(part)) + part for part in parts)
     body += struct.pack(">II", 1, len(kind)) + kind + struct.pack(">I", 0)
     lines = ("-----BEGIN OPENSSH PRIVATE KEY-----", base64.b64encode(body).decode(), "-----END")
-    (account / ".ssh" / "id_ed25519_sk").write_text("\n".join(lines))
-    (account / ".ssh" / "id_ed25519_sk").chmod(0o600)
+    path = account / ".ssh" / ("id_ed25519_sk" if name.startswith(b"sk-") else "id_mldsa44_ed25519")
+    path.write_text("\n".join(lines))
+    path.chmod(0o600)
     bed = make_bed({"publickey"})
-    with pytest.raises(AuthenticationError, match="key id_ed25519_sk was not used: its private half"):
+    with pytest.raises(AuthenticationError) as caught:
         enter(bed.port)
+    said = f"key {path.name} was not used: only the SSH agent can use one of its kind ({name.decode()})"
+    assert f"{said}: `ssh-add {path}`" in str(caught.value)
+
+
+class SecurityKey:
+    """A security key in an agent, as OpenSSH's PROTOCOL.u2f has it, without the hardware."""
+
+    KIND = b"sk-ssh-ed25519@openssh.com"
+    APPLICATION = b"ssh:"
+
+    def __init__(self) -> None:
+        self._key = Ed25519PrivateKey.generate()
+        self.blob = b"".join(
+            map(string, (self.KIND, self._key.public_key().public_bytes_raw(), self.APPLICATION))
+        )
+
+    def sign(self, data: bytes) -> bytes:
+        """Sign as one does that was touched."""
+        touched = b"\x01" + struct.pack(">I", 7)
+        signed = hashlib.sha256(self.APPLICATION).digest() + touched + hashlib.sha256(data).digest()
+        return string(self.KIND) + string(self._key.sign(signed)) + touched
+
+    def serve(self, conn: socket.socket) -> None:
+        """Answer an agent's client."""
+        with conn.makefile("rb") as file:
+            while head := file.read(4):
+                request = file.read(int.from_bytes(head, "big"))
+                answer = b"\x0c" + struct.pack(">I", 1) + string(self.blob) + string(b"token")
+                if request[0] == 13:
+                    blob, data, _ = strings(request[1:], 2)
+                    assert blob == self.blob
+                    answer = b"\x0e" + string(self.sign(data))
+                conn.sendall(string(answer))
+
+
+def test_security_key_in_the_agent(
+    make_sshd: Callable[..., Sshd], fake_agent: Callable[..., FakeAgent], keys: Path
+) -> None:
+    """A real sshd takes a security key's signature that the agent makes, with its file named and without."""
+    token = SecurityKey()
+    line = SecurityKey.KIND + b" " + base64.b64encode(token.blob) + b" token\n"
+    server = make_sshd([SimpleNamespace(export_public_key=lambda: line)])
+    agent = fake_agent(token.serve)
+    assert enter(server.port, Config(identity_agent=agent.path)) == ("publickey",)
+    (keys / "id_sk.pub").write_bytes(line)
+    config = Config((str(keys / "id_sk"),), identities_only=True, identity_agent=agent.path)
+    assert enter(server.port, config) == ("publickey",)
+    assert server.log().count("Accepted publickey") == 2
 
 
 # Encrypted keys.

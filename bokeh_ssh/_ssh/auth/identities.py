@@ -34,8 +34,8 @@ from bokeh_ssh._ssh.auth.private_keys import PrivateKey, UnusableKeyError, other
 
 log = logging.getLogger("bokeh_ssh.auth")
 
-#: In the order of ssh(1).
-DEFAULT_KEYS = ("id_rsa", "id_ecdsa", "id_ecdsa_sk", "id_ed25519", "id_ed25519_sk")
+#: In the order of ssh(1); the last is OpenSSH 10.6's.
+DEFAULT_KEYS = ("id_rsa", "id_ecdsa", "id_ecdsa_sk", "id_ed25519", "id_ed25519_sk", "id_mldsa44_ed25519")
 #: NumberOfPasswordPrompts of ssh_config(5), for passwords, passphrases and rounds of questions alike.
 PROMPTS = 3
 

@@ -21,6 +21,7 @@ from bokeh_ssh._ssh.auth.private_keys import (
     WrongPassphraseError,
     check_supported,
     inspect_key,
+    is_readable,
     load,
     signature,
 )
@@ -60,8 +61,9 @@ class KeyFile:
         self._key: paramiko.PKey | None = None
         self._shut: UnusableKeyError | None = None
         head, self._locked = inspect_key(self._text)
-        if head and key_type(head).startswith("sk-"):
-            self._text = None  # a handle for a security key, which only the agent can use
+        self._for_agent = bool(head) and not is_readable(key_type(head or b""))
+        if self._for_agent:
+            self._text = None
         self._public = head or read_public(beside(self.path, ".pub"))
         if self._public is None and self._text and not self._locked and not self._exposed:
             # An old PEM file without a .pub beside it.
@@ -92,6 +94,11 @@ class KeyFile:
         if (self._exposed or not self._text) and self._in_agent() is None:
             self._check_exposed()
             msg = "its private half is neither there nor in the SSH agent"
+            if self._for_agent:
+                name = shlex.quote(str(self.path))
+                msg = (
+                    f"only the SSH agent can use one of its kind ({key_type(self._public)}): `ssh-add {name}`"
+                )
             raise UnusableKeyError(msg)
         return self._public
 

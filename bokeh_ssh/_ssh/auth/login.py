@@ -246,6 +246,7 @@ class _Login:
             kind = AuthenticationError
         msg = f"key {identity.label} cannot be used to log in as {self.userauth.user}: {why}"
         hint = "give its passphrase=, a prompt= that can ask for it, or add it to the SSH agent"
+        msg = "; ".join((msg, *self._left_out()))
         raise kind(msg, host=self.name, hint=hint, tried=tuple(self.tried), allowed=self.allowed) from why
 
     def _interactive(self) -> Verdict | None:

@@ -117,6 +117,14 @@ def inspect_key(text: bytes | None) -> tuple[bytes | None, bool]:
     return head.public, head.cipher != "none"
 
 
+def is_readable(kind: str) -> bool:
+    """Return whether the private half of a key of this type can be read, or is one that nobody uses any more.
+
+    Those of security keys and of types newer than this package are left to the agent.
+    """
+    return kind in _FIELDS or kind == "ssh-dss"
+
+
 def other_format(text: bytes, path: str) -> str:
     """Return what to do about a key file in a format that OpenSSH does not read; empty where it is none."""
     if text.startswith(b"PuTTY-User-Key-File"):
