@@ -16,6 +16,7 @@ from bokeh_ssh._core.errors import ConfigError
 from bokeh_ssh._core.patterns import matches, matches_list
 from bokeh_ssh._core.text import clean
 from bokeh_ssh._ssh import chacha20_poly1305
+from bokeh_ssh._ssh.kex_group18 import KexGroup18SHA512
 
 _PARAMIKO: Any = paramiko.Transport
 _CERTIFICATE = "-cert-v01@openssh.com"
@@ -36,7 +37,7 @@ MACS: dict[str, dict[str, Any]] = {
     **_PARAMIKO._mac_info,
     "hmac-sha1-etm@openssh.com": _PARAMIKO._mac_info["hmac-sha1"],
 }
-KEX: dict[str, Any] = dict(_PARAMIKO._kex_info)
+KEX: dict[str, Any] = {**_PARAMIKO._kex_info, KexGroup18SHA512.name: KexGroup18SHA512}
 if "curve25519-sha256@libssh.org" in KEX:
     KEX["curve25519-sha256"] = KEX["curve25519-sha256@libssh.org"]  # its name since RFC 8731
 
@@ -76,16 +77,21 @@ def _usual_ciphers() -> tuple[str, ...]:
 
 
 def _usual_macs() -> tuple[str, ...]:
-    usual = tuple(_PARAMIKO._preferred_macs)
-    return (*usual, *(name for name in MACS if name not in usual))
+    return _beside(_PARAMIKO._preferred_macs, "hmac-sha1", before="hmac-sha1-etm@openssh.com")
 
 
 def _usual_kex() -> tuple[str, ...]:
-    usual: list[str] = list(_PARAMIKO._preferred_kex)
     older, newer = "curve25519-sha256@libssh.org", "curve25519-sha256"
-    if older in usual and newer in KEX:
-        usual.insert(usual.index(older), newer)
-    return tuple(usual)
+    usual = _beside(_PARAMIKO._preferred_kex, older, before=newer)
+    return _beside(usual, "diffie-hellman-group16-sha512", after=KexGroup18SHA512.name)
+
+
+def _beside(names: Sequence[str], name: str, *, before: str = "", after: str = "") -> tuple[str, ...]:
+    """Put one more into a list, beside ``name``, if that is in it."""
+    found: list[str] = []
+    for each in names:
+        found += [before, each, after] if each == name else [each]
+    return tuple(filter(None, found))
 
 
 def _usual_host_keys() -> tuple[str, ...]:

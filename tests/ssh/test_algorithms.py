@@ -126,6 +126,22 @@ def test_signatures(kind: str, line: str | None, found: tuple[str, ...]) -> None
     assert signatures(kind, line) == found
 
 
+def test_what_is_weak_comes_last() -> None:
+    """What we have put into paramiko's lists stands before what is weaker than it."""
+    usual = Algorithms()
+    assert usual.ciphers[:3] == ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", CHACHA)
+    assert "cbc" in usual.ciphers[-1]
+    macs, kex = usual.macs, usual.kex
+    assert macs.index("hmac-sha2-256") < macs.index("hmac-sha1-etm@openssh.com") < macs.index("hmac-md5")
+    eighteen, older = (
+        kex.index("diffie-hellman-group18-sha512"),
+        [name for name in kex if name.endswith("sha1")],
+    )
+    assert kex.index("curve25519-sha256") < eighteen
+    assert all(eighteen < kex.index(name) for name in older)
+    assert set(kex) <= set(algorithms.KEX)
+
+
 # ChaCha20-Poly1305.
 
 
@@ -250,6 +266,7 @@ def test_tinyssh(key: Key, tmp_path: Path) -> None:
         ({"KexAlgorithms": "curve25519-sha256"}, "aes128-gcm@openssh.com"),
         ({"KexAlgorithms": "curve25519-sha256@libssh.org"}, "aes128-gcm@openssh.com"),
         ({"KexAlgorithms": "diffie-hellman-group16-sha512"}, "aes128-gcm@openssh.com"),
+        ({"KexAlgorithms": "diffie-hellman-group18-sha512"}, "aes128-gcm@openssh.com"),
     ],
 )
 def test_narrow_server(sshd: Callable[..., Machine], directives: dict[str, str], cipher: str) -> None:
