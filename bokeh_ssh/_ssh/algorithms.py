@@ -50,7 +50,8 @@ _PUBLIC_KEYS = (
     *("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521"),
     *("sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com", "rsa-sha2-512", "rsa-sha2-256"),
 )
-_RSA_SIGNATURES = ("rsa-sha2-512", "rsa-sha2-256")
+#: The last is with SHA-1: only where a line asks for it.
+_RSA_SIGNATURES = ("rsa-sha2-512", "rsa-sha2-256", "ssh-rsa")
 
 
 def choose(line: str | None, usual: Sequence[str], every: Iterable[str]) -> tuple[str, ...]:
@@ -160,8 +161,9 @@ def signatures(kind: str, line: str | None) -> tuple[str, ...]:
     ending = kind[len(bare) :]
     names = [name + ending for name in _RSA_SIGNATURES] if bare == "ssh-rsa" else [kind]
     usual = [*(name.removesuffix("@openssh.com") + _CERTIFICATE for name in _PUBLIC_KEYS), *_PUBLIC_KEYS]
-    usual += [name for name in names if name not in usual]
-    return tuple(name for name in choose(line, usual, usual) if name in names)
+    every = [*usual, *(name for name in names if name not in usual)]
+    usual = [name for name in every if not name.startswith("ssh-rsa")]
+    return tuple(name for name in choose(line, usual, every) if name in names)
 
 
 @dataclass(frozen=True)

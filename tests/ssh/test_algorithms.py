@@ -6,17 +6,19 @@ import random
 import shutil
 import subprocess
 from collections.abc import Callable
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
+import paramiko
 import pytest
 from asyncssh.crypto.chacha import ChachaCipher
 from cryptography.exceptions import InvalidTag
 
 import other_servers
-from auth_servers import make_key
+from auth_servers import SshAgent, make_key
 from beds import Key, Machine
-from bokeh_ssh import AlgorithmError, BokehSSHError, ConfigError, Host
+from bokeh_ssh import AlgorithmError, AuthenticationError, BokehSSHError, ConfigError, Host
 from bokeh_ssh._ssh import algorithms
 from bokeh_ssh._ssh.algorithms import Algorithms, choose, signatures
 from bokeh_ssh._ssh.chacha20_poly1305 import NAME as CHACHA
@@ -113,6 +115,9 @@ def test_lines_that_are_none(tmp_path: Path) -> None:
         ("ssh-rsa", "^rsa-sha2-256", ("rsa-sha2-256", "rsa-sha2-512")),
         ("ssh-rsa", "rsa-sha2-256", ("rsa-sha2-256",)),
         ("ssh-rsa", "-rsa-sha2-*", ()),
+        ("ssh-rsa", "+ssh-rsa", ("rsa-sha2-512", "rsa-sha2-256", "ssh-rsa")),
+        ("ssh-rsa", "ssh-*", ("ssh-rsa",)),
+        ("ssh-rsa-cert-v01@openssh.com", "ssh-rsa-cert*", ("ssh-rsa-cert-v01@openssh.com",)),
         ("ssh-rsa-cert-v01@openssh.com", "-rsa-sha2-512*", ("rsa-sha2-256-cert-v01@openssh.com",)),
         ("sk-ssh-ed25519@openssh.com", "sk-*", ("sk-ssh-ed25519@openssh.com",)),
         ("sk-ssh-ed25519-cert-v01@openssh.com", "sk-*", ("sk-ssh-ed25519-cert-v01@openssh.com",)),
@@ -380,6 +385,36 @@ def test_kex_line_is_followed(sshd: Callable[..., Machine], tmp_path: Path) -> N
         enter(machine, f"KexAlgorithms {name}\n").close()
         log = (tmp_path / "sshd.log").read_text()
         assert log.count(f"kex: algorithm: {name}") == 1
+
+
+@pytest.mark.parametrize("line", ["+ssh-rsa", "^ssh-rsa", "ssh-rsa,ssh-ed25519", "ssh-r*"])
+def test_server_that_takes_sha1_alone(
+    sshd: Callable[..., Machine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    """An RSA key signs with SHA-1 where a line asks for that, from its file and in the agent; and only then.
+    What a line adds at the end is used with servers that do not say what they take, as with ssh."""
+    key = make_key(tmp_path / "rsa", "ssh-rsa")
+    (tmp_path / "authorized").write_bytes(key.export_public_key())
+    machine = sshd(AuthorizedKeysFile=f"{tmp_path}/authorized", PubkeyAcceptedAlgorithms="ssh-rsa")
+    if line == "+ssh-rsa":
+        monkeypatch.setattr(Transport, "_parse_ext_info", lambda _self, _message: None)
+    named: dict[str, Any] = {"key_filename": str(tmp_path / "rsa")}
+    with pytest.raises(AuthenticationError, match="refused"):
+        enter(machine, **named)
+    lines = f"PubkeyAcceptedAlgorithms {line}\n"
+    enter(machine, lines, **named).close()
+    ready = {"pkey": paramiko.RSAKey.from_private_key_file(str(tmp_path / "rsa")), "key_filename": None}
+    with pytest.raises(AuthenticationError, match="cannot sign") if paramiko_5() else nullcontext():
+        enter(machine, lines, **ready).close()
+    with closing(SshAgent(tmp_path / "rsa")) as agent:
+        monkeypatch.setenv("SSH_AUTH_SOCK", agent.path)
+        (tmp_path / "rsa").unlink()
+        enter(machine, lines, key_filename=None, allow_agent=True).close()
+
+
+def paramiko_5() -> bool:
+    """Return whether paramiko signs nothing with SHA-1 any more."""
+    return "ssh-rsa" not in paramiko.RSAKey.HASHES
 
 
 @pytest.fixture

@@ -108,8 +108,9 @@ class ReadyKey:
     def sign(self, data: bytes, algorithm: str) -> bytes:
         try:
             return signature(self._key, data, algorithm)
-        except (paramiko.SSHException, OSError, ValueError, AttributeError) as exc:
-            msg = "it cannot sign"  # AttributeError: paramiko's, from an agent that was closed
+        except (paramiko.SSHException, OSError, ValueError, AttributeError, KeyError) as exc:
+            # AttributeError: paramiko's, from an agent that was closed; KeyError: with what it cannot sign
+            msg = "it cannot sign"
             raise UnusableKeyError(msg) from exc
 
 

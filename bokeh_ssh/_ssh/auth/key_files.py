@@ -115,6 +115,8 @@ class KeyFile:
         used, self._used = self._used, None
         if used and self._private:
             used(self.path, self._private)
+        if self._private and algorithm == "ssh-rsa":
+            return self._private.sign_with_sha1(data)
         return signature(key, data, algorithm)
 
     def _check_exposed(self) -> None:

@@ -17,8 +17,8 @@ from typing import Any
 import bcrypt
 import paramiko
 from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from paramiko.pkey import OPENSSH_AUTH_MAGIC
 
@@ -79,6 +79,11 @@ class PrivateKey:
     def for_paramiko(self) -> paramiko.PKey:
         """Return it as paramiko's."""
         return _as_paramiko(self.key)
+
+    def sign_with_sha1(self, data: bytes) -> bytes:
+        """Sign as ``ssh-rsa`` (RFC 4253, section 6.6), which paramiko 5 does no more."""
+        signed = self.key.sign(data, padding.PKCS1v15(), hashes.SHA1())  # noqa: S303  # the user's config asks for it
+        return string(b"ssh-rsa") + string(signed)
 
     def for_agent(self) -> bytes:
         """Return type and numbers, as an agent takes them (draft-ietf-sshm-ssh-agent, section 3.2.2 on)."""

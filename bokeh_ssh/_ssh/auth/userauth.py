@@ -159,7 +159,9 @@ class UserAuth(AuthHandler):
         :return: None if the server says that it takes none of them (RFC 8308)
         """
         theirs = getattr(self.transport, "server_extensions", {}).get("server-sig-algs", b"")
-        if not theirs or not ours[0].startswith("rsa-"):
+        if not theirs:  # as ssh: then a server may be older than the others
+            return next((name for name in ours if name.startswith("ssh-rsa")), ours[0])
+        if not ours[0].startswith(("rsa-", "ssh-rsa")):
             return ours[0]
         names = clean(theirs, _MOST_TEXT).split(",")
         return next((name for name in ours if name.removesuffix(_CERTIFICATE) in names), None)
