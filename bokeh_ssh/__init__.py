@@ -28,6 +28,9 @@ if TYPE_CHECKING:
         ForwardingRefusedError,
         GatewayExposedError,
         HostKeyError,
+        JobEndedError,
+        JobError,
+        JobNeverStartsError,
         LaunchError,
         LaunchTimeoutError,
         PortInUseError,
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
         ServerTakenError,
         SessionError,
         SocketInUseError,
+        SubmitError,
         TargetUnreachableError,
         TooManyKeysError,
         TunnelClosedError,
@@ -59,6 +63,10 @@ if TYPE_CHECKING:
         Event,
         HostKeyAdded,
         HostKeyVerified,
+        JobEnded,
+        JobStarted,
+        JobSubmitted,
+        JobWaiting,
         Launched,
         Launching,
         Lost,
@@ -76,6 +84,8 @@ if TYPE_CHECKING:
         Warned,
     )
     from bokeh_ssh._core.host import Host
+    from bokeh_ssh._jobs.batch import Batch
+    from bokeh_ssh._jobs.job import Job, JobState
     from bokeh_ssh._tunnels.direct import DirectTunnel
     from bokeh_ssh._tunnels.gateway import GatewayTunnel
     from bokeh_ssh._tunnels.local_forward import LocalForward
@@ -100,6 +110,9 @@ _HOMES = {
         "ForwardingRefusedError",
         "GatewayExposedError",
         "HostKeyError",
+        "JobEndedError",
+        "JobError",
+        "JobNeverStartsError",
         "LaunchError",
         "LaunchTimeoutError",
         "PortInUseError",
@@ -115,6 +128,7 @@ _HOMES = {
         "ServerTakenError",
         "SessionError",
         "SocketInUseError",
+        "SubmitError",
         "TargetUnreachableError",
         "TooManyKeysError",
         "TunnelClosedError",
@@ -131,6 +145,10 @@ _HOMES = {
         "Event",
         "HostKeyAdded",
         "HostKeyVerified",
+        "JobEnded",
+        "JobStarted",
+        "JobSubmitted",
+        "JobWaiting",
         "Launched",
         "Launching",
         "Lost",
@@ -152,6 +170,8 @@ _HOMES = {
     "_tunnels.notebook": ("notebook_prompt", "show"),
     "_tunnels.remote_forward": ("RemoteForward",),
     "_core.host": ("Host",),
+    "_jobs.batch": ("Batch",),
+    "_jobs.job": ("Job", "JobState"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -161,6 +181,7 @@ __all__ = [
     "Attached",
     "Authenticated",
     "AuthenticationError",
+    "Batch",
     "BokehNotFoundError",
     "BokehSSHError",
     "ChangedHostKeyError",
@@ -181,6 +202,15 @@ __all__ = [
     "HostKeyAdded",
     "HostKeyError",
     "HostKeyVerified",
+    "Job",
+    "JobEnded",
+    "JobEndedError",
+    "JobError",
+    "JobNeverStartsError",
+    "JobStarted",
+    "JobState",
+    "JobSubmitted",
+    "JobWaiting",
     "LaunchError",
     "LaunchTimeoutError",
     "Launched",
@@ -210,6 +240,7 @@ __all__ = [
     "ServerUnresponsive",
     "SessionError",
     "SocketInUseError",
+    "SubmitError",
     "TargetUnreachableError",
     "TooManyKeysError",
     "TunnelClosedError",

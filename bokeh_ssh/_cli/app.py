@@ -18,6 +18,7 @@ from bokeh_ssh._cli.hints import with_command
 from bokeh_ssh._cli.notify_ready import announce as tell_supervisor
 from bokeh_ssh._cli.options import (
     ATTACH,
+    BATCH,
     DEMO,
     EXPOSED,
     FORWARD,
@@ -31,6 +32,7 @@ from bokeh_ssh._cli.options import (
     TUNNEL,
     VISIT,
     Command,
+    take_batch,
     takes,
 )
 from bokeh_ssh._cli.run import (
@@ -140,7 +142,7 @@ def _top(
         "direct me@host app.py --command 'panel serve' -- --args --year 2024",
     ),
 )
-@takes(*TUNNEL, *LOGIN, *LOGGED)
+@takes(*TUNNEL, *BATCH, *LOGIN, *LOGGED)
 def direct(
     context: typer.Context,
     host: Target,
@@ -158,6 +160,7 @@ def direct(
     def make(foreground: Foreground) -> Lifecycle:
         from bokeh_ssh._tunnels.direct import DirectTunnel
 
+        take_batch(keywords)
         return DirectTunnel(host, app=apps or None, **common(foreground), **keywords)
 
     hold(make, announce_urls(show, host), verbose, keywords, apps or ())

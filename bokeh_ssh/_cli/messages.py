@@ -18,6 +18,10 @@ from bokeh_ssh._core.events import (
     Event,
     HostKeyAdded,
     HostKeyVerified,
+    JobEnded,
+    JobStarted,
+    JobSubmitted,
+    JobWaiting,
     Launched,
     Launching,
     Ready,
@@ -98,6 +102,30 @@ def _(event: HostKeyVerified) -> Line:
 @describe.register
 def _(event: Authenticated) -> Line:
     return Line("done", f"Logged in to {event.host} as {event.user} ({', '.join(event.methods)})")
+
+
+@describe.register
+def _(event: JobSubmitted) -> Line:
+    return Line("done", f"Submitted job {event.job} on {event.host}", then=f"Waiting for job {event.job}")
+
+
+@describe.register
+def _(event: JobWaiting) -> Line:
+    why = f": {event.reason}" if event.reason else ""
+    when = f", may start {_clock(event.estimated_start)}" if event.estimated_start else ""
+    return Line("begin", f"Job {event.job} waits{why}{when} (Ctrl-C cancels it)")
+
+
+@describe.register
+def _(event: JobStarted) -> Line:
+    until = f", ends {_clock(event.ends_at)}" if event.ends_at else ""
+    text = f"Job {event.job} runs on {event.node}{until}"
+    return Line("done", text, then=f"Connecting to {event.node}")
+
+
+@describe.register
+def _(event: JobEnded) -> Line:
+    return Line("note", f"Job {event.job} is over: {event.why}")
 
 
 @describe.register
@@ -193,6 +221,13 @@ def _(event: Warned) -> Line:
 def _(event: Closed) -> Line:
     what = _ENDS.get(event.server, "")
     return Line("note", f"Closed the connection to {event.host}" + (f"; {what}" if what else ""))
+
+
+def _clock(when: float) -> str:
+    """Say a time as people do: today's without the day."""
+    at = time.localtime(when)
+    today = at[:3] == time.localtime()[:3]
+    return time.strftime("%H:%M" if today else "%a %d %b %H:%M", at)
 
 
 def _bytes(count: float) -> str:

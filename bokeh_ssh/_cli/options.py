@@ -20,6 +20,9 @@ import typer
 from typer.core import TyperArgument, TyperCommand, TyperOption
 
 from bokeh_ssh._cli.completion import complete_host
+from bokeh_ssh._core.errors import UsageError
+from bokeh_ssh._jobs.batch import TYPES as BATCH_TYPES
+from bokeh_ssh._jobs.batch import Batch
 from bokeh_ssh._tunnels.options import (
     DirectOptions,
     GatewayOptions,
@@ -41,9 +44,9 @@ def _typed_as(kind: Any) -> Any:
 
 
 _RECORDS = (RemoteForwardOptions, LocalForwardOptions, GatewayOptions, DirectOptions)
-_TYPES = {name: kind for record in _RECORDS for name, kind in get_type_hints(record).items()}
+_TYPES = BATCH_TYPES | {name: kind for record in _RECORDS for name, kind in get_type_hints(record).items()}
 #: What is typed for each keyword; list[str] can be repeated, bool has no value. A command is one text.
-KINDS = {name: _typed_as(kind) for name, kind in _TYPES.items()} | {"command": str}
+KINDS = {name: _typed_as(kind) for name, kind in _TYPES.items()} | {"command": str, "batch": bool}
 
 
 @dataclass(frozen=True)
@@ -196,6 +199,21 @@ class Command(TyperCommand):
         if option:
             option.metavar = ""
         return option
+
+
+def take_batch(keywords: dict[str, Any]) -> None:
+    """Put what was typed of a batch job together, as ``batch``.
+
+    :raises UsageError: if something of it was typed without ``--batch``, or cannot be
+    """
+    asked = keywords.pop("batch", False)
+    given = {flag.keyword: keywords.pop(flag.keyword) for flag in BATCH if flag.keyword in keywords}
+    if given and not asked:
+        flag = next(flag for flag in BATCH if flag.keyword in given)
+        msg = f"{flag.names[0]} is for a batch job"
+        raise UsageError(msg, hint="add --batch, or leave it out")
+    if asked:
+        keywords["batch"] = Batch(**given)
 
 
 def _environment(pairs: Sequence[str]) -> dict[str, str]:
@@ -417,6 +435,25 @@ TUNNEL = (
     ),
 )
 
+#: What a DirectTunnel has besides: ``batch``, taken apart.
+BATCH = under(
+    "In a batch job",
+    Flag(
+        "batch",
+        "",
+        "Run the server in a batch job of the cluster whose login node HOST is (Slurm).",
+        first=True,
+    ),
+    Flag("time", "LIMIT", "The job's time limit, as the scheduler writes it: 2:00:00."),
+    Flag("queue", "NAME", "The queue (Slurm: partition)."),
+    Flag("account", "NAME", "The account or project that pays."),
+    Flag("cpus", "N", "CPUs of the job."),
+    Flag("memory", "SIZE", "Memory of the job, such as 32G."),
+    Flag("gpus", "N", "GPUs of the job."),
+    Flag("name", "NAME", "The job's name in the queue (default: bokeh-ssh).", name="--job-name"),
+    Flag("extra", "OPTION", "One more option of the submit command; repeat.", name="--batch-arg"),
+)
+
 #: What opens a server that runs.
 ATTACH = (
     *under("Ports", _LOCAL_PORT, _ALLOW_OTHERS),
@@ -526,7 +563,7 @@ EXPOSED = under("Ports", _ALLOW_EXPOSED)
 #: What the demo takes: its server, app and login are its own.
 DEMO = under("Ports", _LOCAL_PORT)
 
-_NAMES = {flag.keyword: flag.names[0] for flag in (*LOGIN, *TUNNEL, *GATEWAY, *REMOTE, *FORWARD)}
+_NAMES = {flag.keyword: flag.names[0] for flag in (*LOGIN, *TUNNEL, *BATCH, *GATEWAY, *REMOTE, *FORWARD)}
 _MENTION = re.compile(
     r'\b(?P<name>[a-z_]+)(?:=(?P<value>True|False|"[^"]*"|\(\)|(?=[\s,;.)]|$)))?(?![\w=])',
 )

@@ -28,6 +28,10 @@
     │   ├── BokehNotFoundError
     │   ├── LaunchTimeoutError
     │   └── UploadError             the app could not be brought there
+    ├── JobError                    a cluster's scheduler and its batch job
+    │   ├── SubmitError             the scheduler refused the job
+    │   ├── JobNeverStartsError     it accepted the job, which can never start
+    │   └── JobEndedError           the job is over
     ├── ServerNotFoundError         nothing to attach to
     │   └── ServerGoneError         the server that was there is no more
     ├── ServerTakenError            another client holds the server
@@ -271,6 +275,54 @@ class UploadError(LaunchError):
     """The app that was to be brought there could not be read here, or not be stored there."""
 
     stage = "upload"
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class JobError(BokehSSHError):
+    """A batch job does not do what it was submitted for.
+
+    :ivar job: the scheduler's number for it; empty where there is none
+    """
+
+    stage = "job"
+
+    job: str = ""
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class SubmitError(JobError):
+    """The scheduler refused the job, or there is no scheduler: nothing is queued.
+
+    :ivar said: what the scheduler said, line by line
+    """
+
+    said: tuple[str, ...] = ()
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class JobNeverStartsError(JobError):
+    """The scheduler accepted the job, but no waiting will start it; it was cancelled.
+
+    :ivar reason: why it waits, in the scheduler's word
+    """
+
+    reason: str = ""
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class JobEndedError(JobError):
+    """The job is over, and all that ran in it.
+
+    :ivar state: how it ended: ``"TIMEOUT"``, ``"OUT_OF_MEMORY"``, ``"NODE_FAIL"``, ``"PREEMPTED"``,
+        ``"CANCELLED"``, ``"FAILED"``, ``"COMPLETED"``, or ``"UNKNOWN"``
+    :ivar log: the last lines that the job itself wrote
+    """
+
+    state: str = ""
+    log: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return super().__str__() + "".join(f"\n  | {line}" for line in self.log[-12:])
 
 
 class ServerNotFoundError(BokehSSHError):

@@ -54,6 +54,51 @@ class Authenticated(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class JobSubmitted(Event):
+    """The scheduler of ``host`` has accepted the batch job, under the number ``job``."""
+
+    job: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobWaiting(Event):
+    """The job is queued. Told at first, and when one of the two changes.
+
+    :param reason: why it waits, in the scheduler's word; empty where it has not said
+    :param estimated_start: when the scheduler expects to start it, in seconds since the epoch; None: no word
+    """
+
+    job: str
+    reason: str = ""
+    estimated_start: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobStarted(Event):
+    """The job runs on ``node``.
+
+    :param ends_at: when its time limit ends it, in seconds since the epoch; None: not known
+    """
+
+    job: str
+    node: str
+    ends_at: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobEnded(Event):
+    """The job is over.
+
+    :param state: how it ended, see :class:`JobEndedError`
+    :param why: the same as a sentence
+    """
+
+    job: str
+    state: str
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Launching(Event):
     """The remote server is being started."""
 

@@ -30,7 +30,7 @@ KEPT = "BOKEH_SSH_PYTHONPATH"
 _EARLY = ("PATH", "PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "PYTHONNOUSERSITE", "LD_LIBRARY_PATH")
 
 
-def _word(path: str) -> str:
+def word(path: str) -> str:
     """Quote a path for the shell, but leave the ``~/`` or ``~user/`` that it starts with to it."""
     home = re.match(r"~[\w.-]*(/|$)", path, re.ASCII)
     if not home:
@@ -61,7 +61,7 @@ def control_client_script(
         if libraries and not number:
             where = f"LD_LIBRARY_PATH={shlex.quote(libraries)}; export LD_LIBRARY_PATH; "
         begin = f"{where}exec {_START} {shlex.quote(_ALONE + _TAKE)}"
-        lines += [f"p={_word(path)}", f"if ({where}check); then {begin}; fi"]
+        lines += [f"p={word(path)}", f"if ({where}check); then {begin}; fi"]
     lines.insert(0, f'check() {{ "$p" -S -c {shlex.quote(check)} </dev/null >/dev/null 2>&1; }}')
     lines.append(f"""echo '{mark}{{"event":"refused","why":"python"}}'; exit 127""")
     return encode("\n".join(lines)) + b"%d\n" % len(program) + program + order
@@ -121,11 +121,11 @@ def script(launch: Launch, steps: tuple[str, ...], mark: str) -> str:
         lines += ["bokeh_ssh_r=$?; [ $bokeh_ssh_r = 0 ] || exit $bokeh_ssh_r"]
     lines += _early(launch.env)
     if launch.cwd is not None:
-        lines += ["bokeh_ssh_at=cwd; unset CDPATH", f"cd {_word(launch.cwd)} || exit 1"]
+        lines += ["bokeh_ssh_at=cwd; unset CDPATH", f"cd {word(launch.cwd)} || exit 1"]
     lines += ["bokeh_ssh_at=python; unalias -a 2>/dev/null; set --"]
     candidates = [launch.python] if launch.python is not None else ["python3", "python"]
     for path in candidates:
-        lines.append(f"bokeh_ssh_p={_word(path)}")
+        lines.append(f"bokeh_ssh_p={word(path)}")
         lines.append(
             'bokeh_ssh_q=$(command -v "$bokeh_ssh_p") && [ -x "$bokeh_ssh_q" ] && set -- "$@" "$bokeh_ssh_q"'
         )

@@ -35,13 +35,19 @@ _PARTS = {
         ),
         *("server_process", "daemonize", "systemd_scope", "supervisor"),
     ),
+    "warden": ("warden",),
+    "job_holder": ("process_tree", "run_dir", "job_place", "job_holder"),
+    "job_stream": ("run_dir", "job_place", "job_stream"),
     "control_client": ("process_tree", "process_group", "run_dir", "control_socket", "control_client"),
 }
 
 
 @functools.cache
 def payload(name: str) -> bytes:
-    """Return the text of ``"supervisor"`` or ``"control_client"``, with what it needs."""
+    """Return the text of a program that runs on the other machine, with the modules that it needs.
+
+    :param name: ``"supervisor"``, ``"control_client"``, ``"warden"``, ``"job_holder"`` or ``"job_stream"``
+    """
     folder = importlib.resources.files("bokeh_ssh") / "_remote"
     lines = [_FRAME]
     for module in _PARTS[name]:

@@ -8,6 +8,7 @@ import random
 import socket
 import threading
 import time
+from collections.abc import Callable
 
 from bokeh_ssh._core.errors import (
     AlgorithmError,
@@ -32,6 +33,9 @@ from bokeh_ssh._ssh.route import Hop, find_route
 from bokeh_ssh._ssh.tcp import dial
 from bokeh_ssh._ssh.transport import Transport
 
+#: Opens the way to a host within so many seconds.
+OpenStream = Callable[[float], socket.socket]
+
 #: An sshd that is full (MaxStartups) hangs up before its banner; trying again soon is what helps.
 _HANG_UP_RETRIES = 3
 #: What newer ones say before they do (sshd.c, drop_connection).
@@ -44,6 +48,7 @@ def connect(
     via: Connection | None = None,
     on_event: OnEvent = ignore,
     prompt_cache: PromptCache | None = None,
+    stream: OpenStream | None = None,
 ) -> Connection:
     """Connect and log in, through all hops (``ssh``).
 
@@ -51,6 +56,8 @@ def connect(
 
     :param via: an open connection to go through; stays open when this one is closed
     :param prompt_cache: answers for a person where it can, and learns what worked
+    :param stream: opens the way to the host, where that is no TCP connection: gets the seconds that it may
+        take, returns a connected socket; a host that is reached so has no jump host and no ProxyCommand
     :raises BokehSSHError: whatever went wrong, by stage; nothing is left open
     """
     route = find_route(host) if via is None else find_route(host)[-1:]
@@ -61,7 +68,7 @@ def connect(
     try:
         for hop in route:
             proxy_connection = made[-1] if made else via
-            made.append(_connect_hop(hop, proxy_connection, on_event, prompt_cache))
+            made.append(_connect_hop(hop, proxy_connection, on_event, prompt_cache, stream))
             if len(made) > 1:
                 made[-1]._proxy_connection = made[-2]
     except BaseException:
@@ -72,7 +79,11 @@ def connect(
 
 
 def _connect_hop(
-    hop: Hop, proxy_connection: Connection | None, on_event: OnEvent, prompt_cache: PromptCache
+    hop: Hop,
+    proxy_connection: Connection | None,
+    on_event: OnEvent,
+    prompt_cache: PromptCache,
+    stream: OpenStream | None,
 ) -> Connection:
     prompt_cache.begin()
     prompt = None if hop.config.batch_mode else prompt_cache.wrap(hop.host.prompt)
@@ -82,7 +93,7 @@ def _connect_hop(
     files = hop.known_hosts
     known = host_keys.known_algorithms(hop.known_as, hop.known_port, files)
     with contextlib.ExitStack() as stack:
-        transport = _handshake(hop, proxy_connection, known, stack)
+        transport = _handshake(hop, proxy_connection, known, stack, stream)
         peer = transport.getpeername()
         key = transport.host_key_blob
         added = host_keys.verify(
@@ -115,14 +126,19 @@ def _connect_hop(
 
 
 def _handshake(
-    hop: Hop, proxy_connection: Connection | None, known: tuple[str, ...], stack: contextlib.ExitStack
+    hop: Hop,
+    proxy_connection: Connection | None,
+    known: tuple[str, ...],
+    stack: contextlib.ExitStack,
+    stream: OpenStream | None,
 ) -> Transport:
     """Reach the server and exchange keys; the transport and its loop are put on ``stack``."""
     asked = algorithms.select(hop.config.algorithms, hop.config.lines, hop.label)
     deadline = time.monotonic() + hop.timeout
     for attempt in range(_HANG_UP_RETRIES + 1):
         with contextlib.ExitStack() as attempt_stack:
-            sock = _open_socket(hop, proxy_connection, max(0.1, deadline - time.monotonic()))
+            left = max(0.1, deadline - time.monotonic())
+            sock = stream(left) if stream else _open_socket(hop, proxy_connection, left)
             attempt_stack.callback(sock.close)
             io_loop = IOLoop(hop.label)
             attempt_stack.callback(io_loop.close)

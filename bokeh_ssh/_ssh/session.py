@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable
 
@@ -65,6 +66,19 @@ class Session:
         channel = self._channel
         if channel:
             channel.request(b"signal", string(name.encode()), want_reply=False)
+
+    def hand_over(self, rest: bytes) -> socket.socket:
+        """Return a local socket that the command's streams are joined to from here on.
+
+        Called from ``on_stdout`` alone. Nothing is told of the command any more: its end is the socket's.
+
+        :param rest: what has come already for whoever reads that socket
+        """
+        assert self._channel
+        ours, theirs = socket.socketpair()
+        theirs.sendall(rest)  # one packet at most, which its buffer takes
+        self._channel.handler = self._io_loop.relay(theirs, self._channel)
+        return ours
 
     def close(self) -> None:
         """Close the channel after what is queued and fits, with an end before it; idempotent."""

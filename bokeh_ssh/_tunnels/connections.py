@@ -8,7 +8,7 @@ import time
 from bokeh_ssh._core.events import OnEvent, Ready
 from bokeh_ssh._core.host import Host
 from bokeh_ssh._ssh.auth.prompt_cache import PromptCache
-from bokeh_ssh._ssh.connect import connect
+from bokeh_ssh._ssh.connect import OpenStream, connect
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._tunnels.lifecycle import Lifecycle
 
@@ -27,11 +27,15 @@ class Link(Lifecycle):
         self._connections: list[Connection] = []
 
     def _connect(
-        self, connection_stack: contextlib.ExitStack, host: Host, via: Connection | None = None
+        self,
+        connection_stack: contextlib.ExitStack,
+        host: Host,
+        via: Connection | None = None,
+        stream: OpenStream | None = None,
     ) -> Connection:
         """Connect and log in, with what a person has answered before; when it is lost, so is this."""
         connection = connection_stack.enter_context(
-            connect(host, via=via, on_event=self._emit, prompt_cache=self._prompt_cache)
+            connect(host, via=via, on_event=self._emit, prompt_cache=self._prompt_cache, stream=stream)
         )
         self._connections.append(connection)
         self._peers = tuple(dict.fromkeys((*self._peers, *connection.peers)))[-_MOST_PEERS:]

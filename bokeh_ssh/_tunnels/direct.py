@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+from typing import Any
 
+from bokeh_ssh._core.events import Event, JobEnded
 from bokeh_ssh._core.host import Host
+from bokeh_ssh._jobs.batch import as_batch
+from bokeh_ssh._jobs.cluster_job import ClusterJob
+from bokeh_ssh._jobs.job import Job, JobState
+from bokeh_ssh._ssh.connect import OpenStream
+from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._tunnels.base import Tunnel
+from bokeh_ssh._tunnels.lifecycle import State
 from bokeh_ssh._tunnels.options import DirectOptions, arguments_of
 
 
@@ -20,6 +29,10 @@ class DirectTunnel(Tunnel):
         alias, or a :class:`Host`
     :param user: the login name
     :param app: an app or several to serve: paths on that machine
+    :param batch: run the server in a batch job of the cluster whose login node ``host`` is: "slurm", "auto"
+        for the scheduler that is found there, or a :class:`Batch`; see ``job``. The tunnel waits for the job
+        as long as that takes (``launch_timeout`` counts from its start), and cancels it at the end; if this
+        program is killed, the job ends ``grace`` seconds later, whether it runs or waits
     :param args: more options for ``bokeh serve``
     :param command: "bokeh serve", "panel serve", or a command of your own that takes Bokeh's options. With
         ``{port}`` or ``{socket}`` in it, for where it is to listen, it is any web server:
@@ -64,17 +77,65 @@ class DirectTunnel(Tunnel):
     :raises UsageError: if an argument cannot work
     """
 
+    _shared = (*Tunnel._shared, "_job")
+
     @arguments_of(DirectOptions)
     def __init__(self, options: DirectOptions, host: Host) -> None:
         super().__init__(options, host)
         self._host = host
+        self._batch = as_batch(options.batch)
+        self._job: Job | None = None
+        self._cluster_job: ClusterJob | None = None
 
     def __repr__(self) -> str:
         what = ", ".join(self._serve.apps) or "Bokeh"
         return f"<DirectTunnel to {what} on {self._label}, {self._state}>"
 
+    @property
+    def job(self) -> Job | None:
+        """The batch job that the server runs in; None without ``batch``, and before it is submitted."""
+        return self._job
+
+    @property
+    def state(self) -> State:
+        """As for every tunnel; "queued" while its batch job waits to be started."""
+        state = super().state
+        waits = self._job is not None and self._job.state is JobState.PENDING
+        return "queued" if waits and state in ("connecting", "reconnecting") else state
+
+    def _open_local(self, stack: contextlib.ExitStack) -> None:
+        self._job = None
+        super()._open_local(stack)
+        if self._batch:
+            self._cluster_job = ClusterJob(
+                self._batch,
+                self._host,
+                python=self._serve.python,
+                grace=self._serve.grace,
+                timeout=self._serve.launch_timeout,
+                dial=self._dial,
+                on_event=self._emit,
+                on_change=self._note_job,
+            )
+            stack.callback(self._cluster_job.end)
+
+    def _dial(self, stack: contextlib.ExitStack, host: Host, stream: OpenStream | None) -> Connection:
+        return self._connect(stack, host, stream=stream)
+
+    def _pass_on(self, event: Event, facts: dict[str, Any]) -> None:
+        # The child's last word comes when nothing is taken over from it any more.
+        if isinstance(event, JobEnded) and self._job:
+            self._job = dataclasses.replace(self._job, state=JobState(event.state))
+        super()._pass_on(event, facts)
+
+    def _note_job(self, job: Job) -> None:
+        self._job = job
+
     def _connect_all(self, connection_stack: contextlib.ExitStack) -> bool:
-        connection = self._connect(connection_stack, self._host)
+        if self._cluster_job:
+            connection = self._cluster_job.connect(connection_stack)
+        else:
+            connection = self._connect(connection_stack, self._host)
         self._start_extra_forwards(connection_stack, connection)
         target, same = self._find_or_launch(connection_stack, connection)
         self._start_forwarding(connection_stack, connection, target, connection.name)

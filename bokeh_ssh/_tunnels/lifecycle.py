@@ -44,7 +44,7 @@ from bokeh_ssh._tunnels.child_process import Child, is_possible
 
 log = logging.getLogger("bokeh_ssh")
 
-State = Literal["new", "connecting", "ready", "lost", "reconnecting", "closed", "failed"]
+State = Literal["new", "connecting", "queued", "ready", "lost", "reconnecting", "closed", "failed"]
 _Self = TypeVar("_Self", bound="Lifecycle")
 
 _OPEN = ("connecting", "ready", "lost", "reconnecting")

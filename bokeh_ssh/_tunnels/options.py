@@ -13,8 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Concatenate, Literal, ParamSpec, TypeVar
 
+from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.events import OnEvent
 from bokeh_ssh._core.host import LOGIN_KEYWORDS, Host, Login, as_host
+from bokeh_ssh._jobs.batch import Batch, as_batch
 from bokeh_ssh._server.options import BOKEH_PORT, LOOPBACK, ServerOptions
 
 Reverse = Literal["auto", "host", "relay"]
@@ -31,6 +33,21 @@ class DirectOptions(Login, ServerOptions):
     host: str | Host = field(kw_only=False)
     user: str | None = field(default=None, kw_only=False)
     app: str | Sequence[str] | None = field(default=None, kw_only=False)
+    batch: str | Batch | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "batch", as_batch(self.batch))
+        if self.batch is None:
+            return
+        for name, given in (
+            ("server", self.server),
+            ("launch", self.launch is False),
+            ("detach", self.detach),
+        ):
+            if given:
+                msg = f"batch starts a server in a new job, which ends with the tunnel, but {name} was given"
+                raise UsageError(msg, hint=f"leave out batch, or {name}")
 
 
 @dataclass(frozen=True, kw_only=True)

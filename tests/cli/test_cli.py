@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import http.server
 import inspect
 import os
@@ -87,6 +88,8 @@ def test_help_does_not_load_ssh(words: list[str]) -> None:
 
 #: What is no flag: it is written without one, is asked for, or has no words (an object, a callable).
 NO_FLAGS = {"self", "app", "password", "passphrase", "pkey", "prompt", "on_event", "isolate"}
+#: What has several flags: see test_flags_of_a_batch_job.
+NO_FLAGS |= {"batch"}
 
 
 @pytest.mark.parametrize(
@@ -118,6 +121,36 @@ def test_flags_are_keywords(cls: type, flags: tuple[flagtable.Flag, ...], positi
             "--launch/--attach",
             "--signed/--open",
         )
+
+
+def test_flags_of_a_batch_job() -> None:
+    """Every field of a Batch is a flag of ``direct``, but the scheduler, which is found."""
+    fields = {field.name for field in dataclasses.fields(bokeh_ssh.Batch)}
+    done = subprocess.run(
+        [sys.executable, "-c", "import bokeh_ssh; bokeh_ssh.Batch; import bokeh_ssh._cli.options"],
+        check=False,
+    )
+    assert done.returncode == 0, "the flags do not find the types of a class that says it is the package's"
+    assert {flag.keyword for flag in flagtable.BATCH} == fields - {"scheduler"} | {"batch"}
+
+
+def test_batch_flags_make_a_record() -> None:
+    """What is typed of a batch job arrives as one record; without ``--batch`` nothing does."""
+    typed = {"batch": True, "time": "2:00:00", "gpus": 1, "extra": ("--constraint=a100",), "setup": "x"}
+    flagtable.take_batch(typed)
+    assert typed == {
+        "batch": bokeh_ssh.Batch(time="2:00:00", gpus=1, extra=["--constraint=a100"]),
+        "setup": "x",
+    }
+    plain = {"setup": "x"}
+    flagtable.take_batch(plain)
+    assert plain == {"setup": "x"}
+
+
+def test_job_flags_need_batch() -> None:
+    """A flag of a batch job without ``--batch`` is an error, and not passed over."""
+    with pytest.raises(bokeh_ssh.UsageError, match="--job-name is for a batch job; add --batch"):
+        flagtable.take_batch({"name": "dash"})
 
 
 def test_every_flag_reaches_the_class(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,79 @@
+"""What a person asks of a scheduler, as a record. No sockets, no scheduler's words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import get_type_hints
+
+from bokeh_ssh._core.errors import UsageError
+
+#: What ``batch=`` can name: "auto" is the scheduler that the login node has.
+SCHEDULERS = ("auto", "slurm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """The batch job that a server runs in; what is left out, the cluster decides.
+
+    :param scheduler: "slurm", or "auto" for the one that the login node has
+    :param time: the job's time limit as the scheduler writes it, such as "2:00:00"
+    :param queue: the queue (Slurm: partition)
+    :param account: the account or project that pays
+    :param cpus: CPUs of the server's one task
+    :param memory: memory of the node, such as "32G"
+    :param gpus: GPUs
+    :param name: the job's name, as others see it in the queue
+    :param extra: more arguments for the scheduler's submit command, such as ``["--constraint=a100"]``
+    :raises UsageError: if a value cannot be one
+    """
+
+    scheduler: str = "auto"
+    time: str | None = None
+    queue: str | None = None
+    account: str | None = None
+    cpus: int | None = None
+    memory: str | None = None
+    gpus: int | None = None
+    name: str = "bokeh-ssh"
+    extra: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.scheduler not in SCHEDULERS:
+            msg = f"scheduler={self.scheduler!r} is not known"
+            raise UsageError(msg, hint='use "slurm", or "auto"')
+        if isinstance(self.extra, str):
+            msg = "extra is one string"
+            raise UsageError(msg, hint='give a list: extra=["--constraint=a100"]')
+        object.__setattr__(self, "extra", tuple(self.extra))
+        for name in ("time", "queue", "account", "memory", "name"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, str) and value and value.isprintable()):
+                msg = f"{name}={value!r} is not a word for a scheduler"
+                raise UsageError(msg, hint="give a string without control characters, or leave it out")
+        for name in ("cpus", "gpus"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                msg = f"{name}={value!r} is not a number of them"
+                raise UsageError(msg, hint="give a number from 1, or leave it out")
+        for word in self.extra:
+            if not isinstance(word, str) or not word.startswith("-") or "\0" in word:
+                msg = f"{word!r} in extra is not an option of the submit command"
+                raise UsageError(msg, hint='write each option with its value: "--constraint=a100"')
+
+
+#: The types of its fields, read before the class says that it is the package's own.
+TYPES = get_type_hints(Batch)
+
+
+def as_batch(value: object) -> Batch | None:
+    """Make a record of what the caller gave for ``batch``.
+
+    :raises UsageError: if it is neither a scheduler's name nor a record
+    """
+    if value is None or isinstance(value, Batch):
+        return value
+    if isinstance(value, str):
+        return Batch(scheduler=value)
+    msg = f"batch={value!r} is neither a scheduler's name nor a Batch"
+    raise UsageError(msg, hint='give batch="auto", or Batch(...)')

@@ -1,0 +1,361 @@
+"""The batch job of a tunnel, from the login node on: submitted, waited for, reached, cancelled at the end.
+
+What stays while lines come and go: the login, as long as it lives, since a new one may ask a person for a
+code; the warden that it carries; and the job. The scheduler is asked only while somebody waits for its
+answer, not while the tunnel stands: the end of the job is the end of the connection to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+from bokeh_ssh._core.errors import (
+    BokehSSHError,
+    ConnectionLostError,
+    JobEndedError,
+    JobNeverStartsError,
+    LaunchError,
+    SubmitError,
+    TunnelClosedError,
+)
+from bokeh_ssh._core.events import Event, JobEnded, JobStarted, JobSubmitted, JobWaiting, Warned
+from bokeh_ssh._core.host import Host
+from bokeh_ssh._core.waiting import wait
+from bokeh_ssh._jobs import slurm
+from bokeh_ssh._jobs.batch import Batch
+from bokeh_ssh._jobs.job import Job, JobState
+from bokeh_ssh._jobs.job_login import JobLogin
+from bokeh_ssh._jobs.job_stream import open_job_stream
+from bokeh_ssh._jobs.script import job_script
+from bokeh_ssh._jobs.warden import Warden
+from bokeh_ssh._ssh.connect import OpenStream
+from bokeh_ssh._ssh.connection import Connection
+
+log = logging.getLogger("bokeh_ssh.job")
+
+#: Logs in to a machine: what must be closed goes on the stack.
+Dial = Callable[[contextlib.ExitStack, Host, OpenStream | None], Connection]
+
+#: Seconds from submitting to the first question, between the next two, and between any two at most.
+_FIRST = 1.0
+_LEAST = 2.0
+_MOST = 30.0
+_GROWTH = 1.3
+#: Questions in a row with a reason that no waiting ends, before it is believed.
+_SURE = 2
+#: Seconds that the scheduler may take to say how a job ended.
+_VERDICT = 60.0
+#: Seconds between two tries to reach a job that has just started.
+_PAUSE = 2.0
+_LINES = 20  # of what the job wrote, in an error
+
+
+class ClusterJob:
+    """A batch job on a cluster whose login node is reached by SSH.
+
+    :param host: the login node
+    :param python: an interpreter there and on the nodes; None takes ``python3`` or ``python``
+    :param grace: seconds that the job outlives a client that has vanished, while it waits and while it runs
+    :param timeout: seconds from the job's start until it must answer
+    :param dial: logs in to a machine
+    :param on_event: gets JobSubmitted, JobWaiting, JobStarted, JobEnded and Warned
+    :param on_change: gets the record of the job, whenever something in it changes
+    """
+
+    def __init__(
+        self,
+        batch: Batch,
+        host: Host,
+        *,
+        python: str | None,
+        grace: float,
+        timeout: float,
+        dial: Dial,
+        on_event: Callable[[Event], None],
+        on_change: Callable[[Job], None],
+    ) -> None:
+        self._batch = batch
+        self._host = host
+        self._label = host.target.host
+        self._pythons = list(dict.fromkeys(filter(None, (python, "python3", "python"))))
+        self._grace = grace
+        self._timeout = timeout
+        self._dial = dial
+        self._emit = on_event
+        self._on_change = on_change
+        self._stack = contextlib.ExitStack()
+        self._login_stack = contextlib.ExitStack()
+        self._key = JobLogin(self._stack, host)
+        self._nonce = secrets.token_hex(8)
+        self._warden: Warden | None = None
+        self._job: Job | None = None
+        self._asked = 0.0  # when the scheduler was asked last
+        self._silent = False  # whether it was told that the scheduler does not answer
+        self._started = False  # whether the start was told
+        self._closed = threading.Event()
+
+    # Opening, and opening again after a loss.
+
+    def connect(self, connection_stack: contextlib.ExitStack) -> Connection:
+        """Return an SSH connection to the job's machine; submit the job before, and wait for its start.
+
+        :raises SubmitError: if the scheduler refuses the job
+        :raises JobNeverStartsError: if no waiting would start it
+        :raises JobEndedError: if it is over
+        :raises BokehSSHError: if a machine cannot be reached
+        """
+        warden = self._reach_login()
+        if self._job is None:
+            self._submit(warden)
+        self._await_start(warden)
+        return self._reach_node(warden, connection_stack)
+
+    def _reach_login(self) -> Warden:
+        """Return the warden on the login node; log in, and start one, where there is none."""
+        self._check_wanted()
+        if self._warden and self._warden.alive:
+            return self._warden
+        self._login_stack.close()
+        stack = self._login_stack = contextlib.ExitStack()
+        connection = self._dial(stack, self._host, None)
+        warden = Warden(connection, self._pythons, self._grace, [slurm.SUBMIT])
+        stack.callback(warden.close)
+        if self._closed.is_set():  # by another thread, just now
+            stack.close()
+            self._check_wanted()
+        self._warden = warden
+        if self._job:  # the warden before this one leaves the job to it
+            job = self._job.id
+            self._nonce = secrets.token_hex(8)
+            guard = slurm.guard(self._nonce)
+            warden.look_after(_filled(guard, job))
+            warden.run(slurm.claim_words(job, self._nonce))
+        return warden
+
+    def _check_wanted(self) -> None:
+        if self._closed.is_set():
+            msg = "it was closed while it opened"
+            raise TunnelClosedError(msg, host=self._label)
+
+    def _submit(self, warden: Warden) -> None:
+        if slurm.SUBMIT not in warden.programs:
+            msg = f"there is no scheduler that is known here: it has no {slurm.SUBMIT}"
+            hint = "give the cluster's login node; without batch the server runs on that machine itself"
+            raise SubmitError(msg, host=self._label, hint=hint)
+        output = self._expand_home(warden, slurm.OUTPUT)
+        words = [*slurm.submit_words(self._batch, self._nonce), slurm.output_word(output)]
+        script = job_script(self._pythons, self._key.public_key, self._grace, output)
+        answer = warden.run(words, script, guard=slurm.guard(self._nonce))
+        job = slurm.read_submitted(answer.out) if answer.status == 0 else ""
+        if not job:
+            msg = f"the scheduler refuses the job: {slurm.refusal(answer.lines)}"
+            hint = "check queue, account, time, memory, gpus and extra"
+            raise SubmitError(msg, host=self._label, hint=hint, said=answer.lines)
+        self._asked = time.monotonic() - _LEAST + _FIRST
+        self._set(Job(id=job))
+        self._emit(JobSubmitted(host=self._label, job=job))
+
+    def _expand_home(self, warden: Warden, path: str) -> str:
+        home = warden.run(["sh", "-c", 'printf "%s\\n" "$HOME"']).out.strip()
+        return path.replace("~", home, 1) if home.startswith("/") and "%" not in home else "/dev/null"
+
+    def _await_start(self, warden: Warden) -> None:
+        """Wait until the job runs, as long as it takes."""
+        pause, hopeless = _LEAST, 0
+        told: tuple[str, int] | None = None
+        verdict = 0.0
+        while True:
+            job = self._ask(warden, pause)
+            if job is None or job.state is not JobState.PENDING:
+                hopeless = 0
+            if job is None:
+                pause = min(_MOST, pause * _GROWTH)
+                continue
+            if job.state is JobState.RUNNING:
+                break
+            if job.state is JobState.COMPLETING:
+                verdict = verdict or time.monotonic() + _VERDICT
+                if time.monotonic() < verdict:
+                    pause = _LEAST
+                    continue
+                job = dataclasses.replace(job, state=JobState.UNKNOWN)
+            if job.state.over:
+                raise self._ended(warden, job)
+            hopeless = hopeless + 1 if slurm.why_never(job.reason) else 0
+            if hopeless >= _SURE:
+                raise self._never(warden, job)
+            now = (job.reason, round((job.estimated_start or 0) / 60))
+            if now != told:
+                told = now
+                self._emit(
+                    JobWaiting(
+                        host=self._label,
+                        job=job.id,
+                        reason=job.reason,
+                        estimated_start=job.estimated_start,
+                    )
+                )
+            pause = _LEAST if hopeless else min(_MOST, pause * _GROWTH)
+        if not self._started:
+            self._started = True
+            self._emit(JobStarted(host=self._label, job=job.id, node=job.node, ends_at=job.ends_at))
+
+    def _ask(self, warden: Warden, pause: float) -> Job | None:
+        """Ask what the job does, ``pause`` seconds after it was asked last; None where it cannot be asked."""
+        assert self._job
+        left = self._asked + pause - time.monotonic()
+        if left > 0 and wait(warden.connection.lost, left):
+            raise warden.connection.lost_error()
+        self._check_wanted()
+        self._asked = time.monotonic()
+        answer = warden.run(slurm.ask_words(self._job.id))
+        found = slurm.read_answer(self._job.id, answer.status, answer.out, answer.err)
+        if found is None:
+            if not self._silent:
+                self._silent = True
+                said = answer.lines[0] if answer.lines else "it says nothing"
+                self._emit(Warned(host=self._label, text=f"the scheduler cannot be asked ({said})"))
+            return None
+        self._silent = False
+        self._set(found)
+        return found
+
+    def _set(self, job: Job) -> None:
+        if job != self._job:
+            self._job = job
+            self._on_change(job)
+
+    def _ended(self, warden: Warden, job: Job) -> JobEndedError:
+        """Make the error for a job that is over, and tell of it."""
+        why, hint = slurm.describe_end(job.state)
+        lines = self._written(warden, job) if not self._started else ()
+        warden.release()
+        self._emit(JobEnded(host=self._label, job=job.id, state=job.state.value, why=why))
+        msg = f"{why} (job {job.id}, {job.state.value})"
+        return JobEndedError(msg, host=self._label, hint=hint, job=job.id, state=job.state.value, log=lines)
+
+    def _never(self, warden: Warden, job: Job) -> JobNeverStartsError:
+        """Cancel a job that can never start, and make the error for it."""
+        why = slurm.why_never(job.reason)
+        self._cancel(f"cancelled, since {why}")
+        msg = f"job {job.id} can never start: {why} ({job.reason}), so it was cancelled"
+        hint = "ask for less, or for another queue"
+        return JobNeverStartsError(msg, host=self._label, hint=hint, job=job.id, reason=job.reason)
+
+    def _written(self, warden: Warden, job: Job) -> tuple[str, ...]:
+        """Read what the job wrote, where the home is shared; empty elsewhere."""
+        output = self._expand_home(warden, slurm.OUTPUT).replace("%j", job.id)
+        text = 'tail -n "$1" -- "$2" && rm -f -- "$2"'
+        try:
+            return warden.run(["sh", "-c", text, "sh", str(_LINES), output]).lines[-_LINES:]
+        except BokehSSHError:
+            return ()
+
+    # The way to the job's machine.
+
+    def _reach_node(self, warden: Warden, connection_stack: contextlib.ExitStack) -> Connection:
+        deadline = time.monotonic() + self._timeout
+        while True:
+            try:
+                return self._dial_node(warden, connection_stack, deadline)
+            except LaunchError as exc:
+                raise self._useless(warden, exc) from exc
+            except ConnectionLostError as exc:
+                if not warden.alive:
+                    raise
+                job = self._ask(warden, _LEAST)
+                if job and job.state is not JobState.RUNNING:
+                    self._await_start(warden)  # raises how it ended
+                if time.monotonic() > deadline:
+                    exc.host = exc.host or self._label
+                    raise
+            wait(self._closed, _PAUSE)
+            self._check_wanted()
+
+    def _dial_node(
+        self, warden: Warden, connection_stack: contextlib.ExitStack, deadline: float
+    ) -> Connection:
+        sock, record = self._open_stream(warden, deadline)
+        unused = [sock]
+        try:
+            assert self._job
+            node = self._job.node or str(record["node"])
+            self._key.trust(node, str(record.get("host_key")))
+            host = self._key.host(node, str(record["user"]))
+
+            def stream(timeout: float) -> socket.socket:
+                if unused:
+                    return unused.pop()
+                return self._open_stream(warden, time.monotonic() + timeout)[0]
+
+            return self._dial(connection_stack, host, stream)
+        finally:
+            for each in unused:
+                each.close()
+
+    def _open_stream(self, warden: Warden, deadline: float) -> tuple[socket.socket, dict[str, object]]:
+        assert self._job
+        return open_job_stream(
+            warden.connection,
+            slurm.stream_words(self._job.id, self._job.node),
+            job=self._job.id,
+            path=warden.path,
+            pythons=self._pythons,
+            mark=secrets.token_hex(16),
+            timeout=max(5.0, deadline - time.monotonic()),
+        )
+
+    def _useless(self, warden: Warden, error: LaunchError) -> LaunchError:
+        """Cancel a job whose machine can run no SSH server."""
+        assert self._job
+        lines = self._written(warden, self._job)
+        self._cancel(f"cancelled, since {error.message}")
+        return LaunchError(error.message, host=self._label, hint=error.hint, log=lines)
+
+    # The end.
+
+    def end(self) -> None:
+        """Cancel the job, and log out; idempotent, from any thread, in some seconds at most."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        try:
+            self._cancel("cancelled, since its tunnel was closed")
+        finally:
+            self._login_stack.close()
+            self._stack.close()
+
+    def _cancel(self, why: str) -> None:
+        """Cancel the job, if there is one that is not over; also one that is being submitted."""
+        warden, job = self._warden, self._job
+        if warden is None or (job and job.state.over):
+            return
+        try:
+            heard = warden.end_job() if warden.alive else False
+        except BokehSSHError as exc:
+            log.debug("%s: cancelling: %s", self._label, exc)
+            heard = False
+        if job is None:
+            return
+        if heard:
+            self._set(dataclasses.replace(job, state=JobState.CANCELLED))
+            self._emit(JobEnded(host=self._label, job=job.id, state=JobState.CANCELLED.value, why=why))
+        else:
+            text = f"job {job.id} could not be told to end; it does so within {self._grace:g} s"
+            self._emit(Warned(host=self._label, text=text))
+
+
+def _filled(guard: dict[str, object], job: str) -> dict[str, object]:
+    """Put the job's number where its place is."""
+
+    def fill(value: object) -> object:
+        return [str(word).replace("{job}", job) for word in value] if isinstance(value, list) else value
+
+    return {name: fill(value) for name, value in guard.items()}

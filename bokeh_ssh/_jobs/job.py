@@ -1,0 +1,47 @@
+"""A batch job as it is known here: its states, and a record."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class JobState(str, enum.Enum):
+    """What becomes of a job, in the words of Slurm, which those of other schedulers are told in too."""
+
+    PENDING = "PENDING"  # waits
+    RUNNING = "RUNNING"
+    COMPLETING = "COMPLETING"  # it is over, and not yet told how
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    TIMEOUT = "TIMEOUT"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    NODE_FAIL = "NODE_FAIL"
+    PREEMPTED = "PREEMPTED"
+    UNKNOWN = "UNKNOWN"  # the scheduler knows the job no more
+
+    @property
+    def over(self) -> bool:
+        """Whether the job has ended, and how is known."""
+        return self not in (JobState.PENDING, JobState.RUNNING, JobState.COMPLETING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """The batch job of a tunnel.
+
+    :ivar id: the scheduler's number for it
+    :ivar state: what it does, see :class:`JobState`
+    :ivar node: the machine it runs on; empty while it waits
+    :ivar reason: why it waits, in the scheduler's word; empty where it has none
+    :ivar estimated_start: when the scheduler expects it to start, in seconds since the epoch; None: no word
+    :ivar ends_at: when its time limit ends it, likewise; None while it waits
+    """
+
+    id: str
+    state: JobState = JobState.PENDING
+    node: str = ""
+    reason: str = ""
+    estimated_start: float | None = None
+    ends_at: float | None = None

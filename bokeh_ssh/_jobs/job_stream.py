@@ -1,0 +1,139 @@
+"""A byte stream to a job's SSH server, through the scheduler: no port anywhere, no forwarding needed."""
+
+from __future__ import annotations
+
+import shlex
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from bokeh_ssh._core.errors import ConnectionLostError, LaunchError
+from bokeh_ssh._core.framing import Reader, Tail, plain
+from bokeh_ssh._core.waiting import wait_for
+from bokeh_ssh._server.bootstrap import control_client_script
+from bokeh_ssh._server.launch_spec import encode_message
+from bokeh_ssh._server.payload import payload
+from bokeh_ssh._ssh.connection import Connection
+from bokeh_ssh._ssh.remote_shell import READ, encode, exec_line
+from bokeh_ssh._ssh.session import Session
+
+#: What runs on the node: a shell that reads its script from the stream, so that no command line has it.
+_SHELL = ["/bin/sh", "-c", READ.replace("<&3", "")]
+
+
+def open_job_stream(
+    connection: Connection,
+    words: Sequence[str],
+    *,
+    job: str,
+    path: str,
+    pythons: Sequence[str],
+    mark: str,
+    timeout: float,
+) -> tuple[socket.socket, dict[str, Any]]:
+    """Reach the SSH server of a job by a command of the scheduler's on the login node.
+
+    :param words: the command that runs another one in the job, joined to it by its streams
+    :param path: the PATH for it
+    :param mark: letters and digits that mark our lines
+    :param timeout: seconds until the server must answer
+    :returns: a socket that leads to it, and what the job told of it: ``host_key``, ``user``, ``node``
+    :raises ConnectionLostError: if the command fails: the job may be over, or the scheduler not there
+    :raises LaunchError: if there can be no SSH server
+    """
+    start = _Start(mark)
+    deadline = time.monotonic() + timeout
+    session = start.session = connection.run(
+        exec_line(mark),
+        on_stdout=start.on_stdout,
+        on_stderr=start.errors.feed,
+        on_exit=start.on_exit,
+        timeout=connection.hop.timeout,
+    )
+    try:
+        start.wait("hello", deadline)
+        command = shlex.join([*words, *_SHELL])
+        lead = encode(f"PATH={shlex.quote(path)}; export PATH; exec {command}")
+        order = {"mark": mark, "job": job, "timeout": max(1.0, deadline - time.monotonic() - 2.0)}
+        program = payload("job_stream")
+        session.write(lead + control_client_script(pythons, {}, mark, program, encode_message(order)))
+        record = start.wait("connected", deadline)
+    except BaseException:
+        session.close()
+        start.drop()
+        raise
+    assert start.sock
+    return start.sock, record
+
+
+class _Start:
+    """The stream until the SSH server has it."""
+
+    def __init__(self, mark: str) -> None:
+        self.session: Session | None = None
+        self.sock: socket.socket | None = None
+        self.errors = Tail(20)
+        self._reader = Reader(mark)
+        self._rest = bytearray()
+        self._change = threading.Condition()
+        self._messages: list[dict[str, Any]] = []
+        self._over = False
+        self._dropped = False
+
+    def wait(self, event: str, deadline: float) -> dict[str, Any]:
+        """Wait for a message."""
+
+        def find(name: str) -> dict[str, Any] | None:
+            return next((each for each in self._messages if each["event"] == name), None)
+
+        with self._change:
+            met = wait_for(
+                self._change,
+                lambda: find(event) or find("refused") or self._over,
+                max(0.1, deadline - time.monotonic()),
+            )
+            found, refused = find(event), find("refused")
+        if found:
+            return found
+        said = " / ".join((*self._reader.noise.lines, *self.errors.lines)[-3:])
+        if refused:
+            why = plain(str(refused.get("why") or ""))
+            why = "there is no Python on it" if why == "python" else why
+            node = plain(str(refused.get("node") or "the job's machine"))
+            msg = f"{node} cannot be used: {why}" if why else f"the job on {node} does not answer"
+            raise LaunchError(msg, hint="see what the job wrote, or ask for another machine")
+        if not met:
+            msg = "the job's machine did not answer in time"
+            raise ConnectionLostError(f"{msg} ({said})" if said else msg, hint="try again")
+        msg = f"the scheduler did not lead to the job ({said or 'it said nothing'})"
+        raise ConnectionLostError(msg, hint="try again")
+
+    def drop(self) -> None:
+        """Close what comes of it."""
+        with self._change:
+            self._dropped = True
+            sock = self.sock
+        if sock:
+            sock.close()
+
+    # On the transport thread.
+
+    def on_stdout(self, data: bytes) -> None:
+        self._rest += data
+        with self._change:
+            while not self.sock and (end := self._rest.find(b"\n") + 1):
+                line = bytes(self._rest[:end])
+                del self._rest[:end]
+                self._messages += self._reader.feed(line)
+                if self._messages and self._messages[-1]["event"] == "connected" and self.session:
+                    self.sock = self.session.hand_over(bytes(self._rest))
+                    if self._dropped:
+                        self.sock.close()
+            self._change.notify_all()
+
+    def on_exit(self, status: int | None) -> None:
+        with self._change:
+            self._over = True
+            self._change.notify_all()

@@ -1,0 +1,195 @@
+"""Slurm's commands and what they say. Text only.
+
+What it really does was tried with 22.05; the comments name what is unlike its manual.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from bokeh_ssh._core.framing import plain
+from bokeh_ssh._jobs.batch import Batch
+from bokeh_ssh._jobs.job import Job, JobState
+
+NAME = "slurm"
+SUBMIT = "sbatch"
+
+#: The job's number in what ``sbatch --parsable`` says; a start file or a plugin may say more.
+JOB_PATTERN = r"(?m)^(\d+)(?:;[\w.-]+)?$"
+#: Where the job's script writes until its holder has begun; in the home, which a node has too.
+OUTPUT = "~/.bokeh-ssh-job-%j.log"
+#: Seconds before the time limit at which the holder is sent a signal; Slurm looks every 30 s only.
+WARNING = 120
+#: Marks a job as looked after, in its comment, by one client's warden.
+_CLAIM = "bokeh-ssh:"
+
+#: Fields of ``squeue`` that hold no separator: state, reason, (expected) start, end, batch host. Names and
+#: comments are left out, since they may hold anything.
+_FORMAT = "%T|%r|%S|%e|%B"
+_ANSWER = re.compile(
+    r"^(?P<state>[A-Z_]+)\|(?P<reason>[^|]*)\|(?P<start>[^|]*)\|(?P<end>[^|]*)\|(?P<node>[^|]*)$", re.M
+)
+#: What squeue says, with exit status 1, of a job that it does not know, or knows no more (MinJobAge).
+_UNKNOWN = "Invalid job id specified"
+
+_RUNNING = ("RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING")
+_WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD")
+_OVER = {"BOOT_FAIL": JobState.NODE_FAIL, "DEADLINE": JobState.TIMEOUT, "REVOKED": JobState.CANCELLED}
+
+#: Reasons that no waiting ends. Slurm accepts such jobs, and lets them wait for ever.
+_NEVER = {
+    "PartitionTimeLimit": "its time limit is over the queue's",
+    "PartitionNodeLimit": "it wants more nodes than the queue has, or than it gives to one job",
+    "PartitionConfig": "no machine of the queue has what it wants",
+    "PartitionDown": "the queue is down",
+    "PartitionInactive": "the queue is closed",
+    "BadConstraints": "no machine has what it wants",
+    "InvalidAccount": "its account is not known",
+    "InvalidQOS": "its quality of service (QOS) is not known",
+    "DependencyNeverSatisfied": "what it depends on has failed",
+}
+#: A limit on what one job may have, which stays whatever other jobs do.
+_PER_JOB = re.compile(r"(Assoc|QOS)(Grp)?Max\w*PerJob\w*")
+
+#: How it ended, and the next step.
+_ENDS = {
+    JobState.COMPLETED: ("the job ended by itself", "start it again"),
+    JobState.FAILED: ("the job failed", "see what your cluster's accounting (sacct -j) says of it"),
+    JobState.CANCELLED: ("the job was cancelled", "start it again, unless that was you"),
+    JobState.TIMEOUT: ("the job reached its time limit", "start it again with a longer time"),
+    JobState.OUT_OF_MEMORY: ("the job used more memory than it has", "start it again with more memory"),
+    JobState.NODE_FAIL: ("the job's machine failed", "start it again"),
+    JobState.PREEMPTED: ("the job had to make room for one of a higher priority", "start it again"),
+    JobState.UNKNOWN: ("the job is over, and the scheduler does not know how it ended", "start it again"),
+}
+
+
+def claim(nonce: str) -> str:
+    """Return the job's comment that says which warden looks after it."""
+    return _CLAIM + nonce
+
+
+def submit_words(batch: Batch, nonce: str) -> list[str]:
+    """Return the command that submits a script on its standard input."""
+    words = [SUBMIT, "--parsable", "--nodes=1", "--ntasks=1", "--open-mode=append"]
+    for option, value in (
+        ("job-name", batch.name),
+        ("time", batch.time),
+        ("partition", batch.queue),
+        ("account", batch.account),
+        ("cpus-per-task", batch.cpus),
+        ("mem", batch.memory),
+        ("gpus", batch.gpus),
+    ):
+        if value is not None:
+            words.append(f"--{option}={value}")
+    # Those last, since the last one counts: nothing works without them.
+    return [
+        *words,
+        *batch.extra,
+        "--no-requeue",  # a job that starts again by itself has nobody who waits for it
+        f"--signal=B:USR1@{WARNING}",
+        f"--comment={claim(nonce)}",
+    ]
+
+
+def output_word(path: str) -> str:
+    """Return the option that names the file for the job's output."""
+    return f"--output={path}"
+
+
+def ask_words(job: str) -> list[str]:
+    """Return the command that asks what a job does; times come in seconds since the epoch."""
+    return ["env", "SLURM_TIME_FORMAT=%s", "squeue", "-h", "-t", "all", "-j", job, "-o", _FORMAT]
+
+
+def cancel_words(job: str) -> list[str]:
+    """Return the command that cancels a job; Slurm says nothing against one that it does not know."""
+    return ["scancel", job]
+
+
+def claim_words(job: str, nonce: str) -> list[str]:
+    """Return the command that makes another warden the one that looks after a job."""
+    return ["scontrol", "update", f"JobId={job}", f"Comment={claim(nonce)}"]
+
+
+def guard(nonce: str) -> dict[str, object]:
+    """Say how a warden sees that a job still waits and is its own to cancel; see ``_remote.warden``."""
+    mine = re.escape(claim(nonce))
+    return {
+        "job": JOB_PATTERN,
+        "check": ["squeue", "-h", "-j", "{job}", "-o", "%T %k"],
+        "waits": rf"(?m)^(PENDING|CONFIGURING) ({mine}$|(?!{re.escape(_CLAIM)}))",
+        "cancel": cancel_words("{job}"),
+    }
+
+
+def stream_words(job: str, node: str) -> list[str]:
+    """Return the command that runs another one beside the job's script, joined to it by its streams.
+
+    Without ``-u`` what it says is held back until a newline.
+    """
+    where = [f"--nodelist={node}"] if node else []
+    return ["srun", "--overlap", f"--jobid={job}", *where, "--nodes=1", "--ntasks=1", "-u", "-Q", "--"]
+
+
+def read_submitted(out: str) -> str:
+    """Read the job's number in what ``sbatch`` said; empty where there is none."""
+    found = re.search(JOB_PATTERN, out)
+    return found[1] if found else ""
+
+
+def read_answer(job: str, status: int, out: str, err: str) -> Job | None:
+    """Read what ``squeue`` said; None where it could not be asked, which says nothing of the job."""
+    # The last line is squeue's: start files may say something before.
+    found = next(reversed(list(_ANSWER.finditer(out))), None)
+    if status == 0 and found:
+        state = read_state(found["state"])
+        over_or_runs = state is not JobState.PENDING
+        return Job(
+            id=job,
+            state=state,
+            node=plain(found["node"]) if over_or_runs and found["node"] not in ("n/a", "(null)") else "",
+            reason="" if over_or_runs or found["reason"] == "None" else plain(found["reason"]),
+            estimated_start=None if over_or_runs else _seconds(found["start"]),
+            ends_at=_seconds(found["end"]) if over_or_runs else None,
+        )
+    if (status == 0 and not out.strip()) or _UNKNOWN in err:
+        return Job(id=job, state=JobState.UNKNOWN)
+    return None
+
+
+def read_state(word: str) -> JobState:
+    """Read a state, also one that is a special case of another."""
+    if word in _RUNNING:
+        return JobState.RUNNING
+    if word in _WAITING:
+        return JobState.PENDING
+    if word in _OVER:
+        return _OVER[word]
+    try:
+        return JobState(word)
+    except ValueError:  # COMPLETING, STAGE_OUT, and what later versions may have
+        return JobState.COMPLETING
+
+
+def _seconds(word: str) -> float | None:
+    return float(word) if re.fullmatch(r"\d{1,11}", word, re.ASCII) else None
+
+
+def why_never(reason: str) -> str:
+    """Say why a job that waits for this reason can never start; empty where waiting may help."""
+    known = _NEVER.get(reason, "")
+    return known or ("it wants more than one job may have" if _PER_JOB.fullmatch(reason) else "")
+
+
+def describe_end(state: JobState) -> tuple[str, str]:
+    """Say how a job ended, and the next step."""
+    return _ENDS[state]
+
+
+def refusal(lines: Sequence[str]) -> str:
+    """Choose the line of what ``sbatch`` said that tells why it refused; the first one has the value."""
+    errors = [line.partition("error:")[2].strip() for line in lines if "error:" in line]
+    return "; ".join(errors) or " / ".join(lines) or "it said nothing"

@@ -1,0 +1,96 @@
+"""The near end of the warden: commands of a scheduler, run on the login node, and what they say."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from bokeh_ssh._core.framing import plain
+from bokeh_ssh._jobs.remote_program import RemoteProgram
+from bokeh_ssh._ssh.connection import Connection
+
+#: Seconds that the warden gives a command, and that we give the warden besides.
+COMMAND_TIMEOUT = 30.0
+_MARGIN = 10.0
+#: Seconds for the word that a job was cancelled, when all is closed.
+_GOODBYE = 5.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command said, and its exit status; 127 where there is no such command."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What it said, errors first, fit to be shown."""
+        text = f"{self.err}\n{self.out}"
+        return tuple(line for line in map(plain, text.splitlines()) if line)
+
+
+class Warden:
+    """A warden on a login node, which looks after a job as long as this is open, and after it.
+
+    :param grace: seconds that a job which waits outlives its client
+    :param programs: those to look for
+    :ivar programs: those that are there
+    :ivar path: the PATH that has them
+    """
+
+    def __init__(
+        self, connection: Connection, pythons: Sequence[str], grace: float, programs: Sequence[str]
+    ) -> None:
+        self.connection = connection
+        self._program = RemoteProgram("warden", pythons=pythons)
+        self._numbers = itertools.count(1)
+        order = {"grace": grace, "programs": list(programs)}
+        self._program.start(connection, order, connection.hop.timeout)
+        found = self._program.expect(("found",), COMMAND_TIMEOUT + _MARGIN)
+        self.programs = tuple(map(str, found["programs"]))
+        self.path = str(found["path"])
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked."""
+        return self.connection.alive and not self._program.over
+
+    def run(
+        self,
+        words: Sequence[str],
+        text: str = "",
+        *,
+        guard: Mapping[str, object] | None = None,
+        timeout: float = COMMAND_TIMEOUT,
+    ) -> Answer:
+        """Run a command there.
+
+        :param text: its standard input
+        :param guard: for one that submits: how to look after the job, from the moment that it is there
+        :raises ConnectionLostError: if the line goes down
+        """
+        number = next(self._numbers)
+        order = {"do": "run", "id": number, "argv": list(words), "input": text, "timeout": timeout}
+        self._program.send({**order, "guard": guard} if guard else order)
+        said = self._program.expect(("ran",), timeout + _MARGIN, lambda each: each.get("id") == number)
+        return Answer(int(said["status"]), str(said["out"]), str(said["err"]))
+
+    def look_after(self, guard: Mapping[str, object]) -> None:
+        """Let it look after a job that is there."""
+        self._program.send({"do": "guard", "guard": guard})
+
+    def end_job(self) -> bool:
+        """Have the job cancelled; whether the scheduler has heard it. It is told on where it has not."""
+        self._program.send({"do": "end"})
+        return not self._program.expect(("ended",), _GOODBYE)["status"]
+
+    def release(self) -> None:
+        """Let it look after nothing any more."""
+        self._program.send({"do": "release"})
+
+    def close(self) -> None:
+        """End its session; what is to be looked after still is."""
+        self._program.close()

@@ -1,0 +1,224 @@
+"""Hold a batch job: answer each connection with an SSH server of the account's own, and end with its client.
+
+Runs on the node, as the batch script's own process, so that a signal for the job reaches it: standard library
+only, Python 3.8 or newer, Linux. It reads one line of JSON from standard input, which has no secret in it:
+``client_key`` (the public half of the key), ``grace`` and ``output``.
+
+The SSH server is the node's ``sshd -i``, run as the user, with a host key that is made here and a socket that
+only the account reaches. What it starts is in the batch step, and outlives the connection that started it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pwd
+import re
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+from bokeh_ssh._remote import process_tree
+from bokeh_ssh._remote.job_place import DOOR, make_job_place, write_record
+from bokeh_ssh._remote.run_dir import private, remove_tree
+
+TYPE_CHECKING = False  # typing costs milliseconds of a start and is not needed to run
+if TYPE_CHECKING:
+    from typing import Any
+
+_PLACES = ("/usr/sbin", "/usr/local/sbin", "/sbin", "/usr/bin", "/usr/local/bin")
+#: Variables of the job that its servers see; sshd starts them with none of its own.
+_PASSED = re.compile(r"(SLURM|SLURMD|CUDA|ROCR|HIP|NVIDIA|GPU|ZE|OMP)_[A-Z0-9_]+|TMPDIR")
+#: Values that need no quoting in sshd_config.
+_CLEAN = re.compile(r"[\w.,:;/@%+=()\[\]-]+", re.ASCII)
+_PATIENCE = 3.0  # seconds between TERM and KILL; schedulers wait 5 at least before they send KILL themselves
+_LOOK = 10.0  # seconds between two looks at the clock
+_TOUCH = 1200.0  # seconds; what cleans /tmp by age leaves what is younger
+
+
+def find_program(name: str) -> str:
+    """Find a program, also where the job's PATH does not lead; empty where there is none."""
+    return shutil.which(name) or shutil.which(name, path=os.pathsep.join(_PLACES)) or ""
+
+
+def server_config(place: str, environment: dict[str, str]) -> str:
+    """Write the sshd_config of the job's SSH server: one key gets in, and one user."""
+    passed = [f"{name}={value}" for name, value in sorted(environment.items())]
+    passed = [pair for pair in passed if _PASSED.fullmatch(pair.partition("=")[0]) and _CLEAN.fullmatch(pair)]
+    lines = [
+        f"HostKey {place}/host_key",
+        f"AuthorizedKeysFile {place}/authorized_keys",
+        "AuthenticationMethods publickey",
+        "PasswordAuthentication no",
+        "KbdInteractiveAuthentication no",
+        "UsePAM no",
+        "StrictModes no",  # the folder is looked at already, and its parents may be another's
+        "PidFile none",
+        "PrintMotd no",
+        "PrintLastLog no",
+        "X11Forwarding no",
+        "AllowAgentForwarding no",
+        "MaxSessions 100",
+        "ClientAliveInterval 15",  # a client that vanished without a word must not keep the job
+        "ClientAliveCountMax 4",
+        "Subsystem sftp internal-sftp",
+    ]
+    # Only the first SetEnv counts.
+    return "\n".join(lines + (["SetEnv " + " ".join(passed)] if passed else [])) + "\n"
+
+
+class JobHolder:
+    """What stays in the batch step while the job is of use."""
+
+    def __init__(self, order: dict[str, Any]) -> None:
+        self.grace = float(order["grace"])
+        self.client_key = str(order["client_key"])
+        self.output = str(order.get("output", ""))
+        self.job = os.environ.get("SLURM_JOB_ID", "")
+        self.place = make_job_place(self.job)
+        self.sshd = ""
+        self.config = os.path.join(self.place, "sshd_config")
+        self.clients: dict[int, subprocess.Popen[bytes]] = {}
+        self.seen = time.monotonic()
+        self.touched = self.seen
+        self.ending = False
+        self.wakes, self.wake = os.pipe()
+        for fd in (self.wakes, self.wake):
+            os.set_blocking(fd, False)
+
+    def prepare(self) -> str:
+        """Make keys and settings; return why no SSH server can run here, empty where one can."""
+        self.sshd, keygen = find_program("sshd"), find_program("ssh-keygen")
+        if not self.sshd or not keygen:
+            return f"there is no {'sshd' if not self.sshd else 'ssh-keygen'} on it"
+        key = os.path.join(self.place, "host_key")
+        # ECDSA: a machine in FIPS mode takes no Ed25519.
+        made = subprocess.run(
+            [keygen, "-q", "-t", "ecdsa", "-b", "256", "-N", "", "-C", "", "-f", key],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+        if made.returncode:
+            return "ssh-keygen failed: " + made.stderr.decode("utf-8", "replace").strip()
+        with open(os.path.join(self.place, "authorized_keys"), "w", encoding="ascii") as file:
+            file.write(self.client_key + "\n")
+        why = self.configure(dict(os.environ))
+        return self.configure({}) if why else ""  # before OpenSSH 7.8 there is no SetEnv
+
+    def configure(self, environment: dict[str, str]) -> str:
+        """Write the server's settings; return what it says against them."""
+        with open(self.config, "w", encoding="ascii") as file:
+            file.write(server_config(self.place, environment))
+        checked = subprocess.run(
+            [self.sshd, "-t", "-f", self.config],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+        said = checked.stderr.decode("utf-8", "replace").strip()
+        return f"its sshd refuses its settings: {said}" if checked.returncode else ""
+
+    def run(self) -> int:
+        """Serve until nobody needs it, or the job is to end."""
+        with private():
+            why = self.prepare()
+            door = socket.socket(socket.AF_UNIX)
+            door.bind(os.path.join(self.place, DOOR))
+        door.listen(64)
+        door.setblocking(False)
+        record = {"node": os.uname().nodename, "user": pwd.getpwuid(os.getuid()).pw_name, "why": why}
+        if not why:
+            with open(os.path.join(self.place, "host_key.pub"), encoding="ascii") as file:
+                record["host_key"] = " ".join(file.read().split()[:2])
+        write_record(self.place, record)
+        while not self.ending:
+            now = time.monotonic()
+            if self.clients:
+                self.seen = now
+            elif now - self.seen > self.grace:
+                print(f"bokeh_ssh: no client for {self.grace:g} s, so the job ends")
+                break
+            if now - self.touched > _TOUCH:
+                self.touched = now
+                for path in (
+                    self.place,
+                    *(os.path.join(self.place, each) for each in os.listdir(self.place)),
+                ):
+                    with contextlib.suppress(OSError):
+                        os.utime(path)
+            wait = _LOOK if self.clients else min(_LOOK, max(0.1, self.seen + self.grace - now))
+            ready = select.select([door.fileno(), self.wakes], [], [], wait)[0]
+            if self.wakes in ready:
+                os.read(self.wakes, 1 << 12)
+                self.reap()
+            if door.fileno() in ready:
+                self.serve(door)
+        door.close()
+        return 0
+
+    def serve(self, door: socket.socket) -> None:
+        """Give a connection an SSH server of its own."""
+        try:
+            client, _ = door.accept()
+        except OSError:
+            return
+        with client:
+            client.setblocking(True)
+            words, fd = [self.sshd, "-i", "-f", self.config], client.fileno()
+            try:
+                made = subprocess.Popen(words, stdin=fd, stdout=fd, stderr=subprocess.DEVNULL)
+            except OSError as exc:  # no memory, too many processes: the next one may do better
+                print(f"bokeh_ssh: sshd cannot be started ({exc})")
+                return
+        self.clients[made.pid] = made
+
+    def reap(self) -> None:
+        """Take note of who has ended: SSH servers, and what theirs have left to us."""
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if not pid:
+                    break
+                ended = self.clients.pop(pid, None)
+                if ended:
+                    ended.returncode = status
+                    self.seen = time.monotonic()
+
+    def on_signal(self, number: int, frame: object) -> None:
+        """End the job; the warning before its time limit is the client's to tell."""
+        self.ending = self.ending or number != signal.SIGUSR1
+
+    def listen(self) -> None:
+        """Take signals, and adopt what the SSH servers leave."""
+        process_tree.adopt()
+        signal.set_wakeup_fd(self.wake, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, self.on_signal)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+
+    def finish(self) -> None:
+        """End all that runs in the job, and leave no file."""
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        process_tree.end(lambda rows: process_tree.below(os.getpid(), rows), _PATIENCE)
+        remove_tree(self.place)
+        if self.output:
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.expanduser(self.output).replace("%j", self.job))
+
+
+def main() -> None:
+    """Read the order and hold the job."""
+    holder = JobHolder(json.loads(sys.stdin.buffer.read()))
+    try:
+        holder.listen()
+        status = holder.run()
+    finally:
+        holder.finish()
+    sys.exit(status)

@@ -1,0 +1,198 @@
+"""Ask a scheduler for its client, and cancel a job that still waits when the client has gone.
+
+Runs on the login node: standard library only, Python 3.8 or newer. It knows no scheduler: the client sends
+the commands, and reads what they say. The first line of JSON on standard input has ``mark``, ``grace`` and
+``programs``; each further one is an order:
+
+- ``run``: run ``argv`` with ``input``, answer ``ran`` with ``id``, ``status``, ``out`` and ``err``. With
+  ``guard`` it submits a job: ``job`` is the pattern of its number in the output, which stands for ``{job}``
+  in the rest.
+- ``guard``: look after a job that is there: when the client has been gone for ``grace`` seconds, ``check`` is
+  run, and where its output matches ``waits``, ``cancel``.
+- ``end``: cancel the job now, and see to it that this was heard; answer ``ended``.
+- ``release``: look after nothing any more.
+
+Commands run beside each other, since each may hang while the scheduler is not there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+
+TYPE_CHECKING = False  # typing costs milliseconds of a start and is not needed to run
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+_LONGEST = 1 << 20  # characters of an answer that are passed on
+_TIMEOUT = 30.0  # seconds for a command, where the order has no time
+_AGAIN = 15.0  # seconds between two tries to reach a scheduler that does not answer
+_TRIES = 240  # an hour of them
+
+
+def login_path(program: str) -> str:
+    """Return the PATH of a login shell, where that finds a program; a command's own may lack it."""
+    text = f'command -v {program} >/dev/null && printf "\\n%s" "$PATH"'
+    for shell in ("bash", "sh"):
+        try:
+            done = subprocess.run(
+                [shell, "-lc", text],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=_TIMEOUT,
+                check=False,
+            )
+        except (OSError, subprocess.SubprocessError):
+            continue
+        if done.returncode == 0:
+            return os.fsdecode(done.stdout.rpartition(b"\n")[2])
+    return ""
+
+
+class Warden:
+    """One client's."""
+
+    def __init__(self, head: dict[str, Any]) -> None:
+        self.mark = str(head["mark"])
+        self.grace = float(head["grace"])
+        self.guard: dict[str, Any] | None = None
+        self.submitting: list[threading.Thread] = []
+        self.lock = threading.Lock()
+        found = [name for name in head["programs"] if self.find(name)]
+        self.send("found", programs=found, path=os.environ.get("PATH", ""), node=os.uname().nodename)
+
+    def find(self, program: str) -> bool:
+        """Look for a program, and use a login shell's PATH where only that has it."""
+        if not shutil.which(program):
+            path = login_path(program)
+            if path:
+                os.environ["PATH"] = path
+        return bool(shutil.which(program))
+
+    def send(self, event: str, **facts: object) -> None:
+        """Say something to the client; that it is gone is noticed elsewhere."""
+        line = (self.mark + json.dumps({"event": event, **facts}) + "\n").encode("ascii")
+        with self.lock:
+            try:
+                while line:
+                    line = line[os.write(1, line) :]
+            except OSError:
+                pass
+
+    def run(self, argv: list[str], text: str = "", timeout: float = _TIMEOUT) -> tuple[int, str, str]:
+        """Run a command; its status (127: there is none, 124: it did not end in time), output and errors."""
+        try:
+            done = subprocess.run(
+                argv, input=text.encode(), capture_output=True, timeout=timeout, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return 124, "", f"{argv[0]} did not end within {timeout:g} s"
+        except OSError as exc:
+            return 127, "", f"{argv[0]}: {exc.strerror or exc}"
+        out, err = (part.decode("utf-8", "replace")[:_LONGEST] for part in (done.stdout, done.stderr))
+        return done.returncode, out, err
+
+    def do_run(self, order: dict[str, Any]) -> None:
+        """Run a command for the client."""
+        thread = threading.Thread(target=self.answer, args=(order,), daemon=True)
+        if "guard" in order:
+            self.submitting.append(thread)
+        thread.start()
+
+    def answer(self, order: dict[str, Any]) -> None:
+        """Run a command, and say what came of it."""
+        timeout = float(order.get("timeout", _TIMEOUT))
+        status, out, err = self.run(order["argv"], order.get("input", ""), timeout)
+        guard = order.get("guard")
+        found = re.search(guard["job"], out) if guard and not status else None
+        if guard and found:
+            self.guard = fill_in(guard, found.group(1))
+        self.send("ran", id=order["id"], status=status, out=out, err=err)
+
+    def do_guard(self, order: dict[str, Any]) -> None:
+        """Look after a job that is there."""
+        self.guard = order["guard"]
+
+    def do_release(self, order: dict[str, Any]) -> None:
+        """Look after nothing."""
+        self.guard = None
+
+    def do_end(self, order: dict[str, Any]) -> None:
+        """Cancel the job, whatever state it is in."""
+        threading.Thread(target=self.end_now, daemon=True).start()
+
+    def end_now(self) -> None:
+        """Cancel the job, once it is known which one it is."""
+        for thread in self.submitting:
+            thread.join()
+        guard, self.guard = self.guard, None
+        if guard is None:
+            self.send("ended", status=0, err="")
+            return
+        status, _, err = self.run(guard["cancel"])
+        if status:  # the scheduler does not answer: it is asked on when the client has gone
+            self.guard = {**guard, "now": True}
+        self.send("ended", status=status, err=err)
+
+    def outlive(self) -> NoReturn:
+        """Go on without the client, in a session of its own, until the job needs nobody to look after it."""
+        for thread in self.submitting:
+            thread.join()
+        guard = self.guard
+        if guard is None or os.fork():
+            os._exit(0)
+        os.setsid()
+        null = os.open(os.devnull, os.O_RDWR)
+        for stream in range(3):
+            os.dup2(null, stream)
+        if not guard.get("now"):
+            time.sleep(self.grace)
+        for _ in range(_TRIES):
+            status, out, _ = self.run(guard["check"]) if not guard.get("now") else (0, "", "")
+            if not status and not guard.get("now") and not re.search(guard["waits"], out):
+                break  # it runs, and ends by itself; or it has ended; or another warden looks after it
+            if not status and not self.run(guard["cancel"])[0]:
+                break
+            time.sleep(_AGAIN)
+        os._exit(0)
+
+
+def fill_in(guard: dict[str, Any], job: str) -> dict[str, Any]:
+    """Put a job's number where ``{job}`` stands."""
+    filled = {name: [word.replace("{job}", job) for word in guard[name]] for name in ("check", "cancel")}
+    return {**guard, **filled}
+
+
+def read_line(rest: bytearray) -> bytes:
+    """Read one line; empty at the end."""
+    while b"\n" not in rest:
+        data = os.read(0, 1 << 16)
+        if not data:
+            return b""
+        rest += data
+    line, _, left = bytes(rest).partition(b"\n")
+    rest[:] = left
+    return line
+
+
+def main() -> NoReturn:
+    """Take orders until the client has gone; then look after its job."""
+    for number in (signal.SIGHUP, signal.SIGPIPE, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    rest = bytearray()
+    warden = Warden(json.loads(read_line(rest)))
+    while True:
+        try:
+            line = read_line(rest)
+        except OSError:
+            line = b""
+        if not line:
+            warden.outlive()
+        order = json.loads(line)
+        getattr(warden, "do_" + order["do"])(order)
