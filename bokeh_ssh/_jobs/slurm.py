@@ -16,7 +16,7 @@ NAME = "slurm"
 SUBMIT = "sbatch"
 
 #: The job's number in what ``sbatch --parsable`` says; a start file or a plugin may say more.
-JOB_PATTERN = r"(?m)^(\d+)(?:;[\w.-]+)?$"
+_JOB = re.compile(r"^(\d+)(?:;[\w.-]+)?$", re.M)
 #: Where the job's script writes until its holder has begun; in the home, which a node has too.
 OUTPUT = "~/.bokeh-ssh-job-%j.log"
 #: Seconds before the time limit at which the holder is sent a signal; Slurm looks every 30 s only.
@@ -116,11 +116,11 @@ def claim_words(job: str, nonce: str) -> list[str]:
 
 def guard(nonce: str) -> dict[str, object]:
     """Say how a warden sees that a job still waits and is its own to cancel; see ``_remote.warden``."""
-    mine = re.escape(claim(nonce))
     return {
-        "job": JOB_PATTERN,
         "check": ["squeue", "-h", "-j", "{job}", "-o", "%T %k"],
-        "waits": rf"(?m)^(PENDING|CONFIGURING) ({mine}$|(?!{re.escape(_CLAIM)}))",
+        "waits": list(_WAITING),
+        "mine": claim(nonce),
+        "claim": _CLAIM,
         "cancel": cancel_words("{job}"),
     }
 
@@ -136,7 +136,7 @@ def stream_words(job: str, node: str) -> list[str]:
 
 def read_submitted(out: str) -> str:
     """Read the job's number in what ``sbatch`` said; empty where there is none."""
-    found = re.search(JOB_PATTERN, out)
+    found = _JOB.search(out)
     return found[1] if found else ""
 
 
@@ -175,7 +175,7 @@ def read_state(word: str) -> JobState:
 
 
 def _seconds(word: str) -> float | None:
-    return float(word) if re.fullmatch(r"\d{1,11}", word, re.ASCII) else None
+    return float(word) if word.isascii() and word.isdigit() and len(word) < 12 else None
 
 
 def why_never(reason: str) -> str:

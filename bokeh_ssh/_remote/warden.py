@@ -5,10 +5,10 @@ the commands, and reads what they say. The first line of JSON on standard input 
 ``programs``; each further one is an order:
 
 - ``run``: run ``argv`` with ``input``, answer ``ran`` with ``id``, ``status``, ``out`` and ``err``. With
-  ``guard`` it submits a job: ``job`` is the pattern of its number in the output, which stands for ``{job}``
-  in the rest.
+  ``guard`` it submits a job, whose number in the output stands for ``{job}`` in the guard.
 - ``guard``: look after a job that is there: when the client has been gone for ``grace`` seconds, ``check`` is
-  run, and where its output matches ``waits``, ``cancel``.
+  run, which says a state and a comment. Where the state is one of ``waits``, and the comment is ``mine`` or
+  does not begin with ``claim``, which is another warden's, ``cancel`` is run.
 - ``end``: cancel the job now, and see to it that this was heard; answer ``ended``.
 - ``release``: look after nothing any more.
 
@@ -30,6 +30,8 @@ TYPE_CHECKING = False  # typing costs milliseconds of a start and is not needed 
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
+#: A job's number, alone in a line; with a cluster's name behind it, as ``sbatch --parsable`` says it.
+_NUMBER = re.compile(r"^(\d+)(?:;[\w.-]+)?$", re.M)
 _LONGEST = 1 << 20  # characters of an answer that are passed on
 _TIMEOUT = 30.0  # seconds for a command, where the order has no time
 _AGAIN = 15.0  # seconds between two tries to reach a scheduler that does not answer
@@ -110,7 +112,7 @@ class Warden:
         timeout = float(order.get("timeout", _TIMEOUT))
         status, out, err = self.run(order["argv"], order.get("input", ""), timeout)
         guard = order.get("guard")
-        found = re.search(guard["job"], out) if guard and not status else None
+        found = _NUMBER.search(out) if guard and not status else None
         if guard and found:
             self.guard = fill_in(guard, found.group(1))
         self.send("ran", id=order["id"], status=status, out=out, err=err)
@@ -155,12 +157,21 @@ class Warden:
             time.sleep(self.grace)
         for _ in range(_TRIES):
             status, out, _ = self.run(guard["check"]) if not guard.get("now") else (0, "", "")
-            if not status and not guard.get("now") and not re.search(guard["waits"], out):
+            if not status and not guard.get("now") and not still_waits(guard, out):
                 break  # it runs, and ends by itself; or it has ended; or another warden looks after it
             if not status and not self.run(guard["cancel"])[0]:
                 break
             time.sleep(_AGAIN)
         os._exit(0)
+
+
+def still_waits(guard: dict[str, Any], out: str) -> bool:
+    """Whether a job waits, by a line of state and comment, and no other warden looks after it."""
+    for line in out.splitlines():
+        state, _, comment = line.partition(" ")
+        if state in guard["waits"]:
+            return comment == guard["mine"] or not comment.startswith(guard["claim"])
+    return False
 
 
 def fill_in(guard: dict[str, Any], job: str) -> dict[str, Any]:

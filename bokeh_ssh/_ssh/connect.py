@@ -8,7 +8,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from bokeh_ssh._core.errors import (
     AlgorithmError,
@@ -49,6 +49,7 @@ def connect(
     on_event: OnEvent = ignore,
     prompt_cache: PromptCache | None = None,
     stream: OpenStream | None = None,
+    prefer: Sequence[str] = (),
 ) -> Connection:
     """Connect and log in, through all hops (``ssh``).
 
@@ -58,6 +59,8 @@ def connect(
     :param prompt_cache: answers for a person where it can, and learns what worked
     :param stream: opens the way to the host, where that is no TCP connection: gets the seconds that it may
         take, returns a connected socket; a host that is reached so has no jump host and no ProxyCommand
+    :param prefer: addresses that were reached before: of a name with several, as login nodes have, the one
+        that leads to the same machine again is dialled first
     :raises BokehSSHError: whatever went wrong, by stage; nothing is left open
     """
     route = find_route(host) if via is None else find_route(host)[-1:]
@@ -68,7 +71,15 @@ def connect(
     try:
         for hop in route:
             proxy_connection = made[-1] if made else via
-            made.append(_connect_hop(hop, proxy_connection, on_event, prompt_cache, stream))
+            made.append(
+                _connect_hop(
+                    hop,
+                    proxy_connection,
+                    on_event,
+                    prompt_cache,
+                    stream or _dialler(hop, proxy_connection, prefer),
+                )
+            )
             if len(made) > 1:
                 made[-1]._proxy_connection = made[-2]
     except BaseException:
@@ -83,7 +94,7 @@ def _connect_hop(
     proxy_connection: Connection | None,
     on_event: OnEvent,
     prompt_cache: PromptCache,
-    stream: OpenStream | None,
+    stream: OpenStream,
 ) -> Connection:
     prompt_cache.begin()
     prompt = None if hop.config.batch_mode else prompt_cache.wrap(hop.host.prompt)
@@ -93,7 +104,7 @@ def _connect_hop(
     files = hop.known_hosts
     known = host_keys.known_algorithms(hop.known_as, hop.known_port, files)
     with contextlib.ExitStack() as stack:
-        transport = _handshake(hop, proxy_connection, known, stack, stream)
+        transport = _handshake(hop, known, stack, stream)
         peer = transport.getpeername()
         key = transport.host_key_blob
         added = host_keys.verify(
@@ -127,18 +138,16 @@ def _connect_hop(
 
 def _handshake(
     hop: Hop,
-    proxy_connection: Connection | None,
     known: tuple[str, ...],
     stack: contextlib.ExitStack,
-    stream: OpenStream | None,
+    stream: OpenStream,
 ) -> Transport:
     """Reach the server and exchange keys; the transport and its loop are put on ``stack``."""
     asked = algorithms.select(hop.config.algorithms, hop.config.lines, hop.label)
     deadline = time.monotonic() + hop.timeout
     for attempt in range(_HANG_UP_RETRIES + 1):
         with contextlib.ExitStack() as attempt_stack:
-            left = max(0.1, deadline - time.monotonic())
-            sock = stream(left) if stream else _open_socket(hop, proxy_connection, left)
+            sock = stream(max(0.1, deadline - time.monotonic()))
             attempt_stack.callback(sock.close)
             io_loop = IOLoop(hop.label)
             attempt_stack.callback(io_loop.close)
@@ -177,11 +186,17 @@ def _hung_up(transport: Transport, cause: BaseException | None) -> bool:
     return broke and silent and not transport.remote_version
 
 
-def _open_socket(hop: Hop, proxy_connection: Connection | None, timeout: float) -> socket.socket:
+def _dialler(hop: Hop, proxy_connection: Connection | None, prefer: Sequence[str]) -> OpenStream:
+    return lambda timeout: _open_socket(hop, proxy_connection, prefer, timeout)
+
+
+def _open_socket(
+    hop: Hop, proxy_connection: Connection | None, prefer: Sequence[str], timeout: float
+) -> socket.socket:
     if proxy_connection is None and hop.proxy_command:
         return ProxySocket.start(hop.proxy_command, name=hop.label)
     if proxy_connection is None:
-        return dial(hop.hostname, hop.port, name=hop.label, timeout=timeout)
+        return dial(hop.hostname, hop.port, name=hop.label, timeout=timeout, prefer=prefer)
     try:
         return proxy_connection.open_socket((hop.hostname, hop.port), timeout=timeout)
     except TargetUnreachableError as exc:

@@ -35,7 +35,14 @@ class Link(Lifecycle):
     ) -> Connection:
         """Connect and log in, with what a person has answered before; when it is lost, so is this."""
         connection = connection_stack.enter_context(
-            connect(host, via=via, on_event=self._emit, prompt_cache=self._prompt_cache, stream=stream)
+            connect(
+                host,
+                via=via,
+                on_event=self._emit,
+                prompt_cache=self._prompt_cache,
+                stream=stream,
+                prefer=self._peers,
+            )
         )
         self._connections.append(connection)
         self._peers = tuple(dict.fromkeys((*self._peers, *connection.peers)))[-_MOST_PEERS:]

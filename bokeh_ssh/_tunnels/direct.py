@@ -117,7 +117,7 @@ class DirectTunnel(Tunnel):
                 on_event=self._emit,
                 on_change=self._note_job,
             )
-            stack.callback(self._cluster_job.end)
+            stack.callback(self._end_job, self._cluster_job)
 
     def _dial(self, stack: contextlib.ExitStack, host: Host, stream: OpenStream | None) -> Connection:
         return self._connect(stack, host, stream=stream)
@@ -127,6 +127,15 @@ class DirectTunnel(Tunnel):
         if isinstance(event, JobEnded) and self._job:
             self._job = dataclasses.replace(self._job, state=JobState(event.state))
         super()._pass_on(event, facts)
+
+    def _end_job(self, cluster_job: ClusterJob) -> None:
+        cluster_job.end()
+        if self._job:
+            self._server_outcome = "ended" if self._job.state.over else "unreached"
+
+    def _report_left_behind(self) -> None:
+        if self._cluster_job is None:  # else the server ends with its job, of which that tells
+            super()._report_left_behind()
 
     def _note_job(self, job: Job) -> None:
         self._job = job

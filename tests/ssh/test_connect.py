@@ -38,6 +38,7 @@ from bokeh_ssh import (
     UnknownHostKeyError,
     UsageError,
 )
+from bokeh_ssh._ssh.tcp import dial
 from fakes import Listener
 
 _LOGIN: dict[str, Any] = {"ssh_config": None, "allow_agent": False, "look_for_keys": False}
@@ -147,6 +148,22 @@ def answer_with(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[str, int]) ->
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     return asked
+
+
+def test_address_that_was_reached_before_is_dialled_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a name with several machines behind it, the one from before is dialled first, if there is one."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as one,
+        socket.create_server(("::1", 0), family=socket.AF_INET6) as other,
+    ):
+        answer_with(monkeypatch, one.getsockname()[:2], other.getsockname()[:2])
+        for prefer, first in (
+            ((), "127.0.0.1"),
+            (("::1",), "::1"),
+            (("192.0.2.1", "127.0.0.1"), "127.0.0.1"),
+        ):
+            with dial("several.example", 22, name="it", timeout=5, prefer=prefer) as sock:
+                assert sock.getpeername()[0] == first
 
 
 def known_as(machine: Machine, name: str, tmp_path: Path) -> str:

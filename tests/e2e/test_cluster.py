@@ -1,0 +1,408 @@
+"""A server in a batch job, on a real Slurm: one command submits, waits, opens, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from beds import until
+from bokeh_ssh import (
+    Batch,
+    BokehSSHError,
+    Closed,
+    DirectTunnel,
+    Event,
+    JobEnded,
+    JobEndedError,
+    JobNeverStartsError,
+    JobStarted,
+    JobState,
+    JobSubmitted,
+    JobWaiting,
+    Ready,
+    Reconnected,
+    SubmitError,
+    TunnelClosedError,
+    UsageError,
+    Warned,
+)
+from slurm_bed import SlurmBed, cluster
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Slurm runs on Linux")
+
+APP = """\
+import os
+from bokeh.models import Div
+from bokeh.plotting import curdoc
+curdoc().add_root(Div(text=f"{os.environ.get('SLURM_JOB_ID')} {os.uname().nodename}"))
+"""
+
+
+@pytest.fixture(scope="module")
+def whole() -> Iterator[SlurmBed]:
+    """Make one cluster for all tests of this file."""
+    with cluster() as bed:
+        bed.run("login1", f"cat >dash.py <<'END'\n{APP}END")
+        yield bed
+
+
+@pytest.fixture
+def bed(whole: SlurmBed) -> Iterator[SlurmBed]:
+    """Offer the cluster with nothing in its queue; afterwards nothing may be left on any machine."""
+    whole.settle()
+    yield whole
+    whole.settle()
+
+
+def options(bed: SlurmBed, events: list[Event], **more: Any) -> dict[str, Any]:
+    """Say how to open the app in a job."""
+    common = {
+        "app": "dash.py",
+        "python": sys.executable,
+        "batch": Batch(time="20:00"),
+        "key_filename": bed.key_file,
+        "known_hosts": bed.known_hosts,
+        "ssh_config": None,
+        "isolate": False,
+        "local_port": 0,
+        "on_event": events.append,
+    }
+    return common | more
+
+
+def find(events: list[Event], kind: type[Event]) -> list[Any]:
+    """List the events of a kind."""
+    return [event for event in events if isinstance(event, kind)]
+
+
+@contextlib.contextmanager
+def blocked(bed: SlurmBed) -> Iterator[str]:
+    """Let another user's job have both nodes; its number."""
+    job = bed.run("login2", 'sbatch --parsable -N2 --exclusive -o /dev/null --wrap "sleep 600"', "mallory")
+    number = job.strip()
+    until(lambda: f"{number} RUNNING" in bed.queue(), what="the other job runs")
+    yield number
+    bed.run("ctl", f"scancel {number}", "root")
+
+
+@contextlib.contextmanager
+def opening(tunnel: DirectTunnel) -> Iterator[list[BaseException]]:
+    """Open a tunnel on another thread; the list gets what that raises."""
+    raised: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            tunnel.open()
+        except BokehSSHError as exc:
+            raised.append(exc)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield raised
+    finally:
+        tunnel.close()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def check_secrets(bed: SlurmBed, job: str, node: str) -> None:
+    """Check that neither the script that Slurm keeps nor a process shows others a key that gets in."""
+    script = bed.run("login1", f"scontrol write batch_script {job} -; scontrol show job {job}")
+    assert "ecdsa-sha2-nistp256 AAAA" in script, "the control: the public half is there"
+    assert "PRIVATE KEY" not in script
+    told = "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline; tr '\\0' ' ' <$p/environ; done 2>/dev/null"
+    for machine in ("login1", node):
+        text = bed.run(machine, told, "root")
+        assert "sshd: alice" in text, "the control: the processes that carry it are among them"
+        assert "PRIVATE KEY" not in text
+
+
+@pytest.mark.parametrize(("queue", "isolate"), [("one", False), ("two", True)])
+def test_app_opens_in_a_job(bed: SlurmBed, queue: str, isolate: bool) -> None:
+    """The job is submitted, the app runs in it and sees it, and the end leaves neither a job nor a file.
+
+    No machine has an SSH service but the login nodes, and those forbid forwarding.
+    """
+    node = {"one": "c1", "two": "c2"}[queue]
+    events: list[Event] = []
+    batch = Batch(queue=queue, time="20:00", name="my dash", cpus=1, memory="600M")
+    # The control: the same login without batch serves the app outside of any job, or not at all.
+    tunnel = DirectTunnel(bed.login1, "alice", **options(bed, events, batch=batch, isolate=isolate))
+    ports = bed.run(node, "cat /proc/net/tcp /proc/net/tcp6 | grep -c ' 0A '", "root")
+    with tunnel:
+        job = tunnel.job
+        assert job
+        assert (job.state, job.node) == (JobState.RUNNING, node)
+        assert job.ends_at
+        assert abs(job.ends_at - time.time() - 1200) < 60
+        assert tunnel.state == "ready"
+        session = tunnel.pull_session()
+        number, machine = session.document.roots[0].text.split()  # type: ignore[attr-defined]
+        session.close()
+        assert (number, machine) == (job.id, node)
+        assert bed.run("login1", f"squeue -h -j {job.id} -o '%j %C %m %T'") == "my dash 1 600M RUNNING\n"
+        # Nobody else gets in: there is no new port, and no folder that another user may enter.
+        assert bed.run(node, "cat /proc/net/tcp /proc/net/tcp6 | grep -c ' 0A '", "root") == ports
+        looked = bed.run(node, "ls /tmp/bokeh-ssh-job-*/ /tmp/bokeh-ssh-2*/", "mallory")
+        assert looked.count("Permission denied") == 2
+        assert bed.files(node)
+        check_secrets(bed, job.id, node)
+    kinds = [type(event) for event in events]
+    assert kinds.index(JobSubmitted) < kinds.index(JobStarted) < kinds.index(Ready) < kinds.index(JobEnded)
+    assert tunnel.job
+    assert tunnel.job.state is JobState.CANCELLED
+    assert find(events, Closed)[0].server == "ended"
+    until(lambda: not bed.queue(), what="the job is gone")
+    for each in (node, "login1"):
+        until(lambda each=each: not bed.files(each), what=f"nothing is left on {each}")  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("batch", "said"),
+    [
+        (Batch(queue="nosuch"), "invalid partition specified: nosuch"),
+        (Batch(time="soon"), "Invalid --time specification"),
+        (Batch(gpus=1), "Invalid generic resource"),
+        (Batch(extra=["--constraint=none"]), "Invalid feature specification"),
+        (Batch(memory="64G"), "Memory specification can not be satisfied"),
+        (Batch(queue="closed"), "User's group not permitted to use this partition"),
+    ],
+    ids=["queue", "time", "gpus", "feature", "memory", "group"],
+)
+def test_refused_job_is_told_in_slurms_words(bed: SlurmBed, batch: Batch, said: str) -> None:
+    """What sbatch refuses is told within 2 s, in its own words, and nothing is queued."""
+    events: list[Event] = []
+    began = time.monotonic()
+    with pytest.raises(SubmitError, match=re.escape(said)) as caught:
+        DirectTunnel(bed.login1, "alice", **options(bed, events, batch=batch)).open()
+    assert time.monotonic() - began < 2
+    assert any(said in line for line in caught.value.said)
+    assert not bed.queue()
+    assert not find(events, JobSubmitted)
+
+
+@pytest.mark.parametrize(
+    ("batch", "reason"),
+    [
+        (Batch(time="2:00:00"), "PartitionTimeLimit"),
+        (Batch(cpus=64), "PartitionConfig"),
+        (Batch(queue="down"), "PartitionDown"),
+    ],
+    ids=["time", "cpus", "down"],
+)
+def test_job_that_can_never_start_is_cancelled(bed: SlurmBed, batch: Batch, reason: str) -> None:
+    """Slurm accepts these, and lets them wait for ever; the reason is told, and the job is gone."""
+    events: list[Event] = []
+    with pytest.raises(JobNeverStartsError, match=reason) as caught:
+        DirectTunnel(bed.login1, "alice", **options(bed, events, batch=batch)).open()
+    assert caught.value.reason == reason
+    assert find(events, JobSubmitted)[0].job == caught.value.job
+    assert not bed.queue()
+
+
+def test_waiting_job_is_told_and_started(bed: SlurmBed) -> None:
+    """While the job waits, the tunnel is "queued" and tells why; the launch timeout counts from its start."""
+    events: list[Event] = []
+    tunnel = DirectTunnel(bed.login1, "alice", **options(bed, events, launch_timeout=6.0))
+    with blocked(bed) as other, opening(tunnel) as raised:
+        began = time.monotonic()
+        until(lambda: any(event.reason == "Resources" for event in find(events, JobWaiting)), what="told why")
+        assert tunnel.state == "queued"
+        assert tunnel.job
+        assert (tunnel.job.state, tunnel.job.reason) == (JobState.PENDING, "Resources")
+        until(lambda: time.monotonic() - began > 7, what="more than the launch timeout")
+        assert not raised
+        bed.run("ctl", f"scancel {other}", "root")
+        until(lambda: tunnel.state == "ready", what="it opens")
+    estimates = [event.estimated_start for event in find(events, JobWaiting) if event.estimated_start]
+    assert all(when > time.time() for when in estimates)
+
+
+def test_closing_cancels_a_waiting_job(bed: SlurmBed) -> None:
+    """Whoever gives up waiting leaves no job in the queue."""
+    events: list[Event] = []
+    tunnel = DirectTunnel(bed.login1, "alice", **options(bed, events))
+    with blocked(bed) as other:
+        with opening(tunnel) as raised:
+            until(lambda: find(events, JobWaiting), what="it waits")
+            assert len(bed.queue()) == 2
+        assert [type(error) for error in raised] == [TunnelClosedError]
+        assert bed.queue() == [f"{other} RUNNING"]
+
+
+def test_cancelled_waiting_job_is_an_error(bed: SlurmBed) -> None:
+    """A job that somebody cancels while it waits is told as cancelled, within 10 s."""
+    events: list[Event] = []
+    tunnel = DirectTunnel(bed.login1, "alice", **options(bed, events))
+    with blocked(bed), opening(tunnel) as raised:
+        until(lambda: find(events, JobWaiting), what="it waits")
+        bed.run("login2", f"scancel {find(events, JobWaiting)[0].job}")
+        until(lambda: raised, timeout=10, what="told")
+    assert isinstance(raised[0], JobEndedError)
+    assert raised[0].state == "CANCELLED"
+
+
+def test_cancelled_running_job_ends_the_tunnel(bed: SlurmBed) -> None:
+    """A job that somebody cancels ends the tunnel with that reason within 10 s, and with no new job."""
+    events: list[Event] = []
+    with DirectTunnel(bed.login1, "alice", **options(bed, events)) as tunnel:
+        assert tunnel.job
+        node = tunnel.job.node
+        bed.run("login2", f"scancel {tunnel.job.id}")
+        with pytest.raises(JobEndedError, match="the job was cancelled") as caught:
+            tunnel.wait(10)
+        assert caught.value.state == "CANCELLED"
+        assert tunnel.state == "failed"
+    assert find(events, Closed)[0].server == "ended"
+    assert not find(events, Warned)
+    assert [event.state for event in find(events, JobEnded)] == ["CANCELLED"]
+    assert not find(events, Reconnected)
+    assert len(find(events, JobSubmitted)) == 1
+    until(lambda: not bed.files(node), what="nothing is left on the node")
+
+
+CLIENT = """
+import sys
+from bokeh_ssh import DirectTunnel
+tunnel = DirectTunnel("{host}", "alice", app="dash.py", python=sys.executable, batch="slurm",
+    key_filename="{key}", known_hosts="{known}", ssh_config=None, isolate={isolate}, local_port=0,
+    grace={grace}, on_event=lambda event: print(type(event).__name__, flush=True))
+with tunnel:
+    tunnel.wait()
+"""
+
+
+@contextlib.contextmanager
+def client(bed: SlurmBed, grace: float, isolate: bool = False) -> Iterator[subprocess.Popen[str]]:
+    """Open a tunnel in a program of its own, which says the names of events."""
+    code = CLIENT.format(
+        host=bed.login1, key=bed.key_file, known=bed.known_hosts, grace=grace, isolate=isolate
+    )
+    program = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        yield program
+    finally:
+        program.kill()
+        program.wait()
+        assert program.stdout
+        program.stdout.close()
+
+
+def read_until(program: subprocess.Popen[str], word: str) -> None:
+    """Read what it says until it says that."""
+    assert program.stdout
+    for line in program.stdout:
+        if line.strip() == word:
+            return
+    pytest.fail(f"it ended before it said {word}")
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["waits", "runs"])
+def test_killed_client_leaves_no_job(bed: SlurmBed, waits: bool) -> None:
+    """A client that is killed leaves its job for ``grace`` seconds, whether it waits or runs, and no more."""
+    with contextlib.ExitStack() as stack:
+        others = [f"{stack.enter_context(blocked(bed))} RUNNING"] if waits else []
+        program = stack.enter_context(client(bed, grace=4))
+        read_until(program, "JobWaiting" if waits else "Ready")
+        program.kill()
+        killed = time.monotonic()
+        assert len(bed.queue()) == len(others) + 1, "the control: it is not the client's end that ends it"
+        until(lambda: bed.queue() == others, timeout=25, what="the job is gone")
+        assert time.monotonic() - killed > 3
+    for node in ("c1", "c2"):
+        until(lambda node=node: not bed.files(node), what=f"nothing is left on {node}")  # type: ignore[misc]
+
+
+def test_ctrl_c_cancels_a_waiting_job(bed: SlurmBed) -> None:
+    """Ctrl-C while the job waits cancels it at once."""
+    with blocked(bed) as other, client(bed, grace=600) as program:
+        read_until(program, "JobWaiting")
+        program.send_signal(signal.SIGINT)
+        program.wait(15)
+        assert bed.queue() == [f"{other} RUNNING"]
+
+
+def test_lost_login_node_costs_no_server(bed: SlurmBed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the login node goes away, the tunnel comes back through another one, to the same server."""
+    real = socket.getaddrinfo
+
+    def getaddrinfo(host: str, port: int, *args: Any, **keywords: Any) -> list[Any]:
+        if host != "login":
+            return real(host, port, *args, **keywords)
+        ends = ((bed.login1, port), (bed.login2, port))
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", end) for end in ends]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    key = bed.known_hosts.read_text().split(None, 1)[1].splitlines()[0]
+    with bed.known_hosts.open("a") as file:
+        file.write(f"login {key}\n")
+    events: list[Event] = []
+    with DirectTunnel("login", "alice", **options(bed, events)) as tunnel:
+        job = tunnel.job
+        assert job
+        bed.script("kill", "login1")
+        try:
+            until(lambda: find(events, Reconnected), timeout=60, what="it is back")
+        finally:
+            assert bed.script("boot", "login1").returncode == 0
+        assert find(events, Reconnected)[0].same_server
+        assert tunnel.job == job
+        assert bed.queue() == [f"{job.id} RUNNING"]
+    until(lambda: not bed.queue(), what="the job is gone")
+
+
+def test_silent_scheduler_ends_nothing(bed: SlurmBed) -> None:
+    """While the scheduler does not answer, a job that waits counts as waiting, and opens when it is back."""
+    events: list[Event] = []
+    tunnel = DirectTunnel(bed.login1, "alice", **options(bed, events))
+    with blocked(bed) as other, opening(tunnel) as raised:
+        until(lambda: find(events, JobWaiting), what="it waits")
+        bed.run("ctl", "kill $(cat /run/slurmctld.pid); sleep 1", "root")
+        until(lambda: find(events, Warned), timeout=60, what="told that it does not answer")
+        assert tunnel.state == "queued"
+        bed.run("ctl", "/usr/sbin/slurmctld", "root")
+        until(lambda: f"{other} RUNNING" in bed.queue(), timeout=60, what="the controller is back")
+        bed.run("ctl", f"scancel {other}", "root")
+        until(lambda: tunnel.state == "ready", timeout=60, what="it opens")
+        assert not raised
+
+
+def test_failed_node_is_told(bed: SlurmBed) -> None:
+    """A machine that dies under its job is told as that, and the job does not start again by itself."""
+    events: list[Event] = []
+    batch = Batch(queue="two", time="20:00")
+    with DirectTunnel(bed.login1, "alice", **options(bed, events, batch=batch)) as tunnel:
+        bed.script("kill", "c2")
+        try:
+            with pytest.raises(JobEndedError, match="machine failed"):
+                tunnel.wait(60)
+            assert not bed.queue()
+        finally:
+            bed.script("boot", "c2")
+    assert [event.state for event in find(events, JobEnded)] == ["NODE_FAIL"]
+
+
+@pytest.mark.parametrize(
+    ("keywords", "said"),
+    [
+        ({"batch": "pbs"}, "scheduler='pbs' is not known"),
+        ({"batch": 5}, "neither a scheduler's name nor a Batch"),
+        ({"batch": "auto", "launch": False, "app": None}, "but launch was given"),
+        ({"batch": "auto", "detach": True}, "but detach was given"),
+    ],
+)
+def test_batch_that_cannot_work_is_refused(keywords: dict[str, Any], said: str) -> None:
+    """What does not go with a job is a UsageError before anything is dialled."""
+    with pytest.raises(UsageError, match=re.escape(said)):
+        DirectTunnel("nowhere.invalid", **{"app": "dash.py", **keywords})

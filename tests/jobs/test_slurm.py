@@ -1,0 +1,147 @@
+"""What Slurm says, as it was recorded from 22.05, and what we make of it."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from bokeh_ssh import Batch, Job, JobState, UsageError
+from bokeh_ssh._jobs import slurm
+from bokeh_ssh._jobs.script import job_script
+from bokeh_ssh._remote.warden import still_waits
+
+pytestmark = pytest.mark.every_python
+
+
+@pytest.mark.parametrize(
+    ("out", "job"),
+    [
+        (
+            "RUNNING|None|1795899223|1795901023|c1\n",
+            Job(id="7", state=JobState.RUNNING, node="c1", ends_at=1795901023.0),
+        ),
+        (
+            "PENDING|Resources|1795900305|1795902105|n/a\n",
+            Job(id="7", reason="Resources", estimated_start=1795900305.0),
+        ),
+        ("PENDING|None|N/A|N/A|n/a\n", Job(id="7")),
+        (
+            "COMPLETING|None|1795899223|1795899223|c1\n",
+            Job(id="7", state=JobState.COMPLETING, node="c1", ends_at=1795899223.0),
+        ),
+        (
+            "Welcome to the cluster\nTIMEOUT|TimeLimit|1795899223|1795899283|c1\n",
+            Job(id="7", state=JobState.TIMEOUT, node="c1", ends_at=1795899283.0),
+        ),
+        ("", Job(id="7", state=JobState.UNKNOWN)),
+    ],
+)
+def test_answer_is_read(out: str, job: Job) -> None:
+    """State, reason, node and times are what squeue says; a job that it lists no more is one it forgot."""
+    assert slurm.read_answer("7", 0, out, "") == job
+
+
+def test_unknown_job_is_over() -> None:
+    """A job that Slurm has forgotten is over; exit status and text are squeue's."""
+    said = "slurm_load_jobs error: Invalid job id specified\n"
+    assert slurm.read_answer("7", 1, "", said) == Job(id="7", state=JobState.UNKNOWN)
+    assert JobState.UNKNOWN.over
+
+
+@pytest.mark.parametrize(
+    ("status", "out", "err"),
+    [
+        (1, "", "slurm_load_jobs error: Unable to contact slurm controller (connect failure)\n"),
+        (1, "", "slurm_load_jobs error: Socket timed out on send/recv operation\n"),
+        (124, "", "env did not end within 30 s"),
+        (0, "Welcome to the cluster\n", ""),
+    ],
+)
+def test_no_answer_is_no_end(status: int, out: str, err: str) -> None:
+    """Where Slurm cannot be asked, nothing is said of the job."""
+    assert slurm.read_answer("7", status, out, err) is None
+
+
+@pytest.mark.parametrize(
+    ("out", "job"),
+    [("123\n", "123"), ("123;cluster\n", "123"), ("Checking quota\n77\n", "77"), ("quota 12 of 50\n", "")],
+)
+def test_number_of_a_submitted_job(out: str, job: str) -> None:
+    """The number is found among what a site's plugin says."""
+    assert slurm.read_submitted(out) == job
+
+
+def test_refusal_is_slurms_line() -> None:
+    """The lines that name the fault are told, without the program's name."""
+    said = (
+        "sbatch: error: invalid partition specified: nosuch",
+        "sbatch: error: Batch job submission failed: Invalid partition name specified",
+    )
+    assert slurm.refusal(said).startswith("invalid partition specified: nosuch; Batch job")
+    assert slurm.refusal(("No.",)) == "No."
+    assert slurm.refusal(()) == "it said nothing"
+
+
+def test_reasons_that_never_pass() -> None:
+    """Waiting helps with other users' jobs, and not with limits on one job."""
+    for reason in ("PartitionTimeLimit", "PartitionConfig", "QOSMaxWallDurationPerJobLimit"):
+        assert slurm.why_never(reason), reason
+    for reason in ("Resources", "Priority", "QOSMaxJobsPerUserLimit", "BeginTime", "", "ReqNodeNotAvail"):
+        assert not slurm.why_never(reason), reason
+
+
+def test_every_end_has_a_sentence() -> None:
+    """Each way to end is told with a next step."""
+    for state in JobState:
+        if state.over:
+            assert all(slurm.describe_end(state))
+
+
+def test_fields_are_options() -> None:
+    """Each field is an option; what nothing works without comes last, where it counts."""
+    batch = Batch(time="1:00", queue="q", account="a", cpus=2, memory="1G", gpus=3, name="n", extra=["--x=1"])
+    words = slurm.submit_words(batch, "f00")
+    for word in (
+        *("--time=1:00", "--partition=q", "--account=a", "--cpus-per-task=2", "--mem=1G", "--gpus=3"),
+        *("--job-name=n", "--x=1"),
+    ):
+        assert word in words
+    assert words[-3:] == ["--no-requeue", "--signal=B:USR1@120", "--comment=bokeh-ssh:f00"]
+    assert not [word for word in slurm.submit_words(Batch(), "f00") if word.startswith("--time")]
+
+
+def test_guard_knows_its_own_job() -> None:
+    """A warden cancels a job that waits and is its own, or nobody's; not one that another looks after."""
+    guard = slurm.guard("f00")
+    for said in ("PENDING bokeh-ssh:f00\n", "PENDING mine\n", "PENDING (null)\n"):
+        assert still_waits(guard, said), said
+    for said in ("PENDING bokeh-ssh:f001\n", "PENDING bokeh-ssh:abc\n", "RUNNING bokeh-ssh:f00\n", ""):
+        assert not still_waits(guard, said), said
+
+
+def test_script_is_for_any_shell() -> None:
+    """The script has the public key, and no line that would end its texts early."""
+    script = job_script(["~/my env/python", "python3"], "ecdsa-sha2-nistp256 AAAA", 600.0, "/home/me/.log")
+    assert "for p in ~/'my env/python' python3; do" in script
+    assert '"client_key": "ecdsa-sha2-nistp256 AAAA"' in script
+    end = re.findall(r"<<'(\w+)'", script)
+    assert [script.splitlines().count(word) for word in end] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"scheduler": "sge"},
+        {"time": ""},
+        {"queue": "a\nb"},
+        {"cpus": 0},
+        {"gpus": True},
+        {"extra": "--x"},
+        {"extra": ["script.sh"]},
+    ],
+)
+def test_batch_refuses_what_cannot_be(keywords: dict[str, object]) -> None:
+    """What is no value for a scheduler is a UsageError at once."""
+    with pytest.raises(UsageError):
+        Batch(**keywords)  # type: ignore[arg-type]
