@@ -54,6 +54,7 @@ _SURE = 2
 _VERDICT = 60.0
 #: Seconds between two tries to reach a job that has just started.
 _PAUSE = 2.0
+_NOWHERE = "/dev/null"  # for output, where the home has a name that sbatch would take for a pattern
 _LINES = 20  # of what the job wrote, in an error
 
 
@@ -99,6 +100,7 @@ class ClusterJob:
         self._asked = 0.0  # when the scheduler was asked last
         self._silent = False  # whether it was told that the scheduler does not answer
         self._started = False  # whether the start was told
+        self._reached = False  # whether its machine was reached, so that what it wrote is of no interest
         self._closed = threading.Event()
 
     # Opening, and opening again after a loss.
@@ -151,7 +153,8 @@ class ClusterJob:
             raise SubmitError(msg, host=self._label, hint=hint)
         output = self._expand_home(warden, slurm.OUTPUT)
         words = [*slurm.submit_words(self._batch, self._nonce), slurm.output_word(output)]
-        script = job_script(self._pythons, self._key.public_key, self._grace, output)
+        own = "" if output == _NOWHERE else output  # for it to remove
+        script = job_script(self._pythons, self._key.public_key, self._grace, own)
         answer = warden.run(words, script, guard=slurm.guard(self._nonce))
         job = slurm.read_submitted(answer.out) if answer.status == 0 else ""
         if not job:
@@ -164,7 +167,7 @@ class ClusterJob:
 
     def _expand_home(self, warden: Warden, path: str) -> str:
         home = warden.run(["sh", "-c", 'printf "%s\\n" "$HOME"']).out.strip()
-        return path.replace("~", home, 1) if home.startswith("/") and "%" not in home else "/dev/null"
+        return path.replace("~", home, 1) if home.startswith("/") and "%" not in home else _NOWHERE
 
     def _await_start(self, warden: Warden) -> None:
         """Wait until the job runs, as long as it takes."""
@@ -235,7 +238,7 @@ class ClusterJob:
     def _ended(self, warden: Warden, job: Job) -> JobEndedError:
         """Make the error for a job that is over, and tell of it."""
         why, hint = slurm.describe_end(job.state)
-        lines = self._written(warden, job) if not self._started else ()
+        lines = () if self._reached else self._written(warden, job)
         warden.release()
         self._emit(JobEnded(host=self._label, job=job.id, state=job.state.value, why=why))
         msg = f"{why} (job {job.id}, {job.state.value})"
@@ -252,6 +255,8 @@ class ClusterJob:
     def _written(self, warden: Warden, job: Job) -> tuple[str, ...]:
         """Read what the job wrote, where the home is shared; empty elsewhere."""
         output = self._expand_home(warden, slurm.OUTPUT).replace("%j", job.id)
+        if output == _NOWHERE:
+            return ()
         text = 'tail -n "$1" -- "$2" && rm -f -- "$2"'
         try:
             return warden.run(["sh", "-c", text, "sh", str(_LINES), output]).lines[-_LINES:]
@@ -295,7 +300,9 @@ class ClusterJob:
                     return unused.pop()
                 return self._open_stream(warden, time.monotonic() + timeout)[0]
 
-            return self._dial(connection_stack, host, stream)
+            connection = self._dial(connection_stack, host, stream)
+            self._reached = True
+            return connection
         finally:
             for each in unused:
                 each.close()

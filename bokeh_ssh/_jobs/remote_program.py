@@ -20,16 +20,12 @@ from bokeh_ssh._ssh.session import Session
 
 
 class RemoteProgram:
-    """A program of ``_remote`` that runs there and reads orders; a context that :meth:`start` begins.
+    """A program of ``_remote`` that runs there and reads orders."""
 
-    :param lead: what to write to the shell there first: one encoded line that hands over to another shell
-    """
-
-    def __init__(self, name: str, *, pythons: Sequence[str], lead: bytes = b"") -> None:
+    def __init__(self, name: str, *, pythons: Sequence[str]) -> None:
         self.mark = secrets.token_hex(16)
         self._name = name
         self._pythons = pythons
-        self._lead = lead
         self._reader = Reader(self.mark)
         self._errors = Tail(20)
         self._change = threading.Condition()
@@ -56,7 +52,7 @@ class RemoteProgram:
         self.expect(("hello",), deadline - time.monotonic())
         line = encode_message({**order, "mark": self.mark})
         text = control_client_script(self._pythons, {}, self.mark, payload(self._name), line)
-        self._session.write(self._lead + text)
+        self._session.write(text)
 
     def send(self, order: Mapping[str, Any]) -> None:
         """Send another order; never blocks."""

@@ -25,18 +25,21 @@ import time
 
 from bokeh_ssh._remote import process_tree
 from bokeh_ssh._remote.job_place import DOOR, make_job_place, write_record
-from bokeh_ssh._remote.run_dir import private, remove_tree
+from bokeh_ssh._remote.run_dir import WITHIN, candidates, private, remove_tree, usable
 
 TYPE_CHECKING = False  # typing costs milliseconds of a start and is not needed to run
 if TYPE_CHECKING:
     from typing import Any
 
+#: What a server is called in the account's directory of servers.
+_ID = re.compile(r"[0-9a-f]{8}")
 _PLACES = ("/usr/sbin", "/usr/local/sbin", "/sbin", "/usr/bin", "/usr/local/bin")
 #: Variables of the job that its servers see; sshd starts them with none of its own.
 _PASSED = re.compile(r"(SLURM|SLURMD|CUDA|ROCR|HIP|NVIDIA|GPU|ZE|OMP)_[A-Z0-9_]+|TMPDIR")
 #: Values that need no quoting in sshd_config.
 _CLEAN = re.compile(r"[\w.,:;/@%+=()\[\]-]+", re.ASCII)
-_PATIENCE = 3.0  # seconds between TERM and KILL; schedulers wait 5 at least before they send KILL themselves
+_PATIENCE = 10.0  # seconds between TERM and KILL
+_HURRY = 3.0  # the same where the scheduler ends the job: it may send KILL itself after 5
 _LOOK = 10.0  # seconds between two looks at the clock
 _TOUCH = 1200.0  # seconds; what cleans /tmp by age leaves what is younger
 
@@ -206,7 +209,16 @@ class JobHolder:
     def finish(self) -> None:
         """End all that runs in the job, and leave no file."""
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        process_tree.end(lambda rows: process_tree.below(os.getpid(), rows), _PATIENCE)
+        mine = process_tree.below(os.getpid(), process_tree.table())
+        servers = {os.fsdecode(value) for value in process_tree.values(WITHIN.encode(), mine)}
+        patience = _HURRY if self.ending else _PATIENCE
+        process_tree.end(lambda rows: process_tree.below(os.getpid(), rows), patience)
+        for folder in candidates() if servers else ():  # what those whose patience was over have left
+            for name in servers:
+                if _ID.fullmatch(name) and not usable(folder):
+                    remove_tree(os.path.join(folder, name))
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
         remove_tree(self.place)
         if self.output:
             with contextlib.suppress(OSError):

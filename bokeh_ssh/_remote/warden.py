@@ -65,6 +65,7 @@ class Warden:
         self.grace = float(head["grace"])
         self.guard: dict[str, Any] | None = None
         self.submitting: list[threading.Thread] = []
+        self.ending: list[threading.Thread] = []
         self.lock = threading.Lock()
         found = [name for name in head["programs"] if self.find(name)]
         self.send("found", programs=found, path=os.environ.get("PATH", ""), node=os.uname().nodename)
@@ -127,7 +128,9 @@ class Warden:
 
     def do_end(self, order: dict[str, Any]) -> None:
         """Cancel the job, whatever state it is in."""
-        threading.Thread(target=self.end_now, daemon=True).start()
+        thread = threading.Thread(target=self.end_now, daemon=True)
+        self.ending.append(thread)
+        thread.start()
 
     def end_now(self) -> None:
         """Cancel the job, once it is known which one it is."""
@@ -144,7 +147,7 @@ class Warden:
 
     def outlive(self) -> NoReturn:
         """Go on without the client, in a session of its own, until the job needs nobody to look after it."""
-        for thread in self.submitting:
+        for thread in self.submitting + self.ending:
             thread.join()
         guard = self.guard
         if guard is None or os.fork():

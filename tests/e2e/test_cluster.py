@@ -272,6 +272,17 @@ def test_cancelled_running_job_ends_the_tunnel(bed: SlurmBed) -> None:
     until(lambda: not bed.files(node), what="nothing is left on the node")
 
 
+def test_job_that_fails_is_told_with_what_it_wrote(bed: SlurmBed) -> None:
+    """A job that ends before its machine can be reached is an error with the job's own words."""
+    events: list[Event] = []
+    batch = Batch(time="20:00", extra=["--wrap=echo no such luck; exit 3"])  # in place of our script
+    with pytest.raises(JobEndedError, match="the job failed") as caught:
+        DirectTunnel(bed.login1, "alice", **options(bed, events, batch=batch)).open()
+    assert caught.value.log == ("no such luck",)
+    assert [event.state for event in find(events, JobEnded)] == ["FAILED"]
+    assert not bed.files("login1")
+
+
 CLIENT = """
 import sys
 from bokeh_ssh import DirectTunnel
