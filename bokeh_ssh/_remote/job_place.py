@@ -12,7 +12,6 @@ Runs on the node: standard library only, Python 3.8 or newer.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 
@@ -72,10 +71,9 @@ def write_record(place: str, record: dict[str, Any]) -> None:
 
 def read_record(place: str) -> dict[str, Any]:
     """Read the record; empty where it cannot be read."""
-    with (
-        contextlib.suppress(OSError, ValueError),
-        open(os.path.join(place, RECORD), encoding="ascii") as file,
-    ):
-        record = json.load(file)
-        return record if isinstance(record, dict) else {}
-    return {}
+    try:
+        with open(os.path.join(place, RECORD), encoding="ascii") as file:
+            record = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}

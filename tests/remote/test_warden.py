@@ -1,0 +1,152 @@
+"""What runs on a cluster for a batch job, on this machine: the warden with a stand-in for a scheduler."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from beds import until
+from bokeh_ssh._jobs import slurm
+from bokeh_ssh._server.payload import payload
+from local_runner import pythons
+
+pytestmark = [
+    pytest.mark.every_python,
+    pytest.mark.skipif(sys.platform == "win32", reason="the other machine is POSIX"),
+]
+
+#: Says a job's state and comment as ``squeue`` does, from a file, which is there as long as the job is.
+QUEUE = """#!/bin/sh
+case $0 in
+    *squeue) cat {queue} 2>/dev/null; [ ! -e {queue}.down ] ;;
+    *sbatch) cat >{queue}.script; echo "PENDING bokeh-ssh:f00" >{queue}; echo 17 ;;
+    *scancel) [ ! -e {queue}.down ] && rm {queue} ;;
+esac
+"""
+
+
+class Running:
+    """A warden that runs here."""
+
+    def __init__(self, folder: Path, python: str, grace: float) -> None:
+        self.queue = folder / "queue"
+        for name in ("squeue", "sbatch", "scancel"):
+            (folder / name).write_text(QUEUE.format(queue=self.queue))
+            (folder / name).chmod(0o755)
+        program = folder / "warden.py"
+        program.write_bytes(payload("warden"))
+        self.process = subprocess.Popen(
+            [python, str(program)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={"PATH": f"{folder}:/usr/bin:/bin"},
+        )
+        self.say(mark="M", grace=grace, programs=["sbatch", "nosuchprogram"])
+
+    def say(self, **order: Any) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps(order).encode() + b"\n")
+        self.process.stdin.flush()
+
+    def hear(self) -> dict[str, Any]:
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        assert line.startswith(b"M{")
+        message: dict[str, Any] = json.loads(line[1:])
+        return message
+
+    def submit(self) -> None:
+        assert self.hear()["programs"] == ["sbatch"]
+        self.say(do="run", id=1, argv=["sbatch"], input="the script", guard=slurm.guard("f00"))
+        answer = self.hear()
+        assert (answer["event"], answer["status"], answer["out"]) == ("ran", 0, "17\n")
+        assert Path(f"{self.queue}.script").read_text() == "the script"
+
+    def vanish(self) -> None:
+        """End the client without a word."""
+        for stream in (self.process.stdin, self.process.stdout):
+            assert stream
+            stream.close()
+        self.process.wait(10)
+
+
+@pytest.fixture(params=["this", "3.8"])
+def python(request: pytest.FixtureRequest) -> str:
+    """Offer this Python, and the oldest that the other machine may have."""
+    if request.param == "this":
+        return sys.executable
+    found = pythons(request.param)
+    if not found:
+        pytest.skip(f"there is no Python {request.param} here")
+    return str(found[0])
+
+
+@pytest.fixture
+def warden(tmp_path: Path, python: str) -> Iterator[Running]:
+    """Start a warden whose client may be away for half a second."""
+    running = Running(tmp_path, python, 0.5)
+    yield running
+    running.process.kill()
+    running.vanish()
+
+
+@pytest.mark.parametrize("name", ["job_holder", "job_stream", "warden"])
+def test_what_is_sent_runs_on_the_oldest_python(name: str, python: str) -> None:
+    """Each program loads its parts, and finds no input."""
+    words = [python, "-S", "-c", "import sys; exec(sys.stdin.buffer.read())"]
+    done = subprocess.run(words, input=payload(name), capture_output=True, cwd="/", check=False)
+    assert done.returncode
+    assert b"SyntaxError" not in done.stderr
+    assert b"ImportError" not in done.stderr
+
+
+def test_waiting_job_is_cancelled_when_its_client_is_gone(warden: Running) -> None:
+    """A job that waits goes, some time after its client has."""
+    warden.submit()
+    assert warden.queue.exists(), "the control: it is there as long as the client is"
+    warden.vanish()
+    until(lambda: not warden.queue.exists(), what="it is cancelled")
+
+
+@pytest.mark.parametrize("said", ["RUNNING bokeh-ssh:f00", "PENDING bokeh-ssh:another"])
+def test_job_of_others_is_left_alone(warden: Running, said: str, tmp_path: Path) -> None:
+    """A job that runs ends by itself, and one that another warden has taken over is that one's."""
+    warden.submit()
+    warden.queue.write_text(said + "\n")
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\ncat {warden.queue}\ntouch {warden.queue}.asked\n")
+    warden.vanish()
+    until(lambda: Path(f"{warden.queue}.asked").exists(), what="it has looked")
+    assert warden.queue.exists()
+
+
+def test_released_job_is_left_alone(warden: Running) -> None:
+    """What is over needs nobody to look after it: the warden ends with its client."""
+    warden.submit()
+    warden.say(do="release")
+    warden.say(do="run", id=2, argv=["true"])
+    assert warden.hear()["id"] == 2
+    warden.vanish()
+    assert warden.queue.exists()
+
+
+def test_end_cancels_at_once(warden: Running) -> None:
+    """A client that ends the job hears that the scheduler has heard it."""
+    warden.submit()
+    warden.say(do="end")
+    assert warden.hear() == {"event": "ended", "status": 0, "err": ""}
+    assert not warden.queue.exists()
+
+
+def test_command_that_hangs_holds_up_no_other(warden: Running) -> None:
+    """While one command hangs, others are run; the one is given up in time, and a missing one is told."""
+    assert warden.hear()["event"] == "found"
+    warden.say(do="run", id=1, argv=["sleep", "30"], timeout=1.0)
+    warden.say(do="run", id=2, argv=["nosuchprogram"])
+    answers = [warden.hear(), warden.hear()]
+    assert [(answer["id"], answer["status"]) for answer in answers] == [(2, 127), (1, 124)]
