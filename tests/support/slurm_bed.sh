@@ -58,7 +58,6 @@ net() {
     link login1 out "$NET.11" outer
     link login2 out "$NET.12" outer
     for node in $NODES; do link "$node" in "${INNER[$node]}" inner; done
-    sysctl -qw net.bridge.bridge-nf-call-iptables=0 2>/dev/null || true # dockerd's FORWARD policy
 }
 
 boot() { # NODE
