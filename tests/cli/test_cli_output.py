@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ import pytest
 
 import apps
 from beds import Machine, free_port, until
-from bokeh_ssh import LaunchError
+from bokeh_ssh import JobEnded, JobStarted, JobWaiting, LaunchError
 from bokeh_ssh._cli.display import Display
-from bokeh_ssh._cli.messages import next_step
+from bokeh_ssh._cli.messages import describe, next_step
 from bokeh_ssh._cli.output_queue import OutputQueue
 from cable import Cable
 from programs import OnTerminal, Program, login
@@ -264,3 +265,26 @@ def test_error_has_at_most_five_lines(capsys: pytest.CaptureFixture[str]) -> Non
     assert log == [f"  | {number}" for number in range(38, 50)]
     assert sum(-(-len(line) // 80) for line in lines if line not in log) == 5
     assert lines[-1].strip() == next_step(error)
+
+
+def test_batch_job_in_words() -> None:
+    """A line says why a job waits and when it may start, where it runs and until when, and how it ended."""
+    today = time.mktime((*time.localtime()[:3], 14, 5, 0, 0, 0, -1))
+    lines = [
+        describe(event)
+        for event in (
+            JobWaiting(host="h", job="123"),
+            JobWaiting(host="h", job="123", reason="Resources", estimated_start=today),
+            JobStarted(host="h", job="123", node="c17", ends_at=today),
+            JobEnded(host="h", job="123", state="TIMEOUT", why="the job reached its time limit"),
+        )
+    ]
+    assert [line.text for line in lines if line] == [
+        "Job 123 waits (Ctrl-C cancels it)",
+        "Job 123 waits: Resources, may start 14:05 (Ctrl-C cancels it)",
+        "Job 123 runs on c17, ends 14:05",
+        "Job 123 is over: the job reached its time limit",
+    ]
+    later = describe(JobWaiting(host="h", job="123", estimated_start=today + 3 * 86400))
+    assert later
+    assert "14:05" not in later.text.partition("start ")[2][:5], "another day is named before the time"
