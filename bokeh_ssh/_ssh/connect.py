@@ -26,6 +26,7 @@ from bokeh_ssh._ssh import algorithms
 from bokeh_ssh._ssh.algorithms import Mismatch
 from bokeh_ssh._ssh.auth import host_keys, login
 from bokeh_ssh._ssh.auth.prompt_cache import PromptCache
+from bokeh_ssh._ssh.config.parser import Session
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._ssh.io_loop import IOLoop
 from bokeh_ssh._ssh.proxy_command import ProxySocket
@@ -50,6 +51,7 @@ def connect(
     prompt_cache: PromptCache | None = None,
     stream: OpenStream | None = None,
     prefer: Sequence[str] = (),
+    session: Session = "exec",
 ) -> Connection:
     """Connect and log in, through all hops (``ssh``).
 
@@ -61,9 +63,10 @@ def connect(
         take, returns a connected socket; a host that is reached so has no jump host and no ProxyCommand
     :param prefer: addresses that were reached before: of a name with several, as login nodes have, the one
         that leads to the same machine again is dialled first
+    :param session: whether commands are run on it, or nothing is but forwards (``ssh -N``)
     :raises BokehSSHError: whatever went wrong, by stage; nothing is left open
     """
-    route = find_route(host) if via is None else find_route(host)[-1:]
+    route = find_route(host, via=via.hop.hostname if via else None, session=session)
     prompt_cache = prompt_cache or PromptCache()
     for hop in route:
         login.check_keys(hop.host)  # a key file that is missing is told before anything is dialled

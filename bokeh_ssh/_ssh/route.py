@@ -13,6 +13,7 @@ from bokeh_ssh._core.errors import ConfigError, UsageError
 from bokeh_ssh._core.host import Host
 from bokeh_ssh._ssh.config import lookup
 from bokeh_ssh._ssh.config.lookup import HostConfig
+from bokeh_ssh._ssh.config.parser import Session
 
 _MOST_HOPS = 8
 DEFAULT_TIMEOUT = 15.0
@@ -67,16 +68,19 @@ class Hop:
         return (*self.own_known_hosts, *(lookup.GLOBAL_KNOWN_HOSTS if files is None else files))
 
 
-def find_hop(host: Host) -> Hop:
+def find_hop(host: Host, *, through: str | None = None, session: Session = "exec") -> Hop:
     """Look the host up in its ssh config.
 
+    :param through: the machine that it is reached through; None where ``jump`` or the config says that
+    :param session: what the connection is for, which the config may ask (``Match sessiontype``)
     :raises ConfigError: if the config cannot be followed
+    :raises ResolveError: if the config asks for a canonical name, and there is none
     """
     target = host.target
     path = None if host.ssh_config is None else os.fspath(host.ssh_config)
-    config = lookup.load(
-        path, target.host, user=target.user, port=target.port, jump_given=host.jump is not None
-    )
+    if through is None and host.jump is not None:
+        through = next((jump.target.host for jump in reversed(_as_hosts(host, host.jump))), "")
+    config = lookup.load(path, target.host, user=target.user, port=target.port, jump=through, session=session)
     try:
         account = target.user or config.user or getpass.getuser()
     except (KeyError, OSError, ImportError) as exc:  # no account database entry, as in some containers
@@ -101,40 +105,53 @@ def goes_its_own_way(host: Host) -> bool:
     return config.proxy_jump is not None or config.proxy_command is not None
 
 
-def find_route(host: Host) -> list[Hop]:
+def find_route(host: Host, *, via: str | None = None, session: Session = "exec") -> list[Hop]:
     """List the machines to log in to, in order; the host itself is the last (``ssh -J``).
 
     As with ``ssh -J``, what is given for the host (keys, password, user) is not for its jump hosts: they
     have their own ``Host`` or ssh config. Where to find config and known hosts, and ``prompt``, are.
 
+    :param via: the machine that the host is reached through, whatever its config says
+    :param session: what the connection to the host is for; those before it forward, as with ``ssh -W``
     :raises ConfigError: if the way leads in a circle or the config cannot be followed
     """
-    hop = find_hop(host)
+    hop = find_hop(host, through=via, session=session)
     route = [hop]
-    while True:
+    while via is None:
         first = route[0]
         jumps = _jumps(first)
         if not jumps:
             return route
         # Only the first of a list may have a way of its own; the others are reached through it.
-        route[:0] = [find_hop(h if i == 0 else dataclasses.replace(h, jump=())) for i, h in enumerate(jumps)]
+        before = [None, *(jump.target.host for jump in jumps[:-1])]
+        route[:0] = [
+            find_hop(
+                jump if through is None else dataclasses.replace(jump, jump=()),
+                through=through,
+                session="none",
+            )
+            for jump, through in zip(jumps, before, strict=True)
+        ]
         places = [(h.hostname, h.port, h.user) for h in route]
         if len(set(places)) < len(places) or len(route) > _MOST_HOPS:
             msg = f"the way leads in a circle: {' -> '.join(h.label for h in route)}"
             raise ConfigError(
                 msg, host=hop.label, hint="check jump= and the ProxyJump lines of your ssh config"
             )
+    return route
 
 
 def _jumps(hop: Hop) -> list[Host]:
     given = hop.host.jump
-    if given is None:
-        given = hop.config.proxy_jump or ()
+    return _as_hosts(hop.host, hop.config.proxy_jump or () if given is None else given)
+
+
+def _as_hosts(host: Host, given: str | Host | Sequence[str | Host]) -> list[Host]:
     listed: Sequence[str | Host] = (given,) if isinstance(given, (str, Host)) else tuple(given)
     names: list[str | Host] = []
     for item in listed:
         names += [item] if isinstance(item, Host) else [part.strip() for part in item.split(",")]
-    return [name if isinstance(name, Host) else alike(hop.host, name) for name in names]
+    return [name if isinstance(name, Host) else alike(host, name) for name in names]
 
 
 def alike(host: Host, name: str, **changes: object) -> Host:

@@ -30,35 +30,53 @@ def no_delay(sock: socket.socket) -> None:
         pass
 
 
-def resolve(host: str, port: int, *, name: str, timeout: float) -> list[Address]:
+def resolve(
+    host: str, port: int, *, name: str, timeout: float, family: int = socket.AF_UNSPEC
+) -> list[Address]:
     """Look up the addresses of ``host``, IPv6 and IPv4 taking turns.
 
     :param name: the host as the user named it, for messages
-    :param timeout: seconds; the system's own look-up cannot be cancelled, so it is left to finish on a
-        thread of its own when it takes longer
+    :param timeout: seconds
+    :param family: whose addresses are wanted (``AddressFamily``)
     :raises ResolveError: if it has none, or the look-up did not answer in time
     """
-    answers: list[list[Address] | OSError | ValueError] = []
+    answer = look_up(host, port, family=family, timeout=timeout)
+    if answer is None:
+        msg = f"looking up {host} took more than {timeout:.3g} s"
+        raise ResolveError(msg, host=name, hint="check the network and the name server")
+    if isinstance(answer, Exception):
+        msg = f"{host} has no address ({_reason(answer)})"
+        hint = "check the spelling and the HostName line of your ssh config"
+        if family != socket.AF_UNSPEC:
+            msg = f"{host} has no address of the family that AddressFamily asks for ({_reason(answer)})"
+            hint = "check the AddressFamily line of your ssh config"
+        raise ResolveError(msg, host=name, hint=hint) from answer
+    return interleave([(found[0], found[4]) for found in answer])
+
+
+def look_up(
+    host: str, port: int | None, *, family: int = socket.AF_UNSPEC, flags: int = 0, timeout: float
+) -> list[Any] | OSError | ValueError | None:
+    """Look a name up (``getaddrinfo``), for streams.
+
+    The system's own look-up cannot be cancelled, so it is left to finish on a thread of its own when it takes
+    longer.
+
+    :param timeout: seconds
+    :returns: what getaddrinfo says; the error where there is no address; None where it takes too long
+    """
+    answers: list[list[Any] | OSError | ValueError] = []
     answered = threading.Event()
 
-    def look_up() -> None:
+    def ask() -> None:
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            answers.append([(family, address) for family, _, _, _, address in found])
+            answers.append(socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, 0, flags))
         except (OSError, ValueError) as exc:  # UnicodeError among them: a label too long for IDNA
             answers.append(exc)
         answered.set()
 
-    threading.Thread(target=look_up, name=f"bokeh-ssh resolve {host}", daemon=True).start()
-    if not wait(answered, timeout):
-        msg = f"looking up {host} took more than {timeout:.3g} s"
-        raise ResolveError(msg, host=name, hint="check the network and the name server")
-    answer = answers[0]
-    if isinstance(answer, Exception):
-        msg = f"{host} has no address ({_reason(answer)})"
-        hint = "check the spelling and the HostName line of your ssh config"
-        raise ResolveError(msg, host=name, hint=hint) from answer
-    return interleave(answer)
+    threading.Thread(target=ask, name=f"bokeh-ssh resolve {host}", daemon=True).start()
+    return answers[0] if wait(answered, timeout) else None
 
 
 def interleave(addresses: Sequence[Address]) -> list[Address]:

@@ -1,7 +1,7 @@
 """What the ssh config says about one host (``ssh -G``).
 
-First value wins, as with ssh. A line that changes who we connect to, or whom we trust, and that we cannot
-follow is told; other keywords that we do not know are passed over. ``StrictHostKeyChecking`` is one of
+First value wins, as with ssh 10.6. A line that changes who we connect to, or whom we trust, and that we
+cannot follow is told; other keywords that we do not know are passed over. ``StrictHostKeyChecking`` is one of
 those on purpose: whether unknown host keys are taken is said by our own ``host_keys``, so that a forgotten
 ``StrictHostKeyChecking no`` in some ``Host *`` block cannot switch verification off.
 
@@ -10,30 +10,57 @@ those on purpose: whether unknown host keys are taken is said by our own ``host_
 
 from __future__ import annotations
 
+import dataclasses
 import getpass
+import hashlib
 import os
+import re
+import shlex
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar, cast
 
-from bokeh_ssh._core.errors import ConfigError, UsageError
-from bokeh_ssh._core.host import format_target, parse_target
+from bokeh_ssh._core.errors import BokehSSHError, ConfigError, UsageError
+from bokeh_ssh._core.host import Target, format_target, parse_target
 from bokeh_ssh._core.patterns import lower
-from bokeh_ssh._ssh.config import syntax
-from bokeh_ssh._ssh.config.parser import Reader, Setting
-
-_T = TypeVar("_T")
+from bokeh_ssh._ssh.config import keywords, syntax
+from bokeh_ssh._ssh.config.canonical import Rules
+from bokeh_ssh._ssh.config.keywords import Jump, Keyword, Setting
+from bokeh_ssh._ssh.config.parser import Reader, Session
 
 USER_CONFIG = "~/.ssh/config"
-_ALGORITHMS = ("ciphers", "hostkeyalgorithms", "kexalgorithms", "macs", "pubkeyacceptedalgorithms")
 _WINDOWS = Path(os.environ.get("PROGRAMDATA", r"C:\ProgramData"), "ssh")
 _SYSTEM = _WINDOWS if os.name == "nt" else Path("/etc/ssh")
 SYSTEM_CONFIG = str(_SYSTEM / "ssh_config")
 #: Where ssh looks for host keys when the config does not say (ssh(1), FILES).
 USER_KNOWN_HOSTS = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2")
 GLOBAL_KNOWN_HOSTS = tuple(str(_SYSTEM / name) for name in ("ssh_known_hosts", "ssh_known_hosts2"))
+#: What ssh refuses in a user name that it has put together itself (ssh_valid_ruser()): it may reach a shell.
+_BAD_USER = re.compile(r"^-|[\x00-\x1f\x7f'`\";&<>|(){}]|\s-|\\$")
+
+
+@dataclass(frozen=True)
+class HostKeysCommand:
+    """A command that writes known_hosts lines (``KnownHostsCommand``); no shell runs it.
+
+    :ivar words: the program and its arguments, their tokens not yet expanded
+    :ivar tokens: what the tokens stand for, save for those that say which key is asked for
+    :ivar where: file and line of the config
+    """
+
+    words: tuple[str, ...]
+    tokens: Mapping[str, str]
+    where: str
+
+    def expand(self, **more: str) -> list[str]:
+        """Return program and arguments with all tokens expanded.
+
+        :param more: what ``%H``, ``%I``, ``%t``, ``%f`` and ``%K`` stand for
+        :raises ValueError: if one cannot be
+        """
+        program, *arguments = self.words
+        return [program, *(syntax.expand(each, {**self.tokens, **more}, os.environ) for each in arguments)]
 
 
 @dataclass(frozen=True)
@@ -59,6 +86,15 @@ class HostConfig:
     :param batch_mode: nobody is asked anything
     :param algorithms: the lines Ciphers, MACs, KexAlgorithms, HostKeyAlgorithms and PubkeyAcceptedAlgorithms
         as they are written, by their names in lower case
+    :param address_family: the one family whose addresses are dialled; None for any
+    :param bind_address: the name or address of ours to dial from
+    :param bind_interface: the network interface to dial from, where no ``bind_address`` is said
+    :param connection_attempts: how often to dial, a second apart
+    :param known_hosts_command: a command that says more known_hosts lines
+    :param hash_known_hosts: whether the names of new hosts are written as hashes
+    :param check_host_ip: whether known_hosts may not have another key for the address that is dialled
+    :param revoked_host_keys: files with host keys that are never taken
+    :param unchecked_localhost: NoHostAuthenticationForLocalhost is yes, which we do not follow
     :param lines: the file and line that gave each keyword, by its name in lower case
     """
 
@@ -86,7 +122,34 @@ class HostConfig:
     add_keys_to_agent: tuple[str, float] | None = None
     batch_mode: bool | None = None
     algorithms: Mapping[str, str] = field(default_factory=dict)
+    address_family: socket.AddressFamily | None = None
+    bind_address: str | None = None
+    bind_interface: str | None = None
+    connection_attempts: int | None = None
+    known_hosts_command: HostKeysCommand | None = None
+    hash_known_hosts: bool | None = None
+    check_host_ip: bool | None = None
+    revoked_host_keys: tuple[str, ...] = ()
+    unchecked_localhost: bool = False
     lines: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the caller asks for, who comes before the config.
+
+    :ivar user: ``ssh -l``
+    :ivar port: ``ssh -p``
+    :ivar jump: the host that the caller goes through, the last if there are several (``ssh -J``); ``""`` for
+        none. Then ProxyJump and ProxyCommand do not count
+    :ivar session: what the connection is for, for ``Match``
+    """
+
+    alias: str
+    user: str | None = None
+    port: int | None = None
+    jump: str | None = None
+    session: Session = "exec"
 
 
 def load(
@@ -95,30 +158,40 @@ def load(
     *,
     user: str | None = None,
     port: int | None = None,
-    jump_given: bool = False,
+    jump: str | None = None,
+    session: Session = "exec",
     system: str | None = SYSTEM_CONFIG,
 ) -> HostConfig:
     """Look ``alias`` up in an ssh config.
+
+    A Match with a criterion that is not known is an error where the host's config hangs on it.
 
     :param path: ``~/.ssh/config`` may be missing and is followed by the system's config; any other file is
         read alone (``ssh -F``); None or ``"none"`` reads none
     :param user: the user name given by the caller, who is asked before the config is (``ssh -l``)
     :param port: the port given by the caller (``ssh -p``)
-    :param jump_given: the caller said how to get there (``ssh -J``), so that ProxyJump and ProxyCommand do
-        not count
+    :param jump: the host that the caller goes through, the last if there are several (``ssh -J``); ``""`` for
+        none. With either, ProxyJump and ProxyCommand do not count
+    :param session: ``"exec"`` for a connection that runs commands, ``"none"`` for forwards alone (``ssh -N``)
     :param system: the system's config; None reads none
     :raises ConfigError: naming file and line, if a line cannot be read or may not be passed over
+    :raises ResolveError: if the config asks for a canonical name, and there is none
     """
-    lookup = _Lookup(alias, user, port, jump_given)
+    request = Request(alias, user, port, jump, session)
     files = list(_files(path, system, alias))
-    lookup.read(files, final=False)
-    lookup.host = syntax.canonical_host(lookup.hostname())
-    renames = lookup.check_canonical()
-    if renames or lookup.reader.wants_final:
-        lookup.read(files, final=True)
-    lookup.check_proxy()
-    lookup.check_refused()
-    return lookup.result()
+    outcomes: dict[str, bool] = {}
+    lookup = _Lookup(request, (), outcomes)
+    config = lookup.run(files)
+    for where, criterion in lookup.reader.undecided.items():
+        try:
+            changes = _Lookup(request, (where,), outcomes).run(files) != config
+        except BokehSSHError:
+            changes = True
+        if changes:
+            what = f"Match {criterion} is not supported, and decides whether the lines below it count"
+            hint = f"write Match !originalhost {alias} before {criterion}, or give ssh_config= another file"
+            raise lookup.error(where, what, hint)
+    return config
 
 
 def _files(
@@ -150,211 +223,287 @@ def _place(path: str) -> Path | None:
 
 
 class _Lookup:
-    """One alias being looked up."""
+    """One alias being looked up.
 
-    def __init__(self, alias: str, user: str | None, port: int | None, jump_given: bool) -> None:
-        self.alias = alias
-        self.host = alias
-        self.jump_given = jump_given
+    :param assumed: the lines with a Match that cannot be decided and is taken to hold
+    :param outcomes: of the commands of ``Match exec``, shared by all look-ups of one call
+    """
+
+    def __init__(self, request: Request, assumed: Collection[str], outcomes: dict[str, bool]) -> None:
+        self.request = request
+        self.alias = request.alias
+        self.host = request.alias
         self.local_user = _local_user()
-        self.reader = Reader(alias, self.tokens, self.local_user)
-        given: dict[str, object] = {"user": user, "port": port}
-        self.settings: dict[str, Setting] = self.reader.settings
-        self.settings.update({key: Setting(value, "") for key, value in given.items() if value is not None})
+        self.reader = Reader(
+            self.alias, self._tokens_so_far, self.local_user, request.session, assumed, outcomes
+        )
+        self.settings = self.reader.settings
+        if request.user is not None:
+            self.settings.add(keywords.USER, Setting(request.user, ""))
+        if request.port is not None:
+            self.settings.add(keywords.PORT, Setting(request.port, ""))
 
-    def read(self, files: list[tuple[str, bool, bool]], *, final: bool) -> None:
+    def run(self, files: list[tuple[str, bool, bool]]) -> HostConfig:
+        """Read the files, once or twice, and put together what they say."""
+        self._read(files, final=False)
+        renames = self.settings.value(keywords.CANONICALIZE_HOSTNAME) or "no"
+        self.host = self._canonical(self.reader.hostname(), renames)
+        if renames != "no" or self.reader.wants_final:
+            self._read(files, final=True)
+        self._check()
+        return self._result()
+
+    def _read(self, files: list[tuple[str, bool, bool]], *, final: bool) -> None:
         """Read the files; ``final`` is the second time, for ``Match final`` (ssh_config(5))."""
         self.reader.begin(self.host, final=final)
         for path, mine, checked in files:
             self.reader.read(path, mine=mine, checked=checked)
 
-    def value(self, keyword: str, kind: type[_T]) -> _T | None:
-        """Return what was said for a keyword; None where nothing was."""
-        said = self.settings.get(keyword)
-        return said.value if said and isinstance(said.value, kind) else None
+    def _canonical(self, host: str, mode: str) -> str:
+        family = self.settings.value(keywords.ADDRESS_FAMILY) or socket.AF_UNSPEC
+        if (address := syntax.canonical_address(host, family)) is not None:
+            return address
+        if syntax.is_address(host):  # by its looks; ssh goes on with it
+            return lower(host)
+        settings = self.settings
+        most_dots = settings.value(keywords.CANONICALIZE_MAX_DOTS)
+        rules = Rules(
+            mode=mode,
+            direct=self._is_direct(),
+            family=family,
+            domains=settings.value(keywords.CANONICAL_DOMAINS) or (),
+            most_dots=1 if most_dots is None else most_dots,
+            fallback=settings.value(keywords.CANONICALIZE_FALLBACK_LOCAL) is not False,
+            cnames=settings.value(keywords.CANONICALIZE_PERMITTED_CNAMES) or (),
+        )
+        return rules.canonicalize(lower(host))
 
-    def hostname(self) -> str:
-        """``HostName`` applied, with its ``%h``."""
-        return self.reader.hostname()
+    def _is_direct(self) -> bool:
+        """Return whether we dial the host ourselves."""
+        if self.request.jump is not None:
+            return not self.request.jump
+        return not (self._jumps() or self._command())
 
-    def tokens(self, host: str) -> dict[str, str]:
-        """List what ``%h`` and the others stand for (ssh_config(5), TOKENS); not ``%C`` and ``%j``."""
+    def _tokens_so_far(self, host: str) -> dict[str, str]:
+        """List what ``%h`` and the others stand for while the config is read."""
+        alias = self.settings.value(keywords.HOST_KEY_ALIAS)
+        user = self.settings.value(keywords.USER) or self.local_user
+        return self._with_user({**self._plain_tokens(host), "k": alias or host}, user)
+
+    def _tokens(self) -> dict[str, str]:
+        """List what ``%h`` and the others stand for (ssh_config(5), TOKENS)."""
+        return self._with_user(self._plain_tokens(self.host), self._user() or self.local_user)
+
+    def _plain_tokens(self, host: str) -> dict[str, str]:
+        """List the tokens that do not hang on the user name."""
         here = socket.gethostname()
+        jumps = self._jumps() if self.request.jump is None else None
         return {
             **({"d": str(home)} if (home := _place("~")) else {}),
             "h": host,
             "i": str(os.getuid()) if hasattr(os, "getuid") else "",
-            "k": lower(self.value("hostkeyalias", str) or "") or self.alias,
+            "j": jumps[-1].host if jumps else self.request.jump or "",
+            "k": lower(self.settings.value(keywords.HOST_KEY_ALIAS) or "") or self.alias,
             "L": here.partition(".")[0],
             "l": here,
             "n": self.alias,
-            "p": str(self.value("port", int) or 22),
-            "r": self.value("user", str) or self.local_user,
+            "p": str(self.settings.value(keywords.PORT) or 22),
             "u": self.local_user,
         }
 
-    def path(self, raw: object, where: str) -> str:
+    @staticmethod
+    def _with_user(tokens: dict[str, str], user: str) -> dict[str, str]:
+        hashed = "".join((tokens["l"], tokens["h"], tokens["p"], user, tokens["j"]))
+        raw = hashed.encode("utf-8", "surrogateescape")
+        digest = hashlib.sha1(raw, usedforsecurity=False).hexdigest()  # ssh_connection_hash()
+        return {**tokens, "r": user, "C": digest}
+
+    def _user(self) -> str | None:
+        """Return the user name: the caller's as it is, the config's with its tokens expanded (since 10.3)."""
+        said = self.settings.get(keywords.USER)
+        if said is None or not said.where:
+            return said.value if said else None
+        try:
+            user = syntax.expand(said.value, self._plain_tokens(self.host), os.environ)
+        except ValueError as exc:
+            raise self.error(said.where, f"User: {exc}") from exc
+        if not user or (user != said.value and _BAD_USER.search(user)):
+            raise self.error(said.where, f"User: {user!r} is not a user name")
+        return user
+
+    def _expand(self, said: Setting[str]) -> str:
         """Expand ``~``, tokens and ``${NAME}`` in a path, in ssh's order."""
         try:
-            return syntax.expand(syntax.home(str(raw)), self.tokens(self.host), os.environ)
+            return syntax.expand(syntax.home(said.value), self._tokens(), os.environ)
         except ValueError as exc:
-            raise self.error(where, str(exc)) from exc
+            raise self.error(said.where, str(exc)) from exc
 
     def error(self, where: str, what: str, hint: str = "correct the line") -> ConfigError:
         return ConfigError(f"{where}: {what}", host=self.alias, hint=hint)
 
-    def check_canonical(self) -> bool:
-        """Return whether the config wants to be read again with the canonical name.
-
-        :raises ConfigError: if the name could become another one: that takes DNS look-ups we do not do
-        """
-        said = self.settings.get("canonicalizehostname")
-        mode = said.value if said else "no"
-        cnames = self.settings.get("canonicalizepermittedcnames")
-        direct = self.jump_given or not (self._jumps() or self._command())
-        dots, domains = self.value("canonicalizemaxdots", int), self.value("canonicaldomains", tuple)
-        applies = said is not None and mode != "no" and (direct or mode == "always")
-        by_domain = applies and (
-            self.host.endswith(".")
-            or (self.host.count(".") <= (1 if dots is None else dots) and bool(domains))
-            or self.value("canonicalizefallbacklocal", bool) is False
-        )
-        by_cname = bool(cnames and cnames.value) and (direct or applies)
-        guilty = said if by_domain else cnames if by_cname else None
-        if guilty and not syntax.is_address(self.host):
-            what = f"{guilty.keyword} may give {self.host} another name, and is not supported"
-            hint = "write the full name as HostName, or exempt this host with CanonicalizeHostname no"
-            raise self.error(guilty.where, what, hint)
-        return mode != "no"
-
-    def _jumps(self) -> tuple[str, ...] | None:
+    def _jumps(self) -> tuple[Jump, ...] | None:
         """Return what the first of ProxyJump and ProxyCommand says, if that is ProxyJump or none."""
-        said = self.settings.get("proxyjump")
-        command = self.settings.get("proxycommand")
-        if said is None or said.value == ():
-            return () if said or command else None
-        return cast("tuple[str, ...]", said.value)
+        jumps = self.settings.value(keywords.PROXY_JUMP)
+        if jumps is None and self.settings.get(keywords.PROXY_COMMAND):
+            return ()
+        return jumps
 
-    def _command(self) -> Setting | None:
+    def _command(self) -> Setting[str] | None:
         """Return the ProxyCommand that makes the connection, if one does.
 
         OpenSSH before 10.3 took an earlier ``ProxyJump none`` as the end of it; later ones do not.
         """
-        said = self.settings.get("proxycommand")
-        return said if said and said.value != "none" and not self.jump_given and not self._jumps() else None
+        said = self.settings.get(keywords.PROXY_COMMAND)
+        if self.request.jump is not None or self._jumps():
+            return None
+        return said if said and said.value != "none" else None
 
-    def check_proxy(self) -> None:
-        """Refuse a command that would hand a descriptor over instead of copying.
+    def _check(self) -> None:
+        """Refuse what the config itself refuses, and what we cannot follow.
 
-        :raises ConfigError: if the config has one
+        :raises ConfigError: if the config has such a line
         """
-        fdpass = self.settings.get("proxyusefdpass")
-        if fdpass and fdpass.value and (self._command() or self._is_direct()):
+        if refused := self.settings.get(keywords.REFUSE_CONNECTION):
+            raise self.error(refused.where, f"RefuseConnection: {refused.value}", "choose another host")
+        fdpass = self.settings.get(keywords.PROXY_USE_FDPASS)
+        if (
+            fdpass
+            and fdpass.value
+            and self.request.jump is None
+            and (self._command() or self._jumps() is None)
+        ):
+            # A command that would hand a descriptor over instead of copying.
             raise self.error(fdpass.where, "ProxyUseFdpass is not supported", "remove it, or use ProxyJump")
+        attempts = self.settings.get(keywords.CONNECTION_ATTEMPTS)
+        if attempts and not attempts.value:
+            raise self.error(attempts.where, "ConnectionAttempts: 0 is no number of attempts")
 
-    def _is_direct(self) -> bool:
-        return not self.jump_given and self._jumps() is None
-
-    def check_refused(self) -> None:
-        """Refuse what the config itself refuses, and a list of revoked keys that we cannot read.
-
-        :raises ConfigError: if the config has one
-        """
-        if said := self.settings.get("refuseconnection"):
-            raise self.error(said.where, f"RefuseConnection: {said.value}", "choose another host")
-        if (said := self.settings.get("revokedhostkeys")) and said.value:
-            hint = "put the keys into known_hosts as @revoked, and exempt this host with RevokedHostKeys none"
-            raise self.error(said.where, "RevokedHostKeys is not supported", hint)
-
-    def result(self) -> HostConfig:
+    def _result(self) -> HostConfig:
         """Put together what was said."""
-        alias, timeout = self.value("hostkeyalias", str), self.value("connecttimeout", float)
+        value = self.settings.value
+        alias = value(keywords.HOST_KEY_ALIAS)
         jump, command = self._proxy()
         return HostConfig(
             hostname=self.host,
-            user=self.value("user", str),
-            port=self.value("port", int),
+            user=self._user(),
+            port=value(keywords.PORT),
             identity_files=self._identity_files(),
-            certificate_files=self._paths("certificatefile"),
-            identities_only=bool(self.value("identitiesonly", bool)),
+            certificate_files=self._paths(keywords.CERTIFICATE_FILE),
+            identities_only=bool(value(keywords.IDENTITIES_ONLY)),
             identity_agent=self._identity_agent(),
-            user_known_hosts=self._known_hosts(),
-            global_known_hosts=self.value("globalknownhostsfile", tuple),
+            user_known_hosts=self._files(keywords.USER_KNOWN_HOSTS_FILE),
+            global_known_hosts=value(keywords.GLOBAL_KNOWN_HOSTS_FILE),
             host_key_alias=lower(alias) if alias else None,
-            connect_timeout=timeout or None,  # 0 is ssh's word for the system's own time-out
-            server_alive_interval=self.value("serveraliveinterval", float),
-            server_alive_count=self.value("serveralivecountmax", int),
+            connect_timeout=value(keywords.CONNECT_TIMEOUT) or None,  # 0 is ssh's word for the system's own
+            server_alive_interval=value(keywords.SERVER_ALIVE_INTERVAL),
+            server_alive_count=value(keywords.SERVER_ALIVE_COUNT_MAX),
             proxy_jump=jump,
             proxy_command=command,
-            compression=self.value("compression", bool),
-            pubkey_authentication=self.value("pubkeyauthentication", bool),
-            password_authentication=self.value("passwordauthentication", bool),
-            kbd_interactive_authentication=self.value("kbdinteractiveauthentication", bool),
+            compression=value(keywords.COMPRESSION),
+            pubkey_authentication=value(keywords.PUBKEY_AUTHENTICATION),
+            password_authentication=value(keywords.PASSWORD_AUTHENTICATION),
+            kbd_interactive_authentication=value(keywords.KBD_INTERACTIVE_AUTHENTICATION),
             preferred_authentications=self._preferred(),
-            password_prompts=self.value("numberofpasswordprompts", int),
-            add_keys_to_agent=self.value("addkeystoagent", tuple),
-            batch_mode=self.value("batchmode", bool),
-            algorithms={key: str(self.settings[key].value) for key in _ALGORITHMS if key in self.settings},
-            lines={keyword: said.where for keyword, said in self.settings.items() if said.where},
+            password_prompts=value(keywords.NUMBER_OF_PASSWORD_PROMPTS),
+            add_keys_to_agent=value(keywords.ADD_KEYS_TO_AGENT),
+            batch_mode=value(keywords.BATCH_MODE),
+            algorithms=self._algorithms(),
+            address_family=value(keywords.ADDRESS_FAMILY) or None,
+            bind_address=value(keywords.BIND_ADDRESS),
+            bind_interface=value(keywords.BIND_INTERFACE),
+            connection_attempts=value(keywords.CONNECTION_ATTEMPTS),
+            known_hosts_command=self._known_hosts_command(),
+            hash_known_hosts=value(keywords.HASH_KNOWN_HOSTS),
+            check_host_ip=value(keywords.CHECK_HOST_IP),
+            revoked_host_keys=self._files(keywords.REVOKED_HOST_KEYS) or (),
+            unchecked_localhost=bool(value(keywords.NO_LOCALHOST_CHECK)),
+            lines=self.settings.lines(),
         )
 
+    def _algorithms(self) -> dict[str, str]:
+        said = {keyword.name.lower(): self.settings.value(keyword) for keyword in keywords.ALGORITHMS}
+        return {name: value for name, value in said.items() if value is not None}
+
     def _preferred(self) -> tuple[str, ...] | None:
-        said = self.value("preferredauthentications", str)
+        said = self.settings.value(keywords.PREFERRED_AUTHENTICATIONS)
         return None if said is None else tuple(said.split(","))
 
     def _identity_files(self) -> tuple[str, ...]:
-        files = self._paths("identityfile")
-        return files if files or not self.reader.files["identityfile"] else ("none",)
+        files = self._paths(keywords.IDENTITY_FILE)
+        return files if files or not self.settings.every(keywords.IDENTITY_FILE) else ("none",)
 
-    def _paths(self, keyword: str) -> tuple[str, ...]:
-        every = self.reader.files[keyword]
-        return tuple(self.path(said.value, said.where) for said in every if str(said.value).lower() != "none")
+    def _paths(self, keyword: Keyword[str]) -> tuple[str, ...]:
+        every = self.settings.every(keyword)
+        return tuple(self._expand(said) for said in every if said.value.lower() != "none")
+
+    def _files(self, keyword: Keyword[tuple[str, ...]]) -> tuple[str, ...] | None:
+        said = self.settings.get(keyword)
+        if said is None:
+            return None
+        return tuple(self._expand(Setting(path, said.where)) for path in said.value)
 
     def _identity_agent(self) -> str | None:
-        said = self.settings.get("identityagent")
+        said = self.settings.get(keywords.IDENTITY_AGENT)
         if said is None or said.value in ("none", "SSH_AUTH_SOCK"):
             return "none" if said and said.value == "none" else None
-        path = self.path(said.value, said.where)
+        path = self._expand(said)
         if path.startswith("$"):  # the older way to name a variable
             return os.environ.get(path[1:]) or "none"
         return path
 
-    def _known_hosts(self) -> tuple[str, ...] | None:
-        said = self.settings.get("userknownhostsfile")
-        if said is None:
+    def _known_hosts_command(self) -> HostKeysCommand | None:
+        said = self.settings.get(keywords.KNOWN_HOSTS_COMMAND)
+        if not said or not said.value:
             return None
-        return tuple(self.path(raw, said.where) for raw in cast("tuple[str, ...]", said.value))
+        command = HostKeysCommand(said.value, self._tokens(), said.where)
+        try:
+            command.expand(H="", I="", t="", f="", K="")
+        except ValueError as exc:
+            raise self.error(said.where, f"KnownHostsCommand: {exc}") from exc
+        return command
 
     def _proxy(self) -> tuple[tuple[str, ...] | None, str | None]:
         """Return the machines to go through, and the command that makes the connection."""
-        if self.jump_given:
+        if self.request.jump is not None:
             return None, None
-        said, keyword, jumps = self.settings.get("proxyjump"), "ProxyJump", self._jumps()
-        command = self._command()
-        # ssh makes a ProxyCommand of it, and so has tokens here.
-        few = {key: value for key, value in self.tokens(self.host).items() if key in "hnpr"}
+        # ssh makes a ProxyCommand of ProxyJump, and so has tokens there.
+        few = {key: value for key, value in self._tokens().items() if key in "hnpr"}
+        command, jumps = self._command(), self._jumps()
+        said = self.settings.get(keywords.PROXY_JUMP)
+        where, keyword = said.where if said else "", "ProxyJump"
         try:
             if command:
-                keyword = "ProxyCommand"
-                jump = syntax.as_jump(str(command.value))
+                where, keyword = command.where, "ProxyCommand"
+                jump = syntax.as_jump(command.value)
                 if jump is None:
-                    return None, syntax.expand(str(command.value), few)
-                said, jumps = command, (jump,)
-            if said is None or not jumps:
-                return jumps, None
-            expanded = tuple(syntax.expand(_as_target(jump), few) for jump in jumps)
-            for jump in expanded:
-                parse_target(jump)
+                    return None, syntax.expand(command.value, few)
+                targets = [syntax.expand(jump, few)]
+            else:
+                targets = [_target(jump, few) for jump in jumps or ()]
+            for target in targets:
+                parse_target(target)
         except (UsageError, ValueError) as exc:
             reason = exc.message if isinstance(exc, UsageError) else str(exc)
-            where = (command or said or Setting("", "")).where
             raise self.error(where, f"{keyword}: {reason}") from exc
-        return expanded, None
+        return tuple(targets) if targets or jumps is not None else None, None
 
 
-def _as_target(jump: str) -> str:
-    # The percent signs of an ssh:// address are no tokens.
-    return format_target(parse_target(jump)) if jump.startswith("ssh://") else jump
+def _target(jump: Jump, tokens: Mapping[str, str]) -> str:
+    """Write a machine to jump through in one way, its tokens and quotes gone.
+
+    :raises ValueError: if a shell, which ssh has read it, would find more than one word
+    """
+    words = {}
+    for name, text in dataclasses.asdict(jump).items():
+        if text is None:
+            continue
+        found = shlex.split(syntax.expand(text, tokens))
+        if len(found) != 1:
+            msg = f"{text!r} is not one word"
+            raise ValueError(msg)
+        words[name] = found[0]
+    host, user, port = words["host"], words.get("user"), words.get("port")
+    return format_target(Target(host, user, syntax.port(port) if port else None))
 
 
 def _local_user() -> str:

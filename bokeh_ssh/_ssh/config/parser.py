@@ -3,38 +3,27 @@
 from __future__ import annotations
 
 import glob
+import ipaddress
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from bokeh_ssh._core.errors import ConfigError
+from bokeh_ssh._core.interfaces import list_addresses
 from bokeh_ssh._core.patterns import matches, matches_host, matches_list
-from bokeh_ssh._ssh.config import syntax
+from bokeh_ssh._ssh.config import keywords, syntax
+from bokeh_ssh._ssh.config.keywords import Keyword, Setting, Settings
 from bokeh_ssh._ssh.config.match_exec import holds
+from bokeh_ssh._ssh.config.release import find_release
 
 #: How deep files may include each other (READCONF_MAX_DEPTH).
 _MAX_DEPTH = 16
-_YES_NO = {"yes": True, "no": False}
-#: Older names of keywords.
-_ALIASES = {
-    "challengeresponseauthentication": "kbdinteractiveauthentication",
-    "dsaauthentication": "pubkeyauthentication",
-    "pubkeyacceptedkeytypes": "pubkeyacceptedalgorithms",
-    "skeyauthentication": "kbdinteractiveauthentication",
-    "tisauthentication": "kbdinteractiveauthentication",
-}
-#: The two kinds of signature that PubkeyAuthentication can also ask for differ only in a lent agent's chain.
-_PUBKEY = {"yes": True, "true": True, "no": False, "false": False, "unbound": True, "host-bound": True}
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A value, and the file and line that gave it; empty where the caller did."""
-
-    value: object
-    where: str
-    keyword: str = ""
+#: What is run on the other machine, for ``Match command``; the script itself goes over standard input.
+COMMAND = "exec /bin/sh -c"
+#: What is asked of the connection: to run commands, or nothing but forwards (``ssh -N``).
+Session = Literal["exec", "none"]
 
 
 @dataclass
@@ -56,125 +45,39 @@ class _Position:
         return f"{self.path} line {self.line}"
 
 
-def _port(text: str) -> int:
-    word = syntax.one_word(text)
-    if not (word.isascii() and word.isdigit() and 0 < int(word) < 65536):
-        msg = f"{word!r} is not a port"
-        raise ValueError(msg)
-    return int(word)
-
-
-def _count(text: str) -> int:
-    word = syntax.one_word(text)
-    if not (word.isascii() and word.isdigit() and int(word) < 1 << 31):
-        msg = f"{word!r} is not a count"
-        raise ValueError(msg)
-    return int(word)
-
-
-def _add_keys(text: str) -> tuple[str, float]:
-    """Read AddKeysToAgent: "yes", "no", "ask" or "confirm", and how many seconds (0 has no end)."""
-    words = syntax.split_words(text)
-    how = {"true": "yes", "false": "no"}.get(words[0].lower(), words[0].lower()) if words else ""
-    if how == "confirm" and len(words) == 2:
-        return how, syntax.duration(words[1])
-    if how in ("yes", "no", "ask", "confirm") and len(words) == 1:
-        return how, 0.0
-    return "yes", syntax.duration(syntax.one_word(text))
-
-
-def _algorithms(text: str) -> str:
-    word = syntax.one_word(text)
-    names = word[1:] if word[0] in "+-^" else word
-    if not names or names.startswith(",") or (word[0] != "-" and "!" in names):
-        msg = f"{word!r} is not a list of algorithms"
-        raise ValueError(msg)
-    return word
-
-
-def _raw(text: str) -> str:
-    if not text:
-        msg = "a value is missing"
-        raise ValueError(msg)
-    return "none" if text.lower() == "none" else text
-
-
-def _jumps(text: str) -> tuple[str, ...]:
-    jumps = _raw(text.partition("#")[0].rstrip())
-    listed = [jump.strip() for jump in jumps.split(",")]
-    if not all(listed):
-        msg = f"{jumps!r} has an empty place"
-        raise ValueError(msg)
-    return () if jumps == "none" else tuple(listed)
-
-
-def _canonicalize(text: str) -> str:
-    word = syntax.one_word(text).lower()
-    return "always" if word == "always" else "yes" if syntax.flag(text) else "no"
-
-
-#: How the rest of a line is read, by keyword; what is not here changes nothing for us.
-_READ: dict[str, Callable[[str], object]] = {
-    "addkeystoagent": _add_keys,
-    "batchmode": syntax.flag,
-    "canonicaldomains": syntax.all_words,
-    "canonicalizefallbacklocal": syntax.flag,
-    "canonicalizehostname": _canonicalize,
-    "canonicalizemaxdots": syntax.number,
-    "canonicalizepermittedcnames": syntax.all_words,
-    "certificatefile": syntax.one_word,
-    "ciphers": _algorithms,
-    "compression": lambda text: syntax.choice(text, _YES_NO),
-    "connecttimeout": syntax.seconds,
-    "globalknownhostsfile": syntax.all_words,
-    "hostkeyalgorithms": _algorithms,
-    "hostkeyalias": syntax.one_word,
-    "hostname": syntax.one_word,
-    "identitiesonly": syntax.flag,
-    "identityagent": syntax.one_word,
-    "identityfile": syntax.one_word,
-    "kbdinteractiveauthentication": syntax.flag,
-    "kexalgorithms": _algorithms,
-    "macs": _algorithms,
-    "numberofpasswordprompts": _count,
-    "passwordauthentication": syntax.flag,
-    "port": _port,
-    "preferredauthentications": syntax.one_word,
-    "proxycommand": _raw,
-    "proxyjump": _jumps,
-    "proxyusefdpass": syntax.flag,
-    "pubkeyacceptedalgorithms": _algorithms,
-    "pubkeyauthentication": lambda text: syntax.choice(text, _PUBKEY),
-    "refuseconnection": syntax.one_word,
-    "revokedhostkeys": syntax.all_words,
-    "serveralivecountmax": syntax.number,
-    "serveraliveinterval": syntax.seconds,
-    "user": syntax.one_word,
-    "userknownhostsfile": syntax.all_words,
-}
-
-
 class Reader:
     """Collects what config files say about one alias.
 
     :param alias: the host as the user named it
     :param tokens: gives the values of ``%h`` and the like, given ``%h``
-    :ivar said: the first value of each keyword, in lower case
-    :ivar files: all that was said for each keyword that adds to a list (``IdentityFile``,
-        ``CertificateFile``), in order
+    :param session: what the connection is for
+    :param assumed: the lines with a Match that cannot be decided and is taken to hold; others are not
+    :param outcomes: of the commands of ``Match exec``: none is run twice
+    :ivar settings: what was said
+    :ivar undecided: those lines, as far as they have come up, and the criterion that is not known
     :ivar wants_final: a ``Match final`` was seen: the files are to be read again
     """
 
-    def __init__(self, alias: str, tokens: Callable[[str], dict[str, str]], local_user: str) -> None:
-        self.settings: dict[str, Setting] = {}
-        self.files: dict[str, list[Setting]] = {"certificatefile": [], "identityfile": []}
+    def __init__(
+        self,
+        alias: str,
+        tokens: Callable[[str], dict[str, str]],
+        local_user: str,
+        session: Session,
+        assumed: Collection[str],
+        outcomes: dict[str, bool],
+    ) -> None:
+        self.settings = Settings()
+        self.undecided: dict[str, str] = {}
         self.wants_final = False
         self._alias = alias
         self._tokens = tokens
         self._local_user = local_user
+        self._session = session
+        self._assumed = assumed
+        self._outcomes = outcomes
         self._host = alias
         self._final = False
-        self._seen_files: set[tuple[str, object, bool]] = set()
 
     def begin(self, host: str, *, final: bool) -> None:
         """Start to read: the first time, or the ``final`` time with the name that the first gave."""
@@ -185,11 +88,11 @@ class Reader:
         """Return the name so far: ``HostName`` with its ``%h``, else the alias."""
         if self._final:
             return self._host
-        said = self.settings.get("hostname")
+        said = self.settings.get(keywords.HOSTNAME)
         if said is None:
             return self._alias
         try:
-            return syntax.expand(str(said.value), {"h": self._alias})
+            return syntax.expand(said.value, {"h": self._alias})
         except ValueError as exc:
             raise self._error(said.where, f"HostName: {exc}") from exc
 
@@ -223,40 +126,39 @@ class Reader:
                 continue
             keyword, rest = split
             try:
-                self._take(keyword, rest, position)
+                self._take(keywords.ALIASES.get(keyword, keyword), rest, position)
             except ValueError as exc:
                 if isinstance(exc, ConfigError):
                     raise
                 raise self._error(str(position), f"{keyword}: {exc}") from exc
 
-    def _take(self, keyword: str, rest: str, position: _Position) -> None:
-        keyword = _ALIASES.get(keyword, keyword)
-        if keyword in ("host", "match", "include") and not syntax.split_words(rest):
+    def _take(self, name: str, rest: str, position: _Position) -> None:
+        if name in ("host", "match", "include") and not rest:
             msg = "a value is missing"
             raise ValueError(msg)
-        if keyword == "host":
+        if name == "host":
             position.active = self._hosts(syntax.split_words(rest)) and not position.never
-        elif keyword == "match":
+        elif name == "match":
             position.active = self._match(syntax.split_words(rest), position) and not position.never
-        elif keyword == "include":
+        elif name == "include":
             for pattern in syntax.split_words(rest):
                 self._include(pattern, position)
-        elif keyword in _READ:
-            value = _READ[keyword](rest)
-            if position.active and value is not None:
-                self._keep(keyword, Setting(value, str(position), keyword), position)
+        elif keyword := keywords.KEYWORDS.get(name):
+            value = keyword.read(rest)
+            if position.active:
+                self._keep(keyword, Setting(value, str(position)), position)
 
-    def _keep(self, keyword: str, said: Setting, position: _Position) -> None:
-        if keyword in self.files:
-            if (keyword, said.value, position.mine) not in self._seen_files:
-                self._seen_files.add((keyword, said.value, position.mine))
-                self.files[keyword].append(said)
-        elif keyword == "proxycommand" and "proxyjump" in self.settings and self.settings["proxyjump"].value:
+    def _keep(self, keyword: Keyword[Any], said: Setting[Any], position: _Position) -> None:
+        settings = self.settings
+        jump = settings.get(keywords.PROXY_JUMP)
+        if keyword in keywords.LISTS:
+            settings.append(keyword, said, mine=position.mine)
+        elif keyword is keywords.PROXY_COMMAND and jump and jump.value:
             pass  # whichever comes first counts
-        elif keyword == "proxyjump" and "proxycommand" in self.settings:
+        elif keyword is keywords.PROXY_JUMP and said.value and settings.get(keywords.PROXY_COMMAND):
             pass
         else:
-            self.settings.setdefault(keyword, said)
+            settings.add(keyword, said)
 
     def _hosts(self, patterns: list[str]) -> bool:
         if not all(patterns):
@@ -272,14 +174,14 @@ class Reader:
         return wanted
 
     def _include(self, pattern: str, position: _Position) -> None:
+        if "%" in pattern or "${" in pattern:
+            pattern = syntax.expand(pattern, self._tokens(self.hostname()), os.environ)
         if not pattern or (pattern.startswith("~") and not position.mine):
             msg = f"{pattern!r} is not a path"
             raise ValueError(msg)
         if position.depth >= _MAX_DEPTH:
             msg = "files include each other too deeply"
             raise ValueError(msg)
-        if "%" in pattern or "${" in pattern:
-            pattern = syntax.expand(pattern, self._tokens(self.hostname()), os.environ)
         everything = str(Path(syntax.home(position.base), syntax.home(pattern)))
         for path in sorted(glob.glob(everything)):  # noqa: PTH207  # Path.glob takes no absolute pattern
             depth, never = position.depth + 1, not position.active
@@ -287,12 +189,12 @@ class Reader:
             self._read(inner, checked=True)
 
     def _match(self, words: list[str], position: _Position) -> bool:
-        """Evaluate the criteria of a Match line.
-
-        :raises ConfigError: if the outcome depends on a criterion that we do not know
-        """
+        """Return whether the criteria of a Match line hold."""
+        if not words:
+            msg = "a criterion is missing"
+            raise ValueError(msg)
         result = True
-        unknown: list[str] = []
+        unknown = ""
         for at, (name, negated, argument) in enumerate(syntax.criteria(words)):
             if name == "all":
                 if at > 1 or argument:
@@ -305,35 +207,68 @@ class Reader:
             elif name == "exec":
                 if not result or position.never:  # nothing is run that decides nothing
                     continue
-                command = syntax.expand(argument, self._tokens(self.hostname()))
-                outcome = holds(command)
+                outcome = self._exec(argument)
             else:
                 known = self._criterion(name, argument)
                 if known is None:
-                    unknown.append(name)
+                    unknown = unknown or name
                     continue
                 outcome = known
             result = result and outcome != negated
         if result and unknown and not position.never:
-            what = f"Match {unknown[0]} is not supported, and decides whether the lines below it count"
-            hint = "put what this host needs into a Host block above it, or give ssh_config= another file"
-            raise self._error(str(position), what, hint)
+            self.undecided.setdefault(str(position), unknown)
+            return str(position) in self._assumed
         return result
 
+    def _exec(self, argument: str) -> bool:
+        command = syntax.expand(argument, self._tokens(self.hostname()))
+        if command not in self._outcomes:
+            self._outcomes[command] = holds(command)
+        return self._outcomes[command]
+
     def _criterion(self, name: str, argument: str) -> bool | None:
+        """Return whether one criterion holds; None for one that we do not know."""
         if name == "host":
             return matches_host(self.hostname(), argument)
         if name == "originalhost":
             return matches_host(self._alias, argument)
         if name == "user":
-            user = self.settings.get("user")
-            return matches_list(str(user.value) if user else self._local_user, argument)
+            return matches_list(self.settings.value(keywords.USER) or self._local_user, argument)
         if name == "localuser":
             return matches_list(self._local_user, argument)
+        if name == "localnetwork":
+            return _is_in_network(argument)
+        if name == "tagged":
+            return _matches_or_both_empty(self.settings.value(keywords.TAG) or "", argument)
+        if name == "command":
+            return _matches_or_both_empty(COMMAND if self._session == "exec" else "", argument)
+        if name == "sessiontype":
+            given = "none" if self._session == "none" else self.settings.value(keywords.SESSION_TYPE)
+            return matches_list(given or self._session, argument)
+        if name == "version":
+            return matches_list(find_release(), argument)
         return None
 
     def _error(self, where: str, what: str, hint: str = "correct the line") -> ConfigError:
         return ConfigError(f"{where}: {what}", host=self._alias, hint=hint)
+
+
+def _matches_or_both_empty(text: str, patterns: str) -> bool:
+    return matches_list(text, patterns) if text else not patterns
+
+
+def _is_in_network(networks: str) -> bool | None:
+    """Return whether this machine has an address in one of the networks; None if that cannot be found out.
+
+    :raises ValueError: if one of them is not a network: there are bits set that its length leaves out
+    """
+    wanted = [ipaddress.ip_network(network) for network in networks.split(",")]
+    addresses = list_addresses()
+    if addresses is None:
+        return None
+    # As with ssh, an address with a scope is in no network.
+    mine = [ipaddress.ip_address(each.address) for each in addresses if not each.scope]
+    return any(address in network for address in mine for network in wanted)
 
 
 def _is_safe(status: os.stat_result) -> bool:

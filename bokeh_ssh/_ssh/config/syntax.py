@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getopt
 import os
 import re
@@ -9,12 +10,16 @@ import shlex
 import socket
 from collections import deque
 from collections.abc import Mapping
+from typing import TypeVar
 
 from bokeh_ssh._core.patterns import lower
 
-_SPACE = " \t\r\n"
+_T = TypeVar("_T")
+
+SPACE = " \t\r\n"
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-_TIME = re.compile(r"(\d+)([smhdw]?)", re.IGNORECASE)
+_TIME = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhdwSMHDW]?)")
+_MOST = 1 << 31
 _SUBSTITUTE = re.compile(r"%(.?)|\$\{([^}]*)(\}?)", re.DOTALL)
 
 
@@ -23,19 +28,30 @@ def split_keyword(line: str) -> tuple[str, str] | None:
 
     ``Keyword value``, ``Keyword=value``, ``Keyword = value`` and ``"Keyword" value`` are the same.
     """
-    line = line.partition("\0")[0].rstrip(_SPACE + "\f").lstrip(_SPACE)
-    if not line or line.startswith("#"):
-        return None
-    found = re.match(r'"([^"]*)"|([^ \t\r\n"=]+)', line)
-    if not found:
-        return line.lower(), ""
-    rest = line[found.end() :].lstrip(_SPACE)
-    return (found[1] or found[2] or "").lower(), rest.removeprefix("=").lstrip(_SPACE)
+    keyword, rest = _delimit(line.partition("\0")[0].rstrip(SPACE + "\f"))
+    if not keyword:
+        keyword, rest = _delimit(rest)
+    return (lower(keyword), rest) if keyword and not keyword.startswith("#") else None
 
 
-def split_words(text: str) -> list[str]:
-    r"""Split at blanks, up to a word that begins with ``#``; ``"a b"``, ``'a b'`` and ``a\ b`` are one word.
+def _delimit(text: str) -> tuple[str, str]:
+    """Cut off the first word, as OpenSSH's strdelim() does; where a quote is not closed there is none."""
+    at = next((i for i, char in enumerate(text) if char in SPACE + '"='), None)
+    if at is None:
+        return text, ""
+    if text[at] == '"':
+        quoted, closed, rest = text[at + 1 :].partition('"')
+        return (text[:at] + quoted if closed else ""), (rest.lstrip(SPACE) if closed else "")
+    rest = text[at + 1 :].lstrip(SPACE)
+    if text[at] != "=" and rest.startswith("="):
+        rest = rest[1:].lstrip(SPACE)
+    return text[:at], rest
 
+
+def split_words(text: str, *, comments: bool = True) -> list[str]:
+    r"""Split at blanks; ``"a b"``, ``'a b'`` and ``a\ b`` are one word.
+
+    :param comments: whether a word that begins with ``#`` ends it
     :raises ValueError: if a quote is not closed
     """
     words: list[str] = []
@@ -44,7 +60,7 @@ def split_words(text: str) -> list[str]:
         if text[i] in " \t":
             i += 1
             continue
-        if text[i] == "#":
+        if comments and text[i] == "#":
             break
         word: list[str] = []
         quote = ""
@@ -112,24 +128,43 @@ def duration(word: str) -> float:
     :raises ValueError: if it is not one
     """
     parts = _TIME.findall(word)
-    longest = max((len(number) for number, _ in parts), default=0)
     written = "".join(number + unit for number, unit in parts)
-    if not word or written != word or not word.isascii() or longest > 12:
-        msg = f"{word!r} is not a time"
+    plain = [unit in ("", "s", "S") for _, unit in parts]
+    fraction = any("." in number and not is_plain for (number, _), is_plain in zip(parts, plain, strict=True))
+    total = sum(float(number) * _UNITS[unit.lower()] for number, unit in parts) if len(word) < 100 else _MOST
+    if not word or written != word or fraction or sum(plain) > 1 or total >= _MOST:
+        msg = f"{word[:100]!r} is not a time"
         raise ValueError(msg)
-    return float(sum(int(number) * _UNITS[unit.lower()] for number, unit in parts))
+    return float(int(total))
 
 
 def number(text: str) -> int:
-    """Read a whole number.
+    """Read a whole number from 0 to 2,147,483,647.
 
     :raises ValueError: if it is not one
     """
     word = one_word(text)
-    if not re.fullmatch(r"-?[0-9]{1,9}", word):
-        msg = f"{word!r} is not a number"
+    if not re.fullmatch(r"[+-]?[0-9]{1,20}", word) or not 0 <= int(word) < _MOST:
+        msg = f"{word[:100]!r} is not a number from 0"
         raise ValueError(msg)
     return int(word)
+
+
+def port(word: str) -> int:
+    """Read a port, by its number or by the name of a service (``getservbyname``).
+
+    :raises ValueError: if it is neither
+    """
+    value = 0
+    if re.fullmatch(r"\+?[0-9]{1,20}", word):
+        value = int(word)
+    elif word:
+        with contextlib.suppress(OSError, UnicodeError):
+            value = socket.getservbyname(word, "tcp")
+    if not 0 < value < 65536:
+        msg = f"{word[:100]!r} is not a port"
+        raise ValueError(msg)
+    return value
 
 
 def flag(text: str) -> bool:
@@ -140,16 +175,32 @@ def flag(text: str) -> bool:
     return choice(text, {"yes": True, "true": True, "no": False, "false": False})
 
 
-def choice(text: str, known: Mapping[str, bool]) -> bool:
+def choice(text: str, known: Mapping[str, _T]) -> _T:
     """Read one of the words in ``known``, upper case or lower.
 
     :raises ValueError: if it is another word
     """
     word = one_word(text)
-    if word.lower() not in known:
+    if lower(word) not in known:
         msg = f"{word!r} is not one of {', '.join(known)}"
         raise ValueError(msg)
-    return known[word.lower()]
+    return known[lower(word)]
+
+
+def domain(name: str) -> str:
+    """Return a domain name in lower case, without a dot at its end.
+
+    :raises ValueError: if it has characters that no name has
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) or ".." in name:
+        msg = f"{name[:100]!r} is not a domain name"
+        raise ValueError(msg)
+    return lower(name).removesuffix(".")
+
+
+def is_variable(name: str) -> bool:
+    """Return whether a name can be that of an environment variable."""
+    return re.fullmatch(r"[A-Za-z0-9_]+", name) is not None
 
 
 def home(path: str) -> str:
@@ -217,6 +268,14 @@ def as_jump(command: str) -> str | None:
     return f"{user}@{host}" if user else host
 
 
+#: Criteria whose argument may be empty: that stands for no tag, and no command.
+_MAY_BE_EMPTY = ("tagged", "command")
+_NEED_ARGUMENT = (
+    *("host", "originalhost", "user", "localuser", "localnetwork", "exec", "version", "sessiontype"),
+    *_MAY_BE_EMPTY,
+)
+
+
 def criteria(words: list[str]) -> list[tuple[str, bool, str]]:
     """Take apart the criteria of a Match line: name, whether negated, argument.
 
@@ -225,39 +284,42 @@ def criteria(words: list[str]) -> list[tuple[str, bool, str]]:
     found: list[tuple[str, bool, str]] = []
     rest = deque(words)
     while rest:
-        name, _, argument = rest.popleft().partition("=")
+        name, equals, argument = rest.popleft().partition("=")
         negated = name.startswith("!")
-        name = name.removeprefix("!").lower()
+        name = lower(name.removeprefix("!"))
         if name == "all":
             argument = argument or " ".join(rest)
             rest.clear()
         elif name not in ("canonical", "final") and not argument:
-            argument = rest.popleft() if rest else ""
+            missing = not equals and not rest
+            if not equals or name not in _MAY_BE_EMPTY:
+                argument = rest.popleft() if rest else ""
             if argument.startswith("="):
                 argument = argument[1:] or (rest.popleft() if rest else "")
-            if not argument and name in ("host", "originalhost", "user", "localuser", "exec"):
+            if name in _NEED_ARGUMENT and (missing or (not argument and name not in _MAY_BE_EMPTY)):
                 msg = f"{name} has no argument"
                 raise ValueError(msg)
         found.append((name, negated, argument))
     return found
 
 
-def _address_bytes(host: str) -> tuple[int, bytes] | None:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return int(family), socket.inet_pton(family, host)
-    except (OSError, ValueError):
-        return None
-
-
 def is_address(host: str) -> bool:
-    """Return whether a name is an IPv4 or IPv6 address, with or without a scope."""
-    return _address_bytes(host.partition("%")[0]) is not None
+    """Return whether a name can only be an address, by its characters."""
+    return "%" in host or ":" in host or not host.strip("0123456789.")
 
 
-def canonical_host(host: str) -> str:
-    """Write a name in lower case, and an address in the one way that known_hosts has it."""
+def canonical_address(host: str, family: int = socket.AF_UNSPEC) -> str | None:
+    """Write an address in the one way that known_hosts has it; None where it is none of that family.
+
+    ``127.1`` and the like are IPv4 addresses too, as ``inet_aton`` reads them.
+    """
     address, percent, scope = host.partition("%")
-    if (found := _address_bytes(address)) is not None:
-        return socket.inet_ntop(socket.AddressFamily(found[0]), found[1]) + percent + scope
-    return lower(host)
+    try:
+        if ":" in address and family != socket.AF_INET:
+            packed = socket.inet_pton(socket.AF_INET6, address)
+            return socket.inet_ntop(socket.AF_INET6, packed) + percent + scope
+        if not percent and family != socket.AF_INET6:
+            return socket.inet_ntoa(socket.inet_aton(host))
+    except (OSError, ValueError):
+        pass
+    return None
