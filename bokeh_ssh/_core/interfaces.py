@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import socket
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +25,12 @@ class InterfaceAddress:
     family: socket.AddressFamily
     address: str
     scope: int = 0
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it leads nowhere else: a loopback or link-local address."""
+        address = ipaddress.ip_address(self.address)
+        return address.is_loopback or (address.version == 6 and address.is_link_local)
 
 
 def list_addresses() -> list[InterfaceAddress] | None:
@@ -70,8 +78,6 @@ def list_addresses() -> list[InterfaceAddress] | None:
 
 def _family(head: bytes) -> socket.AddressFamily | None:
     """Read the family of a socket address: two bytes on Linux, the second alone where BSD has a length."""
-    import sys
-
     number = int.from_bytes(head, sys.byteorder) if sys.platform == "linux" else head[1]
     with contextlib.suppress(ValueError):
         family = socket.AddressFamily(number)
@@ -80,8 +86,6 @@ def _family(head: bytes) -> socket.AddressFamily | None:
 
 
 def _read(name: str, family: socket.AddressFamily, data: bytes) -> InterfaceAddress:
-    import sys
-
     if family == socket.AF_INET:
         return InterfaceAddress(name, family, socket.inet_ntop(family, data[4:8]))
     scope = int.from_bytes(data[24:28], sys.byteorder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import ipaddress
 import random
 import socket
 import threading
@@ -105,21 +106,24 @@ def _connect_hop(
     via = proxy_connection.name if proxy_connection else "its ProxyCommand" if hop.proxy_command else ""
     on_event(Connecting(host=hop.label, address=hop.hostname, port=hop.port, via=via))
     files = hop.known_hosts
-    known = host_keys.known_algorithms(hop.known_as, hop.known_port, files)
+    command = hop.config.known_hosts_command
+    known = host_keys.known_algorithms(hop.known_as, hop.known_port, files, command)
     with contextlib.ExitStack() as stack:
         transport = _handshake(hop, known, stack, stream)
         peer = transport.getpeername()
         key = transport.host_key_blob
+        address = str(peer[0]) if proxy_connection is None and isinstance(peer, tuple) else None
         added = host_keys.verify(
             hop.label,
             key,
             name=hop.known_as,
-            address=str(peer[0]) if proxy_connection is None and isinstance(peer, tuple) else None,
+            address=address,
             port=hop.known_port,
             files=files,
             writable=next(iter(hop.own_known_hosts), None),
             policy=host.host_keys,
             ask=host.prompt,
+            rules=_host_key_rules(hop, address),
         )
         if added:
             on_event(added)
@@ -139,6 +143,26 @@ def _connect_hop(
     return connection
 
 
+def _host_key_rules(hop: Hop, address: str | None) -> host_keys.Rules:
+    """Return what the config says about host keys, besides the names of files.
+
+    :param address: what was dialled; None where we did not
+    """
+    config = hop.config
+    note = ""
+    if config.unchecked_localhost and address and not config.host_key_alias:
+        where = config.lines.get("nohostauthenticationforlocalhost", "")
+        if ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+            note = f"NoHostAuthenticationForLocalhost is not followed ({where}): others could listen there"
+    return host_keys.Rules(
+        command=config.known_hosts_command,
+        revoked=config.revoked_host_keys,
+        hash_names=bool(config.hash_known_hosts),
+        check_address=bool(config.check_host_ip),
+        note=note,
+    )
+
+
 def _handshake(
     hop: Hop,
     known: tuple[str, ...],
@@ -152,6 +176,8 @@ def _handshake(
         with contextlib.ExitStack() as attempt_stack:
             sock = stream(max(0.1, deadline - time.monotonic()))
             attempt_stack.callback(sock.close)
+            if hop.origin.attempts > 1:  # which have taken their time
+                deadline = max(deadline, time.monotonic() + hop.timeout)
             io_loop = IOLoop(hop.label)
             attempt_stack.callback(io_loop.close)
             transport = Transport(sock, io_loop, prefer_host_keys=known, algorithms=asked)
@@ -199,7 +225,9 @@ def _open_socket(
     if proxy_connection is None and hop.proxy_command:
         return ProxySocket.start(hop.proxy_command, name=hop.label)
     if proxy_connection is None:
-        return dial(hop.hostname, hop.port, name=hop.label, timeout=timeout, prefer=prefer)
+        return dial(
+            hop.hostname, hop.port, name=hop.label, timeout=timeout, prefer=prefer, origin=hop.origin
+        )
     try:
         return proxy_connection.open_socket((hop.hostname, hop.port), timeout=timeout)
     except TargetUnreachableError as exc:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import getpass
 import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from bokeh_ssh._core.host import Host
 from bokeh_ssh._ssh.config import lookup
 from bokeh_ssh._ssh.config.lookup import HostConfig
 from bokeh_ssh._ssh.config.parser import Session
+from bokeh_ssh._ssh.tcp import Origin
 
 _MOST_HOPS = 8
 DEFAULT_TIMEOUT = 15.0
@@ -49,6 +51,17 @@ class Hop:
     def proxy_command(self) -> str:
         """The command that makes the connection, for the shell; empty where we dial."""
         return self.config.proxy_command or ""
+
+    @property
+    def origin(self) -> Origin:
+        """From where it is dialled, and how often, where we dial it."""
+        config = self.config
+        return Origin(
+            config.address_family or socket.AF_UNSPEC,
+            config.bind_address or "",
+            config.bind_interface or "",
+            config.connection_attempts or 1,
+        )
 
     @property
     def own_known_hosts(self) -> tuple[str, ...]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import errno
 import itertools
+import os
 import selectors
 import socket
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from bokeh_ssh._core.errors import ConnectError, ConnectTimeoutError, RefusedError, ResolveError
+from bokeh_ssh._core.interfaces import list_addresses
 from bokeh_ssh._core.waiting import SLICE, heed, wait
 
 #: A family, and an address as sockets of it take one.
@@ -20,6 +23,54 @@ Address = tuple[socket.AddressFamily, Any]
 #: Seconds that one address has for itself before the next is tried beside it (RFC 8305, section 5).
 _STAGGER = 0.25
 _IN_PROGRESS = {errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EAGAIN, getattr(errno, "WSAEWOULDBLOCK", 10035)}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """From where to dial, and how: what the ssh config says.
+
+    :ivar family: the one family whose addresses are dialled (``AddressFamily``); ``AF_UNSPEC`` is any
+    :ivar address: a name or address of ours (``BindAddress``)
+    :ivar interface: a network interface, where no address is said (``BindInterface``)
+    :ivar attempts: how often to dial, a second apart (``ConnectionAttempts``)
+    """
+
+    family: int = socket.AF_UNSPEC
+    address: str = ""
+    interface: str = ""
+    attempts: int = 1
+
+    def find(self, family: socket.AddressFamily, timeout: float) -> tuple[object, ...] | None:
+        """Return the address to bind to; None for any.
+
+        :raises OSError: if there is none of this family
+        """
+        if self.address:
+            found = look_up(self.address, None, family=family, flags=socket.AI_PASSIVE, timeout=timeout)
+            if isinstance(found, list):
+                return tuple(found[0][4])
+            raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+        if not self.interface:
+            return None
+        mine = [
+            each
+            for each in list_addresses() or ()
+            if each.interface == self.interface and each.family == family
+        ]
+        mine.sort(key=lambda each: each.is_local)  # as ssh: those that hold elsewhere too come first
+        if not mine:
+            raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+        scope = (0, mine[0].scope) if family == socket.AF_INET6 else ()
+        return (mine[0].address, 0, *scope)
+
+    def __str__(self) -> str:
+        return self.address or self.interface
+
+
+#: From wherever the system likes, once.
+ANYWHERE = Origin()
+#: Seconds between two attempts.
+_BETWEEN = 1.0
 
 
 def no_delay(sock: socket.socket) -> None:
@@ -87,27 +138,54 @@ def interleave(addresses: Sequence[Address]) -> list[Address]:
     return [each for pair in itertools.zip_longest(mine, others) for each in pair if each]
 
 
-def dial(host: str, port: int, *, name: str, timeout: float, prefer: Sequence[str] = ()) -> socket.socket:
+def dial(
+    host: str,
+    port: int,
+    *,
+    name: str,
+    timeout: float,
+    prefer: Sequence[str] = (),
+    origin: Origin = ANYWHERE,
+) -> socket.socket:
     """Connect to ``host``; a dead address beside a live one costs a quarter of a second.
 
     :param name: the host as the user named it, for messages
-    :param timeout: seconds for the look-up and the connection together
+    :param timeout: seconds for the look-up and the connection together, and for each further attempt
     :param prefer: addresses to begin with, in this order, where the host has them
+    :param origin: from where to dial, and how often
     :returns: a connected, non-inheritable socket with TCP_NODELAY
     :raises ResolveError: the name has no address
     :raises RefusedError: every address refused, with the last reason as the cause
     :raises ConnectTimeoutError: no address answered in time
+    :raises ConnectError: there is no such address to dial from
     """
     deadline = time.monotonic() + timeout
-    addresses = resolve(host, port, name=name, timeout=timeout)
+    addresses = resolve(host, port, name=name, timeout=timeout, family=origin.family)
     order = {address: number for number, address in enumerate(prefer)}
     addresses.sort(key=lambda address: order.get(address[1][0], len(order)))
-    with _Race(addresses) as race:
+    for left in range(origin.attempts - 1, -1, -1):
+        try:
+            return _dial_once(addresses, f"{host} port {port}", name, timeout, deadline, origin)
+        except ConnectError:
+            if not left:
+                raise
+        wait(threading.Event(), _BETWEEN)
+        deadline = time.monotonic() + timeout
+    raise AssertionError  # the loop returns or raises
+
+
+def _dial_once(
+    addresses: Sequence[Address], where: str, name: str, timeout: float, deadline: float, origin: Origin
+) -> socket.socket:
+    with _Race(addresses, origin, timeout) as race:
         sock = race.run(deadline)
     if sock is not None:
         no_delay(sock)
         return sock
-    where = f"{host} port {port}"
+    if race.unbound and not race.waiting and len(race.unbound) == len(race.failures):
+        msg = f"cannot dial from {origin} ({_reason(race.unbound[-1])})"
+        hint = "check the lines BindAddress and BindInterface of your ssh config"
+        raise ConnectError(msg, host=name, hint=hint) from race.unbound[-1]
     if race.failures and not race.waiting:
         last = race.failures[-1]
         hint = "check host and port, and that an SSH server runs there"
@@ -121,8 +199,11 @@ def dial(host: str, port: int, *, name: str, timeout: float, prefer: Sequence[st
 class _Race:
     """Attempts side by side; the first to connect wins and the others are closed."""
 
-    def __init__(self, addresses: Sequence[Address]) -> None:
+    def __init__(self, addresses: Sequence[Address], origin: Origin = ANYWHERE, timeout: float = 1.0) -> None:
         self._left = list(addresses)
+        self._origin = origin
+        self._timeout = timeout
+        self.unbound: list[OSError] = []
         self._selector = selectors.DefaultSelector()
         self.failures: list[OSError] = []
 
@@ -165,6 +246,15 @@ class _Race:
         except OSError as exc:  # this machine has no IPv6
             self.failures.append(exc)
             return None
+        try:
+            mine = self._origin.find(family, self._timeout)
+            if mine is not None:
+                sock.bind(mine)
+        except OSError as exc:
+            sock.close()
+            self.failures.append(exc)
+            self.unbound.append(exc)
+            return None
         sock.setblocking(False)
         code = sock.connect_ex(address)
         if code == 0:
@@ -185,7 +275,5 @@ def _refused(exc: OSError) -> bool:
 
 def _reason(exc: Exception) -> str:
     if isinstance(exc, OSError) and exc.errno is not None and not isinstance(exc, socket.gaierror):
-        import os
-
         return os.strerror(exc.errno).lower()
     return str(getattr(exc, "strerror", None) or exc).lower()

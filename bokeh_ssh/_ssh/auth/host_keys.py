@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import ipaddress
 import logging
 import os
 import re
 import shlex
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +18,7 @@ from typing import Literal
 
 from bokeh_ssh._core.errors import (
     ChangedHostKeyError,
+    ConfigError,
     HostKeyError,
     RevokedHostKeyError,
     UnknownHostKeyError,
@@ -24,6 +28,7 @@ from bokeh_ssh._core.patterns import lower
 from bokeh_ssh._ssh.auth import known_hosts, public_keys
 from bokeh_ssh._ssh.auth.known_hosts import Entry, Verdict
 from bokeh_ssh._ssh.auth.public_keys import PublicKey
+from bokeh_ssh._ssh.config.lookup import HostKeysCommand
 
 log = logging.getLogger("bokeh_ssh.hostkeys")
 
@@ -35,6 +40,11 @@ _LOCK_PAUSE = 0.05
 #: Where Windows locks: it keeps others from reading what is locked, so a place behind every real end.
 _LOCK_OFFSET = 0x7FFFFFF0
 _MOST_ANSWERS = 3
+#: What stands for a file's name where a KnownHostsCommand has said it, and seconds that one may take.
+_COMMAND = "KnownHostsCommand"
+_COMMAND_SECONDS = 15.0
+#: How a key revocation list begins.
+_KRL = b"SSHKRL\n\0"
 _MOST_OTHER_NAMES = 8
 
 
@@ -51,15 +61,46 @@ def kind(key: bytes) -> str:
     return _read_anyhow(key).kind
 
 
-def known_algorithms(name: str, port: int | None, files: Sequence[str]) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class Rules:
+    """What the ssh config says about host keys, besides the names of files.
+
+    :ivar command: says more known_hosts lines (``KnownHostsCommand``)
+    :ivar revoked: files of keys that are never taken (``RevokedHostKeys``)
+    :ivar hash_names: whether new names are written as hashes (``HashKnownHosts``)
+    :ivar check_address: whether no other key may be known for the address (``CheckHostIP``)
+    :ivar note: a line that is not followed, for the error of a key that is not known
+    """
+
+    command: HostKeysCommand | None = None
+    revoked: tuple[str, ...] = ()
+    hash_names: bool = False
+    check_address: bool = False
+    note: str = ""
+
+
+_NO_RULES = Rules()
+
+
+def known_algorithms(
+    name: str, port: int | None, files: Sequence[str], command: HostKeysCommand | None = None
+) -> tuple[str, ...]:
     """List the host key algorithms that can be verified, best first, so that the server is asked for them.
 
-    With a ``@cert-authority`` for the host these begin with ``…-cert-v01@openssh.com``.
+    With a ``@cert-authority`` for the host these begin with ``…-cert-v01@openssh.com``. One for the bare name
+    of a host on another port than 22 counts where nothing is known with the port: ssh asks for certificates
+    first by itself.
 
     :param name: the HostKeyAlias, or the host name
     :param port: None if ``name`` is a HostKeyAlias
+    :param command: says more known_hosts lines
+    :raises ConfigError: if the command fails
     """
-    return known_hosts.algorithms(_find(files, known_hosts.name_of(name, port)))
+    listed = known_hosts.name_of(name, port)
+    entries = [*_find(files, listed), *_ask_command(command, listed, "ORDER", None)]
+    if not any(entry.marker != "revoked" for entry in entries) and listed != lower(name):
+        entries += [entry for entry in _find(files, lower(name)) if entry.marker == "cert-authority"]
+    return known_hosts.algorithms(entries)
 
 
 def verify(
@@ -73,19 +114,21 @@ def verify(
     writable: str | None,
     policy: Literal["strict", "ask", "accept-new"],
     ask: Callable[[Question], str | None] | None,
+    rules: Rules = _NO_RULES,
 ) -> HostKeyAdded | None:
     """Make sure that a host is the one that its key says (``ssh -o StrictHostKeyChecking``).
 
     :param host: the machine as the user named it, for messages
     :param key: the public key or certificate that the server presented and proved to have
     :param name: the HostKeyAlias, or the host name
-    :param address: what was dialled, for the question; None behind a jump host. It is not looked up
-        (``CheckHostIP no``, the default since OpenSSH 8.5)
+    :param address: what was dialled, for the question; None behind a jump host. It is looked up only where
+        the rules say so (``CheckHostIP``, off since OpenSSH 8.5)
     :param port: None if ``name`` is a HostKeyAlias: that stands in the files without a port
     :param files: known_hosts files; missing ones are as good as empty
     :param writable: the file that gets new keys; None if there is none
     :param policy: what becomes of an unknown key: refused, asked about, or taken
     :param ask: gets a ``Question`` of kind ``"host_key"``; ``"yes"`` or the fingerprint accepts
+    :param rules: what else the ssh config says
     :returns: what was added, if it was
     :raises UnknownHostKeyError: if no file has it, and it was not accepted or could not be written down
     :raises ChangedHostKeyError: if the files have another key for the host
@@ -97,9 +140,11 @@ def verify(
         msg = f"its host key cannot be trusted: {exc}"
         hint = "check that this is the right machine and port"
         raise UnknownHostKeyError(msg, host=host, hint=hint, fingerprint=fingerprint(key)) from exc
-    case = _Case(host, presented, name, address, port, tuple(files))
+    _check_revoked(host, presented, rules.revoked)
+    case = _Case(host, presented, name, address, port, tuple(files), rules)
     verdict = case.judge()
     if verdict.status == "known":
+        case.check_address()
         log.debug("%s: host key %s is known from %s", host, presented.fingerprint, verdict.entry)
         return None
     if verdict.status != "unknown" or policy == "strict":
@@ -123,6 +168,7 @@ class _Case:
     address: str | None
     port: int | None
     files: tuple[str, ...]
+    rules: Rules
 
     @property
     def listed(self) -> str:
@@ -133,8 +179,24 @@ class _Case:
         """Read the files and decide."""
         bare = lower(self.name)
         entries = _find(self.files, self.listed)
+        entries += _ask_command(self.rules.command, self.listed, "HOSTNAME", self.key)
         others = [] if bare == self.listed else _find(self.files, bare)
         return known_hosts.judge(entries, others, self.key, bare, time.time())
+
+    def check_address(self) -> None:
+        """Refuse a host whose address has another key in the files, where that is asked for.
+
+        :raises HostKeyError: if it has
+        """
+        if not self.rules.check_address or self.key.certificate or self.address in (None, self.name):
+            return
+        if ipaddress.ip_address(str(self.address).partition("%")[0]).is_loopback:
+            return
+        alone = dataclasses.replace(self.rules, command=None)
+        by_address = dataclasses.replace(self, name=str(self.address), rules=alone)
+        verdict = by_address.judge()
+        if verdict.status in ("changed", "revoked"):
+            raise by_address.refusal(verdict)
 
     def refusal(self, verdict: Verdict) -> HostKeyError:
         """Make the error for a verdict other than "known"."""
@@ -152,13 +214,17 @@ class _Case:
             f"its host key has changed: it shows {self.key.kind} {self.key.fingerprint}, "
             f"but {entry} has {entry.key.kind} {entry.key.fingerprint}"
         )
-        remove = f"ssh-keygen -f {shlex.quote(entry.path)} -R {shlex.quote(self.listed)}"
-        hint = f"somebody may be in between; only if the change is confirmed, remove the old key: {remove}"
+        remove = f"remove the old key: ssh-keygen -f {shlex.quote(entry.path)} -R {shlex.quote(self.listed)}"
+        if entry.path == _COMMAND:
+            remove = "correct what the command says"
+        hint = f"somebody may be in between; only if the change is confirmed, {remove}"
+        msg += f"; {self.rules.note}" * bool(self.rules.note)
         return ChangedHostKeyError(msg, host=self.host, hint=hint, **self._facts)
 
     def unknown(self, more: str, hint: str) -> UnknownHostKeyError:
         """Make the error for a key that no file has."""
         msg = f"no known_hosts file has its host key, {self.key.kind} {self.key.fingerprint} {more}".rstrip()
+        msg += f"; {self.rules.note}" * bool(self.rules.note)
         return UnknownHostKeyError(msg, host=self.host, hint=hint, **self._facts)
 
     @property
@@ -225,13 +291,71 @@ def _remember(case: _Case, writable: str) -> HostKeyAdded | None:
             if verdict.status != "unknown":
                 raise case.refusal(verdict)
             key = public_keys.to_text(case.key)
-            _append(file, f"{case.listed} {key}\n".encode())
+            name = known_hosts.hash_name(case.listed) if case.rules.hash_names else case.listed
+            _append(file, f"{name} {key}\n".encode())
     except (OSError, RuntimeError) as exc:  # RuntimeError: there is no home for "~"
         more = f"and it cannot be remembered in {path} ({getattr(exc, 'strerror', None) or exc})"
         raise case.unknown(more, "make the file writable, or give known_hosts= another one") from exc
     return HostKeyAdded(
         host=case.host, key_type=case.key.kind, fingerprint=case.key.fingerprint, path=str(path)
     )
+
+
+def _check_revoked(host: str, key: PublicKey, files: Sequence[str]) -> None:
+    """Refuse a key that one of the files has, or that a key in them has signed (``RevokedHostKeys``).
+
+    :raises RevokedHostKeyError: if one has it
+    :raises HostKeyError: if one cannot be read: it may have it
+    """
+    bad = {key.blob, key.certificate.ca} if key.certificate else {key.blob}
+    facts = {"key_type": key.kind, "fingerprint": key.fingerprint}
+    for path in files:
+        try:
+            text = Path(path).read_bytes()
+        except OSError as exc:
+            msg = f"the revoked keys in {path} cannot be read ({exc.strerror})"
+            hint = "correct the RevokedHostKeys line of your ssh config"
+            raise HostKeyError(msg, host=host, hint=hint, **facts) from exc
+        if text.startswith(_KRL):
+            msg = f"{path} is a key revocation list (ssh-keygen -k), which cannot be read"
+            hint = "list the keys as text, one a line, or exempt this host with RevokedHostKeys none"
+            raise HostKeyError(msg, host=host, hint=hint, **facts)
+        if any(blob in bad for blob in known_hosts.find_blobs(text)):
+            msg = f"its host key {key.fingerprint} is revoked in {path}"
+            hint = "the key may be stolen: do not log in, ask the administrator"
+            raise RevokedHostKeyError(msg, host=host, hint=hint, **facts)
+
+
+def _ask_command(
+    command: HostKeysCommand | None, name: str, reason: str, key: PublicKey | None
+) -> list[Entry]:
+    """Run a KnownHostsCommand, and list the entries for a host that it says.
+
+    :param reason: what ``%I`` stands for
+    :raises ConfigError: if it fails, or takes too long: what it knows could speak against the key
+    """
+    if command is None:
+        return []
+    kind = text = print_of = "NONE"
+    if key:
+        kind, text = public_keys.to_text(key).split()[:2]
+        print_of = key.fingerprint
+    words = command.expand(H=name, I=reason, t=kind, f=print_of, K=text)
+    null = subprocess.DEVNULL
+    try:
+        if not Path(words[0]).is_absolute():
+            msg = f"{words[0]} is not an absolute path"
+            raise ValueError(msg)
+        done = subprocess.run(words, stdin=null, capture_output=True, timeout=_COMMAND_SECONDS, check=False)
+        problem = f"status {done.returncode}" if done.returncode else ""
+    except subprocess.TimeoutExpired:
+        problem = f"it did not end within {_COMMAND_SECONDS:g} s"
+    except (OSError, ValueError) as exc:
+        problem = str(getattr(exc, "strerror", None) or exc)
+    if problem:
+        msg = f"{command.where}: KnownHostsCommand failed ({problem})"
+        raise ConfigError(msg, host=name, hint="run it in a shell, or correct the line")
+    return known_hosts.find(done.stdout, _COMMAND, name)
 
 
 def _find(files: Sequence[str], name: str) -> list[Entry]:

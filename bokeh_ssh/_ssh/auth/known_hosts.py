@@ -12,6 +12,7 @@ import binascii
 import hashlib
 import hmac
 import logging
+import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -87,6 +88,24 @@ def find(text: bytes, path: str, name: str) -> list[Entry]:
 def find_key(text: bytes, path: str, key: PublicKey) -> list[Entry]:
     """List the entries that have a key, under whatever names."""
     return [e for e in _entries(text, path, None) if not e.marker and e.key.blob == key.blob]
+
+
+def hash_name(name: str) -> str:
+    """Write a host, as :func:`name_of` writes it, so that only who knows the name finds it."""
+    salt = secrets.token_bytes(_SALT_BYTES)
+    digest = hmac.new(salt, name.encode(), hashlib.sha1).digest()
+    return f"|1|{base64.b64encode(salt).decode()}|{base64.b64encode(digest).decode()}"
+
+
+def find_blobs(text: bytes) -> Iterator[bytes]:
+    """Yield the keys of a list of public keys, one a line; what cannot be read is skipped."""
+    for line in text.decode("latin-1").split("\n"):
+        words = line.split()
+        for word in () if line.lstrip().startswith("#") else words[1:]:
+            try:
+                yield public_keys.read(_decode(word)).blob
+            except ValueError:
+                continue
 
 
 def _entries(text: bytes, path: str, name: str | None) -> Iterator[Entry]:
