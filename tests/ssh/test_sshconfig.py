@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import random
@@ -10,6 +11,7 @@ import shlex
 import shutil
 import socket
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 
 from beds import until
 from bokeh_ssh._core.errors import ConfigError
-from bokeh_ssh._ssh.config import lookup, syntax
+from bokeh_ssh._ssh.config import keywords, lookup, syntax
 from bokeh_ssh._ssh.config.lookup import HostConfig, load
 from bokeh_ssh._ssh.config.match_exec import holds
 from bokeh_ssh._ssh.config.parser import COMMAND
@@ -873,3 +875,198 @@ def test_exec_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch, mar
     monkeypatch.setenv("SHELL", "/no/such/shell")
     with pytest.raises(ValueError, match="cannot be run"):
         holds("true")
+
+
+# What the documentation says.
+
+#: Every keyword of ssh_config(5) of OpenSSH 10.6.
+MANUAL = """
+    AddKeysToAgent AddressFamily BatchMode BindAddress BindInterface CanonicalDomains
+    CanonicalizeFallbackLocal CanonicalizeHostname CanonicalizeMaxDots CanonicalizePermittedCNAMEs
+    CASignatureAlgorithms CertificateFile ChannelTimeout CheckHostIP Ciphers ClearAllForwardings
+    Compression ConnectionAttempts ConnectTimeout ControlMaster ControlPath ControlPersist
+    DynamicForward EnableEscapeCommandline EnableSSHKeysign EscapeChar ExitOnForwardFailure
+    FingerprintHash ForkAfterAuthentication ForwardAgent ForwardX11 ForwardX11Timeout
+    ForwardX11Trusted GatewayPorts GlobalKnownHostsFile GSSAPIAuthentication
+    GSSAPIDelegateCredentials HashKnownHosts Host HostbasedAcceptedAlgorithms
+    HostbasedAuthentication HostKeyAlgorithms HostKeyAlias Hostname IdentitiesOnly IdentityAgent
+    IdentityFile IgnoreUnknown Include IPQoS KbdInteractiveAuthentication KbdInteractiveDevices
+    KexAlgorithms KnownHostsCommand LocalCommand LocalForward LogLevel LogVerbose MACs Match
+    NoHostAuthenticationForLocalhost NumberOfPasswordPrompts ObscureKeystrokeTiming
+    PasswordAuthentication PermitLocalCommand PermitRemoteOpen PKCS11Provider Port
+    PreferredAuthentications ProxyCommand ProxyJump ProxyUseFdpass PubkeyAcceptedAlgorithms
+    PubkeyAuthentication RefuseConnection RekeyLimit RemoteCommand RemoteForward RequestTTY
+    RequiredRSASize RevokedHostKeys SecurityKeyProvider SendEnv ServerAliveCountMax
+    ServerAliveInterval SessionType SetEnv StdinNull StreamLocalBindMask StreamLocalBindUnlink
+    StrictHostKeyChecking SyslogFacility Tag TCPKeepAlive Tunnel TunnelDevice UpdateHostKeys User
+    UserKnownHostsFile VerifyHostKeyDNS VersionAddendum VisualHostKey WarnWeakCrypto XAuthLocation
+"""
+
+
+def test_table_of_keywords_is_the_parsers() -> None:
+    """The table in docs/ has every keyword of the newest manual, with what the parser does about it."""
+    text = Path(__file__).parents[2].joinpath("docs", "ssh_config.md").read_text(encoding="utf-8")
+    table = dict(re.findall(r"^\| `(\w+)` \| (\w+) \|", text, re.MULTILINE))
+    told = {keyword.name for keyword in keywords.TOLD}
+    read = {keyword.name for keyword in keywords.KEYWORDS.values()} | set(keywords.BLOCKS)
+    assert table == {
+        **dict.fromkeys(keywords.HARMLESS, "harmless"),
+        **dict.fromkeys(read, "followed"),
+        **dict.fromkeys(told, "told"),
+    }
+    assert {name.lower() for name in table} == {name.lower() for name in MANUAL.split()}
+    assert set(keywords.ALIASES.values()) <= set(keywords.KEYWORDS)
+
+
+@pytest.mark.parametrize("name", sorted(keywords.HARMLESS))
+def test_harmless_keywords_change_nothing(name: str, write) -> None:
+    """A keyword that is not followed changes nothing for the host, whatever its value."""
+    config = load(write(f"{name} yes\nPort 5\n{name.lower()} 0 ~none %z ${{NO_SUCH_VARIABLE}}\n"), "a")
+    assert config == HostConfig("a", port=5)
+
+
+# What newer releases have brought; those that know it are asked too.
+
+NEWER: dict[str, tuple[str, str, object]] = {
+    "tagged": ("Tag x\nMatch tagged y,x\n Port 5\n", "port", 5),
+    "tagged too early": ("Match tagged x\n Port 5\nTag x\n", "port", None),
+    "not tagged": ('Match tagged ""\n Port 5\n', "port", 5),
+    "first tag": ("Tag x\nTag y\nMatch tagged y\n Port 5\n", "port", None),
+    "network": ("Match localnetwork 127.0.0.0/8\n Port 5\n", "port", 5),
+    "network of others": ("Match localnetwork 203.0.113.0/24\n Port 5\n", "port", None),
+    "not on a network": ("Match !localnetwork 203.0.113.0/24,2001:db8::/32\n Port 5\n", "port", 5),
+    "session": ("Match sessiontype exec\n Port 5\n", "port", 5),
+    "session of the config": ("SessionType none\nMatch sessiontype none\n Port 5\n", "port", 5),
+    "command": ('Match command "exec /bin/sh*"\n Port 5\n', "port", 5),
+    "another command": ("Match !command git-*,rsync*\n Port 5\n", "port", 5),
+    "some command": ('Match !command ""\n Port 5\n', "port", 5),
+    "version": ("Match version OpenSSH_*\n Port 5\n", "port", 5),
+    "another version": ("Match version dropbear*\n Port 5\n", "port", None),
+    "user with tokens": (
+        "User u-%n-%h-%p-%%-%j\nHostName b\nPort 7\nProxyJump x@c:9\n",
+        "user",
+        "u-a-b-7-%-c",
+    ),
+    "user by variable": ("User u${NAME_OF_USER}\n", "user", "ujoe"),
+    "hash of all": ("User u\nProxyJump c\nIdentityAgent /%C\n", "identity_agent", None),
+    "files by hash": ("UserKnownHostsFile /%C/%j ~/x\n", "user_known_hosts", None),
+    "two revoked": ("RevokedHostKeys /x /y-%n\n", "revoked_host_keys", ("/x", "/y-a")),
+}
+
+
+@pytest.mark.parametrize("name", NEWER)
+def test_newer_releases(name: str, write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What OpenSSH 10 has brought is read as there; an ssh that knows it says the same."""
+    monkeypatch.setenv("NAME_OF_USER", "joe")
+    text, attribute, wanted = NEWER[name]
+    path = write(text)
+    found = getattr(load(path, "a"), attribute)
+    assert found == wanted if wanted is not None or attribute == "port" else "%" not in str(found)
+    if SSH and ssh_version() >= (10, 3):
+        check_same(path, "a")
+
+
+def test_session_of_a_jump_host(write) -> None:
+    """A machine that is only gone through runs no command, and knows what it is reached through."""
+    path = write('User u%j\nMatch sessiontype none command ""\n Port 5\n')
+    assert load(path, "a", session="none").port == 5
+    config = load(path, "a", jump="gate")
+    assert (config.port, config.user) == (None, "ugate")
+
+
+def test_version_is_that_of_the_ssh_here(write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Match version asks the ssh of this machine; without one it is the release that we follow."""
+    path = write("Match version OpenSSH_12.3p1*\n Port 5\nMatch version OpenSSH_10.6p1\n Port 6\n")
+    program = tmp_path / "bin" / "ssh"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho 'OpenSSH_12.3p1 Best-1, OpenSSL 9' >&2\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent))
+    assert load(path, "a").port == 5
+    program.unlink()
+    assert load(path, "a").port == 6
+
+
+def test_undecided_match_runs_no_command_twice(write, tmp_path: Path) -> None:
+    """To find out whether a criterion matters the config is read again, but nothing in it is run again."""
+    ran = tmp_path / "ran"
+    assert (
+        load(write(f"Match novel x\n VisualHostKey yes\nMatch exec 'echo x >> {ran}'\n Port 3\n"), "a").port
+        == 3
+    )
+    assert ran.read_text() == "x\n"
+
+
+HOSTS = """
+127.0.0.1 localhost
+127.0.0.9 real.example.test web.example.test.
+127.0.0.10 db.example.test.
+127.0.0.11 plain.other.test plain
+127.0.0.12 dot.example.test.
+"""
+DOMAIN = "CanonicalizeHostname yes\nCanonicalDomains example.test\n"
+CANONICAL = {
+    "by domain": "CanonicalizeHostname yes\nCanonicalDomains none.test example.test\n",
+    "of the block": DOMAIN + "Match host db.example.test\n Port 5\n",
+    "match canonical": DOMAIN + "Match canonical\n Port 5\n",
+    "host of the second reading": DOMAIN + "Host *.example.test\n Port 5\n",
+    "cname": DOMAIN + "CanonicalizePermittedCNAMEs *.example.test:*.example.test\n",
+    "cname of others": DOMAIN + "CanonicalizePermittedCNAMEs *:*.org\n",
+    "any cname": "CanonicalizeHostname yes\nCanonicalizePermittedCNAMEs *:*\n",
+    "cname alone": "CanonicalizePermittedCNAMEs *:*\n",
+    "too many dots": DOMAIN + "CanonicalizeMaxDots 0\nHostName db.x\n",
+    "full name": "HostName db.example.test.\nCanonicalizeHostname yes\nCanonicalizeMaxDots 0\n",
+    "behind a jump": DOMAIN + "ProxyJump c\n",
+    "always": "CanonicalizeHostname always\nCanonicalDomains example.test\nProxyJump c\n",
+    "no fallback": "CanonicalizeHostname yes\nCanonicalDomains none.test\nCanonicalizeFallbackLocal no\n",
+    "no": "CanonicalizeHostname no\nCanonicalDomains example.test\n",
+    "other family": DOMAIN + "AddressFamily inet6\n",
+    "none": "CanonicalizeHostname yes\nCanonicalDomains none\nCanonicalizePermittedCNAMEs none\n",
+}
+#: Run where /etc/hosts is another one: says what we make of each pair of config and host.
+LOOK_UP = """
+import json, sys
+from bokeh_ssh import BokehSSHError
+from bokeh_ssh._ssh.config.lookup import load
+found = []
+for path, alias in json.load(sys.stdin):
+    try:
+        config = load(path, alias)
+        found.append([config.hostname, config.port or 22])
+    except BokehSSHError as exc:
+        found.append(str(exc))
+print(json.dumps(found))
+"""
+
+
+def test_canonical_names_as_ssh(tmp_path: Path) -> None:
+    """CanonicalizeHostname and its companions lead to the same names as with ssh, by the same look-ups."""
+    if SSH is None:
+        missing("there is no ssh here")
+    hosts = tmp_path / "hosts"
+    hosts.write_text(HOSTS)
+    inside = ["unshare", "-m", *([] if os.getuid() == 0 else ["-r"]), "sh", "-c"]
+    start = f'mount --bind {hosts} /etc/hosts && exec "$@"'
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*inside, start, "sh", "true"], check=False).returncode
+    ):
+        missing("this account cannot have an /etc/hosts of its own")
+    pairs = []
+    for number, text in enumerate(CANONICAL.values()):
+        path = tmp_path / f"config{number}"
+        path.write_text(text)
+        pairs += [(str(path), alias) for alias in ("web", "db", "plain", "nobody", "127.1")]
+    env = {**os.environ, "LC_ALL": "C"}
+    ask = [*inside, start, "sh", sys.executable, "-c", LOOK_UP]
+    done = subprocess.run(
+        ask, input=json.dumps(pairs), env=env, capture_output=True, text=True, timeout=120, check=True
+    )
+    for (path, alias), ours in zip(pairs, json.loads(done.stdout), strict=True):
+        command = [*inside, start, "sh", str(SSH), "-G", "-F", path, alias]
+        theirs = subprocess.run(command, env=env, capture_output=True, text=True, timeout=20, check=False)
+        if theirs.returncode:
+            assert isinstance(ours, str), (Path(path).read_text(), alias, theirs.stderr)
+            continue
+        said = dict(line.split(" ", 1) for line in theirs.stdout.splitlines() if " " in line)
+        assert ours == [said["hostname"], int(said["port"])], (Path(path).read_text(), alias)
