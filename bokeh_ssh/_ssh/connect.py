@@ -225,9 +225,7 @@ def _open_socket(
     if proxy_connection is None and hop.proxy_command:
         return ProxySocket.start(hop.proxy_command, name=hop.label)
     if proxy_connection is None:
-        return dial(
-            hop.hostname, hop.port, name=hop.label, timeout=timeout, prefer=prefer, origin=hop.origin
-        )
+        return dial(hop.hostname, hop.port, name=hop.label, timeout=timeout, prefer=prefer, origin=hop.origin)
     try:
         return proxy_connection.open_socket((hop.hostname, hop.port), timeout=timeout)
     except TargetUnreachableError as exc:

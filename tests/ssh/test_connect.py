@@ -7,8 +7,10 @@ import errno
 import itertools
 import re
 import socket
+import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,8 @@ from bokeh_ssh import (
     UnknownHostKeyError,
     UsageError,
 )
+from bokeh_ssh._ssh.connect import connect
+from bokeh_ssh._ssh.route import find_hop
 from bokeh_ssh._ssh.tcp import dial
 from fakes import Listener
 
@@ -650,3 +654,96 @@ def test_connection_is_one_for_everything(embedded: Callable[..., Machine]) -> N
                 assert sock.recv(5) == b"hello"
         assert machine.server.logins == 1
         assert re.search(r"LocalForward \d+ -> ", repr(forward))
+
+
+# From where: AddressFamily, BindAddress, BindInterface, ConnectionAttempts.
+
+
+@contextmanager
+def listening(address: str = "127.0.0.1") -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, 0), family=family) as server:
+        server.settimeout(_SLACK)
+        yield server
+
+
+def config_of(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "ssh_config"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="all of 127.0.0.0/8 is this machine's on Linux alone")
+@pytest.mark.parametrize(
+    ("line", "peer"),
+    [("BindAddress 127.0.0.7", "127.0.0.7"), ("BindInterface lo", "127.0.0.1"), ("", "127.0.0.1")],
+)
+def test_dials_from_where_the_config_says(line: str, peer: str, tmp_path: Path, no_leaks: Any) -> None:
+    """The server sees the address, or one of the interface, that the config has us dial from."""
+    with no_leaks(), listening() as server:
+        hop = find_hop(Host("127.0.0.1", ssh_config=config_of(tmp_path, line)))
+        port = server.getsockname()[1]
+        with dial("127.0.0.1", port, name="me", timeout=5, origin=hop.origin):
+            connection, address = server.accept()
+            connection.close()
+    assert address[0] == peer
+
+
+@pytest.mark.parametrize("line", ["BindAddress 192.0.2.1", "BindInterface none7", "BindAddress ::1"])
+def test_address_that_cannot_be_dialled_from(line: str, tmp_path: Path, no_leaks: Any) -> None:
+    """An address that this machine does not have, or of another family, is told with the lines to look at."""
+    with no_leaks(), listening() as server:
+        host = Host("127.0.0.1", port=server.getsockname()[1], ssh_config=config_of(tmp_path, line))
+        with pytest.raises(ConnectError, match="cannot dial from") as caught:
+            connect(host)
+    assert "BindAddress" in str(caught.value.hint)
+
+
+def test_address_family(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With AddressFamily only addresses of that family are asked for."""
+    asked = []
+
+    def getaddrinfo(host: str, port: int, family: int = 0, *_: object) -> list[Any]:
+        asked.append(family)
+        raise socket.gaierror(socket.EAI_NONAME, "none")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    for word in ("any", "inet", "inet6"):
+        host = Host("both.example", ssh_config=config_of(tmp_path, f"AddressFamily {word}"))
+        with pytest.raises(ResolveError) as caught:
+            connect(host)
+        assert ("AddressFamily" in str(caught.value)) == (word != "any")
+    assert asked == [socket.AF_UNSPEC, socket.AF_INET, socket.AF_INET6]
+
+
+def test_connection_attempts(tmp_path: Path, no_leaks: Any) -> None:
+    """With ConnectionAttempts a server that comes up late is found; the last refusal is the error."""
+    with listening() as server:
+        port = server.getsockname()[1]
+    host = Host("127.0.0.1", port=port, ssh_config=config_of(tmp_path, "ConnectionAttempts 3"))
+    origin = find_hop(host).origin
+    with no_leaks(), pytest.raises(RefusedError):
+        dial("127.0.0.1", port, name="me", timeout=5, origin=dataclasses.replace(origin, attempts=2))
+    began: list[socket.socket] = []
+    late = threading.Timer(0.5, lambda: began.append(socket.create_server(("127.0.0.1", port))))
+    late.start()
+    dial("127.0.0.1", port, name="me", timeout=5, origin=origin).close()
+    late.join()
+    began[0].close()
+
+
+@pytest.mark.parametrize("line", ["NoHostAuthenticationForLocalhost yes", ""])
+def test_local_host_key_is_verified_all_the_same(
+    line: str, embedded: Callable[..., Machine], tmp_path: Path, no_leaks: Any
+) -> None:
+    """NoHostAuthenticationForLocalhost is not followed, and the error for such a host names its line."""
+    machine = embedded()
+    path = config_of(tmp_path, line)
+    login = {**machine.login, "known_hosts": str(tmp_path / "none"), "ssh_config": path}
+    with no_leaks(), pytest.raises(UnknownHostKeyError) as caught:
+        connect(Host("127.0.0.1", machine.user, **login))
+    assert (f"NoHostAuthenticationForLocalhost is not followed ({path} line 1)" in str(caught.value)) == bool(
+        line
+    )
+    with connect(Host("127.0.0.1", machine.user, **{**machine.login, "ssh_config": path})) as connection:
+        assert connection.alive

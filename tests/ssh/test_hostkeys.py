@@ -25,9 +25,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bokeh_ssh._core.errors import ChangedHostKeyError, HostKeyError, RevokedHostKeyError, UnknownHostKeyError
-from bokeh_ssh._core.events import HostKeyAdded, Question
+from bokeh_ssh._core.errors import (
+    AuthenticationError,
+    ChangedHostKeyError,
+    ConfigError,
+    HostKeyError,
+    RevokedHostKeyError,
+    UnknownHostKeyError,
+)
+from bokeh_ssh._core.events import Event, HostKeyAdded, HostKeyVerified, Question
+from bokeh_ssh._core.host import Host
 from bokeh_ssh._ssh.auth import host_keys as host_keys_module
+from bokeh_ssh._ssh.connect import connect
 from skips import missing
 
 SSH, KEYGEN = shutil.which("ssh"), shutil.which("ssh-keygen")
@@ -915,3 +924,140 @@ def test_certificate_of_a_security_key(keys: Keys, tmp_path: Path) -> None:
         verify(shown, [str(path)])
     path.write_text(authority + f"{HOST} {keys.public['ed']}\n")
     assert verdict(shown, [str(path)]) == "known"
+
+
+# What the ssh config says about host keys, from the file to the verdict, with a real sshd.
+
+
+def meet(sshd: Sshd, present: str, config: str, *, known: str = "", port: int = 22) -> str:
+    """Connect through a config and say the verdict; the login itself is not there to succeed."""
+    folder = sshd.folder
+    (folder / "known").write_bytes(fill(known, sshd.keys))
+    sshd.connect(present, HOST, [str(folder / "known")], 22)  # which writes the server's config
+    server = shlex.join([str(SSHD), "-i", "-f", str(folder / f"{present}.conf")]).replace("%", "%%")
+    path = folder / "config"
+    files = f"UserKnownHostsFile {folder / 'known'}\nGlobalKnownHostsFile none\n"
+    path.write_text(f"{config}\nProxyCommand {server}\nPort {port}\nPreferredAuthentications x\n{files}")
+    host = Host(f"joe@{HOST}", ssh_config=path, allow_agent=False, look_for_keys=False)
+    events: list[Event] = []
+    try:
+        connect(host, on_event=events.append)
+    except RevokedHostKeyError:
+        return "revoked"
+    except UnknownHostKeyError:
+        return "unknown"
+    except AuthenticationError:
+        assert any(isinstance(event, HostKeyVerified) for event in events)
+        return "known"
+    raise AssertionError
+
+
+def say(folder: Path, text: bytes, status: int = 0) -> Path:
+    """Make a program for KnownHostsCommand; it writes down its words."""
+    (folder / "said").write_bytes(text)
+    program = folder / "say"
+    program.write_text(f'#!/bin/sh\necho "$@" >> {folder}/asked\ncat {folder}/said\nexit {status}\n')
+    program.chmod(0o755)
+    (folder / "asked").write_text("")
+    return program
+
+
+def test_certificate_by_the_bare_name_on_another_port(sshd: Sshd) -> None:
+    """A @cert-authority for the bare name vouches for a server on any port, which is asked for one."""
+    for port in (22, 2222):
+        assert meet(sshd, "cert", "", known=f"@cert-authority {H} {{ca}}\n", port=port) == "known"
+        assert meet(sshd, "cert", "", known=f"@cert-authority {H} {{ca2}}\n", port=port) == "unknown"
+    known = f"{P} {{ed}}\n@cert-authority {H} {{ca2}}\n"
+    assert meet(sshd, "cert", "", known=known, port=2222) == "known"
+
+
+@pytest.mark.parametrize("port", [22, 2222])
+def test_known_hosts_command(port: int, sshd: Sshd, tmp_path: Path) -> None:
+    """What a KnownHostsCommand says counts like the lines of a file; it is asked with what ssh asks it."""
+    name = P if port == 2222 else H
+    program = say(tmp_path, fill(f"{name} {{ed}}\n", sshd.keys))
+    line = f"KnownHostsCommand {program} %I %H %t %f %K %n-%h-%p-%r %%"
+    assert meet(sshd, "ed", line, port=port) == "known"
+    asked = (tmp_path / "asked").read_text().splitlines()
+    key = sshd.keys.public["ed"].split()[1]
+    print_of = host_keys_module.fingerprint(blob(sshd.keys.public["ed"]))
+    rest = f"{H}-{H}-{port}-joe %"
+    assert asked == [
+        f"ORDER {name} NONE NONE NONE {rest}",
+        f"HOSTNAME {name} ssh-ed25519 {print_of} {key} {rest}",
+    ]
+    say(tmp_path, fill(f"{name} {{ed}}\n", sshd.keys))
+    theirs, _ = sshd.connect(
+        "ed", H, [str(tmp_path / "no")], port, "-l", "joe", "-o", line.replace(" ", "=", 1)
+    )
+    assert theirs == "known"
+    assert (tmp_path / "asked").read_text().splitlines()[-1] == asked[-1]
+    say(tmp_path, fill(f"@revoked {name} {{ed}}\n", sshd.keys))
+    assert meet(sshd, "ed", line, port=port, known=f"{name} {{ed}}\n") == "revoked"
+    say(tmp_path, fill("other {ed}\n", sshd.keys))
+    assert meet(sshd, "ed", line, port=port) == "unknown"
+
+
+def test_known_hosts_command_that_fails(sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A KnownHostsCommand that fails, hangs or is not there ends it: what it knows may be against the key."""
+    known = f"{H} {{ed}}\n"
+    program = say(tmp_path, b"", status=3)
+    with pytest.raises(ConfigError, match=r"config line 1: KnownHostsCommand failed \(status 3\)"):
+        meet(sshd, "ed", f"KnownHostsCommand {program}", known=known)
+    with pytest.raises(ConfigError, match="No such file"):
+        meet(sshd, "ed", f"KnownHostsCommand {tmp_path}/none", known=known)
+    with pytest.raises(ConfigError, match="not an absolute path"):
+        meet(sshd, "ed", "KnownHostsCommand true", known=known)
+    monkeypatch.setattr(host_keys_module, "_COMMAND_SECONDS", 0.2)
+    with pytest.raises(ConfigError, match="did not end within"):
+        meet(sshd, "ed", "KnownHostsCommand /bin/sleep 20", known=known)
+
+
+def test_revoked_host_keys(sshd: Sshd, tmp_path: Path) -> None:
+    """RevokedHostKeys refuses the keys of its files, and what they signed; an unreadable file, all."""
+    known = f"{H} {{ed}}\n@cert-authority {H} {{ca}}\n"
+    revoked = tmp_path / "revoked"
+    line = f"RevokedHostKeys {revoked}"
+    for text, present, verdict_ in (
+        ("# none\n\n", "ed", "known"),
+        ("{ed2}\n", "ed", "known"),
+        ("{ed2}\n{ed} comment\n", "ed", "revoked"),
+        ("{ca}\n", "cert", "revoked"),
+        ("{ed}\n", "cert", "revoked"),
+    ):
+        revoked.write_bytes(fill(text, sshd.keys))
+        assert meet(sshd, present, line, known=known) == verdict_
+        option = line.replace(" ", "=", 1)
+        theirs, _ = sshd.connect(present, H, [str(sshd.folder / "known")], 22, "-o", option)
+        assert (theirs == "known") == (verdict_ == "known")
+    assert meet(sshd, "ed", "RevokedHostKeys none", known=known) == "known"
+    revoked.unlink()
+    with pytest.raises(HostKeyError, match="cannot be read"):
+        meet(sshd, "ed", line, known=known)
+    keygen("-k", "-f", str(revoked), str(sshd.keys.folder / "ed2.pub"))
+    with pytest.raises(HostKeyError, match="is a key revocation list"):
+        meet(sshd, "ed", line, known=known)
+
+
+def test_hashed_names(keys: Keys, tmp_path: Path) -> None:
+    """With HashKnownHosts a new name is written so that only who knows it finds it, as ssh-keygen does."""
+    path = tmp_path / "known_hosts"
+    rules = host_keys_module.Rules(hash_names=True)
+    key = blob(keys.public["ed"])
+    assert verify(key, [str(path)], port=2222, policy="accept-new", rules=rules) is not None
+    assert HOST not in path.read_text()
+    assert verify(key, [str(path)], port=2222) is None
+    assert P in run(str(KEYGEN), "-F", P, "-f", str(path)).stdout
+
+
+def test_check_host_ip(keys: Keys, tmp_path: Path) -> None:
+    """With CheckHostIP, another key for the address is a changed one; else, and for loopback, it is not."""
+    path = tmp_path / "known_hosts"
+    path.write_bytes(fill(f"{H} {{ed}}\n192.0.2.7,127.0.0.1 {{ed2}}\n192.0.2.8 {{ed}}\n", keys))
+    key, files = blob(keys.public["ed"]), [str(path)]
+    rules = host_keys_module.Rules(check_address=True)
+    with pytest.raises(ChangedHostKeyError):
+        verify(key, files, address="192.0.2.7", rules=rules)
+    assert verify(key, files, address="192.0.2.7") is None
+    for address in ("192.0.2.8", "192.0.2.9", "127.0.0.1", None):
+        assert verify(key, files, address=address, rules=rules) is None
