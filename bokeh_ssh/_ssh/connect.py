@@ -159,6 +159,7 @@ def _host_key_rules(hop: Hop, address: str | None) -> host_keys.Rules:
         revoked=config.revoked_host_keys,
         hash_names=bool(config.hash_known_hosts),
         check_address=bool(config.check_host_ip),
+        least_rsa_bits=config.required_rsa_size or 0,
         note=note,
     )
 

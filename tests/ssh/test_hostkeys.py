@@ -1061,3 +1061,12 @@ def test_check_host_ip(keys: Keys, tmp_path: Path) -> None:
     assert verify(key, files, address="192.0.2.7") is None
     for address in ("192.0.2.8", "192.0.2.9", "127.0.0.1", None):
         assert verify(key, files, address=address, rules=rules) is None
+
+
+def test_required_rsa_size(sshd: Sshd) -> None:
+    """An RSA host key of fewer bits than RequiredRSASize asks for is refused; others have no such size."""
+    known = f"{H} {{rsa}}\n{H} {{ed}}\n"
+    assert meet(sshd, "rsa", "RequiredRSASize 2048", known=known) == "known"
+    assert meet(sshd, "ed", "RequiredRSASize 4096", known=known) == "known"
+    with pytest.raises(HostKeyError, match="has 2048 bits, and RequiredRSASize asks for 2049"):
+        meet(sshd, "rsa", "RequiredRSASize 2049", known=known)

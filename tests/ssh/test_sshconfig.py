@@ -137,6 +137,7 @@ def as_ssh_g(config: HostConfig, said: dict[str, list[str]]) -> dict[str, list[s
         "checkhostip": or_default("checkhostip", flag(config.check_host_ip)),
         "nohostauthenticationforlocalhost": [flag(config.unchecked_localhost)],
         "knownhostscommand": list(config.known_hosts_command.words) if config.known_hosts_command else [],
+        "requiredrsasize": or_default("requiredrsasize", config.required_rsa_size),
         "revokedhostkeys": [" ".join(config.revoked_host_keys)] if config.revoked_host_keys else [],
     }
 

@@ -69,6 +69,7 @@ class Rules:
     :ivar revoked: files of keys that are never taken (``RevokedHostKeys``)
     :ivar hash_names: whether new names are written as hashes (``HashKnownHosts``)
     :ivar check_address: whether no other key may be known for the address (``CheckHostIP``)
+    :ivar least_rsa_bits: of an RSA key (``RequiredRSASize``)
     :ivar note: a line that is not followed, for the error of a key that is not known
     """
 
@@ -76,6 +77,7 @@ class Rules:
     revoked: tuple[str, ...] = ()
     hash_names: bool = False
     check_address: bool = False
+    least_rsa_bits: int = 0
     note: str = ""
 
 
@@ -140,6 +142,13 @@ def verify(
         msg = f"its host key cannot be trusted: {exc}"
         hint = "check that this is the right machine and port"
         raise UnknownHostKeyError(msg, host=host, hint=hint, fingerprint=fingerprint(key)) from exc
+    if presented.rsa_bits is not None and presented.rsa_bits < rules.least_rsa_bits:
+        msg = (
+            f"its host key has {presented.rsa_bits} bits, and RequiredRSASize asks for {rules.least_rsa_bits}"
+        )
+        hint = "have the server use another key, or change that line of your ssh config"
+        facts = {"key_type": presented.kind, "fingerprint": presented.fingerprint}
+        raise HostKeyError(msg, host=host, hint=hint, **facts)
     _check_revoked(host, presented, rules.revoked)
     case = _Case(host, presented, name, address, port, tuple(files), rules)
     verdict = case.judge()

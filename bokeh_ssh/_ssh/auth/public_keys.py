@@ -93,6 +93,13 @@ class PublicKey:
         digest = base64.b64encode(hashlib.sha256(self.blob).digest()).decode()
         return f"SHA256:{digest.rstrip('=')}"
 
+    @property
+    def rsa_bits(self) -> int | None:
+        """The size of an RSA key; None for another one."""
+        return (
+            int.from_bytes(strings(self.blob, 3)[2], "big").bit_length() if self.kind == "ssh-rsa" else None
+        )
+
 
 def read(blob: bytes) -> PublicKey:
     """Read a public key or a certificate, and check that it is a possible one.

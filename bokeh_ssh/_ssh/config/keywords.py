@@ -244,6 +244,7 @@ PUBKEY_AUTHENTICATION = Keyword(
     "PubkeyAuthentication", _choice({**_FLAG, "unbound": True, "host-bound": True})
 )
 REFUSE_CONNECTION = Keyword("RefuseConnection", syntax.one_word)
+REQUIRED_RSA_SIZE = Keyword("RequiredRSASize", syntax.number)
 REVOKED_HOST_KEYS = Keyword("RevokedHostKeys", syntax.all_words)
 SERVER_ALIVE_COUNT_MAX = Keyword("ServerAliveCountMax", syntax.number)
 SERVER_ALIVE_INTERVAL = Keyword("ServerAliveInterval", syntax.seconds)
@@ -285,7 +286,7 @@ HARMLESS = frozenset(
         *("KbdInteractiveDevices", "LocalCommand", "LocalForward", "LogLevel"),
         *("LogVerbose", "ObscureKeystrokeTiming", "PermitLocalCommand", "PermitRemoteOpen"),
         *("PKCS11Provider", "RekeyLimit", "RemoteCommand", "RemoteForward"),
-        *("RequestTTY", "RequiredRSASize", "SecurityKeyProvider", "SendEnv", "SetEnv", "StdinNull"),
+        *("RequestTTY", "SecurityKeyProvider", "SendEnv", "SetEnv", "StdinNull"),
         *("StreamLocalBindMask", "StreamLocalBindUnlink", "StrictHostKeyChecking", "SyslogFacility"),
         *("TCPKeepAlive", "Tunnel", "TunnelDevice", "UpdateHostKeys", "VerifyHostKeyDNS"),
         *("VersionAddendum", "VisualHostKey", "WarnWeakCrypto", "XAuthLocation"),

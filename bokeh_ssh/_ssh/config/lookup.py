@@ -93,6 +93,7 @@ class HostConfig:
     :param known_hosts_command: a command that says more known_hosts lines
     :param hash_known_hosts: whether the names of new hosts are written as hashes
     :param check_host_ip: whether known_hosts may not have another key for the address that is dialled
+    :param required_rsa_size: bits that an RSA host key has at least
     :param revoked_host_keys: files with host keys that are never taken
     :param unchecked_localhost: NoHostAuthenticationForLocalhost is yes, which we do not follow
     :param lines: the file and line that gave each keyword, by its name in lower case
@@ -129,6 +130,7 @@ class HostConfig:
     known_hosts_command: HostKeysCommand | None = None
     hash_known_hosts: bool | None = None
     check_host_ip: bool | None = None
+    required_rsa_size: int | None = None
     revoked_host_keys: tuple[str, ...] = ()
     unchecked_localhost: bool = False
     lines: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
@@ -415,6 +417,7 @@ class _Lookup:
             known_hosts_command=self._known_hosts_command(),
             hash_known_hosts=value(keywords.HASH_KNOWN_HOSTS),
             check_host_ip=value(keywords.CHECK_HOST_IP),
+            required_rsa_size=value(keywords.REQUIRED_RSA_SIZE),
             revoked_host_keys=self._files(keywords.REVOKED_HOST_KEYS) or (),
             unchecked_localhost=bool(value(keywords.NO_LOCALHOST_CHECK)),
             lines=self.settings.lines(),
