@@ -143,7 +143,7 @@ def bed() -> Iterator[Bed]:
 @pytest.mark.parametrize("name", NAMES)
 def test_server_gets_the_name(bed: Bed, tmp_path: Path, name: str) -> None:
     """It is the name that logs in, however it was given: by itself, with the host, or in the ssh config."""
-    quoted = name.replace("\\", "\\\\").replace('"', '\\"')
+    quoted = name.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
     (tmp_path / "config").write_text(f'Host alias\n  HostName 127.0.0.1\n  User "{quoted}"\n')
     login = {"password": "right", "known_hosts": tmp_path / "known", "host_keys": "accept-new"}
     hosts = [

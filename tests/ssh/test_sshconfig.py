@@ -700,9 +700,9 @@ def test_others_can_write(account: Path, tmp_path: Path) -> None:
         ("KnownHostsCommand /x %z\n", "line 1: KnownHostsCommand: the token %z"),
         ('ProxyJump "u@b"\n', "line 1: ProxyJump: "),
         ("RefuseConnection 'use b'\n", "line 1: RefuseConnection: use b"),
-        ("Port=x\n", "line 1: port: 'x' is not a port"),
-        ("ProxyJump b,,c\n", "line 1: proxyjump: a place is empty"),
-        ("ProxyJump b:x\n", "line 1: proxyjump: 'b:x' has no valid port"),
+        ("Port=x\n", "line 1: Port: 'x' is not a port"),
+        ("ProxyJump b,,c\n", "line 1: ProxyJump: a place is empty"),
+        ("ProxyJump b:x\n", "line 1: ProxyJump: 'b:x' has no valid port"),
     ],
 )
 def test_told(text: str, what: str, write) -> None:

@@ -10,7 +10,6 @@ those on purpose: whether unknown host keys are taken is said by our own ``host_
 
 from __future__ import annotations
 
-import dataclasses
 import getpass
 import hashlib
 import os
@@ -492,21 +491,17 @@ class _Lookup:
 
 
 def _target(jump: Jump, tokens: Mapping[str, str]) -> str:
-    """Write a machine to jump through in one way, its tokens and quotes gone.
+    """Write a machine to jump through in one way, its tokens and the quotes of its host gone.
 
-    :raises ValueError: if a shell, which ssh has read it, would find more than one word
+    :raises ValueError: if a shell, which ssh has read the host, would find more than one word
     """
-    words = {}
-    for name, text in dataclasses.asdict(jump).items():
-        if text is None:
-            continue
-        found = shlex.split(syntax.expand(text, tokens))
-        if len(found) != 1:
-            msg = f"{text!r} is not one word"
-            raise ValueError(msg)
-        words[name] = found[0]
-    host, user, port = words["host"], words.get("user"), words.get("port")
-    return format_target(Target(host, user, syntax.port(port) if port else None))
+    found = shlex.split(syntax.expand(jump.host, tokens))
+    if len(found) != 1:
+        msg = f"{jump.host!r} is not one word"
+        raise ValueError(msg)
+    user = None if jump.user is None else syntax.expand(jump.user, tokens)
+    port = syntax.port(syntax.expand(jump.port, tokens)) if jump.port else None
+    return format_target(Target(found[0], user, port))
 
 
 def _local_user() -> str:

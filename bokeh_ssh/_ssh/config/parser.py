@@ -130,7 +130,8 @@ class Reader:
             except ValueError as exc:
                 if isinstance(exc, ConfigError):
                     raise
-                raise self._error(str(position), f"{keyword}: {exc}") from exc
+                known = keywords.KEYWORDS.get(keywords.ALIASES.get(keyword, keyword))
+                raise self._error(str(position), f"{known.name if known else keyword}: {exc}") from exc
 
     def _take(self, name: str, rest: str, position: _Position) -> None:
         if name in ("host", "match", "include") and not rest:
