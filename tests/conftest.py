@@ -51,7 +51,11 @@ def account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in ("HOME", "USERPROFILE"):
         monkeypatch.setenv(name, str(home))
     for name in list(os.environ):
-        if name.startswith(("SSH_", "BOKEH_")) or name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
+        if name.startswith(("SSH_", "BOKEH_", "XDG_CACHE")) or name in (
+            "DISPLAY",
+            "WAYLAND_DISPLAY",
+            "BROWSER",
+        ):
             monkeypatch.delenv(name)
     place = Path("/tmp", f"bokeh-ssh-test-{uuid.uuid4().hex[:8]}")  # tmp_path is too long for sockets
     monkeypatch.setenv("BOKEH_SSH_DIR", str(place))

@@ -405,6 +405,25 @@ def stop(
     do(end_it, verbose, keywords)
 
 
+@app.command(cls=Command, epilog=_examples("cache", "cache --clear"))
+@takes(*OUTPUT)
+def cache(
+    context: typer.Context,
+    clear: Annotated[bool, typer.Option("--clear", metavar="", help="Remove them.")] = False,
+    verbose: Verbose = 0,
+    **keywords: Any,
+) -> None:
+    """Show where the files of BokehJS are that are kept on this machine, how many, and how large they are."""
+    take_no_args(context)
+
+    def look(foreground: Foreground) -> None:
+        from bokeh_ssh._cli.cache import examine
+
+        foreground.display.cache(examine(clear=clear))
+
+    do(look, verbose, keywords)
+
+
 @app.command(
     cls=Command,
     epilog=_examples(

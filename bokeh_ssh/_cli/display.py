@@ -19,6 +19,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from bokeh_ssh._cli.cache import Kept
 from bokeh_ssh._cli.doctor import Finding
 from bokeh_ssh._cli.messages import HEAD, LONGEST, Line, describe, describe_error, next_step, row
 from bokeh_ssh._cli.options import in_flags
@@ -135,6 +136,19 @@ class Display:
                 console.print(table)
             else:
                 self.hint("There is no server of yours")
+
+    def cache(self, kept: Kept) -> None:
+        """Write what is kept on standard output; elsewhere than on a terminal, parted by tabs."""
+        with self._lock:
+            self._stop()
+            console = Console(highlight=False, soft_wrap=True)
+            if not console.is_terminal:
+                sys.stdout.write(f"{kept.folder}\t{kept.files}\t{kept.size}\n")
+                sys.stdout.flush()
+                return
+            size = f"{kept.size / 1_000_000:.1f} MB"
+            done = ", removed now" if kept.cleared else ""
+            console.print(Text(f"{kept.folder}: {kept.files} files, {size}{done}"))
 
     def begin(self, text: str) -> None:
         """Say what is done now, to a person who watches."""

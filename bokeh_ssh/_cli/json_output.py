@@ -14,6 +14,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from bokeh_ssh._cli.cache import Kept
 from bokeh_ssh._cli.doctor import Finding
 from bokeh_ssh._cli.messages import describe_error, next_step
 from bokeh_ssh._core.errors import BokehSSHError
@@ -86,6 +87,10 @@ class JsonDisplay:
         """Print which servers there are."""
         for server in servers:
             self.tell("server", **_fields(server))
+
+    def cache(self, kept: Kept) -> None:
+        """Print what is kept on this machine."""
+        self.tell("cache", **dataclasses.asdict(kept))
 
     def begin(self, text: str) -> None:
         """Print nothing: what comes of it is printed."""

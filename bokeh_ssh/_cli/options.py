@@ -363,6 +363,14 @@ _ALLOW_OTHERS = Flag(
     name="--allow-others",
 )
 
+_CACHE = Flag(
+    "cache",
+    "",
+    "Keep no files of BokehJS on this machine, and use none that are kept (see bokeh-ssh cache).",
+    name="--no-cache",
+    convert=_no,
+)
+
 #: What both tunnels share.
 TUNNEL = (
     *under(
@@ -419,6 +427,7 @@ TUNNEL = (
         ),
         Flag("allow_foreign", "", "Attach to a server of another user.", name="--allow-foreign"),
         _ALLOW_OTHERS,
+        _CACHE,
         Flag(
             "allow_any_origin",
             "",
@@ -456,7 +465,7 @@ BATCH = under(
 
 #: What opens a server that runs.
 ATTACH = (
-    *under("Ports", _LOCAL_PORT, _ALLOW_OTHERS),
+    *under("Ports", _LOCAL_PORT, _ALLOW_OTHERS, _CACHE),
     *under(
         "What runs",
         Flag("detach", "", "Leave the server running at the end, from now on.", first=True),

@@ -2,7 +2,8 @@
 
 What the server sends is looked at as far as to tell where each answer ends. Only where it says yes to a
 WebSocket that was asked for, or speaks TLS, may what is not read follow. Until that is known nothing more is
-let through. And only between two answers can there be one of ours.
+let through. And only between two answers can there be one of ours: a refusal, or a static file that the cache
+has. Static files that the server sends are handed to the cache as they pass.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Callable
 from bokeh_ssh._forwarding.http_requests import MOST, Opened, RequestRefusedError
 from bokeh_ssh._forwarding.http_responses import Answers
 from bokeh_ssh._forwarding.request_filter import refusal
+from bokeh_ssh._forwarding.static_cache import StaticCache
+from bokeh_ssh._forwarding.static_requests import StaticRequest, write_static_head
 from bokeh_ssh._ssh.relay import Loop, RelayChannel, SocketRelay, finish
 
 log = logging.getLogger("bokeh_ssh.forward")
@@ -26,9 +29,10 @@ class FilteredRelay(SocketRelay):
     """A :class:`SocketRelay` that lets through what an inspector lets through.
 
     :param opened: the connection's beginning, which was let in
+    :param cache: answers requests for static files, if the inspector stops at them, and keeps the answers
     """
 
-    __slots__ = ("_answers", "_inspector", "_outgoing", "_switched")
+    __slots__ = ("_answers", "_cache", "_inspector", "_looking", "_outgoing", "_own", "_switched")
 
     def __init__(
         self,
@@ -37,17 +41,21 @@ class FilteredRelay(SocketRelay):
         channel: RelayChannel,
         on_end: Callable[[bool], None] | None,
         opened: Opened,
+        cache: StaticCache | None = None,
     ) -> None:
         super().__init__(io_loop, sock, channel, on_end)
+        self._cache = cache
+        self._looking = False  # whether the cache is asked
+        self._own = 0  # bytes at the front of the backlog that did not come over the channel
         self._inspector = opened.inspector
         self._outgoing = memoryview(opened.passed)  # let through, and more than the stream took
-        self._answers = Answers(opened.inspector.due)
+        self._answers = Answers(opened.inspector.due, cache.record if cache else None)
         self._switched: bool | None = None  # what that answer is, until the loop's thread has taken it
 
     # the loop's thread's half.
 
     def _room(self) -> int:
-        if self._outgoing or (self._inspector.asking and self._inspector.held):
+        if self._outgoing or self._looking or (self._inspector.asking and self._inspector.held):
             return 0
         return self._channel.writable()
 
@@ -72,7 +80,7 @@ class FilteredRelay(SocketRelay):
         if self._switched is not None:  # the client has the answer, and goes by it
             self._take_answer()
         try:
-            self._let_through(self._inspector.feed(data))
+            self._go_on(self._inspector.feed(data))
         except RequestRefusedError as exc:
             self._refuse(str(exc))
 
@@ -81,13 +89,71 @@ class FilteredRelay(SocketRelay):
         if switched is None or self._done:
             return
         try:
-            self._let_through(self._inspector.answer(switched=switched))
+            self._go_on(self._inspector.answer(switched=switched))
         except RequestRefusedError as exc:
             self._refuse(str(exc), at_once=False)  # the answer may have yet to be delivered
 
     def _answered(self) -> None:
         self._take_answer()
         self._update()
+
+    def _go_on(self, passed: bytes | memoryview) -> None:
+        """Let through what may, and see to the request for a static file that follows, if one does.
+
+        :raises RequestRefusedError: if a request behind that may not pass
+        """
+        inspector = self._inspector
+        if inspector.static and not self._done:
+            if not passed and self._is_idle():
+                self._look_up(inspector.static)
+            else:  # its answer has to wait for others, so the server sends it in its turn
+                passed = bytes(passed) + inspector.pass_static()
+        self._let_through(passed)
+
+    def _is_idle(self) -> bool:
+        """Whether all that the client has asked for is answered, so that an answer from here is in order."""
+        with self._lock:
+            ended = self._channel_eof or self._deaf or self._answers.last
+            received = sum(map(len, self._backlog)) - self._own
+        return bool(self._cache) and self._answers.over and not (ended or received or self._outgoing)
+
+    def _look_up(self, request: StaticRequest) -> None:
+        assert self._cache
+        self._looking = True
+        self._cache.look_up(self._io_loop, request.file, lambda content: self._on_found(request, content))
+
+    def _on_found(self, request: StaticRequest, content: bytes | None) -> None:
+        self._looking = False
+        if self._done or self._closed:
+            return
+        try:
+            if content is not None and self._is_idle():
+                self._inspector.drop_static()
+                self._answer(request, content)
+                self._go_on(self._inspector.feed(b""))
+            else:
+                self._go_on(self._inspector.pass_static())
+        except RequestRefusedError as exc:
+            self._refuse(str(exc))
+        self._update()
+
+    def _answer(self, request: StaticRequest, content: bytes) -> None:
+        """Answer from here, behind other answers from here."""
+        parts = answer_static(request, content)
+        with self._lock:
+            self._backlog.extend(parts)
+            self._own += sum(map(len, parts))
+        self._write_backlog()
+
+    def _credit(self, count: int) -> None:
+        own = min(self._own, count)
+        self._own -= own
+        if count > own:
+            super()._credit(count - own)
+
+    def _end(self, close_socket: Callable[[socket.socket], None]) -> None:
+        super()._end(close_socket)
+        self._answers.stop()
 
     def _let_through(self, data: bytes | memoryview) -> None:
         if not data:
@@ -146,6 +212,12 @@ class FilteredRelay(SocketRelay):
         if switched is not None:
             self._switched = switched
             self._io_loop.post(self._answered)
+
+
+def answer_static(request: StaticRequest, content: bytes) -> list[memoryview]:
+    """Return the parts of an answer with a static file."""
+    parts = [memoryview(write_static_head(request, len(content)))]
+    return parts if request.known else [*parts, memoryview(content)]
 
 
 def turn_away(sock: socket.socket, reason: str) -> None:

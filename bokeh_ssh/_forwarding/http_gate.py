@@ -1,5 +1,6 @@
 """Reads the beginning of each local connection before it goes on; ``http_requests`` decides whether it may.
 
+What asks for static files is answered here, as long as the cache has them: that needs no channel.
 None of them needs a thread: the loop's selector waits for all of them.
 """
 
@@ -13,10 +14,12 @@ import threading
 import time
 from collections.abc import Callable
 
-from bokeh_ssh._forwarding.filtered_relay import turn_away
+from bokeh_ssh._forwarding.filtered_relay import answer_static, turn_away
 from bokeh_ssh._forwarding.http_requests import Inspector, Opened, RequestRefusedError
+from bokeh_ssh._forwarding.static_cache import StaticCache
 from bokeh_ssh._ssh.io_loop import IOLoop
-from bokeh_ssh._ssh.relay import finish
+from bokeh_ssh._ssh.relay import finish, reset
+from bokeh_ssh._ssh.tcp import no_delay
 
 log = logging.getLogger("bokeh_ssh.forward")
 
@@ -30,6 +33,8 @@ _MOST_WAITING = 256
 _IDLE = 60.0
 #: Seconds for the rest of a head that has begun.
 _PATIENCE = 10.0
+#: Seconds after which a client that takes nothing of its answer is reset.
+_STALLED = 60.0
 
 
 class HttpGate:
@@ -39,6 +44,7 @@ class HttpGate:
     :param inspect: makes what reads a connection; what another line's gate has read of it, it knows already
     :param accept: takes what may go on
     :param late: takes what comes after :meth:`release`, when nobody looks at it here any more
+    :param cache: answers requests for static files, where the inspectors stop at them
     :param full: told whether as many wait as may: then no more should be admitted
     """
 
@@ -49,12 +55,14 @@ class HttpGate:
         accept: Accept,
         late: Callable[[socket.socket, tuple[str, int]], None],
         full: Callable[[bool], object] = lambda full: None,
+        cache: StaticCache | None = None,
     ) -> None:
         self._io_loop = io_loop
         self._inspect = inspect
         self._accept = accept
         self._late = late
         self._full = full
+        self._cache = cache
         self._crowded = False  # whether somebody looks for what may give way
         self._released = False
         self._waiting: dict[socket.socket, _Waiting] = {}
@@ -97,48 +105,133 @@ class HttpGate:
     def _read_head(self, sock: socket.socket, waiting: _Waiting) -> None:
         """Read what is there; wait for more where that is not enough."""
         reason, count, passed = "", 0, b""
+        inspector = waiting.inspector
         with self._lock:  # what is let go of meanwhile is read by another
-            if self._waiting.get(sock) is not waiting:
+            if self._waiting.get(sock) is not waiting or waiting.looking:
+                return
+            if inspector.unsent:
+                self._send(sock, waiting)
                 return
             try:
-                if waiting.inspector.held:  # that may be enough, where another line's gate has read it
-                    passed = bytes(waiting.inspector.feed(b""))
-                if not passed:
+                if inspector.held:  # that may be enough, where another line's gate has read it
+                    passed = bytes(inspector.feed(b""))
+                if not passed and not inspector.static:
                     count = sock.recv_into(self._io_loop.chunk)
-                    passed = bytes(waiting.inspector.feed(self._io_loop.chunk[:count])) if count else b""
+                    passed = bytes(inspector.feed(self._io_loop.chunk[:count])) if count else b""
+                # Answers have to come in the order of the requests.
+                if passed or not self._cache:
+                    passed += inspector.pass_static()
             except (BlockingIOError, InterruptedError):
                 count = -1
             except RequestRefusedError as exc:
                 reason = str(exc)
             except OSError as exc:
                 log.debug("a local connection went away: %s", exc)
-            over = bool(passed or reason or not count)
-            if not over:
+            if inspector.static and not reason:
+                self._look_up(sock, waiting)
+                return
+            if not (passed or reason or not count):
                 self._wait_for_more(sock, waiting)
                 return
             del self._waiting[sock]
             self._note_leaving()
         self._unwatch(sock, waiting)
         if passed:
-            self._accept(sock, waiting.origin, Opened(waiting.inspector, passed))
+            self._accept(sock, waiting.origin, Opened(inspector, passed))
         elif reason:
             log.warning("refused a local connection: %s", reason)
             turn_away(sock, reason)
         else:
             finish(sock)
 
+    def _look_up(self, sock: socket.socket, waiting: _Waiting) -> None:
+        """Ask the cache for what is asked for next."""
+        request = waiting.inspector.static
+        assert self._cache
+        assert request
+        self._watch(sock, waiting, 0)
+        waiting.begun = waiting.answered = waiting.looking = True
+
+        def found(content: bytes | None) -> None:
+            with self._lock:
+                if self._waiting.get(sock) is not waiting:
+                    return
+                waiting.looking = False
+                if content is not None:
+                    waiting.inspector.drop_static()
+                    waiting.inspector.unsent = answer_static(request, content)
+                    no_delay(sock)
+                    self._send(sock, waiting)
+                    return
+                del self._waiting[sock]
+                self._note_leaving()
+            try:
+                passed = waiting.inspector.pass_static()
+            except RequestRefusedError as exc:
+                log.warning("refused a local connection: %s", exc)
+                turn_away(sock, str(exc))
+            else:
+                self._accept(sock, waiting.origin, Opened(waiting.inspector, passed))
+
+        self._cache.look_up(self._io_loop, request.file, found)
+
+    def _send(self, sock: socket.socket, waiting: _Waiting) -> None:
+        """Send what is left of an answer from here; with the lock."""
+        unsent = waiting.inspector.unsent
+        waiting.begun = True
+        try:
+            while unsent:
+                count = sock.send(unsent[0])
+                waiting.since = time.monotonic()
+                unsent[0] = unsent[0][count:]
+                if not unsent[0]:
+                    del unsent[0]
+        except (BlockingIOError, InterruptedError):
+            if not waiting.sending:
+                waiting.sending = True
+                self._watch(sock, waiting, selectors.EVENT_WRITE)
+                self._watch_stall(sock, waiting)
+            return
+        except OSError as exc:
+            log.debug("a local connection went away: %s", exc)
+            del self._waiting[sock]
+            self._note_leaving()
+            self._watch(sock, waiting, 0)
+            reset(sock)
+            return
+        self._watch(sock, waiting, 0)
+        # It begins anew, behind those that wait already; what was to end the former finds another one.
+        del self._waiting[sock]
+        self._waiting[sock] = fresh = _Waiting(waiting.origin, waiting.inspector)
+        self._io_loop.post(functools.partial(self._read_head, sock, fresh))
+
+    def _watch_stall(self, sock: socket.socket, waiting: _Waiting) -> None:
+        with self._lock:
+            if self._waiting.get(sock) is not waiting:
+                return
+            left = waiting.since + _STALLED - time.monotonic()
+        if left <= 0:
+            self._expire(sock, waiting)
+        else:
+            self._io_loop.later(left, lambda: self._watch_stall(sock, waiting))
+
     def _wait_for_more(self, sock: socket.socket, waiting: _Waiting) -> None:
-        if not waiting.watched:
-            waiting.watched = True
-            self._io_loop.watch(sock, 0, selectors.EVENT_READ, lambda _: self._read_head(sock, waiting))
+        self._watch(sock, waiting, selectors.EVENT_READ)
         if not waiting.begun and waiting.inspector.held:
             waiting.begun = True
-            self._io_loop.later(_PATIENCE, lambda: self._expire(sock, waiting))
+            self._io_loop.later(_PATIENCE, lambda: self._expire_head(sock, waiting))
+
+    def _expire_head(self, sock: socket.socket, waiting: _Waiting) -> None:
+        if not waiting.answered:
+            self._expire(sock, waiting)
+
+    def _watch(self, sock: socket.socket, waiting: _Waiting, wanted: int) -> None:
+        if waiting.watched != wanted:
+            self._io_loop.watch(sock, waiting.watched, wanted, lambda _: self._read_head(sock, waiting))
+            waiting.watched = wanted
 
     def _unwatch(self, sock: socket.socket, waiting: _Waiting) -> None:
-        if waiting.watched:
-            waiting.watched = False
-            self._io_loop.watch(sock, selectors.EVENT_READ, 0, lambda _: None)
+        self._watch(sock, waiting, 0)
 
     def _expire(self, sock: socket.socket, waiting: _Waiting) -> None:
         with self._lock:
@@ -147,7 +240,7 @@ class HttpGate:
             del self._waiting[sock]
             self._note_leaving()
         self._unwatch(sock, waiting)
-        finish(sock)
+        (reset if waiting.inspector.unsent else finish)(sock)
 
     def _give_way(self) -> None:
         """Close the oldest that has been idle for long, as long as others have to wait for a place."""
@@ -168,11 +261,14 @@ class HttpGate:
 class _Waiting:
     """A connection that has yet to say enough."""
 
-    __slots__ = ("begun", "inspector", "origin", "since", "watched")
+    __slots__ = ("answered", "begun", "inspector", "looking", "origin", "sending", "since", "watched")
 
     def __init__(self, origin: tuple[str, int], inspector: Inspector) -> None:
         self.origin = origin
         self.inspector = inspector
         self.since = time.monotonic()
         self.begun = False
-        self.watched = False
+        self.answered = False  # by the cache or the server; its head is complete
+        self.looking = False  # whether the cache is asked
+        self.sending = False
+        self.watched = 0

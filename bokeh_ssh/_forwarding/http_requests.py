@@ -16,6 +16,7 @@ import h11
 
 from bokeh_ssh._forwarding.http_responses import Due
 from bokeh_ssh._forwarding.request_filter import RequestFilter
+from bokeh_ssh._forwarding.static_requests import StaticRequest, read_static_request
 
 #: Bytes of a request's head; servers take 64 KiB, cookies of a whole campus included.
 MOST = 64 * 1024
@@ -44,6 +45,8 @@ class _Head(NamedTuple):
 
     :ivar headers: names in lower case, and values
     :ivar length: of the body, in bytes, unless it is chunked
+    :ivar lasts: whether the connection goes on after the answer, as far as the client says
+    :ivar static: whether it is for a file that may be kept here
     """
 
     due: Due
@@ -51,6 +54,8 @@ class _Head(NamedTuple):
     headers: tuple[tuple[str, str], ...]
     length: int
     chunked: bool
+    lasts: bool
+    static: StaticRequest | None
 
 
 class RequestRefusedError(Exception):
@@ -69,7 +74,8 @@ class Opened(NamedTuple):
 
     def undone(self) -> Inspector:
         """Return an inspector that has read the same, and has let nothing of it on."""
-        return Inspector(self.inspector.request_filter, self.passed + self.inspector.held)
+        before = self.inspector
+        return Inspector(before.request_filter, self.passed + before.held, stops=before.stops)
 
 
 class Inspector:
@@ -77,13 +83,22 @@ class Inspector:
 
     :param request_filter: judges each request
     :param held: what has been read already
+    :param stops: whether to stop at each request for a static file, which may be answered on this side
     :ivar free: what follows passes unread: TLS, or a WebSocket
     :ivar asking: one of them was asked for, and nothing more passes before :meth:`answer`
+    :ivar static: such a request, which was let in; nothing passes before :meth:`pass_static` or
+        :meth:`drop_static`
+    :ivar unsent: the rest of the answer from this side to the request before; in the hands of whoever has
+        the connection
     :ivar due: the requests that passed, for who reads the answers
     """
 
-    def __init__(self, request_filter: RequestFilter, held: bytes = b"") -> None:
+    def __init__(self, request_filter: RequestFilter, held: bytes = b"", *, stops: bool = False) -> None:
         self.request_filter = request_filter
+        self.stops = stops
+        self.static: StaticRequest | None = None
+        self.unsent: list[memoryview] = []
+        self._head_size = 0  # of that request
         self._held = bytearray(held)
         self._seen = 0  # of what is held: bytes of an unfinished head that were looked at, or that h11 has
         self._begun = False
@@ -120,9 +135,31 @@ class Inspector:
         self._barred = self._tls and not switched
         return self._release()
 
+    def pass_static(self) -> bytes:
+        """Let the request for a static file on to the server, and those that are there behind it.
+
+        Returns and raises as :meth:`feed`.
+        """
+        passed = b""
+        while self.static:
+            self._passing.append(Due("GET", asks=False, static=self.static.file))
+            passed += self._take_static()
+            passed += self._release()
+        return passed
+
+    def drop_static(self) -> None:
+        """Take the request for a static file for answered; :meth:`feed` goes on behind it."""
+        self._take_static()
+
+    def _take_static(self) -> bytes:
+        head = bytes(self._held[: self._head_size])
+        del self._held[: self._head_size]
+        self.static, self._head_size = None, 0
+        return head
+
     def _release(self) -> bytes:
         passed = bytearray()
-        while self._held and not self.asking:
+        while self._held and not self.asking and not self.static:
             count = self._step()
             if not count:
                 break
@@ -182,6 +219,9 @@ class Inspector:
             return 0
         self._seen = 0
         self._check_head(bytes(held[:end]))
+        if self.static:
+            self._head_size = end
+            return 0
         return end
 
     def _check_head(self, head: bytes) -> None:
@@ -190,6 +230,10 @@ class Inspector:
         reason = self.request_filter.find_fault(read.due.method, read.target, read.headers)
         if reason:
             raise RequestRefusedError(reason)
+        if self.stops and read.static:
+            self.static = read.static
+            return
+        self.stops = self.stops and read.lasts  # nobody answers what follows the last
         self._left = read.length
         self._passing.append(read.due)
         if read.chunked:
@@ -250,7 +294,10 @@ def _read(head: bytes) -> _Head:
     if asks and (length or chunked):
         raise RequestRefusedError("it asks for a WebSocket, and has a body")
     method, target = request.method.decode("ascii"), request.target.decode("ascii")
-    return _Head(Due(method, asks), target, headers, length, chunked)
+    version = request.http_version.decode("ascii")
+    lasts = version == "1.1" and values.get("connection", "keep-alive").strip().lower() == "keep-alive"
+    static = read_static_request(method, target, headers) if lasts else None
+    return _Head(Due(method, asks), target, headers, length, chunked, lasts, static)
 
 
 #: A page asks for the same files each time, in the same words.

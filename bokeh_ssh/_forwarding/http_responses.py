@@ -1,14 +1,17 @@
 """Follows what a server answers over one connection, as far as to tell where each answer ends. Pure text.
 
-Nothing is kept of it or changed. Where an answer ends only with the connection, or is not understood, that is
-the last that is known of it.
+Nothing of it is changed, and nothing is kept but what a request was said to be for (:class:`Due`). Where an
+answer ends only with the connection, or is not understood, that is the last that is known of it.
 """
 
 from __future__ import annotations
 
 import re
 from collections import deque
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple, Protocol
+
+from bokeh_ssh._forwarding.static_requests import StaticFile, find_length_to_keep
 
 #: Bytes of an answer's head, or of a line between chunks.
 _MOST = 64 * 1024
@@ -19,6 +22,8 @@ _TLS = (0x16, 0x15)
 _STATUS = re.compile(rb"HTTP/1\.[01] ([0-9]{3})")
 _LENGTH = re.compile(rb"^content-length:[ \t]*([0-9]{1,18})[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
 _CHUNKED = re.compile(rb"^transfer-encoding:[^\n]*chunked", re.IGNORECASE | re.MULTILINE)
+#: Says that the connection ends after it.
+_CLOSES = re.compile(rb"^connection:[^\n]*close|\AHTTP/1\.0", re.IGNORECASE | re.MULTILINE)
 _SIZE = re.compile(rb"[0-9a-f]{1,16}", re.IGNORECASE)
 #: Where each part of an answer ends; clients take a line end without CR, and so may servers.
 _ENDS = {
@@ -33,25 +38,40 @@ class Due(NamedTuple):
 
     :ivar method: empty for the beginning of TLS
     :ivar asks: for a WebSocket, or TLS
+    :ivar static: a file whose content is kept, if it is answered with that
     """
 
     method: str
     asks: bool
+    static: StaticFile | None = None
+
+
+class Sink(Protocol):
+    """Takes the content of one file as it passes; see :class:`_forwarding.static_cache.Recording`."""
+
+    def write(self, data: memoryview) -> None: ...
+    def finish(self) -> None: ...
+    def discard(self) -> None: ...
 
 
 class Answers:
     """Reads what a server says.
 
     :param due: what it was asked, in order; an answer takes its request out
+    :param record: begins to keep a file
+    :ivar last: whether the server says that it answers nothing more
     :ivar free: whether it has said yes, and what follows is no HTTP
     :ivar lost: whether nothing more is known: that, or an answer that ends with the connection, or none
     """
 
-    def __init__(self, due: deque[Due]) -> None:
+    def __init__(self, due: deque[Due], record: Callable[[StaticFile], Sink] | None = None) -> None:
         self._due = due
+        self._record = record
+        self._sink: Sink | None = None
         self._stage: Literal["head", "chunk", "trailer"] = "head"
         self._piece = bytearray()
         self._left = 0  # of a body, or of a chunk with its line end
+        self.last = False
         self.free = False
         self.lost = False
 
@@ -67,6 +87,12 @@ class Answers:
             if self._left:
                 count = min(self._left, len(data) - start)
                 self._left -= count
+                sink = self._sink
+                if sink:
+                    sink.write(data[start : start + count])
+                    if not self._left:
+                        sink.finish()
+                        self._sink = None
                 start += count
                 continue
             if self._due and not self._due[0].method and not self._piece:
@@ -90,6 +116,13 @@ class Answers:
                 self._go_on(piece)
         return said
 
+    def stop(self) -> None:
+        """Take it that nothing more comes, from any thread; idempotent."""
+        self._record = None
+        sink, self._sink = self._sink, None
+        if sink:
+            sink.discard()
+
     def _take(self, head: bytes) -> bool | None:
         """See what an answer is, and how its body is framed (RFC 9112, section 6.3)."""
         found = _STATUS.match(head)
@@ -99,7 +132,8 @@ class Answers:
         status = found[1]
         if status.startswith(b"1") and status != b"101":
             return None  # another comes
-        method, asks = self._due.popleft()
+        method, asks, static = self._due.popleft()
+        self.last = self.last or bool(_CLOSES.search(head))
         length = _LENGTH.search(head)
         if status == b"101":
             self.lost = True
@@ -111,6 +145,11 @@ class Answers:
             self._stage = "chunk"
         elif length:
             self._left = int(length[1])
+            record = self._record
+            if static and record and find_length_to_keep(head):
+                self._sink = record(static)
+                if self._record is None:  # it was stopped meanwhile
+                    self.stop()
         else:
             self.lost = True
         return False if asks else None

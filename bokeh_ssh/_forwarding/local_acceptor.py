@@ -21,6 +21,7 @@ from bokeh_ssh._forwarding.http_requests import MOST, Inspector, Opened
 from bokeh_ssh._forwarding.listener import Accept, address_of, make_forwarder, pause
 from bokeh_ssh._forwarding.peer_uid import GONE, UNKNOWN, PeerUidCheck
 from bokeh_ssh._forwarding.request_filter import RequestFilter
+from bokeh_ssh._forwarding.static_cache import StaticCache
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._ssh.relay import SocketRelay, reset
 
@@ -203,15 +204,17 @@ class LocalAcceptor:
         target: Endpoint,
         request_filter: RequestFilter | None = None,
         check: Callable[[Callable[[bool], None]], None] | None = None,
+        cache: StaticCache | None = None,
     ) -> Iterator[None]:
         """Lead to ``target`` as seen from the connection's server, while the context lasts.
 
         :param request_filter: judges each request; None lets all through, HTTP or not
         :param check: has the last word on each, see :meth:`Connection.forward`
+        :param cache: answers requests for static files, and keeps those of the server
         """
 
         def accept(sock: socket.socket, origin: tuple[str, int], begun: Opened | None = None) -> None:
-            make = functools.partial(FilteredRelay, opened=begun) if begun else SocketRelay
+            make = functools.partial(FilteredRelay, opened=begun, cache=cache) if begun else SocketRelay
             connection.forward(sock, target, origin, check, make, lambda: hold_again(sock, origin, begun))
 
         def hold_again(sock: socket.socket, origin: tuple[str, int], begun: Opened | None) -> None:
@@ -221,19 +224,19 @@ class LocalAcceptor:
 
         def inspect(sock: socket.socket) -> Inspector:
             assert request_filter
-            return self._begun.pop(sock, None) or Inspector(request_filter)
+            return self._begun.pop(sock, None) or Inspector(request_filter, stops=cache is not None)
 
         gate: HttpGate | None = None
         if request_filter:
             full = functools.partial(pause, self._forwarder)
-            gate = HttpGate(connection.io_loop, inspect, accept, self._route_or_hold, full)
+            gate = HttpGate(connection.io_loop, inspect, accept, self._route_or_hold, full, cache)
         self.route_to(gate.check if gate else accept, alive=lambda: connection.alive)
         try:
             yield
         finally:
             self.hold_connections()
             for sock, origin, inspector in gate.release() if gate else ():
-                if inspector.held:
+                if inspector.held or inspector.unsent:
                     self._begun[sock] = inspector
                 self._route_or_hold(sock, origin)
 

@@ -57,6 +57,7 @@ class ServerOptions:
     allow_others: bool = False
     allow_any_origin: bool = False
     signed: bool | None = None
+    cache: bool = True
     reconnect: bool = True
     isolate: bool = True
     on_event: OnEvent | None = None

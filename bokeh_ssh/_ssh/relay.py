@@ -273,8 +273,8 @@ class SocketRelay:
                     self._backlog.popleft()
                 else:
                     self._backlog[0] = self._backlog[0][count:]
-            if taken and not self._closed:
-                self._channel.credit(taken)
+            if taken:
+                self._credit(taken)
             if not self._backlog and self._channel_eof:
                 self._shut_down_writing()
         self._finish_if_done()
@@ -284,8 +284,13 @@ class SocketRelay:
         self._deaf = True
         dropped = sum(map(len, self._backlog))
         self._backlog.clear()
-        if dropped and not self._closed:
-            self._channel.credit(dropped)
+        if dropped:
+            self._credit(dropped)
+
+    def _credit(self, count: int) -> None:
+        """Let the far side send as much again as was taken out of the backlog; under the lock."""
+        if not self._closed:
+            self._channel.credit(count)
 
     def _look_for_end(self) -> None:
         """See whether a program that takes nothing more has ended: that need not wait for the window."""

@@ -25,6 +25,7 @@ from bokeh_ssh._forwarding.listener import bind
 from bokeh_ssh._forwarding.local_acceptor import LocalAcceptor, open_acceptor
 from bokeh_ssh._forwarding.port_ownership import monitor_port
 from bokeh_ssh._forwarding.request_filter import RequestFilter
+from bokeh_ssh._forwarding.static_cache import StaticCache, open_cache
 from bokeh_ssh._server.file_sync import FileSync
 from bokeh_ssh._server.options import ANY, BOKEH_PORT, LOOPBACK, ServerOptions
 from bokeh_ssh._server.probe import HttpProbe, check_owner, find_route, http_get, probe_port, wait_until_ready
@@ -47,6 +48,7 @@ class Tunnel(Offer):
         self._serve = options
         self._label = host.target.host
         self._acceptor: LocalAcceptor | None = None
+        self._cache: StaticCache | None = None
         self._port_forwards: list[LocalPortForward] = []
         self._file_sync: FileSync | None = None
         self._no_sockets = False
@@ -60,6 +62,7 @@ class Tunnel(Offer):
 
     def _open_local(self, stack: contextlib.ExitStack) -> None:
         self._acceptor = None
+        self._cache = open_cache(stack, self._warn) if self._serve.cache else None
         self._server = None
         self._no_sockets = False
         self._key = ""
@@ -384,7 +387,9 @@ class Tunnel(Offer):
                 monitor_port(connection, target[1], self._on_connection_lost)
             )
         connection_stack.enter_context(
-            acceptor.forwarding(connection, target, request_filter, monitor.verify if monitor else None)
+            acceptor.forwarding(
+                connection, target, request_filter, monitor.verify if monitor else None, self._cache
+            )
         )
         if self._serve.detach and self._server and not self._server.detached:
             self._server.keep()

@@ -70,6 +70,8 @@ class DirectTunnel(Tunnel):
     :param signed: True has a server that is started answer only to sessions whose id is signed here; None
         does so where it listens on a port, and not on a private socket; False leaves it open to the other
         users of its machine, on a port
+    :param cache: keep the files of BokehJS that servers send in this account's cache folder, and answer from
+        there the next time, whichever server it is, if their hash is the same; see ``bokeh-ssh cache``
     :param reconnect: make a connection that was lost again, at the same local address and to the same server
     :param isolate: hold the SSH side in a child process, so that a program that computes cannot slow it
     :param on_event: takes the progress events

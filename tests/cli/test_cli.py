@@ -168,7 +168,7 @@ def test_every_flag_reaches_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
     words = """gateway me@gw a.py b.py --host inner --reverse relay --gateway-port 1 --gateway-address g:2
         --allow-exposed --local-port 0 --remote-port 3 --attach --arg=--dev --command bokeh --python py
         --setup one --setup two --cwd /w --env A=1=2 --env TOKEN --grace 4 --launch-timeout 5
-        --extra-origins x:1 --origin y:2 --allow-foreign --allow-any-origin
+        --extra-origins x:1 --origin y:2 --allow-foreign --allow-any-origin --no-cache
         -l you -p 6 -i k1 -i k2 -J j1,j2 -J j3
         --known-hosts kh --host-keys strict -F none --no-allow-agent --no-look-for-keys --timeout 7 -C"""
     with pytest.raises(SystemExit) as exit_:
@@ -199,6 +199,7 @@ def test_every_flag_reaches_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
         "extra_origins": ("x:1", "y:2"),
         "allow_foreign": True,
         "allow_any_origin": True,
+        "cache": False,
         "user": "you",
         "port": 6,
         "key_filename": ("k1", "k2"),

@@ -1,0 +1,225 @@
+"""Looks for files of BokehJS in the store, and keeps those that pass, on a thread of its own.
+
+A disk can be slow, full, or a file server that does not answer. Neither the loop's nor the transport's thread
+may wait for it: a look-up has a deadline, and what comes faster than it can be written is not kept.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import logging
+import threading
+from collections.abc import Callable
+
+from bokeh_ssh._core.fork import in_child
+from bokeh_ssh._forwarding.static_requests import StaticFile
+from bokeh_ssh._forwarding.static_store import StaticStore, StaticWriter, StoreError, find_folder
+from bokeh_ssh._ssh.relay import Loop
+
+log = logging.getLogger("bokeh_ssh.forward")
+
+#: Seconds until a request that the store does not answer goes to the server.
+_PATIENCE = 1.0
+#: Bytes that may wait to be written.
+_MOST_WAITING = 8 * 1024 * 1024
+
+
+def open_cache(stack: contextlib.ExitStack, tell: Callable[[str], None]) -> StaticCache | None:
+    """Return a :class:`StaticCache` of the account's store, closed with ``stack``; None where it has none."""
+    try:
+        cache = StaticCache(StaticStore(find_folder()), tell)
+    except StoreError as exc:
+        log.info("static files are not kept: %s", exc)
+        return None
+    stack.callback(cache.close)
+    return cache
+
+
+class StaticCache:
+    """The store of one tunnel, and the thread that reads and writes it.
+
+    :param tell: told once of a file that is not what its address says
+    """
+
+    def __init__(self, store: StaticStore, tell: Callable[[str], None]) -> None:
+        self._store = store
+        self._tell = tell
+        self._told = False
+        self._change = threading.Condition()
+        self._reads: collections.deque[Callable[[], None]] = collections.deque()
+        self._writes: collections.deque[Callable[[], None]] = collections.deque()
+        self._waiting = 0  # bytes to be written
+        self._late = 0  # look-ups that nobody waits for any more
+        self._closed = False
+        self._thread: threading.Thread | None = None
+        in_child(self, StaticCache._abandon)
+
+    def _abandon(self) -> None:
+        self._change = threading.Condition()
+        self._closed = True
+        self._thread = None
+
+    def look_up(self, loop: Loop, file: StaticFile, done: Callable[[bytes | None], None]) -> None:
+        """Have ``done`` called on the loop's thread with the content of a file, or None. Loop thread only."""
+        look = _LookUp(done)
+
+        def read() -> None:
+            content = self._store.load(file)
+            with self._change:
+                look.read = True
+                if look.late:
+                    self._late -= 1
+            loop.post(lambda: look.finish(content))
+
+        def give_up() -> None:
+            with self._change:
+                if look.over or look.read:
+                    return
+                look.late = True
+                self._late += 1
+            log.info("the store of static files does not answer: they come from the server")
+            look.finish(None)
+
+        if self._late or self._closed:
+            loop.post(lambda: look.finish(None))
+            return
+        loop.later(_PATIENCE, give_up)
+        self._put(self._reads, read)
+
+    def record(self, file: StaticFile) -> Recording:
+        """Begin to keep a file; returns at once, and from then on neither blocks nor raises."""
+        return Recording(self, file)
+
+    def close(self, timeout: float = 2.0) -> None:
+        """Write what waits to be written, and end; idempotent."""
+        with self._change:
+            self._closed = True
+            self._change.notify_all()
+            thread = self._thread
+        if thread and thread is not threading.current_thread():
+            thread.join(timeout)
+
+    def _put(self, jobs: collections.deque[Callable[[], None]], job: Callable[[], None]) -> None:
+        with self._change:
+            jobs.append(job)
+            if self._thread is None and not self._closed:
+                self._thread = threading.Thread(target=self._run, name="bokeh-ssh static files", daemon=True)
+                self._thread.start()
+            self._change.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            with self._change:
+                while not (self._reads or self._writes or self._closed):
+                    self._change.wait()
+                jobs = self._reads or self._writes  # pages wait for what is read
+                if not jobs:
+                    self._thread = None
+                    return
+                job = jobs.popleft()
+            try:
+                job()
+            except Exception:  # one file's failure must not end the others
+                log.exception("a static file could not be handled")
+
+    def _report_mismatch(self, file: StaticFile) -> None:
+        text = (
+            f"{file.name} came with other content than its address says, and is not kept: the server was "
+            "changed under an open page, or something on the way to it changes files"
+        )
+        log.info("%s", text)
+        if not self._told:
+            self._told = True
+            self._tell(text)
+
+
+class _LookUp:
+    """What somebody waits for."""
+
+    __slots__ = ("_done", "late", "over", "read")
+
+    def __init__(self, done: Callable[[bytes | None], None]) -> None:
+        self._done = done
+        self.over = False
+        self.read = False  # by the thread
+        self.late = False  # so that nobody waits any more
+
+    def finish(self, content: bytes | None) -> None:
+        if not self.over:
+            self.over = True
+            self._done(content)
+
+
+class Recording:
+    """One file that passes. Made by :meth:`StaticCache.record`."""
+
+    def __init__(self, cache: StaticCache, file: StaticFile) -> None:
+        self._cache = cache
+        self._file = file
+        self._writer: StaticWriter | None = None
+        self._ended = False  # on the caller's side
+        self._failed = False  # on the thread's side
+
+    def write(self, data: memoryview) -> None:
+        """Add the next bytes."""
+        cache, size = self._cache, len(data)
+        with cache._change:
+            if self._ended or self._failed:
+                return
+            full = cache._waiting + size > _MOST_WAITING
+            if not full:
+                cache._waiting += size
+        if full:
+            log.info("%s is not kept: it comes faster than it can be written", self._file.name)
+            self.discard()
+            return
+        copied = bytes(data)
+        cache._put(cache._writes, lambda: self._write(copied))
+
+    def finish(self) -> None:
+        """Keep the file, if its content is what it should be."""
+        self._end(self._finish)
+
+    def discard(self) -> None:
+        """Keep nothing; of no effect after :meth:`finish`."""
+        self._end(self._discard)
+
+    def _end(self, job: Callable[[], None]) -> None:
+        with self._cache._change:
+            if self._ended:
+                return
+            self._ended = True
+        self._cache._put(self._cache._writes, job)
+
+    # On the cache's thread.
+
+    def _write(self, data: bytes) -> None:
+        with self._cache._change:
+            self._cache._waiting -= len(data)
+        if self._failed:
+            return
+        try:
+            if self._writer is None:
+                self._writer = self._cache._store.begin(self._file)
+            self._writer.write(data)
+        except (OSError, StoreError) as exc:
+            self._fail(exc)
+
+    def _finish(self) -> None:
+        if self._failed or self._writer is None:
+            return
+        try:
+            if not self._writer.finish():
+                self._cache._report_mismatch(self._file)
+        except OSError as exc:
+            self._fail(exc)
+
+    def _discard(self) -> None:
+        if self._writer:
+            self._writer.discard()
+
+    def _fail(self, exc: Exception) -> None:
+        log.info("%s is not kept: %s", self._file.name, exc)
+        self._failed = True
+        self._discard()

@@ -1,0 +1,283 @@
+"""Files of BokehJS that servers have sent, on this machine's disk: each under the hash of its content.
+
+Every process of the account shares one folder. A file comes into it complete, by a rename, and nobody writes
+into one that is there. Whatever reads one checks it: what does not match its hash is removed, and counts as
+not there. So nothing has to be locked, or written through to the disk.
+
+A folder that is not the account's own, or that others could write into, is not used at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import os
+import re
+import secrets
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from bokeh_ssh._forwarding.static_requests import MOST_BYTES, StaticFile
+
+log = logging.getLogger("bokeh_ssh.forward")
+
+#: Bytes of all files together: those of some thirty versions of Bokeh.
+MOST_TOGETHER = 128 * 1024 * 1024
+#: Seconds after which a file that was begun is taken for left behind.
+_LEFT_BEHIND = 3600.0
+#: Seconds between two notes of a file's last use.
+_NOTED = 3600.0
+_READ_FLAGS = (
+    os.O_RDONLY
+    | getattr(os, "O_NOFOLLOW", 0)
+    | getattr(os, "O_NONBLOCK", 0)  # else a pipe of that name would be waited for
+    | getattr(os, "O_CLOEXEC", 0)
+    | getattr(os, "O_BINARY", 0)
+)
+_WRITE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_NAME = re.compile(r"[0-9a-f]{128}-[a-z0-9.-]{1,64}")
+_BEGUN = re.compile(r"begun-[0-9a-f]{32}")
+
+
+class StoreError(Exception):
+    """There is no folder for the files; its text says why."""
+
+
+class Usage(NamedTuple):
+    """How much is kept.
+
+    :ivar size: of all files together, in bytes
+    """
+
+    files: int
+    size: int
+
+
+def find_folder() -> Path:
+    """Return where the files belong, whether it is there or not.
+
+    :raises StoreError: if the account has no home
+    """
+    if sys.platform == "win32":
+        top = os.environ.get("LOCALAPPDATA", "")
+        parts: tuple[str, ...] = ("bokeh-ssh", "Cache", "static")
+        home_parts: tuple[str, ...] = ("AppData", "Local")
+    else:
+        top = os.environ.get("XDG_CACHE_HOME", "")
+        parts = ("bokeh-ssh", "static")
+        home_parts = ("Library", "Caches") if sys.platform == "darwin" else (".cache",)
+    if not Path(top).is_absolute():  # the specification has one that is not ignored
+        home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() fails where there is none
+        if not Path(home).is_absolute():
+            msg = "this account has no home directory"
+            raise StoreError(msg)
+        top = str(Path(home, *home_parts))
+    return Path(top, *parts)
+
+
+class StaticStore:
+    """The folder, and what is in it. Safe for several threads and processes.
+
+    :param folder: made when the first file is kept
+    :param most: bytes of all files together; those that were used longest ago are removed
+    """
+
+    def __init__(self, folder: Path, most: int = MOST_TOGETHER) -> None:
+        self.folder = folder
+        self._most = most
+
+    def load(self, file: StaticFile) -> bytes | None:
+        """Return the content of a file, checked; None where it is not there as it should be."""
+        path = self._path(file)
+        try:
+            self._check()
+            number = os.open(path, _READ_FLAGS)
+        except (OSError, StoreError):
+            return None
+        try:
+            status = os.fstat(number)
+            usable = stat.S_ISREG(status.st_mode) and status.st_size <= MOST_BYTES
+            content = _read_whole(number, status.st_size) if usable else b""
+            if hashlib.sha512(content).hexdigest() == file.sha512:
+                self._note_use(path, status.st_mtime)
+                return content
+        except OSError as exc:
+            log.debug("%s cannot be read: %s", path, exc)
+            return None
+        finally:
+            os.close(number)
+        log.info("%s is not what it was, and is removed", path)
+        with contextlib.suppress(OSError):
+            path.unlink()
+        return None
+
+    def _note_use(self, path: Path, noted: float) -> None:
+        if abs(time.time() - noted) > _NOTED:
+            with contextlib.suppress(OSError):
+                os.utime(path, follow_symlinks=os.utime not in os.supports_follow_symlinks)
+
+    def begin(self, file: StaticFile) -> StaticWriter:
+        """Begin to keep a file.
+
+        :raises OSError: if nothing can be written
+        :raises StoreError: if the folder is not used
+        """
+        self._make()
+        begun = self.folder / f"begun-{secrets.token_hex(16)}"
+        return StaticWriter(self, file, begun, os.open(begun, _WRITE_FLAGS, 0o600))
+
+    def keep(self, begun: Path, file: StaticFile) -> None:
+        """Give a file that is complete its name, and make room for it.
+
+        :raises OSError: if that does not work
+        """
+        begun.replace(self._path(file))
+        self._make_room(self._path(file))
+
+    def _make_room(self, newest: Path) -> None:
+        every = sorted(self._scan(), key=lambda each: each[1].st_mtime)
+        together = sum(status.st_size for path, status in every if _NAME.fullmatch(path.name))
+        now = time.time()
+        for path, status in every:
+            if _BEGUN.fullmatch(path.name):
+                unwanted, size = abs(now - status.st_mtime) > _LEFT_BEHIND, 0
+            else:
+                unwanted, size = together > self._most and path != newest, status.st_size
+            if unwanted:
+                with contextlib.suppress(OSError):  # another process was faster, or reads it
+                    path.unlink()
+                    together -= size
+
+    def usage(self) -> Usage:
+        """Return how much is kept."""
+        sizes = [status.st_size for path, status in self._scan() if _NAME.fullmatch(path.name)]
+        return Usage(len(sizes), sum(sizes))
+
+    def clear(self) -> Usage:
+        """Remove all files, also those that are being received; return what was removed.
+
+        :raises OSError: if one cannot be removed
+        :raises StoreError: if the folder is not the account's own
+        """
+        if not os.path.lexists(self.folder):
+            return Usage(0, 0)
+        self._check()
+        sizes = []
+        for path, status in self._scan():
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+                sizes += [status.st_size] if _NAME.fullmatch(path.name) else []
+        return Usage(len(sizes), sum(sizes))
+
+    def _path(self, file: StaticFile) -> Path:
+        return self.folder / f"{file.sha512}-{file.name}"
+
+    def _scan(self) -> Iterator[tuple[Path, os.stat_result]]:
+        """Find what is there of ours."""
+        try:
+            entries = list(os.scandir(self.folder))
+        except OSError:
+            return
+        for entry in entries:
+            if _NAME.fullmatch(entry.name) or _BEGUN.fullmatch(entry.name):
+                with contextlib.suppress(OSError):
+                    yield Path(entry.path), entry.stat(follow_symlinks=False)
+
+    def _check(self) -> None:
+        """Check that nobody else can put files into the folder.
+
+        :raises OSError: if it is not there
+        :raises StoreError: if somebody can
+        """
+        for path in (self.folder.parent, self.folder):
+            status = os.lstat(path)
+            if not stat.S_ISDIR(status.st_mode):
+                msg = f"{path} is a link, or no folder"
+                raise StoreError(msg)
+            if sys.platform == "win32":
+                continue
+            if status.st_uid != os.geteuid():
+                msg = f"{path} belongs to another user"
+                raise StoreError(msg)
+            if status.st_mode & (0o077 if path == self.folder else 0o022):
+                path.chmod(0o700)
+
+    def _make(self) -> None:
+        """Make the folder where it is missing.
+
+        :raises OSError: if that does not work
+        :raises StoreError: if it would not be the account's own
+        """
+        top = self.folder.parent.parent
+        if sys.platform != "win32":
+            there = next(each for each in (top, *top.parents) if each.exists())
+            status = there.stat()
+            # Root with the HOME of another user would leave folders that the user cannot write into.
+            if status.st_uid != os.geteuid() and not status.st_mode & stat.S_ISVTX:
+                msg = f"{there} belongs to another user"
+                raise StoreError(msg)
+        top.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in (self.folder.parent, self.folder):
+            with contextlib.suppress(FileExistsError):
+                path.mkdir(mode=0o700)
+        self._check()
+
+
+class StaticWriter:
+    """One file that is being received. Made by :meth:`StaticStore.begin`; for one thread."""
+
+    def __init__(self, store: StaticStore, file: StaticFile, begun: Path, number: int) -> None:
+        self._store = store
+        self._file = file
+        self._begun = begun
+        self._opened = io.FileIO(number, "wb")
+        self._hash = hashlib.sha512()
+
+    def write(self, data: bytes) -> None:
+        """Add the next bytes.
+
+        :raises OSError: if they do not fit
+        """
+        self._hash.update(data)
+        left = memoryview(data)
+        while left:
+            left = left[self._opened.write(left) :]
+
+    def finish(self) -> bool:
+        """Keep the file; False where its content is not what it should be.
+
+        :raises OSError: if it cannot be kept
+        """
+        try:
+            self._opened.close()
+            if self._hash.hexdigest() != self._file.sha512:
+                return False
+            self._store.keep(self._begun, self._file)
+        finally:
+            self.discard()
+        return True
+
+    def discard(self) -> None:
+        """Keep nothing of it; idempotent, and of no effect after :meth:`finish`."""
+        with contextlib.suppress(OSError):
+            self._opened.close()
+        with contextlib.suppress(OSError):
+            self._begun.unlink()
+
+
+def _read_whole(number: int, size: int) -> bytes:
+    """Read a file, and notice where it has another size by now."""
+    parts = []
+    while size >= 0:
+        part = os.read(number, size + 1)
+        if not part:
+            break
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
