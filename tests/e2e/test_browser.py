@@ -14,8 +14,10 @@ import pytest
 
 import apps
 import browser
-from beds import until
+from beds import Machine, until
 from bokeh_ssh import DirectTunnel, Event, GatewayTunnel, Host, Lost, Reconnected, Reconnecting
+from cable import Cable
+from direct_tunnels import tunnel_to
 from events import kinds
 from skips import missing
 
@@ -84,6 +86,26 @@ def test_slider_answers_through_a_direct_tunnel(
         page = open_page().open(tunnel.url)
         page.move()
         page.move()
+
+
+def test_second_page_takes_no_files_over_the_line(
+    embedded: Callable[..., Machine], open_page: Callable[[], browser.Page], tmp_path: Path
+) -> None:
+    """A page of a known Bokeh version, on another host and port, works without its files crossing the line
+    again; without the cache they do, which is the control."""
+    sent = []
+    for keywords in ({}, {}, {"cache": False}):
+        machine = embedded()
+        app = apps.put(machine, "app.py", browser.APP)
+        with Cable(machine.host, machine.port) as cable:
+            with tunnel_to(cable.machine(machine, tmp_path), app, local_port=0, **keywords) as tunnel:
+                before = cable.carried
+                page = open_page().open(tunnel.url)
+                sent.append(cable.carried - before)
+                page.move()
+                page.move()
+    assert min(sent[0], sent[2]) > 2_000_000
+    assert sent[1] < 50_000
 
 
 def test_pages_live_through_a_silent_cut(

@@ -24,6 +24,7 @@ class Cable:
     :param port: its port
     :ivar port: where to connect instead
     :ivar made: how many connections were made through it
+    :ivar carried: how many bytes it has carried, both ways
     :ivar held: how many bytes came while it was silent: proof that the cut was felt
     """
 
@@ -32,6 +33,7 @@ class Cable:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.made = 0
+        self.carried = 0
         self.held = 0
         self._whole = threading.Event()
         self._whole.set()
@@ -119,6 +121,8 @@ class Cable:
                 if not self._whole.is_set():
                     self.held += len(data)
                     self._whole.wait()
+                with self._lock:
+                    self.carried += len(data)
                 sink.sendall(data)
         for sock, how in ((sink, socket.SHUT_WR), (source, socket.SHUT_RD)):
             with suppress(OSError):
