@@ -15,7 +15,7 @@ from collections.abc import Callable
 from bokeh_ssh._forwarding.http_requests import MOST, Opened, RequestRefusedError
 from bokeh_ssh._forwarding.http_responses import Answers
 from bokeh_ssh._forwarding.request_filter import refusal
-from bokeh_ssh._forwarding.static_cache import StaticCache
+from bokeh_ssh._forwarding.static_cache import Content, StaticCache
 from bokeh_ssh._forwarding.static_requests import StaticRequest, write_static_head
 from bokeh_ssh._ssh.relay import Loop, RelayChannel, SocketRelay, finish
 
@@ -122,7 +122,7 @@ class FilteredRelay(SocketRelay):
         self._looking = True
         self._cache.look_up(self._io_loop, request.file, lambda content: self._on_found(request, content))
 
-    def _on_found(self, request: StaticRequest, content: bytes | None) -> None:
+    def _on_found(self, request: StaticRequest, content: Content | None) -> None:
         self._looking = False
         if self._done or self._closed:
             return
@@ -137,7 +137,7 @@ class FilteredRelay(SocketRelay):
             self._refuse(str(exc))
         self._update()
 
-    def _answer(self, request: StaticRequest, content: bytes) -> None:
+    def _answer(self, request: StaticRequest, content: Content) -> None:
         """Answer from here, behind other answers from here."""
         parts = answer_static(request, content)
         with self._lock:
@@ -214,7 +214,7 @@ class FilteredRelay(SocketRelay):
             self._io_loop.post(self._answered)
 
 
-def answer_static(request: StaticRequest, content: bytes) -> list[memoryview]:
+def answer_static(request: StaticRequest, content: Content) -> list[memoryview]:
     """Return the parts of an answer with a static file."""
     parts = [memoryview(write_static_head(request, len(content)))]
     return parts if request.known else [*parts, memoryview(content)]

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from bokeh_ssh._forwarding.filtered_relay import answer_static, turn_away
 from bokeh_ssh._forwarding.http_requests import Inspector, Opened, RequestRefusedError
-from bokeh_ssh._forwarding.static_cache import StaticCache
+from bokeh_ssh._forwarding.static_cache import Content, StaticCache
 from bokeh_ssh._ssh.io_loop import IOLoop
 from bokeh_ssh._ssh.relay import finish, reset
 from bokeh_ssh._ssh.tcp import no_delay
@@ -152,7 +152,7 @@ class HttpGate:
         self._watch(sock, waiting, 0)
         waiting.begun = waiting.answered = waiting.looking = True
 
-        def found(content: bytes | None) -> None:
+        def found(content: Content | None) -> None:
             with self._lock:
                 if self._waiting.get(sock) is not waiting:
                     return

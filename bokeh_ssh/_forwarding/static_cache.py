@@ -10,6 +10,7 @@ import collections
 import contextlib
 import logging
 import threading
+import weakref
 from collections.abc import Callable
 
 from bokeh_ssh._core.fork import in_child
@@ -36,6 +37,10 @@ def open_cache(stack: contextlib.ExitStack, tell: Callable[[str], None]) -> Stat
     return cache
 
 
+class Content(bytearray):
+    """The content of a file, checked; can be referred to weakly, as bytes cannot."""
+
+
 class StaticCache:
     """The store of one tunnel, and the thread that reads and writes it.
 
@@ -50,6 +55,8 @@ class StaticCache:
         self._reads: collections.deque[Callable[[], None]] = collections.deque()
         self._writes: collections.deque[Callable[[], None]] = collections.deque()
         self._waiting = 0  # bytes to be written
+        #: What is being sent now: many may ask for the same file, and take their time.
+        self._loaded: weakref.WeakValueDictionary[StaticFile, Content] = weakref.WeakValueDictionary()
         self._late = 0  # look-ups that nobody waits for any more
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -60,12 +67,12 @@ class StaticCache:
         self._closed = True
         self._thread = None
 
-    def look_up(self, loop: Loop, file: StaticFile, done: Callable[[bytes | None], None]) -> None:
+    def look_up(self, loop: Loop, file: StaticFile, done: Callable[[Content | None], None]) -> None:
         """Have ``done`` called on the loop's thread with the content of a file, or None. Loop thread only."""
         look = _LookUp(done)
 
         def read() -> None:
-            content = self._store.load(file)
+            content = self._load(file)
             with self._change:
                 look.read = True
                 if look.late:
@@ -86,6 +93,15 @@ class StaticCache:
             return
         loop.later(_PATIENCE, give_up)
         self._put(self._reads, read)
+
+    def _load(self, file: StaticFile) -> Content | None:
+        content = self._loaded.get(file)
+        if content is None:
+            read = self._store.load(file)
+            content = None if read is None else Content(read)
+            if content is not None:
+                self._loaded[file] = content
+        return content
 
     def record(self, file: StaticFile) -> Recording:
         """Begin to keep a file; returns at once, and from then on neither blocks nor raises."""
@@ -139,13 +155,13 @@ class _LookUp:
 
     __slots__ = ("_done", "late", "over", "read")
 
-    def __init__(self, done: Callable[[bytes | None], None]) -> None:
+    def __init__(self, done: Callable[[Content | None], None]) -> None:
         self._done = done
         self.over = False
         self.read = False  # by the thread
         self.late = False  # so that nobody waits any more
 
-    def finish(self, content: bytes | None) -> None:
+    def finish(self, content: Content | None) -> None:
         if not self.over:
             self.over = True
             self._done(content)

@@ -17,6 +17,8 @@ import pytest
 from beds import until
 from bokeh_ssh._core.backoff import Attempts
 from bokeh_ssh._forwarding import static_cache, static_store
+from bokeh_ssh._forwarding.filtered_relay import FilteredRelay
+from bokeh_ssh._forwarding.http_requests import Inspector, Opened
 from bokeh_ssh._forwarding.listener import bind
 from bokeh_ssh._forwarding.local_acceptor import open_acceptor
 from bokeh_ssh._forwarding.request_filter import RequestFilter
@@ -461,3 +463,80 @@ def test_nothing_is_answered_behind_the_last_answer(bed: Bed, who: str) -> None:
             assert reader.ask(request("/page", *lines, version=version))[2] == b"/page"
             reader.sock.sendall(request(PATH))
             until(lambda: bed.server.asked == [PATH, "/page", PATH], what="the server to be asked")
+
+
+class Still:
+    """A loop that does at once what it is asked to, and a stream that takes all and counts its credit."""
+
+    def __init__(self) -> None:
+        self.chunk = memoryview(bytearray(1000))
+        self.sent = b""
+        self.credited = 0
+
+    def post(self, call: Callable[[], None]) -> None:
+        """Do it."""
+        call()
+
+    def later(self, delay: float, call: Callable[[], None]) -> None:
+        """Forget it."""
+
+    def watch(self, sock: socket.socket, old: int, new: int, call: Callable[[int], None]) -> None:
+        """Watch nothing."""
+
+    def writable(self) -> int:
+        """Take any number of bytes."""
+        return 1000
+
+    def send(self, data: memoryview) -> None:
+        """Keep what is sent."""
+        self.sent += data
+
+    def credit(self, count: int) -> None:
+        """Count it."""
+        self.credited += count
+
+
+def test_far_side_gets_credit_for_its_own_bytes_alone() -> None:
+    """What is sent from here does not let the server send more than the client has taken of what it sent."""
+    still: Any = Still()
+
+    class Cache:
+        record = None
+
+        def look_up(self, loop: object, file: StaticFile, done: Callable[[Any], None]) -> None:
+            done(static_cache.Content(FILE))
+
+    inspector = Inspector(RequestFilter(5006), stops=True)
+    page = b"HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n" + bytes(300_000)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        cache: Any = Cache()
+        relay: Any = FilteredRelay(still, ours, still, None, Opened(inspector, b""), cache)
+        relay.start()
+        relay._send_on(memoryview(request(PATH)))
+        assert relay._own > 0  # it does not fit
+        relay._send_on(memoryview(request("/page")))
+        assert still.sent == request("/page")
+        relay.on_data([memoryview(page)])
+        while relay._backlog:
+            theirs.recv(1 << 20)
+            relay._write_backlog()
+        assert still.credited == len(page)
+
+
+def test_those_that_ask_at_once_share_what_was_read(bed: Bed) -> None:
+    """A file that many clients take slowly is in memory once."""
+    with bed.open() as port, Reader(port) as reader:
+        reader.ask(request(PATH))
+        bed.kept(1)
+    cache = StaticCache(bed.store, bed.told.append)
+    try:
+        found: list[Any] = []
+        still: Any = Still()
+        for _ in range(2):
+            cache.look_up(still, StaticFile("bokeh.min.js", SHA512), found.append)
+        until(lambda: len(found) == 2, what="both")
+        assert found[0] == FILE
+        assert found[0] is found[1]
+    finally:
+        cache.close()
