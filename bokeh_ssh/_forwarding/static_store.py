@@ -155,7 +155,14 @@ class StaticStore:
                     together -= size
 
     def usage(self) -> Usage:
-        """Return how much is kept."""
+        """Return how much is kept.
+
+        :raises OSError: if the folder cannot be looked at
+        :raises StoreError: if it is not the account's own
+        """
+        if not os.path.lexists(self.folder):
+            return Usage(0, 0)
+        self._check()
         sizes = [status.st_size for path, status in self._scan() if _NAME.fullmatch(path.name)]
         return Usage(len(sizes), sum(sizes))
 
