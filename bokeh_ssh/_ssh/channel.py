@@ -2,7 +2,7 @@
 
 paramiko's own ``Channel`` buffers in two pipes and sends from whichever thread calls; this one hands
 what arrives straight to its sink on the transport thread, and is sent on by the loop's thread alone.
-That makes the window two counters with one writer each, so they need no lock.
+That makes what may be sent two counters with one writer each, so they need no lock.
 """
 
 from __future__ import annotations
@@ -75,6 +75,76 @@ class Nowhere:
 _NOWHERE = Nowhere()
 
 
+class ReceiveWindow:
+    """What the far side may send on a channel (RFC 4254, section 5.2), fitted to the link.
+
+    :ivar size: bytes that it may be ahead of the reader
+    :ivar received: bytes that it has sent so far
+    """
+
+    def __init__(self, carrier: Carrier) -> None:
+        self._carrier = carrier
+        self.size = WINDOW
+        self.received = 0
+        self._delivered = 0
+        self._credited = WINDOW
+        self._owed = 0
+        self._mark = 0.0
+        self._marked = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many bytes have yet to be delivered."""
+        return self.received - self._delivered
+
+    def receive(self, count: int) -> bool:
+        """Count what arrived; False where it is more than the far side may send."""
+        self.received += count
+        return self.received <= self._credited
+
+    def deliver(self, count: int) -> int:
+        """Count what was delivered; return the credit that is to be sent now."""
+        self._delivered += count
+        self._owed += count
+        if self._owed < self.size // 4:
+            return 0
+        more = self._owed + self._resize()
+        self._owed = 0
+        self._credited += more
+        return more
+
+    def _resize(self) -> int:
+        """Fit the window to the link; return the bytes by which it changes.
+
+        A window in two round trips or less means that the far side waits for credit, so twice the window is
+        of use, if the reader keeps up and the connection has memory to lend. Three quarters are looked at:
+        credit goes out in quarters and a bit, so that the last of them falls short, and waiting for it would
+        cost a round trip each time. When the reader no longer keeps up, what was lent is given back: what
+        waits here is what the window lets in.
+        """
+        if self.waiting > self.size // 2 and self.size > WINDOW:
+            back = min(self._owed, self.size - WINDOW)
+            self.size -= back
+            self._carrier.grow_window(-back)
+            return -back
+        if not self._mark:  # from the first data on: before that, a program has yet to ask for it
+            self._mark = time.monotonic()
+        if self._delivered - self._marked < self.size * 3 // 4:
+            return 0
+        now = time.monotonic()
+        took, self._mark, self._marked = now - self._mark, now, self._delivered
+        if took > 1.5 * self._carrier.rtt or self.waiting > self.size // 8 or self.size >= MOST_WINDOW:
+            return 0
+        more = self._carrier.grow_window(self.size)
+        self.size += more
+        return more
+
+    def give_back(self) -> None:
+        """Return what it has grown by: nothing that came waits any more."""
+        self._carrier.grow_window(WINDOW - self.size)
+        self.size = WINDOW
+
+
 class Channel:
     """An SSH channel.
 
@@ -90,24 +160,18 @@ class Channel:
         "_carrier",
         "_close_received",
         "_close_sent",
-        "_credited",
-        "_delivered",
         "_eof_received",
         "_granted",
-        "_mark",
-        "_marked",
         "_opened",
         "_order",
-        "_owed",
-        "_received",
         "_sent",
-        "_window",
         "handler",
         "max_packet",
         "number",
         "on_open",
         "on_refused",
         "remote_number",
+        "window",
     )
 
     def __init__(
@@ -127,13 +191,7 @@ class Channel:
         self._opened = False
         self._granted = 0  # written by the transport thread alone
         self._sent = 0  # written by the loop's thread alone
-        self._received = 0
-        self._delivered = 0
-        self._credited = WINDOW
-        self._owed = 0
-        self._window = WINDOW
-        self._mark = 0.0
-        self._marked = 0
+        self.window = ReceiveWindow(carrier)
         self._eof_received = False
         self._close_sent = False
         self._close_received = False
@@ -174,42 +232,8 @@ class Channel:
 
         Callers hold their own lock: this is called from the transport thread and the loop's thread.
         """
-        self._delivered += count
-        self._owed += count
-        if self._owed < self._window // 4 or self._close_sent:
-            return
-        more = self._owed + self._resize()
-        self._owed = 0
-        if more > 0:
-            self._credited += more
+        if not self._close_sent and (more := self.window.deliver(count)):
             self._send_later(struct.pack(">BII", MSG_CHANNEL_WINDOW_ADJUST, self.remote_number, more))
-
-    def _resize(self) -> int:
-        """Fit the window to the link; return the bytes by which it changes.
-
-        A window in two round trips or less means that the far side waits for credit, so twice the window is
-        of use, if the reader keeps up and the connection has memory to lend. Three quarters are looked at:
-        credit goes out in quarters and a bit, so that the last of them falls short, and waiting for it would
-        cost a round trip each time. When the reader no longer keeps up, what was lent is given back: what
-        waits here is what the window lets in.
-        """
-        waiting = self._received - self._delivered
-        if waiting > self._window // 2 and self._window > WINDOW:
-            back = min(self._owed, self._window - WINDOW)
-            self._window -= back
-            self._carrier.grow_window(-back)
-            return -back
-        if not self._mark:  # from the first data on: before that, a program has yet to ask for it
-            self._mark = time.monotonic()
-        if self._delivered - self._marked < self._window * 3 // 4:
-            return 0
-        now = time.monotonic()
-        took, self._mark, self._marked = now - self._mark, now, self._delivered
-        if took > 1.5 * self._carrier.rtt or waiting > self._window // 8 or self._window >= MOST_WINDOW:
-            return 0
-        more = self._carrier.grow_window(self._window)
-        self._window += more
-        return more
 
     def close(self) -> None:
         """Close both directions; idempotent, from any thread, never blocks."""
@@ -217,7 +241,7 @@ class Channel:
         if self._close_received:
             self._end()
         else:
-            self._give_back()
+            self.window.give_back()
 
     def _send_close(self) -> bool:
         """Send our CLOSE; False if it was sent before."""
@@ -261,7 +285,7 @@ class Channel:
         """Whether we have asked for it, and the far side has yet to answer."""
         return self.on_open is not None and not self._opened
 
-    # Receiving: the transport thread. The names are those that paramiko's transport calls on a channel.
+    # Receiving: the transport thread.
 
     def set_remote(self, number: int, window: int, max_packet: int) -> None:
         """Note what the far side said when the channel was opened."""
@@ -290,10 +314,12 @@ class Channel:
         if self._take(sum(map(len, parts))):
             self.handler.on_data(parts)
 
-    def _feed(self, message: Message) -> None:
+    def take_data(self, message: Message) -> None:
+        """Take data that the transport has not taken by itself, as in a key exchange."""
         self.feed([memoryview(message.get_binary())])
 
-    def _feed_extended(self, message: Message) -> None:
+    def take_extended_data(self, message: Message) -> None:
+        """Take what a program writes to its standard error."""
         kind = message.get_int()
         data = message.get_binary()
         if not self._take(len(data)):
@@ -308,31 +334,34 @@ class Channel:
         """Count what arrived; a server that sends past its window is cut off (paramiko does not look)."""
         if self._close_received or self._eof_received or self._close_sent:
             return False
-        self._received += count
-        if self._received > self._credited:
+        if not self.window.receive(count):
             self.close()
             self.handler.on_lost()
             return False
         return True
 
-    def _window_adjust(self, message: Message) -> None:
+    def take_window_adjust(self, message: Message) -> None:
+        """Take credit."""
         self._granted += message.get_int()
         self.handler.on_window()
 
-    def _handle_eof(self, message: Message) -> None:
+    def take_eof(self, message: Message) -> None:
+        """Take it that no more data comes."""
         if not self._eof_received:
             self._eof_received = True
             self.handler.on_eof()
 
-    def _handle_close(self, message: Message) -> None:
+    def take_close(self, message: Message) -> None:
+        """Take the far side's CLOSE, and answer it."""
         self._close_received = True
         if self.asked:  # in place of an answer, which nobody needs to wait for any more
             self.refused(_CONNECT_FAILED, "the server closed it")
         self.handler.on_close()
         answered = self._send_close()  # at once (RFC 4254, section 5.3), whatever the sink has yet to deliver
-        self._end(waits=answered and self._delivered < self._received)
+        self._end(waits=answered and self.window.waiting > 0)
 
-    def _handle_request(self, message: Message) -> None:
+    def take_request(self, message: Message) -> None:
+        """Take how a program has ended; refuse all else that the far side asks for."""
         kind = message.get_binary()
         want_reply = message.get_boolean()
         on_exit = getattr(self.handler, "on_exit", None)
@@ -343,19 +372,14 @@ class Channel:
         elif want_reply:  # keepalive@openssh.com (ClientAliveInterval) among them: any answer will do
             self._send_later(struct.pack(">BI", MSG_CHANNEL_FAILURE, self.remote_number))
 
-    def _request_success(self, message: Message) -> None:
-        self._reply(ok=True)
-
-    def _request_failed(self, message: Message) -> None:
-        self._reply(ok=False)
-
-    def _reply(self, *, ok: bool) -> None:
+    def take_reply(self, *, ok: bool) -> None:
+        """Take the answer to a request of ours."""
         on_reply = getattr(self.handler, "on_reply", None)
         if on_reply:
             on_reply(ok)
 
     def _unlink(self) -> None:
-        """Pass over paramiko's own word that the transport dies: it still counts as alive then."""
+        """Pass over paramiko's own call of that name as the transport dies: it still counts as alive then."""
 
     def lose(self) -> None:
         """Take it that the transport has died."""
@@ -370,13 +394,8 @@ class Channel:
         self.handler = _NOWHERE
         self.on_open = self.on_refused = None
         if not waits:  # else the sink has something yet, and calls close() when it has not
-            self._give_back()
+            self.window.give_back()
         self._carrier.forget(self)
-
-    def _give_back(self) -> None:
-        """Return what the window has grown by: nothing that came waits any more."""
-        self._carrier.grow_window(WINDOW - self._window)
-        self._window = WINDOW
 
 
 def _signal_number(name: str) -> int:

@@ -79,7 +79,7 @@ if TYPE_CHECKING:
         _cipher_info: dict[str, Any]
         _compression_info: dict[str, Any]
         _expected_packet: tuple[int, ...]
-        _channels: Any
+        _channels: _Channels
         channels_seen: Any
         active: bool
         clear_to_send: threading.Event
@@ -157,6 +157,19 @@ class _Numbers:
         pass
 
 
+class _Channels(dict[int, Channel]):
+    """What is open, in the place of paramiko's map, which holds channels weakly.
+
+    A channel lives until both sides have closed it. No lock: a signal handler may close what its thread is
+    about to open a channel of.
+    """
+
+    put = dict.__setitem__
+
+    def delete(self, number: int) -> None:
+        self.pop(number, None)
+
+
 class Transport(_Base):
     """One SSH connection as a client.
 
@@ -183,8 +196,7 @@ class Transport(_Base):
             default_max_packet_size=MAX_PACKET,
             packetizer_class=Packetizer,
         )
-        # A signal handler may close what its thread is about to open a channel of.
-        self._channels._lock = threading.RLock()
+        self._channels = _Channels()
         self.packetizer.on_data = self._on_data
         self.packetizer.on_pause = self._flush_batch
         self._batch: list[memoryview] = []  # what came for one stream at a time, of one read
@@ -202,8 +214,6 @@ class Transport(_Base):
         self._outbox: collections.deque[tuple[bytes, Reply | None]] = collections.deque()
         self._replies: collections.deque[Reply] = collections.deque()
         self._numbers = self.channels_seen = _Numbers()
-        # paramiko's own map holds channels weakly; a stream lives until both sides have closed it.
-        self._open_channels: dict[int, Channel] = {}
         self._window_granted = 0
         self._window_lock = threading.Lock()
         self._round_trips: collections.deque[float] = collections.deque(maxlen=8)
@@ -295,7 +305,7 @@ class Transport(_Base):
             for reply in (*self._replies.copy(), *(asked for _, asked in self._outbox.copy())):
                 if reply:
                     reply.set(lost=True)
-            for channel in list(self._open_channels.values()):
+            for channel in list(self._channels.values()):
                 channel.lose()
             if self._on_end:
                 self._on_end()
@@ -407,7 +417,7 @@ class Transport(_Base):
         if self._expected_packet:  # in a key exchange: paramiko's loop knows what to do with it
             return False
         number, length = _numbers(packet, 2)
-        channel = self._open_channels.get(number)
+        channel = self._channels.get(number)
         if channel is None or length != end - 10:
             return False
         if channel is not self._batch_channel:
@@ -424,7 +434,7 @@ class Transport(_Base):
             channel.feed(parts)
 
     def _next_channel(self) -> int:
-        return self._numbers.take()  # one sequence for paramiko's own channels and our streams
+        return self._numbers.take()
 
     def request_channel(
         self,
@@ -436,8 +446,7 @@ class Transport(_Base):
         """Ask for a channel (RFC 4254, section 5.1); returns at once, the callbacks tell."""
         channel = Channel(self, self._numbers.take(), on_open, on_refused)
         head = struct.pack(">BI", MSG_CHANNEL_OPEN, len(kind)) + kind
-        self._open_channels[channel.number] = channel
-        self._channels.put(channel.number, channel)
+        self._channels[channel.number] = channel
         if self._ended.is_set():
             self.forget(channel)
             channel.lose()
@@ -446,7 +455,7 @@ class Transport(_Base):
         return channel
 
     def _parse_channel_open_success(self, m: Message) -> None:
-        channel = self._open_channels.get(m.get_int())
+        channel = self._channels.get(m.get_int())
         if channel and channel.asked:
             channel.set_remote(m.get_int(), m.get_int(), m.get_int())
             try:
@@ -456,7 +465,7 @@ class Transport(_Base):
                 channel.close()
 
     def _parse_channel_open_failure(self, m: Message) -> None:
-        channel = self._open_channels.get(m.get_int())
+        channel = self._channels.get(m.get_int())
         if channel and channel.asked:
             code = m.get_int()
             text = m.get_binary()[:500].decode("utf-8", "replace")
@@ -465,7 +474,6 @@ class Transport(_Base):
 
     def forget(self, channel: Channel) -> None:
         """Drop a channel that both sides have closed."""
-        self._open_channels.pop(channel.number, None)
         self._channels.delete(channel.number)
 
     def listen(self, where: Endpoint, handler: IncomingHandler) -> None:
@@ -485,12 +493,11 @@ class Transport(_Base):
         if found is None or handler is None:
             channel.reject()
         elif (
-            max(len(self._open_channels), self.io_loop.open_relays) >= _MOST_INCOMING
+            max(len(self._channels), self.io_loop.open_relays) >= _MOST_INCOMING
         ):  # closed ones still deliver
             channel.reject(_RESOURCE_SHORTAGE)
         else:
-            self._open_channels[channel.number] = channel
-            self._channels.put(channel.number, channel)
+            self._channels[channel.number] = channel
             try:
                 handler(channel, found[1])
             except Exception:  # one connection's failure must not end the others
@@ -514,14 +521,13 @@ class Transport(_Base):
         for name, (deflate, inflate) in paramiko.Transport._compression_info.items()  # type: ignore[attr-defined]
     }
 
-    # Resolved at call time, so that paramiko's own channels (SFTP) work beside our streams.
-    _channel_handler_table: dict[int, Callable[[Any, Message], None]] = {  # noqa: RUF012  # paramiko's own shape
-        MSG_CHANNEL_SUCCESS: lambda channel, m: channel._request_success(m),
-        MSG_CHANNEL_FAILURE: lambda channel, m: channel._request_failed(m),
-        MSG_CHANNEL_DATA: lambda channel, m: channel._feed(m),
-        MSG_CHANNEL_EXTENDED_DATA: lambda channel, m: channel._feed_extended(m),
-        MSG_CHANNEL_WINDOW_ADJUST: lambda channel, m: channel._window_adjust(m),
-        MSG_CHANNEL_REQUEST: lambda channel, m: channel._handle_request(m),
-        MSG_CHANNEL_EOF: lambda channel, m: channel._handle_eof(m),
-        MSG_CHANNEL_CLOSE: lambda channel, m: channel._handle_close(m),
+    _channel_handler_table: dict[int, Callable[[Channel, Message], None]] = {  # noqa: RUF012  # paramiko's own shape
+        MSG_CHANNEL_SUCCESS: lambda channel, m: channel.take_reply(ok=True),
+        MSG_CHANNEL_FAILURE: lambda channel, m: channel.take_reply(ok=False),
+        MSG_CHANNEL_DATA: Channel.take_data,
+        MSG_CHANNEL_EXTENDED_DATA: Channel.take_extended_data,
+        MSG_CHANNEL_WINDOW_ADJUST: Channel.take_window_adjust,
+        MSG_CHANNEL_REQUEST: Channel.take_request,
+        MSG_CHANNEL_EOF: Channel.take_eof,
+        MSG_CHANNEL_CLOSE: Channel.take_close,
     }

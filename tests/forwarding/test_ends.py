@@ -273,7 +273,7 @@ def test_end_of_a_forward_that_is_checked(embedded: Any, ending: Ending) -> None
         verdicts[0](True)
         assert read_all(ours) == DATA
         ours.shutdown(socket.SHUT_WR)
-        until(lambda: not connection.transport._open_channels, what="the channel to end")
+        until(lambda: not connection.transport._channels, what="the channel to end")
 
 
 def test_end_of_a_command(embedded: Any, ending: Ending) -> None:
@@ -394,12 +394,12 @@ def test_program_that_sends_and_closes_at_once(sshd: Callable[..., Machine], ban
         ours.close()
         go.set()  # from here on, writing to it fails
         if banner:
-            [stream] = connection.transport._open_channels.values()
-            until(lambda: stream._received >= banner, what="the banner")
+            [stream] = connection.transport._channels.values()
+            until(lambda: stream.window.received >= banner, what="the banner")
         release.set()
         assert got.wait(_PATIENCE)
         assert hashlib.sha256(seen[0]).digest() == hashlib.sha256(DATA[:60_000]).digest()
-        until(lambda: not connection.transport._open_channels, what="the channel to end")
+        until(lambda: not connection.transport._channels, what="the channel to end")
         assert connection.alive
 
 
@@ -419,7 +419,7 @@ def test_program_that_goes_away_ends_a_target_that_never_does(either: Machine) -
         assert ours.recv(1)
         ours.close()
         assert told.wait(_PATIENCE)
-        until(lambda: not connection.transport._open_channels, what="the channel to end")
+        until(lambda: not connection.transport._channels, what="the channel to end")
 
 
 def test_loss_on_one_side_of_a_relay_is_no_end(embedded: Any) -> None:
@@ -435,7 +435,7 @@ def test_loss_on_one_side_of_a_relay_is_no_end(embedded: Any) -> None:
         slow((_LOOPBACK, int(port))) as sock,
     ):
         assert read_exactly(sock, 100_000) == DATA[:100_000]
-        [stream] = gateway.transport._open_channels.values()
+        [stream] = gateway.transport._channels.values()
         send_eof = stream._carrier.send_now
 
         def watch(packet: Any) -> None:

@@ -95,9 +95,9 @@ def test_window_doubles_in_each_round_trip_of_a_long_link(monkeypatch: pytest.Mo
     found = []
     for _ in range(7):
         link.round_trip(0.1)
-        found.append(link.stream._window // MIB)
+        found.append(link.stream.window.size // MIB)
     assert found == [4, 8, 16, 32, 32, 32, 32]
-    assert link.stream._window == MOST_WINDOW
+    assert link.stream.window.size == MOST_WINDOW
 
 
 def test_window_of_a_slow_link_stays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +105,7 @@ def test_window_of_a_slow_link_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     link = Link(monkeypatch, rtt=0.1)
     for _ in range(20):
         link.round_trip(0.4)
-    assert link.stream._window == WINDOW
+    assert link.stream.window.size == WINDOW
 
 
 def test_reader_that_falls_behind_gets_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,8 +113,8 @@ def test_reader_that_falls_behind_gets_no_more(monkeypatch: pytest.MonkeyPatch) 
     link = Link(monkeypatch, rtt=0.1)
     for _ in range(20):
         link.round_trip(0.1, reads=0.5)
-        assert link.waiting <= link.stream._window
-    assert link.stream._window == WINDOW
+        assert link.waiting <= link.stream.window.size
+    assert link.stream.window.size == WINDOW
 
 
 def test_window_shrinks_when_the_reader_falls_behind(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,16 +122,16 @@ def test_window_shrinks_when_the_reader_falls_behind(monkeypatch: pytest.MonkeyP
     link = Link(monkeypatch, rtt=0.1)
     for _ in range(7):
         link.round_trip(0.1)
-    assert link.stream._window == MOST_WINDOW, "the control: it had grown"
+    assert link.stream.window.size == MOST_WINDOW, "the control: it had grown"
     assert link.carrier._window_granted == MOST_WINDOW - WINDOW
     link.round_trip(0.1, reads=0.0)  # all of it waits now
     assert link.waiting >= MOST_WINDOW * 3 // 4
     for _ in range(200):
         link.read(MIB)
         link.round_trip(0.1, reads=0.0)
-        assert link.waiting <= link.stream._window + MOST_WINDOW  # what was on its way when it shrank
-    assert link.stream._window < MOST_WINDOW // 4
-    assert link.carrier._window_granted == link.stream._window - WINDOW
+        assert link.waiting <= link.stream.window.size + MOST_WINDOW  # what was on its way when it shrank
+    assert link.stream.window.size < MOST_WINDOW // 4
+    assert link.carrier._window_granted == link.stream.window.size - WINDOW
     assert link.waiting <= MOST_WINDOW // 2
 
 
@@ -145,9 +145,13 @@ def test_all_windows_of_a_connection_share_one_bound(monkeypatch: pytest.MonkeyP
         for _ in range(7):
             link.round_trip(0.1)
         streams.append(link.stream)
-        assert carrier._window_granted == sum(stream._window - WINDOW for stream in streams) <= _WINDOW_BUDGET
+        assert (
+            carrier._window_granted
+            == sum(stream.window.size - WINDOW for stream in streams)
+            <= _WINDOW_BUDGET
+        )
     assert carrier._window_granted == _WINDOW_BUDGET, "the control: the bound was met"
-    assert streams[-1]._window == WINDOW
+    assert streams[-1].window.size == WINDOW
     for stream in streams:
         stream._end()
     assert carrier._window_granted == 0
