@@ -71,40 +71,33 @@ def connect(
     prompt_cache = prompt_cache or PromptCache()
     for hop in route:
         login.check_keys(hop.host)  # a key file that is missing is told before anything is dialled
-    made: list[Connection] = []
+    connection: Connection | None = None
     try:
         for hop in route:
-            proxy_connection = made[-1] if made else via
-            made.append(
-                _connect_hop(
-                    hop,
-                    proxy_connection,
-                    on_event,
-                    prompt_cache,
-                    stream or _dialler(hop, proxy_connection, prefer),
-                )
-            )
-            if len(made) > 1:
-                made[-1]._proxy_connection = made[-2]
+            open_stream = stream or _dialler(hop, connection or via, prefer)
+            connection = _connect_hop(hop, connection, via, on_event, prompt_cache, open_stream)
     except BaseException:
-        for connection in reversed(made):
+        if connection:
             connection.close()
         raise
-    return made[-1]
+    assert connection  # a route has a hop
+    return connection
 
 
 def _connect_hop(
     hop: Hop,
-    proxy_connection: Connection | None,
+    jump: Connection | None,
+    via: Connection | None,
     on_event: OnEvent,
     prompt_cache: PromptCache,
     stream: OpenStream,
 ) -> Connection:
+    proxy_connection = jump or via
     prompt_cache.begin()
     prompt = None if hop.config.batch_mode else prompt_cache.wrap(hop.host.prompt)
     host = dataclasses.replace(hop.host, prompt=prompt)
-    via = proxy_connection.name if proxy_connection else "its ProxyCommand" if hop.proxy_command else ""
-    on_event(Connecting(host=hop.label, address=hop.hostname, port=hop.port, via=via))
+    through = proxy_connection.name if proxy_connection else "its ProxyCommand" if hop.proxy_command else ""
+    on_event(Connecting(host=hop.label, address=hop.hostname, port=hop.port, via=through))
     files = hop.known_hosts
     command = hop.config.known_hosts_command
     known = host_keys.known_algorithms(hop.known_as, hop.known_port, files, command)
@@ -134,9 +127,8 @@ def _connect_hop(
         )
         methods = login.login(transport, host, hop.config, user=hop.user, timeout=hop.timeout)
         prompt_cache.keep()
-        connection = Connection(hop, transport, transport.io_loop, methods)
+        connection = Connection(hop, transport, methods, jump)
         stack.callback(connection.close)
-        transport.on_end(connection._ended)
         connection.start_keepalive()
         on_event(Authenticated(host=hop.label, user=hop.user, methods=methods))
         stack.pop_all()  # the last step: until then Ctrl-C closes it

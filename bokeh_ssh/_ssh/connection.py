@@ -54,23 +54,29 @@ _FORBIDS = re.compile(
 
 
 class Connection:
-    """A verified, authenticated SSH connection. Made by ``_ssh.connect.connect``; a context manager."""
+    """A verified, authenticated SSH connection. Made by ``_ssh.connect.connect``; a context manager.
 
-    def __init__(self, hop: Hop, transport: Transport, io_loop: IOLoop, methods: tuple[str, ...]) -> None:
+    :param jump: the connection that it goes through, if that is to be closed with it
+    """
+
+    def __init__(
+        self, hop: Hop, transport: Transport, methods: tuple[str, ...], jump: Connection | None = None
+    ) -> None:
         self.hop = hop
         self.name = hop.label
         self.transport = transport
-        self.io_loop = io_loop
+        self.io_loop = transport.io_loop
         self.methods = methods
         self.lost = threading.Event()
         self.reason = ""
         self._reached: dict[Endpoint, float] = {}  # when each target has last taken a connection
         self._on_lost: list[Callable[[str], None]] = []
-        self._proxy_connection: Connection | None = None
+        self._jump = jump
         self._closing = threading.Event()
         self._lock = threading.RLock()  # a signal handler may close meanwhile
         self._keepalive: Keepalive | None = None
         in_child(self, Connection._abandon)
+        transport.on_end(self._on_end)
 
     def _abandon(self) -> None:
         """Be closed in a forked child: not one byte of its may go out."""
@@ -98,8 +104,8 @@ class Connection:
     @property
     def peers(self) -> tuple[str, ...]:
         """The address that is connected to from this machine: the first jump host's, if there is one."""
-        if self._proxy_connection:
-            return self._proxy_connection.peers
+        if self._jump:
+            return self._jump.peers
         try:
             address = self.transport.getpeername()
         except (OSError, AttributeError):  # gone already, or the pipe of a ProxyCommand
@@ -114,7 +120,7 @@ class Connection:
                 return
         call(self.reason)
 
-    def _ended(self) -> None:
+    def _on_end(self) -> None:
         if self._closing.is_set():
             return
         with self._lock:
@@ -173,8 +179,8 @@ class Connection:
         self.io_loop.close(0.5)
         if self._keepalive:
             self._keepalive.stop(0.5)
-        if self._proxy_connection:
-            self._proxy_connection.close()
+        if self._jump:
+            self._jump.close()
 
     # What it carries.
 
