@@ -138,7 +138,6 @@ class SocketRelay:
         "_broken",
         "_channel",
         "_channel_eof",
-        "_clean",
         "_closed",
         "_deaf",
         "_done",
@@ -147,11 +146,9 @@ class SocketRelay:
         "_io_loop",
         "_lock",
         "_on_end",
-        "_since",
         "_sock",
         "_sock_eof",
         "_started",
-        "_unread",
     )
 
     def __init__(
@@ -173,10 +170,7 @@ class SocketRelay:
         self._broken = False  # an end of the local socket means that it broke off
         self._done = False
         self._started = False
-        self._clean = False
-        self._dropped = False
-        self._unread = 0
-        self._since = 0.0
+        self._dropped = False  # something that the local program sent after that, since this was last asked
 
     def abandon(self) -> None:
         """Close a forked child's copy of the socket; the parent's stays as it is."""
@@ -313,8 +307,7 @@ class SocketRelay:
 
     def _finish_if_done(self) -> None:
         if self._sock_eof and self._is_delivered():
-            self._clean = True
-            self._end(finish)
+            self._end(finish, clean=True)
 
     def _is_delivered(self) -> bool:
         """Whether nothing more is to be written to the local program."""
@@ -324,26 +317,24 @@ class SocketRelay:
         """Read what the local program still sends, and drop it, until it ends or has had the time to."""
         self._update()
         self._finish_if_done()
-        self._since = time.monotonic()
-        self._wait_for_end()
+        self._wait_for_end(0, time.monotonic())
 
-    def _wait_for_end(self) -> None:
+    def _wait_for_end(self, unread_before: int, since: float) -> None:
         if self._done or self._sock_eof:
             return
         now = time.monotonic()
         unread = 0 if self._deaf else _count_unread(self._sock) + sum(map(len, self._backlog))
-        if unread != self._unread or (unread and not self._dropped):
-            self._since = now  # it reads, at its own pace; or it is silent, and may take its time
-        self._unread, self._dropped = unread, False
-        if now - self._since < (_STALLED if unread else _LINGER):
-            self._io_loop.later(_TICK, self._wait_for_end)
+        if unread != unread_before or (unread and not self._dropped):
+            since = now  # it reads, at its own pace; or it is silent, and may take its time
+        self._dropped = False
+        if now - since < (_STALLED if unread else _LINGER):
+            self._io_loop.later(_TICK, lambda: self._wait_for_end(unread, since))
         elif unread:
             self.abort()
         else:
-            self._clean = True
-            self._end(finish)  # what it sends from here on, the system answers with a reset
+            self._end(finish, clean=True)  # what it sends from here on, the system answers with a reset
 
-    def _end(self, close_socket: Callable[[socket.socket], None]) -> None:
+    def _end(self, close_socket: Callable[[socket.socket], None], *, clean: bool = False) -> None:
         with self._lock:
             if self._done:
                 return
@@ -352,7 +343,7 @@ class SocketRelay:
         if self._interest:
             self._io_loop.watch(self._sock, self._interest, 0, self._on_ready)
         if self._on_end:
-            self._on_end(self._clean)  # first: who reads at the other end of a socket pair sees no reset
+            self._on_end(clean)  # first: who reads at the other end of a socket pair sees no reset
         close_socket(self._sock)
         self._io_loop.forget(self)
         self._channel.close()
