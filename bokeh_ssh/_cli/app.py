@@ -51,7 +51,7 @@ from bokeh_ssh._version import __version__
 
 if TYPE_CHECKING:
     from bokeh_ssh._cli.foreground import Foreground
-    from bokeh_ssh._tunnels.lifecycle import Lifecycle
+    from bokeh_ssh._tunnels.openable import Openable
 
 _EPILOG = "Each option is a keyword argument of the same name in Python. Passwords and codes are asked for."
 
@@ -157,7 +157,7 @@ def direct(
     """
     add_args(context, keywords)
 
-    def make(foreground: Foreground) -> Lifecycle:
+    def make(foreground: Foreground) -> Openable:
         from bokeh_ssh._tunnels.direct import DirectTunnel
 
         take_batch(keywords)
@@ -182,7 +182,7 @@ def attach(
     """
     take_no_args(context)
 
-    def make(foreground: Foreground) -> Lifecycle:
+    def make(foreground: Foreground) -> Openable:
         from bokeh_ssh._tunnels.direct import DirectTunnel
 
         return DirectTunnel(host, server=name or "*", **common(foreground), **keywords)
@@ -208,16 +208,18 @@ def gateway(
     """
     add_args(context, keywords)
 
-    def make(foreground: Foreground) -> Lifecycle:
+    def make(foreground: Foreground) -> Openable:
         from bokeh_ssh._tunnels.gateway import GatewayTunnel
 
         return GatewayTunnel(gateway, app=apps or None, **common(foreground), **keywords)
 
     def announce(foreground: Foreground, tunnel: Any) -> None:
         announce_urls(show)(foreground, tunnel)
-        if tunnel.server and tunnel.detached:
-            from bokeh_ssh._ssh.route import find_hop, goes_its_own_way
+        from bokeh_ssh._ssh.route import find_hop, goes_its_own_way
+        from bokeh_ssh._tunnels.gateway import bokeh_host_of
 
+        bokeh_host = bokeh_host_of(tunnel)
+        if bokeh_host and tunnel.server and tunnel.detached:
             host = keywords["host"]
             more = (
                 f" --name {tunnel.name}"
@@ -225,8 +227,8 @@ def gateway(
                 else f" --host {shlex.quote(host)} --server {tunnel.server}"
             )
             through = shlex.quote(gateway)
-            way = "" if goes_its_own_way(tunnel._bokeh_host) else f" -J {through}"
-            user = "" if "@" in host else f"{find_hop(tunnel._bokeh_host).user}@"  # the gateway's, by default
+            way = "" if goes_its_own_way(bokeh_host) else f" -J {through}"
+            user = "" if "@" in host else f"{find_hop(bokeh_host).user}@"  # the gateway's, by default
             there = shlex.quote(f"{user}{host}")
             foreground.display.hint(f"Again: bokeh-ssh gateway {through}{more}")
             foreground.display.hint(f"For good: bokeh-ssh stop {there}{way} {tunnel.server}")
@@ -253,7 +255,7 @@ def up(
     add_args(context, keywords)
     wanted = [show]
 
-    def make(foreground: Foreground) -> Lifecycle:
+    def make(foreground: Foreground) -> Openable:
         from bokeh_ssh._cli.project_config import load
         from bokeh_ssh._tunnels.direct import DirectTunnel
         from bokeh_ssh._tunnels.gateway import GatewayTunnel
@@ -318,7 +320,7 @@ def publish(
         leave(context, gateway, verbose, keywords)
     add_args(context, keywords)
 
-    def make(foreground: Foreground) -> Lifecycle:
+    def make(foreground: Foreground) -> Openable:
         from bokeh_ssh._tunnels.publication import Publication
 
         return Publication(gateway, app=apps or (), **common(foreground), **keywords)
@@ -357,7 +359,7 @@ def forward(
     """
     take_no_args(context)
 
-    def make(foreground: Foreground) -> Lifecycle:
+    def make(foreground: Foreground) -> Openable:
         from bokeh_ssh._cli.forward import make_forward
 
         return make_forward(host, local, remote, keywords | common(foreground))
@@ -468,7 +470,7 @@ def demo(
     """Try it without another machine: an SSH server on this one, a Bokeh app on it, and a tunnel to that."""
     take_no_args(context)
 
-    def make(foreground: Foreground) -> Lifecycle:
+    def make(foreground: Foreground) -> Openable:
         from bokeh_ssh._demo.demo import APP, demo_machine, demo_python
         from bokeh_ssh._tunnels.direct import DirectTunnel
 

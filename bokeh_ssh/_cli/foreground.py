@@ -20,7 +20,7 @@ from bokeh_ssh._cli.std_streams import OutputError, current
 from bokeh_ssh._core.errors import BokehSSHError, UsageError
 from bokeh_ssh._core.events import Prompt
 from bokeh_ssh._core.text import clean
-from bokeh_ssh._tunnels.lifecycle import Lifecycle
+from bokeh_ssh._tunnels.openable import Openable, follow_log
 from bokeh_ssh._tunnels.redirect_page import remove_all
 
 FAILED = 1
@@ -58,7 +58,7 @@ class Foreground:
         self.advise: Callable[[BokehSSHError], object] = lambda error: None
         self._streams = current()
 
-    def hold(self, make: Callable[[Foreground], Lifecycle], announce: Callable[[Lifecycle], None]) -> int:
+    def hold(self, make: Callable[[Foreground], Openable], announce: Callable[[Openable], None]) -> int:
         """Open what ``make`` makes, announce it, and wait until it ends or is ended.
 
         :returns: the exit code: 0 also where Ctrl-C ended what stood; 130 where it ended what had yet to open
@@ -73,7 +73,7 @@ class Foreground:
                         target=thing.close, name="bokeh-ssh end", daemon=True
                     ).start()
                     if self._output_queue:
-                        thing._on_log = self._output_queue.put  # type: ignore[attr-defined]  # what has a server has it
+                        follow_log(thing, self._output_queue.put)
                     with thing:
                         stood = True
                         self.display.stop()

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from bokeh_ssh._cli.foreground import Foreground
-    from bokeh_ssh._tunnels.lifecycle import Lifecycle
+    from bokeh_ssh._tunnels.openable import Openable
 
 
 def hold(
-    make: Callable[[Foreground], Lifecycle],
+    make: Callable[[Foreground], Openable],
     announce: Callable[[Foreground, Any], None],
     verbose: int,
     keywords: dict[str, Any],
@@ -30,7 +30,7 @@ def hold(
     foreground = _foreground(verbose, keywords)
     foreground.advise = lambda error: advise(error, apps, keywords)
 
-    def announce_and_tell(thing: Lifecycle) -> None:
+    def announce_and_tell(thing: Openable) -> None:
         announce(foreground, thing)
         stays = getattr(thing, "detached", False)
         foreground.display.hint("Ctrl-C ends the tunnel; the server runs on." if stays else "Ctrl-C ends it.")
@@ -98,10 +98,11 @@ def announce_urls(browse: bool, host: str = "") -> Callable[[Foreground, Any], N
 
     def announce(foreground: Foreground, tunnel: Any) -> None:
         from bokeh_ssh._cli.foreground import show
+        from bokeh_ssh._tunnels.openable import info_of
 
         foreground.display.addresses(*tunnel.urls)
-        for passage in tunnel._port_forwards:
-            foreground.display.hint(f"{passage.name} leads to {format_endpoint(passage.target)} there")
+        for name, target in info_of(tunnel).forwards:
+            foreground.display.hint(f"{name} leads to {format_endpoint(target)} there")
         if host and tunnel.server and tunnel.detached:
             name = f"{shlex.quote(host)} {tunnel.server}"
             foreground.display.hint(f"Again: bokeh-ssh attach {name}    For good: bokeh-ssh stop {name}")

@@ -151,8 +151,8 @@ class FilteredRelay(SocketRelay):
         if count > own:
             super()._credit(count - own)
 
-    def _end(self, close_socket: Callable[[socket.socket], None]) -> None:
-        super()._end(close_socket)
+    def _end(self, close_socket: Callable[[socket.socket], None], *, clean: bool = False) -> None:
+        super()._end(close_socket, clean=clean)
         self._answers.stop()
 
     def _let_through(self, data: bytes | memoryview) -> None:

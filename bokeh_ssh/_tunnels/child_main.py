@@ -7,7 +7,7 @@ orders, and its end means that the parent is gone: then everything is closed.
 from __future__ import annotations
 
 import contextlib
-import functools
+import dataclasses
 import itertools
 import logging
 import os
@@ -22,13 +22,14 @@ from typing import Any, BinaryIO
 import paramiko
 from paramiko.message import Message
 
-import bokeh_ssh
 from bokeh_ssh._core.dispatcher import Dispatcher
 from bokeh_ssh._core.errors import BokehSSHError
-from bokeh_ssh._core.events import Event, Question
+from bokeh_ssh._core.events import Event, Question, ignore
 from bokeh_ssh._core.waiting import SLICE, heed
+from bokeh_ssh._ssh.auth.prompt_cache import PromptCache
 from bokeh_ssh._tunnels import child_protocol
-from bokeh_ssh._tunnels.lifecycle import Lifecycle
+from bokeh_ssh._tunnels.lifecycle import Lifecycle, Opening, State
+from bokeh_ssh._tunnels.local_session import LocalSession
 
 #: Seconds for an opening which nobody wants any more to notice, and a parent to read the last words.
 _GOODBYE = 2.0
@@ -67,16 +68,6 @@ class _Parent:
         """Send what waits, for ``timeout`` seconds at most."""
         self._writer.finish()
         self._writer.drain(timeout)
-
-    def on_event(self, held: Lifecycle, event: Event) -> None:
-        """Pass an event on, with what is known by then."""
-        self.tell("event", event, held._info())
-
-    def on_state(self, held: Lifecycle) -> None:
-        """Pass on what the object does now."""
-        error = held._error
-        trace = "".join(traceback.format_exception(error)) if error else ""
-        self.tell("state", held.state, error, trace, held._info())
 
     def ask(self, number: int) -> Callable[[Question], str | None]:
         """Make the prompt with that number."""
@@ -126,8 +117,8 @@ class _Parent:
                     slot = self._slots.get(number)
                     if slot:
                         slot.put(value)
-                elif word == "get":
-                    self.tell("got", number, getattr(held, value, None))
+                elif word == "log":
+                    self.tell("lines", held.session.log)
                 elif word == "ping":
                     self.tell("pong")
         except (EOFError, OSError):
@@ -192,31 +183,53 @@ def main() -> None:
     os.dup2(2, 1)  # what anything prints must not get in between
     parent = _Parent(sys.stdin.buffer, reports)
     parent.tell("hello")
-    name, args, keywords, level = child_protocol.read(parent.orders)
+    what, level = child_protocol.read(parent.orders)
     logger = logging.getLogger("bokeh_ssh")
     logger.setLevel(level)
     logger.propagate = False
     logger.addHandler(_Relay(parent))
-    args, keywords = child_protocol.unpack((args, keywords), parent.ask, parent.key)
-    made = getattr(bokeh_ssh, name)(*args, **{**keywords, "isolate": False})
-    made._deliver = functools.partial(parent.on_event, made)
-    listener = threading.Thread(target=parent.listen, args=(made,), name="bokeh-ssh parent")
+    life = _make(parent, what)
+    listener = threading.Thread(target=parent.listen, args=(life,), name="bokeh-ssh parent")
+    life.begin()
     listener.start()
     try:
-        made.open()
+        life.open()
     except BokehSSHError as exc:
         parent.tell("failed", exc, traceback.format_exc())
     except BaseException:
         parent.tell("failed", BokehSSHError("the child process failed"), traceback.format_exc())
         raise
     else:
-        parent.tell("ready", made._info())
-        made._on_state = functools.partial(parent.on_state, made)
-        if made.state != "ready":  # it broke in between
-            parent.on_state(made)
+        parent.tell("ready", life.session.info)
+        life.on_state = lambda: _tell_state(parent, life)
+        if life.state is not State.READY:  # it broke in between
+            life.on_state()
         with contextlib.suppress(BokehSSHError):  # its state has told the parent
-            made.wait()
+            life.wait()
     finally:
         parent.done.set()
     listener.join()
     parent.finish(_GOODBYE)
+
+
+def _make(parent: _Parent, what: Opening) -> Lifecycle:
+    """Make what lives here; all that it says goes to the parent, with what is known by then."""
+    args = child_protocol.unpack(what.args, parent.ask, parent.key)
+    what = dataclasses.replace(what, args=args)
+
+    def deliver(event: Event) -> None:
+        parent.tell("event", event, life.session.info)
+
+    life = Lifecycle(
+        what.label,
+        lambda life: LocalSession(life, what, PromptCache()),
+        Dispatcher(ignore, "", "the program"),  # the parent has one
+        deliver,
+    )
+    return life
+
+
+def _tell_state(parent: _Parent, life: Lifecycle) -> None:
+    error = life.error
+    trace = "".join(traceback.format_exception(error)) if error else ""
+    parent.tell("state", life.state, error, trace, life.session.info)

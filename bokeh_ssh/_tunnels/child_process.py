@@ -7,7 +7,7 @@ it: measured, 6 MB/s and 11 ms. A process of its own waits for nobody.
 from __future__ import annotations
 
 import contextlib
-import itertools
+import dataclasses
 import logging
 import os
 import queue
@@ -21,11 +21,12 @@ from typing import Any, BinaryIO
 from bokeh_ssh._core import python_path
 from bokeh_ssh._core.dispatcher import Dispatcher
 from bokeh_ssh._core.errors import BokehSSHError, ConnectionLostError
-from bokeh_ssh._core.events import Event
+from bokeh_ssh._core.events import Closed, Event, Lost, Ready
 from bokeh_ssh._core.fork import in_child
 from bokeh_ssh._core.waiting import SLICE, clocks, heed, wait_for
 from bokeh_ssh._ssh.auth.prompt_cache import ask_person
 from bokeh_ssh._tunnels import child_protocol
+from bokeh_ssh._tunnels.lifecycle import UNREACHED, Lifecycle, Opening, State, TunnelInfo
 
 log = logging.getLogger("bokeh_ssh")
 
@@ -46,8 +47,9 @@ _TELLS = 3.0
 _MOST_ASKED = 100
 #: Seconds that the watch may be late; if it is more, this program was stopped itself, or the machine slept.
 _LATE = 5.0
-#: Seconds for the handlers of its last log records.
+#: Seconds for the handlers of its last log records, and for its threads; and in a hurry.
 _LAST_RECORDS = 2.0
+_NO_TIME = 0.1
 #: The child finds the package where we have it, whatever its own path would be.
 #: And paramiko gets no invoke: it asks for one directive of an ssh_config reader that we do not use, and is
 #: a quarter of what there is to import.
@@ -64,60 +66,201 @@ def is_possible() -> bool:
     return bool(sys.executable) and not getattr(sys, "frozen", False)
 
 
-#: (event, facts)
-OnEvent = Callable[[Event, "dict[str, Any]"], None]
-#: (state, error, facts)
-OnState = Callable[[Any, "BokehSSHError | None", "dict[str, Any]"], None]
+class ChildSession:
+    """What is open in a child process during one life.
+
+    Nothing that is said to the child, asked of it or heard from it waits for it without a deadline, and the
+    thread that hears it calls nothing that may block: a process can be stopped or hang at any time.
+
+    :param what: what to open there
+    :ivar info: what is known of it by now
+    """
+
+    def __init__(self, life: Lifecycle, what: Opening) -> None:
+        self.info = what.info
+        self._life = life
+        self._what = what
+        self._process: ChildProcess | None = None
+        self._marshaller = child_protocol.Marshaller()
+        self._missed: tuple[State, BokehSSHError | None] | None = None
+        self._ready: Event = Ready(host=what.label, url="")  # until it has told
+        self._log: tuple[str, ...] = ()
+        self._answers: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()  # to open()
+        self._heard = threading.Condition()
+        self._asked = self._told = 0  # how often for the server's lines
+        # A handler of the program's log may use what is in the child, and so must not hold up who hears it.
+        self._records = Dispatcher(_log, f"bokeh-ssh log {what.label}", "logging")
+
+    def open(self) -> Event:
+        """Open it in a child process; return that it is ready.
+
+        Questions are asked on this thread; those of a later reconnection on one of their own.
+
+        :raises BokehSSHError: whatever went wrong there
+        :raises ConnectionLostError: if the child ends, or does not respond
+        """
+        process = self._process = ChildProcess(self._what.label, self._take, self._on_end)
+        args = self._marshaller.pack(self._what.args)
+        process.send(python_path.hand_over())
+        process.send((dataclasses.replace(self._what, args=args), log.getEffectiveLevel()))
+        while True:
+            word, *rest = self._next()
+            if word in ("question", "sign"):
+                self._answer(word, *rest)
+            elif word == "failed":
+                raise _with_cause(*rest)
+            elif word == "ready":
+                return self._ready
+            else:
+                raise process.end_error()
+
+    def _next(self) -> tuple[Any, ...]:
+        while True:
+            heed()
+            with contextlib.suppress(queue.Empty):
+                return self._answers.get(timeout=SLICE)  # Windows cannot interrupt a longer wait
+
+    def _answer(self, word: str, number: int, what: int, *asked: Any) -> None:
+        """Ask the person, or have the key sign, and send what that gave."""
+        assert self._process
+        answer: Any = None
+        try:
+            if word == "question":
+                self._life.await_handlers()
+                answer = ask_person(self._marshaller.prompts[what], *asked)
+            else:
+                answer = _sign(self._marshaller.keys[what], *asked)
+        finally:  # the child waits for it, whatever the prompt has raised
+            self._process.send(("answer", number, self._marshaller.pack(answer)))
+
+    def _answer_meanwhile(self, *message: Any) -> None:
+        try:
+            self._answer(*message)
+        except Exception:  # whatever it is, it is the prompt's, and nobody above us would see it
+            log.exception("prompt failed")
+
+    @property
+    def log(self) -> tuple[str, ...]:
+        """The last lines of the server; those known last, if the child is gone or does not tell in time."""
+        process = self._process
+        # Where it has yet to answer that many, it does not run, and the pipe would only fill up.
+        if process and process.listens and self._asked - self._told < _MOST_ASKED:
+            with self._heard:
+                number = self._asked = self._asked + 1
+                process.send(("log", 0, None))
+                wait_for(self._heard, lambda: self._told >= number or not process.listens, _TELLS)
+        return self._log
+
+    def on_ready(self) -> None:
+        """Follow what it has done since it stood there."""
+        missed, self._missed = self._missed, None
+        if missed:
+            self._life.follow(*missed)
+
+    def close(self, *, at_once: bool = False) -> None:
+        """Let the child close everything; say what becomes of the server where it could not end that."""
+        process = self._process
+        if not process or not process.close():
+            return
+        self._records.finish()
+        self._records.drain(_NO_TIME if _is_hurried() else _LAST_RECORDS)
+        if process.stands and process.fell and self.info.grace is not None:
+            outcome = "left" if self.info.detached else "unreached"
+            self.info = dataclasses.replace(self.info, outcome=outcome)
+            if not self.info.detached:
+                self._life.warn(UNREACHED.format(self.info.grace))
+
+    # What the child says.
+
+    def _take(self, word: str, *rest: Any) -> None:
+        if word == "event":
+            self._pass_on(*rest)
+        elif word == "state":
+            state, error, traceback, info = rest
+            self._follow(state, _with_cause(error, traceback) if error else None, info)
+        elif word in ("question", "sign") and self._process and self._process.stands:
+            name = f"bokeh-ssh ask {self._what.label}"
+            threading.Thread(
+                target=self._answer_meanwhile, args=(word, *rest), name=name, daemon=True
+            ).start()
+        elif word == "log":
+            self._records.put(rest[0])
+        elif word == "lines":
+            with self._heard:
+                self._log, self._told = rest[0] or self._log, self._told + 1
+                self._heard.notify_all()
+        elif word != "hello":
+            if word == "ready":
+                assert self._process
+                self.info, self._process.stands = rest[0], True
+            self._answers.put((word, *rest))
+
+    def _pass_on(self, event: Event, info: TunnelInfo) -> None:
+        """Report what happened there; that it has closed is told once we have."""
+        self.info = info
+        if isinstance(event, Ready):
+            self._ready = event
+        elif not isinstance(event, Closed):
+            self._life.deliver(event)  # it was logged there, and logging here could block
+
+    def _follow(self, state: State, error: BokehSSHError | None, info: TunnelInfo) -> None:
+        """Be as it is there; wait with that until we have heard that it stood."""
+        with self._life.change:
+            if self._life.state is State.CONNECTING:
+                self._missed = state, error
+            else:
+                self._life.follow(state, error)
+            self.info = info
+
+    def _on_end(self, error: BokehSSHError | None) -> None:
+        """Fail, since the child process has ended.
+
+        :param error: why, where it has ended by itself; who waits for our end is to have been told of that
+        """
+        self._answers.put(("ended",))
+        with self._heard:
+            self._heard.notify_all()
+        if error:
+            lost = Lost(host=self._what.label, reason=error.message)
+            with self._life.change:
+                self._follow(State.FAILED, error, self.info)
+                self._life.deliver(lost)
+            self._records.finish()
 
 
-class Child:
-    """A child process with one tunnel or forward in it.
+def _is_hurried() -> bool:
+    """Return whether nobody wants to wait, as after Ctrl-C."""
+    return isinstance(sys.exc_info()[1], KeyboardInterrupt)
 
-    Nothing that is said to it, asked of it or heard from it waits for it without a deadline, and the thread
-    that hears it calls nothing that may block: a process can be stopped or hang at any time.
+
+class ChildProcess:
+    """A child process: what is said to it and heard from it, whether it runs, and its end.
 
     :param label: the host, for messages
-    :param on_event: gets its events, and what is known of the object by then; must not block
-    :param on_state: told each state that it has once it stood, with the error behind it, where there is one,
-        and what has changed of its facts; must not block
-    :param on_end: told why the process ended, where it did so by itself; must not block
-    :param before: called before a person is asked
-    :ivar stood: whether what is in it has been open
+    :param take: gets each message: a word and what belongs to it; must not block
+    :param on_end: told that it has ended, and why, where it did so by itself; must not block
+    :ivar stands: whether it holds something that is open; set by whoever takes the messages
     :ivar fell: whether it ended, or was ended, before it had closed what it held
     """
 
     def __init__(
-        self,
-        label: str,
-        *,
-        on_event: OnEvent,
-        on_state: OnState,
-        on_end: Callable[[BokehSSHError], None],
-        before: Callable[[], object],
+        self, label: str, take: Callable[..., None], on_end: Callable[[BokehSSHError | None], None]
     ) -> None:
+        self.stands = False
+        self.fell = False
         self._label = label
-        self._on_event = on_event
-        self._on_state = on_state
+        self._take = take
         self._on_end = on_end
-        self._before = before
-        self._marshaller = child_protocol.Marshaller()
-        self.stood = False
-        self._answers: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()  # to open()
-        self._slots: dict[int, queue.SimpleQueue[Any]] = {}  # to get()
-        self._numbers = itertools.count()
         self._change = threading.Condition()
         self._words = 0  # messages that it has sent
-        self._pinged = self._ponged = 0
+        self._asked = False  # whether it has yet to answer that it runs
         self._hangs = False  # whether it was ended for its silence
         self._dead = False
         self._closing = False
         self._over = threading.Event()
-        self.fell = False
         self._orders: Dispatcher[bytes | None] = Dispatcher(
             self._write, f"bokeh-ssh orders {label}", "the child process", spare=()
         )
-        # A handler of the program's log may use what is in the child, and so must not hold up who hears it.
-        self._records = Dispatcher(_log, f"bokeh-ssh log {label}", "logging")
         flags: dict[str, Any] = {"start_new_session": True}
         if sys.platform == "win32":
             flags = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
@@ -133,84 +276,38 @@ class Child:
         assert self._process.stdout
         self._to: BinaryIO = self._process.stdin  # type: ignore[assignment]  # IO[bytes] is one
         self._from: BinaryIO = self._process.stdout  # type: ignore[assignment]
-        in_child(self, _abandon_child)
+        in_child(self, ChildProcess._abandon)
         self._reader = threading.Thread(target=self._read, name=f"bokeh-ssh child {label}", daemon=True)
         self._reader.start()
         self._watcher = threading.Thread(target=self._watch, name=f"bokeh-ssh watch {label}", daemon=True)
         self._watcher.start()
 
-    def open(self, kind: str, args: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Any]:
-        """Make and open an object in the child; return its facts.
+    def _abandon(self) -> None:
+        """Close a forked copy's ends of the pipes: the child takes their end for the parent's."""
+        self._closing = self._dead = True
+        self._change = threading.Condition()  # another thread may have held the old one
+        null = os.open(os.devnull, os.O_RDWR)
+        for stream in (self._to, self._from):
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(null, stream.fileno())  # closed, its number would be free, and closed again later
+        os.close(null)
 
-        Questions are asked on this thread; those of a later reconnection on one of their own.
+    @property
+    def listens(self) -> bool:
+        """Whether it may still answer."""
+        return not (self._dead or self._closing)
 
-        :raises BokehSSHError: whatever went wrong there
-        :raises ConnectionLostError: if the child ends, or does not respond
-        """
-        packed = self._marshaller.pack(args), self._marshaller.pack(keywords)
-        self._send(python_path.hand_over())
-        self._send((kind, *packed, log.getEffectiveLevel()))
-        while True:
-            word, *rest = self._next()
-            if word in ("question", "sign"):
-                self._answer(word, *rest)
-            elif word == "ready":
-                facts: dict[str, Any] = rest[0]
-                return facts
-            elif word == "failed":
-                raise _with_cause(*rest)
-            else:
-                raise self._hung() if self._hangs else self._ended()
-
-    def _next(self) -> tuple[Any, ...]:
-        while True:
-            heed()
-            with contextlib.suppress(queue.Empty):
-                return self._answers.get(timeout=SLICE)  # Windows cannot interrupt a longer wait
-
-    def _answer(self, word: str, number: int, what: int, *asked: Any) -> None:
-        """Ask the person, or have the key sign, and send what that gave."""
-        answer: Any = None
-        try:
-            if word == "question":
-                self._before()
-                answer = ask_person(self._marshaller.prompts[what], *asked)
-            else:
-                answer = _sign(self._marshaller.keys[what], *asked)
-        finally:  # the child waits for it, whatever the prompt has raised
-            self._send(("answer", number, self._marshaller.pack(answer)))
-
-    def _answer_meanwhile(self, *message: Any) -> None:
-        try:
-            self._answer(*message)
-        except Exception:  # whatever it is, it is the prompt's, and nobody above us would see it
-            log.exception("prompt failed")
-
-    def get(self, name: str) -> Any:
-        """Read an attribute of the object there; None if the child is gone, or does not tell it in time."""
-        number = next(self._numbers)
-        slot: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._slots[number] = slot
-        try:
-            # Where it has yet to answer that many, it does not run, and the pipe would only fill up.
-            if self._dead or self._closing or len(self._slots) > _MOST_ASKED:
-                return None
-            self._send(("get", number, name))
-            return slot.get(timeout=_TELLS)
-        except queue.Empty:
-            return None
-        finally:
-            del self._slots[number]
-
-    def close(self) -> None:
+    def close(self) -> bool:
         """Let the child close everything, and end; the last it said is handled before this returns.
 
         One that does not run is killed.
+
+        :returns: whether it was not closed yet
         """
-        hurry = isinstance(sys.exc_info()[1], KeyboardInterrupt)
+        hurry = _is_hurried()
         with self._change:
             if self._closing:
-                return
+                return False
             self._closing = True
             words = self._words
         self._over.set()
@@ -230,14 +327,14 @@ class Child:
         if not ended and not (hurry and runs):
             self.fell = True
             self._process.kill()
+        patience = _NO_TIME if hurry else _LAST_RECORDS
         if threading.current_thread() is not self._reader:
-            self._reader.join(0.1 if hurry else _LAST_RECORDS)
-        self._watcher.join(0.1 if hurry else _LAST_RECORDS)
-        self._orders.drain(0.1 if hurry else _LAST_RECORDS)
-        self._records.finish()
-        self._records.drain(0.1 if hurry else _LAST_RECORDS)
+            self._reader.join(patience)
+        self._watcher.join(patience)
+        self._orders.drain(patience)
+        return True
 
-    def _send(self, message: Any) -> None:
+    def send(self, message: Any) -> None:
         """Queue a message to be sent; that nobody takes it is noticed by others."""
         self._orders.put(child_protocol.dump(message))
 
@@ -250,15 +347,15 @@ class Child:
 
     def _ping(self) -> None:
         """Ask the child whether it runs, unless it has yet to answer that."""
-        if self._pinged == self._ponged:
-            self._pinged += 1
-            self._send(("ping", 0, None))
+        if not self._asked:
+            self._asked = True
+            self.send(("ping", 0, None))
 
     def _watch(self) -> None:
         """End a child that says nothing any more, as one that was stopped; whoever waits for it is told."""
         words, since = 0, time.monotonic()
         while True:
-            patience = _STARTS if not self._words else _STANDS if self.stood else _OPENS
+            patience = _STARTS if not self._words else _STANDS if self.stands else _OPENS
             pause = patience / 5
             before = clocks()
             if self._over.wait(pause):
@@ -274,7 +371,12 @@ class Child:
             if words:  # else it does not hear yet
                 self._ping()
 
-    def _ended(self) -> ConnectionLostError:
+    def end_error(self) -> ConnectionLostError:
+        """Make the error of its end."""
+        if self._hangs:
+            msg = "the child process that holds the connection does not respond, and was ended"
+            hint = "see whether something stops processes on this machine, and open it again"
+            return ConnectionLostError(msg, host=self._label, hint=hint)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(1)
         status = self._process.returncode
@@ -286,15 +388,17 @@ class Child:
         hint = "open it again; a server that it started ends after its grace, until when it can be taken over"
         return ConnectionLostError(msg, host=self._label, hint=hint)
 
-    def _hung(self) -> ConnectionLostError:
-        msg = "the child process that holds the connection does not respond, and was ended"
-        hint = "see whether something stops processes on this machine, and open it again"
-        return ConnectionLostError(msg, host=self._label, hint=hint)
-
     def _read(self) -> None:
         try:
             while True:
-                self._take(child_protocol.read(self._from))
+                word, *rest = child_protocol.read(self._from)
+                with self._change:
+                    self._words += 1
+                    self._change.notify_all()
+                if word == "pong":
+                    self._asked = False
+                else:
+                    self._take(word, *rest)
         except (EOFError, OSError, ValueError):
             pass
         finally:
@@ -306,40 +410,9 @@ class Child:
             self._over.set()
             self._orders.put(None)
             self._orders.finish()
-            self._answers.put(("ended",))
-            for slot in list(self._slots.values()):
-                slot.put(None)
-            if by_itself:
-                self._on_end(self._hung() if self._hangs else self._ended())
-                self._records.finish()
+            self._on_end(self.end_error() if by_itself else None)
             self._process.wait()  # no zombie, also where nobody waited in close()
             self._from.close()
-
-    def _take(self, message: tuple[Any, ...]) -> None:
-        with self._change:
-            self._words += 1
-            self._change.notify_all()
-        word, *rest = message
-        if word == "event":
-            self._on_event(*rest)
-        elif word == "state":
-            state, error, traceback, facts = rest
-            self._on_state(state, _with_cause(error, traceback) if error else None, facts)
-        elif word in ("question", "sign") and self.stood:
-            threading.Thread(
-                target=self._answer_meanwhile, args=message, name=f"bokeh-ssh ask {self._label}", daemon=True
-            ).start()
-        elif word == "log":
-            self._records.put(rest[0])
-        elif word == "got":
-            slot = self._slots.get(rest[0])
-            if slot:
-                slot.put(rest[1])
-        elif word == "pong":
-            self._ponged += 1
-        elif word != "hello":
-            self.stood = self.stood or word == "ready"
-            self._answers.put(message)
 
 
 def _log(values: dict[str, Any]) -> None:
@@ -362,14 +435,3 @@ class RemoteTraceback(Exception):  # noqa: N818  # it is where an error came fro
 def _with_cause(error: BokehSSHError, traceback: str) -> BokehSSHError:
     error.__cause__ = RemoteTraceback(f"\n{traceback}")
     return error
-
-
-def _abandon_child(child: Child) -> None:
-    """Close a forked copy's ends of the pipes: the child takes their end for the parent's."""
-    child._closing = child._dead = True
-    child._change = threading.Condition()  # another thread may have held the old one
-    null = os.open(os.devnull, os.O_RDWR)
-    for stream in (child._to, child._from):
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(null, stream.fileno())  # closing would free a number that the file object closes again
-    os.close(null)

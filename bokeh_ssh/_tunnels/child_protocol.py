@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from bokeh_ssh._core.host import Host
+from bokeh_ssh._core.host import Host, Login
 
 _LENGTH = struct.Struct(">I")
 #: Makes it of what is of a class derived from it.
@@ -40,9 +40,10 @@ class KeyNumber:
 
 
 @dataclass(frozen=True)
-class HostFields:
-    """Stands for a :class:`Host`, which by itself is not pickled with a secret in it."""
+class Fields:
+    """Stands for a record of keywords; a :class:`Host` by itself is not pickled with a secret in it."""
 
+    kind: type
     fields: dict[str, Any] = field(repr=False)
 
 
@@ -55,9 +56,10 @@ class Marshaller:
 
     def pack(self, value: Any) -> Any:
         """Make a value fit to be sent."""
-        if isinstance(value, Host):
-            fields = {f.name: self.pack(getattr(value, f.name)) for f in dataclasses.fields(value)}
-            return HostFields(fields)
+        if isinstance(value, (Host, Login)):  # Login: the keywords of a tunnel or forward
+            names = [each.name for each in dataclasses.fields(value) if each.name != "on_event"]
+            record = Host if isinstance(value, Host) else type(value)
+            return Fields(record, {name: self.pack(getattr(value, name)) for name in names})
         if hasattr(value, "sign_ssh_data"):
             self.keys.append(value)
             return KeyNumber(len(self.keys) - 1, value.get_name(), value.asbytes())
@@ -85,8 +87,8 @@ def unpack(value: Any, prompt: Callable[[int], Any], key: Callable[[KeyNumber], 
     """
 
     def undo(value: Any) -> Any:
-        if isinstance(value, HostFields):
-            return Host(**{name: undo(item) for name, item in value.fields.items()})
+        if isinstance(value, Fields):
+            return value.kind(**{name: undo(item) for name, item in value.fields.items()})
         if isinstance(value, dict):
             return {name: undo(item) for name, item in value.items()}
         if isinstance(value, (list, tuple)):

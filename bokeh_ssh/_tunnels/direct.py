@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import Any
 
-from bokeh_ssh._core.events import Event, JobEnded
+from bokeh_ssh._core.events import Ready
 from bokeh_ssh._core.host import Host
 from bokeh_ssh._jobs.batch import as_batch
 from bokeh_ssh._jobs.cluster_job import ClusterJob
 from bokeh_ssh._jobs.job import Job, JobState
 from bokeh_ssh._ssh.connect import OpenStream
 from bokeh_ssh._ssh.connection import Connection
-from bokeh_ssh._tunnels.base import Tunnel
-from bokeh_ssh._tunnels.lifecycle import State
+from bokeh_ssh._tunnels.base import Tunnel, TunnelParts
+from bokeh_ssh._tunnels.lifecycle import TunnelInfo
+from bokeh_ssh._tunnels.local_session import LocalSession
+from bokeh_ssh._tunnels.openable import StateName
 from bokeh_ssh._tunnels.options import DirectOptions, arguments_of
 
 
@@ -79,75 +80,80 @@ class DirectTunnel(Tunnel):
     :raises UsageError: if an argument cannot work
     """
 
-    _shared = (*Tunnel._shared, "_job")
-
     @arguments_of(DirectOptions)
     def __init__(self, options: DirectOptions, host: Host) -> None:
-        super().__init__(options, host)
-        self._host = host
-        self._batch = as_batch(options.batch)
-        self._job: Job | None = None
-        self._cluster_job: ClusterJob | None = None
+        self._apps = options.apps
+        as_batch(options.batch)  # refuses now what it would refuse later
+        super().__init__(options, host, DirectParts, options, host)
 
     def __repr__(self) -> str:
-        what = ", ".join(self._serve.apps) or "Bokeh"
-        return f"<DirectTunnel to {what} on {self._label}, {self._state}>"
+        what = ", ".join(self._apps) or "Bokeh"
+        return f"<DirectTunnel to {what} on {self._label}, {self.state}>"
 
     @property
     def job(self) -> Job | None:
         """The batch job that the server runs in; None without ``batch``, and before it is submitted."""
-        return self._job
+        return self._info.job
 
     @property
-    def state(self) -> State:
+    def state(self) -> StateName:
         """As for every tunnel; "queued" while its batch job waits to be started."""
-        state = super().state
-        waits = self._job is not None and self._job.state is JobState.PENDING
+        state, job = super().state, self._info.job
+        waits = job is not None and job.state is JobState.PENDING
         return "queued" if waits and state in ("connecting", "reconnecting") else state
 
-    def _open_local(self, stack: contextlib.ExitStack) -> None:
-        self._job = None
-        super()._open_local(stack)
+
+class DirectParts(TunnelParts):
+    """What an open :class:`DirectTunnel` consists of."""
+
+    def __init__(self, session: LocalSession, options: DirectOptions, host: Host) -> None:
+        super().__init__(session, options, host)
+        self._batch = as_batch(options.batch)
+        self._job: Job | None = None
+        self._cluster_job: ClusterJob | None = None
+        self._ended = False  # whether the job was ended, as far as that could be
+
+    @property
+    def info(self) -> TunnelInfo:
+        """What is known by now."""
+        info = dataclasses.replace(super().info, job=self._job)
+        if self._job and self._ended:
+            return dataclasses.replace(info, outcome="ended" if self._job.state.over else "unreached")
+        return info
+
+    def open_local(self) -> None:
+        """Listen here, and prepare the batch job."""
+        super().open_local()
         if self._batch:
+            self._acquisition.reports = False  # the server ends with its job, of which that tells
             self._cluster_job = ClusterJob(
                 self._batch,
                 self._host,
-                python=self._serve.python,
-                grace=self._serve.grace,
-                timeout=self._serve.launch_timeout,
+                python=self._options.python,
+                grace=self._options.grace,
+                timeout=self._options.launch_timeout,
                 dial=self._dial,
-                on_event=self._emit,
+                on_event=self._session.life.emit,
                 on_change=self._note_job,
             )
-            stack.callback(self._end_job, self._cluster_job)
+            self._session.life.stack.callback(self._end_job, self._cluster_job)
 
     def _dial(self, stack: contextlib.ExitStack, host: Host, stream: OpenStream | None) -> Connection:
-        return self._connect(stack, host, stream=stream)
-
-    def _pass_on(self, event: Event, facts: dict[str, Any]) -> None:
-        # The child's last word comes when nothing is taken over from it any more.
-        if isinstance(event, JobEnded) and self._job:
-            self._job = dataclasses.replace(self._job, state=JobState(event.state))
-        super()._pass_on(event, facts)
+        return self._session.connect(host, stack=stack, stream=stream)
 
     def _end_job(self, cluster_job: ClusterJob) -> None:
         cluster_job.end()
-        if self._job:
-            self._server_outcome = "ended" if self._job.state.over else "unreached"
-
-    def _report_left_behind(self) -> None:
-        if self._cluster_job is None:  # else the server ends with its job, of which that tells
-            super()._report_left_behind()
+        self._ended = True
 
     def _note_job(self, job: Job) -> None:
         self._job = job
 
-    def _connect_all(self, connection_stack: contextlib.ExitStack) -> bool:
+    def connect_all(self) -> tuple[Ready, bool]:
+        """Connect, find a server or start one, and lead there."""
         if self._cluster_job:
-            connection = self._cluster_job.connect(connection_stack)
+            connection = self._cluster_job.connect(self._session.connection_stack)
+            self._lead_forwards(connection)
         else:
-            connection = self._connect(connection_stack, self._host)
-        self._start_extra_forwards(connection_stack, connection)
-        target, same = self._find_or_launch(connection_stack, connection)
-        self._start_forwarding(connection_stack, connection, target, connection.name)
-        return same
+            connection = self._connect_host(self._host)
+        found, same = self._acquisition.acquire(connection)
+        return self._start_forwarding(connection, found.endpoint, found), same

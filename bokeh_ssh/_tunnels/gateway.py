@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 from typing import Literal, get_args
 
-from bokeh_ssh._core.endpoint import Endpoint, as_name, check_name
-from bokeh_ssh._core.errors import (
-    ConnectionLostError,
-    ForwardError,
-    ServerNotFoundError,
-    TargetUnreachableError,
-    UsageError,
-)
-from bokeh_ssh._core.events import Attached, ReverseForwarded, Warned
+from bokeh_ssh._core.endpoint import check_name
+from bokeh_ssh._core.errors import ConnectionLostError, ServerNotFoundError, UsageError
+from bokeh_ssh._core.events import Ready, ReverseForwarded
 from bokeh_ssh._core.host import Host, check_port, parse_target
-from bokeh_ssh._forwarding.published_sockets import Spot, private_socket, published
-from bokeh_ssh._server.options import BOKEH_PORT, LOOPBACK
-from bokeh_ssh._server.probe import check_owner, find_route, http_get, is_answering
+from bokeh_ssh._forwarding.published_sockets import Spot, private_socket
+from bokeh_ssh._server.options import LOOPBACK
+from bokeh_ssh._server.probe import check_owner, is_answering
 from bokeh_ssh._server.server import Server
-from bokeh_ssh._ssh.auth.agent import Agent, agent_address
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._ssh.route import alike, goes_its_own_way
-from bokeh_ssh._tunnels.base import Tunnel
-from bokeh_ssh._tunnels.host_publisher import (
-    UnavailableError,
-    publish_from_host,
-    sidecar_endpoint,
-    start_publisher_sidecar,
+from bokeh_ssh._tunnels.base import Tunnel, TunnelParts
+from bokeh_ssh._tunnels.gateway_endpoint import (
+    RELAY_ENDS,
+    GatewayEndpoint,
+    find_published,
+    host_session,
+    host_sidecar,
+    relay,
 )
+from bokeh_ssh._tunnels.host_publisher import PublicationRequest, UnavailableError
+from bokeh_ssh._tunnels.lifecycle import TunnelInfo
+from bokeh_ssh._tunnels.local_session import LocalSession
 from bokeh_ssh._tunnels.options import GatewayOptions, Reverse, arguments_of
-from bokeh_ssh._tunnels.remote_forward import OTHER_LOOPBACK, listening, to_peer
+from bokeh_ssh._tunnels.remote_forward import OTHER_LOOPBACK
+from bokeh_ssh._tunnels.server_acquisition import FoundServer
 
 
 class GatewayTunnel(Tunnel):
@@ -70,54 +69,38 @@ class GatewayTunnel(Tunnel):
     :raises UsageError: if an argument cannot work
     """
 
-    _shared = (*Tunnel._shared, "_reverse", "_name")
-
-    _serve: GatewayOptions
-
     @arguments_of(GatewayOptions)
     def __init__(self, options: GatewayOptions, gateway: Host) -> None:
-        super().__init__(options, gateway)
-        self._gateway = gateway
+        label = gateway.target.host
         if options.reverse not in get_args(Reverse):
             msg = f"reverse={options.reverse!r} is not known"
-            raise UsageError(msg, host=self._label, hint='use "auto", "host" or "relay"')
+            raise UsageError(msg, host=label, hint='use "auto", "host" or "relay"')
         if options.gateway_port is not None:
             check_port(options.gateway_port, "gateway_port")
         alone = options.host is None
         if alone and (options.must_launch or options.args or options.server or options.detach):
             msg = "there is no host to start a server on, or to find one"
             hint = "give host=, or publish the app from the Bokeh host and leave out app"
-            raise UsageError(msg, host=self._label, hint=hint)
+            raise UsageError(msg, host=label, hint=hint)
         if options.name is not None:
             check_name(options.name)
             if not alone or options.gateway_port is not None:
                 msg = f"name finds what is published already, but a {'port' if alone else 'host'} was given"
-                raise UsageError(msg, host=self._label, hint="leave out one of the two")
+                raise UsageError(msg, host=label, hint="leave out one of the two")
         if options.forward_agent and (alone or options.reverse == "relay"):
             msg = "forward_agent is for a host that logs in to the gateway, " + (
                 "but none is given" if alone else "and a relay does not"
             )
-            raise UsageError(msg, host=self._label, hint='give host=, and reverse="host" or "auto"')
-        self._name = options.name  # or what was found
-        self._reverse: Literal["host", "relay"] | None = None
-        address = options.gateway_address
-        self._gateway_address = None if address is None else parse_target(address)
-        self._spot = Spot(None)
-        self._bokeh_host = None if options.host is None else self._as_bokeh_host(options.host)
-
-    def _as_bokeh_host(self, host: str | Host) -> Host:
-        if isinstance(host, Host):
-            return host
-        mine = self._gateway
-        user = parse_target(host).user or mine.target.user
-        # Not the password: it would be told to the host, and who runs that is another question.
-        return alike(
-            mine, host, user=user, pkey=mine.pkey, key_filename=mine.key_filename, passphrase=mine.passphrase
-        )
+            raise UsageError(msg, host=label, hint='give host=, and reverse="host" or "auto"')
+        if options.gateway_address is not None:
+            parse_target(options.gateway_address)
+        self._bokeh_host = None if options.host is None else _as_bokeh_host(options.host, gateway)
+        info = TunnelInfo(name=options.name)
+        super().__init__(options, gateway, GatewayParts, options, gateway, self._bokeh_host, info=info)
 
     def __repr__(self) -> str:
         to = f" to {self._bokeh_host.target.host}" if self._bokeh_host else ""
-        return f"<GatewayTunnel via {self._label}{to}, {self._state}>"
+        return f"<GatewayTunnel via {self._label}{to}, {self.state}>"
 
     @property
     def name(self) -> str | None:
@@ -125,237 +108,144 @@ class GatewayTunnel(Tunnel):
 
         With that, ``GatewayTunnel(gateway, name=...)`` opens it again without a login on the Bokeh host.
         """
-        return self._name
+        return self._info.name
 
     @property
     def reverse(self) -> Literal["host", "relay"] | None:
         """Who opened the gateway's port: "host" or "relay"; None where somebody had published already."""
-        return self._reverse
+        return self._info.reverse
 
-    def _connect_all(self, connection_stack: contextlib.ExitStack) -> bool:
-        gateway = self._connect(connection_stack, self._gateway)
-        end: Endpoint
+
+def bokeh_host_of(tunnel: GatewayTunnel) -> Host | None:
+    """Return the Bokeh host with its login; None for the local half."""
+    return tunnel._bokeh_host
+
+
+def _as_bokeh_host(host: str | Host, gateway: Host) -> Host:
+    if isinstance(host, Host):
+        return host
+    user = parse_target(host).user or gateway.target.user
+    login = {"pkey": gateway.pkey, "key_filename": gateway.key_filename, "passphrase": gateway.passphrase}
+    # Not the password: it would be told to the host, and who runs that is another question.
+    return alike(gateway, host, user=user, **login)
+
+
+class GatewayParts(TunnelParts):
+    """What an open :class:`GatewayTunnel` consists of."""
+
+    _options: GatewayOptions
+
+    def __init__(
+        self, session: LocalSession, options: GatewayOptions, gateway: Host, bokeh_host: Host | None
+    ) -> None:
+        super().__init__(session, options, gateway)
+        self._bokeh_host = bokeh_host
+        self._end: GatewayEndpoint | None = None
+
+    @property
+    def info(self) -> TunnelInfo:
+        """What is known by now."""
+        end = self._end or GatewayEndpoint("", name=self._options.name)
+        return dataclasses.replace(super().info, reverse=end.by, name=end.name)
+
+    def connect_all(self) -> tuple[Ready, bool]:
+        """Connect to the gateway, have the server listened for there or find it, and lead there."""
+        options, stack = self._options, self._session.connection_stack
         if self._bokeh_host is None:
-            self._start_extra_forwards(connection_stack, gateway)
-            end = self._find_published(gateway)
+            gateway = self._connect_host(self._host)
+            end, found = self._find_published(gateway)
             same = True
         else:
+            gateway = self._session.connect(self._host)
             via = None if goes_its_own_way(self._bokeh_host) else gateway
-            host = self._connect(connection_stack, self._bokeh_host, via)
-            self._start_extra_forwards(connection_stack, host)
-            wanted = self._choose_end(connection_stack, gateway)
-            target, same = self._find_or_launch(connection_stack, host)
-            end = self._open_reverse(connection_stack, gateway, host, target, wanted)
-        self._start_forwarding(connection_stack, gateway, end, self._label)
-        return same
+            host = self._connect_host(self._bokeh_host, via)
+            # A socket that only this account may use, where there can be one.
+            private = options.gateway_port is None and options.signed is not False
+            spot = stack.enter_context(private_socket(gateway)) if private else Spot(None)
+            # A port is open to all who can log in there: a server behind one answers to signed sessions only.
+            found, same = self._acquisition.acquire(host, must_sign=spot.path is None)
+            wanted = spot.path or (LOOPBACK, options.gateway_port or 0)
+            seen_as = None if options.gateway_address is None else parse_target(options.gateway_address)
+            request = PublicationRequest(
+                host, gateway, found.endpoint, wanted, options.allow_exposed, seen_as
+            )
+            end = self._publish(request, found)
+            spot.busy = end.by == "relay"
+        return self._start_forwarding(gateway, end.where, found), same
 
-    def _open_local(self, stack: contextlib.ExitStack) -> None:
-        super()._open_local(stack)
-        self._reverse = None
-        self._name = self._serve.name
+    # What is published already.
 
-    def _choose_end(self, connection_stack: contextlib.ExitStack, gateway: Connection) -> Endpoint:
-        """Choose where the gateway is to listen: on a socket that only this account may use, or on a port.
-
-        A port is open to all who can log in there, so a server behind one answers to signed sessions only.
-        """
-        self._spot = Spot(None)
-        if self._serve.gateway_port is None and self._serve.signed is not False:
-            self._spot = connection_stack.enter_context(private_socket(gateway))
-        self._must_sign = self._spot.path is None
-        return self._spot.path or (LOOPBACK, self._serve.gateway_port or 0)
-
-    def _find_published(self, gateway: Connection) -> Endpoint:
+    def _find_published(self, gateway: Connection) -> tuple[GatewayEndpoint, FoundServer]:
         """Find the server that somebody published on the gateway: by name, or else on a port.
 
         :raises ServerNotFoundError: if nothing is published there
         :raises UsageError: if several are
         :raises ForeignServerError: if it belongs to another user of the gateway
         """
-        if not (self._serve.gateway_port or self._serve.remote_port):
-            path = self._find_named(gateway)
-            if path:
-                return path
-        return (LOOPBACK, self._find_port(gateway))
+        options, before = self._options, self._end
+        by_port = options.gateway_port or options.remote_port or (before and before.name is None)
+        end = None if by_port else find_published(gateway, before.name if before else options.name)
+        if end is None:
+            return self._find_port(gateway)
+        self._end = end
+        return end, self._acquisition.attach_published(gateway, end.where, end.name or "")
 
-    def _find_named(self, gateway: Connection) -> str | None:
-        if self._attached and self._name is None:
-            return None  # it was a port before
-        names = published(gateway)
-        if self._name is None and len(names) > 1:
-            msg = f"several are published there: {', '.join(sorted(names))}"
-            raise UsageError(msg, host=self._label, hint="say which, with name")
-        name = self._name or next(iter(names), None)
-        if name is None:
-            return None
-        path, timeout = names.get(name, ""), gateway.hop.timeout
-        try:
-            is_bokeh = bool(path) and http_get(gateway, path, "/metadata", timeout=timeout).is_bokeh
-        except (TargetUnreachableError, OSError):
-            path = ""
-        if not path:
-            there = f" (there are: {', '.join(sorted(names))})" if names.keys() - {name} else ""
-            msg = f"nothing is published under the name {name!r}{there}"
-            hint = f"on the Bokeh host, run: bokeh-ssh publish app.py --gateway {self._label} --name {name}"
-            raise ServerNotFoundError(msg, host=self._label, hint=hint)
-        if not is_bokeh:
-            msg = f"what is published under the name {name!r} is not a Bokeh server"
-            raise ServerNotFoundError(msg, host=self._label, hint="use LocalForward with its remote_socket")
-        self._bind(BOKEH_PORT)
-        self._server_outcome = "left"
-        if not self._attached:
-            self._routes = (find_route(gateway, path, timeout=timeout),)
-            self._emit(Attached(host=self._label, name=name))
-        self._attached, self._name = True, name
-        return path
-
-    def _find_port(self, gateway: Connection) -> int:
-        port = self._serve.gateway_port or self._serve.attach_port
-        found = self._attach_to(gateway, port)
+    def _find_port(self, gateway: Connection) -> tuple[GatewayEndpoint, FoundServer]:
+        port = self._options.gateway_port or self._options.attach_port
+        found = self._acquisition.attach_to(gateway, port)
         if not found:
             msg = f"nothing is published on port {port}"
-            hint = f"on the Bokeh host, run: bokeh-ssh publish app.py --gateway {self._label}"
-            raise ServerNotFoundError(msg, host=self._label, hint=hint)
-        self._remote_port = port
-        self._attached = True
-        if not self._serve.allow_exposed and is_answering(gateway, (OTHER_LOOPBACK, port), timeout=5):
-            text = f"port {port} is open to the gateway's whole network (GatewayPorts yes)"
-            self._emit(Warned(host=self._label, text=text))
-        return port
+            hint = f"on the Bokeh host, run: bokeh-ssh publish app.py --gateway {gateway.name}"
+            raise ServerNotFoundError(msg, host=gateway.name, hint=hint)
+        if not self._options.allow_exposed and is_answering(gateway, (OTHER_LOOPBACK, port), timeout=5):
+            self._session.life.warn(f"port {port} is open to the gateway's whole network (GatewayPorts yes)")
+        self._end = GatewayEndpoint((LOOPBACK, port))
+        return self._end, found
 
-    def _open_reverse(
-        self,
-        connection_stack: contextlib.ExitStack,
-        gateway: Connection,
-        host: Connection,
-        target: Endpoint,
-        wanted: Endpoint,
-    ) -> Endpoint:
-        """Ask the gateway to listen for the server on ``host``; return where it does."""
-        reason, again = "", self._reverse is not None
-        if self._serve.reverse != "relay":
+    # What is published from here.
+
+    def _publish(self, request: PublicationRequest, found: FoundServer) -> GatewayEndpoint:
+        """Have the gateway listen for the server, by the host or by a relay."""
+        options, session, before = self._options, self._session, self._end
+        stack = session.connection_stack
+        warn = session.life.warn if before is None else _nothing  # once is enough
+        end, reason = None, ""
+        if options.reverse != "relay":
             try:
-                end = self._find_left_published(
-                    gateway, host, target, wanted
-                ) or connection_stack.enter_context(
-                    publish_from_host(
-                        host,
-                        gateway,
-                        target=target,
-                        wanted=wanted,
-                        allow_exposed=self._serve.allow_exposed,
-                        seen_as=self._gateway_address,
-                        python=self._serve.python,
-                        env=dict(self._serve.env or {}),
-                        agent=self._lend_agent(gateway),
-                        on_lost=self._on_connection_lost,
-                    )
-                )
+                end = host_sidecar(request, options, found.held, found.routes[0], warn)
+                if end and found.held:
+                    self._follow_sidecar(found.held)
+                end = end or stack.enter_context(host_session(request, options, session.lose))
             except UnavailableError as exc:
-                if self._serve.reverse == "host":
+                if options.reverse == "host":
                     raise exc.error from exc
                 reason = str(exc.error)
-            else:
-                if isinstance(end, tuple) and not self._serve.allow_foreign:
-                    check_owner(gateway, end[1])
-                return self._emit_reverse("host", end)
-        elif self._serve.detach and self._server:
-            self._warn_published_ended("a relay is this program's own")
-        handler = to_peer(gateway, host, target)
-        end = connection_stack.enter_context(
-            listening(
-                gateway,
-                wanted,
-                handler,
-                allow_exposed=self._serve.allow_exposed,
-                again=again,
-                on_lost=self._on_connection_lost,
-            )
+        elif options.detach and found.held:
+            warn(RELAY_ENDS)
+        if end is None:
+            again = before is not None
+            end = stack.enter_context(relay(request, again=again, on_lost=session.lose, reason=reason))
+        elif isinstance(end.where, tuple) and not options.allow_foreign:
+            check_owner(request.gateway, end.where[1])
+        self._end = end
+        if isinstance(end.where, tuple) and not found.key and options.signed is None:
+            session.life.warn(f"port {end.where[1]} is open to the other users of the gateway")
+        where = {"socket": end.where} if isinstance(end.where, str) else {"port": end.where[1]}
+        session.life.emit(
+            ReverseForwarded(host=request.gateway.name, by=end.by or "", reason=end.reason, **where)
         )
-        self._spot.busy = True
-        return self._emit_reverse("relay", end, reason)
+        return end
 
-    def _find_left_published(
-        self, gateway: Connection, host: Connection, target: Endpoint, wanted: Endpoint
-    ) -> Endpoint | None:
-        """Find where a server that is left running is published, or have it published so.
+    def _follow_sidecar(self, server: Server) -> None:
+        def lost() -> None:
+            msg = "what publishes the server has ended"
+            error = ConnectionLostError(msg, host=self._session.life.label, hint="open it again")
+            self._session.lose(error)
 
-        :returns: None where it is not to be left, or what publishes it has yet to come back
-        :raises UnavailableError: if the host cannot publish by itself
-        """
-        server = self._server
-        if server is None:
-            return None
-        made = sidecar_endpoint(server, gateway, wanted, self._gateway_address)
-        if made is None and self._serve.detach:
-            if self._serve.forward_agent:  # what publishes it must be able to come back without anybody
-                self._warn_published_ended("an agent that is lent is not there for another login")
-                return None
-            try:
-                made = start_publisher_sidecar(
-                    host,
-                    server,
-                    gateway,
-                    target=target,
-                    wanted=wanted,
-                    names=self._new_names(server),
-                    allow_exposed=self._serve.allow_exposed,
-                    seen_as=self._gateway_address,
-                )
-            except UnavailableError as exc:
-                self._warn_published_ended(exc.error.message)
-                raise
-        elif made and not _answers(gateway, made[0]):
-            return None
-        if made is None:
-            return None
-        end, self._name = made
-        server.on_sidecar_ended(self._on_published_lost)
+        server.on_sidecar_ended(lost)
         if not server.sidecar_status:  # it ended in between
-            self._on_published_lost()
-        return end
-
-    def _on_published_lost(self) -> None:
-        msg = "what publishes the server has ended"
-        self._on_connection_lost(ConnectionLostError(msg, host=self._label, hint="open it again"))
-
-    def _new_names(self, server: Server) -> list[str]:
-        """Return what it may be published under: what its app is called; that with the server's own id."""
-        name = as_name(self._routes[0].strip("/") or "bokeh")
-        return [name, as_name(f"{name[:30]}-{server.server_ref.id}")] if server.server_ref else [name]
-
-    def _warn_published_ended(self, why: str) -> None:
-        if self._reverse is None:  # once is enough
-            text = f"the server is left running, but its way through the gateway ends with this tunnel: {why}"
-            self._emit(Warned(host=self._label, text=text))
-
-    def _lend_agent(self, gateway: Connection) -> Agent | None:
-        """Return the agent that the host is to have for a moment; the one that would log in there from here.
-
-        :raises UnavailableError: if it is wanted, and there is none
-        """
-        if not self._serve.forward_agent:
-            return None
-        address = agent_address(gateway.hop.config.identity_agent)
-        if address is None:
-            msg = "there is no SSH agent here to lend"
-            hint = "start one, add your key to it (ssh-add), and leave IdentityAgent unset"
-            raise UnavailableError(ForwardError(msg, host=self._label, hint=hint))
-        return Agent(address)
-
-    def _emit_reverse(self, by: Literal["host", "relay"], end: Endpoint, reason: str = "") -> Endpoint:
-        self._reverse = by
-        if isinstance(end, tuple) and not self._key and self._serve.signed is None:
-            text = f"port {end[1]} is open to the other users of the gateway"
-            self._emit(Warned(host=self._label, text=text))
-        where = {"socket": end} if isinstance(end, str) else {"port": end[1]}
-        self._emit(ReverseForwarded(host=self._label, by=by, reason=reason, **where))
-        return end
+            lost()
 
 
-def _answers(gateway: Connection, end: Endpoint) -> bool:
-    try:
-        http_get(gateway, end, "/metadata", timeout=gateway.hop.timeout)
-    except (TargetUnreachableError, OSError):
-        return False
-    return True
+def _nothing(_: object) -> None:
+    pass

@@ -17,6 +17,7 @@ import secrets
 import shlex
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from bokeh_ssh._core.endpoint import Endpoint, is_name
@@ -88,6 +89,11 @@ class _Publisher:
             wait_for(self._change, lambda: event in self._messages or self._ended, _TIMEOUT)
             return self._messages.get(event)
 
+    def await_end(self, timeout: float) -> None:
+        """Wait until it has ended, for ``timeout`` seconds at most."""
+        with self._change:
+            wait_for(self._change, lambda: self._ended, timeout)
+
     @property
     def complaint(self) -> str:
         """Why it ended, in one line."""
@@ -98,30 +104,42 @@ class _Publisher:
         return lines[-1][:200] if lines else f"it did not answer within {_TIMEOUT:g} s"
 
 
+@dataclass(frozen=True)
+class PublicationRequest:
+    """What is to be published on a gateway, and where.
+
+    :ivar host: where the server runs
+    :ivar target: the server, as seen from there
+    :ivar wanted: where the gateway is to listen; port 0 takes any free one
+    :ivar allow_exposed: whether the port may be open to the gateway's network
+    :ivar seen_as: the gateway's address as the host sees it, where that differs from ours
+    """
+
+    host: Connection
+    gateway: Connection
+    target: Endpoint
+    wanted: Endpoint
+    allow_exposed: bool
+    seen_as: Target | None
+
+
 @contextlib.contextmanager
 def publish_from_host(
-    host: Connection,
-    gateway: Connection,
+    request: PublicationRequest,
     *,
-    target: Endpoint,
-    wanted: Endpoint,
-    allow_exposed: bool,
-    seen_as: Target | None,
     python: str | None,
     env: dict[str, str],
     agent: Agent | None,
     on_lost: Callable[[BokehSSHError], None],
 ) -> Iterator[Endpoint]:
-    """Run the publisher on ``host`` while the context lasts; return where the gateway listens.
+    """Run the publisher on the host while the context lasts; yield where the gateway listens.
 
-    :param target: what to publish, as seen from the host
-    :param wanted: where the gateway is to listen; port 0 takes any free one
-    :param seen_as: the gateway's address as the host sees it, where that differs from ours
     :param python: the interpreter to try first
     :param agent: lent to the host while it logs in to the gateway; None: it has a login of its own
     :param on_lost: told when it ends by itself
     :raises UnavailableError: if it cannot be done that way
     """
+    host, wanted = request.host, request.wanted
 
     def lost(reason: str) -> None:
         on_lost(ConnectionLostError(f"{_STOPPED} ({reason})", host=host.name, hint="open it again"))
@@ -138,9 +156,9 @@ def publish_from_host(
     )
     try:
         # The whole way is made again from here; what it lost may be somebody else's by then.
-        forward = _keywords(target) | {"allow_exposed": allow_exposed, "reconnect": False}
+        forward = _keywords(request) | {"reconnect": False}
         there = {"remote_socket": wanted} if isinstance(wanted, str) else {"remote_port": wanted[1]}
-        spec = _spec(gateway, seen_as) | {"mark": mark, "forward": forward, "places": [there]}
+        spec = _spec(request) | {"mark": mark, "forward": forward, "places": [there]}
         with lend_agent(host, agent, spec["user"]) if agent else contextlib.nullcontext():
             if publisher.wait("hello"):
                 session.write(encode(_script([python] if python else _PYTHONS, env, mark)))
@@ -153,19 +171,16 @@ def publish_from_host(
     finally:
         publisher.leaving = True
         session.write_eof()  # its order to stop; the gateway's port is free when it has
-        with publisher._change:
-            wait_for(publisher._change, lambda: publisher._ended, 3)
+        publisher.await_end(3)
         session.close()
 
 
-def sidecar_endpoint(
-    server: Server, gateway: Connection, wanted: Endpoint, seen_as: Target | None
-) -> tuple[Endpoint, str | None] | None:
+def sidecar_endpoint(server: Server, request: PublicationRequest) -> tuple[Endpoint, str | None] | None:
     """Return where on the gateway a program beside the server publishes it: the place, and its name there.
 
     :returns: None where there is none, or not on that gateway
     """
-    word, spec = server.sidecar_status, _spec(gateway, seen_as)
+    word, spec, wanted = server.sidecar_status, _spec(request), request.wanted
     if word.get("event") != "port" or word.get("gateway") != f"{spec['gateway']}:{spec['port']}":
         return None
     name = word.get("name")
@@ -178,33 +193,27 @@ def sidecar_endpoint(
 
 
 def start_publisher_sidecar(
-    host: Connection,
-    server: Server,
-    gateway: Connection,
-    *,
-    target: Endpoint,
-    wanted: Endpoint,
-    names: Sequence[str],
-    allow_exposed: bool,
-    seen_as: Target | None,
+    server: Server, request: PublicationRequest, names: Sequence[str]
 ) -> tuple[Endpoint, str | None]:
     """Start a program beside the server that publishes it on the gateway, for as long as the server lives.
 
-    :param wanted: the gateway's port; or a socket in the directory where sockets are found by name
+    A socket that is wanted names the directory where sockets are found by name.
+
     :param names: to publish it under: the first that is not taken
     :returns: where, and under which name; a port has none
     :raises UnavailableError: if it cannot be done that way
     """
-    forward = _keywords(target) | {"allow_exposed": allow_exposed, "reconnect": True}
+    wanted = request.wanted
+    forward = _keywords(request) | {"reconnect": True}
     places = [{"name": name} for name in names] if isinstance(wanted, str) else [{"remote_port": wanted[1]}]
-    spec = _spec(gateway, seen_as) | {"mark": "", "forward": forward, "places": places}
+    spec = _spec(request) | {"mark": "", "forward": forward, "places": places}
     pythons = [server.server_ref.python] if server.server_ref else []
     script = _script([*pythons, *_PYTHONS])
     word = server.start_sidecar(("/bin/sh", "-c", script), {SPECIFICATION: json.dumps(spec)}, _TIMEOUT)
-    made = sidecar_endpoint(server, gateway, wanted, seen_as)
+    made = sidecar_endpoint(server, request)
     if made is None:
         complaint = _complaint(word) or f"it did not answer within {_TIMEOUT:g} s"
-        raise _unavailable(host.name, complaint, "or publish it there: bokeh-ssh publish --detach")
+        raise _unavailable(request.host.name, complaint, "or publish it there: bokeh-ssh publish --detach")
     return made
 
 
@@ -240,9 +249,9 @@ def _script(pythons: Sequence[str], env: Mapping[str, str] | None = None, mark: 
     return "\n".join(lines)
 
 
-def _spec(gateway: Connection, seen_as: Target | None) -> dict[str, Any]:
+def _spec(request: PublicationRequest) -> dict[str, Any]:
     """Say which gateway it is, as the host is to see it."""
-    hop = gateway.hop
+    gateway, hop, seen_as = request.gateway, request.gateway.hop, request.seen_as
     name = seen_as.host if seen_as else hop.hostname
     port = (seen_as.port if seen_as else hop.port) or 22
     key = gateway.transport.host_key_blob
@@ -258,8 +267,9 @@ def _spec(gateway: Connection, seen_as: Target | None) -> dict[str, Any]:
     }
 
 
-def _keywords(target: Endpoint) -> dict[str, Any]:
+def _keywords(request: PublicationRequest) -> dict[str, Any]:
     """Say what is published, as the publisher's ``RemoteForward`` takes it."""
+    target, words = request.target, {"allow_exposed": request.allow_exposed}
     if isinstance(target, str):
-        return {"local_socket": target}
-    return {"local_host": target[0], "local_port": target[1]}
+        return {"local_socket": target, **words}
+    return {"local_host": target[0], "local_port": target[1], **words}

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
-
-from bokeh_ssh._core.backoff import Attempts
 from bokeh_ssh._core.endpoint import Endpoint, check_instead, check_path, format_short
 from bokeh_ssh._core.errors import TargetUnreachableError, UsageError
-from bokeh_ssh._core.events import Event, Warned
+from bokeh_ssh._core.events import Ready
 from bokeh_ssh._core.forward_spec import Listen
 from bokeh_ssh._core.host import Host, check_host, check_port
 from bokeh_ssh._forwarding.listener import bind
@@ -17,7 +13,9 @@ from bokeh_ssh._forwarding.local_sockets import bind as bind_socket
 from bokeh_ssh._forwarding.local_sockets import check_here
 from bokeh_ssh._forwarding.remote_sockets import check_forbidden
 from bokeh_ssh._ssh.connection import Connection
-from bokeh_ssh._tunnels.connections import Link
+from bokeh_ssh._tunnels.lifecycle import TunnelInfo
+from bokeh_ssh._tunnels.local_session import LocalSession
+from bokeh_ssh._tunnels.openable import Openable
 from bokeh_ssh._tunnels.options import LocalForwardOptions, arguments_of
 
 
@@ -42,46 +40,40 @@ class LocalPortForward:
     """Where one forward comes in here, and where it leads; stays while lines come and go.
 
     :param listen: where to listen, as :func:`parse_forward` gives it
-    :param label: the machine, for events
     :param others: whether the other users of this machine are let in, see :class:`LocalAcceptor`; where it is
         not on loopback, everybody is
-    :param attempts: to have a line again, see :class:`LocalAcceptor`
     :ivar name: what it is called here: ``host:port``, or the path of a socket
+    :ivar port: the port here; 0 where it is a socket
     :ivar target: where it leads
     :raises PortInUseError: if the port is taken
     """
 
     def __init__(
         self,
-        stack: contextlib.ExitStack,
+        session: LocalSession,
         listen: Listen | tuple[str, int | None],
         target: Endpoint,
-        label: str,
-        emit: Callable[[Event], None],
         *,
         others: bool | None,
-        attempts: Attempts,
     ) -> None:
         self.target = target
-        self._label = label
-        self._emit = emit
+        self._warn = session.life.warn
+        self._connection_stack = session.connection_stack
         if isinstance(listen, str):
             made = bind_socket(check_here(listen, "local_socket"))
-            stack.callback(made.close)
+            session.life.stack.callback(made.close)
             sockets, address = [made.sock], ""
         else:
             host = "localhost" if listen[0] is None else listen[0]
             address = "0.0.0.0" if host in ("", "*") else host  # noqa: S104 - asked for
             sockets = bind(listen[1], address=address)
         others = others if _is_loopback(address) else True
-        self.acceptor = open_acceptor(stack, sockets, self._warn, others, attempts)
-        self.name = listen if isinstance(listen, str) else format_short((address, self.acceptor.port))
+        self._acceptor = open_acceptor(session.life.stack, sockets, self._warn, others, session.attempts)
+        self.port = self._acceptor.port
+        self.name = listen if isinstance(listen, str) else format_short((address, self.port))
 
-    def _warn(self, text: str) -> None:
-        self._emit(Warned(host=self._label, text=text))
-
-    def route_to(self, connection_stack: contextlib.ExitStack, connection: Connection) -> None:
-        """Lead to the target as seen from the machine, as long as ``line`` lasts.
+    def route_to(self, connection: Connection) -> None:
+        """Lead to the target as seen from the machine, as long as the connection lasts.
 
         :raises ForwardingRefusedError: the server forbids it
         """
@@ -91,11 +83,11 @@ class LocalPortForward:
             if isinstance(self.target, str):
                 check_forbidden(connection, self.target)
             # As with ssh -L: the target may be started later. A prohibition will not change.
-            self._emit(Warned(host=self._label, text=exc.message))
-        connection_stack.enter_context(self.acceptor.forwarding(connection, self.target))
+            self._warn(exc.message)
+        self._connection_stack.enter_context(self._acceptor.forwarding(connection, self.target))
 
 
-class LocalForward(Link):
+class LocalForward(Openable):
     """Forward a local port to a target as seen from ``host`` (``ssh -N -L``); either may be a Unix socket.
 
     >>> forward = LocalForward("example.org", "me", remote_port=8888)
@@ -125,14 +117,10 @@ class LocalForward(Link):
     :raises UsageError: if an argument cannot work
     """
 
-    _shared = ("_local_port",)
-
     @arguments_of(LocalForwardOptions)
     def __init__(self, options: LocalForwardOptions, host: Host) -> None:
-        super().__init__(options.on_event, options.isolate, options.reconnect)
-        self._host = host
-        self._label = host.target.host
-        self._remote = _target(options.remote_port, options.remote_host, options.remote_socket)
+        self._options = options
+        self._target = _target(options.remote_port, options.remote_host, options.remote_socket)
         check_instead(
             options.local_socket,
             "local_socket",
@@ -144,13 +132,12 @@ class LocalForward(Link):
         self._socket = None if socket is None else check_here(socket, "local_socket")
         if options.local_port is not None:
             check_port(options.local_port, "local_port")
-        self._options = options
-        self._local_port: int | None = None
+        super().__init__(options, host, LocalForwardParts, options, host, self._target, self._socket)
 
     def __repr__(self) -> str:
-        here = self._socket or self._local_port or self._options.local_port or "any"
-        there = format_short(self._remote)
-        return f"<LocalForward {here} -> {there} via {self._label}, {self._state}>"
+        here = self._socket or self._info.local_port or self._options.local_port or "any"
+        there = format_short(self._target)
+        return f"<LocalForward {here} -> {there} via {self._label}, {self.state}>"
 
     @property
     def local_port(self) -> int:
@@ -158,13 +145,13 @@ class LocalForward(Link):
 
         :raises TunnelClosedError: if it is not open
         """
-        self._check_open()
-        return self._local_port or 0
+        self._lifecycle.check_open()
+        return self._info.local_port
 
     @property
     def remote_port(self) -> int:
         """The target's port; 0 where it is a socket."""
-        return 0 if isinstance(self._remote, str) else self._remote[1]
+        return 0 if isinstance(self._target, str) else self._target[1]
 
     @property
     def local_socket(self) -> str | None:
@@ -174,23 +161,45 @@ class LocalForward(Link):
     @property
     def remote_socket(self) -> str | None:
         """The path of the target's socket; None where it is a port."""
-        return self._remote if isinstance(self._remote, str) else None
+        return self._target if isinstance(self._target, str) else None
 
-    def _open_local(self, stack: contextlib.ExitStack) -> None:
+
+class LocalForwardParts:
+    """What an open :class:`LocalForward` consists of.
+
+    :param socket: the path to listen on here; None where it is a port
+    """
+
+    def __init__(
+        self,
+        session: LocalSession,
+        options: LocalForwardOptions,
+        host: Host,
+        target: Endpoint,
+        socket: str | None,
+    ) -> None:
+        self._session = session
+        self._options = options
+        self._host = host
+        self._target = target
+        self._socket = socket
+        self._forward: LocalPortForward | None = None
+
+    @property
+    def info(self) -> TunnelInfo:
+        """What is known by now."""
+        return TunnelInfo(local_port=self._forward.port if self._forward else 0)
+
+    def open_local(self) -> None:
+        """Listen here."""
         listen = self._socket or (self._options.bind_address, self._options.local_port)
-        self._port_forward = LocalPortForward(
-            stack,
-            listen,
-            self._remote,
-            self._label,
-            self._emit,
-            others=self._options.allow_others,
-            attempts=self._attempts,
-        )
-        self._local_port = self._port_forward.acceptor.port
+        others = self._options.allow_others
+        self._forward = LocalPortForward(self._session, listen, self._target, others=others)
 
-    def _connect_all(self, connection_stack: contextlib.ExitStack) -> bool:
-        connection = self._connect(connection_stack, self._host)
-        self._port_forward.route_to(connection_stack, connection)
-        self._emit_ready(self._label, self._socket or f"{self._options.bind_address}:{self._local_port}")
-        return True
+    def connect_all(self) -> tuple[Ready, bool]:
+        """Connect, and lead there."""
+        assert self._forward
+        connection = self._session.connect(self._host)
+        self._forward.route_to(connection)
+        here = self._socket or f"{self._options.bind_address}:{self._forward.port}"
+        return Ready(host=connection.name, url=here), True

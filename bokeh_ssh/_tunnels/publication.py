@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import importlib.util
 import os
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bokeh_ssh._core.endpoint import as_name, format_endpoint, nearby
-from bokeh_ssh._core.errors import ForwardError, ServerExitedError, ServerNotFoundError, UsageError
-from bokeh_ssh._core.events import Attached, Event, OnEvent, ServerExited, Warned
+from bokeh_ssh._core.errors import ForwardError, ServerNotFoundError, UsageError
+from bokeh_ssh._core.events import Attached, OnEvent, Ready
 from bokeh_ssh._core.host import Host
 from bokeh_ssh._server.launch_spec import Launch
 from bokeh_ssh._server.local_runner import ShellRunner
 from bokeh_ssh._server.server import Server
-from bokeh_ssh._tunnels.remote_forward import LOOPBACK, RemoteForward
+from bokeh_ssh._tunnels.local_session import LocalSession
+from bokeh_ssh._tunnels.remote_forward import LOOPBACK, RemoteForward, RemoteForwardParts
 
 BOKEH_PORT = 5006
 _CONNECT_TIMEOUT = 5.0
@@ -70,8 +71,8 @@ class Publication(RemoteForward):
         **others: Any,
     ) -> None:
         elsewhere = others.get("remote_socket") is not None or "bind_address" in others
-        self._may_be_a_port = name is None and remote_port is None and not elsewhere
-        if self._may_be_a_port:
+        may_be_a_port = name is None and remote_port is None and not elsewhere
+        if may_be_a_port:
             name = as_name(_stem(app[0]) if app else "bokeh")
         super().__init__(
             gateway,
@@ -83,10 +84,7 @@ class Publication(RemoteForward):
             on_event=on_event,
             **others,
         )
-        #: For the command line: gets the server's lines as they come. Must not block.
-        self._on_log: Callable[[list[str]], object] = _nothing
         self._launch: Launch | None = None
-        self._server: Server | None = None
         if app:
             given = "local_host" if local_host is not None else "local_socket" if self.local_socket else ""
             if given:
@@ -112,56 +110,74 @@ class Publication(RemoteForward):
         elif args or setup or python or cwd or env or command != "bokeh serve":
             msg = "there is no app to start"
             raise UsageError(msg, hint="name one, or leave out what is for starting it")
+        # What a RemoteForward consists of, and the server.
+        more = (self._launch, may_be_a_port, *self._what.args)
+        self._what = dataclasses.replace(self._what, parts=PublicationParts, args=more)
+        self._reset()
 
     def __repr__(self) -> str:
         what = ", ".join(self._launch.app) if self._launch else format_endpoint(self._target)
-        where = self._name or self._socket or self._remote_port
-        return f"<Publication of {what} on {self._label}:{where}, {self._state}>"
+        where = self.name or self.remote_socket or self.remote_port
+        return f"<Publication of {what} on {self._label}:{where}, {self.state}>"
 
     @property
     def routes(self) -> tuple[str, ...]:
         """The paths of its apps; ``"/"`` where the server was not started here."""
-        return (self._server.routes if self._server else ()) or ("/",)
+        return self._info.routes
 
-    def _open_local(self, stack: contextlib.ExitStack) -> None:
-        super()._open_local(stack)
-        if self._launch:
-            self._server = server = Server.start(
-                ShellRunner(), self._launch, on_event=self._on_server_event, on_begin=self._register_server
-            )
-            stack.callback(self._stop, server)
-            self._target = server.socket or (LOOPBACK, server.port)
-            if server.no_socket or not server.socket:
-                why = f" ({server.no_socket})" if server.no_socket else ""
-                text = f"other users of this machine can open the server on its port {server.port}{why}"
-                self._emit(Warned(host=server.host, text=text))
-        else:
+
+class PublicationParts(RemoteForwardParts):
+    """What an open :class:`Publication` consists of.
+
+    :param launch: the server to start; None takes one that runs
+    :param may_be_a_port: whether it may be published on a port where it cannot be by name
+    """
+
+    def __init__(
+        self, session: LocalSession, launch: Launch | None, may_be_a_port: bool, *forward: Any
+    ) -> None:
+        super().__init__(session, *forward)
+        self._launch = launch
+        self._may_be_a_port = may_be_a_port
+
+    def open_local(self) -> None:
+        """Start the server, or see whether it runs."""
+        if self._launch is None:
             self._check_answer()
-            self._server_outcome = "left"
+            self.info = dataclasses.replace(self.info, outcome="left")
+            return
+        session = self._session
+        session.server = server = Server.start(
+            ShellRunner(), self._launch, on_event=session.on_server_event, on_begin=session.register
+        )
+        session.life.stack.callback(self._stop, server)
+        self._target = server.socket or (LOOPBACK, server.port)
+        self.info = dataclasses.replace(self.info, routes=server.routes or ("/",))
+        if server.no_socket or not server.socket:
+            why = f" ({server.no_socket})" if server.no_socket else ""
+            text = f"other users of this machine can open the server on its port {server.port}{why}"
+            session.life.warn(text, server.host)
 
-    def _connect_all(self, connection_stack: contextlib.ExitStack) -> bool:
+    def connect_all(self) -> tuple[Ready, bool]:
+        """Connect, and have the gateway listen: by name, or else on a port."""
         try:
-            same = super()._connect_all(connection_stack)
+            connected = super().connect_all()
         except ForwardError as exc:
             if not self._may_be_a_port or self._again or exc.temporary:
                 raise
             text = f"it cannot be published by name ({exc.message}), so it is on a port"
-            self._emit(Warned(host=self._label, text=text))
-            connection_stack.close()
-            self._name = self._socket = None
-            self._remote_port = BOKEH_PORT
-            same = super()._connect_all(connection_stack)
-        if self._remote_port:
-            text = f"port {self._remote_port} is open to the other users of the gateway"
-            self._emit(Warned(host=self._label, text=text))
-        return same
-
-    def _register_server(self, server: Server) -> None:
-        server.on_log(self._on_log)
+            self._session.life.warn(text)
+            self._session.connection_stack.close()
+            self.info = dataclasses.replace(self.info, name=None, remote_socket=None, remote_port=BOKEH_PORT)
+            connected = super().connect_all()
+        if self.info.remote_port:
+            text = f"port {self.info.remote_port} is open to the other users of the gateway"
+            self._session.life.warn(text)
+        return connected
 
     def _stop(self, server: Server) -> None:
         if server.stop():
-            self._server_outcome = "ended"
+            self.info = dataclasses.replace(self.info, outcome="ended")
 
     def _check_answer(self) -> None:
         target = self._target
@@ -179,17 +195,7 @@ class Publication(RemoteForward):
             hint = "name an app to start, start the server first, or give its local_port"
             raise ServerNotFoundError(msg, host=host, hint=hint) from exc
         if not isinstance(target, str):
-            self._emit(Attached(host=host, port=target[1]))
-
-    def _on_server_event(self, event: Event) -> None:
-        self._emit(event)
-        if isinstance(event, ServerExited):
-            log = self._server.log if self._server else ()
-            self._on_connection_lost(ServerExitedError.of(event.host, event.exit_status, tuple(log)))
-
-
-def _nothing(_: list[str]) -> None:
-    pass
+            self._session.life.emit(Attached(host=host, port=target[1]))
 
 
 def _stem(app: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import socket
 import threading
@@ -18,6 +19,7 @@ from bokeh_ssh._core.endpoint import (
     format_short,
 )
 from bokeh_ssh._core.errors import BokehSSHError, ConnectionLostError, GatewayExposedError, PortInUseError
+from bokeh_ssh._core.events import Ready
 from bokeh_ssh._core.host import Host, check_host, check_port
 from bokeh_ssh._forwarding.listener_probe import ListenerProbe
 from bokeh_ssh._forwarding.local_sockets import check_here
@@ -28,7 +30,9 @@ from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._ssh.relay import SocketRelay
 from bokeh_ssh._ssh.tcp import Address, resolve
 from bokeh_ssh._ssh.transport import IncomingHandler
-from bokeh_ssh._tunnels.connections import Link
+from bokeh_ssh._tunnels.lifecycle import TunnelInfo
+from bokeh_ssh._tunnels.local_session import LocalSession
+from bokeh_ssh._tunnels.openable import Openable
 from bokeh_ssh._tunnels.options import RemoteForwardOptions, arguments_of
 
 log = logging.getLogger("bokeh_ssh.forward")
@@ -194,7 +198,7 @@ def is_exposed(proof: ListenerProbe, port: int) -> bool:
     return proof.reaches((OTHER_LOOPBACK, port)) is True
 
 
-class RemoteForward(Link):
+class RemoteForward(Openable):
     """Let a gateway listen and forward what arrives to a target as seen from here (``ssh -N -R``).
 
     This is what the Bokeh host runs so that a gateway which cannot reach it can serve it.
@@ -225,13 +229,8 @@ class RemoteForward(Link):
     :raises UsageError: if an argument cannot work
     """
 
-    _shared = ("_remote_port", "_socket")
-
     @arguments_of(RemoteForwardOptions)
     def __init__(self, options: RemoteForwardOptions, gateway: Host) -> None:
-        super().__init__(options.on_event, options.isolate, options.reconnect)
-        self._host = gateway
-        self._label = gateway.target.host
         check_port(options.remote_port, "remote_port")
         check_port(options.local_port, "local_port", zero=False)
         check_host(options.local_host)
@@ -254,22 +253,20 @@ class RemoteForward(Link):
         if options.name is not None:
             check_name(options.name)
             check_instead(options.name, "name", **others, remote_socket=(options.remote_socket, None))
-        self._name = options.name
-        self._again = False  # whether the gateway has listened for us before
-        self._socket = options.remote_socket
-        self._bind_address = options.bind_address
-        self._allow_exposed = options.allow_exposed
-        self._wanted = 0 if self._socket or self._name else options.remote_port
-        self._remote_port = self._wanted
+        port = 0 if options.remote_socket or options.name else options.remote_port
+        info = TunnelInfo(remote_port=port, remote_socket=options.remote_socket, name=options.name)
+        super().__init__(
+            options, gateway, RemoteForwardParts, options, gateway, self._target, info, info=info
+        )
 
     def __repr__(self) -> str:
-        where = self._socket or self._name or self._remote_port
-        return f"<RemoteForward {self._label}:{where} -> {format_short(self._target)}, {self._state}>"
+        where = self.remote_socket or self.name or self.remote_port
+        return f"<RemoteForward {self._label}:{where} -> {format_short(self._target)}, {self.state}>"
 
     @property
     def remote_port(self) -> int:
         """The port on the gateway; once open, the real one for any free one; 0 where it is a socket."""
-        return self._remote_port
+        return self._info.remote_port
 
     @property
     def local_port(self) -> int:
@@ -279,40 +276,65 @@ class RemoteForward(Link):
     @property
     def name(self) -> str | None:
         """The name that it is published under; None where it has none."""
-        return self._name
+        return self._info.name
 
     @property
     def remote_socket(self) -> str | None:
         """The path of the gateway's socket; None where it is a port."""
-        return self._socket
+        return self._info.remote_socket
 
     @property
     def local_socket(self) -> str | None:
         """The path of the socket that is connected to; None where it is a port."""
         return self._target if isinstance(self._target, str) else None
 
-    def _open_local(self, stack: contextlib.ExitStack) -> None:
-        self._remote_port = self._wanted
-        self._again = False
 
-    def _connect_all(self, connection_stack: contextlib.ExitStack) -> bool:
-        connection = self._connect(connection_stack, self._host)
+class RemoteForwardParts:
+    """What an open :class:`RemoteForward` consists of.
+
+    :param target: where it leads, as seen from here
+    :param info: where the gateway is to listen
+    :ivar info: what is known by now
+    """
+
+    def __init__(
+        self,
+        session: LocalSession,
+        options: RemoteForwardOptions,
+        gateway: Host,
+        target: Endpoint,
+        info: TunnelInfo,
+    ) -> None:
+        self.info = info
+        self._session = session
+        self._options = options
+        self._gateway = gateway
+        self._target = target
+        self._again = False  # whether the gateway has listened for us before
+
+    def open_local(self) -> None:
+        """Open nothing here."""
+
+    def connect_all(self) -> tuple[Ready, bool]:
+        """Connect, and have the gateway listen."""
+        connection = self._session.connect(self._gateway)
         handler = to_local(connection, self._target)
-        if self._name is not None:
-            self._socket = named_socket(connection, self._name)
+        if self.info.name is not None:
+            path = named_socket(connection, self.info.name)
+            self.info = dataclasses.replace(self.info, remote_socket=path)
         # Once the port is known it stays: others have been told.
-        where: Endpoint = self._socket or (self._bind_address, self._remote_port)
-        bound = connection_stack.enter_context(
+        where: Endpoint = self.info.remote_socket or (self._options.bind_address, self.info.remote_port)
+        bound = self._session.connection_stack.enter_context(
             listening(
                 connection,
                 where,
                 handler,
-                allow_exposed=self._allow_exposed,
+                allow_exposed=self._options.allow_exposed,
                 again=self._again,
-                on_lost=self._on_connection_lost,
+                on_lost=self._session.lose,
             )
         )
         self._again = True
-        self._remote_port = 0 if isinstance(bound, str) else bound[1]
-        self._emit_ready(self._label, f"{self._label}:{self._socket or self._remote_port}")
-        return True
+        self.info = dataclasses.replace(self.info, remote_port=0 if isinstance(bound, str) else bound[1])
+        where = f"{connection.name}:{self.info.remote_socket or self.info.remote_port}"
+        return Ready(host=connection.name, url=where), True

@@ -128,12 +128,12 @@ def test_examples_run(page: Path, everywhere: testing.SSHMachine, monkeypatch: p
     a browser opens none."""
     seen: list[str] = []
     monkeypatch.setattr("webbrowser.open", lambda url: seen.append(url) or True)  # type: ignore[func-returns-value]
-    monkeypatch.setattr("bokeh_ssh._tunnels.lifecycle.Lifecycle.wait", lambda self, timeout=None: True)
+    monkeypatch.setattr("bokeh_ssh._tunnels.openable.Openable.wait", lambda self, timeout=None: True)
 
     async def ended(self: Any) -> None:
         return None
 
-    monkeypatch.setattr("bokeh_ssh._tunnels.aio.Awaiting.ended", ended)
+    monkeypatch.setattr("bokeh_ssh._tunnels.openable.Openable.ended", ended)
     space: dict[str, Any] = {name: getattr(bokeh_ssh, name) for name in bokeh_ssh.__all__}
     space |= {"asyncio": asyncio, "urllib": urllib, "my_tool": SimpleNamespace(check=seen.append)}
     space |= {"signal": __import__("signal"), "getpass": __import__("getpass")}

@@ -30,6 +30,7 @@ from bokeh_ssh._core import python_path
 from bokeh_ssh._core.events import Event
 from bokeh_ssh._server.registry import list_servers
 from bokeh_ssh._ssh.remote_shell import encode
+from bokeh_ssh._tunnels.child_process import ChildSession
 from bokeh_ssh._tunnels.host_publisher import _script
 from local_runner import FAKE, Bench, LocalRunner, pythons
 from programs import CLI, Program
@@ -87,7 +88,7 @@ def test_server_beside_such_files_is_started_found_again_and_listed(
         patch.syspath_prepend("")
         tunnel.open()
     with tunnel:
-        assert tunnel._server is None, "it is held by a child process"
+        assert isinstance(tunnel._lifecycle.session, ChildSession), "it is held by a child process"
         assert said_in(said) == []
         apps.drive(tunnel.url)
         listed = find(machine.host, None, events.append, login)
@@ -376,6 +377,6 @@ def test_arguments_may_be_of_kinds_from_beside_the_script(
     with DirectTunnel(
         kinds.Text(machine.host), launch=True, local_port=kinds.Number(0), **keywords
     ) as tunnel:
-        assert tunnel._server is None, "it is held by a child process"
+        assert isinstance(tunnel._lifecycle.session, ChildSession), "it is held by a child process"
         assert "Bokeh" in apps.get(tunnel.url)
     assert known.read_text()

@@ -71,6 +71,19 @@ def test_isolated_forwards_conform(machine: Machine, name: str) -> None:
         conformance.CHECKS[name](("127.0.0.1", forward.local_port))
 
 
+def test_class_of_the_programs_own_is_isolated_too(machine: Machine) -> None:
+    """A class that a program derives from ours opens in a child process, which does not know that class."""
+
+    class Mine(LocalForward):
+        pass
+
+    with target_on(machine) as port:
+        words = {"remote_port": port, "remote_host": "127.0.0.1", **machine.login}
+        with Mine(machine.host, machine.user, isolate=True, **words) as forward:
+            assert children()
+            conformance.CHECKS["echo"](("127.0.0.1", forward.local_port))
+
+
 def test_remote_port_is_told(machine: Machine) -> None:
     """The real port of a remote forward in a child is known here."""
     with RemoteForward(machine.host, machine.user, remote_port=0, isolate=True, **machine.login) as forward:

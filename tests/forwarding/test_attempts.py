@@ -98,11 +98,11 @@ def test_attempt_ends_that_waits_on_a_network_that_was_left(
         made = cable.made
         cable.cut()  # connections are taken, and nothing answers
         cable._refusing = False
-        forward._attempts.want()
+        forward._lifecycle.session.attempts.want()
         until(lambda: cable.made > made and forward.state == "reconnecting", what="an attempt")
-        forward._attempts.note_change()
+        forward._lifecycle.session.attempts.note_change()
         until(lambda: cable.made > made + 1 and forward.state == "reconnecting", what="another attempt")
-        forward._attempts.note_change()  # the end of the same change
+        forward._lifecycle.session.attempts.note_change()  # the end of the same change
         assert not forward.wait(1)
         assert cable.made == made + 2
         cable.mend()
@@ -271,15 +271,15 @@ def test_line_that_breaks_as_it_comes_back_is_made_again(
 ) -> None:
     """A second loss in the moment in which the line stands again is one like any other."""
     with cabled(embedded, tmp_path) as (cable, forward, events):
-        become_ready = forward._become_ready
+        become_ready = forward._lifecycle.become_ready
 
-        def break_at_once() -> None:
+        def break_at_once(told: Event) -> None:
             monkeypatch.undo()
-            become_ready()
+            become_ready(told)
             cable.pull()
             until(lambda: forward.state != "ready", what="the second loss")
 
-        monkeypatch.setattr(forward, "_become_ready", break_at_once)
+        monkeypatch.setattr(forward._lifecycle, "become_ready", break_at_once)
         cable.pull()
         until(lambda: sum(isinstance(event, Reconnected) for event in events) == 2, what="the line")
         conformance.check_echo((LOOPBACK, forward.local_port))

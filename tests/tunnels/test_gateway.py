@@ -189,7 +189,7 @@ def test_password_of_the_gateway_is_not_told_to_the_host() -> None:
     assert tunnel._bokeh_host is not None
     assert tunnel._bokeh_host.password is None
     assert tunnel._bokeh_host.user == "me"
-    assert "canary" not in json.dumps([repr(tunnel), repr(tunnel._gateway), str(vars(tunnel._bokeh_host))])
+    assert "canary" not in json.dumps([repr(tunnel), repr(tunnel._what.args), str(vars(tunnel._bokeh_host))])
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def test_key_is_nowhere_to_be_seen(container: Callable[..., Container]) -> None:
     app = apps.put(machine, "sliders.py", apps.SLIDER)
     events: list[Event] = []
     with tunnel_to(machine, app, signed=True, isolate=False, on_event=events.append) as tunnel:
-        key = tunnel._key
+        key = tunnel._info.key
         assert len(key) > 20
         assert key not in repr(tunnel) + repr(events) + "".join(tunnel.log)
         assert key not in machine.execute(["ps", "-ww", "-eo", "args="]).stdout

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import conformance
-from beds import PASSWORD, Key, Knobs, Machine, until
+from beds import PASSWORD, Key, Knobs, Machine, free_port, until
 from bokeh_ssh import (
     BokehSSHError,
     ChangedHostKeyError,
@@ -78,6 +78,26 @@ def fill(sock: socket.socket) -> None:
     with suppress(OSError):  # full, or reset already
         while True:
             sock.sendall(bytes(1 << 20))
+
+
+@pytest.mark.parametrize("isolate", [False, True])
+def test_what_has_failed_can_be_opened_again(
+    embedded: Callable[..., Machine], tmp_path: Path, isolate: bool, no_leaks: Any
+) -> None:
+    """Where nobody has closed it in between, it gives its port back first, and takes it again."""
+    events: list[Event] = []
+    machine = embedded()
+    with target_on(machine) as port, no_leaks(), cabled(machine, tmp_path) as (cable, there):
+        local = free_port()
+        words = {"local_port": local, "reconnect": False, "isolate": isolate, "on_event": events.append}
+        with forward_to(there, port, **words) as forward:
+            cable.pull()
+            with pytest.raises(ConnectionLostError):
+                forward.wait(20)
+            assert forward.open().state == "ready"
+            echo(local)
+    until(lambda: kinds(events)[-1] is Closed)
+    assert kinds(events) == [Ready, Lost, Closed, Ready, Closed]
 
 
 @pytest.mark.parametrize("isolate", [False, True])
@@ -171,7 +191,10 @@ def test_connections_during_an_outage_are_held(machine: Machine, tmp_path: Path)
 
         user = threading.Thread(target=use)
         user.start()
-        until(lambda: forward._port_forward.acceptor._held, what="the connection to be held")
+        until(
+            lambda: forward._lifecycle.session._parts._forward._acceptor._held,
+            what="the connection to be held",
+        )
         assert not served.is_set()
         cable.mend()
         assert served.wait(20)

@@ -1,0 +1,170 @@
+"""Where a gateway listens for a server: the ways to have it do so, and to find what listens already."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from bokeh_ssh._core.endpoint import Endpoint, as_name
+from bokeh_ssh._core.errors import (
+    BokehSSHError,
+    ForwardError,
+    ServerNotFoundError,
+    TargetUnreachableError,
+    UsageError,
+)
+from bokeh_ssh._forwarding.published_sockets import published
+from bokeh_ssh._server.probe import http_get
+from bokeh_ssh._server.server import Server
+from bokeh_ssh._ssh.auth.agent import Agent, agent_address
+from bokeh_ssh._ssh.connection import Connection
+from bokeh_ssh._tunnels.host_publisher import (
+    PublicationRequest,
+    UnavailableError,
+    publish_from_host,
+    sidecar_endpoint,
+    start_publisher_sidecar,
+)
+from bokeh_ssh._tunnels.options import GatewayOptions
+from bokeh_ssh._tunnels.remote_forward import listening, to_peer
+
+
+@dataclass(frozen=True)
+class GatewayEndpoint:
+    """Where a gateway listens.
+
+    :ivar where: a socket's path there, or a loopback port
+    :ivar by: who had it listen; None where that was somebody else
+    :ivar name: what it is published under
+    :ivar reason: why it was not the Bokeh host, though that was tried
+    """
+
+    where: Endpoint
+    by: Literal["host", "relay"] | None = None
+    name: str | None = None
+    reason: str = ""
+
+
+def find_published(gateway: Connection, name: str | None) -> GatewayEndpoint | None:
+    """Find what is published there by name; None where no name is given, and nothing is.
+
+    :param name: None takes the only one
+    :raises ServerNotFoundError: if nothing of that name is published, or it is no Bokeh server
+    :raises UsageError: if several are
+    """
+    names = published(gateway)
+    if name is None and len(names) > 1:
+        msg = f"several are published there: {', '.join(sorted(names))}"
+        raise UsageError(msg, host=gateway.name, hint="say which, with name")
+    name = name or next(iter(names), None)
+    if name is None:
+        return None
+    path, is_bokeh = names.get(name, ""), False
+    try:
+        is_bokeh = bool(path) and http_get(gateway, path, "/metadata", timeout=gateway.hop.timeout).is_bokeh
+    except (TargetUnreachableError, OSError):
+        path = ""
+    if not path:
+        there = f" (there are: {', '.join(sorted(names))})" if names.keys() - {name} else ""
+        msg = f"nothing is published under the name {name!r}{there}"
+        hint = f"on the Bokeh host, run: bokeh-ssh publish app.py --gateway {gateway.name} --name {name}"
+        raise ServerNotFoundError(msg, host=gateway.name, hint=hint)
+    if not is_bokeh:
+        msg = f"what is published under the name {name!r} is not a Bokeh server"
+        raise ServerNotFoundError(msg, host=gateway.name, hint="use LocalForward with its remote_socket")
+    return GatewayEndpoint(path, name=name)
+
+
+@contextlib.contextmanager
+def relay(
+    request: PublicationRequest, *, again: bool, on_lost: Callable[[BokehSSHError], object], reason: str
+) -> Iterator[GatewayEndpoint]:
+    """Have the gateway listen for this program, which joins what arrives there to the server.
+
+    :param again: whether it has listened for us before
+    :param on_lost: told where it cannot listen any more
+    :raises BokehSSHError: as :func:`listening`
+    """
+    handler = to_peer(request.gateway, request.host, request.target)
+    words = {"allow_exposed": request.allow_exposed, "again": again}
+    with listening(request.gateway, request.wanted, handler, on_lost=on_lost, **words) as where:
+        yield GatewayEndpoint(where, "relay", reason=reason)
+
+
+@contextlib.contextmanager
+def host_session(
+    request: PublicationRequest, options: GatewayOptions, on_lost: Callable[[BokehSSHError], None]
+) -> Iterator[GatewayEndpoint]:
+    """Have the Bokeh host publish the server in a session of ours, with which that ends.
+
+    :raises UnavailableError: if it cannot
+    """
+    agent = _agent_to_lend(request.gateway) if options.forward_agent else None
+    python, env = options.python, dict(options.env or {})
+    with publish_from_host(request, python=python, env=env, agent=agent, on_lost=on_lost) as where:
+        yield GatewayEndpoint(where, "host")
+
+
+def host_sidecar(
+    request: PublicationRequest,
+    options: GatewayOptions,
+    server: Server | None,
+    route: str,
+    warn: Callable[[str], object],
+) -> GatewayEndpoint | None:
+    """Have the Bokeh host publish a server that is left, beside it and for as long as it lives.
+
+    :param warn: told where it is left, and not published for longer than this program lives
+    :returns: None where it is not to be left, or what publishes it has yet to come back
+    :raises UnavailableError: if the host cannot publish by itself
+    """
+    if server is None:
+        return None
+    made = sidecar_endpoint(server, request)
+    if made and not _answers(request.gateway, made[0]):
+        return None
+    if made is None and not options.detach:
+        return None
+    if made is None and options.forward_agent:  # what publishes it must be able to come back without anybody
+        warn(_ENDS_HERE + "an agent that is lent is not there for another login")
+        return None
+    try:
+        where, name = made or start_publisher_sidecar(server, request, _new_names(server, route))
+    except UnavailableError as exc:
+        warn(_ENDS_HERE + exc.error.message)
+        raise
+    return GatewayEndpoint(where, "host", name)
+
+
+_ENDS_HERE = "the server is left running, but its way through the gateway ends with this tunnel: "
+#: Why a relay does not stay.
+RELAY_ENDS = _ENDS_HERE + "a relay is this program's own"
+
+
+def _new_names(server: Server, route: str) -> list[str]:
+    """Return what it may be published under: what its app is called; that with the server's own id."""
+    name = as_name(route.strip("/") or "bokeh")
+    return [name, as_name(f"{name[:30]}-{server.server_ref.id}")] if server.server_ref else [name]
+
+
+def _agent_to_lend(gateway: Connection) -> Agent:
+    """Return the agent that the host is to have for a moment; the one that would log in there from here.
+
+    :raises UnavailableError: if there is none
+    """
+    address = agent_address(gateway.hop.config.identity_agent)
+    if address is None:
+        msg = "there is no SSH agent here to lend"
+        hint = "start one, add your key to it (ssh-add), and leave IdentityAgent unset"
+        raise UnavailableError(ForwardError(msg, host=gateway.name, hint=hint))
+    return Agent(address)
+
+
+def _answers(gateway: Connection, where: Endpoint) -> bool:
+    try:
+        http_get(gateway, where, "/metadata", timeout=gateway.hop.timeout)
+    except (TargetUnreachableError, OSError):
+        return False
+    return True

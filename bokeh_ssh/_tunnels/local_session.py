@@ -1,0 +1,251 @@
+"""What is open in this process: its connections, each of which it is lost with, and made again."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import logging
+import threading
+import time
+from typing import Protocol
+
+from bokeh_ssh._core.backoff import Attempts, pause_before
+from bokeh_ssh._core.errors import BokehSSHError, ConnectionLostError, ServerExitedError
+from bokeh_ssh._core.events import Event, HostKeyVerified, Ready, Reconnected, Reconnecting, ServerExited
+from bokeh_ssh._core.host import Host
+from bokeh_ssh._core.network_changes import NetworkWatch
+from bokeh_ssh._core.waiting import wanted
+from bokeh_ssh._server.server import Server
+from bokeh_ssh._ssh.auth.prompt_cache import PromptCache
+from bokeh_ssh._ssh.connect import OpenStream, connect
+from bokeh_ssh._ssh.connection import Connection
+from bokeh_ssh._tunnels.lifecycle import GIVING_UP, Lifecycle, Opening, TunnelInfo
+
+log = logging.getLogger("bokeh_ssh")
+
+#: Seconds that a server has to show that it is there before what it holds for us is ended over it.
+_LAST_WORD = 1.0
+#: Addresses of machines that are remembered.
+_MOST_PEERS = 8
+
+
+class Parts(Protocol):
+    """What a tunnel or forward consists of: opened by a session, which closes it by way of two stacks."""
+
+    @property
+    def info(self) -> TunnelInfo:
+        """What is known by now."""
+
+    def open_local(self) -> None:
+        """Open what outlives a loss; what must be closed goes on the life's stack."""
+
+    def connect_all(self) -> tuple[Ready, bool]:
+        """Open everything that goes over SSH; what must be closed goes on the session's stack.
+
+        Called again after a loss.
+
+        :returns: that it works, and whether the remote server, if there is one, is the one from before
+        """
+
+
+class LocalSession:
+    """What is open in this process during one life.
+
+    :param what: what to open; its parts are made with this session first, which they connect by
+    :param prompt_cache: what a person has answered before
+    :ivar connection_stack: what goes over SSH, and is closed when a connection is lost
+    :ivar attempts: the attempts to connect again
+    :ivar server: the server that it holds; set by the parts
+    """
+
+    def __init__(self, life: Lifecycle, what: Opening, prompt_cache: PromptCache) -> None:
+        self.life = life
+        self.attempts = Attempts()
+        self.server: Server | None = None
+        self._reconnect = what.reconnect
+        self._prompt_cache = prompt_cache
+        self._connections: list[Connection] = []
+        self._peers: tuple[str, ...] = ()  # addresses of the machines that it has reached from here
+        self.connection_stack = contextlib.ExitStack()
+        self._answered = False  # whether the attempt under way has met the server
+        self._recovery: threading.Thread | None = None
+        self._parts: Parts = what.parts(self, *what.args)
+
+    @property
+    def info(self) -> TunnelInfo:
+        """What is known of it by now."""
+        return self._parts.info
+
+    @property
+    def log(self) -> tuple[str, ...]:
+        """The last lines of the server that it has started."""
+        return self.server.log if self.server else ()
+
+    # Opening.
+
+    def open(self) -> Event:
+        """Open all of it; return that it is ready."""
+        self._parts.open_local()
+        ready, _ = self._parts.connect_all()
+        log.debug("%s", ready)
+        return ready
+
+    def connect(
+        self,
+        host: Host,
+        via: Connection | None = None,
+        *,
+        stack: contextlib.ExitStack | None = None,
+        stream: OpenStream | None = None,
+    ) -> Connection:
+        """Connect and log in, with what a person has answered before; when it is lost, so is this.
+
+        :param stack: what closes it; None: with all that goes over SSH
+        """
+        stack = stack or self.connection_stack
+        connection = stack.enter_context(
+            connect(
+                host,
+                via=via,
+                on_event=self._on_connect_event,
+                prompt_cache=self._prompt_cache,
+                stream=stream,
+                prefer=self._peers,
+            )
+        )
+        self._connections.append(connection)
+        self._peers = tuple(dict.fromkeys((*self._peers, *connection.peers)))[-_MOST_PEERS:]
+        stack.callback(self._connections.remove, connection)
+        connection.on_lost(lambda _: self.lose(connection.lost_error()))
+        return connection
+
+    def _on_connect_event(self, event: Event) -> None:
+        self._answered = self._answered or isinstance(event, HostKeyVerified)
+        self.life.emit(event)
+
+    def on_ready(self) -> None:
+        """Have nobody wait for an attempt any more."""
+        self.attempts.succeed()
+
+    # Losing a connection, and making it again.
+
+    def lose(self, error: BokehSSHError) -> None:
+        """Note that it broke; from any thread, never blocks."""
+        again = self._reconnect and error.temporary
+        recovery = threading.Thread(
+            target=self._recover,
+            args=(error.message,),
+            name=f"bokeh-ssh reconnect {self.life.label}",
+            daemon=True,
+        )
+        with self.life.change:
+            lost = self.life.lose(error, again=again)
+            if lost and again:
+                self.attempts.begin()
+                self._recovery = recovery
+            elif lost:
+                self.attempts.stop()
+        if lost:
+            log.debug("%s", lost)
+        if lost and again:
+            recovery.start()
+
+    def _recover(self, reason: str) -> None:
+        """Connect again, however often that takes, until it stands, or nobody wants it any more.
+
+        :param reason: why the connection was lost
+        """
+        with NetworkWatch(self.attempts.note_change, self._peers, self.life.label):
+            for attempt in itertools.count(1):
+                self._close_connections()
+                if self.life.leaving:
+                    return
+                pause = pause_before(attempt)
+                told = Reconnecting(host=self.life.label, attempt=attempt, delay=pause, reason=reason)
+                self.life.emit(told)
+                early = dataclasses.replace(told, delay=0.0)
+                due = self.attempts.wait(pause, functools.partial(self.life.emit, early))
+                if not due or not self.life.retry():
+                    return
+                error = self._connect_again()
+                if error is None:
+                    return
+                if not self.life.fail_attempt(error):
+                    self.attempts.stop()
+                    self._close_connections()
+                    return
+                reason = error.message
+                self.attempts.fail()
+
+    def _connect_again(self) -> BokehSSHError | None:
+        """Make one attempt; return why it has failed, if it has."""
+        self._answered = False
+        try:
+            with wanted(self._check_attempt):
+                _, same = self._parts.connect_all()
+            back = Reconnected(host=self.life.label, same_server=same)
+            self.life.become_ready(back)
+        except BokehSSHError as exc:
+            return exc
+        except Exception as exc:  # a defect of ours; nobody above us would see it
+            log.exception("making the connection again failed")
+            return BokehSSHError(f"making the connection again failed ({exc!r})")
+        log.debug("%s", back)
+        return None
+
+    def _check_attempt(self) -> None:
+        """Stop an attempt that waits for nothing as well: this machine left the network that it began on.
+
+        Once the server has answered it goes on: a person may be asked for a code.
+
+        :raises TunnelClosedError: if it is being closed
+        :raises ConnectionLostError: if the network has changed
+        """
+        self.life.check_wanted()
+        if self.attempts.stale and not self._answered:
+            msg = "this machine's network changed while it was reached"
+            raise ConnectionLostError(msg, host=self.life.label)
+
+    def _close_connections(self) -> None:
+        with wanted(None):
+            self.connection_stack.close()
+
+    # The server.
+
+    def register(self, server: Server) -> None:
+        """Have its lines shown as they come."""
+        server.on_log(self.life.on_log)
+
+    def on_server_event(self, event: Event) -> None:
+        """Tell what became of the server; where it has ended, so has this."""
+        self.life.emit(event)
+        if isinstance(event, ServerExited):
+            self.lose(ServerExitedError.of(event.host, event.exit_status, self.log))
+
+    # Closing.
+
+    def close(self, *, at_once: bool = False) -> None:
+        """Close everything that goes over SSH, and end what was started elsewhere."""
+        recovery = self._recovery
+        self.attempts.stop()
+        with wanted(None):
+            if not at_once:
+                self._drop_silent_connections()
+            self.connection_stack.close()
+            if recovery and recovery.is_alive() and recovery is not threading.current_thread():
+                recovery.join(GIVING_UP)
+            self.connection_stack.close()  # what an attempt that was under way still added
+
+    def _drop_silent_connections(self) -> None:
+        """Close connections that do not answer, so that ending what they carry does not wait for them."""
+        asked = [
+            (connection, connection.send_keepalive())
+            for connection in list(self._connections)
+            if connection.alive
+        ]
+        deadline = time.monotonic() + _LAST_WORD
+        for connection, reply in asked:
+            if not reply.wait(max(0.0, deadline - time.monotonic())):
+                connection.give_up(f"the server did not answer for {_LAST_WORD:g} s")

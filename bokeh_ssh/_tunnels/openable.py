@@ -1,0 +1,229 @@
+"""What people open: opened, used, waited for and closed, once or several times; with ``async with`` too.
+
+asyncio is imported at the first use: it takes as long as all of ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from bokeh_ssh._core.dispatcher import Dispatcher, parked
+from bokeh_ssh._core.errors import TunnelClosedError
+from bokeh_ssh._core.events import Event, ignore
+from bokeh_ssh._core.fork import in_child
+from bokeh_ssh._core.host import Host
+from bokeh_ssh._ssh.auth.prompt_cache import PromptCache
+from bokeh_ssh._tunnels.child_process import ChildSession, is_possible
+from bokeh_ssh._tunnels.lifecycle import Lifecycle, Opening, Session, State, TunnelInfo
+from bokeh_ssh._tunnels.local_session import LocalSession, Parts
+from bokeh_ssh._tunnels.options import (
+    DirectOptions,
+    GatewayOptions,
+    LocalForwardOptions,
+    RemoteForwardOptions,
+)
+
+if TYPE_CHECKING:
+    import asyncio
+
+StateName = Literal["new", "connecting", "queued", "ready", "lost", "reconnecting", "closed", "failed"]
+_Self = TypeVar("_Self", bound="Openable")
+_Options = DirectOptions | GatewayOptions | LocalForwardOptions | RemoteForwardOptions
+
+
+class Openable:
+    """Something that is opened, used and closed, once or several times: each time is one :class:`Lifecycle`.
+
+    :param host: the machine that is logged in to first
+    :param parts: makes what it consists of from the session and ``args``: here, or in a child process
+    :param info: what is known before anything is open
+    """
+
+    def __init__(
+        self,
+        options: _Options,
+        host: Host,
+        parts: Callable[..., Parts],
+        *args: Any,
+        info: TunnelInfo | None = None,
+    ) -> None:
+        self._label = host.target.host
+        self._what = Opening(self._label, parts, args, bool(options.reconnect), info or TunnelInfo())
+        self._isolate = options.isolate
+        self._listener = options.on_event or ignore
+        self._prompt_cache = PromptCache(lambda: self._lifecycle.await_handlers())
+        self._parents: list[Lifecycle] = []
+        self._reset()
+        in_child(self, Openable._abandon)
+
+    def _reset(self) -> None:
+        self._opening = threading.RLock()
+        # Events come on any thread, those among them that must not wait: a connection's, a loop's.
+        self._events: Dispatcher[Event] = Dispatcher(self._listener, "bokeh-ssh events", "on_event")
+        self._lifecycle = self._new_lifecycle()
+
+    def _new_lifecycle(self) -> Lifecycle:
+        deliver = None if self._listener is ignore else self._events.put
+        return Lifecycle(self._label, self._make_session, self._events, deliver)
+
+    def _make_session(self, life: Lifecycle) -> Session:
+        if self._isolate and is_possible():
+            return ChildSession(life, self._what)
+        return LocalSession(life, self._what, self._prompt_cache)
+
+    def _abandon(self) -> None:
+        """Be closed in a forked child, without touching what is the parent's; it can be opened anew there."""
+        before = self._lifecycle
+        self._parents.append(before)  # kept, or what ends with it would be ended here
+        self._reset()
+        self._lifecycle.end_like(before)
+
+    @property
+    def _info(self) -> TunnelInfo:
+        return self._lifecycle.session.info
+
+    @property
+    def state(self) -> StateName:
+        """What it does.
+
+        "new", "connecting", "ready", "lost" (down, and waiting to try again), "reconnecting" (trying),
+        "closed" or "failed" (it ended by itself; :meth:`wait` raises why).
+        """
+        state: StateName = self._lifecycle.state.value
+        return state
+
+    def open(self: _Self) -> _Self:
+        """Open it; does nothing if it is open. After :meth:`close` it opens anew, but not from ``on_event``.
+
+        When it returns, ``on_event`` has taken all that was told meanwhile, unless that takes more than 5 s.
+
+        :raises TunnelClosedError: if it was closed meanwhile, in ``on_event`` too; in ``on_event``, if it has
+            ended
+        :raises BokehSSHError: whatever went wrong; nothing is left open then
+        """
+        self._lifecycle.await_close()
+        if self._lifecycle.state is State.FAILED and not self._events.is_here:
+            self._lifecycle.close()  # what is left of it: the port here, too
+        with self._opening:
+            if self._lifecycle.state.is_open:
+                return self
+            if self._events.is_here:  # what it was told of is over
+                msg = "it has ended"
+                raise TunnelClosedError(msg, host=self._label, hint="open it again outside of on_event")
+            if self._lifecycle.state is not State.NEW:
+                self._lifecycle = self._new_lifecycle()
+            lifecycle = self._lifecycle
+            lifecycle.begin()
+        lifecycle.open()
+        return self
+
+    def close(self) -> None:
+        """Close it, and end what it started, everywhere; idempotent, from any thread.
+
+        Where another thread closes it already, waits until that is done, so that a program may end then. In
+        ``on_event`` it works too; an opening that is under way then raises :exc:`TunnelClosedError`.
+        """
+        self._lifecycle.close()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it ends; a line that is made again is no end. Ctrl-C closes it, and the wait returns.
+
+        :param timeout: seconds; None waits for ever
+        :returns: False if it still lives after ``timeout`` seconds
+        :raises BokehSSHError: why it ended, if it was not closed by us
+        """
+        return self._lifecycle.wait(timeout)
+
+    def __enter__(self: _Self) -> _Self:
+        return self.open()
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    async def __aenter__(self: _Self) -> _Self:
+        import asyncio
+
+        opening = _on_thread(self.open, "open")
+        with parked(opening.done):
+            try:
+                await asyncio.shield(opening)
+            except asyncio.CancelledError:
+                await _whatever_comes(_on_thread(self.close, "close"), opening)
+                raise
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        import asyncio
+
+        closing = _on_thread(self.close, "close")
+        with parked(closing.done):
+            if await _whatever_comes(closing):
+                raise asyncio.CancelledError
+        closing.result()
+
+    async def ended(self) -> None:
+        """Wait until it ends, as :meth:`wait` does, while other tasks run; cancelling ends the wait alone.
+
+        :raises BokehSSHError: why it ended, if it was not closed by us
+        """
+        import asyncio
+
+        waiting = _on_thread(self.wait, "wait")
+        with parked(waiting.done):
+            await asyncio.shield(waiting)
+
+
+def follow_log(opened: Openable, take: Callable[[list[str]], object]) -> None:
+    """Have the server's lines taken as they come, for what is opened next; ``take`` must not block."""
+    opened._lifecycle.on_log = take
+
+
+def info_of(opened: Openable) -> TunnelInfo:
+    """Return what is known of it: more than users are told."""
+    return opened._info
+
+
+def _on_thread(call: Callable[[], Any], what: str) -> asyncio.Future[Any]:
+    """Call it on a thread of its own: for those of an executor the program would wait at its end."""
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+
+    def settle(result: Any, error: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if error:
+            future.set_exception(error)
+            future.exception()  # whoever gave up waiting has no use for it, and Python would complain
+        else:
+            future.set_result(result)
+
+    def work() -> None:
+        result, error = None, None
+        try:
+            result = call()
+        except BaseException as exc:  # noqa: BLE001 - raised where it is awaited
+            error = exc
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=work, name=f"bokeh-ssh async {what}", daemon=True).start()
+    return future
+
+
+async def _whatever_comes(*futures: asyncio.Future[Any]) -> bool:
+    """Wait for all of them, also while being cancelled; return whether that happened."""
+    import asyncio
+
+    cancelled = False
+    for future in futures:
+        while not future.done():
+            try:
+                await asyncio.wait((future,))
+            except asyncio.CancelledError:
+                cancelled = True
+    return cancelled

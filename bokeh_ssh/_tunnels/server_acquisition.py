@@ -1,0 +1,339 @@
+"""How a tunnel gets its server: attached to, taken over, started; and taken back after a loss."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from urllib.parse import unquote
+
+from bokeh_ssh._core.endpoint import Endpoint
+from bokeh_ssh._core.errors import (
+    BokehSSHError,
+    ForwardError,
+    LaunchError,
+    PortInUseError,
+    ServerExitedError,
+    ServerGoneError,
+    ServerNotFoundError,
+    ServerTakenError,
+)
+from bokeh_ssh._core.events import Attached, Event, ServerTaken
+from bokeh_ssh._server.file_sync import FileSync
+from bokeh_ssh._server.options import ANY, BOKEH_PORT, LOOPBACK, ServerOptions
+from bokeh_ssh._server.probe import check_owner, find_route, probe_port
+from bokeh_ssh._server.registry import choose, list_servers
+from bokeh_ssh._server.server import Server
+from bokeh_ssh._ssh.connection import Connection
+from bokeh_ssh._tunnels.lifecycle import UNREACHED
+from bokeh_ssh._tunnels.local_session import LocalSession
+
+#: Seconds for a look whether a server that was left is there.
+_GLANCE = 1.0
+
+
+@dataclass(frozen=True)
+class FoundServer:
+    """A server that a tunnel leads to.
+
+    :ivar endpoint: where it listens, as seen from its machine
+    :ivar port: the port there; 0 where it is a socket
+    :ivar routes: the paths of its apps
+    :ivar key: what session ids must be signed with
+    :ivar id: what names it on its machine
+    :ivar held: what holds it; None where it is only attached to
+    """
+
+    endpoint: Endpoint
+    port: int = 0
+    routes: tuple[str, ...] = ("/",)
+    key: str = field(default="", repr=False)
+    id: str = ""
+    held: Server | None = None
+
+
+class ServerAcquisition:
+    """Finds a server or starts one as the keywords say, follows it, and ends it if it is to end.
+
+    :param bind: has the tunnel listen on this machine, unless it does; gets the port to prefer, returns which
+    :ivar found: the server, once there is one
+    :ivar outcome: what became of it, see :class:`Closed`
+    :ivar reports: whether it reports a server that could not be told to end
+    """
+
+    def __init__(self, session: LocalSession, options: ServerOptions, bind: Callable[[int], int]) -> None:
+        self.found: FoundServer | None = None
+        self.outcome = ""
+        self._session = session
+        self._options = options
+        self._bind = bind
+        self._file_sync: FileSync | None = None
+        self._no_sockets = False  # whether the SSH server connects nobody to sockets
+        self._left_behind = False
+        self.reports = True
+
+    def open_local(self) -> None:
+        """Begin to watch the files that the server is to have."""
+        # Said once all is closed: the thread that connects again may be leaving the server behind just now.
+        self._session.life.stack.callback(self._report_if_left_behind)
+        if self._options.bundle:
+            self._file_sync = FileSync(self._options.bundle, self._session.life.emit)
+            if self._options.dev:
+                self._session.life.stack.enter_context(self._file_sync.watching())
+
+    def acquire(self, connection: Connection, *, must_sign: bool = False) -> tuple[FoundServer, bool]:
+        """Return the server from before, or find or start one.
+
+        :param must_sign: whether others can get to the server, wherever it listens itself
+        :returns: the server, and whether it is the one from before
+        """
+        if self.found and self.found.held:
+            found = self._readopt(connection, self.found.held)
+            return (found, True) if found else (self._launch(connection, must_sign), False)
+        if self._options.server is not None:
+            return self._take_over(connection, self._options.server), False
+        if not self._options.must_launch:
+            found = self._attach(connection)
+            if found:
+                return found, True
+        return self._launch(connection, must_sign), False
+
+    # Attaching.
+
+    def _attach(self, connection: Connection) -> FoundServer | None:
+        port = self._options.attach_port
+        before = self.found
+        found = self.attach_to(connection, port)
+        if found is None and self._options.launch is False:
+            msg = f"nothing answers on port {port}"
+            hint = "start a Bokeh server there, give its remote_port, or let launch=True start one"
+            raise ServerNotFoundError(msg, host=connection.name, hint=hint)
+        if found is None and before:  # it will be back, and another one would not be it
+            msg = f"nothing answers on port {port} any more"
+            raise ServerNotFoundError(msg, host=connection.name, hint="start it again")
+        return found
+
+    def attach_to(self, connection: Connection, port: int) -> FoundServer | None:
+        """Check that a Bokeh server answers on ``port``, and that it is ours.
+
+        :returns: None where nothing listens; or something else does, and another port will do
+        :raises ForeignServerError: if it belongs to another user there
+        :raises PortInUseError: if something else answers on the port that was asked for
+        """
+        options, timeout = self._options, connection.hop.timeout
+        probe = probe_port(connection, port, timeout=timeout)
+        if probe is None:
+            return None
+        if not probe.is_bokeh:
+            if options.launch is None and not options.remote_port:
+                return None
+            msg = f"port {port} is taken by something that is not a Bokeh server"
+            hint = "choose another remote_port, or leave it out for any free one"
+            raise PortInUseError(msg, host=connection.name, hint=hint, port=port, side="remote")
+        if not options.allow_foreign:
+            check_owner(connection, port)
+        # Only now: were that machine this one, our own listener would have answered. The server's own port,
+        # since without more options its pages may come from no other.
+        local_port = self._bind(port)
+        self.outcome = "left"
+        if self.found:
+            return self.found
+        endpoint = ("localhost", port)  # it may listen on ::1 alone
+        self.found = FoundServer(endpoint, port, (find_route(connection, endpoint, timeout=timeout),))
+        self._session.life.emit(Attached(host=connection.name, port=port))
+        if port != local_port:
+            text = (
+                f"the server on port {port} may take pages from localhost:{port} only; if the page stays "
+                f"blank, start it with --allow-websocket-origin localhost:{local_port}"
+            )
+            self._session.life.warn(text, connection.name)
+        return self.found
+
+    def attach_published(self, gateway: Connection, where: Endpoint, name: str) -> FoundServer:
+        """Attach to a server that is published on a gateway by name."""
+        self._bind(BOKEH_PORT)
+        self.outcome = "left"
+        if self.found is None:
+            route = find_route(gateway, where, timeout=gateway.hop.timeout)
+            self.found = FoundServer(where, routes=(route,))
+            self._session.life.emit(Attached(host=gateway.name, name=name))
+        return self.found
+
+    # Starting, and taking over.
+
+    def _launch(self, connection: Connection, must_sign: bool) -> FoundServer:
+        local_port = self._bind(BOKEH_PORT)  # first: the server must know which origin its pages have
+        while True:
+            launch = self._options.launch_spec(local_port)
+            if self._no_sockets:
+                launch = dataclasses.replace(launch, socket=False)
+            if must_sign and launch.sign:
+                launch = dataclasses.replace(launch, sign=True)
+            server = Server.start(
+                connection,
+                launch,
+                on_event=self._on_server_event,
+                on_begin=lambda begun: self._register(begun, begun.cancel),
+                bring=self._file_sync.upload_all if self._file_sync else _nothing,
+            )
+            found = self._hold(connection, server)
+            for route in found.routes:
+                if "%" in route:
+                    # Bokeh compares the address as the browser encodes it with the name as it is: always 404.
+                    msg = f"Bokeh cannot serve an app under the name {unquote(route)!r}"
+                    hint = "rename the file so that its name has letters, digits, - and _ only"
+                    raise LaunchError(msg, host=connection.name, hint=hint, log=server.log)
+            if not server.socket or _can_connect(connection, server.socket):
+                return found
+            # It listens, as its supervisor has seen, so what is missing is the permission
+            # (AllowStreamLocalForwarding), which OpenSSH does not tell from a socket that nobody serves.
+            self._no_sockets = True
+            server.stop()
+
+    def _take_over(self, connection: Connection, name: str) -> FoundServer:
+        """Take over a server of the account that runs, as if it had been started here.
+
+        :raises ServerNotFoundError: if there is none of that name
+        :raises UsageError: if there are several
+        :raises ServerTakenError: if somebody uses it
+        """
+        every = [each for each in list_servers(connection, python=self._options.python) if not each.elsewhere]
+        listed = choose(every, None if name == ANY else name, host=connection.name)
+        local_port = self._bind(next(iter(listed.pages), BOKEH_PORT))
+        server = Server.adopt(
+            connection,
+            listed.server_ref,
+            launch=self._options.launch_spec(local_port),
+            on_event=self._on_server_event,
+            on_begin=lambda begun: self._register(begun, begun.close),
+            timeout=self._options.launch_timeout,
+        )
+        found = self._hold(connection, server)
+        self._session.life.emit(
+            Attached(host=connection.name, port=server.port, id=listed.id, pid=server.pid)
+        )
+        if listed.pages and local_port not in listed.pages:
+            text = (
+                f"the server takes pages from localhost:{listed.pages[0]}, so this one may stay blank; free "
+                "that port here and open it again"
+            )
+            self._session.life.warn(text, connection.name)
+        return found
+
+    def _readopt(self, connection: Connection, before: Server) -> FoundServer | None:
+        """Take back the server from before the loss; None where it has ended, and is to be started again."""
+        server_ref = before.adoptable_ref
+        if server_ref is None:  # it was lost while it started, and ends by itself: nobody had seen it
+            return None
+        try:
+            server = Server.adopt(
+                connection,
+                server_ref,
+                launch=before.launch,
+                on_event=self._on_server_event,
+                on_begin=lambda begun: self._register(begun, begun.close),
+            )
+        except (ServerGoneError, ServerExitedError) as exc:
+            if self._options.server is not None:
+                raise
+            text = f"{exc.message}, so it is started anew; pages that were open have to be loaded again"
+            self._session.life.warn(text, connection.name)
+            return None
+        return self._hold(connection, server)
+
+    def _register(self, server: Server, end: Callable[[], object]) -> None:
+        self._session.register(server)
+        self._session.connection_stack.callback(end)  # closing while it opens ends the start too
+
+    def _hold(self, connection: Connection, server: Server) -> FoundServer:
+        self._session.connection_stack.callback(self._release, connection, server)
+        if self._file_sync:
+            self._session.connection_stack.callback(self._file_sync.sync_to, None)
+            self._file_sync.sync_to(server.uploads)
+        self._left_behind = False
+        self._session.server = server
+        self.found = FoundServer(
+            server.socket or (LOOPBACK, server.port),
+            server.port,
+            server.routes or ("/",),
+            server.key,
+            server.server_ref.id if server.server_ref else "",
+            server,
+        )
+        why = server.no_socket
+        if self._options.plain and server.port:
+            why = "write {socket} into command in place of {port}, if it can listen on one"
+        if why and not server.key and self._options.signed is None:
+            text = f"other users of that machine can open the server ({why})"
+            self._session.life.warn(text, server.host)
+        return self.found
+
+    def _on_server_event(self, event: Event) -> None:
+        self._session.on_server_event(event)
+        if isinstance(event, ServerTaken):
+            msg = "another client has taken the server over"
+            hint = "start one of your own with launch=True"
+            self._session.lose(ServerTakenError(msg, host=event.host, hint=hint))
+
+    # Letting go.
+
+    def keep_if_detached(self) -> None:
+        """Have the server run on at the end, where that is wanted."""
+        held = self.found.held if self.found else None
+        if self._options.detach and held and not held.detached:
+            held.keep()
+
+    def _release(self, connection: Connection, server: Server) -> None:
+        """End the server; or leave it for its grace where the connection is to be made again."""
+        if not self.found or server is not self.found.held:  # another one was started in its place
+            server.close()
+        elif not self._session.life.leaving:
+            server.close()
+            self._left_behind = True
+        elif server.detached:
+            server.close()
+            self.outcome = "left"
+            if _has_ended(connection, server):
+                self.outcome = "ended"
+                text = "the server was to run on, and has ended with its session: see bokeh-ssh doctor"
+                self._session.life.warn(text)
+        elif not server.stop() and server.lost:
+            self._report_left_behind(server)
+        else:
+            self.outcome = "ended"
+
+    def _report_if_left_behind(self) -> None:
+        if self._left_behind and self.found and self.found.held:
+            self._report_left_behind(self.found.held)
+
+    def _report_left_behind(self, server: Server) -> None:
+        if not self.reports:
+            return
+        self.outcome = "left" if server.detached else "unreached"
+        if not server.detached:
+            self._session.life.warn(UNREACHED.format(self._options.grace), server.host)
+
+
+def _nothing(_: object) -> None:
+    pass
+
+
+def _has_ended(connection: Connection, server: Server) -> bool:
+    """Return whether a server that was left is gone; False where that cannot be seen within a moment."""
+    server_ref = server.server_ref
+    try:
+        if server_ref is None or not connection.alive or not connection.ping(_GLANCE):
+            return False
+        every = list_servers(connection, python=server_ref.python or None, timeout=_GLANCE * 2)
+    except BokehSSHError:
+        return False
+    return not any(each.id == server_ref.id and each.state != "ended" for each in every)
+
+
+def _can_connect(connection: Connection, path: str) -> bool:
+    """Return whether the SSH server connects us to a socket."""
+    try:
+        connection.open_socket(path, timeout=connection.hop.timeout).close()
+    except ForwardError:
+        return False
+    return True
