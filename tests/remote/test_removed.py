@@ -57,7 +57,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def program(name: str) -> bytes:
         text = send(name)
-        for old, new in ((b"\\nLOOK = 2.0 ", b"\\nLOOK = 0.1 "), (b"\\nMENDED = 4.0 ", b"\\nMENDED = 1.0 ")):
+        for old, new in ((b"\nLOOK = 2.0 ", b"\nLOOK = 0.1 "), (b"\nMENDED = 4.0 ", b"\nMENDED = 1.0 ")):
             assert (old in text) == (name == "supervisor" or b"MENDED" in old)
             text = text.replace(old, new)
         return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import select
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -327,6 +329,29 @@ def test_supervisor_needs_the_standard_library_only() -> None:
         words = [sys.executable, "-I", "-S", "-c", code]
         done = subprocess.run(words, input=payload(name), capture_output=True, cwd="/")
         assert done.returncode == 3, done.stderr  # it ran, and found its input closed
+
+
+@pytest.mark.parametrize("name", ["supervisor", "control_client"])
+def test_what_is_sent_is_the_code_without_its_docstrings(name: str) -> None:
+    """Docstrings are not sent with each launch; all else is, and on its line, for a traceback's sake."""
+    modules = {}
+    for node in ast.walk(ast.parse(payload(name))):
+        if isinstance(node, ast.Call) and len(node.args) == 2 and isinstance(node.args[1], ast.Constant):
+            module, text = (argument.value for argument in node.args if isinstance(argument, ast.Constant))
+            modules[str(module).rpartition(".")[2]] = text
+    assert {name, "run_dir"} <= set(modules)
+    for module, text in modules.items():
+        if text is None:  # a package
+            continue
+        tree = ast.parse(resources.files("bokeh_ssh").joinpath("_remote", f"{module}.py").read_text("utf-8"))
+        sent = ast.parse(str(text))
+        for node in ast.walk(tree):
+            is_documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+            if is_documented and ast.get_docstring(node) is not None:
+                node.body[0] = ast.Expr(ast.Constant(""))
+        assert ast.dump(sent) == ast.dump(tree)
+        assert sent.body[-1].lineno == tree.body[-1].lineno
+        assert len(str(text).splitlines()) == max(node.end_lineno or 0 for node in tree.body)
 
 
 # --- a server that does not answer
