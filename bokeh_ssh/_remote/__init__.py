@@ -1,4 +1,4 @@
-"""What is sent to the other machine as text and runs there: never imported here.
+"""What is sent to the other machine as text and runs there, on any POSIX system: never imported here.
 
-Imports the standard library alone, on Python 3.8 or newer. Begin with :mod:`supervisor`.
+Standard library and Python 3.8 alone, and no typing, which is slow to import. Begin with :mod:`supervisor`.
 """

@@ -1,7 +1,4 @@
-"""The line to the client: descriptors 0 and 1, which can become others. Never waits for it.
-
-Runs on the remote machine: standard library only, Python 3.8 or newer, any POSIX system.
-"""
+"""The line to the client: descriptors 0 and 1, which can become others. Never waits for it."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import collections
 import json
 import os
 
-TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 

@@ -16,7 +16,7 @@ import time
 from bokeh_ssh._remote.control_socket import MENDED, is_stale, remove_run_dir, send_request
 from bokeh_ssh._remote.run_dir import CONTROL, KEEP, RunDir, identity, list_run_dirs, node
 
-TYPE_CHECKING = False  # typing costs milliseconds and is not needed to run
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     from collections.abc import Sequence

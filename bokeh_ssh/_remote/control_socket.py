@@ -1,7 +1,7 @@
 """The supervisor's control socket, from inside and from outside: one request, with descriptors, one answer.
 
-Runs on the remote machine: standard library only, Python 3.8 or newer, any POSIX system. A request and an
-answer are one line of JSON each. The directory's permissions say who may knock (see ``_remote.run_dir``).
+A request and an answer are one line of JSON each. The directory's permissions say who may knock (see
+``_remote.run_dir``).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bokeh_ssh._remote import process_tree
 from bokeh_ssh._remote.process_group import let_go
 from bokeh_ssh._remote.run_dir import CONTROL, HOLDER, KEEP, RunDir, identity, list_run_dirs
 
-TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any

@@ -1,10 +1,9 @@
 """The process that the SSH server executed, and what goes on without it.
 
-Runs on the remote machine, before the supervisor: standard library only, Python 3.8 or newer, any POSIX
-system. Some SSH servers end what they executed when its channel ends (Apache MINA sends TERM, Twisted Conch
-HUP, others KILL, to that process, its group or its children). So that one only waits, as the channel's
-*anchor*, and the supervisor runs in a session of its own, as nobody's child: all that it learns from such an
-end is that its client has gone.
+Some SSH servers end what they executed when its channel ends (Apache MINA sends TERM, Twisted Conch HUP,
+others KILL, to that process, its group or its children). So that one only waits, as the channel's *anchor*,
+and the supervisor runs in a session of its own, as nobody's child: all that it learns from such an end is
+that its client has gone.
 
 Where supervisor and guardian are killed at once, the anchor, if it is left, ends what was theirs.
 """
@@ -21,7 +20,7 @@ from bokeh_ssh._remote.control_socket import remove_run_dir
 from bokeh_ssh._remote.process_group import PATIENCE
 from bokeh_ssh._remote.run_dir import RunDir
 
-TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 

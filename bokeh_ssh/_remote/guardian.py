@@ -1,7 +1,5 @@
 """The parent of a server, between it and the supervisor: whoever is left ends the server, and all of its own.
 
-Runs on the remote machine: standard library only, Python 3.8 or newer, any POSIX system.
-
 The server leads a process group, whose number is pinned by its zombie until all is over. A process that left
 the group and the session (``setsid``, a daemon) is found by who started it, as long as its ancestors live.
 When those end, it becomes a child of the nearest ancestor that adopts, where that can be had (Linux): this
@@ -19,7 +17,7 @@ import signal
 from bokeh_ssh._remote import process_tree
 from bokeh_ssh._remote.process_group import PATIENCE, changes, let_go
 
-TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 

@@ -1,7 +1,4 @@
-"""Programs in process groups: how they are started, and what becomes of them.
-
-Runs on the remote machine: standard library only, Python 3.8 or newer, any POSIX system.
-"""
+"""Programs in process groups: how they are started, and what becomes of them."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ import fcntl
 import os
 import signal
 
-TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any

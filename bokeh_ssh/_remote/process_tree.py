@@ -1,7 +1,6 @@
 """The processes of this machine: who started whom, and how they are ended.
 
-Runs on the remote machine: standard library only, Python 3.8 or newer, any POSIX system. What needs ``/proc``
-or Linux does nothing elsewhere, and says so.
+What needs ``/proc`` or Linux does nothing elsewhere, and says so.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import os
 import signal
 import time
 
-TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable
 

@@ -1,7 +1,6 @@
 """Whether the system ends all that a login has started, whichever process and session it is, with that login.
 
-Runs on the remote machine: standard library only, Python 3.8 or newer. systemd knows what belongs to a login
-by its control group, which no process gets out of by itself.
+systemd knows what belongs to a login by its control group, which no process gets out of by itself.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import glob
 import os
 
-TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
