@@ -1,7 +1,4 @@
-"""What tells that a server listens, and where: its log lines, its socket, or its own word.
-
-Runs on the remote machine: standard library only, Python 3.8 or newer, any POSIX system.
-"""
+"""What tells that a server listens, and where: its log lines, its socket, or its own word."""
 
 from __future__ import annotations
 
@@ -14,10 +11,11 @@ import select
 import socket
 import stat
 import struct
+import time
 
-TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 
 #: Numbers a descriptor that a command of the caller's own writes a line of JSON to once it is ready.
@@ -29,6 +27,7 @@ _PROCESS = re.compile(r"Starting Bokeh server with process id: (\d+)")
 #: Characters of a line that are read: Bokeh's own are short, and an app may write any.
 _LONGEST = 2000
 _MOST_ROUTES = 1000
+_CLAIMS = 16  # ports that are looked at together, where log lines say that it listens there
 
 
 class Facts:
@@ -187,6 +186,176 @@ def routes_of(apps: Sequence[str], prefix: str, globs: bool) -> list[str]:
         name = os.path.basename(os.path.abspath(path))
         routes.append(front + "/" + (name if os.path.isdir(path) else os.path.splitext(name)[0]))
     return sorted(dict.fromkeys(routes)) or [front + "/"]
+
+
+class ReadinessProbe:
+    """Looks for where a server listens, until it does; and holds on to its socket.
+
+    :param spec: the ``start`` message
+    :param running: lists its processes
+    :param routes: lists those that its apps are served at
+    :ivar port: the one that it is to listen on, where it is not Bokeh's and cannot tell
+    :ivar socket: the path that it is to listen on; empty for a port
+    :ivar no_socket: why it is a port though a socket was wanted
+    :ivar before: sockets that others listened on before it was started
+    :ivar ready: the message that says where it listens, once that is known
+    """
+
+    def __init__(
+        self, spec: dict[str, Any], running: Callable[[], set[int]], routes: Callable[[], list[str]]
+    ) -> None:
+        self.port = 0
+        self.socket = ""
+        self.no_socket = ""
+        self.before: set[str] = set()
+        self.facts = Facts()
+        self.ready: dict[str, Any] | None = None
+        self._spec = spec
+        self._running = running
+        self._routes = routes
+        self._claims: dict[int, dict[str, Any]] = {}  # what log lines say, by port, and nobody has looked at
+        self._claims_at = 0.0  # when to look
+        self._socket_fd = -1  # holds on to its socket, should the path be removed
+
+    def is_bokeh(self) -> bool:
+        """Check whether it is Bokeh's own server, and no command of the caller's own."""
+        return bool(self._spec["argv"][0][0] == "python")
+
+    def prepare(self, argv: Sequence[str]) -> None:
+        """Begin to look for one that is about to be started with this command line."""
+        self.facts = Facts(asked_port(argv))
+        if not self.is_bokeh():
+            self.before = set(listeners() or ())
+
+    def note_ready(self, ready: dict[str, Any]) -> None:
+        """Take note where it listens."""
+        if ready.get("port") and self._spec.get("socket"):
+            ready["no_socket"] = self.no_socket or "the command does not listen on it"
+            self.socket = ""
+        self.ready = ready
+        if self.socket:
+            with contextlib.suppress(OSError):
+                self.hold_socket()
+
+    def pause(self) -> float:
+        """Return how long there is nothing to look at, in seconds."""
+        if self.socket:
+            return 0.02  # its socket is not told of, but looked for
+        if self._claims:
+            return max(0.0, self._claims_at - time.monotonic())
+        return 0.1 if self.port else float("inf")  # each look takes a port
+
+    def check(self) -> dict[str, Any] | None:
+        """Return a ``ready`` message if it listens.
+
+        :raises PermissionError: if its socket is open to others, and cannot be closed to them
+        """
+        found = self._check_socket() if self.socket else None
+        found = found or self.check_claims()
+        return found or (self._check_port() if self.port else None)
+
+    def read(self, lines: Iterable[str]) -> None:
+        """Read its log, unless it was told where to listen: what it writes counts for nothing then."""
+        for line in [] if self._spec.get("notify") or self._spec.get("plain") else lines:
+            ready = self.facts.read(line)
+            if ready:  # what an app writes while it is imported comes first, and Bokeh's own last
+                self._claims.pop(ready["port"], None)
+                self._claims[ready["port"]] = ready
+                if len(self._claims) > _CLAIMS:
+                    del self._claims[next(iter(self._claims))]
+
+    def check_claims(self) -> dict[str, Any] | None:
+        """Look whether what log lines say is so; in a tenth of the time at most, whatever an app writes."""
+        began = time.monotonic()
+        if not self._claims or began < self._claims_at:
+            return None
+        claims, self._claims = self._claims, {}
+        mine = self._running()  # once for all of them: the list of all processes is the dear part
+        found = next((ready for ready in claims.values() if self._is_true(ready, mine)), None)
+        self._claims_at = began + min(1.0, 10 * (time.monotonic() - began))
+        return found
+
+    def _is_true(self, ready: dict[str, Any], mine: set[int]) -> bool:
+        """Check whether one of these processes listens where log lines say: apps write too.
+
+        Where a socket was asked for, only a command of the caller's own may listen on a port after all.
+        """
+        bokeh = self.is_bokeh()
+        held = self._holds(ready["port"], mine)
+        if held is False or (self.socket and (held is None or bokeh)):
+            return False
+        if ready["pid"] not in mine:
+            del ready["pid"]
+        known = self._routes()
+        others = known if bokeh else ready["routes"]  # what a command of one's own serves, only it knows
+        ready["routes"] = [route for route in ready["routes"] if route in known] or others
+        return True
+
+    def _holds(self, port: int, mine: set[int]) -> bool | None:
+        """Check whether the server listens on a port; None where the system does not tell.
+
+        A command of the caller's own may have somebody else start what listens (``srun``), or start it as
+        another user (``sudo -u``), where it cannot be looked into. Then it has to be new, and of such a user.
+
+        :param mine: the server's processes
+        """
+        held = holds(mine, port)
+        if held is not False or self.is_bokeh():
+            return held
+        new = {user for name, user in (listeners(port) or {}).items() if name not in self.before}
+        return bool(new & users(mine))
+
+    def _check_socket(self) -> dict[str, Any] | None:
+        """Look whether it listens on its socket."""
+        if not os.path.lexists(self.socket):
+            return None
+        closed = close_to_others(self.socket)
+        pid = listener(self.socket)
+        if pid is None:
+            return None
+        if not closed:
+            raise PermissionError("its socket is open to others, and cannot be closed to them")
+        routes = ["/"] if self._spec.get("plain") else self._routes()
+        ready = {"event": "ready", "port": 0, "socket": self.socket, "routes": routes}
+        return dict(ready, versions=self.facts.versions, **({"pid": pid} if pid else {}))
+
+    def _check_port(self) -> dict[str, Any] | None:
+        """Look whether it listens on the port that it was told."""
+        sock = socket.socket()
+        try:
+            sock.settimeout(0.1)
+            sock.connect(("127.0.0.1", self.port))
+            if sock.getsockname() == sock.getpeername():
+                return None  # it got that very port for itself, and has met itself (simultaneous open)
+        except OSError:
+            return None
+        finally:
+            sock.close()
+        taken = self.before & set(listeners(self.port) or ())
+        if taken and not holds(self._running(), self.port):
+            return None  # it is another server's, which was there before
+        return {"event": "ready", "port": self.port, "routes": ["/"], "versions": ""}
+
+    def hold_socket(self) -> bool:
+        """Put the server's socket back at its path, which was removed; False if that cannot be done.
+
+        A socket lives on without its path. On Linux a descriptor of it is another path to it, which a link in
+        the old place leads to: as the server's owner, and nobody else, may follow.
+        """
+        flags = getattr(os, "O_PATH", None)
+        if not os.path.lexists(self.socket):
+            if self._socket_fd < 0:
+                return False
+            os.symlink(f"/proc/{os.getpid()}/fd/{self._socket_fd}", self.socket)
+            return os.path.exists(self.socket)
+        if flags is None or os.path.islink(self.socket):
+            return True
+        if self._socket_fd < 0 or not os.path.samestat(os.lstat(self.socket), os.fstat(self._socket_fd)):
+            # The first look; or a server that has started itself anew (--dev) listens on a new one.
+            before, self._socket_fd = self._socket_fd, os.open(self.socket, flags | os.O_NOFOLLOW)
+            if before >= 0:
+                os.close(before)
+        return True
 
 
 class Watch:

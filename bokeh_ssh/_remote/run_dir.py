@@ -1,16 +1,13 @@
 """The private directory where the servers of an account are found again, on the machine that they run on.
 
-Runs there, as a part of the supervisor and of what comes after it: standard library only, Python 3.8 or
-newer, any POSIX system.
-
 ::
 
     /tmp/bokeh-ssh-UID/     ours, 0700; ~/.bokeh-ssh-NODE where that cannot be had
         1f2e3d4c/           one server
-            control         the supervisor's socket: see _door
+            control         the supervisor's socket
             record          what is known of it, as JSON
             server          the server's own socket, where it has one
-            apps            what its client has brought: see _depot
+            apps            what its client has brought
 
 Who may enter the directory may do with the servers what their owner may; nobody else can even see them. Not
 XDG_RUNTIME_DIR, which goes away with the last login; nor TMPDIR, which may differ from one login to the next.
@@ -25,7 +22,7 @@ import re
 import stat
 import time
 
-TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
@@ -122,10 +119,14 @@ def usable(path: str) -> str:
 
 
 class RunDir:
-    """The directory of one server."""
+    """The directory of one server.
+
+    :ivar fault: why nobody can find the server there any more, as far as it was looked
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.fault = ""
         self.id = os.path.basename(path)
         self.touched = time.monotonic()
 

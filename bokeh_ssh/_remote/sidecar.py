@@ -1,7 +1,6 @@
 """A program beside a server, in its process group: started when a client wants it, ended with the server.
 
-Runs on the remote machine: standard library only, Python 3.8 or newer, any POSIX system. A publication on a
-gateway is one: whoever ends the server ends that too, and it lives for as long.
+A publication on a gateway is one: whoever ends the server ends that too, and it lives for as long.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import json
 
 from bokeh_ssh._remote.process_group import piped, start
 
-TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
@@ -20,7 +19,7 @@ class Sidecar:
     """What runs beside the server, if anything.
 
     :ivar pid: its process; 0 where none runs
-    :ivar word: the last that it said of itself: a JSON object, on a line of its standard output
+    :ivar status: the last that it said of itself: a JSON object, on a line of its standard output
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,6 @@
 """The folder where what a client brings is kept while its server runs, and no longer.
 
-Runs on the remote machine: standard library only, Python 3.8 or newer, any POSIX system. Names come from the
-client and have slashes between their parts; none leads out of the folder.
+Names come from the client and have slashes between their parts; none leads out of the folder.
 """
 
 from __future__ import annotations
@@ -11,9 +10,8 @@ import os
 
 from bokeh_ssh._remote.run_dir import private, remove_tree
 
-TYPE_CHECKING = False  # typing costs milliseconds of a launch and is not needed to run
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import BinaryIO
 
 
@@ -51,14 +49,14 @@ class UploadDir:
             raise ValueError(name)
         return os.path.join(self.path, *parts)
 
-    def attempt(self, store: Callable[..., object], *args: object) -> None:
-        """Do one of the following; why that was not possible is noted, for the first that was not."""
+    def attempt(self, method: str, *args: object) -> None:
+        """Do one of the following; where that is not possible that is noted, and nothing more is done."""
         try:
             with private():
-                store(*args)
+                if not self.fault:
+                    getattr(self, method)(*args)
         except (OSError, ValueError) as exc:
-            why = getattr(exc, "strerror", None) or repr(exc)
-            self.fault = self.fault or f"{args[0]}: {why}"
+            self.fault = f"{args[0]}: {getattr(exc, 'strerror', None) or repr(exc)}"
 
     def put(self, name: str, data: bytes, last: bool, runs: bool, skip: int = 0) -> None:
         """Add to a file, behind ``skip`` zeros; nobody sees its name before the last part is there."""

@@ -23,18 +23,9 @@ load("bokeh_ssh._remote", None)
 
 _PARTS = {
     "supervisor": (
-        *(
-            "process_tree",
-            "process_group",
-            "run_dir",
-            "upload_dir",
-            "control_socket",
-            "guardian",
-            "sidecar",
-            "readiness",
-            "client_stream",
-        ),
-        *("server_process", "daemonize", "systemd_scope", "supervisor"),
+        *("process_tree", "process_group", "run_dir", "upload_dir", "control_socket", "guardian", "sidecar"),
+        *("readiness", "client_stream", "client", "server_process", "server_output", "server"),
+        *("client_requests", "daemonize", "systemd_scope", "supervisor"),
     ),
     "warden": ("warden",),
     "job_holder": ("process_tree", "run_dir", "job_place", "job_holder"),

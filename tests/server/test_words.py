@@ -20,7 +20,9 @@ from beds import Machine, free_port, until
 from bokeh_ssh import Event, Lost, Reconnected, ServerExited
 from bokeh_ssh._core.framing import plain
 from bokeh_ssh._remote.readiness import Facts, holds, listeners
-from bokeh_ssh._remote.server_process import LINES, TAIL, ServerProcess
+from bokeh_ssh._remote.server import Server
+from bokeh_ssh._remote.server_output import LINES, TAIL, ServerOutput
+from bokeh_ssh._remote.server_process import Stage
 from bokeh_ssh._server.log_parsing import port_in_use, reason
 from cable import Cable
 from direct_tunnels import tunnel_to
@@ -135,18 +137,22 @@ def test_what_says_where_it_listens_is_understood(
                 os.kill(pid, signal.SIGKILL)
 
 
-class Held(ServerProcess):
-    """A server that is this process, and whose supervisor tells nobody but the test."""
-
-    def __init__(self, **spec: Any) -> None:
-        super().__init__(spec)
-        self.server, self.group = os.getpid(), os.getpgrp()
-        self.said: list[dict[str, Any]] = []
+class Said(list[dict[str, Any]]):
+    """What is sent to the client, but for log lines."""
 
     def send(self, event: str, **more: Any) -> None:
-        """Keep what is said, but for log lines."""
+        """Keep a message."""
         if event != "log":
-            self.said.append(dict(more, event=event))
+            self.append(dict(more, event=event))
+
+
+class Held(Server):
+    """A server that is this process, and whose client is the test."""
+
+    def __init__(self, **spec: Any) -> None:
+        self.said = Said()
+        super().__init__(spec, self.said)  # type: ignore[arg-type]  # a client that cannot but listen
+        self.process.pid, self.process.group, self.process.stage = os.getpid(), os.getpgrp(), Stage.STARTING
 
 
 @pytest.mark.parametrize(
@@ -158,8 +164,8 @@ def test_route_that_no_app_has_is_not_believed(command: Any, routes: list[str]) 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         held = Held(argv=[command], apps=["real.py"])
-        held.facts = Facts(port)
-        held.record(
+        held.probe.facts = Facts(port)
+        held.take_lines(
             "out",
             [f"Bokeh app running at: http://h:{port}/lie", "Starting Bokeh server with process id: 1"],
         )
@@ -181,10 +187,10 @@ def test_port_of_another_process_is_that_of_a_command_only_if_it_is_new(command:
         assert other.stdout
         port = int(other.stdout.readline())
         if before:
-            held.before = set(listeners() or ())
-        held.processes = lambda: {os.getpid()}  # type: ignore[method-assign]  # it is a child of this one's
-        held.facts = Facts(0)
-        held.record(
+            held.probe.before = set(listeners() or ())
+        held.probe._running = lambda: {os.getpid()}  # it is a child of this one's
+        held.probe.facts = Facts(0)
+        held.take_lines(
             "out", [f"Bokeh app running at: http://h:{port}/x", "Starting Bokeh server with process id: 1"]
         )
         assert bool(held.said) is (command == "mine" and not before)
@@ -239,7 +245,7 @@ def test_lines_of_a_server_of_another_kind_are_not_read() -> None:
         lies.insert(0, f"Bokeh app running at: http://h:{port}/lie")
         for plain in (True, False):  # the second is the control
             held = Held(argv=["mine"], plain=plain)
-            held.record("out", lies)
+            held.take_lines("out", lies)
             assert bool(held.said) is not plain
 
 
@@ -249,8 +255,8 @@ def test_bokeh_on_a_socket_is_not_led_to_a_port(socket_asked: bool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         held = Held(argv=[["python", "python3"]], apps=["real.py"], socket=socket_asked)
-        held.socket = "/nowhere/socket" if socket_asked else ""
-        held.record(
+        held.probe.socket = "/nowhere/socket" if socket_asked else ""
+        held.take_lines(
             "out",
             [f"Bokeh app running at: http://h:{port}/real", "Starting Bokeh server with process id: 1"],
         )
@@ -261,9 +267,9 @@ def test_bokeh_on_a_socket_is_not_led_to_a_port(socket_asked: bool) -> None:
 def test_word_that_is_nested_too_deep_is_none(stream: str) -> None:
     """A program that is to say where it listens in JSON may write any; its supervisor goes on."""
     held = Held(argv=["mine"], notify=True)
-    held.record(stream, ["[" * 60_000, '{"a":' * 10_000])
+    held.take_lines(stream, ["[" * 60_000, '{"a":' * 10_000])
     assert not held.said
-    held.record(stream, ['{"port": 5006}'])  # the control
+    held.take_lines(stream, ['{"port": 5006}'])  # the control
     assert [said["event"] for said in held.said] == [stream]
 
 
@@ -288,26 +294,26 @@ def test_only_a_parser_of_options_is_asked_again(status: int, lines: list[str], 
     """A server is started anew with a port where its options were refused, not for what an app says."""
     held = Held(argv=[["python", "python3"]], socket=True)
     started: list[str] = []
-    held.spawn = lambda: started.append(held.socket)  # type: ignore[method-assign]
-    held.socket, held.status = "/nowhere/socket", status
-    held.record("err", lines)
+    held.spawn = lambda: started.append(held.probe.socket)  # type: ignore[method-assign]
+    held.probe.socket, held.process.status = "/nowhere/socket", status
+    held.take_lines("err", lines)
     assert held.retry() is again
     assert started == [""] * again
-    assert held.socket == ("" if again else "/nowhere/socket")
+    assert held.probe.socket == ("" if again else "/nowhere/socket")
 
 
 @pytest.mark.parametrize("letter", ["x", "\N{SNAKE}", ""])
 def test_kept_log_is_bounded(letter: str) -> None:
     """What is kept of a log is bounded in characters and lines, and is the newest; a short one is whole."""
-    held = Held()
-    held.record("out", ["first", "second"])
-    assert held.tail(TAIL) == ["first", "second"]  # the control
+    output = ServerOutput(lambda *_: None)
+    output.keep(["first", "second"])
+    assert output.tail() == ["first", "second"]  # the control
     for number in range(2000):
-        held.record("out", [letter * 60_000 + str(number)])
-    assert sum(len(line) for line in held.log) <= TAIL
-    assert len(held.log) <= LINES
-    assert held.tail(TAIL)[-1].endswith("1999")
-    assert held.tail(TAIL) == list(held.log)
+        output.keep([letter * 60_000 + str(number)])
+    assert sum(len(line) for line in output.log) <= TAIL
+    assert len(output.log) <= LINES
+    assert output.tail()[-1].endswith("1999")
+    assert output.tail() == list(output.log)
 
 
 def test_long_lines_cost_little() -> None:
@@ -332,11 +338,11 @@ def test_flood_without_a_line_end_costs_little(part: str) -> None:
     held = Held(argv=["mine"])
     start = time.process_time()
     for line in (text, "Bokeh app running at: http://h:5006/" + text, "unrecognized arguments " + text):
-        held.record("out", [line])
-        held.status, held.socket = 2, "/nowhere/socket"
+        held.take_lines("out", [line])
+        held.process.status, held.probe.socket = 2, "/nowhere/socket"
         assert not held.retry()
         plain(line)
         reason([line])
         port_in_use([line])
     assert time.process_time() - start < 2  # a quadratic expression takes minutes
-    assert held.facts.port == 5006  # the control: the lines were read
+    assert held.probe.facts.port == 5006  # the control: the lines were read
