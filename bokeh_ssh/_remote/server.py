@@ -62,7 +62,7 @@ class Server:
         self.sidecar = Sidecar()
         self.watch = Watch(float(spec.get("watch", 0)))
         self.was_busy = False
-        self.born = time.time()
+        self.born = client.since
         self.started: dict[str, Any] = {}
 
     # --- start

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
-import re
 
 #: Modules as the program's own, whatever is installed there; ``main`` of the last one is what runs.
 _FRAME = """\
@@ -33,9 +32,6 @@ _PARTS = {
     "control_client": ("process_tree", "process_group", "run_dir", "control_socket", "control_client"),
 }
 
-#: Docstrings stay here: they are a fifth of the text. The lines keep their numbers, for a traceback's sake.
-_DOCSTRING = re.compile(r'^( *)""".*?"""$', re.MULTILINE | re.DOTALL)
-
 
 @functools.cache
 def payload(name: str) -> bytes:
@@ -47,8 +43,18 @@ def payload(name: str) -> bytes:
     lines = [_FRAME]
     for module in _PARTS[name]:
         text = (folder / f"{module}.py").read_text(encoding="utf-8")
-        text = _DOCSTRING.sub(lambda found: found[1] + '""' + "\n" * found[0].count("\n"), text)
+        text = _without_docstrings(text)
         # Raw, since each escaped line end would be a byte more; no module has these quotes.
         lines.append(f"last = load('bokeh_ssh._remote.{module}', r'''{text}''')\n")
     lines.append("last.main()\n")
     return "".join(lines).encode()
+
+
+def _without_docstrings(text: str) -> str:
+    """Return a module's text without its docstrings, which are a fifth of it; nothing else has their quotes.
+
+    The lines keep their numbers, for a traceback's sake.
+    """
+    parts = text.split('"""')
+    parts[1::2] = ['""' + "\n" * part.count("\n") for part in parts[1::2]]
+    return "".join(parts)

@@ -140,6 +140,8 @@ def test_what_says_where_it_listens_is_understood(
 class Said(list[dict[str, Any]]):
     """What is sent to the client, but for log lines."""
 
+    since = 0.0
+
     def send(self, event: str, **more: Any) -> None:
         """Keep a message."""
         if event != "log":
