@@ -104,7 +104,8 @@ class Flag:
                 "{default}", f"{default:g}" if isinstance(default, float) else str(default)
             ),
             rich_help_panel=None if self.first else self.panel,
-            hidden=not self.first,
+            # A shell that completes a word gets all of them.
+            hidden=not self.first and "_BOKEH_SSH_COMPLETE" not in os.environ,
             metavar=self.metavar,
             show_default=False,
             autocompletion=self.complete,

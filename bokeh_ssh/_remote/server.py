@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 import re
@@ -14,18 +15,21 @@ from bokeh_ssh._remote.control_socket import remove_stale
 from bokeh_ssh._remote.process_group import PATIENCE, changes
 from bokeh_ssh._remote.readiness import READY_FD, ReadinessProbe, Watch, mask, parse_notice, routes_of
 from bokeh_ssh._remote.run_dir import APPS, HOLDER, SERVER, WITHIN, RunDir, identity, node
-from bokeh_ssh._remote.server_output import ServerOutput
 from bokeh_ssh._remote.server_process import ServerProcess, Stage
 from bokeh_ssh._remote.sidecar import Sidecar
 from bokeh_ssh._remote.upload_dir import UploadDir
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
-    from bokeh_ssh._remote.client import Client
+    from bokeh_ssh._remote.client_stream import Client
 
 PROTOCOL = 1
+CHUNK = 1 << 16  # bytes read at once, and the longest line before it is cut
+LINES = 1000  # lines kept of the log
+TAIL = 1 << 18  # characters kept of the log, which is what one who comes later is told; 1 MiB at most
 LAST = 100  # lines of the log in the record of a server that ended while nobody was there
 #: What argparse, click and others say of an option that they do not know.
 NO_SUCH_OPTION = re.compile(r"(?i)(unrecognized|unknown|no such) (argument|option)s?\b.{0,40}--unix-socket")
@@ -41,6 +45,68 @@ RUN = (
     f"sys.argv.__setitem__(slice(1), ['-c', {STUB!r}, run, name]))); "
     "runpy.run_module(name, run_name='__main__', alter_sys=True)"
 )
+
+
+class ServerOutput:
+    """The streams that a server, and what runs beside it, write to; and its log.
+
+    :param on_lines: is called with the name of a stream and the lines that have come
+    :ivar streams: by descriptor: name and unfinished line
+    """
+
+    def __init__(self, on_lines: Callable[[str, list[str]], object]) -> None:
+        self.streams: dict[int, tuple[str, bytes]] = {}
+        self.log: collections.deque[str] = collections.deque()
+        self._kept = 0  # characters of it, with line ends
+        self._on_lines = on_lines
+
+    def add(self, **streams: int) -> None:
+        """Read these too: descriptors by name."""
+        self.streams.update((fd, (name, b"")) for name, fd in streams.items())
+
+    def drain(self, fd: int) -> bool:
+        """Read what a stream has; return whether there may be more."""
+        try:
+            data = os.read(fd, CHUNK)
+        except BlockingIOError:
+            return False
+        name, rest = self.streams[fd]
+        *lines, rest = (rest + data).split(b"\n")
+        if rest and (not data or len(rest) > CHUNK):
+            lines.append(rest)
+            rest = b""
+        self.streams[fd] = (name, rest)
+        if not data:
+            del self.streams[fd]
+            os.close(fd)
+        if lines:
+            self._on_lines(name, [line.rstrip(b"\r").decode("utf-8", "replace") for line in lines])
+        return bool(data)
+
+    def drain_all(self) -> None:
+        """Read what the server wrote before it ended; a grandchild that writes on does not hold us."""
+        for fd in list(self.streams):
+            for _ in range(64):
+                if not self.drain(fd):
+                    break
+
+    def keep(self, lines: list[str]) -> None:
+        """Keep the last lines, and no more than is ever told of them."""
+        last = lines[-LINES:]
+        self.log.extend(last)
+        self._kept += sum(len(line) + 1 for line in last)
+        while len(self.log) > LINES or self._kept > TAIL:
+            self._kept -= len(self.log.popleft()) + 1
+
+    def tail(self, most: int = TAIL) -> list[str]:
+        """Return the last lines of the log, with no more than ``most`` characters."""
+        lines: list[str] = []
+        for line in reversed(self.log):
+            most -= len(line) + 1
+            if most < 0:
+                break
+            lines.append(line)
+        return lines[::-1]
 
 
 class Server:

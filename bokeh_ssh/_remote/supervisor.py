@@ -24,9 +24,8 @@ import select
 import signal
 import time
 
-from bokeh_ssh._remote.client import Client
 from bokeh_ssh._remote.client_requests import ClientRequests
-from bokeh_ssh._remote.client_stream import CHUNK, LONGEST
+from bokeh_ssh._remote.client_stream import CHUNK, LONGEST, Client
 from bokeh_ssh._remote.control_socket import ControlSocket
 from bokeh_ssh._remote.daemonize import Anchor, detach_session
 from bokeh_ssh._remote.process_group import PATIENCE, changes

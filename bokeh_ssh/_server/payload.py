@@ -23,7 +23,7 @@ load("bokeh_ssh._remote", None)
 _PARTS = {
     "supervisor": (
         *("process_tree", "process_group", "run_dir", "upload_dir", "control_socket", "guardian", "sidecar"),
-        *("readiness", "client_stream", "client", "server_process", "server_output", "server"),
+        *("readiness", "client_stream", "server_process", "server"),
         *("client_requests", "daemonize", "systemd_scope", "supervisor"),
     ),
     "warden": ("warden",),

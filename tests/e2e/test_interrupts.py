@@ -22,8 +22,7 @@ import pytest
 import apps
 import fakes
 from beds import PASSWORD, Knobs, Machine, until
-from bokeh_ssh import BokehSSHError, Host, LocalForward, TunnelClosedError
-from bokeh_ssh._ssh.connect import connect
+from bokeh_ssh import BokehSSHError, LocalForward, TunnelClosedError
 from fakes import FakeSSH, Listener
 from processes import kill
 
@@ -602,22 +601,6 @@ def test_close_in_a_signal_handler_at_any_moment(
     assert running.said[-1] == "threads 1"
     until(lambda: not machine.server._clients, what="the server to see all of them go")
     gc.collect()
-
-
-def test_close_in_a_signal_handler_while_a_channel_is_opened(embedded: Callable[..., Machine]) -> None:
-    """``close`` may come between any two steps of the same thread, also of paramiko's under a lock."""
-    machine = embedded()
-    connection = connect(Host(machine.host, machine.user, **machine.login))
-
-    def interrupted() -> None:
-        with connection.transport._channels._lock:
-            connection.close()
-
-    thread = threading.Thread(target=interrupted, daemon=True)
-    thread.start()
-    thread.join(20)
-    assert not thread.is_alive()
-    assert not connection.alive
 
 
 # Exceptions.

@@ -20,8 +20,7 @@ from beds import Machine, free_port, until
 from bokeh_ssh import Event, Lost, Reconnected, ServerExited
 from bokeh_ssh._core.framing import plain
 from bokeh_ssh._remote.readiness import Facts, holds, listeners
-from bokeh_ssh._remote.server import Server
-from bokeh_ssh._remote.server_output import LINES, TAIL, ServerOutput
+from bokeh_ssh._remote.server import LINES, TAIL, Server, ServerOutput
 from bokeh_ssh._remote.server_process import Stage
 from bokeh_ssh._server.log_parsing import port_in_use, reason
 from cable import Cable
