@@ -27,6 +27,7 @@ from bokeh_ssh._core.errors import BokehSSHError
 from bokeh_ssh._core.events import Event
 from bokeh_ssh._remote import process_tree
 from bokeh_ssh._server.server import Launch, Server
+from bokeh_ssh._server.supervisor_client import UploadChannel
 
 #: A command that starts at once in place of Bokeh.
 FAKE = (sys.executable, "-S", str(Path(__file__).with_name("fake_server.py")))
@@ -259,7 +260,7 @@ class Bench:
     def start(
         self,
         runner: LocalRunner | None = None,
-        bring: Callable[[Server], object] = lambda server: None,
+        bring: Callable[[UploadChannel], object] = lambda uploads: None,
         **launch: Any,
     ) -> Server:
         launch.setdefault("python", sys.executable)
