@@ -94,9 +94,9 @@ NEWEST = PYTHONS[-1]
 PROJECT = nox.project.load_toml(HERE / "pyproject.toml")
 
 #: Most of a test is waiting. A file's tests stay together: they share containers. Only CI runs the few that
-#: are marked as slow. Nothing is run twice: a test that needs luck is a defect.
+#: are marked as slow. What fails there is run once more, and listed: a test that needs luck is a defect.
 SPREAD = ("-n", "4", "--dist", "loadfile", "--no-loadscope-reorder")
-OPTIONS = SPREAD if CI else (*SPREAD, "-m", "not slow")
+OPTIONS = (*SPREAD, "--reruns", "1") if CI else (*SPREAD, "-m", "not slow")
 #: What is run on the Pythons between the oldest and the newest.
 BETWEEN = (*OPTIONS, "-m", "every_python")
 #: Where the benchmark and the soak run find: themselves, and what they share with the tests.
