@@ -132,6 +132,9 @@ class Streams:
 class _Raw(io.RawIOBase):
     """One of the two. What could not be written is forgotten: nobody may come back to it at the exit.
 
+    Each write is whole, so no :class:`io.BufferedWriter` is needed: who waits for the lock of one sees no
+    signal, and who has it may wait for a reader.
+
     :param told: gets the reason; None where nobody is to hear of it
     :param fault: where it was closed from the beginning
     """
@@ -140,10 +143,12 @@ class _Raw(io.RawIOBase):
         self, streams: Streams, descriptor: int, told: Callable[[OSError], object], fault: OSError | None
     ) -> None:
         self._streams = streams
+        self.name = "<stdout>" if descriptor == 1 else "<stderr>"
         self._descriptor = descriptor
         self._told = told
         self._fault = fault
         self._dead = False
+        self._order = threading.RLock()  # a signal handler may write while its thread does
 
     def fileno(self) -> int:
         return self._descriptor
@@ -156,18 +161,20 @@ class _Raw(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
-        if self._dead or not view:
-            return len(view)
-        try:
-            if self._fault:
-                raise self._fault
-            written = self._streams.write(self._descriptor, view)
-        except OSError as exc:
-            self._dead = True
-            self._told(exc)
-            return len(view)
-        self._dead = not written
-        return written or len(view)
+        count = len(view)
+        with self._order:
+            while view and not self._dead:
+                try:
+                    if self._fault:
+                        raise self._fault
+                    written = self._streams.write(self._descriptor, view)
+                except OSError as exc:
+                    self._dead = True
+                    self._told(exc)
+                else:
+                    self._dead = not written
+                    view = view[written:]
+        return count
 
 
 @contextlib.contextmanager
@@ -233,7 +240,7 @@ def _text(
 ) -> io.TextIOWrapper:
     raw = _Raw(streams, descriptor, told, fault)
     return io.TextIOWrapper(
-        io.BufferedWriter(raw),
+        raw,
         encoding=getattr(old, "encoding", None) or "utf-8",
         errors=getattr(old, "errors", None) or "backslashreplace",
         line_buffering=descriptor == 2 or raw.isatty(),

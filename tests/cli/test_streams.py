@@ -232,6 +232,52 @@ def test_address_is_told_where_nobody_reads_the_rest(machine: Machine, app: str)
             os.close(mouth)
 
 
+#: A thread waits for a reader of standard error, and the main thread is about to say something too.
+_BOTH = """
+import signal, sys, threading
+from bokeh_ssh._cli.std_streams import standing
+
+with standing() as streams:
+    write, waits = streams.write, threading.Event()
+
+    def noted(descriptor, data):
+        waits.set()
+        return write(descriptor, data)
+
+    streams.write = noted
+    signal.signal(signal.SIGINT, lambda *_: streams.end_soon())
+    threading.Thread(target=print, args=("thread",), kwargs={"file": sys.stderr}, daemon=True).start()
+    waits.wait()
+    print("main is next", flush=True)
+    print("main", file=sys.stderr)
+print("ended")
+"""
+
+
+def test_interrupt_counts_where_two_wait_for_a_reader() -> None:
+    """Ctrl-C is seen while the main thread waits for another one, which waits for somebody to read a pipe."""
+    ear, mouth = os.pipe()
+    _fill(mouth)
+    words = [sys.executable, "-c", _BOTH]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=mouth, start_new_session=True) as process:
+        try:
+            assert process.stdout
+            assert process.stdout.readline() == b"main is next\n"
+            until(lambda: "S" in _state(process.pid), what="the main thread to wait")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 0
+            assert process.stdout.read() == b"ended\n"
+        finally:
+            process.kill()
+            os.close(ear)
+            os.close(mouth)
+
+
+def _state(pid: int) -> str:
+    """Return what a process's main thread does, as a letter of the kernel's."""
+    return Path(f"/proc/{pid}/task/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
+
+
 def _fill(mouth: int) -> None:
     """Fill a pipe, for all who write to it."""
     os.set_blocking(mouth, False)
