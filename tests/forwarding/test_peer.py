@@ -54,7 +54,7 @@ def on_one_machine(
     with machine.spawn(["sh", "-c", f"cd && exec {shlex.join(command)}"], user="alice") as running:
         until(lambda: "http://localhost:" in running.log or not running.running, timeout=60)
         port = running.log.partition("http://localhost:")[2].partition("/")[0]
-        assert port.isdigit(), running.log
+        assert port.isdigit(), f"running: {running.running}; it says {running.log!r}"
         yield machine, int(port), running
 
 

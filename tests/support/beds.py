@@ -153,8 +153,14 @@ class Running:
     @property
     def running(self) -> bool:
         """Whether it has not ended."""
-        state = self.machine.execute(["ps", "-o", "stat=", "-p", str(self.pid)]).stdout.strip()
-        return bool(state) and not state.startswith("Z")
+        # Of a command in a container, what it wrote and its status can be missing: that says nothing.
+        done = until(self._look, timeout=10, what="ps to answer")
+        assert done
+        return done.status == 0 and not done.stdout.strip().startswith("Z")
+
+    def _look(self) -> Result | None:
+        done = self.machine.execute(["ps", "-o", "stat=", "-p", str(self.pid)])
+        return done if done.status == 1 or done.stdout.strip() else None
 
     def signal(self, number: int = signal.SIGTERM) -> None:
         """Send it a signal; nothing happens where it has ended."""
