@@ -106,6 +106,7 @@ class UserAuth(AuthHandler):
         self._fresh: collections.deque[str] = collections.deque(maxlen=_MOST_SAID)
         self._timeout = timeout
         self._waiting = False
+        self._served = False  # whether the server has accepted the service
         self._offered = b""
         self._inbox: queue.SimpleQueue[Reply | None] = queue.SimpleQueue()
         transport.auth_handler = self
@@ -134,10 +135,12 @@ class UserAuth(AuthHandler):
     # Requests, on the caller's thread.
 
     def begin(self) -> Verdict:
-        """Ask for the login service, and then which methods there are (``none``, RFC 4252, section 5.2)."""
-        self.auth_method = "service"
-        message = Message().add_byte(bytes((MSG_SERVICE_REQUEST,))).add_string("ssh-userauth")
-        self._send_and_wait(message, self._timeout)
+        """Ask for the login service and for the methods that there are (``none``, RFC 4252, section 5.2).
+
+        Both at once: a server answers in order (RFC 4253, section 10), and one that refuses the service
+        disconnects, so waiting for its leave would cost a round trip and change nothing.
+        """
+        self._send(Message().add_byte(bytes((MSG_SERVICE_REQUEST,))).add_string("ssh-userauth"))
         return self._verdict(self._send_and_wait(self._request("none"), self._timeout))
 
     def offer(self, algorithm: str, blob: bytes) -> Reply:
@@ -193,12 +196,7 @@ class UserAuth(AuthHandler):
     def _send_and_wait(self, message: Message, timeout: float) -> Reply:
         deadline = time.monotonic() + timeout
         self._waiting = True
-        try:
-            self.transport._send_user_message(message)  # type: ignore[attr-defined]  # not in the stubs
-        except (paramiko.SSHException, EOFError, OSError) as exc:
-            # What the server said before it hung up may still be on its way to the transport's thread.
-            self.transport.join(_SLICE)
-            raise EndedError from exc
+        self._send(message)
         while (left := deadline - time.monotonic()) > 0:
             heed()
             try:
@@ -212,6 +210,14 @@ class UserAuth(AuthHandler):
             return reply
         msg = f"{timeout:g} s"
         raise NoAnswerError(msg)
+
+    def _send(self, message: Message) -> None:
+        try:
+            self.transport._send_user_message(message)  # type: ignore[attr-defined]  # not in the stubs
+        except (paramiko.SSHException, EOFError, OSError) as exc:
+            # What the server said before it hung up may still be on its way to the transport's thread.
+            self.transport.join(_SLICE)
+            raise EndedError from exc
 
     def _verdict(self, reply: Reply) -> Verdict:
         if isinstance(reply, (Accepted, Refused)):
@@ -243,15 +249,15 @@ class UserAuth(AuthHandler):
         self._inbox.put(reply)
 
     def _on_service(self, message: Message) -> None:  # all handlers get it
-        if self.auth_method != "service":
+        if self._served:
             msg = "the server accepted a service out of turn"
             raise paramiko.SSHException(msg)
-        self._put(Accepted())
+        self._served = True
 
     def _on_success(self, message: Message) -> None:
         if self.authenticated:
             return
-        if not self._waiting or self.auth_method == "service":
+        if not self._waiting or not self._served:
             msg = "the server accepted a login that was not asked for"
             raise paramiko.SSHException(msg)
         super()._parse_userauth_success(message)  # type: ignore[misc]  # not in the stubs
