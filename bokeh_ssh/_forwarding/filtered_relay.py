@@ -30,9 +30,11 @@ class FilteredRelay(SocketRelay):
 
     :param opened: the connection's beginning, which was let in
     :param cache: answers requests for static files, if the inspector stops at them, and keeps the answers
+    :param again: takes the local connection back, where the line is lost before anything came of a request
+        that may be sent twice (RFC 9110, section 9.2.2)
     """
 
-    __slots__ = ("_answers", "_cache", "_inspector", "_looking", "_outgoing", "_own", "_switched")
+    __slots__ = ("_again", "_answers", "_cache", "_inspector", "_looking", "_outgoing", "_own", "_switched")
 
     def __init__(
         self,
@@ -42,8 +44,10 @@ class FilteredRelay(SocketRelay):
         on_end: Callable[[bool], None] | None,
         opened: Opened,
         cache: StaticCache | None = None,
+        again: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(io_loop, sock, channel, on_end)
+        self._again = again if opened.passed.startswith((b"GET ", b"HEAD ")) else None
         self._cache = cache
         self._looking = False  # whether the cache is asked
         self._own = 0  # bytes at the front of the backlog that did not come over the channel
@@ -77,6 +81,7 @@ class FilteredRelay(SocketRelay):
             self._send(part)
 
     def _send_on(self, data: memoryview) -> None:
+        self._again = None
         if self._switched is not None:  # the client has the answer, and goes by it
             self._take_answer()
         try:
@@ -151,6 +156,14 @@ class FilteredRelay(SocketRelay):
         if count > own:
             super()._credit(count - own)
 
+    def abort(self) -> None:
+        """Reset the local socket and close the stream, or give the socket back. Loop thread only."""
+        again, self._again = self._again, None
+        if again and not self._sock_eof:
+            self._end(lambda sock: again())
+        else:
+            super().abort()
+
     def _end(self, close_socket: Callable[[socket.socket], None], *, clean: bool = False) -> None:
         super()._end(close_socket, clean=clean)
         self._answers.stop()
@@ -197,6 +210,7 @@ class FilteredRelay(SocketRelay):
 
     def on_data(self, parts: list[memoryview]) -> None:
         """Take what arrived, and look where answers end."""
+        self._again = None
         # Before it is delivered: who has it may send the next request at once.
         if not self._answers.free:
             self._listen(parts)

@@ -21,9 +21,10 @@ from bokeh_ssh._forwarding.http_requests import MOST, Inspector, Opened
 from bokeh_ssh._forwarding.listener import Accept, address_of, make_forwarder, pause
 from bokeh_ssh._forwarding.peer_uid import GONE, UNKNOWN, PeerUidCheck
 from bokeh_ssh._forwarding.request_filter import RequestFilter
+from bokeh_ssh._forwarding.spare_channel import SpareChannel
 from bokeh_ssh._forwarding.static_cache import StaticCache
 from bokeh_ssh._ssh.connection import Connection
-from bokeh_ssh._ssh.relay import SocketRelay, reset
+from bokeh_ssh._ssh.relay import MakeRelay, SocketRelay, reset
 
 log = logging.getLogger("bokeh_ssh.forward")
 
@@ -205,17 +206,29 @@ class LocalAcceptor:
         request_filter: RequestFilter | None = None,
         check: Callable[[Callable[[bool], None]], None] | None = None,
         cache: StaticCache | None = None,
+        *,
+        ahead: bool = False,
     ) -> Iterator[None]:
         """Lead to ``target`` as seen from the connection's server, while the context lasts.
 
         :param request_filter: judges each request; None lets all through, HTTP or not
         :param check: has the last word on each, see :meth:`Connection.forward`
         :param cache: answers requests for static files, and keeps those of the server
+        :param ahead: whether a channel is kept open for the next connection, see :class:`SpareChannel`
         """
+        spare = SpareChannel(connection, target, check) if ahead else None
 
         def accept(sock: socket.socket, origin: tuple[str, int], begun: Opened | None = None) -> None:
-            make = functools.partial(FilteredRelay, opened=begun, cache=cache) if begun else SocketRelay
-            connection.forward(sock, target, origin, check, make, lambda: hold_again(sock, origin, begun))
+            again = functools.partial(hold_again, sock, origin, begun)
+            unused = spare.take() if spare else None
+            make: MakeRelay = SocketRelay
+            if begun:
+                # On a channel that is open already it goes out at once, onto a line that may be dead by then.
+                repeat = (lambda: reset(sock) if connection.alive else again()) if unused else None
+                make = functools.partial(FilteredRelay, opened=begun, cache=cache, again=repeat)
+            connection.forward(sock, target, origin, check, make, again, unused)
+            if spare:
+                spare.open()
 
         def hold_again(sock: socket.socket, origin: tuple[str, int], begun: Opened | None) -> None:
             if begun:
@@ -232,9 +245,13 @@ class LocalAcceptor:
             gate = HttpGate(connection.io_loop, inspect, accept, self._route_or_hold, full, cache)
         self.route_to(gate.check if gate else accept, alive=lambda: connection.alive)
         try:
+            if spare:
+                spare.open()
             yield
         finally:
             self.hold_connections()
+            if spare:
+                spare.close()
             for sock, origin, inspector in gate.release() if gate else ():
                 if inspector.held or inspector.unsent:
                     self._begun[sock] = inspector

@@ -282,6 +282,7 @@ class Connection:
         check: Callable[[Callable[[bool], None]], None] | None = None,
         make: MakeRelay = SocketRelay,
         again: Callable[[], None] | None = None,
+        ahead: EarlyChannel | None = None,
     ) -> None:
         """Join an accepted local connection to ``target`` as seen from the server; returns at once.
 
@@ -291,6 +292,7 @@ class Connection:
             thread
         :param make: makes what joins them
         :param again: takes the local connection back, where the line was lost before anything of it was sent
+        :param ahead: a channel to ``target`` that is open and checked already; None asks for one
         """
         began = time.monotonic()
 
@@ -310,26 +312,25 @@ class Connection:
         def opened(channel: Channel) -> None:
             self._reached[target] = time.monotonic()
             if check:
-                early = _Early()
-                channel.attach(early)
-                check(lambda fine: go_on(channel, early) if fine else give_up(channel))
+                early = EarlyChannel(channel)
+                check(lambda fine: go_on(early) if fine else give_up(early))
             else:
                 channel.attach(self.io_loop.relay(sock, channel, make=make))
 
-        def go_on(channel: Channel, early: _Early) -> None:
-            relay = self.io_loop.relay(sock, channel, make=make)
-            early.hand_over(relay)
-            if channel.handler is early:  # else it has ended, and that was handed over
-                channel.handler = relay
+        def go_on(early: EarlyChannel) -> None:
+            early.hand_over(self.io_loop.relay(sock, early.channel, make=make))
 
-        def give_up(channel: Channel) -> None:
-            self.io_loop.post(channel.close)
+        def give_up(early: EarlyChannel) -> None:
+            self.io_loop.post(early.channel.close)
             give_back()
 
         def try_open() -> None:
             self.open_channel(target, origin, opened, refused)
 
-        try_open()
+        if ahead:
+            go_on(ahead)
+        else:
+            try_open()
 
     def _is_crowded(self, target: Endpoint, began: float) -> bool:
         """Return whether a target that refuses may only have more connections than it accepts at a time.
@@ -483,28 +484,55 @@ class Connection:
         return ConnectionLostError(msg, host=self.name, hint="the line may be down; try again")
 
 
-class _Early:
-    """Keeps what a target says before it is known whether anything may go there; its window bounds that."""
+class EarlyChannel:
+    """A channel that nobody uses yet; what comes on it is kept, within its window.
 
-    def __init__(self) -> None:
+    :ivar since: when it was opened, by ``time.monotonic()``
+    :ivar has_data: whether the far side has sent something
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.since = time.monotonic()
+        self.has_data = False
         self._calls: list[Callable[[ChannelHandler], None]] = []
+        self._handler: ChannelHandler | None = None
+        self._lock = threading.RLock()  # the transport's thread brings, any thread hands over
+        channel.attach(self)
+
+    @property
+    def untouched(self) -> bool:
+        """Whether the far side has neither sent anything nor ended it."""
+        return not self._calls
 
     def hand_over(self, handler: ChannelHandler) -> None:
-        """Pass another handler all of it."""
-        for call in self._calls:
-            call(handler)
+        """Pass another handler what came, and all that follows."""
+        with self._lock:
+            for call in self._calls:
+                call(handler)
+            self._handler = handler
+            if self.channel.handler is self:  # else it has ended, and that was handed over
+                self.channel.handler = handler
+
+    def _keep(self, call: Callable[[ChannelHandler], None]) -> None:
+        with self._lock:
+            if self._handler:  # handed over while this was on its way here
+                call(self._handler)
+            else:
+                self._calls.append(call)
 
     def on_data(self, parts: list[memoryview]) -> None:
-        self._calls.append(lambda handler: handler.on_data(parts))
+        self.has_data = True
+        self._keep(lambda handler: handler.on_data(parts))
 
     def on_eof(self) -> None:
-        self._calls.append(lambda handler: handler.on_eof())
+        self._keep(lambda handler: handler.on_eof())
 
     def on_close(self) -> None:
-        self._calls.append(lambda handler: handler.on_close())
+        self._keep(lambda handler: handler.on_close())
 
     def on_lost(self) -> None:
-        self._calls.append(lambda handler: handler.on_lost())
+        self._keep(lambda handler: handler.on_lost())
 
     def on_window(self) -> None:
         pass  # whoever comes after asks how much it may send

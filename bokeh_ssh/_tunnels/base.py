@@ -190,6 +190,7 @@ class TunnelParts:
         self._host = host
         self._acceptor: LocalAcceptor | None = None
         self._cache: StaticCache | None = None
+        self._may_wait = False  # whether the server takes connections that say nothing yet
         self._port_forwards: list[LocalPortForward] = []
         self._acquisition = ServerAcquisition(session, options, self._bind)
 
@@ -256,7 +257,9 @@ class TunnelParts:
             watch = monitor_port(connection, endpoint[1], session.lose)
             monitor = session.connection_stack.enter_context(watch)
         verify = monitor.verify if monitor else None
-        leads = self._acceptor.forwarding(connection, endpoint, request_filter, verify, self._cache)
+        leads = self._acceptor.forwarding(
+            connection, endpoint, request_filter, verify, self._cache, ahead=self._may_wait
+        )
         session.connection_stack.enter_context(leads)
         self._acquisition.keep_if_detached()
         url = f"http://localhost:{port}{found.routes[0]}{session_query(found.key)}"
@@ -269,6 +272,8 @@ class TunnelParts:
         )
 
         def accept(probe: HttpProbe) -> bool:
+            # Known of Tornado alone: one of gunicorn's workers serves nobody else while a connection is idle.
+            self._may_wait = probe.is_bokeh
             # A launched route answers 200; of other servers it is not known what they answer.
             if options.ready:
                 return 200 <= probe.status < 400
