@@ -209,7 +209,7 @@ def test_what_a_list_of_servers_says_is_bounded(bench: Bench, monkeypatch: pytes
     from bokeh_ssh._server import registry
 
     monkeypatch.setattr(registry, "_MOST_BYTES", 1000)
-    run = registry._ControlRequest(bench.runner(), {"do": "list"}, None, 5)
+    run = registry.ControlRequest(bench.runner(), {"do": "list"}, None, 5)
     for number in range(1000):
         run._on_stdout(run._nonce.encode() + json.dumps({"event": "server", "n": number}).encode() + b"\n")
     assert len(run._messages) < 30

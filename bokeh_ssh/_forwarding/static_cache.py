@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable
 
 from bokeh_ssh._core.fork import in_child
-from bokeh_ssh._forwarding.static_requests import StaticFile
+from bokeh_ssh._forwarding.static_requests import StaticFile, name_static_file
 from bokeh_ssh._forwarding.static_store import StaticStore, StaticWriter, StoreError, find_folder
 from bokeh_ssh._ssh.relay import Loop
 
@@ -22,6 +22,8 @@ log = logging.getLogger("bokeh_ssh.forward")
 
 #: Seconds until a request that the store does not answer goes to the server.
 _PATIENCE = 1.0
+#: Seconds that one may wait for a file that is on its way already.
+_EXPECTED_PATIENCE = 60.0
 #: Bytes that may wait to be written.
 _MOST_WAITING = 8 * 1024 * 1024
 
@@ -57,6 +59,8 @@ class StaticCache:
         self._waiting = 0  # bytes to be written
         #: What is being sent now: many may ask for the same file, and take their time.
         self._loaded: weakref.WeakValueDictionary[StaticFile, Content] = weakref.WeakValueDictionary()
+        #: What is on its way ahead of the browser's asking, and who waits for it.
+        self._expected: dict[StaticFile, list[Callable[[], None]]] = {}
         self._late = 0  # look-ups that nobody waits for any more
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -69,6 +73,15 @@ class StaticCache:
 
     def look_up(self, loop: Loop, file: StaticFile, done: Callable[[Content | None], None]) -> None:
         """Have ``done`` called on the loop's thread with the content of a file, or None. Loop thread only."""
+        with self._change:
+            waiting = self._expected.get(file)
+            if waiting is not None:
+                wait = _LookUp(lambda _: self.look_up(loop, file, done))
+                waiting.append(lambda: loop.post(lambda: wait.finish(None)))
+        if waiting is not None:
+            # On its way, it is as fast as the line; only a line that has stalled is not waited for.
+            loop.later(_EXPECTED_PATIENCE, lambda: self._settle(file))
+            return
         look = _LookUp(done)
 
         def read() -> None:
@@ -106,6 +119,29 @@ class StaticCache:
     def record(self, file: StaticFile) -> Recording:
         """Begin to keep a file; returns at once, and from then on neither blocks nor raises."""
         return Recording(self, file)
+
+    def expect(self, name: str, sha512: str) -> Recording | None:
+        """Begin to keep a file that comes before it is asked for; who asks meanwhile waits for it.
+
+        :returns: None where it is no file that is kept
+        """
+        file = name_static_file(name, sha512)
+        if file is None:
+            return None
+        with self._change:
+            self._expected.setdefault(file, [])
+        return Recording(self, file, lambda: self._settle(file))
+
+    def _settle(self, file: StaticFile) -> None:
+        """Let those go on who wait for a file, whatever became of it."""
+        with self._change:
+            waiting = self._expected.pop(file, [])
+        for go_on in waiting:
+            go_on()
+
+    def hashes(self) -> set[str]:
+        """Return the hashes of the files that are kept. Waits for the disk."""
+        return self._store.hashes()
 
     def close(self, timeout: float = 2.0) -> None:
         """Write what waits to be written, and end; idempotent."""
@@ -168,10 +204,16 @@ class _LookUp:
 
 
 class Recording:
-    """One file that passes. Made by :meth:`StaticCache.record`."""
+    """One file that passes. Made by :meth:`StaticCache.record`.
 
-    def __init__(self, cache: StaticCache, file: StaticFile) -> None:
+    :param on_end: called on the cache's thread once it is kept, or is not
+    """
+
+    def __init__(
+        self, cache: StaticCache, file: StaticFile, on_end: Callable[[], None] = lambda: None
+    ) -> None:
         self._cache = cache
+        self._on_end = on_end
         self._file = file
         self._writer: StaticWriter | None = None
         self._ended = False  # on the caller's side
@@ -206,7 +248,14 @@ class Recording:
             if self._ended:
                 return
             self._ended = True
-        self._cache._put(self._cache._writes, job)
+
+        def end() -> None:
+            try:
+                job()
+            finally:
+                self._on_end()
+
+        self._cache._put(self._cache._writes, end)
 
     # On the cache's thread.
 

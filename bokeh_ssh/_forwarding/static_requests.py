@@ -62,6 +62,11 @@ class StaticFile(NamedTuple):
     sha512: str
 
 
+def name_static_file(name: str, sha512: str) -> StaticFile | None:
+    """Return the file of that name and content; None where it is none that pages ask for."""
+    return StaticFile(name, sha512) if _FILE.fullmatch(f"{name}?v={sha512}") else None
+
+
 class StaticRequest(NamedTuple):
     """A request for one.
 

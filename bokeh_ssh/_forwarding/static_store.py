@@ -154,6 +154,14 @@ class StaticStore:
                     path.unlink()
                     together -= size
 
+    def hashes(self) -> set[str]:
+        """Return the hashes of the files that are there; none where the folder is not used."""
+        try:
+            self._check()
+        except (OSError, StoreError):
+            return set()
+        return {path.name[:128] for path, _ in self._scan() if _NAME.fullmatch(path.name)}
+
     def usage(self) -> Usage:
         """Return how much is kept.
 

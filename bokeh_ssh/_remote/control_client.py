@@ -1,4 +1,4 @@
-"""What comes to a supervisor later: take its server over for a new client, list the servers, end one.
+"""What a later session asks for: a server for a new client, the list of servers, one's end, files of BokehJS.
 
 Runs on the remote machine, in a session of its own: standard library only, with ``_remote.run_dir`` and
 ``_remote.control_socket``, which are sent along. Its one order comes as a line of JSON on standard input;
@@ -7,11 +7,14 @@ what it says are lines of JSON behind the mark, as the supervisor's are.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import select
 import signal
 import time
+import zlib
 
 from bokeh_ssh._remote.control_socket import MENDED, is_stale, remove_run_dir, send_request
 from bokeh_ssh._remote.run_dir import CONTROL, KEEP, RunDir, identity, list_run_dirs, node
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
 LOST = 5  # our exit status where the supervisor went away without a word
 QUICK = 2.0  # seconds for a supervisor to tell about itself
 ENDED = 12.0  # seconds in which one has ended that was told to
+#: The files of BokehJS that each page of a server loads, in their order; and the most bytes of one.
+STATIC = tuple("bokeh%s.min.js" % part for part in ("", "-gl", "-widgets", "-tables", "-mathjax"))
+MOST_STATIC = 16 << 20
 
 
 class ControlCommand:
@@ -168,6 +174,27 @@ class ControlCommand:
             self.send("refused", why="silent", text="it does not end")
             return 1
         self.send("over", already=False)
+        return 0
+
+    def do_static(self) -> int:
+        """Send the files of BokehJS that the client lacks, compressed; first, which they are."""
+        os.nice(10)  # the server starts meanwhile
+        known = set(self.order["known"])
+        found = []
+        for name in STATIC:
+            try:
+                with open(os.path.join(self.order["folder"], "server", "static", "js", name), "rb") as file:
+                    content = file.read(MOST_STATIC + 1)
+            except OSError:  # another version has other files
+                continue
+            sha512 = hashlib.sha512(content).hexdigest()
+            if len(content) <= MOST_STATIC and sha512 not in known:
+                found.append((name, sha512, content))
+        self.send("files", files=[[name, sha512] for name, sha512, _ in found])
+        for _, sha512, content in found:
+            data = base64.b64encode(zlib.compress(content, 6)).decode("ascii")
+            self.send("file", sha512=sha512, data=data)
+        self.send("end")
         return 0
 
 

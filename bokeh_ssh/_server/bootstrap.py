@@ -229,6 +229,7 @@ import json, re
 code, mark, need, at = sys.argv[1:5]
 paths = sys.argv[5:]
 at = int(at)
+bokeh = []
 def lacks():
     if sys.version_info < {OLDEST_PYTHON!r}:
         return "python", "is Python %d.%d" % sys.version_info[:2]
@@ -242,7 +243,8 @@ def lacks():
         if spec is None or spec.origin is None or not spec.submodule_search_locations:
             return "package", "has no " + name
         if name == "bokeh":
-            for entry in os.listdir(os.path.dirname(list(spec.submodule_search_locations)[0])):
+            bokeh.append(list(spec.submodule_search_locations)[0])
+            for entry in os.listdir(os.path.dirname(bokeh[0])):
                 found = re.match(r"bokeh-(\\d+)\\.(\\d+).*-info$", entry)
                 if found and (int(found.group(1)), int(found.group(2))) < {OLDEST_BOKEH!r}:
                     return "package", "has Bokeh %s.%s" % found.groups()
@@ -256,7 +258,7 @@ if lack:
         say(event="failed", at="interpreter", status=1)
         sys.exit(1)
     os.execv(paths[at], [paths[at], "-c", "import sys; exec(sys.argv[1])", code, mark, need, str(at)] + paths)
-say(event="python", path=paths[at])
+say(event="python", path=paths[at], bokeh="".join(bokeh))
 """
     + BACK
     + _TAKE

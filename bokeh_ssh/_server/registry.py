@@ -116,7 +116,7 @@ def list_servers(runner: Runner, *, python: str | None = None, timeout: float = 
     :param python: an interpreter there; None takes ``python3`` or ``python``
     :raises BokehSSHError: if the machine cannot be asked
     """
-    run = _ControlRequest(runner, {"do": "list"}, python, timeout)
+    run = ControlRequest(runner, {"do": "list"}, python, timeout)
     messages = run.carry_out("end")
     node = str(messages[-1].get("node", ""))
     found = [_server(runner.name, node, message) for message in messages if message["event"] == "server"]
@@ -160,14 +160,29 @@ def stop_server(
     known = server.id if isinstance(server, RemoteServer) else server
     tool = python or (server.python if isinstance(server, RemoteServer) else None) or None
     order = {"do": "stop", "id": known, "patience": min(_PATIENCE, timeout / 3)}
-    _ControlRequest(runner, order, tool, timeout).carry_out("over")
+    ControlRequest(runner, order, tool, timeout).carry_out("over")
 
 
-class _ControlRequest:
-    """One order that is carried out there, in a session of its own."""
+class ControlRequest:
+    """One order that is carried out there, in a session of its own.
 
-    def __init__(self, runner: Runner, order: Mapping[str, Any], python: str | None, timeout: float) -> None:
+    :param order: what ``_remote.control_client`` is to do
+    :param python: an interpreter there; None takes ``python3`` or ``python``
+    :param timeout: seconds for all of it
+    :param on_message: called with each message as it comes, on the connection's thread; its ``data`` is not
+        kept
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        order: Mapping[str, Any],
+        python: str | None,
+        timeout: float,
+        on_message: Callable[[dict[str, Any]], object] | None = None,
+    ) -> None:
         self._runner = runner
+        self._on_message = on_message
         self._nonce = secrets.token_hex(16)
         self._order = {**order, "mark": self._nonce}
         self._pythons = list(dict.fromkeys(filter(None, (python, "python3", "python"))))
@@ -207,6 +222,10 @@ class _ControlRequest:
             session.write_eof()
             session.close()
 
+    def cancel(self) -> None:
+        """Wait no longer, from another thread."""
+        self._on_exit(None)
+
     def _break_off(self, session: Session) -> None:
         if not self._over and isinstance(session, Signals):
             session.signal("KILL")
@@ -237,6 +256,10 @@ class _ControlRequest:
         if self._heard_bytes > _MOST_BYTES:
             return  # then the end does not come, and that is told
         messages = self._reader.feed(data)
+        if self._on_message:
+            for message in messages:
+                self._on_message(message)
+                message.pop("data", None)
         with self._change:
             self._messages += messages[: max(0, _MOST - len(self._messages))]
             self._change.notify_all()

@@ -142,6 +142,10 @@ class Server:
         """Call with its lines as they come, on the connection's thread: it must not block."""
         self._state.log.on_lines = call
 
+    def on_package(self, call: Callable[[str, str], object]) -> None:
+        """Call, likewise, with the interpreter there and the folder of its Bokeh, while the server starts."""
+        self._state.on_package = call
+
     def on_sidecar_ended(self, call: Callable[[], object]) -> None:
         """Call, likewise, when what runs beside it ends by itself."""
         self._state.sidecar.on_end = call

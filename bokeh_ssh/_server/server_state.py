@@ -196,6 +196,8 @@ class ServerState:
     :ivar kept: set once the supervisor has confirmed that
     :ivar taken: whether another client has taken it over
     :ivar stopping: whether we end it, so that its end is no event
+    :ivar on_package: called with the interpreter that it starts on and the folder of its Bokeh, on the
+        connection's thread
     """
 
     def __init__(self, host: str, launch: Launch, on_event: OnEvent) -> None:
@@ -218,6 +220,7 @@ class ServerState:
         self.kept = threading.Event()
         self.taken = False
         self.stopping = False
+        self.on_package: Callable[[str, str], object] = lambda python, folder: None
 
     @property
     def exited(self) -> bool:
@@ -255,6 +258,11 @@ class ServerState:
     def _handle_tried(self, message: dict[str, Any]) -> None:
         if len(self.evidence.tried) < _TRIED:
             self.evidence.tried.append({key: plain(str(message[key])) for key in ("path", "kind", "text")})
+
+    def _handle_python(self, message: dict[str, Any]) -> None:
+        python, folder = str(message["path"]), str(message["bokeh"])
+        if python and folder:
+            self.on_package(python, folder)
 
     def _handle_failed(self, message: dict[str, Any]) -> None:
         argv = tuple(map(plain, message.get("argv", self.evidence.argv)[:_WORDS]))

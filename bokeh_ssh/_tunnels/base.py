@@ -17,7 +17,9 @@ from bokeh_ssh._forwarding.request_filter import RequestFilter
 from bokeh_ssh._forwarding.static_cache import StaticCache, open_cache
 from bokeh_ssh._server.options import BOKEH_PORT, ServerOptions
 from bokeh_ssh._server.probe import HttpProbe, http_get, wait_until_ready
+from bokeh_ssh._server.server import Server
 from bokeh_ssh._server.session_ids import new_session_id
+from bokeh_ssh._server.static_source import StaticSource
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._tunnels import bokeh_client, notebook
 from bokeh_ssh._tunnels.lifecycle import TunnelInfo
@@ -28,6 +30,9 @@ from bokeh_ssh._tunnels.redirect_page import open_in_browser
 from bokeh_ssh._tunnels.server_acquisition import FoundServer, ServerAcquisition
 
 log = logging.getLogger("bokeh_ssh")
+
+#: Seconds of a round trip from which on a line is taken to be slow: on a nearer one a page is there at once.
+_FAR = 0.005
 
 
 class Tunnel(Openable):
@@ -192,7 +197,7 @@ class TunnelParts:
         self._cache: StaticCache | None = None
         self._may_wait = False  # whether the server takes connections that say nothing yet
         self._port_forwards: list[LocalPortForward] = []
-        self._acquisition = ServerAcquisition(session, options, self._bind)
+        self._acquisition = ServerAcquisition(session, options, self._bind, self._fetch_static)
 
     @property
     def info(self) -> TunnelInfo:
@@ -229,6 +234,19 @@ class TunnelParts:
             sockets = bind(self._options.local_port, prefer=prefer)
             self._acceptor = open_acceptor(life.stack, sockets, life.warn, others, self._session.attempts)
         return self._acceptor.port
+
+    def _fetch_static(self, connection: Connection, server: Server) -> None:
+        """Have files of BokehJS sent while the server starts, where the line is slow enough for that."""
+        if self._cache is None:
+            return
+        source = StaticSource(connection, self._cache.hashes, self._cache.expect)
+        self._session.connection_stack.callback(source.close)
+
+        def start(python: str, folder: str) -> None:
+            if connection.transport.rtt > _FAR:  # as is known by then
+                source.start(python, folder)
+
+        server.on_package(start)
 
     def _connect_host(self, host: Host, via: Connection | None = None) -> Connection:
         """Connect to the machine that the extra forwards are led by, and lead them there."""

@@ -56,17 +56,25 @@ class ServerAcquisition:
     """Finds a server or starts one as the keywords say, follows it, and ends it if it is to end.
 
     :param bind: has the tunnel listen on this machine, unless it does; gets the port to prefer, returns which
+    :param follow: gets a server that is about to start
     :ivar found: the server, once there is one
     :ivar outcome: what became of it, see :class:`Closed`
     :ivar reports: whether it reports a server that could not be told to end
     """
 
-    def __init__(self, session: LocalSession, options: ServerOptions, bind: Callable[[int], int]) -> None:
+    def __init__(
+        self,
+        session: LocalSession,
+        options: ServerOptions,
+        bind: Callable[[int], int],
+        follow: Callable[[Connection, Server], None],
+    ) -> None:
         self.found: FoundServer | None = None
         self.outcome = ""
         self._session = session
         self._options = options
         self._bind = bind
+        self._follow = follow
         self._file_sync: FileSync | None = None
         self._no_sockets = False  # whether the SSH server connects nobody to sockets
         self._left_behind = False
@@ -163,6 +171,11 @@ class ServerAcquisition:
 
     def _launch(self, connection: Connection, must_sign: bool) -> FoundServer:
         local_port = self._bind(BOKEH_PORT)  # first: the server must know which origin its pages have
+
+        def begin(server: Server) -> None:
+            self._register(server, server.cancel)
+            self._follow(connection, server)
+
         while True:
             launch = self._options.launch_spec(local_port)
             if self._no_sockets:
@@ -173,7 +186,7 @@ class ServerAcquisition:
                 connection,
                 launch,
                 on_event=self._on_server_event,
-                on_begin=lambda begun: self._register(begun, begun.cancel),
+                on_begin=begin,
                 bring=self._file_sync.upload_all if self._file_sync else _nothing,
             )
             found = self._hold(connection, server)
