@@ -21,7 +21,7 @@ from bokeh_ssh._forwarding.http_requests import MOST, Inspector, Opened
 from bokeh_ssh._forwarding.listener import Accept, address_of, make_forwarder, pause
 from bokeh_ssh._forwarding.peer_uid import GONE, UNKNOWN, PeerUidCheck
 from bokeh_ssh._forwarding.request_filter import RequestFilter
-from bokeh_ssh._forwarding.spare_channel import SpareChannel
+from bokeh_ssh._forwarding.spare_channels import SpareChannels
 from bokeh_ssh._forwarding.static_cache import StaticCache
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._ssh.relay import MakeRelay, SocketRelay, reset
@@ -214,9 +214,9 @@ class LocalAcceptor:
         :param request_filter: judges each request; None lets all through, HTTP or not
         :param check: has the last word on each, see :meth:`Connection.forward`
         :param cache: answers requests for static files, and keeps those of the server
-        :param ahead: whether a channel is kept open for the next connection, see :class:`SpareChannel`
+        :param ahead: whether channels are open for the next connections, see :class:`SpareChannels`
         """
-        spare = SpareChannel(connection, target, check) if ahead else None
+        spare = SpareChannels(connection, target, check) if ahead else None
 
         def accept(sock: socket.socket, origin: tuple[str, int], begun: Opened | None = None) -> None:
             again = functools.partial(hold_again, sock, origin, begun)
@@ -228,7 +228,7 @@ class LocalAcceptor:
                 make = functools.partial(FilteredRelay, opened=begun, cache=cache, again=repeat)
             connection.forward(sock, target, origin, check, make, again, unused)
             if spare:
-                spare.open()
+                spare.fill()
 
         def hold_again(sock: socket.socket, origin: tuple[str, int], begun: Opened | None) -> None:
             if begun:
@@ -246,7 +246,7 @@ class LocalAcceptor:
         self.route_to(gate.check if gate else accept, alive=lambda: connection.alive)
         try:
             if spare:
-                spare.open()
+                spare.fill()
             yield
         finally:
             self.hold_connections()

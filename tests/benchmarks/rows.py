@@ -74,6 +74,32 @@ QUICK = Scale(
 
 
 @dataclass(frozen=True)
+class Line:
+    """A line to the SSH server.
+
+    :param trip: milliseconds of a round trip
+    :param rate: Mbit/s in each direction; 0 for as many as come
+    """
+
+    trip: float
+    rate: float
+
+    @property
+    def key(self) -> str:
+        """What its rows are called by."""
+        return f"{self.trip:g}-{self.rate:g}"
+
+    @property
+    def title(self) -> str:
+        """What it is called."""
+        return f"{self.trip:g} ms, {f'{self.rate:g} Mbit/s' if self.rate else 'no limit'}"
+
+
+#: Home, abroad, a train; and what only its length slows down.
+LINES = (Line(40, 10), Line(100, 10), Line(300, 4.8), Line(100, 0))
+
+
+@dataclass(frozen=True)
 class Metric:
     """One number of a row: its key in a result, its unit, and whether more of it is better."""
 
@@ -168,6 +194,17 @@ def other_rows(scale: Scale) -> list[Row]:
         Row("launch", "launch: to ready", (MILLISECONDS,)),
         Row("page", "page load", (MILLISECONDS,)),
         Row("drag", f"slider drag, {scale.drag} steps", (MEDIAN, P99)),
+        *(row for line in LINES for row in page_rows(line)),
+    ]
+
+
+def page_rows(line: Line) -> list[Row]:
+    """List what is measured of a page over a line, until its slider is there."""
+    title = f"page at {line.title}"
+    return [
+        Row(f"far-seen-{line.key}", f"{title}, a Bokeh seen before", (MILLISECONDS,), peers=("ssh", "ours")),
+        Row(f"far-compressed-{line.key}", f"{title}, with -C", (MILLISECONDS,), peers=("ssh",)),
+        Row(f"far-first-{line.key}", f"{title}, launched, the first time", (MILLISECONDS,), peers=("ours",)),
     ]
 
 
@@ -292,4 +329,18 @@ def goals(scale: Scale) -> list[Goal]:
         Goal("attach, isolate=True", _later("attach", isolated, "ours"), 0.4, False, "s later"),
         Goal("launch", _later("launch", isolated, "raw"), 0.4, False, "s more than the server's own start"),
         Goal("import bokeh_ssh", _ratio("import", "time", "ours", "raw"), 1.1, False, "x import paramiko"),
+        *(goal for line in LINES for goal in _page_goals(line)),
     ]
+
+
+def _page_goals(line: Line) -> Iterable[Goal]:
+    seen, compressed, first = (row.key for row in page_rows(line))
+    title = f"page at {line.title}"
+    if not line.rate:
+        yield Goal(title, _ratio(seen, "time", "ours", "ssh"), 0.8, False, "x ssh -L")
+        return
+    yield Goal(title, _ratio(seen, "time", "ours", "ssh"), 0.33, False, "x ssh -L")
+    yield Goal(title, _across("time", (seen, "ours"), (compressed, "ssh")), 0.6, False, "x ssh -C -L")
+    yield Goal(
+        f"{title}, first time", _across("time", (first, "ours"), (seen, "ssh")), 0.55, False, "x ssh -L"
+    )

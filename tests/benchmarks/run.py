@@ -9,14 +9,26 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import beds
 from benchmarks import browser, facts, plot, process, report, starts
 from benchmarks.process import Child, PeerError
-from benchmarks.rows import FORWARDS, QUICK, Results, Row, Scale, goals, other_rows, rows
+from benchmarks.rows import (
+    FORWARDS,
+    LINES,
+    QUICK,
+    Line,
+    Results,
+    Row,
+    Scale,
+    goals,
+    other_rows,
+    page_rows,
+    rows,
+)
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _STATIC = _ROOT / "docs" / "_static"
@@ -26,6 +38,19 @@ _START = 90.0
 _CHECKED = ("download", "upload", "downloads", "round_trips")
 
 Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page that is loaded over lines.
+
+    :param seen: where its BokehJS is kept already
+    """
+
+    chromium: browser.Browser
+    app: Path
+    port: int
+    seen: Path
 
 
 class Bench:
@@ -52,16 +77,20 @@ class Bench:
             beds.local_sshd(beds.Key.generate(), self._directory, start_files)
         )
         self._target = self._serve(stack, "target", {})
-        far = self._serve(stack, "delay", {"port": self._machine.port, "delay": scale.delay})
-        known = self._machine.known_hosts.read_text(encoding="ascii").replace(
-            str(self._machine.port), str(far)
-        )
-        path = self._directory / "known_hosts-far"
-        path.write_text(known, encoding="ascii")
-        self._far = replace(self._machine, port=far, known_hosts=path)
+        self._far = self._lead(stack, "far", scale.delay)
 
     def _serve(self, stack: ExitStack, module: str, order: dict[str, Any]) -> int:
         return int(stack.enter_context(Child(module, order, self._directory)).hear(_START)["port"])
+
+    def _lead(self, stack: ExitStack, name: str, delay: float, rate: float = 0.0) -> beds.Machine:
+        """Return the machine as it is reached over a line of its own."""
+        far = self._serve(stack, "delay", {"port": self._machine.port, "delay": delay, "rate": rate})
+        known = self._machine.known_hosts.read_text(encoding="ascii").replace(
+            str(self._machine.port), str(far)
+        )
+        path = self._directory / f"known_hosts-{name}"
+        path.write_text(known, encoding="ascii")
+        return replace(self._machine, port=far, known_hosts=path)
 
     def _wanted(self, row: Row) -> list[str]:
         if self._only and row.key not in self._only:
@@ -79,8 +108,10 @@ class Bench:
         self.results.setdefault(row.key, {}).setdefault(peer, []).append(found)
         self._tell(f"{row.title}: {peer}: {report.cell(row, found)}")
 
-    def _order(self, row: Row, peer: str, target: int | None = None) -> dict[str, Any]:
-        machine = self._far if row.slow else self._machine
+    def _order(
+        self, row: Row, peer: str, target: int | None = None, machine: beds.Machine | None = None
+    ) -> dict[str, Any]:
+        machine = machine or (self._far if row.slow else self._machine)
         return {
             "peer": peer,
             "host": machine.host,
@@ -168,7 +199,7 @@ class Bench:
 
     def others(self) -> None:
         """Measure starts, and a page in a browser."""
-        attach, import_, first_use, launch, page, drag = other_rows(self.scale)
+        attach, import_, first_use, launch, page, drag, *_ = other_rows(self.scale)
         for number in range(self.scale.rounds):
             for peer in self._rotated(attach, number):
                 self._attach(attach, peer)
@@ -182,6 +213,9 @@ class Bench:
                 self._note_all(launch, starts.launches(self._machine, app))
             if self._wanted(page) or self._wanted(drag):
                 self._pages(page, drag, app)
+            lines = [line for line in LINES if any(map(self._wanted, page_rows(line)))]
+            if lines:
+                self._far_pages(lines, app)
         except PeerError as exc:
             self._skip(str(exc))
 
@@ -202,10 +236,69 @@ class Bench:
         except PeerError as exc:
             self._note(row, peer, {"failed": str(exc)})
 
-    def _pages(self, page: Row, drag: Row, app: Path) -> None:
+    def _find_browser(self) -> str | None:
         program = browser.find()
         if program is None:
             self._skip("skipped: the page rows, since there is no Chromium here (apt install chromium)")
+        return program
+
+    # A page over lines that are long, or slow.
+
+    def _far_pages(self, lines: Sequence[Line], app: Path) -> None:
+        program = self._find_browser()
+        if program is None:
+            return
+        with (
+            starts.bokeh_server(app, "--allow-websocket-origin", "*") as (port, _),
+            browser.browser(program) as chromium,
+        ):
+            served = Page(chromium, app, port, self._directory / "seen")
+            attach = {"remote_port": port, "launch": False}
+            self._load_page(served, self._machine, attach, served.seen)  # the first time of all
+            for line in lines:
+                with ExitStack() as stack:
+                    rate = line.rate * 1e6 / 8
+                    far = self._lead(stack, "line", line.trip / 2000, rate)
+                    for number in range(self.scale.rounds):
+                        self._far_page(line, number, far, served)
+
+    def _far_page(self, line: Line, number: int, far: beds.Machine, page: Page) -> None:
+        seen, compressed, first = page_rows(line)
+        attach = {"remote_port": page.port, "launch": False}
+        launch = {"app": str(page.app)}
+        turns = [(row, peer) for row in (seen, compressed, first) for peer in self._rotated(row, number)]
+        for one, peer in turns:
+            try:
+                if peer == "ssh":
+                    more = ["-C"] if one is compressed else []
+                    time = self._load_through_ssh(one, page, far, more)
+                elif one is first:
+                    with tempfile.TemporaryDirectory(prefix="first-") as cache:
+                        time = self._load_page(page, far, launch, Path(cache))
+                else:
+                    time = self._load_page(page, far, attach, page.seen)
+            except PeerError as exc:
+                self._note(one, peer, {"failed": str(exc)})
+            else:
+                self._note(one, peer, {"time": time})
+
+    def _load_through_ssh(self, row: Row, page: Page, machine: beds.Machine, more: list[str]) -> float:
+        order = self._order(row, "ssh", page.port, machine)
+        order["ssh"] += more
+        with Child("peers", order, self._directory) as forward:
+            local = forward.hear(_START)["port"]
+            return page.chromium.measure(f"http://127.0.0.1:{local}/{page.app.stem}", 1)[0]
+
+    def _load_page(self, page: Page, machine: beds.Machine, words: dict[str, Any], cache: Path) -> float:
+        """Load the page through a tunnel; return the milliseconds."""
+        order = {"host": machine.host, "port": machine.port, "user": machine.user}
+        order |= {"key_filename": str(machine.key_path), "known_hosts": str(machine.known_hosts)}
+        with Child("tunnel", {**order, **words, "cache": str(cache)}, self._directory) as tunnel:
+            return page.chromium.measure(tunnel.hear(_START)["url"], 1)[0]
+
+    def _pages(self, page: Row, drag: Row, app: Path) -> None:
+        program = self._find_browser()
+        if program is None:
             return
         with (
             starts.bokeh_server(app, "--allow-websocket-origin", "*") as (port, _),

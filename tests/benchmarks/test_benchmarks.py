@@ -15,7 +15,7 @@ import pytest
 
 import beds
 import conformance
-from benchmarks import delay, loads, plot, report, run, target
+from benchmarks import browser, delay, loads, plot, report, run, target
 from benchmarks.rows import QUICK, TITLES, Results, goals, other_rows, rows
 from skips import missing
 
@@ -64,6 +64,24 @@ def test_every_peer_here_carries_every_byte(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "benchmark.json").read_text(encoding="utf-8")) == kept
     assert "bokeh_ssh" in (tmp_path / "benchmark.md").read_text(encoding="utf-8")
     assert ET.parse(tmp_path / "benchmark.svg").getroot().tag.endswith("svg")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)  # a browser, and seconds for each page through ssh
+def test_page_over_a_slow_line() -> None:
+    """A browser opens a page over a line of 40 ms and 10 Mbit/s: through ``ssh``, through a tunnel that finds
+    the server, and through one that launches it."""
+    if beds.find_sshd() is None or browser.find() is None:
+        missing("OpenSSH's sshd or Chromium is not installed")
+    run = pytest.importorskip("benchmarks.run", reason="the benchmark reads /proc and sends POSIX signals")
+    told: list[str] = []
+    only = ("far-seen-40-10", "far-first-40-10")
+    kept = run.measure(TINY, only=only, tell=told.append)
+    assert not [line for line in told if "failed" in line]
+    assert {key: set(found) for key, found in kept["results"].items()} == {
+        "far-seen-40-10": {"ssh", "ours"},
+        "far-first-40-10": {"ours"},
+    }
 
 
 @pytest.mark.parametrize(
@@ -115,10 +133,11 @@ def _swallow(listener: socket.socket) -> None:
         conformance.read_all(sock)
 
 
-def test_the_long_link_loses_nothing(served: Any) -> None:
-    """Both directions and the half-close pass the delaying proxy as they are."""
+@pytest.mark.parametrize("rate", [0.0, 5e7])
+def test_the_long_link_loses_nothing(served: Any, rate: float) -> None:
+    """Both directions and the half-close pass the delaying proxy as they are, with a limit too."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        words = (listener, served[1], 0.002)
+        words = (listener, served[1], 0.002, rate)
         threading.Thread(target=delay.serve, args=words, daemon=True).start()
         for name in ("download", "upload"):
             loads.LOADS[name](listener.getsockname(), size=5_000_001, limit=60, verify=True)

@@ -1,4 +1,4 @@
-"""A channel is open before anybody connects: a request goes out at once, and nothing is lost by that."""
+"""Channels are open before anybody connects: a request goes out at once, and nothing is lost by that."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import apps
 from beds import Machine, until
 from bokeh_ssh._core.backoff import Attempts
-from bokeh_ssh._forwarding import spare_channel
+from bokeh_ssh._forwarding import spare_channels
 from bokeh_ssh._forwarding.listener import bind
 from bokeh_ssh._forwarding.local_acceptor import LocalAcceptor, open_acceptor
 from bokeh_ssh._forwarding.request_filter import RequestFilter
@@ -68,10 +68,10 @@ def forwarding(
         yield acceptor, stack
 
 
-def has_spare(connection: Connection) -> bool:
-    """Return whether a channel is open that nobody uses."""
-    channels = list(connection.transport._channels.values())
-    return any(isinstance(each.handler, EarlyChannel) for each in channels)
+def count_spare(connection: Connection) -> int:
+    """Return how many channels are open that nobody uses, here or there."""
+    handlers = [channel.handler for channel in list(connection.transport._channels.values())]
+    return sum(isinstance(handler, EarlyChannel) and handler.untouched for handler in handlers)
 
 
 def fetch(port: int, request: bytes = GET) -> bytes:
@@ -82,13 +82,14 @@ def fetch(port: int, request: bytes = GET) -> bytes:
 
 
 def test_request_goes_out_on_a_channel_that_was_open(embedded: Callable[..., Machine]) -> None:
-    """The target has its connection before anybody connects here, and another one once that is used."""
+    """The target has two connections before anybody connects here, and another one for each that is used."""
     target = Target()
     with connected(embedded()) as connection, forwarding(connection, target) as (acceptor, _):
         for number in (1, 2, 3):
-            until(lambda: has_spare(connection) and target.count == number, what="the one ahead")  # noqa: B023
+            until(lambda: count_spare(connection) == 2, what="those ahead")
+            until(lambda: target.count == number + 1, what="those ahead to be taken there")  # noqa: B023
             assert fetch(acceptor.port) == b"%d" % number
-        until(lambda: target.count == 4, what="the next one")
+        until(lambda: target.count == 5, what="the next one")
         assert target.came == [(1, GET), (2, GET), (3, GET)]
 
 
@@ -103,11 +104,11 @@ def test_none_is_open_where_none_is_wanted(embedded: Callable[..., Machine]) -> 
 
 def test_one_that_has_ended_is_not_used(embedded: Callable[..., Machine]) -> None:
     """A target that ends idle connections does not end a request with them."""
-    target = Target(ends=1)
+    target = Target(ends=2)
     with connected(embedded()) as connection, forwarding(connection, target) as (acceptor, _):
-        until(lambda: target.count == 1, what="the connection ahead")
-        until(lambda: connection.ping(10), what="its end to be known here")
-        assert fetch(acceptor.port) == b"2"
+        until(lambda: target.count == 2, what="the connections ahead")
+        until(lambda: connection.ping(10) and not count_spare(connection), what="their end to be known")
+        assert fetch(acceptor.port) == b"3"
 
 
 def test_one_that_is_old_is_not_used(
@@ -116,18 +117,18 @@ def test_one_that_is_old_is_not_used(
     """A server that ends what is idle for long might be about to."""
     target = Target()
     with connected(embedded()) as connection, forwarding(connection, target) as (acceptor, _):
-        until(lambda: has_spare(connection), what="the connection ahead")
-        monkeypatch.setattr(spare_channel, "_MOST_AGE", 0.0)
-        assert fetch(acceptor.port) == b"2"
+        until(lambda: count_spare(connection) == 2, what="the connections ahead")
+        monkeypatch.setattr(spare_channels, "_MOST_AGE", 0.0)
+        assert fetch(acceptor.port) == b"3"
 
 
 def test_old_greeting_is_shown_to_nobody(embedded: Callable[..., Machine]) -> None:
     """A target that speaks first is heard when somebody connects; after one try none is opened ahead."""
     target = Target(greeting=b"hello")
     with connected(embedded()) as connection, forwarding(connection, target, http=False) as (acceptor, _):
-        until(lambda: target.count == 1, what="the connection ahead")
-        until(lambda: connection.ping(10), what="its greeting to be here")
-        for number in (2, 3):
+        until(lambda: target.count == 2, what="the connections ahead")
+        until(lambda: connection.ping(10), what="their greeting to be here")
+        for number in (3, 4):
             with socket.create_connection((LOOPBACK, acceptor.port), timeout=30) as sock:
                 assert sock.recv(100) == b"hello %d\n" % number
 
@@ -149,7 +150,7 @@ def test_request_on_a_line_that_is_dead(
         acceptor = open_acceptor(stack, bind(0), lambda _: None, True, Attempts())
         request_filter = RequestFilter(acceptor.port)
         with acceptor.forwarding(first, (LOOPBACK, first_port), request_filter, ahead=True):
-            until(lambda: has_spare(first), what="the connection ahead")
+            until(lambda: count_spare(first) == 2, what="the connections ahead")
             cable.cut()
             sock = stack.enter_context(socket.create_connection((LOOPBACK, acceptor.port), timeout=30))
             sock.sendall(request_)
@@ -192,7 +193,7 @@ def test_answer_that_has_begun_is_reset(embedded: Callable[..., Machine], tmp_pa
 
 
 def test_tunnel_to_a_bokeh_server_has_one(sshd: Callable[..., Machine]) -> None:
-    """A tunnel to Bokeh's own server has a connection to it before a page is asked for."""
+    """A tunnel to Bokeh's own server has connections to it before a page is asked for."""
     machine = sshd()
     with serve_on(machine, apps.put(machine, "sliders.py", apps.SLIDER)) as running:
         port = port_of(running)
@@ -202,5 +203,5 @@ def test_tunnel_to_a_bokeh_server_has_one(sshd: Callable[..., Machine]) -> None:
             return sum(f":{port:04X} " in line.split()[1] + " " and line.split()[3] == "01" for line in table)
 
         with tunnel_to(machine, remote_port=port, launch=False):
-            until(lambda: established() == 1, what="the connection ahead")
+            until(lambda: established() == 2, what="the connections ahead")
         until(lambda: established() == 0, what="its end")
