@@ -23,7 +23,7 @@ from bokeh_ssh._forwarding.peer_uid import GONE, UNKNOWN, PeerUidCheck
 from bokeh_ssh._forwarding.request_filter import RequestFilter
 from bokeh_ssh._forwarding.spare_channels import SpareChannels
 from bokeh_ssh._forwarding.static_cache import StaticCache
-from bokeh_ssh._ssh.connection import Connection
+from bokeh_ssh._ssh.connection import Connection, EarlyChannel
 from bokeh_ssh._ssh.relay import MakeRelay, SocketRelay, reset
 
 log = logging.getLogger("bokeh_ssh.forward")
@@ -220,15 +220,20 @@ class LocalAcceptor:
 
         def accept(sock: socket.socket, origin: tuple[str, int], begun: Opened | None = None) -> None:
             again = functools.partial(hold_again, sock, origin, begun)
-            unused = spare.take() if spare else None
-            make: MakeRelay = SocketRelay
-            if begun:
-                # On a channel that is open already it goes out at once, onto a line that may be dead by then.
-                repeat = (lambda: reset(sock) if connection.alive else again()) if unused else None
-                make = functools.partial(FilteredRelay, opened=begun, cache=cache, again=repeat)
-            connection.forward(sock, target, origin, check, make, again, unused)
+
+            def lead(unused: EarlyChannel | None) -> None:
+                make: MakeRelay = SocketRelay
+                if begun:
+                    # On a channel that is open already it goes out at once, onto a line that may be dead.
+                    repeat = (lambda: reset(sock) if connection.alive else again()) if unused else None
+                    make = functools.partial(FilteredRelay, opened=begun, cache=cache, again=repeat)
+                connection.forward(sock, target, origin, check, make, again, unused)
+
             if spare:
+                spare.take(lead)
                 spare.fill()
+            else:
+                lead(None)
 
         def hold_again(sock: socket.socket, origin: tuple[str, int], begun: Opened | None) -> None:
             if begun:

@@ -35,32 +35,38 @@ class SpareChannels:
         self._target = target
         self._check = check
         self._unused: collections.deque[EarlyChannel] = collections.deque()
-        self._asked = 0  # for those that have yet to come
+        self._asked = 0  # how many have yet to come
+        self._waiting: collections.deque[Callable[[EarlyChannel | None], None]] = collections.deque()
         self._over = False
         self._lock = threading.RLock()  # a signal handler may close meanwhile
 
     def fill(self) -> None:
         """Ask for those that are missing; returns at once."""
         with self._lock:
-            missing = 0 if self._over else _COUNT - len(self._unused) - self._asked
+            coming = self._asked - len(self._waiting)
+            missing = 0 if self._over else max(0, _COUNT - len(self._unused) - coming)
             self._asked += missing
         for _ in range(missing):
-            self._connection.open_channel(
-                self._target, HERE, self._on_open, lambda code, text: self._add(None)
-            )
+            self._connection.open_channel(self._target, HERE, self._on_open, self._on_refusal)
 
-    def take(self) -> EarlyChannel | None:
-        """Return a channel, which is the caller's from here on; None where there is none that is fit."""
-        while True:
-            with self._lock:
-                early = self._unused.popleft() if self._unused else None
-                if early and early.has_data:
-                    self._over = True  # it speaks first: what it said would be old news
-            if early is None:
-                return None
-            if early.untouched and time.monotonic() - early.since <= _MOST_AGE:
-                return early
-            early.channel.close()
+    def take(self, use: Callable[[EarlyChannel | None], None]) -> None:
+        """Have ``use`` called with a channel that is its own from here on, at once where there is one.
+
+        Else with the next that comes, which is earlier than one that is asked for now; and with None where
+        there is none, and none under way.
+        """
+        early = None
+        with self._lock:
+            while self._unused and early is None:
+                early = self._unused.popleft()
+                if not early.untouched or time.monotonic() - early.since > _MOST_AGE:
+                    self._over = self._over or early.has_data  # it speaks first, which is old news by now
+                    early.channel.close()
+                    early = None
+            if early is None and self._asked > len(self._waiting):
+                self._waiting.append(use)
+                return
+        use(early)
 
     def close(self) -> None:
         """Close them, and open no more; idempotent."""
@@ -85,8 +91,11 @@ class SpareChannels:
     def _add(self, early: EarlyChannel | None, *, fit: bool = True) -> None:
         with self._lock:
             self._asked -= 1
-            kept = fit and not self._over
-            if early and kept:
+            if early and (self._over or not fit):
+                early.channel.close()
+                early = None
+            use = self._waiting.popleft() if self._waiting else None
+            if early and use is None:
                 self._unused.append(early)
-        if early and not kept:
-            early.channel.close()
+        if use:
+            use(early)

@@ -93,6 +93,22 @@ def test_request_goes_out_on_a_channel_that_was_open(embedded: Callable[..., Mac
         assert target.came == [(1, GET), (2, GET), (3, GET)]
 
 
+def test_one_that_is_under_way_is_waited_for(embedded: Callable[..., Machine], tmp_path: Path) -> None:
+    """Who connects while those ahead are under way takes the first of them: it was asked for earlier."""
+    machine = embedded()
+    target = Target()
+    with Cable(machine.host, machine.port) as cable:
+        with connected(cable.machine(machine, tmp_path)) as connection:
+            cable.cut()
+            with forwarding(connection, target) as (acceptor, _):
+                until(lambda: cable.held, what="the channels to be asked for")
+                with socket.create_connection((LOOPBACK, acceptor.port), timeout=30) as sock:
+                    sock.sendall(GET)
+                    cable.mend()
+                    assert sock.recv(1000)[-1:] in (b"1", b"2")
+                until(lambda: target.count == 3, what="one more, and no more")
+
+
 def test_none_is_open_where_none_is_wanted(embedded: Callable[..., Machine]) -> None:
     """Without it, the target sees just the connections that are made here."""
     target = Target()
