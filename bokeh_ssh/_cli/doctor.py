@@ -10,7 +10,7 @@ import dataclasses
 import importlib.metadata
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,10 +36,13 @@ from bokeh_ssh._server.options import BOKEH_PORT, LOOPBACK, ServerOptions
 from bokeh_ssh._server.probe import probe_port
 from bokeh_ssh._server.registry import list_servers
 from bokeh_ssh._server.server import Server
+from bokeh_ssh._ssh.auth.kerberos import KerberosError, find_ticket
+from bokeh_ssh._ssh.auth.login import wants_kerberos
 from bokeh_ssh._ssh.auth.prompt_cache import PromptCache
+from bokeh_ssh._ssh.config.lookup import SYSTEM
 from bokeh_ssh._ssh.connect import connect
 from bokeh_ssh._ssh.connection import Connection
-from bokeh_ssh._ssh.route import find_route
+from bokeh_ssh._ssh.route import Hop, find_route
 from bokeh_ssh._ssh.sftp_writer import Sftp, SftpError
 from bokeh_ssh._tunnels.remote_forward import is_exposed
 
@@ -79,15 +82,17 @@ def examine(host: Host, serve: ServerOptions, begin: Callable[[str], None]) -> I
     """
     yield _check_port_here()
     try:
-        names = [
-            f"{hop.label} is {hop.hostname}, port {hop.port}, user {hop.user}"
-            + (", by its ProxyCommand" if hop.proxy_command else "")
-            for hop in find_route(host)
-        ]
+        route = find_route(host)
     except BokehSSHError as exc:
         yield _bad("name", exc)
         return
+    names = [
+        f"{hop.label} is {hop.hostname}, port {hop.port}, user {hop.user}"
+        + (", by its ProxyCommand" if hop.proxy_command else "")
+        for hop in route
+    ]
     yield Finding("name", "good", ", then ".join(names))
+    yield from _check_ticket(route)
     begin("Connecting")
     met: list[Finding] = []
     prompt_cache = PromptCache()
@@ -199,6 +204,27 @@ def _check_port_here() -> Finding:
         text = f"port {BOKEH_PORT} is taken here, so that a tunnel takes the next free one"
         return Finding("this machine", "note", text)
     return Finding("this machine", "good", f"port {BOKEH_PORT} is free here")
+
+
+def _check_ticket(route: Sequence[Hop]) -> Iterator[Finding]:
+    """Look for a Kerberos ticket, where a login would use one.
+
+    Distributions turn that on for everybody: who has no ticket, and has not asked for it, hears nothing.
+    """
+    wanted = [hop for hop in route if wants_kerberos(hop.host, hop.config)[1]]
+    if not wanted:
+        return
+    hop = wanted[-1]
+    line = hop.config.lines.get("gssapiauthentication", "")
+    asked = bool(hop.host.gss_auth or hop.host.gss_deleg_creds) or not line.startswith(str(SYSTEM))
+    try:
+        ticket = find_ticket(client=hop.config.gssapi_client_identity, timeout=hop.timeout)
+    except KerberosError as exc:
+        if asked or exc.has_run_out:
+            yield Finding("ticket", "note", str(exc), exc.hint)
+        return
+    left = f"{ticket.seconds / 3600:.1f} hours"
+    yield Finding("ticket", "good", f"a Kerberos ticket of {ticket.principal} is good for {left}")
 
 
 def _check_round_trip(connection: Connection) -> Finding:

@@ -288,6 +288,19 @@ LOGIN = under(
     ),
     Flag("allow_agent", "", "Do not use the SSH agent.", name="--no-allow-agent", convert=_no),
     Flag("look_for_keys", "", "Do not try ~/.ssh/id_*.", name="--no-look-for-keys", convert=_no),
+    Flag(
+        "gss_auth",
+        "",
+        "Log in with a Kerberos ticket, or not (default: as your ssh config says).",
+        name="--gss-auth/--no-gss-auth",
+    ),
+    Flag(
+        "gss_deleg_creds",
+        "",
+        "Delegate your Kerberos ticket to the machine, and log in with it (ssh -K).",
+        name="--gss-deleg-creds/--no-gss-deleg-creds",
+        also="-K/-k",
+    ),
     Flag("timeout", "SECONDS", "Time for each stage of connecting (default: 15)."),
     Flag(
         "compression", "", "SSH compression, for slow connections (ssh -C).", also="-C", name="--compression"

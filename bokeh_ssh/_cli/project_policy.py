@@ -23,7 +23,12 @@ _LOGIN = frozenset(
     {"password", "passphrase", "pkey", "key_filename", "known_hosts", "host_keys", "ssh_config", "prompt"}
 )
 #: What opens something to others, or lends something of the person's own.
-_GUARDS = frozenset({"allow_any_origin", "allow_exposed", "allow_foreign", "allow_others", "forward_agent"})
+_GUARDS = frozenset(
+    {
+        *("allow_any_origin", "allow_exposed", "allow_foreign", "allow_others", "forward_agent"),
+        *("gss_auth", "gss_deleg_creds"),
+    }
+)
 #: Options of Bokeh's and Panel's that say who gets in, and what they are refused for.
 _OPTIONS = {
     "--allow-websocket-origin": "lets pages of others use the app",

@@ -15,6 +15,7 @@
     │   └── RevokedHostKeyError
     ├── AuthenticationError         the login was refused
     │   ├── TooManyKeysError        the server hung up before the right key's turn
+    │   ├── KDCUnreachableError     a Kerberos ticket might have helped, but no KDC could be asked for it
     │   └── PromptRequiredError     a question had to be asked, and nobody can be asked
     ├── SessionError                logged in, but no command may be run
     ├── ForwardError
@@ -166,6 +167,12 @@ class AuthenticationError(BokehSSHError):
 
     tried: tuple[str, ...] = ()
     allowed: tuple[str, ...] = ()
+
+
+class KDCUnreachableError(AuthenticationError):
+    """No Kerberos server (KDC) could be asked for a ticket for the machine, and no other method logged in."""
+
+    temporary = True
 
 
 class TooManyKeysError(AuthenticationError):

@@ -147,6 +147,8 @@ class Login:
     passphrase: str | None = field(default=None, repr=False)
     allow_agent: bool = True
     look_for_keys: bool = True
+    gss_auth: bool | None = None
+    gss_deleg_creds: bool | None = None
     timeout: float | None = None
     known_hosts: str | os.PathLike[str] | None = None
     host_keys: HostKeys = "strict"
@@ -175,6 +177,11 @@ class Host(Login, _Name):  # in this order: the fields of the last base come fir
     :param passphrase: for encrypted key files
     :param allow_agent: whether to ask the SSH agent
     :param look_for_keys: whether to try ``~/.ssh/id_*``
+    :param gss_auth: whether to log in with a Kerberos ticket; None takes GSSAPIAuthentication from the ssh
+        config, or False
+    :param gss_deleg_creds: whether the machine gets a Kerberos ticket of yours to act with, for the file
+        systems and machines that ask for one there (``ssh -K``); turns ``gss_auth`` on. None takes
+        GSSAPIDelegateCredentials from the ssh config, or False
     :param timeout: seconds for each stage of connecting: reaching the machine and each answer of the login;
         None takes ConnectTimeout from the ssh config, or 15
     :param known_hosts: the file of known host keys; None takes those of the ssh config, or

@@ -20,7 +20,7 @@ from bokeh_ssh._core.errors import (
     RefusedError,
     TargetUnreachableError,
 )
-from bokeh_ssh._core.events import Authenticated, Connecting, HostKeyVerified, OnEvent, ignore
+from bokeh_ssh._core.events import Authenticated, Connecting, HostKeyVerified, OnEvent, Warned, ignore
 from bokeh_ssh._core.host import Host
 from bokeh_ssh._core.waiting import wait
 from bokeh_ssh._ssh import algorithms
@@ -125,7 +125,14 @@ def _connect_hop(
                 host=hop.label, key_type=host_keys.kind(key), fingerprint=host_keys.fingerprint(key)
             )
         )
-        methods = login.login(transport, host, hop.config, user=hop.user, timeout=hop.timeout)
+        methods = login.login(
+            transport,
+            host,
+            hop.config,
+            user=hop.user,
+            timeout=hop.timeout,
+            warn=lambda text: on_event(Warned(host=hop.label, text=text)),
+        )
         prompt_cache.keep()
         connection = Connection(hop, transport, methods, jump)
         stack.callback(connection.close)
@@ -146,6 +153,9 @@ def _host_key_rules(hop: Hop, address: str | None) -> host_keys.Rules:
         where = config.lines.get("nohostauthenticationforlocalhost", "")
         if ipaddress.ip_address(address.partition("%")[0]).is_loopback:
             note = f"NoHostAuthenticationForLocalhost is not followed ({where}): others could listen there"
+    if config.gssapi_key_exchange and not note:
+        where = config.lines.get("gssapikeyexchange", "")
+        note = f"GSSAPIKeyExchange is not followed ({where}): the key must be known"
     return host_keys.Rules(
         command=config.known_hosts_command,
         revoked=config.revoked_host_keys,

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import builtins
 import contextlib
+import functools
 import getpass
 import hashlib
 import logging
@@ -17,8 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -58,26 +58,11 @@ from bokeh_ssh._ssh.auth import agent as agent_module
 from bokeh_ssh._ssh.auth import identities, userauth
 from bokeh_ssh._ssh.auth import login as login_module
 from bokeh_ssh._ssh.auth.login import login
+from bokeh_ssh._ssh.config.lookup import HostConfig
 from bokeh_ssh._ssh.messages import string, strings
 
-
-@dataclass(frozen=True)
-class Config:
-    """What an ssh config says about keys."""
-
-    identity_files: tuple[str, ...] = ()
-    identities_only: bool = False
-    identity_agent: str | None = None
-    certificate_files: tuple[str, ...] = ()
-    pubkey_authentication: bool | None = None
-    password_authentication: bool | None = None
-    kbd_interactive_authentication: bool | None = None
-    preferred_authentications: tuple[str, ...] | None = None
-    password_prompts: int | None = None
-    add_keys_to_agent: tuple[str, float] | None = None
-    batch_mode: bool | None = None
-    algorithms: Mapping[str, str] = field(default_factory=dict)
-    lines: Mapping[str, str] = field(default_factory=dict)
+#: What an ssh config says about logging in.
+Config = functools.partial(HostConfig, "localhost")
 
 
 class Person:
@@ -94,14 +79,16 @@ class Person:
         return self.answers.pop(0)
 
 
-def enter(port: int, config: Config | None = None, timeout: float = 10, **keywords: Any) -> tuple[str, ...]:
+def enter(
+    port: int, config: HostConfig | None = None, timeout: float = 10, **keywords: Any
+) -> tuple[str, ...]:
     """Log in over one connection."""
     with client(port) as transport:
         return _enter(transport, config, timeout, **keywords)
 
 
 def _enter(
-    transport: paramiko.Transport, config: Config | None = None, timeout: float = 10, **keywords: Any
+    transport: paramiko.Transport, config: HostConfig | None = None, timeout: float = 10, **keywords: Any
 ) -> tuple[str, ...]:
     host = Host("far.example", **keywords)
     return login(transport, host, config or Config(), user=USER, timeout=timeout)
@@ -257,7 +244,9 @@ def test_order_of_sources(
     agent = make_agent(keys / "agent_other", keys / "agent_configured")
     (keys / "agent_configured").unlink()
     bed = make_bed({"publickey"}, keys=(made["never"],))
-    config = Config((str(keys / "configured"), str(keys / "agent_configured")), identity_agent=agent.path)
+    config = Config(
+        identity_files=(str(keys / "configured"), str(keys / "agent_configured")), identity_agent=agent.path
+    )
     with pytest.raises(AuthenticationError) as caught:
         enter(
             bed.port,
@@ -311,12 +300,14 @@ def test_certificate_that_is_named(
     useless = (str(keys / "nothing"), str(keys / "id.pub"), str(keys / "others"), str(keys / "damaged"))
     listed = (*useless, str(keys / "elsewhere"))
     with pytest.raises(AuthenticationError):  # the control
-        enter(server.port, Config((str(keys / "id"),), certificate_files=useless))
-    assert enter(server.port, Config((str(keys / "id"),), certificate_files=listed)) == ("publickey",)
+        enter(server.port, Config(identity_files=(str(keys / "id"),), certificate_files=useless))
+    assert enter(server.port, Config(identity_files=(str(keys / "id"),), certificate_files=listed)) == (
+        "publickey",
+    )
     agent = make_agent(keys / "id")
     for path in keys.glob("id*"):
         path.unlink()
-    config = Config((), identities_only=True, identity_agent=agent.path, certificate_files=listed)
+    config = Config(identities_only=True, identity_agent=agent.path, certificate_files=listed)
     assert enter(server.port, config) == ("publickey",)
     assert server.log().count("Accepted publickey") == 2
 
@@ -458,7 +449,7 @@ def test_security_key_in_the_agent(
     agent = fake_agent(token.serve)
     assert enter(server.port, Config(identity_agent=agent.path)) == ("publickey",)
     (keys / "id_sk.pub").write_bytes(line)
-    config = Config((str(keys / "id_sk"),), identities_only=True, identity_agent=agent.path)
+    config = Config(identity_files=(str(keys / "id_sk"),), identities_only=True, identity_agent=agent.path)
     assert enter(server.port, config) == ("publickey",)
     assert server.log().count("Accepted publickey") == 2
 
@@ -569,7 +560,10 @@ def test_too_many_keys(
     assert "IdentitiesOnly" in str(error)
     assert server.connections == 1
     assert enter(server.port, config, key_filename=keys / "key9") == ("publickey",)
-    assert enter(server.port, Config((str(keys / "key9.pub"),), True, agent.path)) == ("publickey",)
+    assert enter(
+        server.port,
+        Config(identity_files=(str(keys / "key9.pub"),), identities_only=True, identity_agent=agent.path),
+    ) == ("publickey",)
     log = server.log()
     assert "Too many authentication failures" in log
     assert log.count("Failed publickey") == 6
@@ -584,12 +578,15 @@ def test_identities_only(
     agent = make_agent(folder / "id_ed25519", folder / "work")
     (folder / "work").unlink()
     bed = make_bed({"publickey"}, keys=(made[1],))
-    assert enter(bed.port, Config((str(folder / "work"),), True, agent.path)) == ("publickey",)
+    assert enter(
+        bed.port,
+        Config(identity_files=(str(folder / "work"),), identities_only=True, identity_agent=agent.path),
+    ) == ("publickey",)
     assert set(bed.seen[0].offered) == {made[1].public_data}
     with pytest.raises(AuthenticationError):
-        enter(bed.port, Config((), True, agent.path))
+        enter(bed.port, Config(identity_files=(), identities_only=True, identity_agent=agent.path))
     assert set(bed.seen[1].offered) == {made[0].public_data}  # the default key counts as configured
-    assert enter(bed.port, Config((), False, agent.path)) == ("publickey",)  # the control
+    assert enter(bed.port, Config(identity_agent=agent.path)) == ("publickey",)  # the control
 
 
 # Agents.
@@ -736,7 +733,7 @@ def test_agent_that_refuses_to_sign(
 
     agent = fake_agent(script)
     bed = make_bed({"publickey"}, keys=(first, second))
-    config = Config((str(keys / "second"),), identity_agent=agent.path)
+    config = Config(identity_files=(str(keys / "second"),), identity_agent=agent.path)
     assert enter(bed.port, config) == ("publickey",)
     with pytest.raises(AuthenticationError, match="the SSH agent refused to sign"):
         enter(bed.port, Config(identity_agent=agent.path))

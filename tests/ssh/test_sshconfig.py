@@ -118,6 +118,14 @@ def as_ssh_g(config: HostConfig, said: dict[str, list[str]]) -> dict[str, list[s
         "serveralivecountmax": or_default("serveralivecountmax", config.server_alive_count),
         "proxyjump": [",".join(config.proxy_jump)] if config.proxy_jump else [],
         "compression": or_default("compression", flag(config.compression)),
+        "gssapiauthentication": or_default("gssapiauthentication", flag(config.gssapi_authentication)),
+        "gssapidelegatecredentials": or_default(
+            "gssapidelegatecredentials", flag(config.gssapi_delegate_credentials)
+        ),
+        **({"gssapitrustdns": [flag(config.gssapi_trust_dns)]} if "gssapitrustdns" in said else {}),
+        **({"gssapikeyexchange": [flag(config.gssapi_key_exchange)]} if "gssapikeyexchange" in said else {}),
+        "gssapiclientidentity": [config.gssapi_client_identity] if config.gssapi_client_identity else [],
+        "gssapiserveridentity": [config.gssapi_server_identity] if config.gssapi_server_identity else [],
         "batchmode": or_default("batchmode", flag(config.batch_mode)),
         "pubkeyauthentication": or_default("pubkeyauthentication", said_of(config.pubkey_authentication)),
         "passwordauthentication": or_default("passwordauthentication", flag(config.password_authentication)),
@@ -388,6 +396,12 @@ VALUES: dict[str, list[str]] = {
     "ConnectionAttempts": ["1", "3", "+2"],
     "ConnectTimeout": ["5", "1m30", "none", "0", "2H", "1d2h3m4s"],
     "GlobalKnownHostsFile": ["/g1 /g2", "none", '"/g 3"', "~/g"],
+    "GSSAPIAuthentication": ["yes", "no"],
+    "GSSAPIClientIdentity": ["joe", '"joe doe"'],
+    "GSSAPIDelegateCredentials": ["TRUE", "no"],
+    "GSSAPIKeyExchange": ["yes", "no"],
+    "GSSAPIServerIdentity": ["%h.x", "B"],
+    "GSSAPITrustDns": ["yes", "no"],
     "HashKnownHosts": ["yes", "no"],
     "HostKeyAlgorithms": ["ssh-ed25519"],
     "HostKeyAlias": ["K", "key.alias", '"k k"'],
@@ -446,7 +460,6 @@ VALUES: dict[str, list[str]] = {
     "FingerprintHash": ["md5"],
     "ForwardAgent": ["yes"],
     "ForwardX11": ["yes"],
-    "GSSAPIAuthentication": ["yes"],
     "IgnoreUnknown": ["Novel*"],
     "IPQoS": ["ef cs0"],
     "LocalForward": ["5000 localhost:6000"],
@@ -727,7 +740,7 @@ def test_told(text: str, what: str, write) -> None:
         "Host b\n CanonicalizeHostname yes\n CanonicalDomains x\n",
         "RevokedHostKeys none\nCanonicalizePermittedCNAMEs none\nProxyUseFdpass no\n",
         "HostName 10.0.0.1\nCanonicalizeHostname yes\nCanonicalDomains x\n",
-        "Novelty yes\nGSSAPIAuthentication maybe\n",
+        "Novelty yes\nForwardX11 maybe\n",
         "Match novel x\n WarnWeakCrypto no\n ObscureKeystrokeTiming no\n",
         "Port 5\nMatch novel x\n Port 6\n",
         "Match !originalhost a novel x\n User u\n",
@@ -880,7 +893,7 @@ def test_exec_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch, mar
 
 # What the documentation says.
 
-#: Every keyword of ssh_config(5) of OpenSSH 10.6.
+#: Every keyword of ssh_config(5) of OpenSSH 10.6, and those of Debian's and Fedora's for GSSAPI.
 MANUAL = """
     AddKeysToAgent AddressFamily BatchMode BindAddress BindInterface CanonicalDomains
     CanonicalizeFallbackLocal CanonicalizeHostname CanonicalizeMaxDots CanonicalizePermittedCNAMEs
@@ -888,8 +901,9 @@ MANUAL = """
     Compression ConnectionAttempts ConnectTimeout ControlMaster ControlPath ControlPersist
     DynamicForward EnableEscapeCommandline EnableSSHKeysign EscapeChar ExitOnForwardFailure
     FingerprintHash ForkAfterAuthentication ForwardAgent ForwardX11 ForwardX11Timeout
-    ForwardX11Trusted GatewayPorts GlobalKnownHostsFile GSSAPIAuthentication
-    GSSAPIDelegateCredentials HashKnownHosts Host HostbasedAcceptedAlgorithms
+    ForwardX11Trusted GatewayPorts GlobalKnownHostsFile GSSAPIAuthentication GSSAPIClientIdentity
+    GSSAPIDelegateCredentials GSSAPIKexAlgorithms GSSAPIKeyExchange GSSAPIRenewalForcesRekey
+    GSSAPIServerIdentity GSSAPITrustDns HashKnownHosts Host HostbasedAcceptedAlgorithms
     HostbasedAuthentication HostKeyAlgorithms HostKeyAlias Hostname IdentitiesOnly IdentityAgent
     IdentityFile IgnoreUnknown Include IPQoS KbdInteractiveAuthentication KbdInteractiveDevices
     KexAlgorithms KnownHostsCommand LocalCommand LocalForward LogLevel LogVerbose MACs Match

@@ -1,4 +1,4 @@
-"""Logging in, in OpenSSH's order: keys, then the server's questions, then a password."""
+"""Logging in, in OpenSSH's order: a Kerberos ticket, keys, the server's questions, a password."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from bokeh_ssh._core.errors import (
     BokehSSHError,
     ConnectionLostError,
     ConnectTimeoutError,
+    KDCUnreachableError,
     PromptRequiredError,
     TooManyKeysError,
 )
@@ -25,6 +26,7 @@ from bokeh_ssh._core.events import Question
 from bokeh_ssh._core.host import Host
 from bokeh_ssh._core.text import clean
 from bokeh_ssh._ssh.algorithms import signatures
+from bokeh_ssh._ssh.auth import kerberos
 from bokeh_ssh._ssh.auth.agent import Agent, agent_address
 from bokeh_ssh._ssh.auth.identities import PROMPTS, Identity, KeyConfig, check_keys, find_identities
 from bokeh_ssh._ssh.auth.key_files import key_type
@@ -36,11 +38,12 @@ from bokeh_ssh._ssh.auth.userauth import (
     Questions,
     Refused,
     Reply,
+    Token,
     UserAuth,
     Verdict,
 )
 
-__all__ = ["check_keys", "login"]
+__all__ = ["check_keys", "login", "wants_kerberos"]
 
 log = logging.getLogger("bokeh_ssh.auth")
 
@@ -65,6 +68,24 @@ class LoginConfig(KeyConfig, Protocol):
     """What the ssh config says about logging in."""
 
     @property
+    def hostname(self) -> str: ...
+
+    @property
+    def gssapi_authentication(self) -> bool | None: ...
+
+    @property
+    def gssapi_delegate_credentials(self) -> bool | None: ...
+
+    @property
+    def gssapi_client_identity(self) -> str | None: ...
+
+    @property
+    def gssapi_server_identity(self) -> str | None: ...
+
+    @property
+    def gssapi_trust_dns(self) -> bool: ...
+
+    @property
     def pubkey_authentication(self) -> bool | None: ...
 
     @property
@@ -87,7 +108,13 @@ class LoginConfig(KeyConfig, Protocol):
 
 
 def login(
-    transport: paramiko.Transport, host: Host, config: LoginConfig, *, user: str, timeout: float
+    transport: paramiko.Transport,
+    host: Host,
+    config: LoginConfig,
+    *,
+    user: str,
+    timeout: float,
+    warn: Callable[[str], None] = log.warning,
 ) -> tuple[str, ...]:
     """Log in as ``user`` on a transport whose keys are exchanged and whose host key is verified.
 
@@ -98,11 +125,14 @@ def login(
     :param transport: a plain ``paramiko.Transport`` or a subclass, not a ``ServiceRequestingTransport``; a
         ``disconnect_message`` attribute, where it has one, is taken for the server's last words
     :param timeout: seconds for each answer of the server; a person may take as long as the server waits,
-        and the answer to a password or a code at least 120 s, since the server may be waiting for a phone
+        and the answer to a password or a code at least 120 s, since the server may be waiting for a phone;
+        also for the KDC
+    :param warn: told what works, but not as it was asked for
     :return: the methods that succeeded, in order
     :raises UsageError: if a key named in ``host`` cannot work
     :raises PromptRequiredError: if a person had to be asked, and there is no ``host.prompt``
     :raises TooManyKeysError: if the server hung up after too many keys
+    :raises KDCUnreachableError: if it was refused, and a ticket might have helped had a KDC answered
     :raises AuthenticationError: if the login was refused, or a question declined
     :raises ConnectTimeoutError: if the server did not answer in time
     :raises ConnectionLostError: if the connection broke
@@ -110,7 +140,7 @@ def login(
     check_keys(host)
     address = agent_address(config.identity_agent) if host.allow_agent else None
     with contextlib.closing(Agent(address)) as agent:
-        attempt = _Login(UserAuth(transport, user, timeout), host, config, agent)
+        attempt = _Login(UserAuth(transport, user, timeout), host, config, agent, warn)
         try:
             return attempt.run()
         except NoAnswerError as exc:
@@ -125,8 +155,11 @@ def login(
 class _Login:
     """How far one login has come."""
 
-    def __init__(self, wire: UserAuth, host: Host, config: LoginConfig, agent: Agent) -> None:
+    def __init__(
+        self, wire: UserAuth, host: Host, config: LoginConfig, agent: Agent, warn: Callable[[str], None]
+    ) -> None:
         self.userauth = wire
+        self.warn = warn
         self.agent = agent
         self.config = config
         self.prompts = PROMPTS if config.password_prompts is None else config.password_prompts
@@ -138,6 +171,9 @@ class _Login:
         self.allowed: tuple[str, ...] = ()
         self.notes: list[str] = []
         self._fresh_notes: list[str] = []  # not yet shown to a person
+        self._delegates, self._uses_kerberos = wants_kerberos(host, config)
+        self._no_ticket: kerberos.KerberosError | None = None
+        self._kerberos_tried = False
         self._methods = self._enabled()
         self._identities: Iterator[Identity] = find_identities(host, config, agent)
         self._keys_tried = 0
@@ -165,12 +201,13 @@ class _Login:
         """List the methods that the config leaves, in the order that it wants them in."""
         config = self.config
         usual: dict[str, tuple[bool | None, Callable[[], Verdict | None]]] = {
+            "gssapi-with-mic": (self._uses_kerberos, self._kerberos),
             "publickey": (config.pubkey_authentication, self._publickey),
             "keyboard-interactive": (config.kbd_interactive_authentication, self._interactive),
             "password": (config.password_authentication, self._password),
         }
         if self._asks_nobody and self.host.password is None:
-            usual = {"publickey": usual["publickey"]}
+            usual = {name: usual[name] for name in ("gssapi-with-mic", "publickey")}
         preferred = config.preferred_authentications
         # As with ssh (match_list), an empty place ends the list.
         order = usual if preferred is None else itertools.takewhile(bool, preferred)
@@ -190,6 +227,70 @@ class _Login:
         log.debug("%s: trying %s", self.name, what)
 
     # Each method makes its next try; None means that it has none left.
+
+    def _kerberos(self) -> Verdict | None:
+        if self._kerberos_tried:
+            return None
+        self._kerberos_tried = True
+        try:
+            return self._prove_ticket()
+        except kerberos.KerberosError as exc:
+            log.debug("%s: Kerberos not used: %s", self.name, exc)
+            self._no_ticket = exc
+            self.notes.append(f"Kerberos: {exc}")
+            return None
+
+    def _prove_ticket(self) -> Verdict:
+        """Log in with a ticket (RFC 4462, section 3).
+
+        :raises KerberosError: if there is none, which costs no try; or the server has proved to be another
+        """
+        config = self.config
+        server = config.gssapi_server_identity or config.hostname
+        context = kerberos.Context(
+            server,
+            client=config.gssapi_client_identity,
+            delegate=self._delegates,
+            timeout=self.userauth.timeout,
+        )
+        self._note_try("gssapi-with-mic")
+        reply = self.userauth.offer_mechanism(kerberos.MECHANISM)
+        if isinstance(reply, Refused):
+            # sshd looks for a key of its own name first (GSSAPIStrictAcceptorCheck).
+            self.notes.append("Kerberos: the server has no key (keytab) for the name that it has itself")
+            return reply
+        token = context.token
+        for _ in range(_MOST_ROUNDS):
+            if context.complete:
+                break
+            reply = self.userauth.send_token(token)
+            if not isinstance(reply, Token):
+                return self._ticket_refused(reply, context, server)
+            token = context.step(reply.data)
+        else:
+            msg = "the server would not come to an end"
+            raise kerberos.KerberosError(msg, "ask the administrator")
+        if self._delegates and not context.delegated:
+            self.warn("the Kerberos ticket was not delegated: it cannot be forwarded (kinit -f)")
+        reply = self.userauth.prove_context(context.sign)
+        if isinstance(reply, Refused) and not reply.partial:
+            user = self.userauth.user
+            self.notes.append(
+                f"Kerberos: {context.principal} may not log in as {user} (see ~/.k5login there)"
+            )
+        return reply
+
+    def _ticket_refused(self, reply: Reply, context: kerberos.Context, server: str) -> Verdict:
+        """Note why the server refuses our ticket: its last token says so, where there was one."""
+        why = f"the server has no key (keytab) for host/{server}, or cannot read it"
+        if self.userauth.error_token:
+            try:
+                context.step(self.userauth.error_token)
+            except kerberos.KerberosError as exc:
+                why = f"the server refused the ticket for host/{server}: {exc}"
+        self.notes.append(f"Kerberos: {why}")
+        assert isinstance(reply, (Accepted, Refused))  # no other can be under way
+        return reply
 
     def _publickey(self) -> Verdict | None:
         for identity in self._identities:  # goes on where the last call stopped
@@ -355,6 +456,7 @@ class _Login:
         """Yield what the ssh config kept from being tried, and the line that did."""
         config = self.config
         switches = {
+            "gssapi-with-mic": ("GSSAPIAuthentication", self._uses_kerberos),
             "publickey": ("PubkeyAuthentication", config.pubkey_authentication),
             "keyboard-interactive": ("KbdInteractiveAuthentication", config.kbd_interactive_authentication),
             "password": ("PasswordAuthentication", config.password_authentication),
@@ -369,6 +471,8 @@ class _Login:
             if said is not False:
                 keyword, value = "PreferredAuthentications", ",".join(config.preferred_authentications or ())
             yield f"{method} was not tried: {self._line(keyword, value)}"
+        if config.gssapi_trust_dns and self._kerberos_tried:
+            yield f"the DNS is not asked for the server's name: {self._line('GSSAPITrustDns', 'yes')}"
         if config.batch_mode:
             yield f"nobody is asked: {self._line('BatchMode', 'yes')}"
         if self.prompts == 0:
@@ -388,7 +492,11 @@ class _Login:
             return self._error(
                 PromptRequiredError, text, "give password= or passphrase=, or a prompt= that can ask"
             )
-        return self._error(AuthenticationError, text, _advice(self.allowed))
+        advice = _advice(self.allowed)
+        if self._no_ticket is None:
+            return self._error(AuthenticationError, text, advice)
+        kind = KDCUnreachableError if self._no_ticket.temporary else AuthenticationError
+        return self._error(kind, text, f"{self._no_ticket.hint}, or {advice}")
 
     def ended(self, last_words: str, cause: BaseException | None) -> BokehSSHError:
         """Return why the connection ended during the login."""
@@ -409,6 +517,15 @@ class _Login:
         return ConnectionLostError(self._with_notes(text), host=self.name, hint="try again")
 
 
+def wants_kerberos(host: Host, config: LoginConfig) -> tuple[bool, bool]:
+    """Return whether the ticket is delegated, and whether it is used at all."""
+    given = host.gss_deleg_creds
+    delegates = bool(config.gssapi_delegate_credentials) if given is None else given
+    if host.gss_auth is not None:
+        return delegates, host.gss_auth
+    return delegates, bool(given or config.gssapi_authentication)  # ssh -K turns both on
+
+
 def _asks_password(questions: Sequence[tuple[str, bool]]) -> bool:
     if len(questions) != 1 or questions[0][1]:
         return False
@@ -418,6 +535,8 @@ def _asks_password(questions: Sequence[tuple[str, bool]]) -> bool:
 
 def _advice(allowed: Sequence[str]) -> str:
     ways = []
+    if "gssapi-with-mic" in allowed:
+        ways.append("a Kerberos ticket (kinit, gss_auth=True)")
     if "publickey" in allowed:
         ways.append("that the key is in the account's authorized_keys there")
     if "password" in allowed or "keyboard-interactive" in allowed:

@@ -1,4 +1,4 @@
-"""The login's messages, as questions and answers on the caller's thread (RFC 4252, RFC 4256).
+"""The login's messages, as questions and answers on the caller's thread (RFC 4252, RFC 4256, RFC 4462).
 
 paramiko's own handler answers on the transport's thread: a person's thinking would count as the server's
 silence, Ctrl-C would not reach the question, and one wrong byte in the server's text would end the
@@ -40,6 +40,8 @@ _MOST_QUESTIONS = 64
 _MOST_TEXT = 4096
 _MOST_SAID = 8
 _CERTIFICATE = "-cert-v01@openssh.com"
+#: Messages of gssapi-with-mic (RFC 4462, section 3): a number beyond 60 means this method alone.
+_GSS_TOKEN, _GSS_ERROR, _GSS_ERROR_TOKEN, _GSS_MIC = 61, 64, 65, 66
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,15 @@ class Questions:
     questions: tuple[tuple[str, bool], ...]
 
 
+@dataclass(frozen=True)
+class Token:
+    """A message of a security context for us; empty where the server has only taken the mechanism."""
+
+    data: bytes = b""
+
+
 Verdict = Accepted | Refused
-Reply = Accepted | Refused | KeyAccepted | PasswordExpired | Questions
+Reply = Accepted | Refused | KeyAccepted | PasswordExpired | Questions | Token
 
 
 class NoAnswerError(Exception):
@@ -104,10 +113,12 @@ class UserAuth(AuthHandler):
         self.user = user
         self._said: collections.deque[str] = collections.deque(maxlen=_MOST_SAID)
         self._fresh: collections.deque[str] = collections.deque(maxlen=_MOST_SAID)
-        self._timeout = timeout
+        self.timeout = timeout
         self._waiting = False
         self._served = False  # whether the server has accepted the service
         self._offered = b""
+        self.error_token = b""  # the last one of a security context that the server gave up
+        self._in_context = False
         self._inbox: queue.SimpleQueue[Reply | None] = queue.SimpleQueue()
         transport.auth_handler = self
 
@@ -141,20 +152,20 @@ class UserAuth(AuthHandler):
         disconnects, so waiting for its leave would cost a round trip and change nothing.
         """
         self._send(Message().add_byte(bytes((MSG_SERVICE_REQUEST,))).add_string("ssh-userauth"))
-        return self._verdict(self._send_and_wait(self._request("none"), self._timeout))
+        return self._verdict(self._send_and_wait(self._request("none"), self.timeout))
 
     def offer(self, algorithm: str, blob: bytes) -> Reply:
         """Ask whether a key would be taken, without a signature."""
         message = self._request("publickey").add_boolean(False).add_string(algorithm).add_string(blob)
         self._offered = blob
-        return self._send_and_wait(message, self._timeout)
+        return self._send_and_wait(message, self.timeout)
 
     def prove(self, algorithm: str, blob: bytes, sign: Callable[[bytes, str], bytes]) -> Verdict:
         """Log in with a key; ``sign`` gets what to sign and the algorithm."""
         message = self._request("publickey").add_boolean(True).add_string(algorithm).add_string(blob)
         signed = Message().add_string(self.transport.session_id or b"").asbytes() + message.asbytes()
         message.add_string(sign(signed, algorithm))
-        return self._verdict(self._send_and_wait(message, self._timeout))
+        return self._verdict(self._send_and_wait(message, self.timeout))
 
     def choose_algorithm(self, ours: Sequence[str]) -> str | None:
         """Choose one of the ways in which a key may sign.
@@ -172,24 +183,50 @@ class UserAuth(AuthHandler):
     def send_password(self, password: str) -> Reply:
         """Log in with a password (RFC 4252, section 8)."""
         message = self._request("password").add_boolean(False).add_string(_encoded(password))
-        return self._send_and_wait(message, max(self._timeout, PERSON_TIMEOUT))
+        return self._send_and_wait(message, max(self.timeout, PERSON_TIMEOUT))
 
     def ask_questions(self) -> Reply:
         """Ask the server for its questions (RFC 4256, section 3.1)."""
         message = self._request("keyboard-interactive").add_string("").add_string("")
-        return self._send_and_wait(message, max(self._timeout, PERSON_TIMEOUT))
+        return self._send_and_wait(message, max(self.timeout, PERSON_TIMEOUT))
 
     def answer(self, answers: Sequence[str]) -> Reply:
         """Answer the questions, all of a round at once."""
         message = Message().add_byte(bytes((MSG_USERAUTH_INFO_RESPONSE,))).add_int(len(answers))
         for text in answers:
             message.add_string(_encoded(text))
-        return self._send_and_wait(message, max(self._timeout, PERSON_TIMEOUT))
+        return self._send_and_wait(message, max(self.timeout, PERSON_TIMEOUT))
+
+    def offer_mechanism(self, mechanism: bytes) -> Reply:
+        """Ask whether the server takes a mechanism of GSS-API, by its identifier (RFC 4462, section 3.2).
+
+        :return: an empty :class:`Token` if it does
+        """
+        self.error_token = b""
+        message = self._request("gssapi-with-mic").add_int(1).add_string(mechanism)
+        self._offered = mechanism
+        return self._send_and_wait(message, self.timeout)
+
+    def send_token(self, token: bytes) -> Reply:
+        """Send a message of a security context, and return the server's, or its refusal."""
+        message = Message().add_byte(bytes((_GSS_TOKEN,))).add_string(token)
+        return self._send_and_wait(message, self.timeout)
+
+    def prove_context(self, sign: Callable[[bytes], bytes]) -> Verdict:
+        """Log in with a security context that is complete (RFC 4462, section 3.5).
+
+        :param sign: makes the check sum of what it gets
+        """
+        signed = Message().add_string(self.transport.session_id or b"").asbytes()
+        signed += self._request("gssapi-with-mic").asbytes()
+        message = Message().add_byte(bytes((_GSS_MIC,))).add_string(sign(signed))
+        return self._verdict(self._send_and_wait(message, self.timeout))
 
     def _request(self, method: str) -> Message:
         self.auth_method = method
         self.username = self.user
         self._offered = b""
+        self._in_context = False
         message = Message().add_byte(bytes((MSG_USERAUTH_REQUEST,)))
         return message.add_string(_encoded(self.user)).add_string("ssh-connection").add_string(method)
 
@@ -234,6 +271,9 @@ class UserAuth(AuthHandler):
             MSG_USERAUTH_FAILURE: self._on_failure,
             MSG_USERAUTH_BANNER: self._on_banner,
             MSG_USERAUTH_INFO_REQUEST: self._on_60,
+            _GSS_TOKEN: self._on_token,
+            _GSS_ERROR: self._on_gss_error,
+            _GSS_ERROR_TOKEN: self._on_error_token,
         }
 
     def abort(self) -> None:
@@ -286,9 +326,38 @@ class UserAuth(AuthHandler):
                 msg = "the server accepted a key that was not offered"
                 raise paramiko.SSHException(msg)
             self._put(KeyAccepted())
+        elif self.auth_method == "gssapi-with-mic" and not self._in_context:
+            if message.get_binary() != self._offered:
+                msg = "the server accepted a mechanism that was not offered"
+                raise paramiko.SSHException(msg)
+            self._in_context = True
+            self._put(Token())
         else:
-            msg = "the server asked a question out of turn"
-            raise paramiko.SSHException(msg)
+            self._refuse_message()
+
+    def _on_token(self, message: Message) -> None:
+        self._check_context()
+        self._put(Token(message.get_binary()))
+
+    def _on_gss_error(self, message: Message) -> None:
+        self._check_context()
+        message.get_int()
+        message.get_int()
+        self.hear(clean(message.get_binary(), _MOST_TEXT, lines=True).strip())
+
+    def _on_error_token(self, message: Message) -> None:
+        self._check_context()
+        self.error_token = message.get_binary()
+
+    def _check_context(self) -> None:
+        """Refuse a message that only belongs to a security context under way."""
+        if self.authenticated or not self._in_context:
+            self._refuse_message()
+
+    @staticmethod
+    def _refuse_message() -> None:
+        msg = "the server asked a question out of turn"
+        raise paramiko.SSHException(msg)
 
     def _questions(self, message: Message) -> Questions:
         name = clean(message.get_binary(), _MOST_TEXT, lines=True).strip()

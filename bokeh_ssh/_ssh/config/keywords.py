@@ -219,6 +219,12 @@ COMPRESSION = Keyword("Compression", _choice({"yes": True, "no": False}))
 CONNECTION_ATTEMPTS = Keyword("ConnectionAttempts", syntax.number)
 CONNECT_TIMEOUT = Keyword("ConnectTimeout", syntax.seconds)
 GLOBAL_KNOWN_HOSTS_FILE = Keyword("GlobalKnownHostsFile", syntax.all_words)
+GSSAPI_AUTHENTICATION = Keyword("GSSAPIAuthentication", syntax.flag)
+GSSAPI_CLIENT_IDENTITY = Keyword("GSSAPIClientIdentity", syntax.one_word)
+GSSAPI_DELEGATE_CREDENTIALS = Keyword("GSSAPIDelegateCredentials", syntax.flag)
+GSSAPI_KEY_EXCHANGE = Keyword("GSSAPIKeyExchange", syntax.flag)
+GSSAPI_SERVER_IDENTITY = Keyword("GSSAPIServerIdentity", syntax.one_word)
+GSSAPI_TRUST_DNS = Keyword("GSSAPITrustDns", syntax.flag)
 HASH_KNOWN_HOSTS = Keyword("HashKnownHosts", syntax.flag)
 HOST_KEY_ALGORITHMS = Keyword("HostKeyAlgorithms", _algorithms)
 HOST_KEY_ALIAS = Keyword("HostKeyAlias", syntax.one_word)
@@ -264,7 +270,7 @@ LISTS = (CERTIFICATE_FILE, IDENTITY_FILE)
 #: Those that name algorithms.
 ALGORITHMS = (CIPHERS, HOST_KEY_ALGORITHMS, KEX_ALGORITHMS, MACS, PUBKEY_ACCEPTED_ALGORITHMS)
 #: Those that say no when they matter: what they ask for would change who is trusted or how one gets there.
-TOLD = (NO_LOCALHOST_CHECK, PROXY_USE_FDPASS, REFUSE_CONNECTION)
+TOLD = (GSSAPI_KEY_EXCHANGE, GSSAPI_TRUST_DNS, NO_LOCALHOST_CHECK, PROXY_USE_FDPASS, REFUSE_CONNECTION)
 #: Older names.
 ALIASES = {
     "challengeresponseauthentication": "kbdinteractiveauthentication",
@@ -274,14 +280,15 @@ ALIASES = {
     "skeyauthentication": "kbdinteractiveauthentication",
     "tisauthentication": "kbdinteractiveauthentication",
 }
-#: Those of OpenSSH 10.6 that are not followed, since nothing that a tunnel promises hangs on them.
+#: Those of OpenSSH 10.6, and of the distributions' for GSSAPI, that are not followed, since nothing that a
+#: tunnel promises hangs on them.
 HARMLESS = frozenset(
     {
         *("CASignatureAlgorithms", "ChannelTimeout", "ClearAllForwardings", "ControlMaster"),
         *("ControlPath", "ControlPersist", "DynamicForward", "EnableEscapeCommandline", "EnableSSHKeysign"),
         *("EscapeChar", "ExitOnForwardFailure", "FingerprintHash", "ForkAfterAuthentication"),
         *("ForwardAgent", "ForwardX11", "ForwardX11Timeout", "ForwardX11Trusted", "GatewayPorts"),
-        *("GSSAPIAuthentication", "GSSAPIDelegateCredentials", "HostbasedAcceptedAlgorithms"),
+        *("GSSAPIKexAlgorithms", "GSSAPIRenewalForcesRekey", "HostbasedAcceptedAlgorithms"),
         *("HostbasedAuthentication", "IgnoreUnknown", "IPQoS"),
         *("KbdInteractiveDevices", "LocalCommand", "LocalForward", "LogLevel"),
         *("LogVerbose", "ObscureKeystrokeTiming", "PermitLocalCommand", "PermitRemoteOpen"),

@@ -30,11 +30,12 @@ from bokeh_ssh._ssh.config.parser import Reader, Session
 
 USER_CONFIG = "~/.ssh/config"
 _WINDOWS = Path(os.environ.get("PROGRAMDATA", r"C:\ProgramData"), "ssh")
-_SYSTEM = _WINDOWS if os.name == "nt" else Path("/etc/ssh")
-SYSTEM_CONFIG = str(_SYSTEM / "ssh_config")
+#: Where the system's config is.
+SYSTEM = _WINDOWS if os.name == "nt" else Path("/etc/ssh")
+SYSTEM_CONFIG = str(SYSTEM / "ssh_config")
 #: Where ssh looks for host keys when the config does not say (ssh(1), FILES).
 USER_KNOWN_HOSTS = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2")
-GLOBAL_KNOWN_HOSTS = tuple(str(_SYSTEM / name) for name in ("ssh_known_hosts", "ssh_known_hosts2"))
+GLOBAL_KNOWN_HOSTS = tuple(str(SYSTEM / name) for name in ("ssh_known_hosts", "ssh_known_hosts2"))
 #: What ssh refuses in a user name that it has put together itself (ssh_valid_ruser()): it may reach a shell.
 _BAD_USER = re.compile(r"^-|[\x00-\x1f\x7f'`\";&<>|(){}]|\s-|\\$")
 
@@ -78,6 +79,11 @@ class HostConfig:
         ``ProxyCommand`` that is ``ssh -W %h:%p`` and no more is one too: it needs no program
     :param proxy_command: what the user's shell runs to be connected, its tokens expanded
     :param pubkey_authentication: whether keys are offered; the two that follow, for passwords and questions
+    :param gssapi_authentication: whether a Kerberos ticket is used
+    :param gssapi_delegate_credentials: whether the server gets a ticket of its own to act with
+    :param gssapi_client_identity: the principal whose ticket is used; None for the one used by default
+    :param gssapi_server_identity: the server's name in its keytab; None for ``hostname``
+    :param gssapi_key_exchange: GSSAPIKeyExchange is yes, which we do not follow; nor ``gssapi_trust_dns``
     :param preferred_authentications: the methods to try, in this order
     :param password_prompts: how often a person is asked for one password, passphrase or round of questions
     :param add_keys_to_agent: whether a key that was read from a file is added to the agent ("yes", "no",
@@ -117,6 +123,12 @@ class HostConfig:
     pubkey_authentication: bool | None = None
     password_authentication: bool | None = None
     kbd_interactive_authentication: bool | None = None
+    gssapi_authentication: bool | None = None
+    gssapi_delegate_credentials: bool | None = None
+    gssapi_client_identity: str | None = None
+    gssapi_server_identity: str | None = None
+    gssapi_key_exchange: bool = False
+    gssapi_trust_dns: bool = False
     preferred_authentications: tuple[str, ...] | None = None
     password_prompts: int | None = None
     add_keys_to_agent: tuple[str, float] | None = None
@@ -404,6 +416,12 @@ class _Lookup:
             pubkey_authentication=value(keywords.PUBKEY_AUTHENTICATION),
             password_authentication=value(keywords.PASSWORD_AUTHENTICATION),
             kbd_interactive_authentication=value(keywords.KBD_INTERACTIVE_AUTHENTICATION),
+            gssapi_authentication=value(keywords.GSSAPI_AUTHENTICATION),
+            gssapi_delegate_credentials=value(keywords.GSSAPI_DELEGATE_CREDENTIALS),
+            gssapi_client_identity=value(keywords.GSSAPI_CLIENT_IDENTITY),
+            gssapi_server_identity=value(keywords.GSSAPI_SERVER_IDENTITY),
+            gssapi_key_exchange=bool(value(keywords.GSSAPI_KEY_EXCHANGE)),
+            gssapi_trust_dns=bool(value(keywords.GSSAPI_TRUST_DNS)),
             preferred_authentications=self._preferred(),
             password_prompts=value(keywords.NUMBER_OF_PASSWORD_PROMPTS),
             add_keys_to_agent=value(keywords.ADD_KEYS_TO_AGENT),
