@@ -28,7 +28,8 @@ from bokeh_ssh._ssh.algorithms import Mismatch
 from bokeh_ssh._ssh.auth import host_keys, login
 from bokeh_ssh._ssh.auth.prompt_cache import PromptCache
 from bokeh_ssh._ssh.config.parser import Session
-from bokeh_ssh._ssh.connection import Connection
+from bokeh_ssh._ssh.connection import Connection, Jump
+from bokeh_ssh._ssh.control_master import ControlMaster, MasterError
 from bokeh_ssh._ssh.io_loop import IOLoop
 from bokeh_ssh._ssh.proxy_command import ProxySocket
 from bokeh_ssh._ssh.route import Hop, find_route
@@ -54,7 +55,7 @@ def connect(
     prefer: Sequence[str] = (),
     session: Session = "exec",
 ) -> Connection:
-    """Connect and log in, through all hops (``ssh``).
+    """Connect and log in, through all hops (``ssh``), or through what ``ssh`` keeps open to one of them.
 
     Every host key is verified before any credential is sent.
 
@@ -71,22 +72,36 @@ def connect(
     prompt_cache = prompt_cache or PromptCache()
     for hop in route:
         login.check_keys(hop.host)  # a key file that is missing is told before anything is dialled
-    connection: Connection | None = None
-    try:
-        for hop in route:
-            open_stream = stream or _dialler(hop, connection or via, prefer)
-            connection = _connect_hop(hop, connection, via, on_event, prompt_cache, open_stream)
-    except BaseException:
-        if connection:
-            connection.close()
-        raise
-    assert connection  # a route has a hop
-    return connection
+
+    def connect_all(route: Sequence[Hop], jump: Jump | None) -> Connection:
+        try:
+            for hop in route:
+                open_stream = stream or _dialler(hop, jump or via, prefer)
+                jump = connection = _connect_hop(hop, jump, via, on_event, prompt_cache, open_stream)
+        except BaseException:
+            if jump:
+                jump.close()
+            raise
+        return connection  # a route has a hop
+
+    # Who has logged in to a jump host with ssh need not do so again: nothing before it is dialled either.
+    for at in range(len(route) - 2, -1, -1):
+        try:
+            if master := _find_master(route[at]):
+                return connect_all(route[at + 1 :], master)
+        except MasterError as exc:
+            text = f"the ControlMaster of {route[at].label} is not used ({exc}); logging in"
+            on_event(Warned(host=route[at].label, text=text))
+    return connect_all(route, None)
+
+
+def _find_master(hop: Hop) -> ControlMaster | None:
+    return ControlMaster.find(hop.control_path, hop.label) if hop.control_path else None
 
 
 def _connect_hop(
     hop: Hop,
-    jump: Connection | None,
+    jump: Jump | None,
     via: Connection | None,
     on_event: OnEvent,
     prompt_cache: PromptCache,
@@ -218,12 +233,12 @@ def _hung_up(transport: Transport, cause: BaseException | None) -> bool:
     return broke and silent and not transport.remote_version
 
 
-def _dialler(hop: Hop, proxy_connection: Connection | None, prefer: Sequence[str]) -> OpenStream:
+def _dialler(hop: Hop, proxy_connection: Jump | None, prefer: Sequence[str]) -> OpenStream:
     return lambda timeout: _open_socket(hop, proxy_connection, prefer, timeout)
 
 
 def _open_socket(
-    hop: Hop, proxy_connection: Connection | None, prefer: Sequence[str], timeout: float
+    hop: Hop, proxy_connection: Jump | None, prefer: Sequence[str], timeout: float
 ) -> socket.socket:
     if proxy_connection is None and hop.proxy_command:
         return ProxySocket.start(hop.proxy_command, name=hop.label)

@@ -10,6 +10,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from bokeh_ssh._core.endpoint import HERE, Endpoint, Origin, format_endpoint
 from bokeh_ssh._core.errors import (
@@ -53,14 +54,30 @@ _FORBIDS = re.compile(
 )
 
 
+class Jump(Protocol):
+    """What a connection goes through: another, or one that ``ssh`` keeps open.
+
+    :ivar name: what it is, for messages
+    """
+
+    name: str
+
+    @property
+    def peers(self) -> tuple[str, ...]: ...
+
+    def open_socket(self, target: tuple[str, int], *, timeout: float) -> socket.socket: ...
+
+    def close(self) -> None: ...
+
+
 class Connection:
     """A verified, authenticated SSH connection. Made by ``_ssh.connect.connect``; a context manager.
 
-    :param jump: the connection that it goes through, if that is to be closed with it
+    :param jump: what it goes through, if that is to be closed with it
     """
 
     def __init__(
-        self, hop: Hop, transport: Transport, methods: tuple[str, ...], jump: Connection | None = None
+        self, hop: Hop, transport: Transport, methods: tuple[str, ...], jump: Jump | None = None
     ) -> None:
         self.hop = hop
         self.name = hop.label

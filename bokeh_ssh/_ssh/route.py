@@ -53,6 +53,15 @@ class Hop:
         return self.config.proxy_command or ""
 
     @property
+    def control_path(self) -> str:
+        """The socket of a connection that ``ssh`` may keep open to it; empty where ours is not to use one.
+
+        As with ``ssh``, which for ``ControlMaster yes`` and ``ask`` makes a new one.
+        """
+        usable = self.config.control_master in (None, "false", "auto", "autoask")
+        return self.config.control_path or "" if usable and os.name == "posix" else ""
+
+    @property
     def origin(self) -> Origin:
         """From where it is dialled, and how often, where we dial it."""
         config = self.config

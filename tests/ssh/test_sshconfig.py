@@ -118,6 +118,8 @@ def as_ssh_g(config: HostConfig, said: dict[str, list[str]]) -> dict[str, list[s
         "serveralivecountmax": or_default("serveralivecountmax", config.server_alive_count),
         "proxyjump": [",".join(config.proxy_jump)] if config.proxy_jump else [],
         "compression": or_default("compression", flag(config.compression)),
+        "controlmaster": or_default("controlmaster", config.control_master),
+        "controlpath": [config.control_path] if config.control_path else [],
         "gssapiauthentication": or_default("gssapiauthentication", flag(config.gssapi_authentication)),
         "gssapidelegatecredentials": or_default(
             "gssapidelegatecredentials", flag(config.gssapi_delegate_credentials)
@@ -394,6 +396,8 @@ VALUES: dict[str, list[str]] = {
     "Ciphers": ["aes128-ctr", "+aes256-ctr"],
     "Compression": ["yes", "NO"],
     "ConnectionAttempts": ["1", "3", "+2"],
+    "ControlMaster": ["auto", "no", "YES", "ask", "autoask", "true"],
+    "ControlPath": ["none", "NONE", "~/.ssh/%r@%h:%p", "/%n-%L-%i-%u-%k", "${HOME}/c", '"/a b"'],
     "ConnectTimeout": ["5", "1m30", "none", "0", "2H", "1d2h3m4s"],
     "GlobalKnownHostsFile": ["/g1 /g2", "none", '"/g 3"', "~/g"],
     "GSSAPIAuthentication": ["yes", "no"],
@@ -452,8 +456,6 @@ VALUES: dict[str, list[str]] = {
     ],
     # Passed over.
     "ChannelTimeout": ["session=5m"],
-    "ControlMaster": ["auto"],
-    "ControlPath": ["~/.ssh/%C"],
     "ControlPersist": ["10m"],
     "DynamicForward": ["1080"],
     "EscapeChar": ["none"],

@@ -200,6 +200,9 @@ def _choice(known: Mapping[str, T]) -> Callable[[str], T]:
 
 _FLAG = {"yes": True, "true": True, "no": False, "false": False}
 _FAMILIES = {"any": socket.AF_UNSPEC, "inet": socket.AF_INET, "inet6": socket.AF_INET6}
+_MASTERS = {"yes": "true", "true": "true", "no": "false", "false": "false"} | {
+    name: name for name in ("auto", "ask", "autoask")
+}
 _SESSIONS = {"none": "none", "subsystem": "subsystem", "default": ""}
 
 ADD_KEYS_TO_AGENT = Keyword("AddKeysToAgent", _add_keys)
@@ -216,6 +219,8 @@ CERTIFICATE_FILE = Keyword("CertificateFile", syntax.one_word)
 CHECK_HOST_IP = Keyword("CheckHostIP", syntax.flag)
 CIPHERS = Keyword("Ciphers", _algorithms)
 COMPRESSION = Keyword("Compression", _choice({"yes": True, "no": False}))
+CONTROL_MASTER = Keyword("ControlMaster", _choice(_MASTERS))
+CONTROL_PATH = Keyword("ControlPath", syntax.one_word)
 CONNECTION_ATTEMPTS = Keyword("ConnectionAttempts", syntax.number)
 CONNECT_TIMEOUT = Keyword("ConnectTimeout", syntax.seconds)
 GLOBAL_KNOWN_HOSTS_FILE = Keyword("GlobalKnownHostsFile", syntax.all_words)
@@ -284,8 +289,8 @@ ALIASES = {
 #: tunnel promises hangs on them.
 HARMLESS = frozenset(
     {
-        *("CASignatureAlgorithms", "ChannelTimeout", "ClearAllForwardings", "ControlMaster"),
-        *("ControlPath", "ControlPersist", "DynamicForward", "EnableEscapeCommandline", "EnableSSHKeysign"),
+        *("CASignatureAlgorithms", "ChannelTimeout", "ClearAllForwardings", "ControlPersist"),
+        *("DynamicForward", "EnableEscapeCommandline", "EnableSSHKeysign"),
         *("EscapeChar", "ExitOnForwardFailure", "FingerprintHash", "ForkAfterAuthentication"),
         *("ForwardAgent", "ForwardX11", "ForwardX11Timeout", "ForwardX11Trusted", "GatewayPorts"),
         *("GSSAPIKexAlgorithms", "GSSAPIRenewalForcesRekey", "HostbasedAcceptedAlgorithms"),

@@ -91,6 +91,8 @@ class HostConfig:
     :param batch_mode: nobody is asked anything
     :param algorithms: the lines Ciphers, MACs, KexAlgorithms, HostKeyAlgorithms and PubkeyAcceptedAlgorithms
         as they are written, by their names in lower case
+    :param control_path: the socket of a connection that ``ssh`` keeps open
+    :param control_master: what that is for, as ``ssh -G`` says it; None for "false"
     :param address_family: the one family whose addresses are dialled; None for any
     :param bind_address: the name or address of ours to dial from
     :param bind_interface: the network interface to dial from, where no ``bind_address`` is said
@@ -134,6 +136,8 @@ class HostConfig:
     add_keys_to_agent: tuple[str, float] | None = None
     batch_mode: bool | None = None
     algorithms: Mapping[str, str] = field(default_factory=dict)
+    control_path: str | None = None
+    control_master: str | None = None
     address_family: socket.AddressFamily | None = None
     bind_address: str | None = None
     bind_interface: str | None = None
@@ -427,6 +431,8 @@ class _Lookup:
             add_keys_to_agent=value(keywords.ADD_KEYS_TO_AGENT),
             batch_mode=value(keywords.BATCH_MODE),
             algorithms=self._algorithms(),
+            control_path=self._control_path(),
+            control_master=value(keywords.CONTROL_MASTER),
             address_family=value(keywords.ADDRESS_FAMILY) or None,
             bind_address=value(keywords.BIND_ADDRESS),
             bind_interface=value(keywords.BIND_INTERFACE),
@@ -461,6 +467,10 @@ class _Lookup:
         if said is None:
             return None
         return tuple(self._expand(Setting(path, said.where)) for path in said.value)
+
+    def _control_path(self) -> str | None:
+        said = self.settings.get(keywords.CONTROL_PATH)
+        return None if said is None or said.value.lower() == "none" else self._expand(said)
 
     def _identity_agent(self) -> str | None:
         said = self.settings.get(keywords.IDENTITY_AGENT)

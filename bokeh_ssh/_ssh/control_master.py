@@ -1,0 +1,275 @@
+"""A connection that ``ssh`` keeps open for others (``ControlMaster``), as the way to a machine behind it.
+
+Its control socket is spoken to (OpenSSH's PROTOCOL.mux, version 4), so no ``ssh`` is run, which would make a
+connection of its own where the master has just ended. The master hands on what goes through two descriptors.
+POSIX only.
+"""
+
+from __future__ import annotations
+
+import array
+import logging
+import os
+import socket
+import stat
+import struct
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from bokeh_ssh._core.errors import RefusedError, TargetUnreachableError
+from bokeh_ssh._core.text import clean
+from bokeh_ssh._core.waiting import SLICE, heed
+from bokeh_ssh._ssh.messages import string
+
+log = logging.getLogger("bokeh_ssh.connection")
+
+_VERSION = 4
+_HELLO = 1
+_ALIVE_CHECK, _NEW_STREAM = 0x10000004, 0x10000008
+_DENIED, _FAILURE, _ALIVE, _OPENED = 0x80000002, 0x80000003, 0x80000005, 0x80000006
+_MOST = 256 * 1024  # as mux.c
+#: The port of a Unix socket (PORT_STREAMLOCAL, -2).
+_SOCKET_PORT = 0xFFFFFFFE
+_STRANGE = "it gives no answer that is known"
+#: Seconds for an answer that a master gives by itself.
+_PATIENCE = 3.0
+_uint32 = struct.Struct(">I")
+
+
+class MasterError(Exception):
+    """A master cannot be used, or no longer; the text says why. Never leaves the package."""
+
+
+class _SilentError(MasterError):
+    """It has not answered in time."""
+
+
+class MasterSocket(socket.socket):
+    """A stream through a master: what is read comes by one socket, what is sent goes by another.
+
+    With one for both, the end of what the other side sends would not be seen: the master closes its copy of a
+    descriptor, and no more.
+    """
+
+    _outgoing: socket.socket
+    _control: socket.socket
+
+    def send(self, data: bytes, flags: int = 0) -> int:  # type: ignore[override]  # any buffer, as the base
+        return self._outgoing.send(data, flags)
+
+    def sendall(self, data: bytes, flags: int = 0) -> None:  # type: ignore[override]  # likewise
+        self._outgoing.sendall(data, flags)
+
+    def settimeout(self, value: float | None) -> None:
+        super().settimeout(value)
+        self._outgoing.settimeout(value)
+
+    def setsockopt(self, level: int, name: int, value: Any) -> None:  # type: ignore[override]  # is all we need
+        super().setsockopt(level, name, value)
+        self._outgoing.setsockopt(level, name, value)
+
+    def close(self) -> None:
+        super().close()
+        self._outgoing.close()
+        self._control.close()  # which is how the master learns of it
+
+
+class ControlMaster:
+    """A master that answers.
+
+    :param path: its control socket
+    :param name: what it is, for messages
+    """
+
+    peers: tuple[str, ...] = ()
+
+    def __init__(self, path: str, name: str) -> None:
+        self._path = path
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"<ControlMaster {self._path}>"
+
+    @classmethod
+    def find(cls, path: str, label: str) -> ControlMaster | None:
+        """Ask a master whether it is there.
+
+        :param label: the machine that it is connected to
+        :return: None where there is none: no socket, or a dead one
+        :raises MasterError: if it does not answer, or is not the account's own
+        """
+        control = _Control.connect(path, _PATIENCE)
+        if control is None:
+            return None
+        with control.sock:
+            control.send(_ALIVE_CHECK, b"")
+            kind, pid = control.receive()
+        if kind != _ALIVE:
+            raise MasterError(_STRANGE)
+        log.info("%s: using the ControlMaster %s (pid %s)", label, path, int.from_bytes(pid[:4], "big"))
+        return cls(path, f"the ControlMaster of {label}")
+
+    def open_socket(self, target: tuple[str, int], *, timeout: float) -> socket.socket:
+        """Connect to ``target`` as seen from the master's server (``ssh -W``); return a local socket.
+
+        :raises RefusedError: the server forbids it, or cannot connect there; the master does not say which
+        :raises TargetUnreachableError: that machine has not answered within ``timeout`` seconds
+        :raises MasterError: the master has ended, denies it, or has not answered
+        """
+        host, port = target
+        try:
+            return self._open_stream(host, port, timeout)
+        except _SilentError as exc:
+            if not self._has_connection():
+                raise
+            msg = f"{host} port {port} did not answer within {timeout:.3g} s"
+            raise TargetUnreachableError(msg, host=self.name) from exc
+
+    def _has_connection(self) -> bool:
+        """Return whether the master's server still answers; whatever it says to a path that is none."""
+        try:
+            self._open_stream("/", _SOCKET_PORT, _PATIENCE).close()
+        except RefusedError:
+            pass
+        except MasterError:
+            return False
+        return True
+
+    def _open_stream(self, host: str, port: int, timeout: float) -> socket.socket:
+        control = _Control.connect(self._path, min(timeout, _PATIENCE))
+        if control is None:
+            raise _ended()
+        incoming, its_output = socket.socketpair()
+        outgoing, its_input = socket.socketpair()
+        with ExitStack() as stack, its_output, its_input:
+            for sock in (incoming, outgoing, control.sock):
+                stack.callback(sock.close)
+            control.send(_NEW_STREAM, string(b"") + string(host.encode()) + _uint32.pack(port))
+            control.send_descriptor(its_input)
+            control.send_descriptor(its_output)
+            control.deadline = time.monotonic() + timeout
+            kind, rest = control.receive()
+            if kind == _FAILURE:
+                said = clean(rest[4:], 200)
+                msg = f"its server forbids a connection to {host} port {port}, or cannot make one ({said})"
+                hint = "check the name as that server sees it, that an SSH server runs there, and PermitOpen"
+                raise RefusedError(msg, host=self.name, hint=hint)
+            if kind != _OPENED:
+                raise MasterError("permission was denied" if kind == _DENIED else _STRANGE)
+            stack.pop_all()
+        made = MasterSocket(fileno=incoming.detach())
+        made._outgoing, made._control = outgoing, control.sock
+        return made
+
+    def close(self) -> None:
+        """Do nothing: the master is not ours to end."""
+
+
+class _Control:
+    """One connection to a control socket, and until when an answer is awaited."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self.sock = sock
+        self.deadline = deadline
+
+    @classmethod
+    def connect(cls, path: str, timeout: float) -> _Control | None:
+        """Connect and exchange versions; None where nobody listens.
+
+        :raises MasterError: if it does not answer, or is another user's
+        """
+        try:
+            found = Path(path).stat()
+        except OSError:
+            return None
+        if not stat.S_ISSOCK(found.st_mode):
+            return None
+        _check_owner(found.st_uid)
+        sock = socket.socket(socket.AF_UNIX)
+        control = cls(sock, time.monotonic() + timeout)
+        try:
+            sock.settimeout(timeout)
+            try:
+                sock.connect(path)
+            except TimeoutError:
+                raise
+            except OSError as exc:  # dead, or its path is too long
+                log.debug("control socket %s: %s", path, exc)
+                sock.close()
+                return None
+            if hasattr(socket, "SO_PEERCRED"):
+                credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+                _check_owner(struct.unpack("3i", credentials)[1])
+            control.send(_HELLO)
+            kind, _ = control.receive()
+            if kind != _HELLO or control.version != _VERSION:
+                msg = f"it speaks version {control.version} of the protocol, not {_VERSION}"
+                raise MasterError(msg)
+        except TimeoutError as exc:
+            sock.close()
+            msg = f"it did not answer within {timeout:g} s"
+            raise MasterError(msg) from exc
+        except BaseException:
+            sock.close()
+            raise
+        return control
+
+    def send(self, kind: int, rest: bytes | None = None) -> None:
+        """Send a message; one with ``rest`` is a request, of which there is one at a time.
+
+        :raises MasterError: if the master has ended
+        """
+        body = _uint32.pack(_VERSION) if rest is None else _uint32.pack(0) + rest
+        try:
+            self.sock.sendall(_uint32.pack(4 + len(body)) + _uint32.pack(kind) + body)
+        except OSError as exc:
+            raise _ended() from exc
+
+    def send_descriptor(self, sock: socket.socket) -> None:
+        """Hand a descriptor over, with one byte, as mm_send_fd() does."""
+        rights = array.array("i", [sock.fileno()])
+        try:
+            self.sock.sendmsg([b"\0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        except OSError as exc:
+            raise _ended() from exc
+
+    def receive(self) -> tuple[int, bytes]:
+        """Return the kind of the next message, and what follows its version or number."""
+        size = _uint32.unpack(self._read(4))[0]
+        if not 8 <= size <= _MOST:
+            raise MasterError(_STRANGE)
+        body = self._read(size)
+        self.version = _uint32.unpack_from(body, 4)[0]
+        return _uint32.unpack_from(body)[0], body[8:]
+
+    def _read(self, count: int) -> bytes:
+        data = b""
+        while len(data) < count:
+            left = self.deadline - time.monotonic()
+            if left <= 0:
+                msg = "it did not answer in time"
+                raise _SilentError(msg)
+            heed()
+            self.sock.settimeout(min(left, SLICE))
+            try:
+                more = self.sock.recv(count - len(data))
+            except TimeoutError:
+                continue
+            except OSError as exc:
+                raise _ended() from exc
+            if not more:
+                raise _ended()
+            data += more
+        return data
+
+
+def _check_owner(uid: int) -> None:
+    if uid != os.geteuid():
+        msg = f"its control socket belongs to another user (uid {uid})"
+        raise MasterError(msg)
+
+
+def _ended() -> MasterError:
+    return MasterError("it has ended")
