@@ -1,8 +1,8 @@
 """A connection that ``ssh`` keeps open for others (``ControlMaster``), as the way to a machine behind it.
 
 Its control socket is spoken to (OpenSSH's PROTOCOL.mux, version 4), so no ``ssh`` is run, which would make a
-connection of its own where the master has just ended. The master hands on what goes through two descriptors.
-POSIX only.
+connection of its own where the master has just ended. The master gets a descriptor, and carries
+what goes through it. POSIX only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import struct
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from bokeh_ssh._core.errors import RefusedError, TargetUnreachableError
 from bokeh_ssh._core.text import clean
@@ -47,32 +46,12 @@ class _SilentError(MasterError):
 
 
 class MasterSocket(socket.socket):
-    """A stream through a master: what is read comes by one socket, what is sent goes by another.
+    """A stream through a master, which closes both ways once the other side has sent its end."""
 
-    With one for both, the end of what the other side sends would not be seen: the master closes its copy of a
-    descriptor, and no more.
-    """
-
-    _outgoing: socket.socket
     _control: socket.socket
-
-    def send(self, data: bytes, flags: int = 0) -> int:  # type: ignore[override]  # any buffer, as the base
-        return self._outgoing.send(data, flags)
-
-    def sendall(self, data: bytes, flags: int = 0) -> None:  # type: ignore[override]  # likewise
-        self._outgoing.sendall(data, flags)
-
-    def settimeout(self, value: float | None) -> None:
-        super().settimeout(value)
-        self._outgoing.settimeout(value)
-
-    def setsockopt(self, level: int, name: int, value: Any) -> None:  # type: ignore[override]  # is all we need
-        super().setsockopt(level, name, value)
-        self._outgoing.setsockopt(level, name, value)
 
     def close(self) -> None:
         super().close()
-        self._outgoing.close()
         self._control.close()  # which is how the master learns of it
 
 
@@ -141,14 +120,13 @@ class ControlMaster:
         control = _Control.connect(self._path, min(timeout, _PATIENCE))
         if control is None:
             raise _ended()
-        incoming, its_output = socket.socketpair()
-        outgoing, its_input = socket.socketpair()
-        with ExitStack() as stack, its_output, its_input:
-            for sock in (incoming, outgoing, control.sock):
-                stack.callback(sock.close)
+        ours, theirs = socket.socketpair()
+        with ExitStack() as stack, theirs:
+            stack.callback(control.sock.close)
+            stack.callback(ours.close)
             control.send(_NEW_STREAM, string(b"") + string(host.encode()) + _uint32.pack(port))
-            control.send_descriptor(its_input)
-            control.send_descriptor(its_output)
+            for _ in ("input", "output"):
+                control.send_descriptor(theirs)
             control.deadline = time.monotonic() + timeout
             kind, rest = control.receive()
             if kind == _FAILURE:
@@ -159,8 +137,8 @@ class ControlMaster:
             if kind != _OPENED:
                 raise MasterError("permission was denied" if kind == _DENIED else _STRANGE)
             stack.pop_all()
-        made = MasterSocket(fileno=incoming.detach())
-        made._outgoing, made._control = outgoing, control.sock
+        made = MasterSocket(fileno=ours.detach())
+        made._control = control.sock
         return made
 
     def close(self) -> None:
