@@ -13,8 +13,10 @@ from collections.abc import Callable, Sequence
 
 from bokeh_ssh._core.errors import (
     AlgorithmError,
+    AuthenticationError,
     BokehSSHError,
     ConnectError,
+    ConnectionLostError,
     ConnectTimeoutError,
     ProtocolError,
     RefusedError,
@@ -26,7 +28,9 @@ from bokeh_ssh._core.waiting import wait
 from bokeh_ssh._ssh import algorithms
 from bokeh_ssh._ssh.algorithms import Mismatch
 from bokeh_ssh._ssh.auth import host_keys, login
+from bokeh_ssh._ssh.auth.own_server import OwnServer, OwnServerError
 from bokeh_ssh._ssh.auth.prompt_cache import PromptCache
+from bokeh_ssh._ssh.config.lookup import HostConfig
 from bokeh_ssh._ssh.config.parser import Session
 from bokeh_ssh._ssh.connection import Connection, Jump
 from bokeh_ssh._ssh.control_master import ControlMaster, MasterError
@@ -84,12 +88,14 @@ def connect(
             raise
         return connection  # a route has a hop
 
-    # Who has logged in to a jump host with ssh need not do so again: nothing before it is dialled either.
-    for at in range(len(route) - 2, -1, -1):
+    # Who has logged in with ssh need not do so again: nothing before that machine is dialled either.
+    usable = len(route) if via is None and stream is None else 0
+    for at in range(usable - 1, -1, -1):
         try:
             if master := _find_master(route[at]):
-                return connect_all(route[at + 1 :], master)
-        except MasterError as exc:
+                rest = route[at + 1 :]
+                return connect_all(rest, master) if rest else _connect_by_session(route[-1], master, on_event)
+        except (MasterError, OwnServerError) as exc:
             text = f"the ControlMaster of {route[at].label} is not used ({exc}); logging in"
             on_event(Warned(host=route[at].label, text=text))
     return connect_all(route, None)
@@ -97,6 +103,36 @@ def connect(
 
 def _find_master(hop: Hop) -> ControlMaster | None:
     return ControlMaster.find(hop.control_path, hop.label) if hop.control_path else None
+
+
+def _connect_by_session(hop: Hop, master: ControlMaster, on_event: OnEvent) -> Connection:
+    """Log in by an SSH server that a session of the master starts, for a connection of our own.
+
+    :raises MasterError: if no session can be had
+    :raises OwnServerError: if none can be started, or it does not let us in
+    """
+    on_event(Connecting(host=hop.label, address=hop.hostname, port=hop.port, via=master.name))
+    server = OwnServer(lambda command: master.open_session(command, timeout=hop.timeout), hop.timeout)
+    own = dataclasses.replace(
+        hop,
+        host=Host(hop.label, hop.user, pkey=server.key, allow_agent=False, look_for_keys=False),
+        config=HostConfig(hop.hostname, compression=hop.host.compression or hop.config.compression),
+    )
+    with contextlib.ExitStack() as stack:
+        try:
+            transport = _handshake(own, (), stack, lambda _: server.sock)
+            if transport.host_key_blob != server.host_key:
+                msg = "it has another host key than it said"
+                raise OwnServerError(msg)
+            login.login(transport, own.host, own.config, user=hop.user, timeout=hop.timeout)
+        except (ConnectError, AuthenticationError, ConnectionLostError) as exc:
+            raise OwnServerError(exc.message) from exc
+        connection = Connection(hop, transport, ("ControlMaster",))
+        stack.callback(connection.close)
+        connection.start_keepalive()
+        on_event(Authenticated(host=hop.label, user=hop.user, methods=connection.methods))
+        stack.pop_all()  # the last step: until then Ctrl-C closes it
+    return connection
 
 
 def _connect_hop(

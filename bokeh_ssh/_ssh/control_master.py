@@ -26,7 +26,7 @@ log = logging.getLogger("bokeh_ssh.connection")
 
 _VERSION = 4
 _HELLO = 1
-_ALIVE_CHECK, _NEW_STREAM = 0x10000004, 0x10000008
+_NEW_SESSION, _ALIVE_CHECK, _NEW_STREAM = 0x10000002, 0x10000004, 0x10000008
 _DENIED, _FAILURE, _ALIVE, _OPENED = 0x80000002, 0x80000003, 0x80000005, 0x80000006
 _MOST = 256 * 1024  # as mux.c
 #: The port of a Unix socket (PORT_STREAMLOCAL, -2).
@@ -116,7 +116,38 @@ class ControlMaster:
             return False
         return True
 
+    def open_session(self, command: str, *, timeout: float) -> socket.socket:
+        """Run a command on the master's server (``ssh -T``); return a local socket with its input and output.
+
+        :raises MasterError: the master has ended, denies it, or has not answered; or its server refuses it
+        """
+        no_flags = bytes(4 * 4) + b"\xff" * 4  # no terminal, X11, agent, subsystem; no escape character
+        with Path(os.devnull).open("wb") as nothing:
+            body = string(b"") + no_flags + string(b"") + string(command.encode())
+            kind, rest, sock = self._open(_NEW_SESSION, body, timeout, nothing.fileno())
+        if sock is None:
+            raise MasterError(clean(rest[4:], 200) if kind == _FAILURE else _STRANGE)
+        return sock
+
     def _open_stream(self, host: str, port: int, timeout: float) -> socket.socket:
+        body = string(b"") + string(host.encode()) + _uint32.pack(port)
+        kind, rest, sock = self._open(_NEW_STREAM, body, timeout)
+        if sock is not None:
+            return sock
+        if kind == _FAILURE:
+            said = clean(rest[4:], 200)
+            msg = f"its server forbids a connection to {host} port {port}, or cannot make one ({said})"
+            hint = "check the name as that server sees it, that an SSH server runs there, and PermitOpen"
+            raise RefusedError(msg, host=self.name, hint=hint)
+        raise MasterError("permission was denied" if kind == _DENIED else _STRANGE)
+
+    def _open(
+        self, request: int, body: bytes, timeout: float, *errors: int
+    ) -> tuple[int, bytes, socket.socket | None]:
+        """Ask for a channel that uses our descriptors; return the answer, and the socket where it is opened.
+
+        :param errors: the descriptor for what a command writes to standard error
+        """
         control = _Control.connect(self._path, min(timeout, _PATIENCE))
         if control is None:
             raise _ended()
@@ -124,22 +155,17 @@ class ControlMaster:
         with ExitStack() as stack, theirs:
             stack.callback(control.sock.close)
             stack.callback(ours.close)
-            control.send(_NEW_STREAM, string(b"") + string(host.encode()) + _uint32.pack(port))
-            for _ in ("input", "output"):
-                control.send_descriptor(theirs)
+            control.send(request, body)
+            for descriptor in (theirs.fileno(), theirs.fileno(), *errors):
+                control.send_descriptor(descriptor)
             control.deadline = time.monotonic() + timeout
             kind, rest = control.receive()
-            if kind == _FAILURE:
-                said = clean(rest[4:], 200)
-                msg = f"its server forbids a connection to {host} port {port}, or cannot make one ({said})"
-                hint = "check the name as that server sees it, that an SSH server runs there, and PermitOpen"
-                raise RefusedError(msg, host=self.name, hint=hint)
             if kind != _OPENED:
-                raise MasterError("permission was denied" if kind == _DENIED else _STRANGE)
+                return kind, rest, None
             stack.pop_all()
         made = MasterSocket(fileno=ours.detach())
         made._control = control.sock
-        return made
+        return kind, rest, made
 
     def close(self) -> None:
         """Do nothing: the master is not ours to end."""
@@ -205,9 +231,9 @@ class _Control:
         except OSError as exc:
             raise _ended() from exc
 
-    def send_descriptor(self, sock: socket.socket) -> None:
+    def send_descriptor(self, descriptor: int) -> None:
         """Hand a descriptor over, with one byte, as mm_send_fd() does."""
-        rights = array.array("i", [sock.fileno()])
+        rights = array.array("i", [descriptor])
         try:
             self.sock.sendmsg([b"\0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
         except OSError as exc:

@@ -10,8 +10,7 @@ from typing import Any
 from bokeh_ssh._core.errors import SessionError
 from bokeh_ssh._core.framing import Reader
 from bokeh_ssh._core.waiting import wait_for
-from bokeh_ssh._ssh.connection import Connection
-from bokeh_ssh._ssh.session import Session
+from bokeh_ssh._ssh.runner import Runner, Session
 
 #: Things that are kept of what a script says: a bound on what the far side can make us keep.
 _WORDS = 100
@@ -83,7 +82,7 @@ class Script:
             self.session.close()
 
 
-def begin(connection: Connection, script: str, *, timeout: float) -> Script | None:
+def begin(connection: Runner, script: str, *, timeout: float) -> Script | None:
     """Run ``script``, which may call ``say WORD [WORD]``; who takes it closes it.
 
     :param timeout: seconds until it must have begun
@@ -113,7 +112,7 @@ def begin(connection: Connection, script: str, *, timeout: float) -> Script | No
     return made
 
 
-def run_script(connection: Connection, script: str, *, timeout: float) -> dict[str, Any] | None:
+def run_script(connection: Runner, script: str, *, timeout: float) -> dict[str, Any] | None:
     """Run ``script``, which may call ``say WORD [WORD]`` once; return that as ``event`` and ``text``.
 
     :param timeout: seconds for all of it

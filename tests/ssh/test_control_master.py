@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import shutil
 import signal
@@ -10,6 +12,7 @@ import struct
 import subprocess
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,12 +21,14 @@ from typing import Any
 import pytest
 
 from beds import Machine, until
-from bokeh_ssh import LocalForward
+from bokeh_ssh import DirectTunnel, LocalForward
 from bokeh_ssh._core.errors import AuthenticationError, RefusedError
 from bokeh_ssh._core.events import Authenticated, Connecting, Event, Reconnected, Warned
 from bokeh_ssh._core.host import Host
 from bokeh_ssh._ssh import control_master
+from bokeh_ssh._ssh.auth import own_server
 from bokeh_ssh._ssh.connect import connect
+from bokeh_ssh._ssh.sftp_writer import Sftp
 from events import kinds
 from skips import missing
 
@@ -252,6 +257,69 @@ def test_master_on_a_dead_line(masters: Masters, monkeypatch: pytest.MonkeyPatch
     assert via.split() == ["the", "ControlMaster", "of", "gate", "gate"]
     assert ["did not answer in time" in event.text for event in events if isinstance(event, Warned)] == [True]
     subprocess.run(["pkill", "-CONT", "-P", str(masters.gate.server.pid)], check=True)
+
+
+def to_the_gate(masters: Masters, **keywords: Any) -> Host:
+    """The gate itself, to which the master is connected."""
+    return dataclasses.replace(masters.host(**keywords), name="gate")
+
+
+def test_machine_of_the_master(masters: Masters, no_leaks: Callable[[], Any], tmp_path: Path) -> None:
+    """The master's own machine is entered without a login; all that a connection carries goes there."""
+    masters.start()
+    events: list[Event] = []
+    said: list[bytes] = []
+    with no_leaks(), connect(to_the_gate(masters), on_event=events.append) as connection:
+        assert connection.methods == ("ControlMaster",)
+        to = {"on_stdout": said.append, "on_stderr": said.append, "on_exit": lambda _: None}
+        assert connection.run("id -un; umask", **to, timeout=30).ended.wait(30)
+        mask = masters.gate.execute("umask")
+        assert b"".join(said).decode().split() == [masters.gate.user, str(mask)]
+        with connection.open_socket(("127.0.0.1", masters.inner.port), timeout=10) as sock:
+            assert sock.recv(4) == b"SSH-"
+        with contextlib.closing(Sftp(connection)) as sftp:
+            sftp.wait()
+        assert list(Path("/tmp").glob("bokeh-ssh-sshd-*"))
+    assert [event.via for event in events if isinstance(event, Connecting)] == ["the ControlMaster of gate"]
+    until(lambda: not list(Path("/tmp").glob("bokeh-ssh-sshd-*")), what="its files to be removed")
+
+
+def test_tunnel_to_the_machine_of_the_master(masters: Masters, container: Callable[..., Machine]) -> None:
+    """A whole tunnel works there, as an account that is not root, and survives the end of the master."""
+    masters.gate = container()
+    masters.write(f"ControlPath {masters.socket}", key=str(masters.gate.key_path))
+    master = masters.start()
+    events: list[Event] = []
+    host = to_the_gate(masters)
+    with DirectTunnel(host, python=masters.gate.python, on_event=events.append) as tunnel:
+        metadata = f"http://localhost:{tunnel.local_port}/metadata"
+        urllib.request.urlopen(metadata, timeout=30).close()
+        master.kill()
+        until(lambda: Reconnected in kinds(events))
+        urllib.request.urlopen(metadata, timeout=30).close()
+    methods = [event.methods for event in events if isinstance(event, Authenticated)]
+    assert methods == [("ControlMaster",), ("publickey",)]
+    assert [event.same_server for event in events if isinstance(event, Reconnected)] == [True]
+
+
+@pytest.mark.parametrize("why", ["ForceCommand", "no sshd"])
+def test_machine_without_an_own_server(
+    why: str, masters: Masters, sshd: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no SSH server of the account's own can be had, that is told, and the login is as ever."""
+    if why == "ForceCommand":
+        masters.gate = sshd(ForceCommand="/bin/true")
+        text = "no command can be run there"
+    else:
+        monkeypatch.setattr(own_server, "_SCRIPT", own_server._SCRIPT.replace("-v sshd", "-v no-such-sshd"))
+        text = "there is no sshd"
+    masters.write(f"ControlPath {masters.socket}", key=str(masters.gate.key_path))
+    masters.start()
+    events: list[Event] = []
+    with connect(to_the_gate(masters), on_event=events.append) as connection:
+        assert connection.methods == ("publickey",)
+    told = [event.text for event in events if isinstance(event, Warned)]
+    assert told == [f"the ControlMaster of gate is not used ({text}); logging in"]
 
 
 @pytest.mark.parametrize("end", ["kill", "exit", "inner"])
