@@ -21,7 +21,10 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class Connecting(Event):
-    """A connection to ``host`` is being opened, through ``via`` if that is not empty."""
+    """A connection to ``host`` is being opened, through ``via`` if that is not empty.
+
+    :param via: a machine, ``"its ProxyCommand"``, or the ControlMaster of ``ssh`` that is used
+    """
 
     address: str
     port: int
@@ -47,7 +50,10 @@ class HostKeyVerified(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Authenticated(Event):
-    """The login succeeded, with these methods in order (two where the server wants two)."""
+    """The login succeeded, with these methods in order (two where the server wants two).
+
+    :param methods: as SSH names them; ``("ControlMaster",)`` where ``ssh`` was logged in already
+    """
 
     user: str
     methods: tuple[str, ...]

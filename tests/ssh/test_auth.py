@@ -1124,9 +1124,21 @@ def _flood(conn: Any) -> None:
         failure(b"\xff\xfe", partial=True),
         lambda conn: conn.send_packet(51),
         lambda conn: conn.send_packet(6, b"\x00\x00\x00\x0cssh-userauth"),
+        lambda conn: conn.send_packet(61, b"\x00\x00\x00\x01x"),
+        lambda conn: conn.send_packet(65, b"\x00\x00\x00\x01x"),
         _flood,
     ],
-    ids=["question", "questions", "refusal", "odd refusal", "cut short", "service", "flood"],
+    ids=[
+        "question",
+        "questions",
+        "refusal",
+        "odd refusal",
+        "cut short",
+        "service",
+        "token",
+        "error token",
+        "flood",
+    ],
 )
 def test_messages_out_of_turn(make_bed: Callable[..., Bed], act: Callable[[Any], Any]) -> None:
     """A server that answers what was not asked ends in a typed error, not in a login or a hang."""
@@ -1141,7 +1153,7 @@ def test_messages_out_of_turn(make_bed: Callable[..., Bed], act: Callable[[Any],
     assert enter(calm.port, password="right") == ("password",)  # the control
 
 
-@pytest.mark.parametrize("number", [51, 52, 60])
+@pytest.mark.parametrize("number", [51, 52, 60, 61, 64, 65])
 def test_answer_to_nothing(make_bed: Callable[..., Bed], number: int) -> None:
     """A refusal, a success or a question that comes while a person thinks ends the connection."""
     thinking = asyncio.Event()

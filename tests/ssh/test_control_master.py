@@ -297,6 +297,7 @@ def test_tunnel_to_the_machine_of_the_master(masters: Masters, container: Callab
         master.kill()
         until(lambda: Reconnected in kinds(events))
         urllib.request.urlopen(metadata, timeout=30).close()
+        until(lambda: masters.gate.execute("ls -d /tmp/bokeh-ssh-sshd-*").status, what="its files to be gone")
     methods = [event.methods for event in events if isinstance(event, Authenticated)]
     assert methods == [("ControlMaster",), ("publickey",)]
     assert [event.same_server for event in events if isinstance(event, Reconnected)] == [True]

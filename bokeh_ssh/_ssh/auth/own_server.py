@@ -34,8 +34,9 @@ ssh-keygen -q -t ecdsa -b 256 -N '' -f "$d/key" < /dev/null > /dev/null || refus
 printf '%s\\n' "$client_key" > "$d/authorized_keys"
 printf '%s\\n' "HostKey $d/key" "AuthorizedKeysFile $d/authorized_keys" 'AuthenticationMethods publickey' \
     'PasswordAuthentication no' 'KbdInteractiveAuthentication no' 'UsePAM no' 'StrictModes no' \
-    'PidFile none' 'PrintMotd no' 'PrintLastLog no' 'X11Forwarding no' 'MaxSessions 100' \
-    'ClientAliveInterval 15' 'ClientAliveCountMax 4' 'Subsystem sftp internal-sftp' > "$d/config"
+    'PidFile none' 'PrintMotd no' 'PrintLastLog no' 'X11Forwarding no' \
+    'GatewayPorts clientspecified' 'MaxSessions 100' 'ClientAliveInterval 15' 'ClientAliveCountMax 4' \
+    'Subsystem sftp internal-sftp' > "$d/config"
 cp "$d/config" "$d/plain"
 passed=
 for name in XDG_RUNTIME_DIR KRB5CCNAME LANG TMPDIR; do
