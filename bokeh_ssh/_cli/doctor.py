@@ -183,6 +183,9 @@ class _Meeting:
         took = f" ({time.monotonic() - self._began:.1f} s)"
         if isinstance(event, Connecting):
             self._began = time.monotonic()
+            if event.via.startswith("the ControlMaster"):
+                text = f"{event.host} is reached through {event.via}, which your ssh keeps open"
+                self._found.append(Finding("port", "good", text))
         elif isinstance(event, HostKeyAdded):
             text = f"the {event.key_type} key of {event.host} was added to {event.path}"
             self._found.append(Finding("host key", "note", text))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import shutil
 import signal
@@ -22,9 +23,11 @@ import pytest
 
 from beds import Machine, until
 from bokeh_ssh import DirectTunnel, LocalForward
+from bokeh_ssh._cli.doctor import examine
 from bokeh_ssh._core.errors import AuthenticationError, RefusedError
 from bokeh_ssh._core.events import Authenticated, Connecting, Event, Reconnected, Warned
 from bokeh_ssh._core.host import Host
+from bokeh_ssh._server.options import ServerOptions
 from bokeh_ssh._ssh import control_master
 from bokeh_ssh._ssh.auth import own_server
 from bokeh_ssh._ssh.connect import connect
@@ -282,6 +285,15 @@ def test_machine_of_the_master(masters: Masters, no_leaks: Callable[[], Any], tm
         assert list(Path("/tmp").glob("bokeh-ssh-sshd-*"))
     assert [event.via for event in events if isinstance(event, Connecting)] == ["the ControlMaster of gate"]
     until(lambda: not list(Path("/tmp").glob("bokeh-ssh-sshd-*")), what="its files to be removed")
+
+
+def test_doctor(masters: Masters) -> None:
+    """``bokeh-ssh doctor`` says that the master was the way."""
+    masters.start()
+    found = itertools.islice(examine(to_the_gate(masters), ServerOptions(), lambda _: None), 4)
+    said = {each.check: each.text for each in found}
+    assert said["port"] == "gate is reached through the ControlMaster of gate, which your ssh keeps open"
+    assert " by ControlMaster (" in said["login"]
 
 
 def test_tunnel_to_the_machine_of_the_master(masters: Masters, container: Callable[..., Machine]) -> None:

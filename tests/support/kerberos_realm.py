@@ -74,8 +74,7 @@ class Realm:
             **os.environ,
             "KRB5_CONFIG": str(self.config),
             "KRB5_KDC_PROFILE": str(place / "kdc.conf"),
-            "LD_LIBRARY_PATH": ":".join(libraries),
-        }
+        } | ({"LD_LIBRARY_PATH": ":".join(libraries)} if libraries else {})
         self.run("kdb5_util", "create", "-s", "-P", "master")
 
     def write_config(self, port: int) -> Path:

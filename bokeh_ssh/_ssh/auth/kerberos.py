@@ -180,12 +180,12 @@ def _within(timeout: float, work: Callable[[], _T]) -> _T:
     """Do what may ask a KDC, which nothing can interrupt: so on a thread that may be left behind."""
     done = threading.Event()
     results: list[_T] = []
-    errors: list[_GSSError] = []
+    errors: list[Exception] = []
 
     def run() -> None:
         try:
             results.append(work())
-        except _GSSError as exc:
+        except Exception as exc:  # noqa: BLE001  # whatever it is, it is raised where it is waited for
             errors.append(exc)
         finally:
             done.set()
@@ -346,7 +346,7 @@ class _Native:
         return data
 
     def name(self, text: str, kind: bytes) -> ctypes.c_void_p:
-        name, data, oid = ctypes.c_void_p(), _Held(text.encode()), _Held(kind)
+        name, data, oid = ctypes.c_void_p(), _Held(text.encode("utf-8", "surrogateescape")), _Held(kind)
         self.call("import_name", ctypes.byref(data.buffer), ctypes.byref(oid.oid), ctypes.byref(name))
         return name
 
