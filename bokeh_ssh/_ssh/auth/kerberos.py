@@ -239,7 +239,7 @@ class _Package:
             return _PackageContext(
                 gssapi.SecurityContext(
                     name=gssapi.Name(service, gssapi.NameType.hostbased_service),
-                    creds=None if client is None else self._find(client),
+                    creds=self._find(client),  # first: where there is no ticket, no name is looked up
                     mech=gssapi.MechType.kerberos,
                     flags=_MUTUAL | _INTEGRITY | (_DELEGATE if delegate else 0),
                     usage="initiate",
@@ -359,9 +359,8 @@ class _Native:
             self.release("release_name", name)
         return self.take(buffer).decode("utf-8", "replace")
 
-    @contextlib.contextmanager
-    def credentials(self, client: str | None) -> Iterator[ctypes.c_void_p]:
-        """Yield the credentials of a principal; None takes those that are used by default."""
+    def acquire(self, client: str | None) -> ctypes.c_void_p:
+        """Return the credentials of a principal, to be given back; None takes the usual ones."""
         found = ctypes.c_void_p()
         mechanisms = _OIDSet(1, ctypes.pointer(self.krb5.oid))
         name = ctypes.c_void_p() if client is None else self.name(client, _USER_NAME)
@@ -370,34 +369,36 @@ class _Native:
                 *("acquire_cred", name, ctypes.c_uint32(0), ctypes.byref(mechanisms), _INITIATE),
                 *(ctypes.byref(found), None, None),
             )
-            yield found
         finally:
-            self.release("release_cred", found)
             self.release("release_name", name)
+        return found
 
     def begin(self, service: str, client: str | None, delegate: bool) -> _Security:
         return _NativeContext(self, service, client, delegate)
 
     def find_ticket(self, client: str | None) -> Ticket:
-        with self.credentials(client) as found:
-            name, seconds = ctypes.c_void_p(), ctypes.c_uint32()
+        found, name, seconds = self.acquire(client), ctypes.c_void_p(), ctypes.c_uint32()
+        try:
             self.call("inquire_cred", found, ctypes.byref(name), ctypes.byref(seconds), None, None)
-            return Ticket(self.take_name(name), float(seconds.value))
+        finally:
+            self.release("release_cred", found)
+        return Ticket(self.take_name(name), float(seconds.value))
 
 
 class _NativeContext:
     def __init__(self, library: _Native, service: str, client: str | None, delegate: bool) -> None:
         self._library = library
-        self._client = client
         self._context = ctypes.c_void_p()
         self._flags = _MUTUAL | _INTEGRITY | (_DELEGATE if delegate else 0)
         self._given = ctypes.c_uint32()
-        self._name = ctypes.c_void_p()
+        self._name = self._credentials = ctypes.c_void_p()
         self.complete = False
         self._name = library.name(service, _HOST_NAME)
+        self._credentials = library.acquire(client)  # first: where there is no ticket, no name is looked up
 
     def __del__(self) -> None:
         self._library.release("release_name", self._name)
+        self._library.release("release_cred", self._credentials)
         self._library.release("delete_sec_context", self._context)
 
     @property
@@ -411,25 +412,13 @@ class _NativeContext:
         return bool(self._given.value & _DELEGATE)
 
     def step(self, token: bytes) -> bytes:
-        if self._client is None:
-            return self._step(token, ctypes.c_void_p())
-        with self._library.credentials(self._client) as found:
-            return self._step(token, found)
-
-    def _step(self, token: bytes, credentials: ctypes.c_void_p) -> bytes:
         taken, made = _Held(token), _Buffer()
         try:
             result = self._library.call(
-                *("init_sec_context", credentials, ctypes.byref(self._context), self._name),
+                *("init_sec_context", self._credentials, ctypes.byref(self._context), self._name),
                 *(ctypes.byref(self._library.krb5.oid), ctypes.c_uint32(self._flags), ctypes.c_uint32(0)),
-                *(
-                    None,
-                    ctypes.byref(taken.buffer),
-                    None,
-                    ctypes.byref(made),
-                    ctypes.byref(self._given),
-                    None,
-                ),
+                *(None, ctypes.byref(taken.buffer), None),
+                *(ctypes.byref(made), ctypes.byref(self._given), None),
             )
         finally:
             token = self._library.take(made)
