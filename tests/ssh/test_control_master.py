@@ -267,17 +267,21 @@ def to_the_gate(masters: Masters, **keywords: Any) -> Host:
     return dataclasses.replace(masters.host(**keywords), name="gate")
 
 
-def test_machine_of_the_master(masters: Masters, no_leaks: Callable[[], Any], tmp_path: Path) -> None:
+def test_machine_of_the_master(
+    masters: Masters, sshd: Callable[..., Machine], no_leaks: Callable[[], Any]
+) -> None:
     """The master's own machine is entered without a login; all that a connection carries goes there."""
+    masters.gate = sshd(SetEnv='MARK=as-after-a-login OTHER="two words"')
+    masters.write(f"ControlPath {masters.socket}")
     masters.start()
     events: list[Event] = []
     said: list[bytes] = []
     with no_leaks(), connect(to_the_gate(masters), on_event=events.append) as connection:
         assert connection.methods == ("ControlMaster",)
         to = {"on_stdout": said.append, "on_stderr": said.append, "on_exit": lambda _: None}
-        assert connection.run("id -un; umask", **to, timeout=30).ended.wait(30)
+        assert connection.run("id -un; umask; echo $MARK", **to, timeout=30).ended.wait(30)
         mask = masters.gate.execute("umask")
-        assert b"".join(said).decode().split() == [masters.gate.user, str(mask)]
+        assert b"".join(said).decode().split() == [masters.gate.user, str(mask), "as-after-a-login"]
         with connection.open_socket(("127.0.0.1", masters.inner.port), timeout=10) as sock:
             assert sock.recv(4) == b"SSH-"
         with contextlib.closing(Sftp(connection)) as sftp:

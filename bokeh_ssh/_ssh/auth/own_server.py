@@ -2,7 +2,7 @@
 
 It is the machine's ``sshd -i``, run as the account by that session: nothing listens anywhere. One key gets
 in, which is made here and never written anywhere; its host key comes over the session. It uses no PAM, so
-nothing is asked.
+nothing is asked; what PAM has put into the session's environment is passed on.
 """
 
 from __future__ import annotations
@@ -38,12 +38,9 @@ printf '%s\\n' "HostKey $d/key" "AuthorizedKeysFile $d/authorized_keys" 'Authent
     'GatewayPorts clientspecified' 'MaxSessions 100' 'ClientAliveInterval 15' 'ClientAliveCountMax 4' \
     'Subsystem sftp internal-sftp' > "$d/config"
 cp "$d/config" "$d/plain"
-passed=
-for name in XDG_RUNTIME_DIR KRB5CCNAME LANG TMPDIR; do
-    eval "value=\\${$name-}"
-    case $value in '' | *[!A-Za-z0-9_.,:/@%+=-]*) ;; *) passed="$passed $name=$value" ;; esac
-done
-[ -z "$passed" ] || printf 'SetEnv%s\\n' "$passed" >> "$d/config"
+passed=$(env | grep -E '^[A-Za-z_][A-Za-z0-9_]*=[A-Za-z0-9_.,:/@%+=-]+$' \
+    | grep -Ev '^(_|PWD|OLDPWD|SHLVL|HOME|USER|LOGNAME|SHELL|MAIL|TERM|SSH_[A-Z0-9_]*)=' | tr '\\n' ' ')
+[ -z "$passed" ] || printf 'SetEnv %s\\n' "$passed" >> "$d/config"
 "$sshd" -t -f "$d/config" 2> /dev/null || cp "$d/plain" "$d/config"
 why=$("$sshd" -t -f "$d/config" 2>&1) || refuse "sshd refuses its settings: $why"
 printf '%s-key %s\\n' "$mark" "$(cut -d ' ' -f 1,2 "$d/key.pub")"
