@@ -395,6 +395,7 @@ def test_temporary_errors_are_those_that_may_pass() -> None:
     assert temporary == {
         "ConnectError",
         "ConnectTimeoutError",
+        "KDCUnreachableError",
         "ConnectionLostError",
         "LaunchTimeoutError",
         "PortInUseError",
