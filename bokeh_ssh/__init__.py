@@ -15,6 +15,7 @@ from bokeh_ssh._version import __version__
 if TYPE_CHECKING:
     from bokeh_ssh._core.errors import (
         AlgorithmError,
+        AppAccessError,
         AuthenticationError,
         BokehNotFoundError,
         BokehSSHError,
@@ -98,6 +99,7 @@ _HOMES = {
     "_tunnels.direct": ("DirectTunnel",),
     "_core.errors": (
         "AlgorithmError",
+        "AppAccessError",
         "AuthenticationError",
         "BokehNotFoundError",
         "BokehSSHError",
@@ -179,6 +181,7 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AlgorithmError",
+    "AppAccessError",
     "AppFailed",
     "Attached",
     "Authenticated",

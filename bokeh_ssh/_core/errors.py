@@ -38,6 +38,7 @@
     ├── ServerTakenError            another client holds the server
     ├── ForeignServerError          somebody else's server listens there
     ├── ServerExitedError           the remote Bokeh server ended by itself
+    ├── AppAccessError              the Bokeh server does not let this program in
     ├── ConnectionLostError         the line went down
     └── TunnelClosedError           used before it was opened, or after it was closed
 
@@ -386,6 +387,12 @@ class ServerExitedError(BokehSSHError):
             how = f" (signal {-exit_status})"
         msg = f"the Bokeh server ended by itself{how}"
         return cls(msg, host=host, hint="see its log, and start it again", exit_status=exit_status, log=log)
+
+
+class AppAccessError(BokehSSHError):
+    """The Bokeh server wants a login of its own, or a signed session, before it opens an app."""
+
+    stage = "app"
 
 
 class ConnectionLostError(BokehSSHError):

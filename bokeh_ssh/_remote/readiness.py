@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 READY_FD = "BOKEH_SSH_READY_FD"
 
 _STARTING = re.compile(r"Starting Bokeh server version (\S+) \(running on Tornado ([^\s)]+)\)")
-_RUNNING = re.compile(r"Bokeh app running at: https?://\S*?:(\d+)(/.*)?$")
+_RUNNING = re.compile(r"Bokeh app running at: http(s?)://\S*?:(\d+)(/.*)?$")
 _PROCESS = re.compile(r"Starting Bokeh server with process id: (\d+)")
 #: Characters of a line that are read: Bokeh's own are short, and an app may write any.
 _LONGEST = 2000
@@ -42,6 +42,7 @@ class Facts:
         self.asked = asked
         self.versions = ""
         self.port = 0
+        self.tls = False
         self.routes: dict[str, None] = {}  # in order
 
     def read(self, line: str) -> dict[str, Any] | None:
@@ -53,12 +54,13 @@ class Facts:
             return None
         found = _RUNNING.search(line)
         if found:
-            port = int(found.group(1)[:6])
+            port = int(found.group(2)[:6])
             if self.asked and port != self.asked:
                 return None
             if port != self.port:  # one of the two is not Bokeh's
                 self.port, self.routes = port, {}
-            route = found.group(2) or "/"
+            self.tls = bool(found.group(1))
+            route = found.group(3) or "/"
             if len(self.routes) < _MOST_ROUTES:
                 self.routes[route] = None  # each process of --num-procs says the same
             return None
@@ -71,6 +73,7 @@ class Facts:
             "pid": int(found.group(1)[:9]),
             "routes": list(self.routes) or ["/"],
             "versions": self.versions,
+            "tls": self.tls,
         }
 
 

@@ -33,6 +33,8 @@ TAIL = 1 << 18  # characters kept of the log, which is what one who comes later 
 LAST = 100  # lines of the log in the record of a server that ended while nobody was there
 #: What argparse, click and others say of an option that they do not know.
 NO_SUCH_OPTION = re.compile(r"(?i)(unrecognized|unknown|no such) (argument|option)s?\b.{0,40}--unix-socket")
+#: What Bokeh says where its environment or a config file names a certificate.
+NO_TLS = "args are not supported with a unix socket"
 #: Runs a module as ``python -m`` does, without the current directory on its path, where that puts it: an
 #: app's random.py is not for Bokeh, which has the app's directory on its path while it runs the app. So it is
 #: with the ``bokeh`` command. A server that starts itself anew (``--dev``) has to do that in the same way.
@@ -289,6 +291,8 @@ class Server:
             return
         ready.setdefault("pid", self.process.pid)
         self.probe.note_ready(ready)
+        if ready.get("tls"):
+            self.watch.pause = 0  # it would log each look
         self.client.send(**ready)
         self.write_record()
         if self.run_dir:
@@ -337,12 +341,15 @@ class Server:
             self.client.send("stopped" if halted else "continued")
 
     def retry(self) -> bool:
-        """Start the server anew with a port, if it is one that does not know of sockets."""
-        starting = self.process.stage is Stage.STARTING and self.process.status == 2
+        """Start the server anew with a port, if it is one that does not know of sockets, or has TLS."""
+        starting = self.process.stage is Stage.STARTING and self.process.status in (1, 2)
         if not starting or not self.probe.socket or self.spec.get("plain") or self.probe.facts.versions:
             return False
         # Only what a parser of options says before it knows more: an app may write what it likes.
-        why = [line for line in self.output.log if NO_SUCH_OPTION.search(line[:1000])]
+        lines = [line[:1000] for line in self.output.log]
+        why = [line for line in lines if NO_SUCH_OPTION.search(line)]
+        if self.process.status == 1:
+            why = ["Bokeh takes no TLS on a socket"] if any(NO_TLS in line for line in lines) else []
         if not why:
             return False
         self.probe.socket, self.probe.no_socket = "", why[-1].strip()[:300]

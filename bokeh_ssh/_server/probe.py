@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import http.client
 import re
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +23,7 @@ from bokeh_ssh._core.errors import (
 )
 from bokeh_ssh._core.proc_net import find_owner, owner_command
 from bokeh_ssh._core.waiting import wait
+from bokeh_ssh._server.certificate import describe_certificate
 from bokeh_ssh._ssh.connection import Connection
 
 #: Seconds between two looks at a server that does not answer yet.
@@ -30,54 +34,113 @@ _MOST_SAID = 1 << 16
 
 @dataclass(frozen=True)
 class HttpProbe:
-    """What answered an HTTP request: its status, and its ``Server`` and ``Location`` headers."""
+    """What answered an HTTP request: its status, and its ``Server`` and ``Location`` headers.
+
+    :ivar status: 0 where it gave no HTTP answer
+    :ivar tls: whether it speaks TLS
+    :ivar certificate: what is to be said of its certificate; empty without TLS
+    """
 
     status: int
     software: str
     location: str = ""
+    tls: bool = False
+    certificate: str = ""
 
     @property
     def is_bokeh(self) -> bool:
         """Whether it can be a Bokeh server, which is a Tornado one."""
         return self.software.startswith("TornadoServer")
 
+    @property
+    def wants_login(self) -> bool:
+        """Whether a login of its own stands before its pages."""
+        return self.status in (302, 303, 307, 401, 403)
 
-def http_get(connection: Connection, target: Endpoint, path: str, *, timeout: float) -> HttpProbe:
-    """Send a GET request to ``target`` as seen from the server.
+    @property
+    def is_unavailable(self) -> bool:
+        """Whether what answers says that what it stands for does not do so yet."""
+        return self.status in (502, 503, 504)
 
+
+def http_get(
+    connection: Connection, target: Endpoint, path: str, *, timeout: float, tls: bool = False
+) -> HttpProbe:
+    """Send a GET request to ``target`` as seen from the server; by TLS where that is what it speaks.
+
+    No certificate is checked: SSH has led to this machine, and no other.
+
+    :param tls: whether it is known to speak TLS, which would log a request without
     :raises TargetUnreachableError: if nothing listens there, or the connection ends without a word: an SSH
         server may say that it is connected before it tries
     :raises ForwardingRefusedError: the SSH server forbids it
     :raises ConnectionLostError: if the line goes down
-    :raises OSError: if what listens gives no HTTP answer in time
+    :raises OSError: if what listens gives no answer in time, or one that is neither HTTP nor TLS
     """
+    if tls:
+        found = _get_by_tls(connection, target, path, timeout)
+        if found:
+            return found
     sock = connection.open_socket(target, timeout=timeout)
+    try:
+        found = _get(sock, path, timeout)
+    except (http.client.HTTPException, ConnectionResetError, BrokenPipeError) as exc:
+        if not connection.ping(timeout):
+            raise connection.lost_error() from exc
+        secure = None if tls else _get_by_tls(connection, target, path, timeout)
+        if secure:
+            return secure
+        if isinstance(exc, http.client.HTTPException) and not isinstance(exc, OSError):
+            msg = f"no HTTP answer: {exc!r}"
+            raise OSError(msg) from exc
+        msg = f"nothing answers on {format_endpoint(target)} there (the connection ends without a word)"
+        hint = "check that the server runs and the port"
+        raise TargetUnreachableError(msg, host=connection.name, hint=hint) from exc
+    # Some servers with TLS say in plain HTTP that they have it (nginx, Apache, Go's).
+    secure = None if tls or found.status != 400 else _get_by_tls(connection, target, path, timeout)
+    return secure or found
+
+
+def _get(sock: socket.socket, path: str, timeout: float) -> HttpProbe:
     client = http.client.HTTPConnection("localhost", timeout=timeout)
     with contextlib.closing(client):
         client.sock = sock
         sock.settimeout(timeout)
-        try:
-            client.request("GET", path)
-            answer = client.getresponse()
-        except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError) as exc:
-            if not connection.ping(timeout):
-                raise connection.lost_error() from exc
-            msg = f"nothing answers on {format_endpoint(target)} there (the connection ends without a word)"
-            hint = "check that the server runs and the port"
-            raise TargetUnreachableError(msg, host=connection.name, hint=hint) from exc
-        except http.client.HTTPException as exc:
-            msg = f"no HTTP answer: {exc!r}"
-            raise OSError(msg) from exc
+        client.request("GET", path)
+        answer = client.getresponse()
         return HttpProbe(answer.status, answer.getheader("Server") or "", answer.getheader("Location") or "")
 
 
-def find_route(connection: Connection, target: Endpoint, *, timeout: float) -> str:
-    """Find the path of a server's app; ``"/"`` where it serves none or several."""
+def _get_by_tls(connection: Connection, target: Endpoint, path: str, timeout: float) -> HttpProbe | None:
+    """Send the request by TLS; None where that is not spoken there."""
+    sock = connection.open_socket(target, timeout=timeout)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    sock.settimeout(timeout)
     try:
-        path = urlsplit(http_get(connection, target, "/", timeout=timeout).location).path
+        secure = context.wrap_socket(sock, server_hostname="localhost")
+    except OSError:  # ssl.SSLError is one
+        sock.close()
+        return None
+    found = HttpProbe(0, "", tls=True, certificate=describe_certificate(secure.getpeercert(True) or b""))
+    try:
+        answer = _get(secure, path, timeout)
+    except (http.client.HTTPException, OSError):  # it may want a certificate of ours
+        secure.close()
+        return found
+    return dataclasses.replace(answer, tls=True, certificate=found.certificate)
+
+
+def find_route(connection: Connection, target: Endpoint, *, timeout: float, tls: bool = False) -> str:
+    """Find the path of a server's app; ``"/"`` where it serves none or several, or wants a login first."""
+    try:
+        location = urlsplit(http_get(connection, target, "/", timeout=timeout, tls=tls).location)
     except (OSError, ValueError, ForwardError):
         return "/"
-    return path if re.fullmatch(r"/[\w./~-]+", path, re.ASCII) else "/"
+    if location.query or location.netloc:  # it leads to the login, and what it is to lead back to
+        return "/"
+    return location.path if re.fullmatch(r"/[\w./~-]+", location.path, re.ASCII) else "/"
 
 
 def probe_port(connection: Connection, port: int, *, timeout: float) -> HttpProbe | None:
@@ -112,10 +175,10 @@ def wait_until_ready(
     timeout: float,
     accept: Callable[[HttpProbe], bool],
     broken: Callable[[], None],
-) -> None:
-    """Ask until the answer is acceptable.
+) -> HttpProbe:
+    """Ask until the answer is acceptable, and return it.
 
-    :param look: asks, within that many seconds
+    :param probe: asks, within that many seconds
     :param broken: raises if there is no point in going on
     :raises TimeoutError: if it was not within ``timeout`` seconds, with the last answer as its text
     """
@@ -127,7 +190,7 @@ def wait_until_ready(
         try:
             found = probe(min(left, 10.0))
             if accept(found):
-                return
+                return found
             last = f"status {found.status}"
         except (OSError, TargetUnreachableError) as exc:
             last = str(exc)

@@ -88,6 +88,11 @@ class Server:
         return self._state.listening.versions
 
     @property
+    def tls(self) -> bool:
+        """Whether it says that it speaks TLS."""
+        return self._state.listening.tls
+
+    @property
     def key(self) -> str:
         """What the ids of its sessions must be signed with, a secret; empty where they need not be."""
         return self._state.secrets.key

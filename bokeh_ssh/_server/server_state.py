@@ -79,6 +79,7 @@ class Listening:
     :param pid: the server's process id there
     :param routes: the paths of its apps, ready for a URL; ``"/"`` where it serves none
     :param versions: such as ``"Bokeh 3.10.2, Tornado 6.6.1"``
+    :param tls: whether it says that its addresses are https ones
     """
 
     port: int = 0
@@ -87,6 +88,7 @@ class Listening:
     pid: int = 0
     routes: tuple[str, ...] = ()
     versions: str = ""
+    tls: bool = False
 
 
 @dataclass
@@ -316,6 +318,7 @@ class ServerState:
             pid=pid,
             routes=as_paths([plain(route) for route in message["routes"][:_WORDS]]) or ("/",),
             versions=plain(message["versions"]),
+            tls=message.get("tls") is True,
         )
         # One that is taken over was started in another way than this launch says.
         if found.socket and self._launch.sign == "port" and not self.secrets.confirmed:

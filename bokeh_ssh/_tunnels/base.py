@@ -81,9 +81,7 @@ class Tunnel(Openable):
 
         :raises TunnelClosedError: if the tunnel is not open
         """
-        return tuple(
-            f"http://localhost:{self.local_port}{route}{self._query()}" for route in self._info.routes
-        )
+        return tuple(f"{self._origin('localhost')}{route}{self._query()}" for route in self._info.routes)
 
     @property
     def forwards(self) -> tuple[str, ...]:
@@ -162,7 +160,10 @@ class Tunnel(Openable):
 
     @property
     def _client_url(self) -> str:
-        return f"http://127.0.0.1:{self.local_port}{self._info.routes[0]}"
+        return self._origin("127.0.0.1") + self._info.routes[0]
+
+    def _origin(self, name: str) -> str:
+        return f"{'https' if self._info.tls else 'http'}://{name}:{self.local_port}"
 
     def server_document(self, **kwargs: Any) -> str:
         """Return the ``<script>`` that embeds the first app in a page (``bokeh.embed.server_document``).
@@ -171,7 +172,7 @@ class Tunnel(Openable):
 
         :raises UsageError: if Bokeh is not installed here
         """
-        url = f"http://localhost:{self.local_port}{self._info.routes[0]}"
+        url = self._origin("localhost") + self._info.routes[0]
         return bokeh_client.embed(url, self._query(), **kwargs)
 
     def _query(self) -> str:
@@ -196,6 +197,7 @@ class TunnelParts:
         self._acceptor: LocalAcceptor | None = None
         self._cache: StaticCache | None = None
         self._may_wait = False  # whether the server takes connections that say nothing yet
+        self._tls = False  # whether the server speaks it
         self._port_forwards: list[LocalPortForward] = []
         self._acquisition = ServerAcquisition(session, options, self._bind, self._fetch_static)
 
@@ -210,6 +212,7 @@ class TunnelParts:
             routes=found.routes,
             key=found.key,
             server=found.id,
+            tls=self._tls,
             detached=found.held.detached if found.held else bool(found.endpoint),
             grace=self._options.grace,
             outcome=self._acquisition.outcome,
@@ -280,7 +283,8 @@ class TunnelParts:
         )
         session.connection_stack.enter_context(leads)
         self._acquisition.keep_if_detached()
-        url = f"http://localhost:{port}{found.routes[0]}{session_query(found.key)}"
+        scheme = "https" if self._tls else "http"
+        url = f"{scheme}://localhost:{port}{found.routes[0]}{session_query(found.key)}"
         return Ready(host=connection.name, url=url)
 
     def _await_answer(self, connection: Connection, endpoint: Endpoint, found: FoundServer) -> None:
@@ -290,17 +294,14 @@ class TunnelParts:
         )
 
         def accept(probe: HttpProbe) -> bool:
-            # Known of Tornado alone: one of gunicorn's workers serves nobody else while a connection is idle.
-            self._may_wait = probe.is_bokeh
-            # A launched route answers 200; of other servers it is not known what they answer.
             if options.ready:
                 return 200 <= probe.status < 400
-            known = launched and not options.plain and not options.server
-            return probe.status == 200 if known else probe.status > 0
+            # Whatever a server says, it answers: a login of its own, or a page that it does not have.
+            return (probe.status > 0 or probe.tls) and not (launched and probe.is_unavailable)
 
         try:
-            wait_until_ready(
-                lambda timeout: http_get(connection, endpoint, path, timeout=timeout),
+            probe = wait_until_ready(
+                lambda timeout: http_get(connection, endpoint, path, timeout=timeout, tls=found.tls),
                 timeout=options.launch_timeout if launched else 15.0,
                 accept=accept,
                 broken=self._session.life.check_unbroken,
@@ -316,3 +317,18 @@ class TunnelParts:
                 hint = "check that it runs and that it is a web server"
                 error = ServerNotFoundError(msg, host=host, hint=hint)
             raise error from exc
+        # Known of Tornado alone: one of gunicorn's workers serves nobody else while a connection is idle.
+        self._may_wait = probe.is_bokeh
+        self._note_answer(probe, path, known=launched and not options.plain)
+
+    def _note_answer(self, probe: HttpProbe, path: str, *, known: bool) -> None:
+        """Take note of how the server is to be opened, and warn of what its pages will meet; once.
+
+        :param known: whether it is to have what was asked for
+        """
+        first, self._tls = not self._tls, probe.tls
+        if probe.tls and first:
+            text = f"the server speaks TLS, so its address is an https one; {probe.certificate}"
+            self._session.life.warn(f"{text} (SSH has checked the machine, and encrypts, in any case)")
+        if known and probe.status >= 400 and not probe.wants_login:
+            self._session.life.warn(f"the server answers {path} with status {probe.status}: see its log")

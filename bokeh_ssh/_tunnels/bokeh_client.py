@@ -7,12 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import http.client
 import importlib
+import ssl
 import threading
+from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
-from bokeh_ssh._core.errors import UsageError
+from bokeh_ssh._core.errors import AppAccessError, UsageError
 from bokeh_ssh._server.session_ids import new_session_id, token_of
+
+#: Seconds for the server to say whether it wants a login.
+_PATIENCE = 10.0
 
 
 def pull(url: str, key: str, **keywords: Any) -> Any:
@@ -20,9 +27,11 @@ def pull(url: str, key: str, **keywords: Any) -> Any:
 
     :param key: what session ids have to be signed with; empty where they need not be
     :raises UsageError: if Bokeh is not installed here
+    :raises AppAccessError: if the server wants a login of its own, or a signed session that we cannot sign
     """
     session = _session(url, key, keywords)
-    session.pull()
+    with _access(url, session):
+        session.pull()
     return session
 
 
@@ -30,9 +39,11 @@ def push(url: str, key: str, document: Any, **keywords: Any) -> Any:
     """Open a session with a document of ours; None takes the current one (``curdoc()``).
 
     :raises UsageError: if Bokeh is not installed here
+    :raises AppAccessError: as :func:`pull`
     """
     session = _session(url, key, keywords)
-    session.push(_import("bokeh.io").curdoc() if document is None else document)
+    with _access(url, session):
+        session.push(_import("bokeh.io").curdoc() if document is None else document)
     return session
 
 
@@ -43,6 +54,53 @@ def embed(url: str, query: str, **keywords: Any) -> str:
     """
     script = str(_import("bokeh.embed").server_document(url=url, **keywords))
     return script.replace("/autoload.js?", f"/autoload.js{query}&", 1) if query else script
+
+
+@contextlib.contextmanager
+def _access(url: str, session: Any) -> Iterator[None]:
+    """Say why the server does not let us in, where that is why Bokeh cannot connect.
+
+    :raises AppAccessError: then
+    """
+    path = urlsplit(url).path
+    status = _status(url, f"{path.rstrip('/')}/metadata")
+    if status == 404 and path == "/":  # no app is there, which its page would run
+        status = _status(url, path)
+    if status in (302, 303, 307, 401, 403):  # asked first: tornado leaves open what a redirect has met
+        msg = f"the server wants a login of its own before it opens {path} (status {status})"
+        raise AppAccessError(msg, hint="log in with a browser, at the tunnel's url")
+    try:
+        yield
+    except OSError as exc:
+        if getattr(session, "error_code", None) == 403:
+            msg = f"the server refuses the session of {path} (status 403)"
+            hint = "where it wants signed ids, start it with signed=True, or give session_id"
+            raise AppAccessError(msg, hint=hint) from exc
+        raise
+
+
+def _status(url: str, path: str) -> int:
+    """Return the status that a path of a server has; 0 where no answer comes."""
+    where = urlsplit(url)
+    client: http.client.HTTPConnection
+    if where.scheme == "https":
+        client = http.client.HTTPSConnection(where.netloc, timeout=_PATIENCE, context=_unchecked())
+    else:
+        client = http.client.HTTPConnection(where.netloc, timeout=_PATIENCE)
+    with contextlib.closing(client):
+        try:
+            client.request("GET", path)
+            return client.getresponse().status
+        except (OSError, http.client.HTTPException):
+            return 0
+
+
+def _unchecked() -> ssl.SSLContext:
+    """Return what takes every certificate: SSH has led to the right machine."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def _session(url: str, key: str, keywords: dict[str, Any]) -> Any:
@@ -61,6 +119,12 @@ def _session_class(session: Any, key: str) -> Any:
     """Make a class of client sessions; a ``key`` signs their tokens, whatever the key of this process is."""
 
     class Session(session):  # type: ignore[misc]  # Bokeh is imported at run time
+        def __init__(self, *, websocket_url: str, **keywords: Any) -> None:
+            super().__init__(websocket_url=websocket_url, **keywords)
+            if websocket_url.startswith("wss:"):
+                keywords.pop("session_id")
+                self._connection = _tls_connection_class()(self, websocket_url, **keywords)
+
         @property
         def token(self) -> str:
             return token_of(self.id, key) if key else str(super().token)
@@ -81,6 +145,36 @@ def _session_class(session: Any, key: str) -> Any:
             loop.run_sync(closing)
 
     return Session
+
+
+@functools.cache
+def _tls_connection_class() -> Any:
+    """Make the class of connections by TLS: Bokeh's own checks the certificate, and cannot be told not to."""
+    bokeh, states = _import("bokeh.client.connection"), _import("bokeh.client.states")
+
+    base: Any = bokeh.ClientConnection
+
+    class Connection(base):  # type: ignore[misc]  # Bokeh is imported at run time
+        async def _connect_async(self) -> None:
+            url = bokeh.format_url_query_arguments(self._url, self._arguments)
+            request = bokeh.HTTPRequest(url, ssl_options=_unchecked())
+            try:
+                socket = await bokeh.websocket_connect(
+                    request,
+                    subprotocols=["bokeh", self._session.token],
+                    max_message_size=self._max_message_size,
+                )
+            except bokeh.HTTPClientError as exc:
+                why = states.ErrorReason.HTTP_ERROR, exc.code, exc.message
+                await self._transition_to_disconnected(bokeh.DISCONNECTED(*why))
+            except (OSError, bokeh.WebSocketError) as exc:
+                why = states.ErrorReason.NETWORK_ERROR, None, str(exc)
+                await self._transition_to_disconnected(bokeh.DISCONNECTED(*why))
+            else:
+                self._socket = bokeh.WebSocketClientConnectionWrapper(socket)
+                await self._transition(bokeh.CONNECTED_BEFORE_ACK())
+
+    return Connection
 
 
 @functools.cache

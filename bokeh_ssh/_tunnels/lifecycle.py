@@ -84,6 +84,7 @@ class TunnelInfo:
     :ivar forwards: what ``forwards=`` has opened here, and where each leads
     :ivar routes: the paths of the apps
     :ivar key: what session ids must be signed with
+    :ivar tls: whether the server speaks TLS
     :ivar server: what names the server on its machine
     :ivar detached: whether the server runs on at the end
     :ivar grace: seconds that it does where it cannot be told to end; None where there is no server
@@ -99,6 +100,7 @@ class TunnelInfo:
     forwards: tuple[tuple[str, Endpoint], ...] = ()
     routes: tuple[str, ...] = ("/",)
     key: str = field(default="", repr=False)
+    tls: bool = False
     server: str = ""
     detached: bool = False
     grace: float | None = None

@@ -40,6 +40,7 @@ class FoundServer:
     :ivar port: the port there; 0 where it is a socket
     :ivar routes: the paths of its apps
     :ivar key: what session ids must be signed with
+    :ivar tls: whether it is known to speak TLS
     :ivar id: what names it on its machine
     :ivar held: what holds it; None where it is only attached to
     """
@@ -48,6 +49,7 @@ class FoundServer:
     port: int = 0
     routes: tuple[str, ...] = ("/",)
     key: str = field(default="", repr=False)
+    tls: bool = False
     id: str = ""
     held: Server | None = None
 
@@ -147,7 +149,8 @@ class ServerAcquisition:
         if self.found:
             return self.found
         endpoint = ("localhost", port)  # it may listen on ::1 alone
-        self.found = FoundServer(endpoint, port, (find_route(connection, endpoint, timeout=timeout),))
+        route = find_route(connection, endpoint, timeout=timeout, tls=probe.tls)
+        self.found = FoundServer(endpoint, port, (route,), tls=probe.tls)
         self._session.life.emit(Attached(host=connection.name, port=port))
         if port != local_port:
             text = (
@@ -270,6 +273,7 @@ class ServerAcquisition:
             server.port,
             server.routes or ("/",),
             server.key,
+            server.tls,
             server.server_ref.id if server.server_ref else "",
             server,
         )
