@@ -127,6 +127,8 @@ class StartFailure:
         hint = "see its log below"
         if status == 2:
             hint = "check args"
+        elif "BOKEH_SECRET_KEY" in why:
+            hint = "give signed=True, which makes a key and has it signed with"
         elif "does not exist" in why:
             hint = "app is a path of that machine; a relative one starts at cwd, or at the home"
         return self._make(LaunchError, f"the server ended before it listened ({how}): {why}", hint, status)

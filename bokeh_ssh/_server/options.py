@@ -22,6 +22,11 @@ ANY = "*"
 LOOPBACK = "127.0.0.1"
 
 
+def _is_true(value: str) -> bool:
+    """Read a variable as Bokeh does."""
+    return value.lower() in ("1", "on", "t", "true", "y", "yes")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServerOptions:
     """The keywords that both tunnels share; what each does is said at :class:`DirectTunnel`.
@@ -85,6 +90,7 @@ class ServerOptions:
             msg = f"signed={self.signed!r} is not known"
             raise UsageError(msg, hint="use True, False, or None for where it is needed")
         self._check_plain()
+        self._check_session_ids()
         if (self.upload or self.bring or self.dev) and not self.app:
             msg = "there is no app to be brought there, or to be developed"
             raise UsageError(msg, hint="name one, or leave out upload, bring and dev")
@@ -114,6 +120,21 @@ class ServerOptions:
         if self.plain and (self.signed or (self.dev and not (self.upload or self.bring))):
             msg = "only Bokeh's own servers sign sessions, and start anew by themselves (dev)"
             raise UsageError(msg, hint="leave out signed, and dev without upload")
+
+    def _check_session_ids(self) -> None:
+        """Refuse what has every page open at a 403.
+
+        :raises UsageError: if it does
+        """
+        words = () if self.plain else (*self.words, *own_options(self.args))
+        for word, following in zip(words, (*words[1:], ""), strict=True):
+            value = word.partition("=")[2] if "=" in word else following
+            if is_option(word, "--session-ids") and value == "external-signed":
+                msg = "with --session-ids external-signed every page opens at a 403, as nobody signs its id"
+                hint = (
+                    "give signed=True, which signs them here (with BOKEH_SECRET_KEY of env, if it is there)"
+                )
+                raise UsageError(msg, hint=hint)
 
     def _check_server(self) -> None:
         """Refuse what says how to start or find a server beside one that is named.
@@ -198,6 +219,8 @@ class ServerOptions:
         private = self.signed is not False
         own_ids = any(is_option(arg, "--session-ids") for arg in own_options(self.args))
         sign: bool | Literal["port"] = "port" if self.signed is None and not own_ids else bool(self.signed)
+        if sign == "port" and _is_true((self.env or {}).get("BOKEH_SIGN_SESSIONS", "")):
+            sign = True  # the same, but with a key that is known here too
         return Launch(
             **common, origins=origins, socket=private and not self.remote_port, sign=sign, dev=self.dev
         )

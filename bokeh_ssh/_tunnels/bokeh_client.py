@@ -72,9 +72,12 @@ def _access(url: str, session: Any) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        if getattr(session, "error_code", None) == 403:
-            msg = f"the server refuses the session of {path} (status 403)"
-            hint = "where it wants signed ids, start it with signed=True, or give session_id"
+        code = getattr(session, "error_code", None)
+        if code in (403, 500):  # the second for an id that is not signed as the server's settings want it
+            msg = f"the server opens no session of {path} for this program (status {code})"
+            hint = (
+                "where its own settings have session ids signed, start it with signed=True; or see its log"
+            )
             raise AppAccessError(msg, hint=hint) from exc
         raise
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import http.cookiejar
 import re
 import urllib.error
 import urllib.parse
 import urllib.request
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +17,7 @@ from websockets.sync.client import connect
 
 import apps
 from beds import Machine
-from bokeh_ssh import AppAccessError, Attached, Event
+from bokeh_ssh import AppAccessError, Attached, DirectTunnel, Event, LaunchError, UsageError
 from direct_tunnels import port_of, serve_on, tunnel_to
 
 #: A login by name, as in Bokeh's documentation; it leads back by an address with a host and a port.
@@ -148,3 +150,49 @@ def _location(url: str) -> str:
         with exc:
             return str(exc.headers["Location"])
     raise AssertionError(f"{url} leads nowhere")
+
+
+@pytest.mark.parametrize("words", [["--session-ids", "external-signed"], ["--session-id=external-signed"]])
+def test_pages_that_nobody_could_open_are_refused(words: list[str]) -> None:
+    """External signing without us would have every page open at a 403: said before anything is dialled."""
+    for keywords in ({"args": words}, {"command": ["panel", "serve", *words]}):
+        with pytest.raises(UsageError, match="signed=True"):
+            DirectTunnel("host", app="app.py", **keywords)  # type: ignore[arg-type]  # one of several
+    DirectTunnel("host", app="app.py", args=["--args", *words])  # the app's own
+
+
+@pytest.mark.filterwarnings("ignore:There is no current event loop")  # Bokeh's own client
+def test_variables_that_sign_sessions(embedded: Callable[..., Machine]) -> None:
+    """Signing that ``env`` asks for is done here too, with its key or a new one; signing that only the machine
+    knows of is told to who cannot do it."""
+    here = embedded()
+    app = apps.put(here, "sliders.py", apps.SLIDER)
+    with tunnel_to(here, app, env={"BOKEH_SIGN_SESSIONS": "yes"}) as tunnel:
+        assert "Bokeh" in apps.get(tunnel.url)
+        tunnel.pull_session().close()
+    with (
+        pytest.raises(LaunchError, match="give signed=True"),
+        tunnel_to(here, app, args=["--session-ids", "signed"]),
+    ):
+        pass
+    there = embedded(env={"BOKEH_SIGN_SESSIONS": "yes", "BOKEH_SECRET_KEY": "k" * 40})
+    with tunnel_to(there, app) as tunnel:
+        assert "Bokeh" in apps.get(tunnel.url)
+        with pytest.raises(AppAccessError, match="signed=True"):
+            tunnel.pull_session()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # tornado leaves what was refused unclosed
+        gc.collect()
+
+
+def test_several_processes_end_together(machine: Machine) -> None:
+    """``--num-procs`` has workers that outlive a TERM to their parent, with Bokeh 3.9; all of ours end. They
+    send a page of 50 MB whole."""
+    app = apps.put(machine, "sliders.py", f"{apps.SLIDER}\ncurdoc().title = 'x' * 50_000_000\n")
+    with tunnel_to(machine, app, args=["--num-procs", "3"]) as tunnel:
+        assert len(machine.pids(app)) >= 3
+        page = apps.get(tunnel.url)
+        assert len(page) > 50_000_000
+        assert apps.open_websocket(tunnel.url, page)["msgtype"] == "ACK"
+        assert machine.pids(app)
+    assert not machine.pids(app)
