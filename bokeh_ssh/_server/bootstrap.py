@@ -96,28 +96,35 @@ fi"""
 _START = '"$p" -S -c "import sys; exec(sys.argv[1])"'
 
 
-def supervisor_input(launch: Launch, mark: str, supervisor: bytes, token: str = "", key: str = "") -> bytes:
-    """Return all that is to be written once the hello has come: script, supervisor, first message."""
+def supervisor_input(
+    launch: Launch, mark: str, supervisor: bytes, token: str = "", key: str = "", *, directory: str = ""
+) -> bytes:
+    """Return all that is to be written once the hello has come: script, supervisor, first message.
+
+    :param directory: where it starts, whatever start files say; empty is the home
+    """
     steps = (launch.setup,) if isinstance(launch.setup, str) else launch.setup
     lines = [_ASIDE, f"bokeh_ssh_mark={mark}", _TRAP]
     if any(steps):
         first = [*lines, _LOGIN.replace("READ", shlex.quote(READ)).replace("HERE", READ)]
-        text = encode("\n".join(first)) + encode(script(launch, steps, mark))
+        text = encode("\n".join(first)) + encode(script(launch, steps, mark, directory))
     else:
-        text = encode("\n".join([*lines, script(launch, (), mark)]))
+        text = encode("\n".join([*lines, script(launch, (), mark, directory)]))
     return text + b"%d\n" % len(supervisor) + supervisor + launch.spec(mark, token, key)
 
 
-def script(launch: Launch, steps: tuple[str, ...], mark: str) -> str:
+def script(launch: Launch, steps: tuple[str, ...], mark: str, directory: str = "") -> str:
     """Write the shell script that runs ``setup``, goes to ``cwd`` and hands over to Python."""
-    lines = [f"bokeh_ssh_mark={mark}", _TRAP] if steps else []
+    lines = [f"bokeh_ssh_mark={mark}", _TRAP, _BEGUN] if steps else []
+    # A start file may have gone elsewhere, or have failures end the shell (set -e).
+    lines += ["set +e +u; unset CDPATH", f"cd {shlex.quote(directory) if directory else ''} 2>/dev/null"]
     known = " ".join(steps)
     if re.search(r"\b(conda|mamba)\b", known):
         lines.append(_CONDA)
     if re.search(r"\b(module|ml)\b", known):
         lines.append(_MODULE)
     for number, step in enumerate(steps, 1):
-        lines += [f"bokeh_ssh_at=setup{number}", f"eval {shlex.quote(step)}"]
+        lines += [f"bokeh_ssh_at=setup{number}", *_import_functions(step), f"eval {shlex.quote(step)}"]
         lines += ["bokeh_ssh_r=$?; [ $bokeh_ssh_r = 0 ] || exit $bokeh_ssh_r"]
     lines += _early(launch.env)
     if launch.cwd is not None:
@@ -139,6 +146,18 @@ def script(launch: Launch, steps: tuple[str, ...], mark: str) -> str:
     return "\n".join(lines)
 
 
+def _import_functions(step: str) -> list[str]:
+    """Write what takes commands that are not found from an interactive shell, where people have them."""
+    words = [part.split(None, 1)[0] for part in re.split(r"[;&|\n]+", step) if part.split()]
+    names = dict.fromkeys(word for word in words if re.fullmatch(r"[A-Za-z_][\w.-]*", word, re.ASCII))
+    checks = [f"command -v {name} >/dev/null 2>&1" for name in names]
+    return (
+        [f'if [ -n "${{BASH_VERSION-}}" ] && ! {{ {" && ".join(checks)}; }}; then', _IMPORT, "fi"]
+        if checks
+        else []
+    )
+
+
 def _early(env: Mapping[str, str]) -> list[str]:
     return [f"{name}={shlex.quote(env[name])}; export {name}" for name in _EARLY if name in env]
 
@@ -152,6 +171,19 @@ _TRAP = (
     'printf "%s{\\"event\\":\\"failed\\",\\"at\\":\\"%s\\",\\"status\\":%d}\\n" '
     '"$bokeh_ssh_mark" "$bokeh_ssh_at" $bokeh_ssh_r >&4\' EXIT'
 )
+
+#: Tells the client that start files have let it come so far.
+_BEGUN = """printf '%s{"event":"begun"}\\n' "$bokeh_ssh_mark" >&4"""
+
+#: What ~/.bashrc defines below its guard for shells that are not interactive: functions, and what they need.
+#: Such a shell has nothing to read and no terminal, and is asked once.
+_IMPORT = """\
+if [ -z "${bokeh_ssh_i-}" ]; then
+  bokeh_ssh_s='echo bokeh-ssh functions; export -p; declare -f'
+  bokeh_ssh_i=$(exec 3<&- 4>&-; bash -ic "$bokeh_ssh_s" </dev/null 2>/dev/null)
+  case $bokeh_ssh_i in *'bokeh-ssh functions'*) eval "${bokeh_ssh_i##*bokeh-ssh functions}" ;; esac
+  bokeh_ssh_i=done
+fi"""
 
 #: `setup` is written for a login shell; people write it in bash. The next line of input is for that one.
 _LOGIN = """\

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,11 @@ from bokeh_ssh._server.launch_spec import OLDEST_BOKEH, OLDEST_PYTHON, Launch
 from bokeh_ssh._server.log_parsing import is_windows, port_in_use, reason
 from bokeh_ssh._server.server_state import Evidence, Stage
 
+#: What OpenSSH and PAM say of a password that has run out, and programs where there is no terminal.
+_EXPIRED = re.compile(
+    r"(?i)password.{0,40}expired|expired.{0,40}password|change.{0,20}password|password change"
+)
+_NO_TERMINAL = re.compile(r"(?i)not a (terminal|tty)|connected to a terminal|inappropriate ioctl|no tty")
 _PYTHON_HINT = 'give python= the path of one, or setup= what makes one available ("conda activate NAME")'
 
 
@@ -80,7 +86,13 @@ class StartFailure:
         if at.startswith("setup"):
             number = at[len("setup") :]
             msg = f"setup step {number} failed with exit status {status}"
-            return self._make(LaunchError, msg, "try that line in a shell there", status)
+            hint = "try that line in a shell there"
+            if status == 127:
+                hint = (
+                    "it runs in bash: where a start file of another shell, or for interactive shells only, "
+                    "defines the command, have setup source what defines it first"
+                )
+            return self._make(LaunchError, msg, hint, status)
         if at == "cwd":
             msg = f"there is no directory {self.launch.cwd!r} to run in, or it may not be entered"
             return self._make(LaunchError, msg, "give cwd= a directory of that machine", status)
@@ -152,15 +164,30 @@ class StartFailure:
             msg = "this is a Windows machine, and starting a server there is not supported"
             hint = "start the server by hand there, and attach to it with launch=False"
             return self._make(LaunchError, msg, hint, status)
+        if self.stage is Stage.LOGIN and _EXPIRED.search(said):
+            msg = f"the account's password has to be changed: {said}"
+            return SessionError(
+                msg, host=self.host, hint="log in with a terminal once, which asks for a new one"
+            )
+        if self.stage is Stage.LOGIN and (not said or _NO_TERMINAL.search(said)):
+            msg = f"the login shell ended before our command (exit status {status}): {said or 'no word'}"
+            hint = (
+                "a start file (such as ~/.bashrc) may exit, or run something else in its place (exec tmux): "
+                "have it do that on a terminal only; an account without commands can attach (launch=False)"
+            )
+            return SessionError(msg, host=self.host, hint=hint)
         if self.stage is Stage.LOGIN:
             msg = f"the account does not run commands (exit status {status}): {said or 'it said nothing'}"
             hint = "ask for a login shell, or attach to a server that is there with launch=False"
             return SessionError(msg, host=self.host, hint=hint)
         if self.stage >= Stage.UPLOAD:
             return self._make(LaunchError, "the supervisor of the server was ended", "try again", status)
-        if self.launch.setup and not self.evidence.tried and self.evidence.failed is None and status == 0:
-            msg = "the login shell that setup runs in ended by itself"
-            return self._make(LaunchError, msg, "a start file (such as ~/.bash_profile) may end it", status)
+        if self.launch.setup and not self.evidence.begun:
+            msg = f"the login shell that setup runs in ended by itself (exit status {status}): {said}".rstrip(
+                ": "
+            )
+            hint = "a start file (such as ~/.bash_profile) may end it (exit, set -e), or replace it (exec)"
+            return self._make(LaunchError, msg, hint, status)
         msg = f"Python ended before it ran anything (exit status {status}): {said or 'it said nothing'}"
         return self._make(PythonNotFoundError, msg, _PYTHON_HINT, status)
 

@@ -15,7 +15,7 @@ from bokeh_ssh._server.diagnosis import refused
 from bokeh_ssh._server.launch_spec import Launch
 from bokeh_ssh._server.server_ref import ServerRef
 from bokeh_ssh._server.server_state import Stage
-from bokeh_ssh._server.supervisor_client import SupervisorClient, UploadChannel
+from bokeh_ssh._server.supervisor_client import HESITATION, SupervisorClient, UploadChannel
 from bokeh_ssh._ssh.runner import Runner, Session
 
 __all__ = ["Launch", "Runner", "Server", "ServerRef", "Session"]
@@ -207,6 +207,13 @@ class Server:
         state.emit(Launching(host=self.host, command=state.evidence.argv))
         client.begin(self.launch.timeout)
         client.hold_lease()
+        hello = client.wait_for_stage(Stage.SHELL, min(deadline, time.monotonic() + HESITATION))
+        if not hello and not self.ended.is_set() and time.monotonic() < deadline:
+            blocked = client.find_blocked_login(deadline)
+            if blocked:
+                msg = f"a start file of the login shell (such as ~/.bashrc) {blocked}"
+                hint = "have it do that on a terminal only: [ -t 0 ] || return"
+                raise LaunchError(msg, host=self.host, hint=hint, command=state.evidence.argv)
         if self.launch.brings:
             if not client.wait_for_stage(Stage.UPLOAD, deadline):
                 raise client.failure()

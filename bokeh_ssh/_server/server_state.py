@@ -97,11 +97,13 @@ class Evidence:
 
     :ivar argv: the server's command line, as far as it is known
     :ivar tried: the interpreters that could not be used, and why
+    :ivar begun: whether start files have let the shell come as far as ``setup``
     :ivar failed: the message that told where it ended; None where none came
     """
 
     argv: tuple[str, ...]
     tried: list[dict[str, str]] = field(default_factory=list)
+    begun: bool = False
     failed: dict[str, Any] | None = None
 
 
@@ -256,6 +258,9 @@ class ServerState:
     def warn(self, text: str) -> None:
         """Report what does not work as hoped."""
         self.emit(Warned(host=self._host, text=text))
+
+    def _handle_begun(self, _: dict[str, Any]) -> None:
+        self.evidence.begun = True
 
     def _handle_tried(self, message: dict[str, Any]) -> None:
         if len(self.evidence.tried) < _TRIED:

@@ -6,15 +6,17 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from bokeh_ssh._core.errors import BokehSSHError, ConnectionLostError, UploadError
+from bokeh_ssh._core.errors import BokehSSHError, ConnectionLostError, SessionError, UploadError
 from bokeh_ssh._core.events import OnEvent, ServerExited
 from bokeh_ssh._core.framing import Reader, Tail
 from bokeh_ssh._core.waiting import wait_for
 from bokeh_ssh._server.bootstrap import control_client_script, supervisor_input
 from bokeh_ssh._server.diagnosis import StartFailure
 from bokeh_ssh._server.launch_spec import Launch, encode_message
+from bokeh_ssh._server.local_runner import ShellRunner
 from bokeh_ssh._server.payload import payload
 from bokeh_ssh._server.server_ref import ServerRef
 from bokeh_ssh._server.server_state import Secrets, ServerState, Stage
@@ -22,6 +24,9 @@ from bokeh_ssh._server.session_ids import new_key
 from bokeh_ssh._ssh.remote_shell import exec_line
 from bokeh_ssh._ssh.runner import Runner, Session, Signals, Subsystems
 from bokeh_ssh._ssh.sftp_writer import Sftp
+
+#: Seconds that a login shell may take to say hello before it is looked why it does not.
+HESITATION = 4.0
 
 
 class SupervisorClient:
@@ -86,7 +91,14 @@ class SupervisorClient:
         else:
             known = state.secrets
             session.write(
-                supervisor_input(self.launch, self._nonce, payload("supervisor"), known.token, known.key)
+                supervisor_input(
+                    self.launch,
+                    self._nonce,
+                    payload("supervisor"),
+                    known.token,
+                    known.key,
+                    directory=str(Path.cwd()) if isinstance(self._runner, ShellRunner) else "",
+                )
             )
 
     def _adopt_order(self, server_ref: ServerRef) -> bytes:
@@ -120,6 +132,49 @@ class SupervisorClient:
                 deadline - time.monotonic(),
             )
             return state.stage >= stage
+
+    def find_blocked_login(self, deadline: float) -> str:
+        """Find out why the login shell does not say hello; empty where it does by now, or nothing is learnt.
+
+        Another one has nothing to read. What ends, or gets past a start file, has been held up by reading;
+        what is only slow does not.
+
+        :param deadline: by ``time.monotonic()``
+        """
+        state, nonce = self.state, secrets.token_hex(16)
+        reader, seen = Reader(nonce), ""
+
+        def note(what: str) -> None:
+            nonlocal seen
+            with state.changing():
+                seen = seen or what
+
+        try:
+            session = self._runner.run(
+                exec_line(nonce),
+                on_stdout=lambda data: note("waits for input") if list(reader.feed(data)) else None,
+                on_stderr=lambda data: None,
+                on_exit=lambda status: note("runs another shell or program in place of our command"),
+                timeout=max(0.1, deadline - time.monotonic()),
+            )
+        except SessionError:  # one at a time
+            return ""
+        session.write_eof()
+        try:
+            for condition, seconds in (
+                (lambda: seen, deadline - time.monotonic()),
+                (lambda: False, HESITATION),
+            ):
+                with state.changed:
+                    wait_for(
+                        state.changed,
+                        lambda: condition() or state.stage > Stage.LOGIN or self._failed_or_ended(),  # noqa: B023
+                        seconds,
+                    )
+        finally:
+            _kill(session)
+            session.close()
+        return seen if state.stage is Stage.LOGIN and not self._failed_or_ended() else ""
 
     def _failed_or_ended(self) -> bool:
         return bool(self.state.evidence.failed) or self.state.exited or self._over
@@ -205,9 +260,8 @@ class SupervisorClient:
 
     def kill(self) -> None:
         """End what runs before the supervisor: a start file or setup that blocks knows no other end."""
-        session = self._session
-        if session and isinstance(session, Signals):
-            session.signal("KILL")
+        if self._session:
+            _kill(self._session)
 
     def close(self) -> None:
         """Close the session; a server that still runs lives on for ``grace`` seconds. Idempotent."""
@@ -250,6 +304,11 @@ class SupervisorClient:
         state.ended.set()
         if told:  # the supervisor was killed, and its guardian ends the server
             state.emit(ServerExited(host=self.host, exit_status=None))
+
+
+def _kill(session: Session) -> None:
+    if isinstance(session, Signals):
+        session.signal("KILL")
 
 
 class UploadChannel:

@@ -75,9 +75,7 @@ def _access(url: str, session: Any) -> Iterator[None]:
         code = getattr(session, "error_code", None)
         if code in (403, 500):  # the second for an id that is not signed as the server's settings want it
             msg = f"the server opens no session of {path} for this program (status {code})"
-            hint = (
-                "where its own settings have session ids signed, start it with signed=True; or see its log"
-            )
+            hint = "where its own settings have session ids signed, start it with signed=True; or see its log"
             raise AppAccessError(msg, hint=hint) from exc
         raise
 

@@ -378,6 +378,7 @@ def test_port_and_route_are_read_from_the_log(url: str, port: int, route: str) -
         "pid": 77,
         "routes": [route],
         "versions": "Bokeh 3.9.2, Tornado 6.5.1",
+        "tls": url.startswith("https"),
     }
 
 

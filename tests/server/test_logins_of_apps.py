@@ -163,8 +163,8 @@ def test_pages_that_nobody_could_open_are_refused(words: list[str]) -> None:
 
 @pytest.mark.filterwarnings("ignore:There is no current event loop")  # Bokeh's own client
 def test_variables_that_sign_sessions(embedded: Callable[..., Machine]) -> None:
-    """Signing that ``env`` asks for is done here too, with its key or a new one; signing that only the machine
-    knows of is told to who cannot do it."""
+    """Signing that ``env`` asks for is done here too, with its key or a new one; what the machine alone
+    asks for is told to who cannot do it."""
     here = embedded()
     app = apps.put(here, "sliders.py", apps.SLIDER)
     with tunnel_to(here, app, env={"BOKEH_SIGN_SESSIONS": "yes"}) as tunnel:

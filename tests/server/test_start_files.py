@@ -1,0 +1,105 @@
+"""What people have in their shells' start files, and what that does to a start: nothing, or it is blamed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import apps
+from beds import Machine
+from bokeh_ssh import BokehSSHError, LaunchError, SessionError
+from direct_tunnels import tunnel_to
+
+if TYPE_CHECKING:
+    from docker_bed import Container
+
+#: A guard such as Debian's, and functions below it, which need a variable.
+GUARDED = """
+case $- in *i*) ;; *) return ;; esac
+exec 2>/dev/null
+echo "a greeting"
+export TOOL_ROOT=/opt/tools
+workon() { export CHOSEN="$TOOL_ROOT/$1"; }
+"""
+
+REPORT = """
+import os
+from bokeh.io import curdoc
+curdoc().title = os.environ.get("CHOSEN", "") + os.getcwd()
+"""
+
+
+@pytest.fixture
+def machine(container: Callable[..., Container]) -> Container:
+    """Give a machine whose account has an app in its home."""
+    made = container()
+    path = apps.put(made, "report.py", REPORT)
+    made.execute(["sh", "-c", 'cp "$0" ~/report.py', path], user=made.user)
+    return made
+
+
+def write(machine: Machine, name: str, text: str) -> None:
+    """Write a start file."""
+    code = 'printf "%s" "$0" > ~/"$1"'
+    done = machine.execute(["sh", "-c", code, text, name], user=machine.user)
+    assert done.status == 0, done.stderr
+
+
+def report(machine: Machine, app: str = "report.py", **keywords: Any) -> str:
+    """Open the app; gives what it says."""
+    with tunnel_to(machine, app, launch_timeout=30, **keywords) as tunnel:
+        return apps.get(tunnel.url).partition("<title>")[2].partition("</title>")[0]
+
+
+def failure(machine: Machine, kind: type[BokehSSHError], **keywords: Any) -> str:
+    """Open it where that fails; gives the error's text."""
+    with pytest.raises(kind) as caught, tunnel_to(machine, "report.py", launch_timeout=60, **keywords):
+        pass
+    return str(caught.value)
+
+
+def test_start_files_that_change_nothing(machine: Container) -> None:
+    """Paths are the home's though a start file goes elsewhere; failures, and what it writes, end nothing."""
+    write(machine, ".bashrc", "cd /tmp; set -eu; yes a long line of nothing | head -c 3000000 || true\n")
+    write(machine, ".bash_profile", "cd /tmp; CDPATH=/tmp; set -eu\n")
+    assert report(machine) == "/home/alice"
+    assert report(machine, "~/report.py", setup="false || cd /; export CHOSEN=in:", cwd="/usr") == "in:/usr"
+
+
+def test_functions_of_interactive_shells(machine: Container) -> None:
+    """What ~/.bashrc defines below its guard can be used in ``setup``; what nobody defines is told."""
+    write(machine, ".bashrc", GUARDED)
+    write(machine, ".bash_profile", ". ~/.bashrc\n")
+    assert report(machine, "~/report.py", setup=["cd /tmp && workon viz"], cwd="/usr") == "/opt/tools/viz/usr"
+    assert "interactive" in failure(machine, LaunchError, setup="no-such-tool activate viz")
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "says"),
+    [
+        ("exit", SessionError, "start file"),
+        ("exit 1", SessionError, "start file"),
+        ("echo open terminal failed: not a terminal >&2; exit 1", SessionError, "start file"),
+        ("echo Password change required but no TTY available. >&2; exit 1", SessionError, "terminal once"),
+        ("echo This account is currently not available.; exit 1", SessionError, "does not run commands"),
+        ("exec fish", LaunchError, "runs another shell"),
+        ("read -p 'which environment? ' answer", LaunchError, "waits for input"),
+    ],
+)
+def test_start_file_is_blamed(machine: Container, line: str, kind: type[BokehSSHError], says: str) -> None:
+    """What keeps our command from being run is named at once, not after ``launch_timeout``."""
+    write(machine, ".bashrc", f"{line}\n")
+    text = failure(machine, kind)
+    assert says in text
+    assert "within" not in text
+
+
+@pytest.mark.parametrize("line", ["exit", "exit 1", "set -e; false", "exec fish"])
+def test_start_file_of_setup_is_blamed(machine: Container, line: str) -> None:
+    """So is one that only the login shell of ``setup`` reads."""
+    write(machine, ".bash_profile", f"{line}\n")
+    text = failure(machine, LaunchError, setup="true")
+    assert "start file" in text
+    assert ".bash_profile" in text
