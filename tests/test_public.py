@@ -157,6 +157,21 @@ def test_folder_says_what_it_is(folder: Path) -> None:
     assert all((folder / f"{name}.py").exists() for name in begin)
 
 
+def test_what_a_dependency_is_compiled_with_reaches_nobody(tmp_path: Path) -> None:
+    """What sshtunnel's source is warned of, in newer Pythons, is on nobody's screen, and ends no program."""
+    import sshtunnel
+
+    source = Path(sshtunnel.__file__).read_text(encoding="utf-8")
+    (tmp_path / "sshtunnel.py").write_text(source + "\nassert 1 is 1\n", encoding="utf-8")  # a SyntaxWarning
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import sshtunnel"
+    words = ["-B", "-W", "error", "-c"]
+    bare = subprocess.run([sys.executable, *words, code, str(tmp_path)], capture_output=True, check=False)
+    assert b"SyntaxError" in bare.stderr  # the control
+    ours = code.replace("import sshtunnel", "import bokeh_ssh._forwarding.listener")
+    done = subprocess.run([sys.executable, *words, ours, str(tmp_path)], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_import_is_cheap() -> None:
     """Importing bokeh_ssh, or making a record of it, loads neither paramiko nor sshtunnel nor asyncssh."""
     done = run(

@@ -13,15 +13,20 @@ import socket
 import socketserver
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any
-
-import sshtunnel
 
 from bokeh_ssh._core.endpoint import HERE, Origin, nearby
 from bokeh_ssh._core.errors import PortInUseError
 from bokeh_ssh._core.fork import in_child
 from bokeh_ssh._ssh.relay import reset, reset_if_killed
+
+# Where its source is compiled, Python 3.14 warns of a "return" in a "finally" (PEP 765). That is to be on
+# nobody's screen, and to end nobody's program under -W error.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import sshtunnel
 
 log = logging.getLogger("bokeh_ssh.forward")
 

@@ -45,8 +45,10 @@ OpenStream = Callable[[float], socket.socket]
 
 #: An sshd that is full (MaxStartups) hangs up before its banner; trying again soon is what helps.
 _HANG_UP_RETRIES = 3
-#: What newer ones say before they do (sshd.c, drop_connection).
-_FULL = ("Exceeded MaxStartups", "Not allowed at this time")
+#: What newer ones say before they do (sshd.c, drop_connection); the second where failed logins have cost the
+#: address its turn for a while (PerSourcePenalties), which no further try shortens.
+_PENALTY = "Not allowed at this time"
+_FULL = ("Exceeded MaxStartups", _PENALTY)
 
 
 def connect(
@@ -255,7 +257,8 @@ def _handshake(
                 raise ConnectError(msg, host=hop.label, hint=hint) from cause
         error = _handshake_error(hop, transport, cause, finished=finished, hung_up=hung_up)
         pause = random.uniform(0.2, 0.6) * 2**attempt  # noqa: S311  # jitter, not a secret
-        if not hung_up or attempt == _HANG_UP_RETRIES or time.monotonic() + pause > deadline:
+        penalized = any(line.startswith(_PENALTY) for line in transport.preamble)
+        if penalized or not hung_up or attempt == _HANG_UP_RETRIES or time.monotonic() + pause > deadline:
             raise error from cause
         time.sleep(pause)
     raise AssertionError  # the loop returns or raises
@@ -296,6 +299,8 @@ def _handshake_error(
     if hung_up:
         msg = f"{where} hung up before its version" + (f" ({said})" if said else "")
         hint = "the server may be full (MaxStartups) or refuse this address; try again later"
+        if said.startswith(_PENALTY):
+            hint = "after failed logins it refuses this address for a while (PerSourcePenalties): wait 10 min"
         return RefusedError(msg, host=hop.label, hint=hint)
     if said:
         msg = f"{where} is not an SSH server: it says {said!r}"

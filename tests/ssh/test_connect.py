@@ -265,6 +265,14 @@ def test_server_that_stays_full_is_told_after_a_bounded_number_of_tries(no_leaks
     assert sum(pauses) < 10
 
 
+def test_penalty_is_told_and_not_tried_again(no_leaks: Any) -> None:
+    """A server that refuses the address after failed logins (PerSourcePenalties) is left alone."""
+    refuse = fakes.saying(b"Not allowed at this time\r\n")
+    with no_leaks(), Listener(refuse) as server, pytest.raises(RefusedError, match="PerSourcePenalties"):
+        forward_to("127.0.0.1", server.port, timeout=20).open()
+    assert server.count == 1
+
+
 def test_tries_end_at_the_deadline(no_leaks: Any) -> None:
     """The pauses between tries do not outlast the connect deadline."""
     with no_leaks(), Listener(fakes.hang_up) as full, within(1 + _SLACK), pytest.raises(RefusedError):
