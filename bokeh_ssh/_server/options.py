@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -126,8 +127,8 @@ class ServerOptions:
 
         :raises UsageError: if it does
         """
-        words = () if self.plain else (*self.words, *own_options(self.args))
-        for word, following in zip(words, (*words[1:], ""), strict=True):
+        words = () if self.plain else (*self.words, *own_options(self.args), "")
+        for word, following in itertools.pairwise(words):
             value = word.partition("=")[2] if "=" in word else following
             if is_option(word, "--session-ids") and value == "external-signed":
                 msg = "with --session-ids external-signed every page opens at a 403, as nobody signs its id"
