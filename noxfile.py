@@ -146,7 +146,7 @@ def layers(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check the types with mypy, strictly."""
-    session.install(".[demo,dev]", *_group("types"), NOX)
+    session.install(".[demo]", *_group("types"), NOX)
     session.run("mypy")
 
 
@@ -166,14 +166,14 @@ def lowest(session: nox.Session) -> None:
     # Not in session.create_tmp(): that would be the tests' TMPDIR, too long a path for their sockets.
     constraints = Path(session.virtualenv.location, "lowest.txt")
     constraints.write_text("".join(f"{line}\n" for line in _lowest()), encoding="utf-8")
-    session.install(".[demo,dev]", *_tools(session), "-c", str(constraints))
+    session.install(".[demo]", *_tools(session), "-c", str(constraints))
     session.run("pytest", *(session.posargs or OPTIONS))
 
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """Run the tests; what follows ``--`` goes to pytest."""
-    session.install(".[demo,dev]", *_tools(session))
+    session.install(".[demo]", *_tools(session))
     options = BETWEEN if CI and session.python not in (PYTHONS[0], NEWEST) else OPTIONS
     session.run("pytest", *(session.posargs or options))
 

@@ -197,7 +197,8 @@ def _(event: Reconnected) -> Line:
 
 @describe.register
 def _(event: AppFailed) -> Line:
-    return Line("fail", f"The app on {event.host} failed, and its page is blank", event.traceback)
+    text = "was changed, and cannot run as it is" if event.reload else "failed, and its page is blank"
+    return Line("fail", f"The app on {event.host} {text}", event.traceback)
 
 
 @describe.register

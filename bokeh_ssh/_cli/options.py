@@ -436,7 +436,7 @@ TUNNEL = (
         Flag(
             "dev",
             "",
-            "Restart the server when the app's files change; with --upload, upload each change.",
+            "Restart the server and reload open pages when the app's files change (with --upload, here).",
             first=True,
         ),
         Flag("allow_foreign", "", "Attach to a server of another user.", name="--allow-foreign"),

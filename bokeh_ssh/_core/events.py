@@ -180,9 +180,14 @@ class Ready(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class AppFailed(Event):
-    """The app's own code raised: its page is blank. ``traceback`` is what it wrote."""
+    """The app's own code raised: its page is blank. ``traceback`` is what it wrote.
+
+    With ``reload``, it was changed (``dev=True``) and cannot run as it is. The server runs on with the app as
+    it was; if it listens on a port, and the files compile, it has ended, and the next change starts it.
+    """
 
     traceback: str
+    reload: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import json
 import os
 import re
 import socket
@@ -15,8 +16,7 @@ from bokeh_ssh._remote.control_socket import remove_stale
 from bokeh_ssh._remote.process_group import PATIENCE, changes
 from bokeh_ssh._remote.readiness import READY_FD, ReadinessProbe, Watch, mask, parse_notice, routes_of
 from bokeh_ssh._remote.run_dir import APPS, HOLDER, SERVER, WITHIN, RunDir, identity, node
-from bokeh_ssh._remote.server_process import ServerProcess, Stage
-from bokeh_ssh._remote.sidecar import Sidecar
+from bokeh_ssh._remote.server_process import ServerProcess, Sidecar, Stage
 from bokeh_ssh._remote.upload_dir import UploadDir
 
 TYPE_CHECKING = False
@@ -194,7 +194,7 @@ class Server:
         shown = [os.fsdecode(word) for word in argv]
         self.probe.prepare(shown)
         try:
-            out, err = self.process.start(self.without_cwd(argv), env)
+            out, err = self.process.start(self.reloading(argv) or self.without_cwd(argv), env)
             self.output.add(out=out, err=err)
             self.started.update(
                 protocol=PROTOCOL,
@@ -222,6 +222,19 @@ class Server:
         if not self.probe.is_bokeh() or argv[1] != b"-m":
             return argv
         return [argv[0], b"-c", encode(STUB), encode(RUN), *argv[2:]]
+
+    def reloading(self, argv: list[bytes]) -> list[bytes]:
+        """Return the command that runs it anew whenever its files change (``dev``); empty if none is to."""
+        if not self.spec.get("reload"):
+            return []
+        apps = [os.path.abspath(os.path.expanduser(app)) for app in self.spec["apps"]]
+        what = {
+            "watched": [self.upload_dir.path] if self.upload_dir else apps,
+            "bokeh": self.probe.is_bokeh(),
+        }
+        stub = b"import sys; sys.path[:1] = filter(None, sys.path[:1]); exec(sys.argv[1])"
+        python = os.fsencode(sys.executable or "python3")
+        return [python, b"-c", stub, encode(self.spec["reload"]), encode(json.dumps(what)), *argv]
 
     def environment(self, more: dict[str, str]) -> dict[bytes, bytes]:
         """Return the environment of what is started here."""
@@ -285,11 +298,13 @@ class Server:
     def note_ready(self, ready: dict[str, Any] | None) -> None:
         """Take note that the server listens, and say so; once.
 
-        One that starts itself anew (``--dev``) does so in the same place.
+        One that is started anew as its files change is so in the same place.
         """
         if not ready or not self.process.advance(Stage.READY):
             return
         ready.setdefault("pid", self.process.pid)
+        if self.spec.get("reload"):
+            ready["pid"] = self.process.pid  # the one that stays
         self.probe.note_ready(ready)
         if ready.get("tls"):
             self.watch.pause = 0  # it would log each look

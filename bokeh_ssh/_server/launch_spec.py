@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.host import check_port
+from bokeh_ssh._server.payload import payload
 
 #: The oldest Bokeh whose options and log lines we rely on, and the oldest Python the supervisor runs on.
 OLDEST_BOKEH = (2, 4)
@@ -106,7 +107,8 @@ class Launch:
         ``versions``, on the descriptor that ``BOKEH_SSH_READY_FD`` of its environment numbers
     :param brings: ``app`` are names in a folder that is made there, to be filled by :meth:`Server.start`'s
         ``bring`` before it is run, in that folder unless ``cwd`` says otherwise; it ends with the server
-    :param dev: Bokeh's own autoreload (``--dev``): it starts itself anew when the app's files change
+    :param dev: it is started anew, at the same address, when the app's files change, and open pages are
+        loaded again; one that cannot run ends nothing: the next change is waited for
     :param watch: seconds between two looks whether it answers; 0 never looks, nor is there any at what takes
         TLS, which would log it, or runs ``verbatim``, whose port may be another machine's
     :raises UsageError: if something cannot work; nothing was started
@@ -192,7 +194,7 @@ class Launch:
                 msg = "the command has no place for the port" if not both else "the command has two places"
                 raise UsageError(msg, hint="write {port} into it, or {socket}")
             if self.sign is True or self.origins or self.dev:
-                msg = "only Bokeh's own servers sign sessions, and take origins and --dev"
+                msg = "only Bokeh's own servers sign sessions, take origins, and are started anew (dev)"
                 raise UsageError(msg, hint="leave that out, or leave {port} and {socket} out of the command")
         given = (self.app, self.args, self.origins, self.port is not None, self.socket, self.sign, self.dev)
         if self.verbatim and any(given):
@@ -230,14 +232,13 @@ class Launch:
         if self.plain:
             return [self._filled(word) for word in words] + apps + list(self.args)
         session = max(15, int(self.grace))
-        # A server that starts itself anew would take another port then, were it any free one.
+        # One that is started anew would take another port then, were it any free one.
         port = str(self.port or ("free" if self.dev else 0))
         where = ["--address", "127.0.0.1", "--port", port]
         signed = ["--session-ids", "external-signed"]
         where += signed if self.sign == "port" else []
         words += [["listen", *where]] if self.socket or port == "free" else where
-        options = ["--dev"] if self.dev else []
-        options += ["--log-level", "info"]
+        options = ["--log-level", "info"]
         # Pages that come back after the line was down must find their session (BokehJS reconnects by itself).
         options += ["--unused-session-lifetime", str(session * 1000)]
         options += ["--session-token-expiration", str(max(300, session))]
@@ -299,6 +300,7 @@ class Launch:
             "no_socket": "Bokeh takes no TLS on a socket" if self._uses_tls else "",
             "signed": self.sign if key else False,
             "notify": self.verbatim,
+            "reload": payload("dev_server").decode() if self.dev else "",
             "watch": 0 if self._uses_tls or self.verbatim or self.plain else self.watch,
             "env": dict(self.env),
             "signing": signing,

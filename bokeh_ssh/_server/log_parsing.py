@@ -14,6 +14,8 @@ _ERROR = 1 << 16
 
 _RECORD = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ ")
 _FAILED = "Error running application handler"
+#: In the first line of what is written of an app that was changed and cannot run (``dev``).
+RELOAD = "after a change:"
 _WINDOWS = re.compile(r"""CommandNotFoundException|["'«]\s?exec\s?["'»]|\bMicrosoft Windows\b|\bcmd\.exe\b""")
 
 

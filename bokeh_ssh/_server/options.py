@@ -15,7 +15,7 @@ from bokeh_ssh._core.events import OnEvent
 from bokeh_ssh._core.forward_spec import Listen, parse_forward
 from bokeh_ssh._core.host import check_port
 from bokeh_ssh._server.launch_spec import Launch, is_option, is_plain, own_options, split
-from bokeh_ssh._server.upload_set import Bundle, check_watching
+from bokeh_ssh._server.upload_set import Bundle
 
 BOKEH_PORT = 5006
 #: For ``server=``: the only one there is.
@@ -95,8 +95,7 @@ class ServerOptions:
         if (self.upload or self.bring or self.dev) and not self.app:
             msg = "there is no app to be brought there, or to be developed"
             raise UsageError(msg, hint="name one, or leave out upload, bring and dev")
-        if self.bundle and self.dev:
-            check_watching()
+        self.bundle  # noqa: B018 - raises if something is not there
         self.launch_spec(BOKEH_PORT)  # refuses now what it would refuse later
 
     def _as_tuple(self, name: str) -> str | tuple[str, ...]:
@@ -119,7 +118,7 @@ class ServerOptions:
             msg = "ready is for a server of your own: it is known when Bokeh is ready"
             raise UsageError(msg, hint="write {port} into command, where its port goes, or leave out ready")
         if self.plain and (self.signed or (self.dev and not (self.upload or self.bring))):
-            msg = "only Bokeh's own servers sign sessions, and start anew by themselves (dev)"
+            msg = "only Bokeh's own servers sign sessions, and are started anew (dev)"
             raise UsageError(msg, hint="leave out signed, and dev without upload")
 
     def _check_session_ids(self) -> None:

@@ -22,10 +22,11 @@ load("bokeh_ssh._remote", None)
 
 _PARTS = {
     "supervisor": (
-        *("process_tree", "process_group", "run_dir", "upload_dir", "control_socket", "guardian", "sidecar"),
+        *("process_tree", "process_group", "run_dir", "upload_dir", "control_socket", "guardian"),
         *("readiness", "client_stream", "server_process", "server"),
         *("client_requests", "daemonize", "systemd_scope", "supervisor"),
     ),
+    "dev_server": ("dev_server",),
     "warden": ("warden",),
     "job_holder": ("process_tree", "run_dir", "job_place", "job_holder"),
     "job_stream": ("run_dir", "job_place", "job_stream"),
@@ -37,7 +38,7 @@ _PARTS = {
 def payload(name: str) -> bytes:
     """Return the text of a program that runs on the other machine, with the modules that it needs.
 
-    :param name: ``"supervisor"``, ``"control_client"``, ``"warden"``, ``"job_holder"`` or ``"job_stream"``
+    :param name: one of :data:`_PARTS`, such as ``"supervisor"``
     """
     folder = importlib.resources.files("bokeh_ssh") / "_remote"
     lines = [_FRAME]

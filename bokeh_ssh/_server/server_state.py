@@ -23,7 +23,7 @@ from bokeh_ssh._core.events import (
 )
 from bokeh_ssh._core.framing import plain
 from bokeh_ssh._server.launch_spec import Launch
-from bokeh_ssh._server.log_parsing import AppErrors, Kept
+from bokeh_ssh._server.log_parsing import RELOAD, AppErrors, Kept
 from bokeh_ssh._server.server_ref import as_paths
 
 _log = logging.getLogger("bokeh_ssh")
@@ -307,7 +307,9 @@ class ServerState:
         again = bool(message.get("again"))
         for text in self.log.feed([plain(text) for text in message["lines"]], again=again):
             if not again:
-                self.emit(AppFailed(host=self._host, traceback=text))
+                self.emit(
+                    AppFailed(host=self._host, traceback=text, reload=RELOAD in text.partition("\n")[0])
+                )
 
     def _handle_dropped(self, message: dict[str, Any]) -> None:
         self.log.note([f"[{int(message['lines'])} lines were lost here: the connection was too slow]"])

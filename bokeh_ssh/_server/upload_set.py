@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -161,13 +160,3 @@ def _inside(root: Path, link: Path) -> str | None:
     if top not in real.parents:
         return None
     return f"{root.name}/{real.relative_to(top).as_posix()}"
-
-
-def check_watching() -> None:
-    """Refuse to promise to notice changes where nothing can.
-
-    :raises UsageError: if watchfiles is not installed
-    """
-    if importlib.util.find_spec("watchfiles") is None:
-        msg = "dev=True with upload needs watchfiles, not installed here"
-        raise UsageError(msg, hint="install it with: pip install 'bokeh-ssh[dev]'")

@@ -46,7 +46,7 @@ class DirectTunnel(Tunnel):
     :param upload: ``app`` names files or folders of this machine, which are brought there, without what git
         ignores, into a private folder that ends with the server; it runs in there unless ``cwd`` is given
     :param bring: more files and folders to bring along, to lie beside the app; this uploads the app too
-    :param dev: the server starts anew when the app's files change (``bokeh serve --dev``, for one app); with
+    :param dev: the server is started anew when the app's files change, and open pages are loaded again; with
         ``upload`` they are those here, and a change is brought there as it is saved
     :param local_port: None prefers 5006 (the server's own port when attaching) and takes a free one where
         that is taken; 0 takes any free one; a number takes exactly that one or raises
