@@ -128,7 +128,7 @@ def _examine_machine(
         "files": _check_files,
         "server": lambda connection: _check_server(connection, serve, lasting, sockets=sockets()),
         "after a loss": lambda _: next(iter(lasting), None),
-        "your servers": lambda connection: _check_servers(connection, serve.python),
+        "your servers": lambda connection: _check_servers(connection, serve.python_path),
     }
     seen: dict[str, Finding] = {}
 

@@ -45,8 +45,9 @@ def _typed_as(kind: Any) -> Any:
 
 _RECORDS = (RemoteForwardOptions, LocalForwardOptions, GatewayOptions, DirectOptions)
 _TYPES = BATCH_TYPES | {name: kind for record in _RECORDS for name, kind in get_type_hints(record).items()}
-#: What is typed for each keyword; list[str] can be repeated, bool has no value. A command is one text.
-KINDS = {name: _typed_as(kind) for name, kind in _TYPES.items()} | {"command": str, "batch": bool}
+#: What is typed for each keyword; list[str] can be repeated, bool has no value.
+KINDS = {name: _typed_as(kind) for name, kind in _TYPES.items()}
+KINDS |= {"command": str, "known_hosts": str, "batch": bool}  # one text, though Python takes several
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.events import Prompt
+from bokeh_ssh._core.keywords import StrPath, convert_keywords
 
 HostKeys = Literal["strict", "ask", "accept-new"]
 
@@ -143,16 +144,16 @@ class Login:
     port: int | None = None
     password: str | None = field(default=None, repr=False)
     pkey: Any = field(default=None, repr=False)
-    key_filename: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None
+    key_filename: StrPath | Sequence[StrPath] | None = None
     passphrase: str | None = field(default=None, repr=False)
     allow_agent: bool = True
     look_for_keys: bool = True
     gss_auth: bool | None = None
     gss_deleg_creds: bool | None = None
     timeout: float | None = None
-    known_hosts: str | os.PathLike[str] | None = None
+    known_hosts: StrPath | Sequence[StrPath] | None = None
     host_keys: HostKeys = "strict"
-    ssh_config: str | os.PathLike[str] | None = "~/.ssh/config"
+    ssh_config: StrPath | None = "~/.ssh/config"
     jump: str | Host | Sequence[str | Host] | None = None
     prompt: Prompt | None = field(default=None, repr=False)
     compression: bool = False
@@ -184,8 +185,8 @@ class Host(Login, _Name):  # in this order: the fields of the last base come fir
         GSSAPIDelegateCredentials from the ssh config, or False
     :param timeout: seconds for each stage of connecting: reaching the machine and each answer of the login;
         None takes ConnectTimeout from the ssh config, or 15
-    :param known_hosts: the file of known host keys; None takes those of the ssh config, or
-        ``~/.ssh/known_hosts``, and the system's (``-o UserKnownHostsFile``)
+    :param known_hosts: the file of known host keys, or several, the first of which gets new ones; None takes
+        those of the ssh config, or ``~/.ssh/known_hosts``, and the system's (``-o UserKnownHostsFile``)
     :param host_keys: an unknown host key is refused ("strict"), asked about ("ask") or added
         ("accept-new"); a changed one is always refused (``-o StrictHostKeyChecking``)
     :param ssh_config: path of the ssh config; None reads none (``ssh -F``)
@@ -197,6 +198,7 @@ class Host(Login, _Name):  # in this order: the fields of the last base come fir
 
     def __post_init__(self) -> None:
         target = parse_target(self.name)
+        convert_keywords(self)
         if self.user is not None:
             check_user(self.user)
         if self.port is not None:
@@ -231,12 +233,16 @@ class Host(Login, _Name):  # in this order: the fields of the last base come fir
     @property
     def key_files(self) -> tuple[str, ...]:
         """``key_filename`` as paths."""
-        given = self.key_filename
-        if given is None:
-            return ()
-        if isinstance(given, (str, os.PathLike)):
-            return (os.fspath(given),)
-        return tuple(os.fspath(path) for path in given)
+        return as_paths(self.key_filename)
+
+
+def as_paths(given: StrPath | Sequence[StrPath] | None) -> tuple[str, ...]:
+    """Return one path or several as texts."""
+    if given is None:
+        return ()
+    if isinstance(given, (str, os.PathLike)):
+        return (os.fspath(given),)
+    return tuple(os.fspath(path) for path in given)
 
 
 def _host(fields: dict[str, Any]) -> Host:

@@ -6,14 +6,15 @@ import functools
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from bokeh_ssh._core.endpoint import Endpoint, nearby
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.events import OnEvent
 from bokeh_ssh._core.forward_spec import Listen, parse_forward
-from bokeh_ssh._core.host import check_port
+from bokeh_ssh._core.host import as_paths, check_port
+from bokeh_ssh._core.keywords import StrPath, Word, convert_keywords
 from bokeh_ssh._server.launch_spec import Launch, is_option, is_plain, own_options, split
 from bokeh_ssh._server.upload_set import Bundle
 
@@ -38,19 +39,19 @@ class ServerOptions:
     """
 
     #: A keyword of those below; no field here, as its place among their arguments differs.
-    app = cast("str | Sequence[str] | None", None)
+    app = cast("StrPath | Sequence[StrPath] | None", None)
 
-    args: Sequence[str] = ()
-    command: str | Sequence[str] = "bokeh serve"
-    python: str | None = None
-    setup: str | Sequence[str] = ()
-    cwd: str | None = None
-    env: Mapping[str, str] | None = None
+    args: Sequence[Word] = field(default=(), repr=False)
+    command: str | Sequence[Word] = field(default="bokeh serve", repr=False)
+    python: StrPath | None = None
+    setup: str | Sequence[str] = field(default=(), repr=False)
+    cwd: StrPath | None = None
+    env: Mapping[str, Word] | None = field(default=None, repr=False)
     local_port: int | None = None
     forwards: str | Sequence[str] = ()
     remote_port: int | None = None
     upload: bool = False
-    bring: str | Sequence[str] = ()
+    bring: StrPath | Sequence[StrPath] = ()
     dev: bool = False
     ready: str | None = None
     launch: bool | None = None
@@ -73,6 +74,7 @@ class ServerOptions:
             if isinstance(getattr(self, name), str):
                 msg = f"{name} is one string"
                 raise UsageError(msg, hint=f'give a list: {name}=["--option", "value"]')
+        convert_keywords(self)
         for name in ("local_port", "remote_port"):
             if getattr(self, name) is not None:
                 check_port(getattr(self, name), name)
@@ -160,12 +162,12 @@ class ServerOptions:
         """What is brought to the other machine; None where nothing is."""
         if not (self.upload or self.bring):
             return None
-        return Bundle(tuple(self.app or ()), tuple(self.bring))
+        return Bundle(as_paths(self.app), as_paths(self.bring))
 
     @property
     def apps(self) -> tuple[str, ...]:
         """The apps as they are named on the other machine."""
-        return self.bundle.names if self.bundle else tuple(self.app or ())
+        return self.bundle.names if self.bundle else as_paths(self.app)
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -173,7 +175,17 @@ class ServerOptions:
 
         :raises UsageError: if it is empty or has unbalanced quotes
         """
-        return split(self.command)
+        return split(self.command if isinstance(self.command, str) else tuple(map(str, self.command)))
+
+    @property
+    def python_path(self) -> str | None:
+        """``python`` as a text."""
+        return None if self.python is None else str(self.python)
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """``env`` as texts."""
+        return {name: str(value) for name, value in (self.env or {}).items()}
 
     @property
     def plain(self) -> bool:
@@ -204,7 +216,7 @@ class ServerOptions:
             "python": self.python,
             "setup": self.setup,
             "cwd": self.cwd,
-            "env": dict(self.env or {}),
+            "env": self.variables,
             "port": self.remote_port or None,
             "grace": self.grace,
             "timeout": self.launch_timeout,
@@ -217,7 +229,7 @@ class ServerOptions:
         ours = [f"{name}:{page}" for page in pages for name in ("localhost", LOOPBACK)]
         origins = (*ours, *self.page_origins)
         private = self.signed is not False
-        own_ids = any(is_option(arg, "--session-ids") for arg in own_options(self.args))
+        own_ids = any(is_option(arg, "--session-ids") for arg in own_options([*map(str, self.args)]))
         sign: bool | Literal["port"] = "port" if self.signed is None and not own_ids else bool(self.signed)
         if sign == "port" and _is_true((self.env or {}).get("BOKEH_SIGN_SESSIONS", "")):
             sign = True  # the same, but with a key that is known here too

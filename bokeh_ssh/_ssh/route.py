@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bokeh_ssh._core.errors import ConfigError, UsageError
-from bokeh_ssh._core.host import Host
+from bokeh_ssh._core.host import Host, as_paths
 from bokeh_ssh._ssh.config import lookup
 from bokeh_ssh._ssh.config.lookup import HostConfig
 from bokeh_ssh._ssh.config.parser import Session
@@ -76,7 +76,7 @@ class Hop:
     def own_known_hosts(self) -> tuple[str, ...]:
         """The account's own files with known host keys; the first one gets new keys."""
         if self.host.known_hosts is not None:
-            return (str(Path(self.host.known_hosts).expanduser()),)
+            return tuple(str(Path(path).expanduser()) for path in as_paths(self.host.known_hosts))
         files = self.config.user_known_hosts
         files = lookup.USER_KNOWN_HOSTS if files is None else files
         return tuple(str(Path(path).expanduser()) for path in files)

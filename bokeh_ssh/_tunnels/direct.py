@@ -129,7 +129,7 @@ class DirectParts(TunnelParts):
             self._cluster_job = ClusterJob(
                 self._batch,
                 self._host,
-                python=self._options.python,
+                python=self._options.python_path,
                 grace=self._options.grace,
                 timeout=self._options.launch_timeout,
                 dial=self._dial,

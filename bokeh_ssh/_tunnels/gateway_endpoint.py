@@ -102,8 +102,9 @@ def host_session(
     :raises UnavailableError: if it cannot
     """
     agent = _agent_to_lend(request.gateway) if options.forward_agent else None
-    python, env = options.python, dict(options.env or {})
-    with publish_from_host(request, python=python, env=env, agent=agent, on_lost=on_lost) as where:
+    with publish_from_host(
+        request, python=options.python_path, env=options.variables, agent=agent, on_lost=on_lost
+    ) as where:
         yield GatewayEndpoint(where, "host")
 
 

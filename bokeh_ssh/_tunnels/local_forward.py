@@ -7,6 +7,7 @@ from bokeh_ssh._core.errors import TargetUnreachableError, UsageError
 from bokeh_ssh._core.events import Ready
 from bokeh_ssh._core.forward_spec import Listen
 from bokeh_ssh._core.host import Host, check_host, check_port
+from bokeh_ssh._core.keywords import StrPath
 from bokeh_ssh._forwarding.listener import bind
 from bokeh_ssh._forwarding.local_acceptor import open_acceptor
 from bokeh_ssh._forwarding.local_sockets import bind as bind_socket
@@ -19,11 +20,11 @@ from bokeh_ssh._tunnels.openable import Openable
 from bokeh_ssh._tunnels.options import LocalForwardOptions, arguments_of
 
 
-def _target(port: int | None, host: str, socket: str | None) -> Endpoint:
+def _target(port: int | None, host: str, socket: StrPath | None) -> Endpoint:
     if socket is not None:
         check_instead(socket, "remote_socket", remote_port=(port, None), remote_host=(host, "localhost"))
-        check_path(socket, "remote_socket")
-        return socket
+        check_path(str(socket), "remote_socket")
+        return str(socket)
     if port is None:
         msg = "it is not said what to forward to"
         raise UsageError(msg, hint="give remote_port= or remote_socket=")

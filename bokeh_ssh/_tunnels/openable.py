@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 from bokeh_ssh._core.dispatcher import Dispatcher, parked
 from bokeh_ssh._core.errors import TunnelClosedError
@@ -80,6 +80,13 @@ class Openable:
         self._parents.append(before)  # kept, or what ends with it would be ended here
         self._reset()
         self._lifecycle.end_like(before)
+
+    def __reduce__(self) -> NoReturn:
+        msg = (
+            f"a {type(self).__name__} is not pickled, since its connection is this process's: make it anew "
+            "where it is needed, or pass its url or local_port on"
+        )
+        raise TypeError(msg)
 
     @property
     def _info(self) -> TunnelInfo:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Concatenate, Literal, ParamSpec, TypeVar
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.events import OnEvent
 from bokeh_ssh._core.host import LOGIN_KEYWORDS, Host, Login, as_host
+from bokeh_ssh._core.keywords import StrPath, convert_keywords
 from bokeh_ssh._jobs.batch import Batch, as_batch
 from bokeh_ssh._server.options import BOKEH_PORT, LOOPBACK, ServerOptions
 
@@ -32,7 +32,7 @@ class DirectOptions(Login, ServerOptions):
 
     host: str | Host = field(kw_only=False)
     user: str | None = field(default=None, kw_only=False)
-    app: str | Sequence[str] | None = field(default=None, kw_only=False)
+    app: StrPath | Sequence[StrPath] | None = field(default=None, kw_only=False)
     batch: str | Batch | None = None
 
     def __post_init__(self) -> None:
@@ -57,7 +57,7 @@ class GatewayOptions(Login, ServerOptions):
     gateway: str | Host = field(kw_only=False)
     user: str | None = field(default=None, kw_only=False)
     host: str | Host | None = None
-    app: str | Sequence[str] | None = None
+    app: StrPath | Sequence[StrPath] | None = None
     reverse: Reverse = "auto"
     name: str | None = None
     gateway_port: int | None = None
@@ -73,15 +73,18 @@ class LocalForwardOptions(Login):
     host: str | Host = field(kw_only=False)
     user: str | None = field(default=None, kw_only=False)
     remote_port: int | None = None
-    remote_socket: str | None = None
+    remote_socket: StrPath | None = None
     local_port: int | None = 0
     remote_host: str = "localhost"
     bind_address: str = "localhost"
     allow_others: bool | None = None
-    local_socket: str | os.PathLike[str] | None = None
+    local_socket: StrPath | None = None
     reconnect: bool = True
     isolate: bool = False
     on_event: OnEvent | None = None
+
+    def __post_init__(self) -> None:
+        convert_keywords(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,16 +94,19 @@ class RemoteForwardOptions(Login):
     gateway: str | Host = field(kw_only=False)
     user: str | None = field(default=None, kw_only=False)
     remote_port: int = BOKEH_PORT
-    remote_socket: str | None = None
+    remote_socket: StrPath | None = None
     name: str | None = None
     local_port: int = BOKEH_PORT
     local_host: str = "localhost"
-    local_socket: str | os.PathLike[str] | None = None
+    local_socket: StrPath | None = None
     bind_address: str = LOOPBACK
     allow_exposed: bool = False
     reconnect: bool = True
     isolate: bool = False
     on_event: OnEvent | None = None
+
+    def __post_init__(self) -> None:
+        convert_keywords(self)
 
 
 def arguments_of(

@@ -247,14 +247,15 @@ class RemoteForward(Openable):
             "remote_port": (options.remote_port, RemoteForwardOptions.remote_port),
             "bind_address": (options.bind_address, RemoteForwardOptions.bind_address),
         }
-        if options.remote_socket is not None:
-            check_instead(options.remote_socket, "remote_socket", **others)
-            check_path(options.remote_socket, "remote_socket")
+        socket_there = None if options.remote_socket is None else str(options.remote_socket)
+        if socket_there is not None:
+            check_instead(socket_there, "remote_socket", **others)
+            check_path(socket_there, "remote_socket")
         if options.name is not None:
             check_name(options.name)
             check_instead(options.name, "name", **others, remote_socket=(options.remote_socket, None))
         port = 0 if options.remote_socket or options.name else options.remote_port
-        info = TunnelInfo(remote_port=port, remote_socket=options.remote_socket, name=options.name)
+        info = TunnelInfo(remote_port=port, remote_socket=socket_there, name=options.name)
         super().__init__(
             options, gateway, RemoteForwardParts, options, gateway, self._target, info, info=info
         )

@@ -213,7 +213,9 @@ class ServerAcquisition:
         :raises UsageError: if there are several
         :raises ServerTakenError: if somebody uses it
         """
-        every = [each for each in list_servers(connection, python=self._options.python) if not each.elsewhere]
+        every = [
+            each for each in list_servers(connection, python=self._options.python_path) if not each.elsewhere
+        ]
         listed = choose(every, None if name == ANY else name, host=connection.name)
         local_port = self._bind(next(iter(listed.pages), BOKEH_PORT))
         server = Server.adopt(
