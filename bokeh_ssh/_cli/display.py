@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -24,7 +24,7 @@ from bokeh_ssh._cli.doctor import Finding
 from bokeh_ssh._cli.messages import HEAD, LONGEST, Line, describe, describe_error, next_step, row
 from bokeh_ssh._cli.options import in_flags
 from bokeh_ssh._core.errors import BokehSSHError
-from bokeh_ssh._core.events import Event, Prompt, Question, Ready, Uploading
+from bokeh_ssh._core.events import AppFailed, Event, Prompt, Question, Ready, Uploading
 from bokeh_ssh._core.text import clean
 from bokeh_ssh._server.registry import RemoteServer
 
@@ -52,7 +52,13 @@ class Display:
     :ivar ready: what the last :class:`Ready` said opens it
     """
 
-    def __init__(self, *, moving: bool = True, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        moving: bool = True,
+        quiet: bool = False,
+        advise_app: Callable[[str], str] = lambda traceback: "",
+    ) -> None:
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         able = self._console.is_terminal and not self._console.is_dumb_terminal
         self._moving = moving and able and not quiet
@@ -67,6 +73,7 @@ class Display:
         self._interrupted = False
         self._part = 0.0  # of what is being brought there, that has arrived
         self.ready = ""
+        self._advise_app = advise_app
 
     @property
     def moving(self) -> bool:
@@ -89,6 +96,9 @@ class Display:
                 self._begin(line)
             else:
                 self._write(line)
+        advice = self._advise_app(event.traceback) if isinstance(event, AppFailed) else ""
+        if advice:
+            self.hint(in_flags(advice))
 
     def note(self, text: str) -> None:
         """Show a line that says how things are."""

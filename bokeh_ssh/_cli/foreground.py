@@ -40,6 +40,7 @@ class Foreground:
     :ivar prompt: asks the person at the terminal; None where there is none
     :ivar stack: what is closed after the tunnel
     :ivar advise: gives an error the next step that fits what was typed
+    :ivar advise_app: returns that for an app's traceback; empty where there is none
     """
 
     def __init__(
@@ -49,7 +50,9 @@ class Foreground:
             msg = "--json and --quiet cannot be given together"
             raise UsageError(msg, hint="leave out --quiet: with --json nothing else is written")
         self._verbose = verbose
-        self.display = JsonDisplay() if json else Display(moving=not verbose, quiet=quiet)
+        self.advise_app: Callable[[str], str] = lambda traceback: ""
+        shown = Display(moving=not verbose, quiet=quiet, advise_app=lambda text: self.advise_app(text))
+        self.display: Display | JsonDisplay = JsonDisplay() if json else shown
         self._output_queue = OutputQueue(self.display.log_lines) if log else None
         self._logging = _set_up_logging(verbose)
         asking = find_prompt()

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bokeh_ssh._core.errors import BokehSSHError, ConnectError, LaunchError
+
+#: The last line of a traceback about a file that is not there, and about a module.
+_NO_FILE = re.compile(r"^FileNotFoundError: .*'(?P<name>[^'\n]+)'\s*$", re.MULTILINE)
+_NO_MODULE = re.compile(r"^ModuleNotFoundError: No module named '(?P<name>\w+)", re.MULTILINE)
 
 #: What may stand before a command.
 _TOP = ("-h", "--help", "--version", "--install-completion", "--show-completion")
@@ -53,3 +58,25 @@ def advise(error: BokehSSHError, apps: Sequence[str], typed: Mapping[str, Any]) 
         here = [app for app in apps if Path(app).exists()]
         hint = f"{here[0]} is on this machine: upload it with upload=True" if here else ""
     error.hint = hint or error.hint
+
+
+def advise_app(traceback: str, apps: Sequence[str], typed: Mapping[str, Any]) -> str:
+    """Return the next step for an app that was uploaded without what it opens or imports; else empty.
+
+    :param traceback: what the app's failure wrote
+    """
+    found = _find_left_here(traceback, apps) if typed.get("upload") or typed.get("bring") else None
+    return f'{found} is on this machine: upload it too, with bring="{found}"' if found else ""
+
+
+def _find_left_here(traceback: str, apps: Sequence[str]) -> Path | None:
+    file, module = _NO_FILE.search(traceback), _NO_MODULE.search(traceback)
+    names = [file["name"]] if file else [f"{module['name']}.py", module["name"]] if module else []
+    for name in names:
+        # There it may be named from the folder that it was not uploaded to.
+        parts = [part for part in Path(name).parts if part not in ("/", "..")]
+        for path in (Path(*parts[at:]) for at in range(len(parts))):
+            for folder in (*(Path(app).parent for app in apps), Path()):
+                if (folder / path).exists():
+                    return folder / path.parts[0]
+    return None

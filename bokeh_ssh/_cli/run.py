@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
-from bokeh_ssh._cli.hints import advise
+from bokeh_ssh._cli.hints import advise, advise_app
 from bokeh_ssh._cli.options import LOGGED, in_flags
 from bokeh_ssh._core.endpoint import format_endpoint
 from bokeh_ssh._core.errors import BokehSSHError
@@ -29,6 +29,7 @@ def hold(
     """Make it, and hold it. What of ``keywords`` is for the display is taken out before that."""
     foreground = _foreground(verbose, keywords)
     foreground.advise = lambda error: advise(error, apps, keywords)
+    foreground.advise_app = lambda traceback: advise_app(traceback, apps, keywords)
 
     def announce_and_tell(thing: Openable) -> None:
         announce(foreground, thing)

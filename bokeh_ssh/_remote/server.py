@@ -241,7 +241,8 @@ class Server:
         env = dict(os.environb)
         for name in self.spec["unset"]:
             env.pop(encode(name), None)
-        env.update((encode(name), encode(value)) for name, value in dict(self.spec["env"], **more).items())
+        given = {name: self.fill(value) for name, value in self.spec["env"].items()}
+        env.update((encode(name), encode(value)) for name, value in dict(given, **more).items())
         if self.run_dir:
             name, _, value = self.run_dir.mark.partition(b"=")
             env[name] = value
@@ -253,6 +254,12 @@ class Server:
         signed = self.spec.get("signed", False)
         return not self.probe.socket if signed == "port" else bool(signed)
 
+    def fill(self, text: str) -> str:
+        """Return a text with where it is to listen in its places, if it is no server of Bokeh's."""
+        if not self.spec.get("plain"):
+            return text
+        return text.replace("{port}", str(self.probe.port)).replace("{socket}", self.probe.socket)
+
     def words(self, item: Any) -> list[bytes]:
         """Return the words of the command line that an item stands for; what is a list is found out here."""
         if isinstance(item, str):
@@ -261,8 +268,7 @@ class Server:
         if kind == "home":
             return [os.path.expanduser(encode(texts[0]))]
         if kind == "fill":
-            text = texts[0].replace("{port}", str(self.probe.port))
-            return [encode(text.replace("{socket}", self.probe.socket))]
+            return [encode(self.fill(texts[0]))]
         if kind == "brought" and self.upload_dir:
             return [encode(self.upload_dir.at(texts[0]))]
         if kind == "listen":

@@ -32,6 +32,11 @@ _EXPIRED = re.compile(
 )
 _NO_TERMINAL = re.compile(r"(?i)not a (terminal|tty)|connected to a terminal|inappropriate ioctl|no tty")
 _PYTHON_HINT = 'give python= the path of one, or setup= what makes one available ("conda activate NAME")'
+#: A command without a place for the port is given Bokeh's options.
+_PLACE_HINT = (
+    "command has no {port}, so it was given the options of bokeh serve; for another kind of server, write "
+    "{port} where its port goes, there or in env="
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +85,11 @@ class StartFailure:
             message, host=self.host, hint=hint, log=log, exit_status=status, command=self.evidence.argv
         )
 
+    @property
+    def _may_lack_place(self) -> bool:
+        """Whether it was taken for one that has Bokeh's options, and may be none."""
+        return not (self.launch.package or self.launch.plain or self.launch.verbatim)
+
     def _of_message(self, failed: dict[str, Any]) -> BokehSSHError:
         at, status = str(failed.get("at", "")), failed.get("status")
         status = status if isinstance(status, int) else None
@@ -98,7 +108,8 @@ class StartFailure:
             return self._make(LaunchError, msg, "give cwd= a directory of that machine", status)
         if at == "spawn":
             msg = f"{self.evidence.argv[0]!r} could not be started ({failed.get('text', '')})"
-            return self._make(LaunchError, msg, "give command= a program of that machine", status)
+            hint = "give command= a program of that machine, or setup= what puts it on the PATH there"
+            return self._make(LaunchError, msg, hint, status)
         if at == "socket":
             msg = f"there is no place for its socket ({failed.get('text', '')})"
             return self._make(LaunchError, msg, "write {port} into command in place of {socket}", status)
@@ -143,6 +154,8 @@ class StartFailure:
             hint = "give signed=True, which makes a key and has it signed with"
         elif "does not exist" in why:
             hint = "app is a path of that machine; a relative one starts at cwd, or at the home"
+        if self._may_lack_place:
+            hint = _PLACE_HINT
         return self._make(LaunchError, f"the server ended before it listened ({how}): {why}", hint, status)
 
     def _of_deadline(self) -> LaunchError:
@@ -155,7 +168,7 @@ class StartFailure:
             hint = "setup, a start file or the disk may be slow; allow more time for the launch"
         else:
             msg = f"the server did not say within {seconds} that it listens"
-            hint = "allow more time for the launch, or see its log"
+            hint = _PLACE_HINT if self._may_lack_place else "allow more time for the launch, or see its log"
         return self._make(LaunchTimeoutError, msg, hint, None)
 
     def _of_session(self, status: int) -> BokehSSHError:

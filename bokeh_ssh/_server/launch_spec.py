@@ -32,6 +32,8 @@ UNSET = ("BOKEH_ALLOW_WS_ORIGIN", "BOKEH_LOG_LEVEL", "BOKEH_PY_LOG_LEVEL")
 
 #: Where a command of the caller's own takes its port, or the path of its socket.
 _PLACES = ("{port}", "{socket}")
+#: Commands that are run as modules of the Python there.
+_PACKAGED = (("bokeh", "serve"), ("panel", "serve"))
 
 
 def split(command: str | Sequence[str]) -> tuple[str, ...]:
@@ -57,6 +59,15 @@ def is_plain(words: tuple[str, ...]) -> bool:
     (True, False)
     """
     return any(place in word for place in _PLACES for word in words)
+
+
+def place_texts(words: tuple[str, ...], env: Mapping[str, str]) -> tuple[str, ...]:
+    """Return what may say where a server listens: its command, and its variables where that is no Bokeh's.
+
+    >>> place_texts(("npm", "start"), {"PORT": "{port}"})
+    ('npm', 'start', '{port}')
+    """
+    return words if words[:2] in _PACKAGED else (*words, *env.values())
 
 
 def is_option(word: str, option: str) -> bool:
@@ -189,8 +200,9 @@ class Launch:
             msg = "a server listens on a socket or on a port, not on both"
             raise UsageError(msg, hint="leave out one")
         if self.plain:
-            both = all(any(place in word for word in self.words) for place in _PLACES)
-            if both or (self.port is not None and "{port}" not in " ".join(self.words)):
+            texts = place_texts(self.words, self.env)
+            both = all(any(place in text for text in texts) for place in _PLACES)
+            if both or (self.port is not None and "{port}" not in " ".join(texts)):
                 msg = "the command has no place for the port" if not both else "the command has two places"
                 raise UsageError(msg, hint="write {port} into it, or {socket}")
             if self.sign is True or self.origins or self.dev:
@@ -212,14 +224,14 @@ class Launch:
     @property
     def plain(self) -> bool:
         """Whether it is a web server of another kind, which listens where its command says."""
-        return not self.verbatim and is_plain(self.words)
+        return not self.verbatim and is_plain(place_texts(self.words, self.env))
 
     @property
     def package(self) -> str:
         """The package that Python must have; empty for a command of the caller's own."""
         if self.verbatim or self.plain:
             return ""
-        return self.words[0] if self.words[:2] in (("bokeh", "serve"), ("panel", "serve")) else ""
+        return self.words[0] if self.words[:2] in _PACKAGED else ""
 
     def argv(self) -> list[str | list[str]]:
         """Return the server's command line; a list in it stands for a word that only the far side knows."""

@@ -15,7 +15,7 @@ from bokeh_ssh._core.events import OnEvent
 from bokeh_ssh._core.forward_spec import Listen, parse_forward
 from bokeh_ssh._core.host import as_paths, check_port
 from bokeh_ssh._core.keywords import StrPath, Word, convert_keywords
-from bokeh_ssh._server.launch_spec import Launch, is_option, is_plain, own_options, split
+from bokeh_ssh._server.launch_spec import Launch, is_option, is_plain, own_options, place_texts, split
 from bokeh_ssh._server.upload_set import Bundle
 
 BOKEH_PORT = 5006
@@ -190,7 +190,7 @@ class ServerOptions:
     @property
     def plain(self) -> bool:
         """Whether it is a web server of another kind than Bokeh's."""
-        return is_plain(self.words)
+        return is_plain(place_texts(self.words, self.variables))
 
     @property
     def page_origins(self) -> tuple[str, ...]:
@@ -223,7 +223,9 @@ class ServerOptions:
             "brings": self.bundle is not None,
         }
         if self.plain:
-            return Launch(**common, socket=any("{socket}" in word for word in self.words))
+            return Launch(
+                **common, socket=any("{socket}" in text for text in place_texts(self.words, self.variables))
+            )
         # Who opens a server again that was left running may find that port taken.
         pages = nearby(local_port) if self.detach else [local_port]
         ours = [f"{name}:{page}" for page in pages for name in ("localhost", LOOPBACK)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -98,6 +100,33 @@ def test_app_that_is_only_here_is_told(
     with Program("direct", machine.host, "nowhere.py", *login(machine)) as program:
         assert program.end() == 1, program
     assert "--upload" not in program.stderr
+
+
+@pytest.mark.parametrize("what", ["beside", "deeper", "module", "nowhere"])
+def test_what_was_not_uploaded_with_the_app_is_told(machine: Machine, tmp_path: Path, what: str) -> None:
+    """An app that misses a file or a module which is beside it on this machine is told to bring it; the
+    control misses what is nowhere."""
+    folder = tmp_path / "work"
+    (folder / "data").mkdir(parents=True)
+    for name in ("table.csv", "data/deep.csv", "helper.py"):
+        (folder / name).touch()
+    text, wanted = {
+        "beside": ("open('table.csv')", "table.csv"),
+        "deeper": ("import pathlib\nopen(pathlib.Path(__file__).with_name('data') / 'deep.csv')", "data"),
+        "module": ("import helper", "helper.py"),
+        "nowhere": ("open('other.csv')", ""),
+    }[what]
+    (folder / "app.py").write_text(text)
+    with Program("direct", machine.host, str(folder / "app.py"), "--upload", *login(machine)) as program:
+        program.expect("http://localhost")
+        with contextlib.suppress(OSError):
+            urlopen(
+                next(word for word in program.stdout.split() if word.startswith("http")), timeout=30
+            ).close()
+        program.expect("Error")
+        if wanted:
+            program.expect(f"--bring {folder / wanted}")
+    assert ("--bring" in program.stderr) == bool(wanted)
 
 
 @pytest.mark.parametrize(("name", "meant"), [("uplaod", "upload"), ("hots", "host"), ("zzz", "")])

@@ -76,6 +76,33 @@ def get(url: str) -> str:
 
 
 @pytest.mark.parametrize("place", ["{port}", "{socket}"])
+def test_where_it_listens_may_be_a_variable(embedded: Callable[..., Machine], place: str) -> None:
+    """A server that reads where to listen from its environment gets it there, and its command has none."""
+    machine = embedded()
+    text = "import os, sys; sys.argv[1:] = [os.environ['WHERE']]\n" + SERVER
+    command = (machine.python, "-c", text)
+    with tunnel_to(machine, command, env={"WHERE": place, "OTHER": "x"}) as tunnel:
+        assert get(tunnel.url).startswith("it is ")
+
+
+def test_forgotten_place_is_told(embedded: Callable[..., Machine]) -> None:
+    """A command of one's own that does not start may have needed a place for its port; Bokeh's never does."""
+    machine = embedded()
+    with pytest.raises(LaunchError) as caught:
+        tunnel_to(machine, (machine.python, "-c", "raise SystemExit(2)"), launch=True).open()
+    assert "{port}" in str(caught.value.hint)
+    with pytest.raises(LaunchError) as caught:
+        tunnel_to(machine, ("bokeh", "serve"), args=["--no-such-option"], launch=True).open()
+    assert "{port}" not in str(caught.value.hint)
+
+
+def test_program_that_is_not_on_the_path_is_told(embedded: Callable[..., Machine]) -> None:
+    """Who names a program that is not found there is pointed at what puts it on the PATH."""
+    with pytest.raises(LaunchError, match="setup="):
+        tunnel_to(embedded(), ("no-such-program", "{port}")).open()
+
+
+@pytest.mark.parametrize("place", ["{port}", "{socket}"])
 def test_any_web_server_is_held_like_bokeh(machine: Machine, place: str) -> None:
     """A command with a place for its port, or its socket, is started, waited for, opened and ended; what is
     on a port is told to be open to others."""
