@@ -211,6 +211,7 @@ def release(session: nox.Session) -> None:
 @nox.session(default=False)
 def demo(session: nox.Session) -> None:
     """Show a Bokeh app through a real tunnel to an SSH server on this machine; Ctrl-C ends it."""
+    session.log("installing what the demo needs into .nox: about a minute the first time, then seconds")
     session.install("--quiet", ".[demo]")
     # It stops what it started on Ctrl-C: give it the time.
     session.run("bokeh-ssh", "demo", *session.posargs, interrupt_timeout=30, terminate_timeout=10)

@@ -105,16 +105,17 @@ class Tunnel(Openable):
         """The last lines of the server that this tunnel started; empty where it attached to one."""
         return self._lifecycle.session.log
 
-    def show(self, *, inline: bool | None = None, height: int | str = 600) -> bool:
+    def show(self, *, inline: bool | None = None, height: int | str = 600) -> bool | None:
         """Show the first app: in the cell of a notebook, elsewhere in the browser.
 
         :param inline: False opens the browser from a notebook too
         :param height: of the frame in the cell: pixels, or what CSS takes
-        :returns: False if no browser was found, or it cannot be led there without telling others the address
+        :returns: None in a cell; else whether a browser was found, and can be led there without telling
+            others the address
         """
         if notebook.is_here() if inline is None else inline:
             notebook.display(notebook.frame(self.url, height))
-            return True
+            return None  # or the cell would show it
         return self._browse()
 
     def _browse(self) -> bool:

@@ -45,14 +45,15 @@ def frame(url: str, height: int | str) -> str:
     )
 
 
-def show(tunnel: Any, *, inline: bool | None = None, height: int | str = 600) -> bool:
+def show(tunnel: Any, *, inline: bool | None = None, height: int | str = 600) -> bool | None:
     """Show the first app of an open tunnel: ``tunnel.show()``, as those write it who know Bokeh's ``show()``.
 
     :param inline: False opens the browser from a notebook too
     :param height: of the frame in the cell: pixels, or what CSS takes
-    :returns: False if no browser was found
+    :returns: whether a browser was found; None where it is in the cell
     """
-    return bool(tunnel.show(inline=inline, height=height))
+    found: bool | None = tunnel.show(inline=inline, height=height)
+    return found
 
 
 def is_here() -> bool:
@@ -72,18 +73,22 @@ def display(html: str) -> None:
     except ImportError as exc:
         msg = "this is no notebook, and cannot show the app in a cell"
         raise UsageError(msg, hint="leave out inline") from exc
-    ipython.display(ipython.HTML(html))
+    # Not as an HTML object, which warns of frames.
+    ipython.display({"text/html": html, "text/plain": "an app in a frame"}, raw=True)
 
 
 def notebook_prompt(question: Question) -> str | None:
     """Ask in the cell that runs: a ``prompt`` for notebooks, where a password is typed into a hidden field.
 
     Nobody is asked where no cell waits for the answer, as when a lost connection is made again in the
-    background; what was answered before is used then, and what cannot be is an error, never a kernel that
-    hangs.
+    background, or where nobody can type one, as when a program runs the notebook (``nbconvert``); what was
+    answered before is used then, and what cannot be is an error, never a kernel that hangs.
     """
     if threading.current_thread() is not threading.main_thread():
         return None
     text = f"{question.instructions}\n{question.text}".strip()
     ask: Any = input if question.echo or question.kind == "host_key" else getpass.getpass
-    return str(ask(f"{question.host}: {text} "))
+    try:
+        return str(ask(f"{question.host}: {text} "))
+    except NotImplementedError:  # IPython's StdinNotImplementedError
+        return None

@@ -17,7 +17,14 @@ import pytest
 
 import browser
 from beds import PASSWORD, Knobs, Machine, until
-from bokeh_ssh import DirectTunnel, PromptRequiredError, Question, UsageError, notebook_prompt
+from bokeh_ssh import (
+    AuthenticationError,
+    DirectTunnel,
+    PromptRequiredError,
+    Question,
+    UsageError,
+    notebook_prompt,
+)
 from bokeh_ssh._tunnels.notebook import frame, summary
 from skips import missing
 
@@ -147,6 +154,7 @@ def test_jupyterlab_shows_and_drives_an_app(
         inside.locator(".noUi-handle").wait_for(timeout=30_000)
         inside.locator(".noUi-handle").press("ArrowRight")
         inside.get_by_text("answer 4, call 1").wait_for(timeout=10_000)
+        assert not outputs[2].inner_text().strip()  # no warning of IPython's, and no value
         run(3)
         outputs[3].get_by_text("pulled: answer 42, call 1").wait_for(timeout=30_000)
         run(4)
@@ -198,6 +206,23 @@ def test_questions_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     thread.join(30)
     assert answers == ["", None]
     assert len(asked) == 3
+
+
+def test_question_where_nobody_can_type_is_an_error(
+    embedded: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a notebook that a program runs, what would be asked is a typed error, not the kernel's own."""
+    error = pytest.importorskip("IPython.core.error").StdinNotImplementedError
+
+    def refuse(*_: object) -> str:
+        raise error("this frontend takes no input")
+
+    monkeypatch.setattr("getpass.getpass", refuse)
+    monkeypatch.setattr("builtins.input", refuse)
+    machine = embedded(Knobs(password=True))
+    keywords = {**machine.login, "key_filename": None, "look_for_keys": False, "isolate": False}
+    with pytest.raises(AuthenticationError, match="was not answered"):
+        DirectTunnel(machine.host, machine.user, prompt=notebook_prompt, **keywords).open()
 
 
 def test_nothing_is_asked_unasked(embedded: Callable[..., Machine]) -> None:
