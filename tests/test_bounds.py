@@ -248,7 +248,7 @@ def test_words_that_nobody_asked_for_are_not_kept() -> None:
         return mark + b'{"event": "%08d' % number + b"x" * 65536 + b'"}\n'
 
     connection: Any = _Floods(say)
-    assert peak(lambda: PortOwnershipMonitor(connection, 5006, lambda error: None)) < 2 * _MIB
+    assert peak(lambda: PortOwnershipMonitor(connection, 5006, lambda error: None)._begin()) < 2 * _MIB
 
 
 def test_of_what_a_slow_client_misses_the_last_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

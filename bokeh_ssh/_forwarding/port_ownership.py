@@ -1,4 +1,4 @@
-"""Watches over a port of the server's machine: that it is still one's own when something is to go there.
+"""Watches over a port of the server's machine: that it is one's own, and still is when something goes there.
 
 A listener can end, and another user of that machine take its port, between two pages of one browser. So a
 local connection is led on only once the port was looked at *after* the SSH server had connected to it: a
@@ -19,57 +19,85 @@ from bokeh_ssh._core.proc_net import Listener, listeners, listening
 from bokeh_ssh._core.waiting import wait_for
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._ssh.remote_shell import encode, exec_line
+from bokeh_ssh._ssh.session import Session
 
 #: Told whether the port is still one's own; on the connection's thread, so it must not block.
 Verdict = Callable[[bool], None]
 
 #: What is waited for.
-_WORDS = ("hello", "uid", "blind")
-#: Answers each line of its input with the listeners of one port; one ``grep`` a time.
+_WORDS = ("hello", "looked", "blind")
+#: Looks at the listeners of one port once, and again for each line of its input; one ``grep`` a time.
 _LOOK = """\
 say() { printf '%s{"event":"%s","text":"%s"}\\n' "$mark" "$1" "$2"; }
+look() { grep -hi "$port" /proc/net/tcp /proc/net/tcp6 2>/dev/null | tr '\\n' ';'; }
 [ -r /proc/net/tcp ] || { say blind; exit; }
 say uid "$(id -u)"
-while read -r n; do
-  x=$(grep -hi "$port" /proc/net/tcp /proc/net/tcp6 2>/dev/null | tr '\\n' ';')
-  say seen "$n;$x"
-done"""
+say looked "$(look)"
+while read -r n; do say seen "$n;$(look)"; done"""
 
 
 class PortOwnershipMonitor:
     """Tells, again and again, whether the listener on a port is still the one from the beginning.
 
-    Made by :func:`monitor_port`.
+    Made by :func:`monitor_port`. It begins on a thread of its own, since that takes four round trips.
+
+    :param on_taken: told when the port becomes another user's; on the connection's thread
     """
 
     def __init__(self, connection: Connection, port: int, on_taken: Callable[[BokehSSHError], None]) -> None:
+        self._connection = connection
         self._host = connection.name
         self._port = port
         self._on_taken = on_taken
         self._nonce = secrets.token_hex(16)
         self._reader = Reader(self._nonce)
-        self._change = threading.Condition()
+        self._change = threading.Condition(threading.RLock())  # a signal handler may close meanwhile
         self._numbers = itertools.count()
         self._asked: dict[str, Verdict] = {}
         self._said: set[str] = set()
         self._me = -1
         self._first: frozenset[Listener] = frozenset()
+        self._sees = False
+        self._error: BokehSSHError | None = None
+        self._begun = False
         self._ended = False
         self._leaving = False
-        self._session = connection.run(
+        self._session: Session | None = None
+
+    def begin(self) -> None:
+        """Begin to look, on a thread of its own."""
+        threading.Thread(target=self._begin, name="bokeh-ssh port monitor", daemon=True).start()
+
+    def _begin(self) -> None:
+        sees, error = False, None
+        try:
+            sees = self._start(self._connection.hop.timeout)
+        except SessionError:  # no command may be run, so nothing is seen
+            pass
+        except BokehSSHError as exc:
+            error = exc
+        with self._change:
+            self._sees, self._error, self._begun = sees, error, True
+            self._change.notify_all()
+
+    def _start(self, timeout: float) -> bool:
+        """Look for the first time; return whether it sees anything."""
+        session = self._connection.run(
             exec_line(self._nonce),
             on_stdout=self._on_stdout,
             on_stderr=lambda data: None,
             on_exit=self._on_exit,
-            timeout=connection.hop.timeout,
+            timeout=timeout,
         )
-
-    def _start(self, timeout: float) -> bool:
-        """Look for the first time; return whether it sees anything."""
-        if not self._wait("hello", timeout):
+        with self._change:
+            self._session = session
+            left = self._leaving
+        if left:
+            session.close()
+        if left or not self._wait("hello", timeout):
             return False
-        self._session.write(encode(f"mark={self._nonce}; port='{listening(self._port)}'\n{_LOOK}\n"))
-        return self._wait("uid", timeout)
+        session.write(encode(f"mark={self._nonce}; port='{listening(self._port)}'\n{_LOOK}\n"))
+        return self._wait("looked", timeout)
 
     def _wait(self, word: str, timeout: float) -> bool:
         with self._change:
@@ -78,46 +106,84 @@ class PortOwnershipMonitor:
             )
             return word in self._said
 
+    def wait(self) -> bool:
+        """Wait until it has begun; return whether it sees anything.
+
+        :raises ConnectionLostError: if the line goes down
+        """
+        with self._change:
+            wait_for(self._change, lambda: self._begun, 3 * self._connection.hop.timeout)
+        if self._error:
+            raise self._error
+        return self._sees
+
+    def check_owner(self) -> None:
+        """Refuse a listener that was another user's at the first look; where nothing is seen, none is.
+
+        :raises ForeignServerError: if it was
+        :raises ConnectionLostError: if the line goes down
+        """
+        if not self.wait():
+            return
+        foreign = self._foreign_owner(self._first)
+        if foreign is not None:
+            msg = (
+                f"the server on port {self._port} belongs to another user (uid {foreign}, you are {self._me})"
+            )
+            hint = "choose another remote_port, or allow it with allow_foreign=True"
+            raise ForeignServerError(msg, host=self._host, hint=hint, port=self._port, owner=foreign)
+
+    def _foreign_owner(self, now: frozenset[Listener]) -> int | None:
+        return next((owner for owner, _ in now if owner != self._me), None)
+
     def verify(self, verdict: Verdict) -> None:
         """Look at the port, and tell; returns at once."""
         with self._change:
-            over = self._ended
+            session = None if self._ended else self._session
             number = str(next(self._numbers))
-            if not over:
+            if session:
                 self._asked[number] = verdict
-        if over:
-            verdict(False)
+        if session:
+            session.write(f"{number}\n".encode())
         else:
-            self._session.write(f"{number}\n".encode())
+            verdict(False)
 
     def close(self) -> None:
-        """End it."""
-        self._leaving = True
-        self._session.write_eof()
-        self._session.close()
+        """End it; idempotent."""
+        with self._change:
+            self._leaving = True
+            session = self._session
+        if session:
+            session.write_eof()
+            session.close()
 
     def _on_stdout(self, data: bytes) -> None:
         for message in self._reader.feed(data):
             event, text = message["event"], str(message.get("text", ""))
             if event == "uid" and text.isdecimal() and len(text) < 20:  # as Python reads numbers
                 self._me = int(text)
+            elif event == "looked":
+                self._first = self._read(text)
             elif event == "seen":
                 number, _, rows = text.partition(";")
                 verdict = self._asked.pop(number, None)
                 if verdict:
-                    verdict(self._judge(listeners(rows.replace(";", "\n"), self._port)))
+                    verdict(self._judge(self._read(rows)))
             if event in _WORDS:
                 with self._change:
                     self._said.add(event)
                     self._change.notify_all()
 
+    def _read(self, rows: str) -> frozenset[Listener]:
+        return listeners(rows.replace(";", "\n"), self._port)
+
     def _judge(self, now: frozenset[Listener]) -> bool:
-        foreign = [owner for owner, _ in now if owner != self._me]
-        if foreign:
-            msg = f"port {self._port} belongs to another user now (uid {foreign[0]}, you are {self._me})"
+        foreign = self._foreign_owner(now)
+        if foreign is not None:
+            msg = f"port {self._port} belongs to another user now (uid {foreign}, you are {self._me})"
             hint = "see who took it; start the server again on another port, or on a private socket"
             self._on_taken(
-                ForeignServerError(msg, host=self._host, hint=hint, port=self._port, owner=foreign[0])
+                ForeignServerError(msg, host=self._host, hint=hint, port=self._port, owner=foreign)
             )
             return False
         same = not self._first or bool(now & self._first)
@@ -133,7 +199,7 @@ class PortOwnershipMonitor:
             self._change.notify_all()
         for verdict in asked.values():
             verdict(False)
-        if "uid" in self._said and not self._leaving:
+        if "looked" in self._said and not self._leaving:
             msg = f"nobody watches over port {self._port} any more"
             self._on_taken(ConnectionLostError(msg, host=self._host, hint="open it again"))
 
@@ -141,18 +207,14 @@ class PortOwnershipMonitor:
 @contextlib.contextmanager
 def monitor_port(
     connection: Connection, port: int, on_taken: Callable[[BokehSSHError], None]
-) -> Iterator[PortOwnershipMonitor | None]:
-    """Watch over the port while the context lasts; None where it would see nothing.
+) -> Iterator[PortOwnershipMonitor]:
+    """Watch over the port while the context lasts; begins in the background.
 
-    :param on_taken: told when the port is another user's; on the connection's thread
-    :raises ConnectionLostError: if the line goes down
+    :param on_taken: told when the port becomes another user's; on the connection's thread
     """
+    monitor = PortOwnershipMonitor(connection, port, on_taken)
+    monitor.begin()
     try:
-        monitor = PortOwnershipMonitor(connection, port, on_taken)
-    except SessionError:
-        yield None
-        return
-    try:
-        yield monitor if monitor._start(connection.hop.timeout) else None
+        yield monitor
     finally:
         monitor.close()

@@ -101,6 +101,19 @@ def http_get(
     return secure or found
 
 
+def ask_at_once(sock: socket.socket, path: str, *, timeout: float) -> HttpProbe | None:
+    """Send a GET request over ``sock``, and close it; None where no HTTP answer comes.
+
+    :param path: empty: ask nothing
+    """
+    try:
+        return _get(sock, path, timeout) if path else None
+    except (http.client.HTTPException, OSError):
+        return None
+    finally:
+        sock.close()
+
+
 def _get(sock: socket.socket, path: str, timeout: float) -> HttpProbe:
     client = http.client.HTTPConnection("localhost", timeout=timeout)
     with contextlib.closing(client):

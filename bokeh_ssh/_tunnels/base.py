@@ -276,9 +276,11 @@ class TunnelParts:
         # Sockets are in folders that nobody else may enter; a port can become another user's at any time.
         monitor = None
         if isinstance(endpoint, tuple) and not self._options.allow_foreign:
-            watch = monitor_port(connection, endpoint[1], session.lose)
-            monitor = session.connection_stack.enter_context(watch)
-        verify = monitor.verify if monitor else None
+            attached = self._acquisition.find_attachment(connection, endpoint)
+            monitor = (attached and attached.monitor) or session.connection_stack.enter_context(
+                monitor_port(connection, endpoint[1], session.lose)
+            )
+        verify = monitor.verify if monitor and monitor.wait() else None
         leads = self._acceptor.forwarding(
             connection, endpoint, request_filter, verify, self._cache, ahead=self._may_wait
         )
@@ -290,9 +292,7 @@ class TunnelParts:
 
     def _await_answer(self, connection: Connection, endpoint: Endpoint, found: FoundServer) -> None:
         options, launched = self._options, found.held is not None
-        path = options.ready or (
-            found.routes[0] if options.plain else found.routes[0].rstrip("/") + "/metadata"
-        )
+        path = self._acquisition.ready_path(found)
 
         def accept(probe: HttpProbe) -> bool:
             if options.ready:
@@ -300,13 +300,16 @@ class TunnelParts:
             # Whatever a server says, it answers: a login of its own, or a page that it does not have.
             return (probe.status > 0 or probe.tls) and not (launched and probe.is_unavailable)
 
+        attached = self._acquisition.find_attachment(connection, endpoint)
+        probe = attached.probe if attached and (launched or not options.ready) else None
         try:
-            probe = wait_until_ready(
-                lambda timeout: http_get(connection, endpoint, path, timeout=timeout, tls=found.tls),
-                timeout=options.launch_timeout if launched else 15.0,
-                accept=accept,
-                broken=self._session.life.check_unbroken,
-            )
+            if probe is None or not accept(probe):
+                probe = wait_until_ready(
+                    lambda timeout: http_get(connection, endpoint, path, timeout=timeout, tls=found.tls),
+                    timeout=options.launch_timeout if launched else 15.0,
+                    accept=accept,
+                    broken=self._session.life.check_unbroken,
+                )
         except TimeoutError as exc:
             msg = f"the server did not answer through the tunnel ({exc})"
             host = self._session.life.label

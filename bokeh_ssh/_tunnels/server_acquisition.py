@@ -19,9 +19,10 @@ from bokeh_ssh._core.errors import (
     ServerTakenError,
 )
 from bokeh_ssh._core.events import Attached, Event, ServerTaken
+from bokeh_ssh._forwarding.port_ownership import PortOwnershipMonitor, monitor_port
 from bokeh_ssh._server.file_sync import FileSync
 from bokeh_ssh._server.options import ANY, BOKEH_PORT, LOOPBACK, ServerOptions
-from bokeh_ssh._server.probe import check_owner, find_route, probe_port
+from bokeh_ssh._server.probe import HttpProbe, ask_at_once, find_route, probe_port
 from bokeh_ssh._server.registry import choose, list_servers
 from bokeh_ssh._server.server import Server
 from bokeh_ssh._ssh.connection import Connection
@@ -30,6 +31,8 @@ from bokeh_ssh._tunnels.local_session import LocalSession
 
 #: Seconds for a look whether a server that was left is there.
 _GLANCE = 1.0
+#: Seconds for a first answer; a server that listens may have to get ready yet, and is asked again.
+_ANSWER = 10.0
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,21 @@ class FoundServer:
     tls: bool = False
     id: str = ""
     held: Server | None = None
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """Where a server listens, as it has just been seen over a connection.
+
+    :ivar endpoint: a path, or a port of that machine
+    :ivar probe: what answered; None where nothing did
+    :ivar monitor: what watches over a port that was attached to; None where it may be another user's
+    """
+
+    connection: Connection
+    endpoint: str | int
+    probe: HttpProbe | None
+    monitor: PortOwnershipMonitor | None
 
 
 class ServerAcquisition:
@@ -81,6 +99,7 @@ class ServerAcquisition:
         self._no_sockets = False  # whether the SSH server connects nobody to sockets
         self._left_behind = False
         self.reports = True
+        self._attached: Attachment | None = None
 
     def open_local(self) -> None:
         """Begin to watch the files that the server is to have."""
@@ -131,25 +150,30 @@ class ServerAcquisition:
         :raises PortInUseError: if something else answers on the port that was asked for
         """
         options, timeout = self._options, connection.hop.timeout
+        monitor = None
+        if not options.allow_foreign:  # it looks while the server is asked
+            watch = monitor_port(connection, port, self._session.lose)
+            monitor = self._session.connection_stack.enter_context(watch)
         probe = probe_port(connection, port, timeout=timeout)
-        if probe is None:
-            return None
-        if not probe.is_bokeh:
-            if options.launch is None and not options.remote_port:
+        if probe is None or not probe.is_bokeh:
+            if monitor:
+                monitor.close()
+            if probe is None or (options.launch is None and not options.remote_port):
                 return None
             msg = f"port {port} is taken by something that is not a Bokeh server"
             hint = "choose another remote_port, or leave it out for any free one"
             raise PortInUseError(msg, host=connection.name, hint=hint, port=port, side="remote")
-        if not options.allow_foreign:
-            check_owner(connection, port)
+        endpoint = ("localhost", port)  # it may listen on ::1 alone
+        route = "" if self.found else find_route(connection, endpoint, timeout=timeout, tls=probe.tls)
+        if monitor:
+            monitor.check_owner()
+        self._attached = Attachment(connection, port, probe, monitor)
         # Only now: were that machine this one, our own listener would have answered. The server's own port,
         # since without more options its pages may come from no other.
         local_port = self._bind(port)
         self.outcome = "left"
         if self.found:
             return self.found
-        endpoint = ("localhost", port)  # it may listen on ::1 alone
-        route = find_route(connection, endpoint, timeout=timeout, tls=probe.tls)
         self.found = FoundServer(endpoint, port, (route,), tls=probe.tls)
         self._session.life.emit(Attached(host=connection.name, port=port))
         if port != local_port:
@@ -159,6 +183,13 @@ class ServerAcquisition:
             )
             self._session.life.warn(text, connection.name)
         return self.found
+
+    def find_attachment(self, connection: Connection, endpoint: Endpoint) -> Attachment | None:
+        """Return what is known of an endpoint that was asked over that very connection."""
+        attached = self._attached
+        where = endpoint[1] if isinstance(endpoint, tuple) else endpoint
+        fits = attached and attached.connection is connection and attached.endpoint == where
+        return attached if fits else None
 
     def attach_published(self, gateway: Connection, where: Endpoint, name: str) -> FoundServer:
         """Attach to a server that is published on a gateway by name."""
@@ -199,12 +230,25 @@ class ServerAcquisition:
                     msg = f"Bokeh cannot serve an app under the name {unquote(route)!r}"
                     hint = "rename the file so that its name has letters, digits, - and _ only"
                     raise LaunchError(msg, host=connection.name, hint=hint, log=server.log)
-            if not server.socket or _can_connect(connection, server.socket):
+            if not server.socket:
                 return found
-            # It listens, as its supervisor has seen, so what is missing is the permission
-            # (AllowStreamLocalForwarding), which OpenSSH does not tell from a socket that nobody serves.
-            self._no_sockets = True
-            server.stop()
+            try:
+                sock = connection.open_socket(server.socket, timeout=connection.hop.timeout)
+            except ForwardError:
+                # It listens, as its supervisor has seen, so what is missing is the permission
+                # (AllowStreamLocalForwarding), which OpenSSH does not tell from a socket that nobody serves.
+                self._no_sockets = True
+                server.stop()
+            else:
+                path = "" if found.tls else self.ready_path(found)  # a server with TLS would log it
+                probe = ask_at_once(sock, path, timeout=_ANSWER)
+                self._attached = Attachment(connection, server.socket, probe, None)
+                return found
+
+    def ready_path(self, found: FoundServer) -> str:
+        """Return the path of what is asked for to see whether a server answers; no app is run for that."""
+        options, route = self._options, found.routes[0]
+        return options.ready or (route if options.plain else route.rstrip("/") + "/metadata")
 
     def _take_over(self, connection: Connection, name: str) -> FoundServer:
         """Take over a server of the account that runs, as if it had been started here.
@@ -347,12 +391,3 @@ def _has_ended(connection: Connection, server: Server) -> bool:
     except BokehSSHError:
         return False
     return not any(each.id == server_ref.id and each.state != "ended" for each in every)
-
-
-def _can_connect(connection: Connection, path: str) -> bool:
-    """Return whether the SSH server connects us to a socket."""
-    try:
-        connection.open_socket(path, timeout=connection.hop.timeout).close()
-    except ForwardError:
-        return False
-    return True
