@@ -128,7 +128,7 @@ class ServerOptions:
 
         :raises UsageError: if it does
         """
-        words = () if self.plain else (*self.words, *own_options(self.args), "")
+        words = () if self.plain else (*self.words, *own_options([*map(str, self.args)]), "")
         for word, following in itertools.pairwise(words):
             value = word.partition("=")[2] if "=" in word else following
             if is_option(word, "--session-ids") and value == "external-signed":
@@ -233,7 +233,7 @@ class ServerOptions:
         private = self.signed is not False
         own_ids = any(is_option(arg, "--session-ids") for arg in own_options([*map(str, self.args)]))
         sign: bool | Literal["port"] = "port" if self.signed is None and not own_ids else bool(self.signed)
-        if sign == "port" and _is_true((self.env or {}).get("BOKEH_SIGN_SESSIONS", "")):
+        if sign == "port" and _is_true(self.variables.get("BOKEH_SIGN_SESSIONS", "")):
             sign = True  # the same, but with a key that is known here too
         return Launch(
             **common, origins=origins, socket=private and not self.remote_port, sign=sign, dev=self.dev
