@@ -327,7 +327,6 @@ class Connection:
                 reset(sock)
 
         def opened(channel: Channel) -> None:
-            self._reached[target] = time.monotonic()
             if check:
                 early = EarlyChannel(channel)
                 check(lambda fine: go_on(early) if fine else give_up(early))
@@ -372,7 +371,12 @@ class Connection:
         refused: Callable[[int, str], None],
     ) -> None:
         """Ask for a channel to ``target``; the callbacks tell."""
-        self.transport.request_channel(*opening(target, origin), opened, refused)
+
+        def reached(channel: Channel) -> None:
+            self._reached[target] = time.monotonic()
+            opened(channel)
+
+        self.transport.request_channel(*opening(target, origin), reached, refused)
 
     def listen(self, where: Endpoint, handler: IncomingHandler) -> Endpoint:
         """Ask the server to listen (``ssh -R``); return where it does, with the real port for ``port=0``.
