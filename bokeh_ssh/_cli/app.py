@@ -26,6 +26,7 @@ from bokeh_ssh._cli.options import (
     LOGGED,
     LOGIN,
     OUTPUT,
+    QUEUE,
     REMOTE,
     START,
     STARTED_ONCE,
@@ -142,7 +143,7 @@ def _top(
         "direct me@host app.py --command 'panel serve' -- --args --year 2024",
     ),
 )
-@takes(*TUNNEL, *BATCH, *LOGIN, *LOGGED)
+@takes(*TUNNEL, *BATCH, *QUEUE, *LOGIN, *LOGGED)
 def direct(
     context: typer.Context,
     host: Target,

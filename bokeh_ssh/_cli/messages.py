@@ -19,6 +19,7 @@ from bokeh_ssh._core.events import (
     HostKeyAdded,
     HostKeyVerified,
     JobEnded,
+    JobEnding,
     JobStarted,
     JobSubmitted,
     JobWaiting,
@@ -121,6 +122,14 @@ def _(event: JobStarted) -> Line:
     until = f", ends {_clock(event.ends_at)}" if event.ends_at else ""
     text = f"Job {event.job} runs on {event.node}{until}"
     return Line("done", text, then=f"Connecting to {event.node}")
+
+
+@describe.register
+def _(event: JobEnding) -> Line:
+    if event.seconds is None:
+        return Line("warn", f"Job {event.job} was warned by the scheduler: it may be ended soon")
+    left = f"{event.seconds / 60:.0f} min" if event.seconds >= 90 else f"{event.seconds:.0f} s"
+    return Line("warn", f"Job {event.job} ends in {left}, at its time limit")
 
 
 @describe.register

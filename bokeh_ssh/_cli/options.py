@@ -478,6 +478,18 @@ BATCH = under(
     Flag("extra", "OPTION", "One more option of the submit command; repeat.", name="--batch-arg"),
 )
 
+#: What goes with it, and is the tunnel's own.
+QUEUE = under(
+    "In a batch job",
+    Flag("queue_timeout", "SECONDS", "How long the job may wait (default: as long as it takes)."),
+    Flag(
+        "resubmit",
+        "",
+        "Submit a new job when this one reaches its time limit, or loses its machine.",
+        name="--resubmit",
+    ),
+)
+
 #: What opens a server that runs.
 ATTACH = (
     *under("Ports", _LOCAL_PORT, _ALLOW_OTHERS, _CACHE),
@@ -587,7 +599,9 @@ EXPOSED = under("Ports", _ALLOW_EXPOSED)
 #: What the demo takes: its server, app and login are its own.
 DEMO = under("Ports", _LOCAL_PORT)
 
-_NAMES = {flag.keyword: flag.names[0] for flag in (*LOGIN, *TUNNEL, *BATCH, *GATEWAY, *REMOTE, *FORWARD)}
+_NAMES = {
+    flag.keyword: flag.names[0] for flag in (*LOGIN, *TUNNEL, *BATCH, *QUEUE, *GATEWAY, *REMOTE, *FORWARD)
+}
 _MENTION = re.compile(
     r'\b(?P<name>[a-z_]+)(?:=(?P<value>True|False|"[^"]*"|\(\)|(?=[\s,;.)]|$)))?(?![\w=])',
 )

@@ -32,6 +32,7 @@
     ├── JobError                    a cluster's scheduler and its batch job
     │   ├── SubmitError             the scheduler refused the job
     │   ├── JobNeverStartsError     it accepted the job, which can never start
+    │   ├── QueueTimeoutError       the job has waited for as long as it was to
     │   └── JobEndedError           the job is over
     ├── ServerNotFoundError         nothing to attach to
     │   └── ServerGoneError         the server that was there is no more
@@ -318,6 +319,16 @@ class JobNeverStartsError(JobError):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
+class QueueTimeoutError(JobError):
+    """The job still waited after ``queue_timeout`` seconds; it was cancelled.
+
+    :ivar reason: why it waited, in the scheduler's word
+    """
+
+    reason: str = ""
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
 class JobEndedError(JobError):
     """The job is over, and all that ran in it.
 
@@ -366,11 +377,26 @@ class ForeignServerError(BokehSSHError):
     owner: int = -1
 
 
+#: What to do about a server that was killed for memory.
+MEMORY_HINT = "give it more memory (memory= of a batch job), or have the app hold less data"
+
+
+def describe_kill(limit: int) -> str:
+    """Say that the system has killed a process for memory.
+
+    :param limit: what it may use, in bytes; 0 where no limit is known
+    """
+    what = f"more memory than the {limit / (1 << 20):.0f} MiB that it may use" if limit else "too much memory"
+    return f"it wanted {what}, and the system killed it"
+
+
 @dataclass(kw_only=True, eq=False, repr=False)
 class ServerExitedError(BokehSSHError):
     """The remote Bokeh server ended by itself.
 
     :ivar exit_status: negative for a signal; None where it is not known
+    :ivar memory_limit: where it was killed since its machine, or its job, had no more memory: the limit in
+        bytes, 0 where none is known; else None
     :ivar log: the last lines that it wrote
     """
 
@@ -378,10 +404,23 @@ class ServerExitedError(BokehSSHError):
 
     exit_status: int | None = None
     log: tuple[str, ...] = ()
+    memory_limit: int | None = None
 
     @classmethod
-    def of(cls, host: str, exit_status: int | None, log: tuple[str, ...]) -> ServerExitedError:
+    def of(
+        cls, host: str, exit_status: int | None, log: tuple[str, ...], memory_limit: int | None = None
+    ) -> ServerExitedError:
         """Say how it ended."""
+        if memory_limit is not None:
+            msg = f"the Bokeh server has ended: {describe_kill(memory_limit)}"
+            return cls(
+                msg,
+                host=host,
+                hint=MEMORY_HINT,
+                exit_status=exit_status,
+                log=log,
+                memory_limit=memory_limit,
+            )
         how = "" if exit_status is None else f" (exit status {exit_status})"
         if exit_status is not None and exit_status < 0:
             how = f" (signal {-exit_status})"

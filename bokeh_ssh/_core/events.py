@@ -92,6 +92,19 @@ class JobStarted(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class JobEnding(Event):
+    """The job will end soon: 10 and 2 minutes before its time limit, and when the scheduler warns it.
+
+    :param seconds: until its time limit; None where a warning came that has nothing to do with that
+    :param warned: whether it is told since the scheduler has warned the job
+    """
+
+    job: str
+    seconds: float | None
+    warned: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class JobEnded(Event):
     """The job is over.
 
@@ -207,9 +220,13 @@ class ServerResponsive(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ServerExited(Event):
-    """The remote server ended by itself; ``exit_status`` is negative for a signal."""
+    """The remote server ended by itself; ``exit_status`` is negative for a signal.
+
+    :param memory_limit: where it was killed for memory, as :class:`ServerExitedError` has it
+    """
 
     exit_status: int | None
+    memory_limit: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

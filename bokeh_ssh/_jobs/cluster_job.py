@@ -1,8 +1,8 @@
 """The batch job of a tunnel, from the login node on: submitted, waited for, reached, cancelled at the end.
 
 What stays while lines come and go: the login, as long as it lives, since a new one may ask a person for a
-code; the warden that it carries; and the job. The scheduler is asked only while somebody waits for its
-answer, not while the tunnel stands: the end of the job is the end of the connection to it.
+code; the warden that it carries; and the job. While the tunnel stands, the scheduler is asked only before a
+warning of the time limit, which may have been raised: the end of the job is the end of the connection to it.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ from bokeh_ssh._core.errors import (
     JobEndedError,
     JobNeverStartsError,
     LaunchError,
+    QueueTimeoutError,
     SubmitError,
     TunnelClosedError,
 )
-from bokeh_ssh._core.events import Event, JobEnded, JobStarted, JobSubmitted, JobWaiting, Warned
+from bokeh_ssh._core.events import Event, JobEnded, JobEnding, JobStarted, JobSubmitted, JobWaiting, Warned
 from bokeh_ssh._core.host import Host
 from bokeh_ssh._core.waiting import wait
 from bokeh_ssh._jobs import slurm
 from bokeh_ssh._jobs.batch import Batch
 from bokeh_ssh._jobs.job import Job, JobState
 from bokeh_ssh._jobs.job_login import JobLogin
+from bokeh_ssh._jobs.job_news import JobNews
 from bokeh_ssh._jobs.job_stream import open_job_stream
 from bokeh_ssh._jobs.script import job_script
 from bokeh_ssh._jobs.warden import Warden
@@ -54,6 +56,14 @@ _SURE = 2
 _VERDICT = 60.0
 #: Seconds between two tries to reach a job that has just started.
 _PAUSE = 2.0
+#: How a job may end that is submitted again, if that is wanted: of these, nobody has wanted the end.
+_AGAIN = (JobState.TIMEOUT, JobState.NODE_FAIL, JobState.PREEMPTED)
+#: Seconds before the time limit at which it is told.
+_MARKS = (600.0, 120.0)
+#: Seconds to its time limit at which the scheduler's warning may be due to that.
+_NEAR = slurm.WARNING + 60.0
+#: Seconds for the accounting to say who has cancelled a job; it may be a slow machine of its own.
+_ACCOUNTING = 5.0
 _NOWHERE = "/dev/null"  # for output, where the home has a name that sbatch would take for a pattern
 _LINES = 20  # of what the job wrote, in an error
 
@@ -65,9 +75,13 @@ class ClusterJob:
     :param python: an interpreter there and on the nodes; None takes ``python3`` or ``python``
     :param grace: seconds that the job outlives a client that has vanished, while it waits and while it runs
     :param timeout: seconds from the job's start until it must answer
+    :param queue_timeout: seconds that it may wait; None: as long as it takes
+    :param resubmit: whether a new job is submitted for one that has served, and reaches its time limit, loses
+        its machine, or makes room for another
     :param dial: logs in to a machine
-    :param on_event: gets JobSubmitted, JobWaiting, JobStarted, JobEnded and Warned
+    :param on_event: gets JobSubmitted, JobWaiting, JobStarted, JobEnding, JobEnded and Warned
     :param on_change: gets the record of the job, whenever something in it changes
+    :ivar submitted: how many jobs were submitted
     """
 
     def __init__(
@@ -78,6 +92,8 @@ class ClusterJob:
         python: str | None,
         grace: float,
         timeout: float,
+        queue_timeout: float | None,
+        resubmit: bool,
         dial: Dial,
         on_event: Callable[[Event], None],
         on_change: Callable[[Job], None],
@@ -88,6 +104,8 @@ class ClusterJob:
         self._pythons = list(dict.fromkeys(filter(None, (python, "python3", "python"))))
         self._grace = grace
         self._timeout = timeout
+        self._queue_timeout = queue_timeout
+        self._resubmit = resubmit
         self._dial = dial
         self._emit = on_event
         self._on_change = on_change
@@ -97,6 +115,9 @@ class ClusterJob:
         self._nonce = secrets.token_hex(8)
         self._warden: Warden | None = None
         self._job: Job | None = None
+        self.submitted = 0
+        self._submitted_at = 0.0
+        self._marks = list(_MARKS)  # warnings of the time limit that are not given yet
         self._asked = 0.0  # when the scheduler was asked last
         self._silent = False  # whether it was told that the scheduler does not answer
         self._started = False  # whether the start was told
@@ -110,14 +131,31 @@ class ClusterJob:
 
         :raises SubmitError: if the scheduler refuses the job
         :raises JobNeverStartsError: if no waiting would start it
+        :raises QueueTimeoutError: if it has waited for too long
         :raises JobEndedError: if it is over
         :raises BokehSSHError: if a machine cannot be reached
         """
-        warden = self._reach_login()
-        if self._job is None:
-            self._submit(warden)
-        self._await_start(warden)
-        return self._reach_node(warden, connection_stack)
+        while True:
+            warden = self._reach_login()
+            if self._job is None:
+                self._submit(warden)
+            try:
+                self._await_start(warden)
+                return self._reach_node(warden, connection_stack)
+            except JobEndedError as exc:
+                # One that nobody has reached would end in the same way again.
+                if not (self._resubmit and self._reached and exc.state in _AGAIN):
+                    raise
+                self._forget_job()
+                self._emit(Warned(host=self._label, text=f"{exc.message}, so a new one is submitted"))
+
+    def _forget_job(self) -> None:
+        """Begin from the start: with keys of its own, as each job has them."""
+        self._key = JobLogin(self._stack, self._host)
+        self._nonce = secrets.token_hex(8)
+        self._job = None
+        self._started = self._reached = False
+        self._marks = list(_MARKS)
 
     def _reach_login(self) -> Warden:
         """Return the warden on the login node; log in, and start one, where there is none."""
@@ -161,7 +199,9 @@ class ClusterJob:
             msg = f"the scheduler refuses the job: {slurm.refusal(answer.lines)}"
             hint = "check queue, account, time, memory, gpus and extra"
             raise SubmitError(msg, host=self._label, hint=hint, said=answer.lines)
-        self._asked = time.monotonic() - _LEAST + _FIRST
+        self._submitted_at = time.monotonic()
+        self._asked = self._submitted_at - _LEAST + _FIRST
+        self.submitted += 1
         self._set(Job(id=job))
         self._emit(JobSubmitted(host=self._label, job=job))
 
@@ -206,8 +246,14 @@ class ClusterJob:
                     )
                 )
             pause = _LEAST if hopeless else min(_MOST, pause * _GROWTH)
+            left = self._queue_left()
+            if left <= 0:
+                raise self._waited(job)
+            pause = min(pause, max(_LEAST, left))
         if not self._started:
             self._started = True
+            if job.ends_at:  # what is told now need not be told again
+                self._marks = [each for each in _MARKS if each < job.ends_at - time.time()]
             self._emit(JobStarted(host=self._label, job=job.id, node=job.node, ends_at=job.ends_at))
 
     def _ask(self, warden: Warden, pause: float) -> Job | None:
@@ -230,6 +276,20 @@ class ClusterJob:
         self._set(found)
         return found
 
+    def _queue_left(self) -> float:
+        """Return for how many seconds the job may wait on."""
+        if self._queue_timeout is None:
+            return float("inf")
+        return self._submitted_at + self._queue_timeout - time.monotonic()
+
+    def _waited(self, job: Job) -> QueueTimeoutError:
+        """Cancel a job that has waited for too long, and make the error for it."""
+        self._cancel("cancelled, since it has waited for too long")
+        why = f" ({job.reason})" if job.reason else ""
+        msg = f"job {job.id} still waited after {self._queue_timeout:g} s{why}, so it was cancelled"
+        hint = "give a longer queue_timeout, or ask for less, or for another queue"
+        return QueueTimeoutError(msg, host=self._label, hint=hint, job=job.id, reason=job.reason)
+
     def _set(self, job: Job) -> None:
         if job != self._job:
             self._job = job
@@ -237,12 +297,22 @@ class ClusterJob:
 
     def _ended(self, warden: Warden, job: Job) -> JobEndedError:
         """Make the error for a job that is over, and tell of it."""
-        why, hint = slurm.describe_end(job.state)
+        canceller = self._find_canceller(warden, job) if job.state is JobState.CANCELLED else ""
+        why, hint = slurm.describe_end(job, self._batch, canceller)
         lines = () if self._reached else self._written(warden, job)
         warden.release()
         self._emit(JobEnded(host=self._label, job=job.id, state=job.state.value, why=why))
         msg = f"{why} (job {job.id}, {job.state.value})"
         return JobEndedError(msg, host=self._label, hint=hint, job=job.id, state=job.state.value, log=lines)
+
+    def _find_canceller(self, warden: Warden, job: Job) -> str:
+        """Find out who has cancelled the job; empty where nobody knows."""
+        try:
+            answer = warden.run(slurm.canceller_words(job.id), timeout=_ACCOUNTING)
+            number = slurm.read_canceller(answer.out) if answer.status == 0 else ""
+            return (warden.run(["id", "-nu", number]).out.strip() or number) if number else ""
+        except BokehSSHError:
+            return ""
 
     def _never(self, warden: Warden, job: Job) -> JobNeverStartsError:
         """Cancel a job that can never start, and make the error for it."""
@@ -302,6 +372,9 @@ class ClusterJob:
 
             connection = self._dial(connection_stack, host, stream)
             self._reached = True
+            connection_stack.enter_context(
+                JobNews(connection, str(record.get("news", "")), self._next_mark, self._on_news)
+            )
             return connection
         finally:
             for each in unused:
@@ -318,6 +391,32 @@ class ClusterJob:
             mark=secrets.token_hex(16),
             timeout=max(5.0, deadline - time.monotonic()),
         )
+
+    # Warnings of the end.
+
+    def _next_mark(self) -> float | None:
+        """Return in how many seconds the next warning of the time limit is due; None: never."""
+        job = self._job
+        if not job or not job.ends_at or not self._marks:
+            return None
+        return max(0.0, job.ends_at - self._marks[0] - time.time())
+
+    def _on_news(self, warned: bool) -> None:
+        """Tell that the job will end, after a warning of the scheduler's, or since a mark is due."""
+        warden = self._warden
+        if warden and warden.alive:  # the limit may have been raised
+            self._ask(warden, 0.0)
+        job = self._job
+        if not job or job.state is not JobState.RUNNING:
+            return
+        left = job.ends_at - time.time() if job.ends_at else None
+        due = [each for each in self._marks if left is not None and left <= each + 1.0]
+        self._marks = [each for each in self._marks if each not in due]
+        if warned and (left is None or left > _NEAR):
+            self._emit(JobEnding(host=self._label, job=job.id, seconds=None, warned=True))
+        elif warned or due:
+            seconds = None if left is None else max(0.0, round(left, 1))
+            self._emit(JobEnding(host=self._label, job=job.id, seconds=seconds, warned=warned))
 
     def _useless(self, warden: Warden, error: LaunchError) -> LaunchError:
         """Cancel a job whose machine can run no SSH server."""

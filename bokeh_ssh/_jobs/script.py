@@ -29,7 +29,8 @@ def job_script(pythons: Sequence[str], client_key: str, grace: float, output: st
     order = json.dumps({"client_key": client_key, "grace": grace, "output": output})
     end = "END_" + secrets.token_hex(8)  # a line that the program has not
     # exec: a signal for the job reaches the script's own process alone.
-    lines = ["#!/bin/sh", "unset PYTHONPATH PYTHONHOME"]
+    # The warning of a job with a short time may come now; what is ignored stays so until the program listens.
+    lines = ["#!/bin/sh", "trap '' USR1", "unset PYTHONPATH PYTHONHOME"]
     lines += [
         f"for p in {' '.join(map(word, pythons))}; do",
         f"  \"$p\" -S -c '{_CHECK}' </dev/null >/dev/null 2>&1 && break",

@@ -52,15 +52,16 @@ _NEVER = {
 #: A limit on what one job may have, which stays whatever other jobs do.
 _PER_JOB = re.compile(r"(Assoc|QOS)(Grp)?Max\w*PerJob\w*")
 
+_RESUBMIT = "start it again, or give resubmit=True, which does so"
 #: How it ended, and the next step.
 _ENDS = {
     JobState.COMPLETED: ("the job ended by itself", "start it again"),
     JobState.FAILED: ("the job failed", "see what your cluster's accounting (sacct -j) says of it"),
     JobState.CANCELLED: ("the job was cancelled", "start it again, unless that was you"),
-    JobState.TIMEOUT: ("the job reached its time limit", "start it again with a longer time"),
+    JobState.TIMEOUT: ("the job reached its time limit", f"give a longer time; {_RESUBMIT}"),
     JobState.OUT_OF_MEMORY: ("the job used more memory than it has", "start it again with more memory"),
-    JobState.NODE_FAIL: ("the job's machine failed", "start it again"),
-    JobState.PREEMPTED: ("the job had to make room for one of a higher priority", "start it again"),
+    JobState.NODE_FAIL: ("the job's machine failed", _RESUBMIT),
+    JobState.PREEMPTED: ("the job had to make room for one of a higher priority", _RESUBMIT),
     JobState.UNKNOWN: ("the job is over, and the scheduler does not know how it ended", "start it again"),
 }
 
@@ -184,9 +185,30 @@ def why_never(reason: str) -> str:
     return known or ("it wants more than one job may have" if _PER_JOB.fullmatch(reason) else "")
 
 
-def describe_end(state: JobState) -> tuple[str, str]:
-    """Say how a job ended, and the next step."""
-    return _ENDS[state]
+def describe_end(job: Job, batch: Batch, canceller: str = "") -> tuple[str, str]:
+    """Say how a job ended, and the next step.
+
+    :param canceller: who has cancelled it, where that is known
+    """
+    why, hint = _ENDS[job.state]
+    if job.state is JobState.CANCELLED and canceller:
+        why = f"{why} by {canceller}"
+    if job.state is JobState.OUT_OF_MEMORY and batch.memory:
+        why = f"{why} ({batch.memory})"
+    if job.state is JobState.NODE_FAIL and job.node:
+        why = f"{why} ({job.node})"
+    return why, hint
+
+
+def canceller_words(job: str) -> list[str]:
+    """Return the command that asks who has cancelled a job: the accounting knows, where there is one."""
+    return ["sacct", "-n", "-X", "-P", "-j", job, "-o", "State"]
+
+
+def read_canceller(out: str) -> str:
+    """Read the number of the account that has cancelled a job; empty where it is not told."""
+    found = re.search(r"^CANCELLED by (\d+)$", out, re.M)
+    return found[1] if found else ""
 
 
 def refusal(lines: Sequence[str]) -> str:

@@ -4,6 +4,9 @@ Runs on the node, as the batch script's own process, so that a signal for the jo
 only, Python 3.8 or newer, Linux. It reads one line of JSON from standard input, which has no secret in it:
 ``client_key`` (the public half of the key), ``grace`` and ``output``.
 
+A second socket is for news: each of its connections gets a line of JSON when the scheduler warns that the job
+will end.
+
 The SSH server is the node's ``sshd -i``, run as the user, with a host key that is made here and a socket that
 only the account reaches. What it starts is in the batch step, and outlives the connection that started it.
 """
@@ -24,7 +27,7 @@ import sys
 import time
 
 from bokeh_ssh._remote import process_tree
-from bokeh_ssh._remote.job_place import DOOR, make_job_place, write_record
+from bokeh_ssh._remote.job_place import DOOR, NEWS, make_job_place, write_record
 from bokeh_ssh._remote.run_dir import WITHIN, candidates, private, remove_tree, usable
 
 TYPE_CHECKING = False  # typing costs milliseconds of a start and is not needed to run
@@ -41,6 +44,7 @@ _CLEAN = re.compile(r"[\w.,:;/@%+=()\[\]-]+", re.ASCII)
 _PATIENCE = 10.0  # seconds between TERM and KILL
 _HURRY = 3.0  # the same where the scheduler ends the job: it may send KILL itself after 5
 _LOOK = 10.0  # seconds between two looks at the clock
+_LISTENERS = 100
 _TOUCH = 1200.0  # seconds; what cleans /tmp by age leaves what is younger
 
 
@@ -87,6 +91,9 @@ class JobHolder:
         self.sshd = ""
         self.config = os.path.join(self.place, "sshd_config")
         self.clients: dict[int, subprocess.Popen[bytes]] = {}
+        self.lines: dict[int, socket.socket] = {}  # to their clients, by the SSH server's number
+        self.listeners: list[socket.socket] = []  # who is to get the news
+        self.warned = False  # the scheduler's warning has come, and is to be passed on
         self.seen = time.monotonic()
         self.touched = self.seen
         self.ending = False
@@ -131,11 +138,9 @@ class JobHolder:
         """Serve until nobody needs it, or the job is to end."""
         with private():
             why = self.prepare()
-            door = socket.socket(socket.AF_UNIX)
-            door.bind(os.path.join(self.place, DOOR))
-        door.listen(64)
-        door.setblocking(False)
+            door, news = self.listen_at(DOOR), self.listen_at(NEWS)
         record = {"node": os.uname().nodename, "user": pwd.getpwuid(os.getuid()).pw_name, "why": why}
+        record["news"] = os.path.join(self.place, NEWS)
         if not why:
             with open(os.path.join(self.place, "host_key.pub"), encoding="ascii") as file:
                 record["host_key"] = " ".join(file.read().split()[:2])
@@ -156,14 +161,39 @@ class JobHolder:
                     with contextlib.suppress(OSError):
                         os.utime(path)
             wait = _LOOK if self.clients else min(_LOOK, max(0.1, self.seen + self.grace - now))
-            ready = select.select([door.fileno(), self.wakes], [], [], wait)[0]
+            sources: list[socket.socket | int] = [door, news, self.wakes, *self.listeners]
+            ready = select.select(sources, [], [], wait)[0]
             if self.wakes in ready:
                 os.read(self.wakes, 1 << 12)
                 self.reap()
-            if door.fileno() in ready:
+            if self.warned:
+                self.warned = False
+                self.tell()
+            if door in ready:
                 self.serve(door)
+            for listener in self.listeners[:]:
+                if listener in ready:  # they say nothing, so this is the end
+                    self.listeners.remove(listener)
+                    listener.close()
+            if news in ready and len(self.listeners) < _LISTENERS:
+                with contextlib.suppress(OSError):
+                    self.listeners.append(news.accept()[0])
         door.close()
         return 0
+
+    def listen_at(self, name: str) -> socket.socket:
+        """Listen on a socket in the job's place."""
+        sock = socket.socket(socket.AF_UNIX)
+        sock.bind(os.path.join(self.place, name))
+        sock.listen(64)
+        sock.setblocking(False)
+        return sock
+
+    def tell(self) -> None:
+        """Pass the scheduler's warning on to all who listen."""
+        for listener in self.listeners:
+            with contextlib.suppress(OSError):
+                listener.send(json.dumps({"event": "warned"}).encode() + b"\n", socket.MSG_DONTWAIT)
 
     def serve(self, door: socket.socket) -> None:
         """Give a connection an SSH server of its own."""
@@ -171,15 +201,15 @@ class JobHolder:
             client, _ = door.accept()
         except OSError:
             return
-        with client:
-            client.setblocking(True)
-            words, fd = [self.sshd, "-i", "-f", self.config], client.fileno()
-            try:
-                made = subprocess.Popen(words, stdin=fd, stdout=fd, stderr=subprocess.DEVNULL)
-            except OSError as exc:  # no memory, too many processes: the next one may do better
-                print(f"bokeh_ssh: sshd cannot be started ({exc})")
-                return
-        self.clients[made.pid] = made
+        client.setblocking(True)
+        words, fd = [self.sshd, "-i", "-f", self.config], client.fileno()
+        try:
+            made = subprocess.Popen(words, stdin=fd, stdout=fd, stderr=subprocess.DEVNULL)
+        except OSError as exc:  # no memory, too many processes: the next one may do better
+            print(f"bokeh_ssh: sshd cannot be started ({exc})")
+            client.close()
+            return
+        self.clients[made.pid], self.lines[made.pid] = made, client
 
     def reap(self) -> None:
         """Take note of who has ended: SSH servers, and what theirs have left to us."""
@@ -191,11 +221,15 @@ class JobHolder:
                 ended = self.clients.pop(pid, None)
                 if ended:
                     ended.returncode = status
+                    self.lines.pop(pid).close()
                     self.seen = time.monotonic()
 
     def on_signal(self, number: int, frame: object) -> None:
-        """End the job; the warning before its time limit is the client's to tell."""
-        self.ending = self.ending or number != signal.SIGUSR1
+        """End the job; or pass a warning on, which comes before its time limit."""
+        if number == signal.SIGUSR1:
+            self.warned = True
+        else:
+            self.ending = True
 
     def listen(self) -> None:
         """Take signals, and adopt what the SSH servers leave."""
@@ -208,6 +242,9 @@ class JobHolder:
 
     def finish(self) -> None:
         """End all that runs in the job, and leave no file."""
+        for line in self.lines.values():  # first: what ends it is the job's end, not the server's own
+            with contextlib.suppress(OSError):
+                line.shutdown(socket.SHUT_RDWR)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         mine = process_tree.below(os.getpid(), process_tree.table())
         servers = {os.fsdecode(value) for value in process_tree.values(WITHIN.encode(), mine)}

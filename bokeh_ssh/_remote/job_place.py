@@ -6,6 +6,7 @@ Runs on the node: standard library only, Python 3.8 or newer.
 
     /tmp/bokeh-ssh-job-UID-JOB/     ours, 0700; ~/.bokeh-ssh-job-JOB-NODE where that cannot be had
         door                        the holder's socket: an SSH server answers on each connection
+        news                        likewise: says on each connection that the job will end
         record                      as JSON: the server's public host key, or why there is none
         host_key, ...               what that server needs; the private half of its key never leaves
 """
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 DOOR = "door"
+NEWS = "news"
 RECORD = "record"
 
 

@@ -7,11 +7,13 @@ import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import sys
 import time
 
 from bokeh_ssh._remote import process_tree
+from bokeh_ssh._remote.control_group import MemoryGroup
 from bokeh_ssh._remote.control_socket import remove_stale
 from bokeh_ssh._remote.process_group import PATIENCE, changes
 from bokeh_ssh._remote.readiness import READY_FD, ReadinessProbe, Watch, mask, parse_notice, routes_of
@@ -130,6 +132,9 @@ class Server:
         self.sidecar = Sidecar()
         self.watch = Watch(float(spec.get("watch", 0)))
         self.was_busy = False
+        self.memory = MemoryGroup()
+        self.memory_kills = 0  # in that group, before the server was started
+        self.memory_limit: int | None = None  # what it was killed for: bytes, 0 where no limit is known
         self.born = client.since
         self.started: dict[str, Any] = {}
 
@@ -193,6 +198,7 @@ class Server:
             ends.append(theirs)
         shown = [os.fsdecode(word) for word in argv]
         self.probe.prepare(shown)
+        self.memory_kills = self.memory.kills()
         try:
             out, err = self.process.start(self.reloading(argv) or self.without_cwd(argv), env)
             self.output.add(out=out, err=err)
@@ -351,8 +357,11 @@ class Server:
         elif self.process.status is None:
             self.process.status = status
             self.output.drain_all()
+            # A shell that has started it, and waits for it, says 128 + 9.
+            if status in (-signal.SIGKILL, 128 + signal.SIGKILL) and self.memory.kills() > self.memory_kills:
+                self.memory_limit = self.memory.limit()
             if not self.retry():
-                self.client.send("exit", status=status)
+                self.client.send("exit", status=status, memory=self.memory_limit)
                 self.process.end(PATIENCE)
 
     def note_halted(self, halted: bool) -> None:
@@ -458,7 +467,12 @@ class Server:
             ready=self.probe.ready,
         )
         if self.process.status is not None:
-            record.update(status=self.process.status, ended=time.time(), log=self.output.tail()[-LAST:])
+            record.update(
+                status=self.process.status,
+                memory=self.memory_limit,
+                ended=time.time(),
+                log=self.output.tail()[-LAST:],
+            )
         return record
 
     def write_record(self) -> None:

@@ -26,12 +26,12 @@ import time
 
 from bokeh_ssh._remote.client_requests import ClientRequests
 from bokeh_ssh._remote.client_stream import CHUNK, LONGEST, Client
+from bokeh_ssh._remote.control_group import doom
 from bokeh_ssh._remote.control_socket import ControlSocket
 from bokeh_ssh._remote.daemonize import Anchor, detach_session
 from bokeh_ssh._remote.process_group import PATIENCE, changes
 from bokeh_ssh._remote.run_dir import CONTROL, RunDir, make_run_dir, repair_run_dir, usable
 from bokeh_ssh._remote.server import Server
-from bokeh_ssh._remote.systemd_scope import doom
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

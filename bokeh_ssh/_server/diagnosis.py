@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bokeh_ssh._core.errors import (
+    MEMORY_HINT,
     BokehNotFoundError,
     BokehSSHError,
     ConnectionLostError,
@@ -20,11 +21,12 @@ from bokeh_ssh._core.errors import (
     ServerTakenError,
     SessionError,
     UploadError,
+    describe_kill,
 )
 from bokeh_ssh._core.framing import plain
 from bokeh_ssh._server.launch_spec import OLDEST_BOKEH, OLDEST_PYTHON, Launch
 from bokeh_ssh._server.log_parsing import is_windows, port_in_use, reason
-from bokeh_ssh._server.server_state import Evidence, Stage
+from bokeh_ssh._server.server_state import Evidence, Stage, read_memory
 
 #: What OpenSSH and PAM say of a password that has run out, and programs where there is no terminal.
 _EXPIRED = re.compile(
@@ -48,6 +50,7 @@ class StartFailure:
     :param over: whether the session ended
     :param status: how the session ended; None where that is not known
     :param exit_status: how the server ended; None where it did not
+    :param memory_limit: where it was killed for memory: its limit in bytes, 0 where none is known
     :param log: what the server wrote
     :param before: what start files and ``setup`` wrote
     :param timeout: seconds that it was given; None is the launch's own
@@ -60,6 +63,7 @@ class StartFailure:
     over: bool = False
     status: int | None = None
     exit_status: int | None = None
+    memory_limit: int | None = None
     log: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
     timeout: float | None = None
@@ -147,6 +151,9 @@ class StartFailure:
             hint = "choose another remote_port, or leave it out for any free one"
             return PortInUseError(msg, host=self.host, hint=hint, port=self.launch.port, side="remote")
         how = f"signal {-status}" if status is not None and status < 0 else f"exit status {status}"
+        if self.memory_limit is not None:
+            msg = f"the server ended before it listened: {describe_kill(self.memory_limit)}"
+            return self._make(LaunchError, msg, MEMORY_HINT, status)
         hint = "see its log below"
         if status == 2:
             hint = "check args"
@@ -211,7 +218,8 @@ def refused(host: str, message: dict[str, Any]) -> BokehSSHError:
     if why == "exited":
         status, log = message.get("status"), message.get("log")
         lines = tuple(plain(str(text)) for text in log) if isinstance(log, list) else ()
-        return ServerExitedError.of(host, status if isinstance(status, int) else None, lines)
+        status = status if isinstance(status, int) else None
+        return ServerExitedError.of(host, status, lines, read_memory(message))
     if why == "attached":
         msg = "another client is attached to the server"
         return ServerTakenError(msg, host=host, hint="end that one first, or detach it")

@@ -23,8 +23,8 @@ load("bokeh_ssh._remote", None)
 _PARTS = {
     "supervisor": (
         *("process_tree", "process_group", "run_dir", "upload_dir", "control_socket", "guardian"),
-        *("readiness", "client_stream", "server_process", "server"),
-        *("client_requests", "daemonize", "systemd_scope", "supervisor"),
+        *("readiness", "client_stream", "server_process", "control_group", "server"),
+        *("client_requests", "daemonize", "supervisor"),
     ),
     "dev_server": ("dev_server",),
     "warden": ("warden",),

@@ -188,12 +188,19 @@ class SidecarState:
     on_end: Callable[[], object] = lambda: None
 
 
+def read_memory(message: dict[str, Any]) -> int | None:
+    """Read for which limit of memory a server was killed; None where it was not."""
+    limit = message.get("memory")
+    return limit if isinstance(limit, int) and 0 <= limit < 1 << 62 else None
+
+
 class ServerState:
     """What is known of one server. Messages come on the connection's thread.
 
     :ivar changed: notified of each change
     :ivar exit_status: how the server ended, negative for a signal; None while it runs, and where nobody could
         tell
+    :ivar memory_limit: where it was killed for memory: its limit in bytes, 0 where none is known
     :ivar ended: set once the server has ended or the session is down
     :ivar gone: set once the whole remote process group is gone, or the session is down
     :ivar detached: whether it runs on without a client, for as long as nobody stops it
@@ -218,6 +225,7 @@ class ServerState:
         self.upload = UploadProgress()
         self.sidecar = SidecarState()
         self.exit_status: int | None = None
+        self.memory_limit: int | None = None
         self.ended = threading.Event()
         self.gone = threading.Event()
         self.detached = False
@@ -348,10 +356,10 @@ class ServerState:
     def _handle_exit(self, message: dict[str, Any]) -> None:
         status = int(message["status"])
         with self.changing():
-            self.exit_status = status
+            self.exit_status, self.memory_limit = status, read_memory(message)
         self.ended.set()
         if self.stage is Stage.READY and not self.stopping:
-            self.emit(ServerExited(host=self._host, exit_status=status))
+            self.emit(ServerExited(host=self._host, exit_status=status, memory_limit=self.memory_limit))
 
     def _handle_gone(self, _: dict[str, Any]) -> None:
         self.gone.set()

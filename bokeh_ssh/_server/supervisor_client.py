@@ -196,6 +196,7 @@ class SupervisorClient:
             over=self._over,
             status=self._session_status,
             exit_status=state.exit_status,
+            memory_limit=state.memory_limit,
             log=state.log.lines,
             before=self._reader.noise.lines + self._stderr.lines,
             timeout=timeout,

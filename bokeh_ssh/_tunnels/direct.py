@@ -34,6 +34,9 @@ class DirectTunnel(Tunnel):
         for the scheduler that is found there, or a :class:`Batch`; see ``job``. The tunnel waits for the job
         as long as that takes (``launch_timeout`` counts from its start), and cancels it at the end; if this
         program is killed, the job ends ``grace`` seconds later, whether it runs or waits
+    :param queue_timeout: seconds that the job may wait in the queue; None: as long as it takes
+    :param resubmit: when the job reaches its time limit, loses its machine, or has to make room for another,
+        submit a new one, and open the app in that at the same local address; pages have to be loaded again
     :param args: more options for ``bokeh serve``
     :param command: "bokeh serve", "panel serve", or a command of your own that takes Bokeh's options. With
         ``{port}`` or ``{socket}`` in it, for where it is to listen, it is any web server:
@@ -106,6 +109,8 @@ class DirectTunnel(Tunnel):
 class DirectParts(TunnelParts):
     """What an open :class:`DirectTunnel` consists of."""
 
+    _options: DirectOptions
+
     def __init__(self, session: LocalSession, options: DirectOptions, host: Host) -> None:
         super().__init__(session, options, host)
         self._batch = as_batch(options.batch)
@@ -132,6 +137,8 @@ class DirectParts(TunnelParts):
                 python=self._options.python_path,
                 grace=self._options.grace,
                 timeout=self._options.launch_timeout,
+                queue_timeout=self._options.queue_timeout,
+                resubmit=self._options.resubmit,
                 dial=self._dial,
                 on_event=self._session.life.emit,
                 on_change=self._note_job,
@@ -151,7 +158,10 @@ class DirectParts(TunnelParts):
     def connect_all(self) -> tuple[Ready, bool]:
         """Connect, find a server or start one, and lead there."""
         if self._cluster_job:
+            before = self._cluster_job.submitted
             connection = self._cluster_job.connect(self._session.connection_stack)
+            if self._cluster_job.submitted != before:
+                self._acquisition.forget_server()  # it has ended with its job
             self._lead_forwards(connection)
         else:
             connection = self._connect_host(self._host)

@@ -222,7 +222,8 @@ class LocalSession:
         """Tell what became of the server; where it has ended, so has this."""
         self.life.emit(event)
         if isinstance(event, ServerExited):
-            self.lose(ServerExitedError.of(event.host, event.exit_status, self.log))
+            error = ServerExitedError.of(event.host, event.exit_status, self.log, event.memory_limit)
+            self.lose(error)
 
     # Closing.
 

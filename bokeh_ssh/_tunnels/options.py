@@ -34,11 +34,20 @@ class DirectOptions(Login, ServerOptions):
     user: str | None = field(default=None, kw_only=False)
     app: StrPath | Sequence[StrPath] | None = field(default=None, kw_only=False)
     batch: str | Batch | None = None
+    queue_timeout: float | None = None
+    resubmit: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "batch", as_batch(self.batch))
+        if self.queue_timeout is not None and not self.queue_timeout > 0:
+            msg = f"queue_timeout={self.queue_timeout!r} is no time to wait"
+            raise UsageError(msg, hint="give seconds, or leave it out to wait as long as it takes")
         if self.batch is None:
+            for name, wanted in (("queue_timeout", self.queue_timeout), ("resubmit", self.resubmit)):
+                if wanted:
+                    msg = f"{name} is for a batch job"
+                    raise UsageError(msg, hint=f"give batch, or leave out {name}")
             return
         for name, given in (
             ("server", self.server),

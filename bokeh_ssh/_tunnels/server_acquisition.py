@@ -127,6 +127,11 @@ class ServerAcquisition:
                 return found, True
         return self._launch(connection, must_sign), False
 
+    def forget_server(self) -> None:
+        """Have the next one started, and none looked for: the machine that it was on is gone."""
+        self.found = None
+        self._left_behind = False
+
     # Attaching.
 
     def _attach(self, connection: Connection) -> FoundServer | None:

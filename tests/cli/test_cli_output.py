@@ -15,7 +15,7 @@ import pytest
 
 import apps
 from beds import Machine, free_port, until
-from bokeh_ssh import JobEnded, JobStarted, JobWaiting, LaunchError
+from bokeh_ssh import JobEnded, JobEnding, JobStarted, JobWaiting, LaunchError
 from bokeh_ssh._cli.display import Display
 from bokeh_ssh._cli.messages import describe, next_step
 from bokeh_ssh._cli.output_queue import OutputQueue
@@ -276,6 +276,9 @@ def test_batch_job_in_words() -> None:
             JobWaiting(host="h", job="123"),
             JobWaiting(host="h", job="123", reason="Resources", estimated_start=today),
             JobStarted(host="h", job="123", node="c17", ends_at=today),
+            JobEnding(host="h", job="123", seconds=598.0),
+            JobEnding(host="h", job="123", seconds=34.2, warned=True),
+            JobEnding(host="h", job="123", seconds=None, warned=True),
             JobEnded(host="h", job="123", state="TIMEOUT", why="the job reached its time limit"),
         )
     ]
@@ -283,6 +286,9 @@ def test_batch_job_in_words() -> None:
         "Job 123 waits (Ctrl-C cancels it)",
         "Job 123 waits: Resources, may start 14:05 (Ctrl-C cancels it)",
         "Job 123 runs on c17, ends 14:05",
+        "Job 123 ends in 10 min, at its time limit",
+        "Job 123 ends in 34 s, at its time limit",
+        "Job 123 was warned by the scheduler: it may be ended soon",
         "Job 123 is over: the job reached its time limit",
     ]
     later = describe(JobWaiting(host="h", job="123", estimated_start=today + 3 * 86400))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import re
 import signal
 import socket
@@ -24,13 +25,16 @@ from bokeh_ssh import (
     Event,
     JobEnded,
     JobEndedError,
+    JobEnding,
     JobNeverStartsError,
     JobStarted,
     JobState,
     JobSubmitted,
     JobWaiting,
+    QueueTimeoutError,
     Ready,
     Reconnected,
+    ServerExitedError,
     SubmitError,
     TunnelClosedError,
     UsageError,
@@ -283,6 +287,94 @@ def test_job_that_fails_is_told_with_what_it_wrote(bed: SlurmBed) -> None:
     assert not bed.files("login1")
 
 
+def test_end_is_told_before_it_comes(bed: SlurmBed) -> None:
+    """The time limit is told of 10 and 2 minutes before, as it is by then, and so is Slurm's warning."""
+    events: list[Event] = []
+    batch = Batch(time="20:00")
+    with DirectTunnel(bed.login1, "alice", **options(bed, events, batch=batch)) as tunnel:
+        job = tunnel.job
+        assert job
+        bed.run("ctl", f"scontrol update JobId={job.id} TimeLimit=30:00", "root")
+        bed.run("login1", f"scancel --signal=USR1 --batch {job.id}")  # as Slurm does by itself, and admins do
+        until(lambda: find(events, JobEnding), what="the warning is told")
+        assert find(events, JobEnding) == [
+            JobEnding(host=bed.login1, job=job.id, seconds=None, warned=True)
+        ], "it is not the time limit's"
+        assert tunnel.job
+        assert tunnel.job.ends_at
+        assert tunnel.job.ends_at - job.ends_at == 600, "the limit that was raised is known"
+        bed.run("ctl", f"scontrol update JobId={job.id} TimeLimit=2", "root")
+        bed.run("login1", f"scancel --signal=USR1 --batch {job.id}")
+        until(lambda: len(find(events, JobEnding)) > 1, what="the warning of the limit is told")
+        last = find(events, JobEnding)[1]
+        assert last.warned
+        assert 30 < last.seconds < 120
+        assert tunnel.state == "ready"
+
+
+def test_new_job_takes_the_place_of_one_that_is_over(bed: SlurmBed) -> None:
+    """With ``resubmit``, a job whose machine fails is followed by a new one at the same local address."""
+    events: list[Event] = []
+    batch = Batch(time="20:00")
+    more = {"batch": batch, "resubmit": True, "queue_timeout": 300.0}
+    with DirectTunnel(bed.login1, "alice", **options(bed, events, **more)) as tunnel:
+        first, url = tunnel.job, tunnel.url
+        assert first
+        bed.script("kill", first.node)
+        try:
+            until(lambda: find(events, Reconnected), timeout=60, what="it is back")
+            assert [event.state for event in find(events, JobEnded)] == ["NODE_FAIL"]
+            assert not find(events, Reconnected)[0].same_server
+            second = tunnel.job
+            assert second
+            assert second.id != first.id
+            assert second.node != first.node
+            assert tunnel.url == url
+            session = tunnel.pull_session()
+            assert session.document.roots[0].text.split()[0] == second.id  # type: ignore[attr-defined]
+            session.close()
+            assert bed.queue() == [f"{second.id} RUNNING"]
+        finally:
+            bed.script("boot", first.node)
+        # The control: one that somebody has cancelled is not what the person wants again.
+        bed.run("login2", f"scancel {second.id}")
+        with pytest.raises(JobEndedError, match="cancelled"):
+            tunnel.wait(10)
+    assert len(find(events, JobSubmitted)) == 2
+
+
+def test_queue_timeout_cancels_a_job_that_waits(bed: SlurmBed) -> None:
+    """A job that still waits after ``queue_timeout`` is cancelled, and that is the error, with its reason."""
+    events: list[Event] = []
+    tunnel = DirectTunnel(bed.login1, "alice", **options(bed, events, queue_timeout=3.0))
+    with blocked(bed) as other:
+        with pytest.raises(QueueTimeoutError, match="still waited after 3 s"):
+            tunnel.open()
+        assert bed.queue() == [f"{other} RUNNING"]
+
+
+def test_server_that_is_killed_for_memory_is_told(bed: SlurmBed) -> None:
+    """A server that wants more memory than its job has is told as that, with the limit."""
+    if not bed.by_cgroup:
+        pytest.skip("memory limits need control groups that can be written")
+    bed.run(
+        "login1", "cat >hungry.py <<'END'\nkept = bytearray(1 << 30)\nkept[::4096] = b'x' * (1 << 18)\nEND"
+    )
+    events: list[Event] = []
+    batch = Batch(time="20:00", memory="300M")
+    more = {"batch": batch, "app": ["dash.py", "hungry.py"]}
+    with DirectTunnel(bed.login1, "alice", **options(bed, events, **more)) as tunnel:
+        connection = http.client.HTTPConnection("localhost", tunnel.local_port, timeout=10)
+        with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
+            connection.request("GET", "/hungry")
+            connection.getresponse()
+        with pytest.raises(ServerExitedError, match="more memory than the 300 MiB") as caught:
+            tunnel.wait(20)
+        assert caught.value.memory_limit == 300 << 20
+        assert caught.value.exit_status == -signal.SIGKILL
+    until(lambda: not bed.queue(), what="the job is gone")
+
+
 CLIENT = """
 import sys
 from bokeh_ssh import DirectTunnel
@@ -411,6 +503,9 @@ def test_failed_node_is_told(bed: SlurmBed) -> None:
         ({"batch": 5}, "neither a scheduler's name nor a Batch"),
         ({"batch": "auto", "launch": False, "app": None}, "but launch was given"),
         ({"batch": "auto", "detach": True}, "but detach was given"),
+        ({"queue_timeout": 5.0}, "queue_timeout is for a batch job"),
+        ({"resubmit": True}, "resubmit is for a batch job"),
+        ({"batch": "auto", "queue_timeout": 0}, "no time to wait"),
     ],
 )
 def test_batch_that_cannot_work_is_refused(keywords: dict[str, Any], said: str) -> None:

@@ -95,7 +95,27 @@ def test_every_end_has_a_sentence() -> None:
     """Each way to end is told with a next step."""
     for state in JobState:
         if state.over:
-            assert all(slurm.describe_end(state))
+            assert all(slurm.describe_end(Job(id="7", state=state), Batch()))
+
+
+def test_end_names_what_is_known_of_it() -> None:
+    """Who has cancelled a job, which machine failed, and which memory was asked for, are in the sentence."""
+    batch = Batch(memory="32G")
+    memory = slurm.describe_end(Job(id="7", state=JobState.OUT_OF_MEMORY), batch)[0]
+    assert memory == "the job used more memory than it has (32G)"
+    failed = slurm.describe_end(Job(id="7", state=JobState.NODE_FAIL, node="c17"), batch)[0]
+    assert failed == "the job's machine failed (c17)"
+    cancelled = slurm.describe_end(Job(id="7", state=JobState.CANCELLED), batch, "root")[0]
+    assert cancelled == "the job was cancelled by root"
+
+
+@pytest.mark.parametrize(
+    ("out", "number"),
+    [("CANCELLED by 22002\n", "22002"), ("CANCELLED\n", ""), ("", ""), ("TIMEOUT\n", "")],
+)
+def test_canceller_is_read(out: str, number: str) -> None:
+    """The accounting knows who has cancelled a job; as sacct(1) writes it, for no bed here has a database."""
+    assert slurm.read_canceller(out) == number
 
 
 def test_fields_are_options() -> None:

@@ -1,4 +1,4 @@
-"""Machines that end all that a login has started, with it: that is found out, and told before it matters."""
+"""What control groups do to a server: it ends with its login, or is killed for memory; both are found out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from beds import Machine, until
 from bokeh_ssh import Event, Host, LaunchError, Warned
 from bokeh_ssh._cli.doctor import examine
-from bokeh_ssh._remote.systemd_scope import doom
+from bokeh_ssh._remote.control_group import MemoryGroup, doom
 from bokeh_ssh._server.options import ServerOptions
 from bokeh_ssh._server.server import Launch, Server
 from bokeh_ssh._ssh.connect import connect
@@ -105,6 +105,66 @@ def test_unit_of_one_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_this_machine_spares_what_stays() -> None:
     """The control: where the tests run, nothing is said."""
     assert doom() == ""
+
+
+def write_tree(top: Path, files: dict[str, str]) -> None:
+    """Write files below a folder."""
+    for name, text in files.items():
+        path = top / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+FIRST = {
+    "proc/self/cgroup": "9:name=systemd:/\n4:hugetlb,memory:/slurm/job_7/step_batch\n0::/\n",
+    "proc/self/mountinfo": "31 25 0:27 / /sys/fs/cgroup/cpu rw shared:9 - cgroup cgroup rw,cpu\n"
+    "35 31 0:32 / /sys/fs/cgroup/memory rw,relatime shared:10 - cgroup cgroup rw,memory\n",
+}
+SECOND = {
+    "proc/self/cgroup": "0::/slurm/job_7/step_batch\n",
+    "proc/self/mountinfo": "31 25 0:27 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n",
+}
+#: Only a part of the tree is seen, as in a container; what is mounted there last counts.
+PART = {
+    "proc/self/cgroup": "0::/node/slurm/job_7/step_batch\n",
+    "proc/self/mountinfo": SECOND["proc/self/mountinfo"]
+    + "32 31 0:27 /node /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n",
+}
+
+
+@pytest.mark.parametrize("named", [FIRST, SECOND, PART], ids=["first", "second", "part"])
+def test_kills_for_memory_are_counted(tmp_path: Path, named: dict[str, str]) -> None:
+    """The group's own count, and the least limit of those above it, in both versions of control groups."""
+    first = named is FIRST
+    top = "sys/fs/cgroup/memory/slurm" if first else "sys/fs/cgroup/slurm"
+    events, limit = (
+        ("memory.oom_control", "memory.limit_in_bytes") if first else ("memory.events", "memory.max")
+    )
+    write_tree(tmp_path, named)
+    (tmp_path / top / "job_7/step_batch").mkdir(parents=True)
+    group = MemoryGroup(str(tmp_path))
+    assert (group.kills(), group.limit()) == (0, 0), "the control: files that cannot be read say nothing"
+    counts = "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n" if first else "max 9\noom 3\noom_kill 2\n"
+    none = "9223372036854771712\n" if first else "max\n"
+    write_tree(
+        tmp_path / top,
+        {
+            f"job_7/step_batch/{events}": counts,
+            f"job_7/{events}": "oom_kill 5\n",
+            f"job_7/step_batch/{limit}": none,
+            f"job_7/{limit}": "314572800\n",
+            limit: "4194304000\n",
+        },
+    )
+    assert (group.kills(), group.limit()) == (2, 314572800)
+
+
+@pytest.mark.parametrize("text", ["", "nonsense\n", "4:memory\n", "0::/gone\n"])
+def test_unknown_control_groups_count_nothing(tmp_path: Path, text: str) -> None:
+    """Where no group can be found, nothing is known of kills, and nothing fails."""
+    write_tree(tmp_path, {**SECOND, "proc/self/cgroup": text})
+    group = MemoryGroup(str(tmp_path))
+    assert (group.kills(), group.limit()) == (0, 0)
 
 
 _HIERARCHIES = [Path("/sys/fs/cgroup/systemd"), Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup")]
