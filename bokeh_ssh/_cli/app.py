@@ -433,11 +433,12 @@ def cache(
         "doctor me@host", "doctor me@node17 --jump me@login.cluster --setup 'module load bokeh'"
     ),
 )
-@takes(*STARTED_ONCE, *(flag for flag in LOGIN if flag.keyword != "reconnect"), *OUTPUT)
+@takes(*STARTED_ONCE, *BATCH, *(flag for flag in LOGIN if flag.keyword != "reconnect"), *OUTPUT)
 def doctor(context: typer.Context, host: Target, verbose: Verbose = 0, **keywords: Any) -> None:
     """Check everything on the way to a server on HOST, and say what to do about what does not work.
 
     Logs in, tries what a tunnel would do, starts a server for a moment. Exit code 1 if a tunnel cannot work.
+    With --batch, asks the scheduler there about a job as it would be submitted, and submits none.
     """
     add_args(context, keywords)
 
@@ -448,9 +449,11 @@ def doctor(context: typer.Context, host: Target, verbose: Verbose = 0, **keyword
 
         start = {flag.keyword for flag in STARTED_ONCE} & keywords.keys()
         serve = ServerOptions(launch=True, **{name: keywords.pop(name) for name in start})
+        take_batch(keywords)
+        batch = keywords.pop("batch", None)
         code = 0
         for finding in examine(
-            Host(host, **keywords, prompt=foreground.prompt), serve, foreground.display.begin
+            Host(host, **keywords, prompt=foreground.prompt), serve, foreground.display.begin, batch
         ):
             foreground.display.finding(finding)
             foreground.check()

@@ -32,6 +32,8 @@ from bokeh_ssh._core.waiting import wait
 from bokeh_ssh._forwarding.listener import bind
 from bokeh_ssh._forwarding.listener_probe import ListenerProbe
 from bokeh_ssh._forwarding.published_sockets import private_directory, private_socket, published
+from bokeh_ssh._jobs.batch import Batch
+from bokeh_ssh._jobs.cluster_check import ClusterCheck, ClusterFact
 from bokeh_ssh._server.options import BOKEH_PORT, LOOPBACK, ServerOptions
 from bokeh_ssh._server.probe import probe_port
 from bokeh_ssh._server.registry import list_servers
@@ -73,12 +75,15 @@ class Finding:
     hint: str = ""
 
 
-def examine(host: Host, serve: ServerOptions, begin: Callable[[str], None]) -> Iterator[Finding]:
+def examine(
+    host: Host, serve: ServerOptions, begin: Callable[[str], None], batch: Batch | None = None
+) -> Iterator[Finding]:
     """Look at all there is on the way to a server on ``host``; what is bad ends it where nothing can follow.
 
     A server is started there for a moment, with no app, as ``serve`` says.
 
     :param begin: told what is looked at next
+    :param batch: look at this job in place of a server on that machine itself; nothing is submitted
     """
     yield _check_port_here()
     try:
@@ -113,28 +118,57 @@ def examine(host: Host, serve: ServerOptions, begin: Callable[[str], None]) -> I
 
         lines.enter_context(connection)
         yield from met
-        yield from _examine_machine(line, serve, begin)
+        checks = _cluster_checks(lines, batch, serve.python) if batch else _machine_checks(serve)
+        yield from _run_checks(line, checks, begin)
 
 
-def _examine_machine(
-    line: Callable[[], Connection], serve: ServerOptions, begin: Callable[[str], None]
-) -> Iterator[Finding]:
+def _cluster_checks(
+    stack: contextlib.ExitStack, batch: Batch, python: str | None
+) -> dict[str, Callable[[Connection], Finding | None]]:
+    cluster = ClusterCheck(batch, list(filter(None, (python, "python3", "python"))))
+    stack.callback(cluster.close)
+
+    def check(name: str, look: Callable[[Connection], ClusterFact]) -> Callable[[Connection], Finding | None]:
+        def find(connection: Connection) -> Finding | None:
+            if cluster.missing:  # that is told already
+                return None
+            fact = look(connection)
+            return Finding(name, "good" if fact.good else "bad", fact.text, fact.hint)
+
+        return find
+
+    every = {name: check(name, look) for name, look in cluster.checks.items()}
+    return {"round trip": _check_round_trip, **every}
+
+
+def _machine_checks(serve: ServerOptions) -> dict[str, Callable[[Connection], Finding | None]]:
     lasting: list[Finding] = []
-    checks: dict[str, Callable[[Connection], Finding | None]] = {
+    seen: list[Finding] = []
+
+    def check_sockets(connection: Connection) -> Finding:
+        seen.append(_check_sockets(connection))
+        return seen[-1]
+
+    def sockets() -> bool:
+        return any(found.verdict == "good" for found in seen)
+
+    return {
         "round trip": _check_round_trip,
         "forwarding": _check_forwarding,
-        "sockets": _check_sockets,
+        "sockets": check_sockets,
         "as a gateway": _check_gateway,
         "files": _check_files,
         "server": lambda connection: _check_server(connection, serve, lasting, sockets=sockets()),
         "after a loss": lambda _: next(iter(lasting), None),
         "your servers": lambda connection: _check_servers(connection, serve.python_path),
     }
-    seen: dict[str, Finding] = {}
 
-    def sockets() -> bool:
-        return seen["sockets"].verdict == "good"
 
+def _run_checks(
+    line: Callable[[], Connection],
+    checks: dict[str, Callable[[Connection], Finding | None]],
+    begin: Callable[[str], None],
+) -> Iterator[Finding]:
     for name, check in checks.items():
         begin(f"Looking at: {name}")
         try:
@@ -154,7 +188,6 @@ def _examine_machine(
                     )
                     found = Finding(name, "note", text, "a tunnel works without")
         if found:
-            seen[name] = found
             yield found
 
 

@@ -9,6 +9,7 @@ business, and stands in their ``~/.ssh/config``.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import stat
 import sys
@@ -19,9 +20,10 @@ from typing import Any
 
 from bokeh_ssh._cli import project_policy
 from bokeh_ssh._cli.hints import nearest
-from bokeh_ssh._cli.options import GATEWAY, KINDS, START, TUNNEL
+from bokeh_ssh._cli.options import GATEWAY, KINDS, QUEUE, START, TUNNEL
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.file_reader import FLAGS
+from bokeh_ssh._jobs.batch import Batch
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -34,8 +36,9 @@ _APPS = "apps"
 #: Bytes of such a file.
 _MOST = 1 << 20
 #: What is no flag of the tunnels, and what is a login's but changes nothing about whom to trust.
-_OTHERS = ("gateway", "host", "app", "user", "port", "jump")
-_SETTINGS = {*_OTHERS, *(flag.keyword for flag in (*GATEWAY, *TUNNEL, *START))}
+_OTHERS = ("gateway", "host", "app", "user", "port", "jump", "batch")
+_JOB = {"batch", *(flag.keyword for flag in QUEUE)}
+_SETTINGS = {*_OTHERS, *(flag.keyword for flag in (*GATEWAY, *TUNNEL, *START, *QUEUE))}
 _KINDS = {name: KINDS[name] for name in _SETTINGS} | {"show": bool, "env": dict[str, str]}
 #: What TOML has for each kind, how that is called, and an example; any other kind is a text.
 _SHAPES: dict[Any, tuple[tuple[type, ...], str, str]] = {
@@ -175,6 +178,9 @@ def _app(table: dict[str, Any], name: str | None, file: Path, typed: Mapping[str
     if "gateway" not in keywords and between & keywords.keys():
         msg = f"{file}: {min(between & keywords.keys())} is for a way through a gateway, and none is named"
         raise UsageError(msg, hint='add gateway = "me@gateway.host", or leave it out')
+    if "gateway" in keywords and _JOB & keywords.keys():
+        msg = f"{file}: {min(_JOB & keywords.keys())} is for a host that is logged in to directly"
+        raise UsageError(msg, hint="name the cluster's login node as host, and no gateway")
     project_policy.check_together(keywords, typed, file)
     return _rooted(keywords, file, typed)
 
@@ -190,6 +196,8 @@ def _checked(key: str, value: Any, file: Path) -> Any:
         meant = nearest(key, _KINDS)
         hint = f"did you mean {meant}?" if meant else f"there are {', '.join(sorted(_KINDS))}"
         raise UsageError(msg, hint=hint)
+    if key == "batch":
+        return _as_batch(value, file)
     types, what, example = _SHAPES.get(_KINDS[key], _SHAPES[str])
     if list in types and isinstance(value, str):
         value = [value]
@@ -200,6 +208,31 @@ def _checked(key: str, value: Any, file: Path) -> Any:
     value = tuple(value) if isinstance(value, list) else value
     project_policy.check_value(key, value, file)
     return value
+
+
+def _as_batch(value: Any, file: Path) -> Batch | None:
+    """Make a batch job of ``batch``: true, a scheduler's name, or a table of what it is to have.
+
+    :raises UsageError: if it is none of them, or the table has something else
+    """
+    if isinstance(value, bool):
+        return Batch() if value else None
+    fields = {"scheduler": value} if isinstance(value, str) else value
+    if not isinstance(fields, dict):
+        msg = f"{file}: batch is neither true, nor a scheduler's name, nor a table"
+        raise UsageError(msg, hint='write batch = true, or batch = { time = "2:00:00" }')
+    known = [field.name for field in dataclasses.fields(Batch)]
+    for name in fields:
+        if name not in known:
+            meant = nearest(name, known)
+            hint = f"did you mean {meant}?" if meant else f"there are {', '.join(known)}"
+            msg = f"{file}: batch has no {name!r}"
+            raise UsageError(msg, hint=hint)
+    try:
+        return Batch(**fields)
+    except (UsageError, TypeError) as exc:
+        msg = f"{file}: batch: {exc.message if isinstance(exc, UsageError) else exc}"
+        raise UsageError(msg, hint=getattr(exc, "hint", None)) from exc
 
 
 def _rooted(keywords: dict[str, Any], file: Path, typed: Mapping[str, Any]) -> dict[str, Any]:

@@ -55,7 +55,7 @@ _ORIGIN = re.compile(
 _PORTS = {"local_port": 0, "remote_port": 0, "gateway_port": 0, "port": 1}
 _DAY = 86400
 #: The most seconds: no server stays for ever because a file says so, which is why ``detach`` is refused too.
-_TIMES = {"grace": 7 * _DAY, "launch_timeout": _DAY}
+_TIMES = {"grace": 7 * _DAY, "launch_timeout": _DAY, "queue_timeout": 7 * _DAY}
 _TYPED = "say it on the command line, where you want it"
 
 

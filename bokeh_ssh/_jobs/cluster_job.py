@@ -186,9 +186,7 @@ class ClusterJob:
 
     def _submit(self, warden: Warden) -> None:
         if slurm.SUBMIT not in warden.programs:
-            msg = f"there is no scheduler that is known here: it has no {slurm.SUBMIT}"
-            hint = "give the cluster's login node; without batch the server runs on that machine itself"
-            raise SubmitError(msg, host=self._label, hint=hint)
+            raise slurm.no_scheduler(self._label)
         output = self._expand_home(warden, slurm.OUTPUT)
         words = [*slurm.submit_words(self._batch, self._nonce), slurm.output_word(output)]
         own = "" if output == _NOWHERE else output  # for it to remove

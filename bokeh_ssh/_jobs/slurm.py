@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
+from bokeh_ssh._core.errors import SubmitError
 from bokeh_ssh._core.framing import plain
 from bokeh_ssh._jobs.batch import Batch
 from bokeh_ssh._jobs.job import Job, JobState
@@ -183,6 +185,88 @@ def why_never(reason: str) -> str:
     """Say why a job that waits for this reason can never start; empty where waiting may help."""
     known = _NEVER.get(reason, "")
     return known or ("it wants more than one job may have" if _PER_JOB.fullmatch(reason) else "")
+
+
+#: The command that says whether the controller answers.
+CONTROLLER = ["scontrol", "ping"]
+
+#: The command that lists the queues.
+QUEUES = ["sinfo", "-h", "-o", "%P|%a|%l"]
+#: A queue: its name, with * for the default one; its state; and its longest time.
+_QUEUE = re.compile(r"^(?P<name>[^|\n]+)\|(?P<state>[a-z]+)\|(?P<limit>[^|\n]+)$", re.M)
+#: The oldest release whose srun joins a job beside what runs in it.
+_OVERLAP = (20, 11)
+
+
+class Queue(NamedTuple):
+    """A queue (Slurm: partition); ``limit`` is empty where it takes jobs of any length."""
+
+    name: str
+    state: str
+    limit: str
+
+    @property
+    def up(self) -> bool:
+        """Whether it starts jobs."""
+        return self.state == "up"
+
+
+def no_scheduler(host: str) -> SubmitError:
+    """Make the error for a machine where no scheduler is found."""
+    msg = f"there is no scheduler that is known here: it has no {SUBMIT}"
+    hint = "give the cluster's login node; without batch the server runs on that machine itself"
+    return SubmitError(msg, host=host, hint=hint)
+
+
+def overlaps(version: str) -> bool:
+    """Return whether srun of this version (``slurm-wlm 22.05.8``) joins jobs; True where nobody knows."""
+    found = re.search(r"(\d+)\.(\d+)", version)
+    return found is None or (int(found[1]), int(found[2])) >= _OVERLAP
+
+
+def read_queues(out: str) -> list[str]:
+    """List the names of the queues."""
+    return list(dict.fromkeys(plain(found["name"].rstrip("*")) for found in _QUEUE.finditer(out)))
+
+
+def read_queue(out: str, name: str | None) -> Queue | None:
+    """Read a queue, the default one without a name; None where there is none."""
+    for found in _QUEUE.finditer(out):
+        if found["name"].rstrip("*") == name if name else found["name"].endswith("*"):
+            limit = "" if found["limit"] in ("infinite", "n/a") else found["limit"]
+            return Queue(plain(found["name"].rstrip("*")), found["state"], plain(limit))
+    return None
+
+
+def is_longer(time: str | None, limit: str) -> bool:
+    """Return whether a time is longer than a limit; False where one of them cannot be read."""
+    ours, theirs = read_time(time or ""), read_time(limit)
+    return ours is not None and theirs is not None and ours > theirs
+
+
+def read_time(text: str) -> int | None:
+    """Read a time as Slurm writes it, in seconds: ``M``, ``M:S``, ``H:M:S``, ``D-H``, ``D-H:M``, ``D-H:M:S``.
+
+    >>> read_time("1-12:30")
+    131400
+    """
+    days, dash, rest = text.rpartition("-")
+    parts = rest.split(":")
+    if not all(part.isascii() and part.isdigit() for part in (*parts, *([days] if dash else ()))):
+        return None
+    units = [3600, 60, 1] if dash or len(parts) == 3 else [60, 1]
+    if len(parts) > len(units):
+        return None
+    return int(days or 0) * 86400 + sum(int(part) * unit for part, unit in zip(parts, units, strict=False))
+
+
+def read_test(lines: Sequence[str]) -> str:
+    """Read when and where a job would start in what ``sbatch --test-only`` said; empty if it does not say."""
+    for line in lines:
+        found = re.search(r" to start at (\S+) .*\bon nodes? (\S+)", line)
+        if found:
+            return f"; it might start at {found[1].replace('T', ' ')} on {found[2]}"
+    return ""
 
 
 def describe_end(job: Job, batch: Batch, canceller: str = "") -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 import apps
 from beds import Machine
-from bokeh_ssh import UsageError
+from bokeh_ssh import Batch, UsageError
 from bokeh_ssh._cli.project_config import load
 from programs import Program, login
 
@@ -47,6 +48,44 @@ def test_paths_begin_at_the_file_where_they_are_of_this_machine(tmp_path: Path) 
     assert load(None, tmp_path / "deep").keywords["bring"] == (str(tmp_path / "data"),)
     write(tmp_path, 'host = "h"\napp = "x.py"\n')
     assert load(None, tmp_path / "deep").keywords["app"] == ("x.py",)
+
+
+def test_batch_job_of_a_project(tmp_path: Path) -> None:
+    """A project says what its job needs: nothing more than true, a scheduler, or a table."""
+    for text, batch in (
+        ("true", Batch()),
+        ('"slurm"', Batch(scheduler="slurm")),
+        (
+            '{ time = "2:00:00", queue = "gpu", gpus = 1, extra = ["--constraint=a100"] }',
+            Batch(time="2:00:00", queue="gpu", gpus=1, extra=["--constraint=a100"]),
+        ),
+        ("false", None),
+    ):
+        write(tmp_path, f'host = "h"\napp = "x.py"\nbatch = {text}\nresubmit = true\nqueue-timeout = 60\n')
+        found = load(None, tmp_path).keywords
+        assert found["batch"] == batch
+        assert (found["resubmit"], found["queue_timeout"]) == (True, 60)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("batch = 3", "neither true, nor a scheduler's name, nor a table"),
+        ('batch = "pbs"', "'pbs' is not known"),
+        ('batch = { tiem = "1:00" }', "batch has no 'tiem'"),
+        ("batch = { gpus = 0 }", "gpus=0 is not a number of them"),
+        ('batch = { extra = "--mem=0" }', "extra is one string"),
+        ("batch = { extra = 3 }", "batch: "),
+        ('batch = true\ngateway = "g"', "batch is for a host that is logged in to directly"),
+        ("batch = true\nqueue-timeout = 1e9", "queue_timeout"),
+    ],
+)
+def test_batch_job_that_cannot_be_is_refused(tmp_path: Path, line: str, said: str) -> None:
+    """What is no job is refused before anything is dialled, with the file's name."""
+    write(tmp_path, f'host = "h"\napp = "x.py"\n{line}\n')
+    with pytest.raises(UsageError, match=re.escape(said)) as caught:
+        load(None, tmp_path)
+    assert "bokeh-ssh.toml" in caught.value.message
 
 
 def test_several_apps_share_what_is_common(tmp_path: Path) -> None:

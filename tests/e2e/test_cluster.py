@@ -40,6 +40,7 @@ from bokeh_ssh import (
     UsageError,
     Warned,
 )
+from programs import Program
 from slurm_bed import SlurmBed, cluster
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Slurm runs on Linux")
@@ -373,6 +374,33 @@ def test_server_that_is_killed_for_memory_is_told(bed: SlurmBed) -> None:
         assert caught.value.memory_limit == 300 << 20
         assert caught.value.exit_status == -signal.SIGKILL
     until(lambda: not bed.queue(), what="the job is gone")
+
+
+def look(bed: SlurmBed, host: str, *words: str) -> dict[str, tuple[str, str]]:
+    """Run ``doctor --batch``; give verdict and text by check."""
+    login = ["-i", str(bed.key_file), "--known-hosts", str(bed.known_hosts), "-F", "none"]
+    python = ["--python", sys.executable]
+    with Program("doctor", f"alice@{host}", "--batch", *python, *login, *words) as program:
+        program.end(timeout=60)
+    rows = [line.split("\t") for line in program.stdout.splitlines()]
+    return {row[1]: (row[0], row[2]) for row in rows}
+
+
+def test_doctor_looks_at_the_scheduler(bed: SlurmBed) -> None:
+    """Version, way and queue are told, and whether the job would be taken; nothing is queued."""
+    found = look(bed, bed.login1, "--time", "20:00")
+    assert [found[name][0] for name in ("scheduler", "way", "queue", "job")] == ["good"] * 4
+    assert "slurm" in found["scheduler"][1]
+    assert "srun" in found["way"][1]
+    assert "main takes jobs, for 1:00:00 at most" in found["queue"][1]
+    assert "might start at" in found["job"][1]
+    assert "forwarding" not in found, "the login node forbids it, and no job needs it"
+    # What sbatch --test-only would accept, and Slurm never starts.
+    assert "down is down" in look(bed, bed.login1, "--queue", "down")["queue"][1]
+    wrong = look(bed, bed.login1, "--queue", "nosuch", "--gpus", "1")
+    assert "there is no queue 'nosuch' (there are main, short, one" in wrong["queue"][1]
+    assert wrong["job"][0] == "bad"
+    assert not bed.queue()
 
 
 CLIENT = """

@@ -110,6 +110,47 @@ def test_end_names_what_is_known_of_it() -> None:
 
 
 @pytest.mark.parametrize(
+    ("time", "limit", "longer"),
+    [
+        ("2:00:00", "1:00:00", True),
+        ("1:00:00", "1:00:00", False),
+        ("61", "1:00:00", True),
+        ("59:59", "1:00:00", False),
+        ("1-0", "23:59:59", True),
+        ("1-00:30", "1-00:29:59", True),
+        ("2:00:00", "", False),  # there is none
+        (None, "1:00:00", False),
+        ("soon", "1:00:00", False),  # which is not for us to refuse
+        ("1:2:3:4", "1:00:00", False),
+    ],
+)
+def test_times_are_compared(time: str | None, limit: str, longer: bool) -> None:
+    """All ways to write a time that sbatch(1) names; what cannot be read is no reason."""
+    assert slurm.is_longer(time, limit) is longer
+
+
+def test_queues_are_read() -> None:
+    """The default queue has a star in what sinfo says; a queue is listed once for each state of its nodes."""
+    out = "main*|up|1:00:00\nmain*|up|1:00:00\ndown|down|1:00:00\nlong|up|infinite\n"
+    assert slurm.read_queues(out) == ["main", "down", "long"]
+    assert slurm.read_queue(out, None) == ("main", "up", "1:00:00")
+    assert slurm.read_queue(out, "long") == ("long", "up", "")
+    down = slurm.read_queue(out, "down")
+    assert down
+    assert not down.up
+    assert slurm.read_queue(out, "mai") is None
+
+
+@pytest.mark.parametrize(
+    ("version", "fits"),
+    [("slurm-wlm 22.05.8\n", True), ("slurm 20.11.0", True), ("slurm 20.02.6", False), ("nightly", True)],
+)
+def test_old_release_cannot_join_jobs(version: str, fits: bool) -> None:
+    """Slurm before 20.11 has no --overlap."""
+    assert slurm.overlaps(version) is fits
+
+
+@pytest.mark.parametrize(
     ("out", "number"),
     [("CANCELLED by 22002\n", "22002"), ("CANCELLED\n", ""), ("", ""), ("TIMEOUT\n", "")],
 )

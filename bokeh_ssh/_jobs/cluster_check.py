@@ -1,0 +1,100 @@
+"""What ``bokeh-ssh doctor --batch`` looks at on a login node: nothing is submitted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from bokeh_ssh._jobs import slurm
+from bokeh_ssh._jobs.batch import Batch
+from bokeh_ssh._jobs.warden import Warden
+from bokeh_ssh._ssh.connection import Connection
+
+
+class ClusterFact(NamedTuple):
+    """One thing that was seen; ``hint`` says what to do about what is not good."""
+
+    good: bool
+    text: str
+    hint: str = ""
+
+
+class ClusterCheck:
+    """Looks at a cluster from its login node, with one warden for all checks.
+
+    :param pythons: interpreters to try
+    :ivar missing: whether no scheduler was found
+    """
+
+    def __init__(self, batch: Batch, pythons: Sequence[str]) -> None:
+        self._batch = batch
+        self._pythons = pythons
+        self._warden: Warden | None = None
+        self.missing = False
+
+    @property
+    def checks(self) -> dict[str, Callable[[Connection], ClusterFact]]:
+        """What is looked at, in this order."""
+        return {"scheduler": self._scheduler, "way": self._way, "queue": self._queue, "job": self._job}
+
+    def close(self) -> None:
+        """End its session."""
+        if self._warden:
+            self._warden.close()
+
+    def _reach(self, connection: Connection) -> Warden:
+        if not self._warden or not self._warden.alive:
+            self._warden = Warden(connection, self._pythons, 0.0, [slurm.SUBMIT])
+        self.missing = slurm.SUBMIT not in self._warden.programs
+        if self.missing:
+            raise slurm.no_scheduler(connection.name)
+        return self._warden
+
+    def _scheduler(self, connection: Connection) -> ClusterFact:
+        warden = self._reach(connection)
+        version = " ".join(warden.run([slurm.SUBMIT, "--version"]).out.split())
+        answer = warden.run(slurm.CONTROLLER)
+        if answer.status:
+            said = answer.lines[0] if answer.lines else "it says nothing"
+            return ClusterFact(False, f"{version}, whose controller does not answer: {said}", "try again")
+        return ClusterFact(True, f"{version}; its controller answers")
+
+    def _way(self, connection: Connection) -> ClusterFact:
+        version = self._reach(connection).run(["srun", "--version"])
+        if version.status:
+            said = version.lines[0] if version.lines else "it says nothing"
+            return ClusterFact(False, f"srun cannot be run ({said})", "ask your cluster's administrators")
+        if not slurm.overlaps(version.out):
+            text = f"srun cannot join a job that runs ({version.out.strip()})"
+            return ClusterFact(False, text, "Slurm 20.11 or newer is needed")
+        return ClusterFact(
+            True, "by srun --overlap to an sshd in the job: no port is opened, nothing is forwarded"
+        )
+
+    def _queue(self, connection: Connection) -> ClusterFact:
+        answer = self._reach(connection).run(slurm.QUEUES)
+        if answer.status:
+            said = answer.lines[0] if answer.lines else "it says nothing"
+            return ClusterFact(False, f"the queues cannot be listed ({said})", "try again")
+        queue = slurm.read_queue(answer.out, self._batch.queue)
+        if queue is None:
+            what = f"no queue {self._batch.queue!r}" if self._batch.queue else "no default queue"
+            names = ", ".join(slurm.read_queues(answer.out)[:20]) or "none that you may see"
+            return ClusterFact(False, f"there is {what} (there are {names})", "name another one with --queue")
+        limit = queue.limit or "no limit"
+        if not queue.up:
+            return ClusterFact(False, f"{queue.name} is {queue.state}: jobs would wait", "name another one")
+        if slurm.is_longer(self._batch.time, queue.limit):
+            text = f"{queue.name} takes jobs of {limit} at most, and {self._batch.time} is longer"
+            return ClusterFact(False, text, "ask for less time, or name another queue")
+        return ClusterFact(True, f"{queue.name} takes jobs, for {limit} at most")
+
+    def _job(self, connection: Connection) -> ClusterFact:
+        # What it accepts may still wait for ever, which is why the queue is looked at by itself.
+        words = [*slurm.submit_words(self._batch, "doctor"), "--test-only"]
+        answer = self._reach(connection).run(words, "#!/bin/sh\n")
+        if answer.status:
+            text = f"Slurm would refuse the job, or never start it: {slurm.refusal(answer.lines)}"
+            return ClusterFact(False, text, "check queue, account, time, memory, gpus and the other options")
+        start = slurm.read_test(answer.lines)
+        return ClusterFact(True, f"Slurm would take it (nothing was submitted){start}")
