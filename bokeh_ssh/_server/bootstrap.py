@@ -136,7 +136,7 @@ def script(launch: Launch, steps: tuple[str, ...], mark: str, directory: str = "
         lines.append(
             'bokeh_ssh_q=$(command -v "$bokeh_ssh_p") && [ -x "$bokeh_ssh_q" ] && set -- "$@" "$bokeh_ssh_q"'
         )
-    lines.append('[ $# -gt 0 ] || { echo "PATH=$PATH" >&2; exit 127; }')
+    lines.append('[ $# -gt 0 ] || { echo "PATH=$PATH" >&2; [ ! -e "$bokeh_ssh_p" ] || exit 126; exit 127; }')
     need = shlex.quote(launch.package)
     lines.append(APART)
     lines.append(

@@ -33,6 +33,7 @@ _EXPIRED = re.compile(
     r"(?i)password.{0,40}expired|expired.{0,40}password|change.{0,20}password|password change"
 )
 _NO_TERMINAL = re.compile(r"(?i)not a (terminal|tty)|connected to a terminal|inappropriate ioctl|no tty")
+_NOT_EXECUTABLE = 126  # as a shell says it
 _PYTHON_HINT = 'give python= the path of one, or setup= what makes one available ("conda activate NAME")'
 #: A command without a place for the port is given Bokeh's options.
 _PLACE_HINT = (
@@ -124,6 +125,9 @@ class StartFailure:
             return self._of_interpreters(status)
         if at == "python":
             wanted = repr(self.launch.python) if self.launch.python else "python3 or python"
+            if status == _NOT_EXECUTABLE and self.launch.python:
+                msg = f"{wanted} is there, but your account may not run it"
+                return self._make(PythonNotFoundError, msg, _PYTHON_HINT, status)
             return self._make(PythonNotFoundError, f"there is no {wanted}", _PYTHON_HINT, status)
         msg = f"the shell ended early (exit status {status})"
         return self._make(LaunchError, msg, "a start file of the login shell may end it", status)

@@ -354,6 +354,15 @@ def test_python_missing(bench: Bench, python: str) -> None:
     assert python in str(error)
 
 
+def test_python_that_may_not_be_run(bench: Bench) -> None:
+    """An interpreter that is there, and is not for this account to run, is not told as missing."""
+    python = bench.script("python", "#!/bin/sh\n")
+    Path(python).chmod(0o644)
+    error = bench.fails(PythonNotFoundError, python=python)
+    assert f"{python!r} is there, but your account may not run it" in str(error)
+    assert "there is no" not in str(error)
+
+
 def test_no_python_at_all(bench: Bench) -> None:
     """A machine without Python is told as such, with the PATH that was looked at."""
     path = only(bench)

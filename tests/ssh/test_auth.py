@@ -1068,6 +1068,17 @@ def test_text_of_a_refusing_server(make_bed: Callable[..., Bed]) -> None:
     assert "the server said" not in str(caught.value)
 
 
+def test_node_that_wants_a_job_is_told_as_that(make_bed: Callable[..., Bed]) -> None:
+    """A cluster's node lets in only who has a job there: the hint is a job, and not the key."""
+    said = b"Access denied by pam_slurm_adopt: you have no active jobs on this node\n"
+    bed = make_bed({"password"}, on_begin=banner(said))
+    with pytest.raises(AuthenticationError) as caught:
+        enter(bed.port, password="wrong")
+    assert "no active jobs on this node" in caught.value.message
+    assert "batch=" in (caught.value.hint or "")
+    assert "check the user name" not in (caught.value.hint or "")
+
+
 def test_banner_is_shown_with_the_first_question(make_bed: Callable[..., Bed]) -> None:
     """The server's banner comes with the first question, once, as ssh shows it."""
     bed = make_bed({"password"}, on_begin=banner(b"Use your token PIN.\n"))

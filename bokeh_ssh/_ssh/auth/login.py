@@ -61,6 +61,8 @@ _OTHER = re.compile(
 )
 #: ssh offers no such keys either.
 _OUTDATED = ("ssh-dss", "ssh-dss-cert-v01@openssh.com")
+#: What pam_slurm_adopt, and others of its kind, say to those without a job.
+_NO_JOB = re.compile(r"no active jobs|do not have (a|any) (running )?job|no running jobs", re.IGNORECASE)
 _TOO_MANY = re.compile(r"too many auth|max(imum)? auth", re.IGNORECASE)
 
 
@@ -448,6 +450,8 @@ class _Login:
         return "; ".join(part for part in parts if part)
 
     def _error(self, kind: type[AuthenticationError], text: str, hint: str) -> AuthenticationError:
+        if _NO_JOB.search(self.userauth.said):
+            hint = "only who has a job on that node may log in: start one with batch= on the login node"
         message = self._with_notes(text)
         tried = tuple(self.tried)
         return kind(message, host=self.name, hint=hint or None, tried=tried, allowed=self.allowed)
