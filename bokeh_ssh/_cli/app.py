@@ -23,6 +23,7 @@ from bokeh_ssh._cli.options import (
     EXPOSED,
     FORWARD,
     GATEWAY,
+    JOB,
     LOGGED,
     LOGIN,
     OUTPUT,
@@ -143,7 +144,7 @@ def _top(
         "direct me@host app.py --command 'panel serve' -- --args --year 2024",
     ),
 )
-@takes(*TUNNEL, *BATCH, *QUEUE, *LOGIN, *LOGGED)
+@takes(*TUNNEL, *BATCH, *QUEUE, *JOB, *LOGIN, *LOGGED)
 def direct(
     context: typer.Context,
     host: Target,
@@ -383,7 +384,11 @@ def list_(context: typer.Context, host: Machine, verbose: Verbose = 0, **keyword
     def look(foreground: Foreground) -> None:
         from bokeh_ssh._cli.servers import find
 
-        foreground.display.servers(find(host, **visit(foreground, keywords)))
+        servers, jobs = find(host, **visit(foreground, keywords))
+        if servers or not jobs:
+            foreground.display.servers(servers)
+        if jobs:
+            foreground.display.jobs(jobs)
 
     do(look, verbose, keywords)
 
@@ -397,13 +402,18 @@ def stop(
     verbose: Verbose = 0,
     **keywords: Any,
 ) -> None:
-    """End one of your servers on HOST, and all that it started, whoever uses it."""
+    """End one of your servers on HOST, and all that it started; or cancel a job by its number."""
     take_no_args(context)
 
     def end_it(foreground: Foreground) -> None:
         from bokeh_ssh._cli.servers import end
+        from bokeh_ssh._jobs.job import ListedJob
 
-        foreground.display.ended(end(host, name, **visit(foreground, keywords)))
+        ended = end(host, name, **visit(foreground, keywords))
+        if isinstance(ended, ListedJob):
+            foreground.display.cancelled(ended)
+        else:
+            foreground.display.ended(ended)
 
     do(end_it, verbose, keywords)
 

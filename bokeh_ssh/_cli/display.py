@@ -26,6 +26,7 @@ from bokeh_ssh._cli.options import in_flags
 from bokeh_ssh._core.errors import BokehSSHError
 from bokeh_ssh._core.events import AppFailed, Event, Prompt, Question, Ready, Uploading
 from bokeh_ssh._core.text import clean
+from bokeh_ssh._jobs.job import ListedJob
 from bokeh_ssh._server.registry import RemoteServer
 
 _LOG_LINES = 12
@@ -146,6 +147,27 @@ class Display:
                 console.print(table)
             else:
                 self.hint("There is no server of yours")
+
+    def jobs(self, jobs: Sequence[ListedJob]) -> None:
+        """Write a table of jobs on standard output; elsewhere than on a terminal, parted by tabs."""
+        rows = [(job.id, job.state, job.node or job.reason, job.left) for job in jobs]
+        with self._lock:
+            self._stop()
+            console = Console(highlight=False)
+            if not console.is_terminal:
+                sys.stdout.writelines("\t".join(("job", *row)) + "\n" for row in rows)
+                return
+            head = ("JOB", "STATE", "NODE OR REASON", "TIME LEFT")
+            table = Table(*head, box=None, pad_edge=False, header_style="dim")
+            for row in rows:
+                table.add_row(*map(Text, row))
+            console.print(table)
+
+    def cancelled(self, job: ListedJob) -> None:
+        """Write which job was cancelled."""
+        with self._lock:
+            self.stop()
+            self._write(Line("done", f"Cancelled job {job.id} on {job.host}"))
 
     def cache(self, kept: Kept) -> None:
         """Write what is kept on standard output; elsewhere than on a terminal, parted by tabs."""

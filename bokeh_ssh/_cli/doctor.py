@@ -118,7 +118,7 @@ def examine(
 
         lines.enter_context(connection)
         yield from met
-        checks = _cluster_checks(lines, batch, serve.python) if batch else _machine_checks(serve)
+        checks = _cluster_checks(lines, batch, serve.python_path) if batch else _machine_checks(serve)
         yield from _run_checks(line, checks, begin)
 
 

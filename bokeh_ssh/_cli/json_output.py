@@ -19,6 +19,7 @@ from bokeh_ssh._cli.doctor import Finding
 from bokeh_ssh._cli.messages import describe_error, next_step
 from bokeh_ssh._core.errors import BokehSSHError
 from bokeh_ssh._core.events import Event, Prompt
+from bokeh_ssh._jobs.job import ListedJob
 from bokeh_ssh._server.registry import RemoteServer
 
 
@@ -87,6 +88,15 @@ class JsonDisplay:
         """Print which servers there are."""
         for server in servers:
             self.tell("server", **_fields(server))
+
+    def jobs(self, jobs: Sequence[ListedJob]) -> None:
+        """Print which jobs there are."""
+        for job in jobs:
+            self.tell("job", **dataclasses.asdict(job))
+
+    def cancelled(self, job: ListedJob) -> None:
+        """Print which job was cancelled."""
+        self.tell("cancelled", **dataclasses.asdict(job))
 
     def cache(self, kept: Kept) -> None:
         """Print what is kept on this machine."""

@@ -490,8 +490,14 @@ QUEUE = under(
     ),
 )
 
+JOB = under(
+    "In a batch job",
+    Flag("job", "ID", "Run the server in this job of yours, which runs or waits; it stays at the end."),
+)
+
 #: What opens a server that runs.
 ATTACH = (
+    *JOB,
     *under("Ports", _LOCAL_PORT, _ALLOW_OTHERS, _CACHE),
     *under(
         "What runs",
@@ -600,7 +606,8 @@ EXPOSED = under("Ports", _ALLOW_EXPOSED)
 DEMO = under("Ports", _LOCAL_PORT)
 
 _NAMES = {
-    flag.keyword: flag.names[0] for flag in (*LOGIN, *TUNNEL, *BATCH, *QUEUE, *GATEWAY, *REMOTE, *FORWARD)
+    flag.keyword: flag.names[0]
+    for flag in (*LOGIN, *TUNNEL, *BATCH, *QUEUE, *JOB, *GATEWAY, *REMOTE, *FORWARD)
 }
 _MENTION = re.compile(
     r'\b(?P<name>[a-z_]+)(?:=(?P<value>True|False|"[^"]*"|\(\)|(?=[\s,;.)]|$)))?(?![\w=])',

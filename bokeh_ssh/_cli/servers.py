@@ -8,13 +8,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bokeh_ssh._core import python_path
-from bokeh_ssh._core.events import OnEvent
+from bokeh_ssh._core.errors import JobError
+from bokeh_ssh._core.events import OnEvent, Warned
 from bokeh_ssh._core.host import as_host
+from bokeh_ssh._jobs.job import ListedJob
+from bokeh_ssh._jobs.job_list import JobList
 from bokeh_ssh._server.local_runner import ShellRunner
 from bokeh_ssh._server.registry import RemoteServer, choose, list_servers, stop_server
 from bokeh_ssh._server.server import Launch, Server
 from bokeh_ssh._server.server_ref import ServerRef
 from bokeh_ssh._ssh.connect import connect
+from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._ssh.runner import Runner
 
 #: How this machine is called.
@@ -32,24 +36,48 @@ def _machine(host: str, on_event: OnEvent, login: dict[str, Any]) -> Iterator[Ru
             yield connection
 
 
-def find(host: str, python: str | None, on_event: OnEvent, login: dict[str, Any]) -> list[RemoteServer]:
-    """List the servers of the account on a machine.
+@contextlib.contextmanager
+def _queue(connection: Runner, python: str | None) -> Iterator[JobList | None]:
+    """Open the account's queue, where the machine is another one."""
+    if isinstance(connection, Connection):
+        with contextlib.closing(JobList(connection, python)) as queue:
+            yield queue
+    else:
+        yield None
+
+
+def find(
+    host: str, python: str | None, on_event: OnEvent, login: dict[str, Any]
+) -> tuple[list[RemoteServer], list[ListedJob]]:
+    """List the servers of the account on a machine, and its jobs, where that is a cluster's.
 
     :raises BokehSSHError: if it cannot be reached or asked
     """
     with _machine(host, on_event, login) as connection:
-        return list_servers(connection, python=python)
+        servers = list_servers(connection, python=python)
+        with _queue(connection, python) as queue:
+            try:
+                return servers, queue.jobs() if queue else []
+            except JobError as exc:  # as on a machine that has the programs, and is of no cluster now
+                on_event(Warned(host=host, text=f"jobs cannot be listed: {exc.message}"))
+                return servers, []
 
 
 def end(
     host: str, name: str | None, python: str | None, on_event: OnEvent, login: dict[str, Any]
-) -> RemoteServer:
-    """End the server of that name, and all that it started; return what it was.
+) -> RemoteServer | ListedJob:
+    """End the server of that name, and all that it started, or the job of that number; return what it was.
 
     :raises ServerNotFoundError: if there is none of that name
     :raises UsageError: if there are several
     """
     with _machine(host, on_event, login) as connection:
+        if name and name.isdigit():
+            with _queue(connection, python) as queue:
+                for job in queue.jobs() if queue else ():
+                    if queue and job.id == name:
+                        queue.cancel(job)
+                        return job
         server = choose(list_servers(connection, python=python), name, host=connection.name)
         stop_server(connection, server, python=python)
     return server

@@ -20,6 +20,7 @@ from bokeh_ssh._core.errors import (
     BokehSSHError,
     ConnectionLostError,
     JobEndedError,
+    JobError,
     JobNeverStartsError,
     LaunchError,
     QueueTimeoutError,
@@ -54,6 +55,8 @@ _GROWTH = 1.3
 _SURE = 2
 #: Seconds that the scheduler may take to say how a job ended.
 _VERDICT = 60.0
+#: Seconds for the holder of a job that runs already to answer, once its machine is reached.
+_PATIENCE = 3.0
 #: Seconds between two tries to reach a job that has just started.
 _PAUSE = 2.0
 #: How a job may end that is submitted again, if that is wanted: of these, nobody has wanted the end.
@@ -71,6 +74,8 @@ _LINES = 20  # of what the job wrote, in an error
 class ClusterJob:
     """A batch job on a cluster whose login node is reached by SSH.
 
+    :param batch: what to submit
+    :param job: the number of a job that is there, in place of one that is submitted; it is never cancelled
     :param host: the login node
     :param python: an interpreter there and on the nodes; None takes ``python3`` or ``python``
     :param grace: seconds that the job outlives a client that has vanished, while it waits and while it runs
@@ -89,6 +94,7 @@ class ClusterJob:
         batch: Batch,
         host: Host,
         *,
+        job: str = "",
         python: str | None,
         grace: float,
         timeout: float,
@@ -99,6 +105,7 @@ class ClusterJob:
         on_change: Callable[[Job], None],
     ) -> None:
         self._batch = batch
+        self._named = job
         self._host = host
         self._label = host.target.host
         self._pythons = list(dict.fromkeys(filter(None, (python, "python3", "python"))))
@@ -122,6 +129,10 @@ class ClusterJob:
         self._silent = False  # whether it was told that the scheduler does not answer
         self._started = False  # whether the start was told
         self._reached = False  # whether its machine was reached, so that what it wrote is of no interest
+        self._name = secrets.token_hex(8)  # by which the job's holder tells us from others
+        self._news: JobNews | None = None
+        self._patience = _PATIENCE if job else timeout  # seconds for its holder to answer there
+        self._kept = False  # whether the job is to stay at the end
         self._closed = threading.Event()
 
     # Opening, and opening again after a loss.
@@ -138,7 +149,10 @@ class ClusterJob:
         while True:
             warden = self._reach_login()
             if self._job is None:
-                self._submit(warden)
+                if self._named:
+                    self._find_job(warden)
+                else:
+                    self._submit(warden)
             try:
                 self._await_start(warden)
                 return self._reach_node(warden, connection_stack)
@@ -171,7 +185,7 @@ class ClusterJob:
             stack.close()
             self._check_wanted()
         self._warden = warden
-        if self._job:  # the warden before this one leaves the job to it
+        if self._job and not self._named:  # the warden before this one leaves the job to it
             job = self._job.id
             self._nonce = secrets.token_hex(8)
             guard = slurm.guard(self._nonce)
@@ -202,6 +216,34 @@ class ClusterJob:
         self.submitted += 1
         self._set(Job(id=job))
         self._emit(JobSubmitted(host=self._label, job=job))
+
+    def _find_job(self, warden: Warden) -> None:
+        """Find the job that was named, and see that it is the account's own.
+
+        :raises JobEndedError: if the scheduler does not know it, or knows it no more
+        :raises JobError: if it is another user's, or several
+        """
+        answer = warden.run(slurm.owner_words(self._named))
+        found = slurm.read_owners(answer.out)
+        if not found and answer.status and not slurm.is_unknown(answer.err):
+            said = answer.lines[0] if answer.lines else "it says nothing"
+            msg = f"the scheduler cannot be asked for job {self._named} ({said})"
+            raise JobError(msg, host=self._label, hint="try again", job=self._named)
+        if not found:
+            msg = f"there is no job {self._named}: it is over, or there never was one"
+            hint = "see which ones there are: squeue --me"
+            raise JobEndedError(msg, host=self._label, hint=hint, job=self._named, state="UNKNOWN")
+        if len(found) > 1:
+            msg = f"job {self._named} is an array of {len(found)} jobs"
+            hint = "name one of them by a number of its own, as squeue -o %A lists them"
+            raise JobError(msg, host=self._label, hint=hint, job=self._named)
+        number, owner = found[0]
+        if owner != warden.run(["id", "-u"]).out.strip():
+            msg = f"job {self._named} is another user's"
+            hint = "name one of your own: squeue --me"
+            raise JobError(msg, host=self._label, hint=hint, job=self._named)
+        self._submitted_at = time.monotonic()
+        self._set(Job(id=number))
 
     def _expand_home(self, warden: Warden, path: str) -> str:
         home = warden.run(["sh", "-c", 'printf "%s\\n" "$HOME"']).out.strip()
@@ -248,6 +290,7 @@ class ClusterJob:
             if left <= 0:
                 raise self._waited(job)
             pause = min(pause, max(_LEAST, left))
+            self._patience = self._timeout  # it starts just now
         if not self._started:
             self._started = True
             if job.ends_at:  # what is told now need not be told again
@@ -282,9 +325,9 @@ class ClusterJob:
 
     def _waited(self, job: Job) -> QueueTimeoutError:
         """Cancel a job that has waited for too long, and make the error for it."""
-        self._cancel("cancelled, since it has waited for too long")
+        done = self._cancel("cancelled, since it has waited for too long")
         why = f" ({job.reason})" if job.reason else ""
-        msg = f"job {job.id} still waited after {self._queue_timeout:g} s{why}, so it was cancelled"
+        msg = f"job {job.id} still waited after {self._queue_timeout:g} s{why}{done}"
         hint = "give a longer queue_timeout, or ask for less, or for another queue"
         return QueueTimeoutError(msg, host=self._label, hint=hint, job=job.id, reason=job.reason)
 
@@ -297,7 +340,9 @@ class ClusterJob:
         """Make the error for a job that is over, and tell of it."""
         canceller = self._find_canceller(warden, job) if job.state is JobState.CANCELLED else ""
         why, hint = slurm.describe_end(job, self._batch, canceller)
-        lines = () if self._reached else self._written(warden, job)
+        # A holder whose machine has failed does not remove it.
+        lines = () if self._named else self._written(warden, job)
+        lines = () if self._reached else lines
         warden.release()
         self._emit(JobEnded(host=self._label, job=job.id, state=job.state.value, why=why))
         msg = f"{why} (job {job.id}, {job.state.value})"
@@ -313,10 +358,10 @@ class ClusterJob:
             return ""
 
     def _never(self, warden: Warden, job: Job) -> JobNeverStartsError:
-        """Cancel a job that can never start, and make the error for it."""
+        """Cancel a job that can never start, if it is ours, and make the error for it."""
         why = slurm.why_never(job.reason)
-        self._cancel(f"cancelled, since {why}")
-        msg = f"job {job.id} can never start: {why} ({job.reason}), so it was cancelled"
+        done = self._cancel(f"cancelled, since {why}")
+        msg = f"job {job.id} can never start: {why} ({job.reason}){done}"
         hint = "ask for less, or for another queue"
         return JobNeverStartsError(msg, host=self._label, hint=hint, job=job.id, reason=job.reason)
 
@@ -370,8 +415,8 @@ class ClusterJob:
 
             connection = self._dial(connection_stack, host, stream)
             self._reached = True
-            connection_stack.enter_context(
-                JobNews(connection, str(record.get("news", "")), self._next_mark, self._on_news)
+            self._news = connection_stack.enter_context(
+                JobNews(connection, str(record.get("news", "")), self._name, self._next_mark, self._on_news)
             )
             return connection
         finally:
@@ -388,6 +433,8 @@ class ClusterJob:
             pythons=self._pythons,
             mark=secrets.token_hex(16),
             timeout=max(5.0, deadline - time.monotonic()),
+            patience=self._patience,
+            client_key=self._key.public_key if self._named else "",
         )
 
     # Warnings of the end.
@@ -417,8 +464,12 @@ class ClusterJob:
             self._emit(JobEnding(host=self._label, job=job.id, seconds=seconds, warned=warned))
 
     def _useless(self, warden: Warden, error: LaunchError) -> LaunchError:
-        """Cancel a job whose machine can run no SSH server."""
+        """Cancel a job whose machine can run no SSH server; one that was named has none of ours."""
         assert self._job
+        if self._named:
+            msg = f"job {self._job.id} was not started by bokeh_ssh ({error.message})"
+            hint = "start one with batch; where nodes accept logins, name the node itself, and a jump host"
+            return LaunchError(msg, host=self._label, hint=hint)
         lines = self._written(warden, self._job)
         self._cancel(f"cancelled, since {error.message}")
         return LaunchError(error.message, host=self._label, hint=error.hint, log=lines)
@@ -431,29 +482,65 @@ class ClusterJob:
             return
         self._closed.set()
         try:
-            self._cancel("cancelled, since its tunnel was closed")
+            if self._kept or self._is_shared():
+                self._leave_job()
+            else:
+                self._cancel("cancelled, since its tunnel was closed")
         finally:
             self._login_stack.close()
             self._stack.close()
 
-    def _cancel(self, why: str) -> None:
-        """Cancel the job, if there is one that is not over; also one that is being submitted."""
-        warden, job = self._warden, self._job
-        if warden is None or (job and job.state.over):
+    def keep_job(self) -> None:
+        """Have the job stay at the end, until its time limit.
+
+        :raises ConnectionLostError: if its holder does not confirm that
+        """
+        if self._kept:
             return
+        if not self._news or not self._news.keep_job():
+            msg = "the job did not confirm that it stays"
+            raise ConnectionLostError(msg, host=self._label, hint="try again")
+        self._kept = True
+
+    def _is_shared(self) -> bool:
+        """Return whether others use the job; and say so."""
+        if self._named or not self._job or self._job.state.over or not self._news or self._news.clients < 2:
+            return False
+        text = f"job {self._job.id} is used by another tunnel, and ends {self._grace:g} s after that"
+        self._emit(Warned(host=self._label, text=text))
+        return True
+
+    def _leave_job(self) -> None:
+        if self._warden and self._warden.alive:
+            self._warden.release()
+
+    @property
+    def stays(self) -> bool:
+        """Whether the job is not ended at the end."""
+        return bool(self._named or self._kept)
+
+    def _cancel(self, why: str) -> str:
+        """Cancel the job, if it is ours and not over; also one that is being submitted.
+
+        :returns: what to add to an error: whether it was done
+        """
+        warden, job = self._warden, self._job
+        if self._named or warden is None or (job and job.state.over):
+            return ""
         try:
             heard = warden.end_job() if warden.alive else False
         except BokehSSHError as exc:
             log.debug("%s: cancelling: %s", self._label, exc)
             heard = False
         if job is None:
-            return
+            return ""
         if heard:
             self._set(dataclasses.replace(job, state=JobState.CANCELLED))
             self._emit(JobEnded(host=self._label, job=job.id, state=JobState.CANCELLED.value, why=why))
         else:
             text = f"job {job.id} could not be told to end; it does so within {self._grace:g} s"
             self._emit(Warned(host=self._label, text=text))
+        return ", so it was cancelled" if heard else ""
 
 
 def _filled(guard: dict[str, object], job: str) -> dict[str, object]:

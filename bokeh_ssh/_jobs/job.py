@@ -45,3 +45,23 @@ class Job:
     reason: str = ""
     estimated_start: float | None = None
     ends_at: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedJob:
+    """A job that waits or runs.
+
+    :ivar host: the login node, as the user named it
+    :ivar id: the scheduler's number for it
+    :ivar state: in the scheduler's word
+    :ivar reason: why it waits; empty where it runs, and where nobody knows
+    :ivar node: the machine that it runs on; empty while it waits
+    :ivar left: until its time limit, as the scheduler writes it
+    """
+
+    host: str
+    id: str
+    state: str
+    reason: str
+    node: str
+    left: str

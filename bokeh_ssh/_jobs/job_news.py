@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import socket
 import threading
 from collections.abc import Callable
 
 from bokeh_ssh._core.errors import BokehSSHError, ForwardError
+from bokeh_ssh._core.waiting import wait
 from bokeh_ssh._ssh.connection import Connection
 
 log = logging.getLogger("bokeh_ssh.job")
@@ -27,23 +29,31 @@ class JobNews:
 
     :param connection: leads to the job's machine
     :param path: the holder's socket there; empty where it has none
+    :param name: tells this tunnel from others, also after a loss
     :param next_due: returns in how many seconds it is to be called; None: not for a time
     :param on_news: called on a thread of its own; with whether a warning came
+    :ivar clients: how many tunnels use the job, as far as that is known
     """
 
     def __init__(
         self,
         connection: Connection,
         path: str,
+        name: str,
         next_due: Callable[[], float | None],
         on_news: Callable[[bool], None],
     ) -> None:
         self._connection = connection
         self._path = path
+        self._name = name
         self._next_due = next_due
         self._on_news = on_news
         self._sock, self._silent = socket.socketpair()
         self._over = False
+        self._opened = threading.Event()
+        self._kept = threading.Event()
+        self._rest = b""
+        self.clients = 0
         self._thread = threading.Thread(
             target=self._run, name=f"bokeh-ssh job news {connection.name}", daemon=True
         )
@@ -60,9 +70,17 @@ class JobNews:
         if threading.current_thread() is not self._thread:
             self._thread.join(_GIVING_UP)
 
+    def keep_job(self) -> bool:
+        """Ask the holder to stay without clients; return whether it has confirmed that."""
+        wait(self._opened, _TIMEOUT)
+        with contextlib.suppress(OSError):
+            self._sock.sendall(b"keep\n")
+        return wait(self._kept, _TIMEOUT)
+
     def _run(self) -> None:
         try:
             self._open()
+            self._opened.set()
             with self._sock:
                 while not self._over:
                     self._listen()
@@ -79,16 +97,32 @@ class JobNews:
         if opened:
             before, self._sock = self._sock, opened
             before.close()
+            opened.sendall(self._name.encode() + b"\n")
 
     def _listen(self) -> None:
         """Wait for a line, or until something is due, and call."""
         due = self._next_due()
         self._sock.settimeout(max(0.01, min(_LOOK, _LOOK if due is None else due)))
         try:
-            line = self._sock.recv(_LINE)
+            data = self._sock.recv(_LINE)
         except TimeoutError:
-            line = None
-        if line == b"" or self._over:
-            self._over = True
-        elif line or (due is not None and due <= _LOOK):
-            self._on_news(bool(line))
+            if due is not None and due <= _LOOK:
+                self._on_news(False)
+            return
+        self._over = self._over or not data
+        *lines, self._rest = (self._rest[-_LINE:] + data).split(b"\n")
+        for line in lines:
+            self._take(line)
+
+    def _take(self, line: bytes) -> None:
+        try:
+            message = json.loads(line)
+            event = message["event"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return
+        if event == "warned":
+            self._on_news(True)
+        elif event == "kept":
+            self._kept.set()
+        elif event == "clients" and isinstance(message.get("count"), int):
+            self.clients = message["count"]

@@ -32,6 +32,8 @@ def open_job_stream(
     pythons: Sequence[str],
     mark: str,
     timeout: float,
+    patience: float,
+    client_key: str = "",
 ) -> tuple[socket.socket, dict[str, Any]]:
     """Reach the SSH server of a job by a command of the scheduler's on the login node.
 
@@ -39,6 +41,8 @@ def open_job_stream(
     :param path: the PATH for it
     :param mark: letters and digits that mark our lines
     :param timeout: seconds until the server must answer
+    :param patience: seconds that the server may take, once its machine is reached
+    :param client_key: a public key that the server is to let in, if it does not yet
     :returns: a socket that leads to it, and what the job told of it: ``host_key``, ``user``, ``node``
     :raises ConnectionLostError: if the command fails: the job may be over, or the scheduler not there
     :raises LaunchError: if there can be no SSH server
@@ -56,7 +60,8 @@ def open_job_stream(
         start.wait("hello", deadline)
         command = shlex.join([*words, *_SHELL])
         lead = encode(f"PATH={shlex.quote(path)}; export PATH; exec {command}")
-        order = {"mark": mark, "job": job, "timeout": max(1.0, deadline - time.monotonic() - 2.0)}
+        left = max(1.0, min(patience, deadline - time.monotonic() - 2.0))
+        order = {"mark": mark, "job": job, "timeout": left, "client_key": client_key}
         program = payload("job_stream")
         session.write(lead + control_client_script(pythons, {}, mark, program, encode_message(order)))
         record = start.wait("connected", deadline)

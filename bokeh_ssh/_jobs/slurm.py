@@ -102,6 +102,44 @@ def output_word(path: str) -> str:
     return f"--output={path}"
 
 
+#: The command that asks, and how it lists the account's jobs; names may hold anything.
+ASK = "squeue"
+LIST = ["sh", "-c", 'squeue -h -u "$(id -un)" -o "%A|%T|%r|%B|%L|%k"']
+_LISTED = re.compile(rf"^(\d+)\|([A-Z_]+)\|([^|\n]*)\|([^|\n]*)\|([^|\n]*)\|{_CLAIM}\w+$", re.M)
+
+
+def read_list(out: str) -> list[dict[str, str]]:
+    """Read the jobs that are ours: number, state, reason, node, and the time that is left."""
+    jobs = []
+    for number, state, reason, node, left in _LISTED.findall(out):
+        waits = read_state(state) is JobState.PENDING
+        jobs.append(
+            {
+                "id": number,
+                "state": state,
+                "reason": plain(reason) if waits and reason != "None" else "",
+                "node": "" if waits else plain(node),
+                "left": plain(left),
+            }
+        )
+    return jobs
+
+
+def owner_words(job: str) -> list[str]:
+    """Return the command that lists the jobs of a number, more than one of an array, and whose they are."""
+    return ["squeue", "-h", "-t", "all", "-j", job, "-o", "%A|%U"]
+
+
+def read_owners(out: str) -> list[tuple[str, str]]:
+    """Read the number of each job, and that of its user."""
+    return re.findall(r"^(\d+)\|(\d+)$", out, re.M)
+
+
+def is_unknown(err: str) -> bool:
+    """Return whether squeue says that it does not know the job, or knows it no more."""
+    return _UNKNOWN in err
+
+
 def ask_words(job: str) -> list[str]:
     """Return the command that asks what a job does; times come in seconds since the epoch."""
     return ["env", "SLURM_TIME_FORMAT=%s", "squeue", "-h", "-t", "all", "-j", job, "-o", _FORMAT]

@@ -5,7 +5,8 @@ only, Python 3.8 or newer, Linux. It reads one line of JSON from standard input,
 ``client_key`` (the public half of the key), ``grace`` and ``output``.
 
 A second socket is for news: each of its connections gets a line of JSON when the scheduler warns that the job
-will end.
+will end (``warned``), and when others come and go (``clients``). each says a name first, the same after
+a loss. One that says ``keep`` has the job stay without clients, until its time limit (``kept``).
 
 The SSH server is the node's ``sshd -i``, run as the user, with a host key that is made here and a socket that
 only the account reaches. What it starts is in the batch step, and outlives the connection that started it.
@@ -27,7 +28,7 @@ import sys
 import time
 
 from bokeh_ssh._remote import process_tree
-from bokeh_ssh._remote.job_place import DOOR, NEWS, make_job_place, write_record
+from bokeh_ssh._remote.job_place import DOOR, KEYS, NEWS, allow_key, make_job_place, write_record
 from bokeh_ssh._remote.run_dir import WITHIN, candidates, private, remove_tree, usable
 
 TYPE_CHECKING = False  # typing costs milliseconds of a start and is not needed to run
@@ -59,7 +60,7 @@ def server_config(place: str, environment: dict[str, str]) -> str:
     passed = [pair for pair in passed if _PASSED.fullmatch(pair.partition("=")[0]) and _CLEAN.fullmatch(pair)]
     lines = [
         f"HostKey {place}/host_key",
-        f"AuthorizedKeysFile {place}/authorized_keys",
+        f"AuthorizedKeysFile {place}/{KEYS}",
         "AuthenticationMethods publickey",
         "PasswordAuthentication no",
         "KbdInteractiveAuthentication no",
@@ -92,7 +93,8 @@ class JobHolder:
         self.config = os.path.join(self.place, "sshd_config")
         self.clients: dict[int, subprocess.Popen[bytes]] = {}
         self.lines: dict[int, socket.socket] = {}  # to their clients, by the SSH server's number
-        self.listeners: list[socket.socket] = []  # who is to get the news
+        self.listeners: dict[socket.socket, bytes] = {}  # who is to get the news, with what they said first
+        self.keep = False  # whether it stays without clients
         self.warned = False  # the scheduler's warning has come, and is to be passed on
         self.seen = time.monotonic()
         self.touched = self.seen
@@ -116,8 +118,7 @@ class JobHolder:
         )
         if made.returncode:
             return "ssh-keygen failed: " + made.stderr.decode("utf-8", "replace").strip()
-        with open(os.path.join(self.place, "authorized_keys"), "w", encoding="ascii") as file:
-            file.write(self.client_key + "\n")
+        allow_key(self.place, self.client_key)
         why = self.configure(dict(os.environ))
         return self.configure({}) if why else ""  # before OpenSSH 7.8 there is no SetEnv
 
@@ -149,7 +150,7 @@ class JobHolder:
             now = time.monotonic()
             if self.clients:
                 self.seen = now
-            elif now - self.seen > self.grace:
+            elif now - self.seen > self.grace and not self.keep:
                 print(f"bokeh_ssh: no client for {self.grace:g} s, so the job ends")
                 break
             if now - self.touched > _TOUCH:
@@ -160,7 +161,7 @@ class JobHolder:
                 ):
                     with contextlib.suppress(OSError):
                         os.utime(path)
-            wait = _LOOK if self.clients else min(_LOOK, max(0.1, self.seen + self.grace - now))
+            wait = _LOOK if self.clients or self.keep else min(_LOOK, max(0.1, self.seen + self.grace - now))
             sources: list[socket.socket | int] = [door, news, self.wakes, *self.listeners]
             ready = select.select(sources, [], [], wait)[0]
             if self.wakes in ready:
@@ -168,16 +169,15 @@ class JobHolder:
                 self.reap()
             if self.warned:
                 self.warned = False
-                self.tell()
+                self.tell(event="warned")
             if door in ready:
                 self.serve(door)
-            for listener in self.listeners[:]:
-                if listener in ready:  # they say nothing, so this is the end
-                    self.listeners.remove(listener)
-                    listener.close()
+            for listener in list(self.listeners):
+                if listener in ready:
+                    self.hear(listener)
             if news in ready and len(self.listeners) < _LISTENERS:
                 with contextlib.suppress(OSError):
-                    self.listeners.append(news.accept()[0])
+                    self.listeners[news.accept()[0]] = b""
         door.close()
         return 0
 
@@ -189,11 +189,27 @@ class JobHolder:
         sock.setblocking(False)
         return sock
 
-    def tell(self) -> None:
-        """Pass the scheduler's warning on to all who listen."""
+    def tell(self, **message: object) -> None:
+        """Say something to all who listen."""
         for listener in self.listeners:
             with contextlib.suppress(OSError):
-                listener.send(json.dumps({"event": "warned"}).encode() + b"\n", socket.MSG_DONTWAIT)
+                listener.send(json.dumps(message).encode() + b"\n", socket.MSG_DONTWAIT)
+
+    def hear(self, listener: socket.socket) -> None:
+        """Take a word of one who listens, or its end."""
+        try:
+            said = listener.recv(1 << 10)
+        except OSError:
+            said = b""
+        if not said:
+            del self.listeners[listener]
+            listener.close()
+        elif not self.listeners[listener]:
+            self.listeners[listener] = said
+        if b"keep" in said:
+            self.keep = True
+            self.tell(event="kept")
+        self.tell(event="clients", count=len(set(self.listeners.values()) - {b""}))
 
     def serve(self, door: socket.socket) -> None:
         """Give a connection an SSH server of its own."""

@@ -7,6 +7,7 @@ Runs on the node: standard library only, Python 3.8 or newer.
     /tmp/bokeh-ssh-job-UID-JOB/     ours, 0700; ~/.bokeh-ssh-job-JOB-NODE where that cannot be had
         door                        the holder's socket: an SSH server answers on each connection
         news                        likewise: says on each connection that the job will end
+        authorized_keys             the public keys of its clients
         record                      as JSON: the server's public host key, or why there is none
         host_key, ...               what that server needs; the private half of its key never leaves
 """
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 DOOR = "door"
 NEWS = "news"
+KEYS = "authorized_keys"
 RECORD = "record"
 
 
@@ -69,6 +71,17 @@ def write_record(place: str, record: dict[str, Any]) -> None:
     with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:
         json.dump(record, file)
     os.replace(new, os.path.join(place, RECORD))
+
+
+def allow_key(place: str, key: str) -> None:
+    """Let a public key in, once.
+
+    :raises OSError: if that cannot be written
+    """
+    with open(os.path.join(place, KEYS), "a+", encoding="ascii") as file:
+        file.seek(0)
+        if key not in file.read().splitlines():
+            file.write(key + "\n")
 
 
 def read_record(place: str) -> dict[str, Any]:

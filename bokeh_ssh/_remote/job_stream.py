@@ -1,8 +1,9 @@
 """Join standard input and output to the SSH server of a batch job that runs on this node.
 
 Runs on the node, in a job step beside the holder's: standard library only, Python 3.8 or newer. It reads one
-line of JSON (``mark``, ``job``, ``timeout``), and says one: ``connected``, with the server's public host key,
-or ``refused`` with ``why``. After ``connected``, every byte is the SSH server's or its client's.
+line of JSON (``mark``, ``job``, ``timeout``; and ``client_key``, of a client that is new there), and
+says one: ``connected``, with the server's public host key, or ``refused`` with ``why``. After ``connected``,
+every byte is the SSH server's or its client's.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import socket
 import threading
 import time
 
-from bokeh_ssh._remote.job_place import DOOR, find_job_place, read_record
+from bokeh_ssh._remote.job_place import DOOR, allow_key, find_job_place, read_record
 
 TYPE_CHECKING = False  # typing costs milliseconds of a start and is not needed to run
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ def main() -> NoReturn:
         os._exit(1)
     sock = socket.socket(socket.AF_UNIX)
     try:
+        if order.get("client_key"):  # who runs this in the job has its account already
+            allow_key(place, order["client_key"])
         sock.connect(os.path.join(place, DOOR))
     except OSError as exc:
         say("refused", node=os.uname().nodename, why=exc.strerror or str(exc))

@@ -7,7 +7,7 @@ import dataclasses
 
 from bokeh_ssh._core.events import Ready
 from bokeh_ssh._core.host import Host
-from bokeh_ssh._jobs.batch import as_batch
+from bokeh_ssh._jobs.batch import Batch, as_batch
 from bokeh_ssh._jobs.cluster_job import ClusterJob
 from bokeh_ssh._jobs.job import Job, JobState
 from bokeh_ssh._ssh.connect import OpenStream
@@ -35,6 +35,8 @@ class DirectTunnel(Tunnel):
         as long as that takes (``launch_timeout`` counts from its start), and cancels it at the end; if this
         program is killed, the job ends ``grace`` seconds later, whether it runs or waits
     :param queue_timeout: seconds that the job may wait in the queue; None: as long as it takes
+    :param job: the number of a job of yours that runs or waits there, started with ``batch``: the server is
+        found or started in that, and the job is not cancelled at the end
     :param resubmit: when the job reaches its time limit, loses its machine, or has to make room for another,
         submit a new one, and open the app in that at the same local address; pages have to be loaded again
     :param args: more options for ``bokeh serve``
@@ -61,7 +63,8 @@ class DirectTunnel(Tunnel):
     :param server: take over one of your servers that runs there: its id, app or route, as ``bokeh-ssh ls``
         shows them, or "*" for the only one
     :param detach: leave the server running at the end, on purpose, until ``server=`` or ``bokeh-ssh stop``;
-        one that was left so stays so
+        one that was left so stays so. With ``batch``, the job stays too, until its time limit; come back with
+        ``job`` and ``server``
     :param grace: seconds that a server started here outlives a client that has vanished; leaving the
         ``with`` ends it at once
     :param launch_timeout: seconds for the server to become ready
@@ -122,18 +125,20 @@ class DirectParts(TunnelParts):
     def info(self) -> TunnelInfo:
         """What is known by now."""
         info = dataclasses.replace(super().info, job=self._job)
-        if self._job and self._ended:
+        stays = self._cluster_job is not None and self._cluster_job.stays
+        if self._job and self._ended and not stays:
             return dataclasses.replace(info, outcome="ended" if self._job.state.over else "unreached")
         return info
 
     def open_local(self) -> None:
         """Listen here, and prepare the batch job."""
         super().open_local()
-        if self._batch:
+        if self._batch or self._options.job:
             self._acquisition.reports = False  # the server ends with its job, of which that tells
             self._cluster_job = ClusterJob(
-                self._batch,
+                self._batch or Batch(),
                 self._host,
+                job=self._options.job or "",
                 python=self._options.python_path,
                 grace=self._options.grace,
                 timeout=self._options.launch_timeout,
@@ -166,4 +171,7 @@ class DirectParts(TunnelParts):
         else:
             connection = self._connect_host(self._host)
         found, same = self._acquisition.acquire(connection)
-        return self._start_forwarding(connection, found.endpoint, found), same
+        ready = self._start_forwarding(connection, found.endpoint, found)
+        if self._cluster_job and self._options.detach:
+            self._cluster_job.keep_job()
+        return ready, same

@@ -36,6 +36,7 @@ class DirectOptions(Login, ServerOptions):
     batch: str | Batch | None = None
     queue_timeout: float | None = None
     resubmit: bool = False
+    job: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,20 +44,26 @@ class DirectOptions(Login, ServerOptions):
         if self.queue_timeout is not None and not self.queue_timeout > 0:
             msg = f"queue_timeout={self.queue_timeout!r} is no time to wait"
             raise UsageError(msg, hint="give seconds, or leave it out to wait as long as it takes")
-        if self.batch is None:
-            for name, wanted in (("queue_timeout", self.queue_timeout), ("resubmit", self.resubmit)):
-                if wanted:
-                    msg = f"{name} is for a batch job"
-                    raise UsageError(msg, hint=f"give batch, or leave out {name}")
-            return
-        for name, given in (
-            ("server", self.server),
-            ("launch", self.launch is False),
-            ("detach", self.detach),
-        ):
-            if given:
-                msg = f"batch starts a server in a new job, which ends with the tunnel, but {name} was given"
+        if self.job is not None:
+            self._check_job()
+        if self.resubmit and self.batch is None:
+            msg = "resubmit is for a batch job"
+            raise UsageError(msg, hint="give batch, or leave out resubmit")
+        if self.queue_timeout is not None and self.batch is None and self.job is None:
+            msg = "queue_timeout is for a batch job"
+            raise UsageError(msg, hint="give batch, or leave out queue_timeout")
+        for name, given in (("server", self.server), ("launch", self.launch is False), ("job", self.job)):
+            if given and self.batch is not None:
+                msg = f"batch starts a server in a new job, but {name} was given"
                 raise UsageError(msg, hint=f"leave out batch, or {name}")
+
+    def _check_job(self) -> None:
+        number = str(self.job)
+        if isinstance(self.job, bool) or not number.isascii() or not number.isdigit() or len(number) > 20:
+            msg = f"job={self.job!r} is not the number of a job"
+            hint = "give digits only; of an array, the number that squeue -o %A lists for one of its jobs"
+            raise UsageError(msg, hint=hint)
+        object.__setattr__(self, "job", number)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -330,6 +330,7 @@ def test_new_job_takes_the_place_of_one_that_is_over(bed: SlurmBed) -> None:
             assert second
             assert second.id != first.id
             assert second.node != first.node
+            assert f".bokeh-ssh-job-{first.id}.log" not in bed.files("login1"), "what a dead holder leaves"
             assert tunnel.url == url
             session = tunnel.pull_session()
             assert session.document.roots[0].text.split()[0] == second.id  # type: ignore[attr-defined]
@@ -376,11 +377,15 @@ def test_server_that_is_killed_for_memory_is_told(bed: SlurmBed) -> None:
     until(lambda: not bed.queue(), what="the job is gone")
 
 
+def login(bed: SlurmBed) -> list[str]:
+    """Give the flags that log in."""
+    return ["-i", str(bed.key_file), "--known-hosts", str(bed.known_hosts), "-F", "none"]
+
+
 def look(bed: SlurmBed, host: str, *words: str) -> dict[str, tuple[str, str]]:
     """Run ``doctor --batch``; give verdict and text by check."""
-    login = ["-i", str(bed.key_file), "--known-hosts", str(bed.known_hosts), "-F", "none"]
     python = ["--python", sys.executable]
-    with Program("doctor", f"alice@{host}", "--batch", *python, *login, *words) as program:
+    with Program("doctor", f"alice@{host}", "--batch", *python, *login(bed), *words) as program:
         program.end(timeout=60)
     rows = [line.split("\t") for line in program.stdout.splitlines()]
     return {row[1]: (row[0], row[2]) for row in rows}
@@ -401,6 +406,88 @@ def test_doctor_looks_at_the_scheduler(bed: SlurmBed) -> None:
     assert "there is no queue 'nosuch' (there are main, short, one" in wrong["queue"][1]
     assert wrong["job"][0] == "bad"
     assert not bed.queue()
+
+
+def test_detached_job_is_found_again(bed: SlurmBed) -> None:
+    """A job that is left stays with its server, longer than ``grace``; another client gets in by number."""
+    events: list[Event] = []
+    batch = Batch(time="20:00")
+    more = {"batch": batch, "detach": True, "grace": 2.0}
+    with DirectTunnel(bed.login1, "alice", **options(bed, events, **more)) as tunnel:
+        job, server = tunnel.job, tunnel.server
+        assert job
+    assert find(events, Closed)[0].server == "left"
+    assert not find(events, JobEnded)
+    left = time.monotonic()
+    # From another login node, with another key: as from another machine.
+    with DirectTunnel(
+        bed.login2, "alice", **options(bed, events, batch=None, app=None, job=job.id, server="*")
+    ) as again:
+        assert again.server == server
+        assert again.job
+        assert again.job.id == job.id
+        session = again.pull_session()
+        assert session.document.roots[0].text.split()[0] == job.id  # type: ignore[attr-defined]
+        session.close()
+        until(lambda: time.monotonic() - left > 3, what="more than the grace time")
+        # A second app in the same job; its end is not the job's.
+        with DirectTunnel(bed.login1, "alice", **options(bed, events, batch=None, job=job.id)) as second:
+            assert second.server not in (None, server)
+        assert bed.queue() == [f"{job.id} RUNNING"]
+        assert again.state == "ready"
+    assert bed.queue() == [f"{job.id} RUNNING"], "the one who came back does not end it either"
+    other = bed.run("login1", 'sbatch --parsable --mem 100M -o /dev/null --wrap "sleep 600"').strip()
+    flags = ["--python", sys.executable, *login(bed)]
+    with Program("ls", f"alice@{bed.login2}", *flags) as program:
+        assert program.end() == 0, program
+    row = program.stdout.rstrip("\n").split("\t")
+    assert row[:4] == ["job", job.id, "RUNNING", job.node], "those alone that were started with batch"
+    assert row[4].startswith("19:")
+    with Program("stop", f"alice@{bed.login2}", other, *flags) as program:
+        assert program.end() == 1, "it is not one of those"
+    with Program("stop", f"alice@{bed.login2}", job.id, *flags) as program:
+        assert program.end() == 0, program
+    until(lambda: bed.queue() == [f"{other} RUNNING"], what="the job is gone")
+
+
+def test_first_of_two_tunnels_does_not_end_the_others_job(bed: SlurmBed) -> None:
+    """Whoever has submitted a job leaves it to another tunnel that uses it; it ends ``grace`` after that."""
+    events: list[Event] = []
+    first = DirectTunnel(bed.login1, "alice", **options(bed, events, grace=3.0))
+    with first:
+        assert first.job
+        with DirectTunnel(
+            bed.login1, "alice", **options(bed, events, batch=None, job=first.job.id)
+        ) as second:
+            first.close()
+            assert find(events, Warned)
+            assert "another tunnel" in find(events, Warned)[-1].text
+            assert bed.queue() == [f"{first.job.id} RUNNING"]
+            second.pull_session().close()
+    until(lambda: not bed.queue(), timeout=25, what="the job is gone")
+
+
+def test_job_that_cannot_be_entered_is_told(bed: SlurmBed) -> None:
+    """One that never was, another user's, an array, and one that was started in another way."""
+
+    def refusal(job: str) -> str:
+        with pytest.raises(BokehSSHError) as caught:
+            DirectTunnel(bed.login1, "alice", **options(bed, [], batch=None, job=job)).open()
+        return str(caught.value)
+
+    submit = "sbatch --parsable -t 10 --mem 100M -o /dev/null"
+    other = bed.run("login1", f'{submit} --wrap "sleep 600"', "mallory").strip()
+    array = bed.run("login1", f'{submit} --array=1-2 --wrap "sleep 600"').strip()
+    own = bed.run("login1", f'{submit} --wrap "sleep 600"').strip()
+    assert "there is no job 99999" in refusal("99999")
+    assert f"job {other} is another user's" in refusal(other)
+    until(lambda: len(bed.queue()) == 4, what="all of them run")
+    assert f"job {array} is an array of 2 jobs" in refusal(array)
+    assert f"job {own} was not started by bokeh_ssh" in refusal(own)
+    assert f"{own} RUNNING" in bed.queue(), "it is not ours to cancel"
+    bed.run("login1", f"scancel {own}")
+    until(lambda: f"{own} RUNNING" not in bed.queue(), what="it is over")
+    assert "the job was cancelled" in refusal(own)
 
 
 CLIENT = """
@@ -509,28 +596,15 @@ def test_silent_scheduler_ends_nothing(bed: SlurmBed) -> None:
         assert not raised
 
 
-def test_failed_node_is_told(bed: SlurmBed) -> None:
-    """A machine that dies under its job is told as that, and the job does not start again by itself."""
-    events: list[Event] = []
-    batch = Batch(queue="two", time="20:00")
-    with DirectTunnel(bed.login1, "alice", **options(bed, events, batch=batch)) as tunnel:
-        bed.script("kill", "c2")
-        try:
-            with pytest.raises(JobEndedError, match="machine failed"):
-                tunnel.wait(60)
-            assert not bed.queue()
-        finally:
-            bed.script("boot", "c2")
-    assert [event.state for event in find(events, JobEnded)] == ["NODE_FAIL"]
-
-
 @pytest.mark.parametrize(
     ("keywords", "said"),
     [
         ({"batch": "pbs"}, "scheduler='pbs' is not known"),
-        ({"batch": 5}, "neither a scheduler's name nor a Batch"),
+        ({"batch": 5}, "batch=5 is not a text"),
         ({"batch": "auto", "launch": False, "app": None}, "but launch was given"),
-        ({"batch": "auto", "detach": True}, "but detach was given"),
+        ({"batch": "auto", "job": "7"}, "but job was given"),
+        ({"job": "7_3"}, "not the number of a job"),
+        ({"job": "7", "resubmit": True}, "resubmit is for a batch job"),
         ({"queue_timeout": 5.0}, "queue_timeout is for a batch job"),
         ({"resubmit": True}, "resubmit is for a batch job"),
         ({"batch": "auto", "queue_timeout": 0}, "no time to wait"),

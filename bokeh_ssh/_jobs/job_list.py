@@ -1,0 +1,50 @@
+"""The jobs of an account that were submitted by bokeh_ssh: listed and cancelled, whoever uses them."""
+
+from __future__ import annotations
+
+from bokeh_ssh._core.errors import JobError
+from bokeh_ssh._jobs import slurm
+from bokeh_ssh._jobs.job import ListedJob
+from bokeh_ssh._jobs.warden import Answer, Warden
+from bokeh_ssh._ssh.connection import Connection
+
+
+class JobList:
+    """What an account has in the queue, on a machine that may have no scheduler.
+
+    :param python: an interpreter there; None takes the first that runs
+    """
+
+    def __init__(self, connection: Connection, python: str | None) -> None:
+        self._host = connection.name
+        pythons = [python] if python else ["python3", "python"]
+        self._warden = Warden(connection, pythons, 0.0, [slurm.ASK])
+
+    def jobs(self) -> list[ListedJob]:
+        """List those that were submitted by bokeh_ssh; none where there is no scheduler.
+
+        :raises JobError: if the scheduler does not answer
+        """
+        if slurm.ASK not in self._warden.programs:
+            return []
+        answer = self._run(slurm.LIST)
+        return [ListedJob(host=self._host, **fields) for fields in slurm.read_list(answer.out)]
+
+    def cancel(self, job: ListedJob) -> None:
+        """Cancel one.
+
+        :raises JobError: if the scheduler does not do it
+        """
+        self._run(slurm.cancel_words(job.id))
+
+    def close(self) -> None:
+        """End its session."""
+        self._warden.close()
+
+    def _run(self, words: list[str]) -> Answer:
+        answer = self._warden.run(words)
+        if answer.status:
+            said = answer.lines[0] if answer.lines else "it says nothing"
+            msg = f"the scheduler does not answer ({said})"
+            raise JobError(msg, host=self._host, hint="try again")
+        return answer
