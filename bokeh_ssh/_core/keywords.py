@@ -64,7 +64,11 @@ def _convert(value: Any, hint: Any) -> Any:
     if origin in (Union, types.UnionType):
         return _convert_to_any(value, kinds)
     if origin is Literal:
-        return _accept(value, any(type(value) is type(word) and value == word for word in kinds))
+        # As with ==, an enum's member that is a text counts; 1 for True does not.
+        found = [
+            word for word in kinds if value == word and isinstance(value, bool) == isinstance(word, bool)
+        ]
+        return _accept(found[0] if found else None, bool(found))
     if origin is os.PathLike:
         return _accept(_path_text(value), isinstance(value, os.PathLike))
     if origin is collections.abc.Callable:

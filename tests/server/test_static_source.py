@@ -74,8 +74,9 @@ def test_files_are_here_before_the_page(sshd: Callable[..., Machine]) -> None:
 def test_near_line_is_left_alone(
     sshd: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """On loopback a page is there at once, and nothing is sent ahead."""
+    """On a near line a page is there at once, and nothing is sent ahead."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(base, "_FAR", 60.0)  # this machine may be busy
     machine = sshd()
     with tunnel_to(machine, apps.put(machine, "sliders.py", apps.SLIDER), isolate=False):
         names = {thread.name for thread in threading.enumerate()}
