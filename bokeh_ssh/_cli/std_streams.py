@@ -44,6 +44,7 @@ class Streams:
         self.fault: OSError | None = None
         self.on_fault: Callable[[], object] = _nothing
         self._ending = 0.0  # when the last words are over
+        self.over = False  # nobody waits any more, neither for a reader nor for another thread
         self._wake_recv = self._wake_send = -1
         self._lock = threading.RLock()  # a signal handler may write while its thread does
         self._apart: dict[int, int] = {}  # see _open_apart
@@ -120,8 +121,19 @@ class Streams:
             except BlockingIOError:
                 return 0
 
+    def write_at_once(self, descriptor: int, data: memoryview) -> None:
+        """Write as much of it as is taken without waiting, for a reader or for another thread."""
+        if self._lock.acquire(blocking=False):
+            try:
+                with contextlib.suppress(OSError):
+                    while data and (written := self._try(descriptor, data)):
+                        data = data[written:]
+            finally:
+                self._lock.release()
+
     def close(self) -> None:
-        """Let go of what it has; idempotent."""
+        """Let go of what it has; what is written from here on waits for nobody. Idempotent."""
+        self.over = True
         for end in (self._wake_recv, self._wake_send, *self._apart.values()):
             with contextlib.suppress(OSError):
                 os.close(end)
@@ -162,8 +174,11 @@ class _Raw(io.RawIOBase):
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
         count = len(view)
+        if self._streams.over:  # who has the lock may be a thread that Python has halted at its end
+            self._streams.write_at_once(self._descriptor, view)
+            return count
         with self._order:
-            while view and not self._dead:
+            while view and not self._dead and not self._streams.over:
                 try:
                     if self._fault:
                         raise self._fault
@@ -179,13 +194,15 @@ class _Raw(io.RawIOBase):
 
 @contextlib.contextmanager
 def standing() -> Iterator[Streams]:
-    """Let the program write through this while the context lasts.
+    """Let the program write through this while the context lasts; the program ends after it.
+
+    The streams stay in their place then: a thread that is left, with lines to show, would wait for a reader
+    in Python's own, and at its end Python would wait for the thread, or for the reader.
 
     A descriptor of the three that is closed leads nowhere then: the next file that is opened would get its
     number, and what is said to a person would go there.
     """
     global _current
-    before = sys.stdout, sys.stderr
     closed = [number for number in range(3) if not _is_open(number)]
     for _ in closed:
         os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
@@ -203,7 +220,6 @@ def standing() -> Iterator[Streams]:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 stream.flush()
-        sys.stdout, sys.stderr = before
         streams.close()
         _current = None
 

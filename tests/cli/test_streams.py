@@ -253,6 +253,43 @@ with standing() as streams:
 print("ended")
 """
 
+#: A thread still has something to say when all else is over, as one that shows a long log does.
+_LATE = """
+import sys, threading
+from bokeh_ssh._cli.std_streams import standing
+
+again, more = threading.Event(), threading.Event()
+
+def say():
+    again.wait()
+    for count in range(100_000):
+        print("thread", file=sys.stderr)
+        more.set()
+
+threading.Thread(target=say, daemon=True).start()
+with standing() as streams:
+    streams.end_soon()
+again.set()
+more.wait(1)
+"""
+
+
+def test_thread_that_still_writes_does_not_hold_up_the_end() -> None:
+    """A thread that is left with lines to show, into a pipe that nobody reads, holds up nobody."""
+    ear, mouth = os.pipe()
+    _fill(mouth)
+    words = [sys.executable, "-c", _LATE]
+    env = {
+        name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"
+    }  # as people have it
+    with subprocess.Popen(words, stderr=mouth, start_new_session=True, env=env) as process:
+        try:
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+            os.close(ear)
+            os.close(mouth)
+
 
 def test_interrupt_counts_where_two_wait_for_a_reader() -> None:
     """Ctrl-C is seen while the main thread waits for another one, which waits for somebody to read a pipe."""
