@@ -91,7 +91,7 @@ def test_server_beside_such_files_is_started_found_again_and_listed(
         assert isinstance(tunnel._lifecycle.session, ChildSession), "it is held by a child process"
         assert said_in(said) == []
         apps.drive(tunnel.url)
-        listed = find(machine.host, None, events.append, login)
+        listed, _ = find(machine.host, None, events.append, login)
         assert [server.id for server in listed] == [tunnel.server]
         assert machine.server
         for path in Path("/proc").glob("[0-9]*/status"):
@@ -102,7 +102,7 @@ def test_server_beside_such_files_is_started_found_again_and_listed(
         apps.drive(tunnel.url)
     assert said_in(said) == []
     assert said_in(here) == []
-    assert find(machine.host, None, events.append, login) == []
+    assert find(machine.host, None, events.append, login) == ([], [])
 
 
 def test_control_such_files_are_imported_where_they_may(tmp_path: Path) -> None:
