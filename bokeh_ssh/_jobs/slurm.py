@@ -5,6 +5,7 @@ What it really does was tried with 22.05; the comments name what is unlike its m
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -258,7 +259,7 @@ def no_scheduler(host: str) -> SubmitError:
 
 def overlaps(version: str) -> bool:
     """Return whether srun of this version (``slurm-wlm 22.05.8``) joins jobs; True where nobody knows."""
-    found = re.search(r"(\d+)\.(\d+)", version)
+    found = re.search(r"(\d{1,9})\.(\d{1,9})", version)
     return found is None or (int(found[1]), int(found[2])) >= _OVERLAP
 
 
@@ -301,9 +302,11 @@ def read_time(text: str) -> int | None:
 def read_test(lines: Sequence[str]) -> str:
     """Read when and where a job would start in what ``sbatch --test-only`` said; empty if it does not say."""
     for line in lines:
-        found = re.search(r" to start at (\S+) .*\bon nodes? (\S+)", line)
-        if found:
-            return f"; it might start at {found[1].replace('T', ' ')} on {found[2]}"
+        _, _, rest = line.partition(" to start at ")
+        when, *words = rest.split() or [""]
+        nodes = [after for word, after in itertools.pairwise(words) if word in ("node", "nodes")]
+        if nodes:
+            return f"; it might start at {when.replace('T', ' ')} on {nodes[-1]}"
     return ""
 
 

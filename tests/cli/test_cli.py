@@ -88,8 +88,8 @@ def test_help_does_not_load_ssh(words: list[str]) -> None:
 
 #: What is no flag: it is written without one, is asked for, or has no words (an object, a callable).
 NO_FLAGS = {"self", "app", "password", "passphrase", "pkey", "prompt", "on_event", "isolate"}
-#: What has several flags: see test_flags_of_a_batch_job.
-NO_FLAGS |= {"batch"}
+#: What stands in tables of its own: see test_flags_of_a_batch_job.
+NO_FLAGS |= {"batch", "queue_timeout", "resubmit", "job"}
 
 
 @pytest.mark.parametrize(
@@ -132,6 +132,11 @@ def test_flags_of_a_batch_job() -> None:
     )
     assert done.returncode == 0, "the flags do not find the types of a class that says it is the package's"
     assert {flag.keyword for flag in flagtable.BATCH} == fields - {"scheduler"} | {"batch"}
+    assert {flag.keyword for flag in (*flagtable.QUEUE, *flagtable.JOB)} == {
+        "queue_timeout",
+        "resubmit",
+        "job",
+    }
 
 
 def test_batch_flags_make_a_record() -> None:
