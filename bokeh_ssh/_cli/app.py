@@ -495,7 +495,7 @@ def demo(
         shared = common(foreground)
         shared.pop("prompt")  # its login never asks
         # Its machine ends with this process: then nobody can come back.
-        return DirectTunnel(host, app=APP, python=demo_python(), grace=2, **shared, **keywords)
+        return DirectTunnel(host, app=APP, python=demo_python(), grace=2, cache=False, **shared, **keywords)
 
     hold(make, announce_urls(not no_show), verbose, keywords)
 

@@ -32,7 +32,7 @@ from bokeh_ssh._tunnels.server_acquisition import FoundServer, ServerAcquisition
 log = logging.getLogger("bokeh_ssh")
 
 #: Seconds of a round trip from which on a line is taken to be slow: on a nearer one a page is there at once.
-_FAR = 0.005
+_FAR = 0.01
 
 
 class Tunnel(Openable):
@@ -243,6 +243,7 @@ class TunnelParts:
         """Have files of BokehJS sent while the server starts, where the line is slow enough for that."""
         if self._cache is None:
             return
+        connection.send_keepalive()  # the shortest of several round trips is the line's
         source = StaticSource(connection, self._cache.hashes, self._cache.expect)
         self._session.connection_stack.callback(source.close)
 
