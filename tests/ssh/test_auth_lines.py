@@ -139,6 +139,21 @@ def test_server_sees_what_it_sees_of_ssh(
         compare(bed, tmp_path / f"case{number}", lines.format(keys=keys), answer)
 
 
+@pytest.mark.parametrize("bits", [2048, 2049, 3072])
+def test_short_keys_of_ones_own_are_left_out(
+    bed: Bed, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int
+) -> None:
+    """RequiredRSASize leaves out shorter keys, in files and the agent, as with ssh; others have no size."""
+    for name, kind in (("file", "ssh-rsa"), ("held", "ssh-rsa"), ("other", "ecdsa-sha2-nistp256")):
+        make_key(keys / name, kind)
+    with contextlib.closing(SshAgent(keys / "held")) as agent:
+        monkeypatch.setenv("SSH_AUTH_SOCK", agent.path)
+        lines = f"IdentityFile {keys}/file\nIdentityFile {keys}/other\nRequiredRSASize {bits}\n"
+        _, seen, error = compare(bed, tmp_path / "case", lines, "wrong")
+    assert len(seen.offered) == (3 if bits == 2048 else 1)
+    assert ("2048 bits" in error) == (bits > 2048)
+
+
 def test_any_lines(bed: Bed, agent: SshAgent, keys: Path, tmp_path: Path) -> None:
     """Any mixture of such lines does what it does with ssh."""
     chance = random.Random(16)

@@ -31,6 +31,7 @@ from bokeh_ssh._ssh.auth.agent import Agent, agent_address
 from bokeh_ssh._ssh.auth.identities import PROMPTS, Identity, KeyConfig, check_keys, find_identities
 from bokeh_ssh._ssh.auth.key_files import key_type
 from bokeh_ssh._ssh.auth.private_keys import UnusableKeyError
+from bokeh_ssh._ssh.auth.public_keys import count_rsa_bits
 from bokeh_ssh._ssh.auth.userauth import (
     Accepted,
     EndedError,
@@ -86,6 +87,9 @@ class LoginConfig(KeyConfig, Protocol):
 
     @property
     def gssapi_trust_dns(self) -> bool: ...
+
+    @property
+    def required_rsa_size(self) -> int | None: ...
 
     @property
     def pubkey_authentication(self) -> bool | None: ...
@@ -312,6 +316,10 @@ class _Login:
         kind = key_type(blob)
         if kind in _OUTDATED:
             msg = f"it is of a kind that is not supported ({kind})"
+            raise UnusableKeyError(msg)
+        bits, least = count_rsa_bits(blob), self.config.required_rsa_size or 0
+        if bits is not None and bits < least:
+            msg = f"it has {bits} bits, which {self._line('RequiredRSASize', str(least))} leaves out"
             raise UnusableKeyError(msg)
         line = self.config.algorithms.get("pubkeyacceptedalgorithms")
         allowed = signatures(kind, line)

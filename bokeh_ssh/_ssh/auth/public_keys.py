@@ -96,9 +96,17 @@ class PublicKey:
     @property
     def rsa_bits(self) -> int | None:
         """The size of an RSA key; None for another one."""
-        return (
-            int.from_bytes(strings(self.blob, 3)[2], "big").bit_length() if self.kind == "ssh-rsa" else None
-        )
+        return count_rsa_bits(self.blob) if self.kind == "ssh-rsa" else None
+
+
+def count_rsa_bits(blob: bytes) -> int | None:
+    """Return the size of an RSA key, or of that in a certificate; None for another one, or a damaged one."""
+    at = {b"ssh-rsa": 2, b"ssh-rsa-cert-v01@openssh.com": 3}
+    try:
+        place = at.get(strings(blob, 1)[0])
+        return int.from_bytes(strings(blob, place + 1)[place], "big").bit_length() if place else None
+    except ValueError:
+        return None
 
 
 def read(blob: bytes) -> PublicKey:

@@ -100,7 +100,7 @@ class HostConfig:
     :param known_hosts_command: a command that says more known_hosts lines
     :param hash_known_hosts: whether the names of new hosts are written as hashes
     :param check_host_ip: whether known_hosts may not have another key for the address that is dialled
-    :param required_rsa_size: bits that an RSA host key has at least
+    :param required_rsa_size: bits that an RSA key has at least, a host's or one's own
     :param revoked_host_keys: files with host keys that are never taken
     :param unchecked_localhost: NoHostAuthenticationForLocalhost is yes, which we do not follow
     :param lines: the file and line that gave each keyword, by its name in lower case
