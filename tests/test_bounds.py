@@ -26,7 +26,6 @@ from bokeh_ssh._forwarding.port_ownership import PortOwnershipMonitor
 from bokeh_ssh._remote import client_stream
 from bokeh_ssh._server.launch_spec import Launch
 from bokeh_ssh._server.log_parsing import AppErrors
-from bokeh_ssh._server.probe import check_owner
 from bokeh_ssh._server.server_state import ServerState
 from memory import peak
 
@@ -232,12 +231,6 @@ class _Floods:
 
 def nothing() -> None:
     pass
-
-
-def test_owner_of_a_port_is_told_in_few_words() -> None:
-    """A machine that never ends to say whose a port is is not listened to."""
-    connection: Any = _Floods(lambda command, number: b"bokeh-ssh-owner\n0\n" + b"x" * 65536)
-    assert peak(lambda: check_owner(connection, 5006)) < _MIB
 
 
 def test_words_that_nobody_asked_for_are_not_kept() -> None:

@@ -22,7 +22,7 @@ from bokeh_ssh import BokehSSHError
 from bokeh_ssh._cli.options import in_flags
 from bokeh_ssh._core.forward_spec import parse_forward
 from bokeh_ssh._core.framing import Reader, Tail, plain
-from bokeh_ssh._core.proc_net import find_owner
+from bokeh_ssh._core.proc_net import listeners
 from bokeh_ssh._core.text import clean
 from bokeh_ssh._forwarding.http_requests import Inspector, RequestRefusedError
 from bokeh_ssh._forwarding.request_filter import RequestFilter
@@ -240,7 +240,7 @@ _PARSERS: dict[str, Callable[[str], object]] = {
     "facts": lambda text: [Facts().read(line) for line in text.split("\n")],
     "told": parse_notice,
     "mask": lambda text: mask(text, "--" + text + "=x"),
-    "owners": lambda text: find_owner("bokeh-ssh-owner\n0\n" + text, 80),
+    "owners": lambda text: listeners(text, 80),
     "known_hosts": lambda text: find(text.encode("latin-1", "replace"), "", "host"),
     "known_hosts names": lambda text: find(
         b"".join((text.encode("latin-1", "replace"), b" x y")), "", "host" * 60

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-#: Tells the user id from what start files may print.
-_MARKER = "bokeh-ssh-owner"
 _LISTEN = "0A"
 
 #: (the owner's user id, the number of the socket): another listener on the same port has another number.
@@ -43,32 +41,6 @@ def _rows(text: str) -> Iterator[_Row]:
 def listening(port: int) -> str:
     """Return the pattern by which ``grep -i`` finds the rows of those who listen on a port."""
     return f":{port:04X} [0-9A-F]*:[0-9A-F]* {_LISTEN} "
-
-
-def owner_command(port: int) -> str:
-    """Return the command whose output :func:`find_owner` reads; it works in every login shell."""
-    return f"echo {_MARKER}; id -u; grep -hi '{listening(port)}' /proc/net/tcp /proc/net/tcp6"
-
-
-def find_owner(text: str, port: int) -> tuple[int, int] | None:
-    r"""Find (our user id, the owner's user id) of the listener on ``port`` in the output of the command.
-
-    Several listeners (one for each family): one that is not ours counts.
-
-    >>> table = "sl local_address rem_address st tx rx tr tm retr uid\n"
-    >>> row = "0: 0100007F:138E 00000000:0000 0A 00000000:00000000 00:00000000 00000000 1001 0 1 1\n"
-    >>> find_owner("bokeh-ssh-owner\n1000\n" + table + row, 5006)
-    (1000, 1001)
-    """
-    said = text.partition(_MARKER)[2]
-    digits = [line.strip() for line in said.split("\n") if line.strip().isdecimal() and len(line) < 20]
-    if not digits:
-        return None
-    me = int(digits[0])
-    owners = {uid for uid, _ in listeners(said, port)}
-    if not owners:
-        return None
-    return me, next((owner for owner in owners if owner != me), me)
 
 
 def listeners(text: str, port: int) -> frozenset[Listener]:

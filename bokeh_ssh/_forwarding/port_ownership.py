@@ -134,6 +134,8 @@ class PortOwnershipMonitor:
             raise ForeignServerError(msg, host=self._host, hint=hint, port=self._port, owner=foreign)
 
     def _foreign_owner(self, now: frozenset[Listener]) -> int | None:
+        if self._me < 0:  # that machine does not say who we are
+            return None
         return next((owner for owner, _ in now if owner != self._me), None)
 
     def verify(self, verdict: Verdict) -> None:

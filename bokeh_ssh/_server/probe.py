@@ -16,20 +16,14 @@ from urllib.parse import urlsplit
 
 from bokeh_ssh._core.endpoint import Endpoint, format_endpoint
 from bokeh_ssh._core.errors import (
-    ForeignServerError,
     ForwardError,
-    SessionError,
     TargetUnreachableError,
 )
-from bokeh_ssh._core.proc_net import find_owner, owner_command
-from bokeh_ssh._core.waiting import wait
 from bokeh_ssh._server.certificate import describe_certificate
 from bokeh_ssh._ssh.connection import Connection
 
 #: Seconds between two looks at a server that does not answer yet.
 _PAUSE = 0.05
-#: Bytes of what a machine says of a port's owner; there are few rows of those who listen there.
-_MOST_SAID = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -210,41 +204,3 @@ def wait_until_ready(
         pause.wait(_PAUSE)
     broken()
     raise TimeoutError(last)
-
-
-def check_owner(connection: Connection, port: int) -> None:
-    """Refuse a listener that belongs to another user of the remote machine.
-
-    Where the owner cannot be seen (no command may be run, no ``/proc/net/tcp``) nothing is learnt.
-
-    :raises ForeignServerError: if it is somebody else's
-    """
-    said = bytearray()
-    ended = threading.Event()
-
-    def hear(data: bytes) -> None:
-        said.extend(data[: _MOST_SAID - len(said)])
-        if len(said) == _MOST_SAID:
-            ended.set()
-
-    try:
-        session = connection.run(
-            owner_command(port),
-            on_stdout=hear,
-            on_stderr=lambda data: None,
-            on_exit=lambda status: ended.set(),
-            timeout=connection.hop.timeout,
-        )
-    except SessionError:
-        return
-    session.write_eof()
-    wait(ended, connection.hop.timeout)
-    session.close()
-    found = find_owner(said.decode("utf-8", "replace"), port)
-    if found is None:
-        return
-    me, owner = found
-    if me != owner:
-        msg = f"the server on port {port} belongs to another user (uid {owner}, you are {me})"
-        hint = "choose another remote_port, or allow it with allow_foreign=True"
-        raise ForeignServerError(msg, host=connection.name, hint=hint, port=port, owner=owner)

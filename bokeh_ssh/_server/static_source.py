@@ -92,19 +92,26 @@ class StaticSource:
         except BokehSSHError as exc:
             log.info("files of BokehJS come when they are asked for: %s", exc)
         finally:
-            for sink in self._sinks.values():
-                sink.discard()
+            with self._lock:
+                self._closed = True
+                for sink in self._sinks.values():
+                    sink.discard()
 
     def _receive(self, message: dict[str, Any]) -> None:
-        """Take a message, on the connection's thread; one of another shape is passed over."""
+        """Take a message, on the connection's thread; one of another shape, or too late, is passed over."""
         try:
-            if message["event"] == "files":
-                for name, sha512 in message["files"][:_MOST_FILES]:
-                    if sink := self._expect(str(name), str(sha512)):
-                        self._sinks[str(sha512)] = sink
-            elif message["event"] == "file" and (sink := self._sinks.get(str(message["sha512"]))):
-                inflater = zlib.decompressobj()
-                sink.write(memoryview(inflater.decompress(base64.b64decode(message["data"]), _MOST_BYTES)))
-                sink.finish()
+            with self._lock:
+                if not self._closed:
+                    self._take(message)
         except (KeyError, TypeError, ValueError, zlib.error) as exc:
             log.info("a message about static files is passed over: %r", exc)
+
+    def _take(self, message: dict[str, Any]) -> None:
+        if message["event"] == "files":
+            for name, sha512 in message["files"][:_MOST_FILES]:
+                if sink := self._expect(str(name), str(sha512)):
+                    self._sinks[str(sha512)] = sink
+        elif message["event"] == "file" and (sink := self._sinks.get(str(message["sha512"]))):
+            inflater = zlib.decompressobj()
+            sink.write(memoryview(inflater.decompress(base64.b64decode(message["data"]), _MOST_BYTES)))
+            sink.finish()

@@ -269,19 +269,21 @@ class TunnelParts:
         :param endpoint: where it is found, as seen from the connection's server
         :raises LaunchTimeoutError: if a server that we started does not answer in time
         :raises ServerNotFoundError: if one that we attached to does not
+        :raises ForeignServerError: if what listens on the port there is another user's
         """
         self._await_answer(connection, endpoint, found)
         assert self._acceptor  # a server is found for the port that its pages have here
         session, port = self._session, self._acceptor.port
         request_filter = RequestFilter(port, self._options.page_origins)
         # Sockets are in folders that nobody else may enter; a port can become another user's at any time.
-        monitor = None
+        verify = None
         if isinstance(endpoint, tuple) and not self._options.allow_foreign:
             attached = self._acquisition.find_attachment(connection, endpoint)
             monitor = (attached and attached.monitor) or session.connection_stack.enter_context(
                 monitor_port(connection, endpoint[1], session.lose)
             )
-        verify = monitor.verify if monitor and monitor.wait() else None
+            monitor.check_owner()
+            verify = monitor.verify if monitor.wait() else None
         leads = self._acceptor.forwarding(
             connection, endpoint, request_filter, verify, self._cache, ahead=self._may_wait
         )

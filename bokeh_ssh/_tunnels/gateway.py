@@ -11,7 +11,7 @@ from bokeh_ssh._core.events import Ready, ReverseForwarded
 from bokeh_ssh._core.host import Host, check_port, parse_target
 from bokeh_ssh._forwarding.published_sockets import Spot, private_socket
 from bokeh_ssh._server.options import LOOPBACK
-from bokeh_ssh._server.probe import check_owner, is_answering
+from bokeh_ssh._server.probe import is_answering
 from bokeh_ssh._server.server import Server
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._ssh.route import alike, goes_its_own_way
@@ -225,8 +225,6 @@ class GatewayParts(TunnelParts):
         if end is None:
             again = before is not None
             end = stack.enter_context(relay(request, again=again, on_lost=session.lose, reason=reason))
-        elif isinstance(end.where, tuple) and not options.allow_foreign:
-            check_owner(request.gateway, end.where[1])
         self._end = end
         if isinstance(end.where, tuple) and not found.key and options.signed is None:
             session.life.warn(f"port {end.where[1]} is open to the other users of the gateway")
