@@ -19,6 +19,8 @@ from typing import Any
 
 import bokeh_ssh
 
+#: How the name of the loop's thread begins.
+_LOOP = "bokeh-ssh io loop"
 _ROOT = str(Path(bokeh_ssh.__file__).parent) + "/"
 
 
@@ -88,10 +90,16 @@ def traced(*, threads: bool = False) -> Iterator[Way]:
 
 
 def first_connection(calls: list[Call]) -> list[Call]:
-    """Return the calls from where a local connection is accepted to where its CHANNEL_OPEN goes out."""
+    """Return the calls from where a local connection is accepted to where its CHANNEL_OPEN goes out.
+
+    They are those of the thread that accepts it and of the loop, which sends; what other threads do meanwhile,
+    such as reading the answer to a keepalive, is not on the way.
+    """
     begin = next(at for at, call in enumerate(calls) if call.module == "_forwarding.listener")
-    end = next(at for at, call in enumerate(calls) if at > begin and call.module == "_ssh.packetizer")
-    return [call for call in calls[begin : end + 1] if call.thread != threading.main_thread().name]
+    accepts = calls[begin].thread
+    on_way = [call for call in calls[begin:] if call.thread == accepts or call.thread.startswith(_LOOP)]
+    end = next(at for at, call in enumerate(on_way) if call.module == "_ssh.packetizer")
+    return on_way[: end + 1]
 
 
 def main() -> None:
