@@ -92,8 +92,8 @@ def traced(*, threads: bool = False) -> Iterator[Way]:
 def first_connection(calls: list[Call]) -> list[Call]:
     """Return the calls from where a local connection is accepted to where its CHANNEL_OPEN goes out.
 
-    They are those of the thread that accepts it and of the loop, which sends; what other threads do meanwhile,
-    such as reading the answer to a keepalive, is not on the way.
+    They are those of the thread that accepts it and of the loop, which sends; what other threads do
+    meanwhile, such as reading the answer to a keepalive, is not on the way.
     """
     begin = next(at for at, call in enumerate(calls) if call.module == "_forwarding.listener")
     accepts = calls[begin].thread
