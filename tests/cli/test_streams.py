@@ -28,8 +28,6 @@ import apps
 from beds import Machine, until
 from programs import CLI, Program, login
 
-pytestmark = pytest.mark.every_python
-
 #: How a stream is spoilt, in the words of a shell, and what is said about it.
 SPOILT = {
     "closed": (">&-", "Bad file descriptor"),
@@ -202,8 +200,9 @@ def test_log_that_nobody_reads_holds_nobody_up(machine: Machine, app: str, flag:
             url = process.stdout.readline().decode().strip()
             _fill(mouth)
             for _ in range(3):
-                with pytest.raises(urllib.error.HTTPError, match="403"):
+                with pytest.raises(urllib.error.HTTPError, match="403") as caught:
                     urllib.request.urlopen(urllib.request.Request(url, headers={"Host": "evil.example"}))
+                caught.value.close()
                 with urllib.request.urlopen(url) as page:
                     assert b"Bokeh" in page.read()
             process.send_signal(signal.SIGINT)

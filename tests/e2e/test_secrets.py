@@ -51,8 +51,8 @@ try:
         for path in (url, url.replace("/sliders", "/nothing"), url.partition("=")[0] + "=garbage"):
             try:
                 urllib.request.urlopen(path, timeout=20).read()
-            except urllib.error.HTTPError:
-                pass
+            except urllib.error.HTTPError as error:
+                error.close()
         seen += [repr(tunnel), str(tunnel), tunnel.server_document and "", *map(repr, tunnel.log)]
         try:
             seen.append(repr(pickle.dumps(tunnel)))

@@ -119,8 +119,9 @@ def test_any_web_server_is_held_like_bokeh(machine: Machine, place: str) -> None
         assert bool(tunnel.remote_port) == (place == "{port}")
         until(lambda: any("GET /healthz" in line for line in tunnel.log), what="its lines to come")
         request = urllib.request.Request(tunnel.url, headers={"Host": "evil.example"})
-        with pytest.raises(urllib.error.HTTPError, match="403"):
+        with pytest.raises(urllib.error.HTTPError, match="403") as caught:
             urllib.request.urlopen(request, timeout=20)
+        caught.value.close()
         assert machine.pids(path)
     told = [event.text for event in events if isinstance(event, Warned)]
     assert [("{socket}" in text) for text in told] == [True] * (place == "{port}")

@@ -70,7 +70,8 @@ if os.name == "posix":
             ) as found:
                 return int(found.status)
         except urllib.error.HTTPError as exc:
-            return int(exc.code)
+            with exc:
+                return int(exc.code)
 
     @pytest.mark.parametrize("command", ["bokeh serve", "panel serve"])
     def test_signed_server_answers_to_signed_sessions_only(bench: Bench, command: str) -> None:
@@ -88,7 +89,8 @@ if os.name == "posix":
                 with urllib.request.urlopen(route + query, timeout=20) as found:
                     return int(found.status)
             except urllib.error.HTTPError as exc:
-                return int(exc.code)
+                with exc:
+                    return int(exc.code)
 
         good = new_session_id(server.key)
         assert page("") == 403

@@ -379,9 +379,14 @@ def find_sshd() -> str | None:
 
 
 @contextmanager
-def local_sshd(key: Key, directory: Path, directives: Mapping[str, str]) -> Iterator[Machine]:
-    """Run a real sshd on this machine, as this account, on loopback; its log is ``directory/sshd.log``."""
-    program = find_sshd()
+def local_sshd(
+    key: Key, directory: Path, directives: Mapping[str, str], *, newest: str = ""
+) -> Iterator[Machine]:
+    """Run a real sshd on this machine, as this account, on loopback; its log is ``directory/sshd.log``.
+
+    :param newest: the folder of a newer OpenSSH than the machine's, that of ``OPENSSH_NEWEST``
+    """
+    program = f"{newest}/sbin/sshd" if newest else find_sshd()
     assert program, "sshd is not installed"
     if hasattr(os, "getuid") and os.getuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where it drops its privileges
@@ -397,8 +402,12 @@ def local_sshd(key: Key, directory: Path, directives: Mapping[str, str]) -> Iter
             "PidFile": "none",
             "StrictModes": "no",
         }
-        if _version() >= (9, 8):
+        version = _version(f"{newest}/bin/ssh" if newest else "ssh")
+        if version >= (9, 8):
             base["PerSourcePenalties"] = "no"  # refused logins are what some tests are about
+        if newest:  # it is made of several programs, looked for where the distribution puts them
+            base["SshdSessionPath"] = f"{newest}/lib/openssh/sshd-session"
+            base["SshdAuthPath"] = f"{newest}/lib/openssh/sshd-auth"
         with (directory / "sshd.log").open("ab") as log:
             process, port = _start_sshd(program, place, Knobs().directives() | base | dict(directives), log)
         stack.callback(_end, process)
@@ -439,8 +448,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait(30)
 
 
-def _version() -> tuple[int, ...]:
-    """Tell the version of this machine's OpenSSH, as (9, 2)."""
-    said = subprocess.run(["ssh", "-V"], capture_output=True, check=False).stderr.decode()
+def _version(ssh: str) -> tuple[int, ...]:
+    """Return an OpenSSH's version, as (9, 2)."""
+    said = subprocess.run([ssh, "-V"], capture_output=True, check=False).stderr.decode()
     match = re.search(r"OpenSSH_\D*(\d+)\.(\d+)", said)
     return tuple(map(int, match.groups())) if match else (0, 0)

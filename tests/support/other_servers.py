@@ -36,8 +36,8 @@ class MissingError(Exception):
 def command(name: str, directory: Path) -> list[str]:
     """Return the command that runs a server, built first where it has to be; it takes its host key's path.
 
-    :param name: "conch" (Twisted Conch), "mina" (Apache MINA), "gliderlabs" (Go's gliderlabs/ssh), "erlang",
-        or "erlang-forbid", which forwards nothing
+    :param name: "conch" (Twisted Conch), "paramiko", "ssh2" (npm's), "mina" (Apache MINA), "gliderlabs" (Go's
+        gliderlabs/ssh), "erlang", or "erlang-forbid", which forwards nothing
     :param directory: where what is built goes
     :raises MissingError: if what it needs is not installed
     """
@@ -48,6 +48,15 @@ def command(name: str, directory: Path) -> list[str]:
             msg = "Twisted Conch is not installed"
             raise MissingError(msg) from exc
         return [sys.executable, str(SOURCES / "conch.py")]
+    if name == "paramiko":
+        return [sys.executable, str(SOURCES / "paramiko_server.py")]
+    if name == "ssh2":
+        node = shutil.which("node")
+        places = os.environ.get("NODE_PATH", "").split(os.pathsep)
+        if not node or not any(Path(place, "ssh2").is_dir() for place in places if place):
+            msg = "Node with ssh2 is not installed (npm install ssh2, with its folder in NODE_PATH)"
+            raise MissingError(msg)
+        return [node, str(SOURCES / "ssh2.js")]
     if name.startswith("erlang"):
         if not shutil.which("escript") or not any(Path("/usr/lib/erlang/lib").glob("ssh-*")):
             msg = "Erlang with its ssh is not installed (erlang-base, erlang-ssh)"
@@ -130,7 +139,7 @@ def tinyssh(key: Key, directory: Path) -> Iterator[Machine]:
         maker.symlink_to(program)  # the same program goes by several names
         subprocess.run([str(maker), "-q", str(keys)], check=True, timeout=30)
         serve = shlex.join([program, "-v", str(keys)])
-        line = f"mount --bind {shlex.join([str(home), account.pw_dir])} && exec {serve}"
+        line = f"{_mount_home(home, account.pw_dir)} && exec {serve}"
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         processes: list[subprocess.Popen[bytes]] = []
         log = stack.enter_context((directory / "tinyssh.log").open("ab"))
@@ -181,6 +190,18 @@ def _mount_apart() -> list[str]:
     return apart
 
 
+def _mount_home(home: Path, real: str) -> str:
+    """Return the shell's words that put a home in the place of the real one; a Python in there stays."""
+    words = []
+    python = Path(sys.base_prefix).resolve()
+    if python.is_relative_to(real):
+        part = python.relative_to(real).parts[0]
+        (home / part).mkdir()
+        words.append(["mount", "--rbind", str(Path(real, part)), str(home / part)])
+    words.append(["mount", "--rbind", str(home), real])
+    return " && ".join(map(shlex.join, words))
+
+
 def _home_for(key: Key, place: Path) -> Path:
     """Make a home that the key logs in to; small servers are strict about its modes."""
     home = place / "home"
@@ -218,7 +239,7 @@ def dropbear(key: Key, directory: Path) -> Iterator[Machine]:
             port = free_port()
             serve = [program, "-F", "-E", "-s", "-r", str(host_key), "-p", f"127.0.0.1:{port}"]
             serve += ["-P", str(Path(place, "pid"))]
-            line = f"mount --bind {shlex.join([str(home), account.pw_dir])} && exec {shlex.join(serve)}"
+            line = f"{_mount_home(home, account.pw_dir)} && exec {shlex.join(serve)}"
             with (directory / "dropbear.log").open("ab") as log:
                 process = subprocess.Popen([*apart, "sh", "-c", line], stdin=subprocess.DEVNULL, stderr=log)
             with process:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+import urllib.error
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,8 +88,9 @@ def test_server_that_is_signed_opens_again(machine: Machine) -> None:
     with tunnel_with_events(machine, None, [], server=name) as again:
         assert "bokeh-session-id=" in again.url
         assert "Bokeh" in apps.get(again.url)
-        with pytest.raises(OSError, match="403"):
+        with pytest.raises(urllib.error.HTTPError, match="403") as refused:
             apps.get(again.url.partition("?")[0])
+        refused.value.close()
     end(machine, name)
 
 

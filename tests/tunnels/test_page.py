@@ -26,10 +26,7 @@ from bokeh_ssh import DirectTunnel
 from bokeh_ssh._tunnels import redirect_page
 from programs import Program, login
 
-pytestmark = [
-    pytest.mark.every_python,
-    pytest.mark.skipif(os.name != "posix", reason="modes, and what ps shows"),
-]
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="modes, and what ps shows")
 
 SECRET = "http://localhost:1/x?bokeh-session-id=canary-1a2b"
 #: A browser: says what it was started with, waits until it may go on, and then goes where the page leads.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import urllib.error
 from collections.abc import Callable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -140,8 +141,9 @@ def test_two_tunnels_share_nothing(container: Callable[..., Container]) -> None:
         assert one.local_port != other.local_port
         query = one.url.partition("?")[2]
         address = f"{other.url.partition('?')[0]}?{query}"
-        with pytest.raises(OSError, match="403"):
+        with pytest.raises(urllib.error.HTTPError, match="403") as refused:
             apps.get(address)
+        refused.value.close()
         assert "Bokeh" in apps.get(one.url)
         assert "Bokeh" in apps.get(other.url)
     with tunnel_to(machine, app, signed=False) as shared:  # the control: one id is as good as another

@@ -1,15 +1,33 @@
-// An SSH server on Go's gliderlabs/ssh, with the forwarding that it comes with; takes any key.
+// An SSH server on Go's gliderlabs/ssh, with the forwarding that it comes with, and commands; takes any key.
 //
 //	gliderlabs HOST_KEY    prints its port
 package main
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"os"
+	"os/exec"
 
 	"github.com/gliderlabs/ssh"
 )
+
+func run(session ssh.Session) {
+	command := exec.Command("/bin/sh", "-c", session.RawCommand())
+	command.Stdout, command.Stderr = session, session.Stderr()
+	stdin, err := command.StdinPipe()
+	if err != nil || command.Start() != nil {
+		session.Exit(1)
+		return
+	}
+	go func() {
+		io.Copy(stdin, session)
+		stdin.Close()
+	}()
+	command.Wait()
+	session.Exit(command.ProcessState.ExitCode() & 255)
+}
 
 func main() {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -18,7 +36,7 @@ func main() {
 	}
 	forwards := &ssh.ForwardedTCPHandler{}
 	server := &ssh.Server{
-		Handler:                       func(session ssh.Session) { session.Exit(1) },
+		Handler:                       run,
 		PublicKeyHandler:              func(ssh.Context, ssh.PublicKey) bool { return true },
 		LocalPortForwardingCallback:   func(ssh.Context, string, uint32) bool { return true },
 		ReversePortForwardingCallback: func(ssh.Context, string, uint32) bool { return true },
