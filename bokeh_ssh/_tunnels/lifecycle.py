@@ -297,19 +297,24 @@ class Lifecycle:
 
     # Losing a connection, and making it again.
 
-    def lose(self, error: BokehSSHError, *, again: bool) -> Lost | None:
+    def lose(self, error: BokehSSHError, *, again: bool, told: Event | None) -> Lost | None:
         """Note that it broke; never blocks.
 
         :param again: whether it is to be made again
+        :param told: what broke it, told whether or not that changes a state
         :returns: what was told; None where it changes no state
         """
         with self.change:
             if self.state in (State.CONNECTING, State.RECONNECTING):
                 self.error = self.error or error  # the attempt that is under way fails with it
-            if self.state is not State.READY:
+            stood = self.state is State.READY
+            if stood:
+                self.error = None if again else error
+                self._move(State.LOST if again else State.FAILED)
+            if told:
+                self.deliver(told)
+            if not stood:
                 return None
-            self.error = None if again else error
-            self._move(State.LOST if again else State.FAILED)
             lost = Lost(host=error.host or self.label, reason=error.message)
             self.deliver(lost)  # before anybody who waits for the end can go on
             return lost

@@ -12,8 +12,16 @@ import time
 from typing import Protocol
 
 from bokeh_ssh._core.backoff import Attempts, pause_before
-from bokeh_ssh._core.errors import BokehSSHError, ConnectionLostError, ServerExitedError
-from bokeh_ssh._core.events import Event, HostKeyVerified, Ready, Reconnected, Reconnecting, ServerExited
+from bokeh_ssh._core.errors import BokehSSHError, ConnectionLostError, ServerExitedError, ServerTakenError
+from bokeh_ssh._core.events import (
+    Event,
+    HostKeyVerified,
+    Ready,
+    Reconnected,
+    Reconnecting,
+    ServerExited,
+    ServerTaken,
+)
 from bokeh_ssh._core.host import Host
 from bokeh_ssh._core.network_changes import NetworkWatch
 from bokeh_ssh._core.waiting import wanted
@@ -131,8 +139,11 @@ class LocalSession:
 
     # Losing a connection, and making it again.
 
-    def lose(self, error: BokehSSHError) -> None:
-        """Note that it broke; from any thread, never blocks."""
+    def lose(self, error: BokehSSHError, told: Event | None = None) -> None:
+        """Note that it broke; from any thread, never blocks.
+
+        :param told: what broke it; a handler of that finds it broken, also where it closes it at once
+        """
         again = self._reconnect and error.temporary
         recovery = threading.Thread(
             target=self._recover,
@@ -141,14 +152,14 @@ class LocalSession:
             daemon=True,
         )
         with self.life.change:
-            lost = self.life.lose(error, again=again)
+            lost = self.life.lose(error, again=again, told=told)
             if lost and again:
                 self.attempts.begin()
                 self._recovery = recovery
             elif lost:
                 self.attempts.stop()
-        if lost:
-            log.debug("%s", lost)
+        for event in filter(None, (told, lost)):
+            log.debug("%s", event)
         if lost and again:
             recovery.start()
 
@@ -219,11 +230,16 @@ class LocalSession:
         server.on_log(self.life.on_log)
 
     def on_server_event(self, event: Event) -> None:
-        """Tell what became of the server; where it has ended, so has this."""
-        self.life.emit(event)
+        """Tell what became of the server; where it has ended or is another's, so has this."""
         if isinstance(event, ServerExited):
             error = ServerExitedError.of(event.host, event.exit_status, self.log, event.memory_limit)
-            self.lose(error)
+            self.lose(error, event)
+        elif isinstance(event, ServerTaken):
+            msg = "another client has taken the server over"
+            hint = "start one of your own with launch=True"
+            self.lose(ServerTakenError(msg, host=event.host, hint=hint), event)
+        else:
+            self.life.emit(event)
 
     # Closing.
 

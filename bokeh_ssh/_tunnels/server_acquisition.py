@@ -16,9 +16,8 @@ from bokeh_ssh._core.errors import (
     ServerExitedError,
     ServerGoneError,
     ServerNotFoundError,
-    ServerTakenError,
 )
-from bokeh_ssh._core.events import Attached, Event, ServerTaken
+from bokeh_ssh._core.events import Attached
 from bokeh_ssh._forwarding.port_ownership import PortOwnershipMonitor, monitor_port
 from bokeh_ssh._server.file_sync import FileSync
 from bokeh_ssh._server.options import ANY, BOKEH_PORT, LOOPBACK, ServerOptions
@@ -224,7 +223,7 @@ class ServerAcquisition:
             server = Server.start(
                 connection,
                 launch,
-                on_event=self._on_server_event,
+                on_event=self._session.on_server_event,
                 on_begin=begin,
                 bring=self._file_sync.upload_all if self._file_sync else _nothing,
             )
@@ -271,7 +270,7 @@ class ServerAcquisition:
             connection,
             listed.server_ref,
             launch=self._options.launch_spec(local_port),
-            on_event=self._on_server_event,
+            on_event=self._session.on_server_event,
             on_begin=lambda begun: self._register(begun, begun.close),
             timeout=self._options.launch_timeout,
         )
@@ -297,7 +296,7 @@ class ServerAcquisition:
                 connection,
                 server_ref,
                 launch=before.launch,
-                on_event=self._on_server_event,
+                on_event=self._session.on_server_event,
                 on_begin=lambda begun: self._register(begun, begun.close),
             )
         except (ServerGoneError, ServerExitedError) as exc:
@@ -335,13 +334,6 @@ class ServerAcquisition:
             text = f"other users of that machine can open the server ({why})"
             self._session.life.warn(text, server.host)
         return self.found
-
-    def _on_server_event(self, event: Event) -> None:
-        self._session.on_server_event(event)
-        if isinstance(event, ServerTaken):
-            msg = "another client has taken the server over"
-            hint = "start one of your own with launch=True"
-            self._session.lose(ServerTakenError(msg, host=event.host, hint=hint))
 
     # Letting go.
 
