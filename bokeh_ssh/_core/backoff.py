@@ -16,6 +16,8 @@ from collections.abc import Callable
 #: at once, give or take: many clients may have lost the same server.
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 30.0
+#: The most where the server ends what nobody uses, and whoever comes is waited for.
+_LONGEST_UNUSED = 3600.0
 #: Early attempts that may follow each other, seconds until one more may, and between two attempts.
 _EARLY = 5
 _EARLY_EVERY = 10.0
@@ -27,7 +29,8 @@ _BURST = 10.0
 class Attempts:
     """The attempts to make one connection again, and who waits for them; from any thread.
 
-    :ivar listeners: called, without arguments, whenever :meth:`may_serve` may say something else
+    :ivar listeners: of those who hold connections meanwhile and ask for early attempts; called, without
+        arguments, whenever :meth:`may_serve` may say something else
     """
 
     def __init__(self) -> None:
@@ -147,9 +150,13 @@ class Attempts:
             call()
 
 
-def pause_before(attempt: int) -> float:
-    """Return the seconds before an attempt: none to speak of, then twice as long each time; with jitter."""
+def pause_before(attempt: int, *, needed: bool = True) -> float:
+    """Return the seconds before an attempt: none to speak of, then twice as long each time; with jitter.
+
+    :param needed: whether it is to be made soon though nobody asks for an early one
+    """
     if attempt == 1:
         return random.uniform(0, 0.2)  # noqa: S311  # jitter, not a secret
-    longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** (attempt - 2))
+    most = _LONGEST_PAUSE if needed else _LONGEST_UNUSED
+    longest = min(most, _FIRST_PAUSE * 2.0 ** min(attempt - 2, 20))
     return longest * random.uniform(0.75, 1.0)  # noqa: S311

@@ -16,7 +16,7 @@ from paramiko.kex_group16 import KexGroup16SHA512
 from bokeh_ssh._core.errors import ConfigError
 from bokeh_ssh._core.patterns import matches, matches_list
 from bokeh_ssh._core.text import clean
-from bokeh_ssh._ssh import chacha20_poly1305
+from bokeh_ssh._ssh.crypto import chacha20_poly1305, mldsa
 
 _PARAMIKO: Any = paramiko.Transport
 _CERTIFICATE = "-cert-v01@openssh.com"
@@ -80,7 +80,7 @@ if "curve25519-sha256@libssh.org" in KEX:
 _FIRST_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", chacha20_poly1305.NAME)
 #: The kinds of keys that log in, and of their signatures (PubkeyAcceptedAlgorithms of ssh_config(5)).
 _PUBLIC_KEYS = (
-    *("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521"),
+    *("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", mldsa.NAME),
     *("sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com", "rsa-sha2-512", "rsa-sha2-256"),
 )
 #: The last is with SHA-1: only where a line asks for it.
@@ -130,7 +130,9 @@ def _beside(names: Sequence[str], name: str, *, before: str = "", after: str = "
 
 def _usual_host_keys() -> tuple[str, ...]:
     plain: tuple[str, ...] = tuple(_PARAMIKO._preferred_keys)
-    return (*plain, *(name + _CERTIFICATE for name in plain))
+    if mldsa.is_available():
+        plain = _beside(plain, "ssh-ed25519", after=mldsa.NAME)
+    return (*plain, *(name + _CERTIFICATE for name in plain if name != mldsa.NAME))
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,11 @@ def signatures(kind: str, line: str | None) -> tuple[str, ...]:
     every = [*usual, *(name for name in names if name not in usual)]
     usual = [name for name in every if not name.startswith("ssh-rsa")]
     return tuple(name for name in choose(line, usual, every) if name in names)
+
+
+def ca_signatures(line: str | None) -> tuple[str, ...] | None:
+    """Return what a CA may sign certificates with (CASignatureAlgorithms); None without a line."""
+    return choose(line, _PUBLIC_KEYS, _PUBLIC_KEYS) if line else None
 
 
 @dataclass(frozen=True)

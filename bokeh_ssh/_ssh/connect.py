@@ -23,7 +23,7 @@ from bokeh_ssh._core.errors import (
     TargetUnreachableError,
 )
 from bokeh_ssh._core.events import Authenticated, Connecting, HostKeyVerified, OnEvent, Warned, ignore
-from bokeh_ssh._core.host import Host
+from bokeh_ssh._core.host import Host, HostKeys
 from bokeh_ssh._core.waiting import wait
 from bokeh_ssh._ssh import algorithms
 from bokeh_ssh._ssh.algorithms import Mismatch
@@ -76,6 +76,8 @@ def connect(
     """
     route = find_route(host, via=via.hop.hostname if via else None, session=session)
     prompt_cache = prompt_cache or PromptCache()
+    for text in dict.fromkeys(text for hop in route for text in hop.config.warnings):
+        on_event(Warned(host=route[-1].label, text=text))
     for hop in route:
         login.check_keys(hop.host)  # a key file that is missing is told before anything is dialled
 
@@ -167,7 +169,7 @@ def _connect_hop(
             port=hop.known_port,
             files=files,
             writable=next(iter(hop.own_known_hosts), None),
-            policy=host.host_keys,
+            policy=_host_key_policy(hop),
             ask=host.prompt,
             rules=_host_key_rules(hop, address),
         )
@@ -195,6 +197,15 @@ def _connect_hop(
     return connection
 
 
+def _host_key_policy(hop: Hop) -> HostKeys:
+    """Return what becomes of an unknown key; StrictHostKeyChecking yes has nobody asked, as with ``ssh``.
+
+    "accept-new" is never a default: who says it means it, as with ``ssh -o``.
+    """
+    asked = hop.host.host_keys == "ask"
+    return "strict" if asked and hop.config.strict_host_key_checking else hop.host.host_keys
+
+
 def _host_key_rules(hop: Hop, address: str | None) -> host_keys.Rules:
     """Return what the config says about host keys, besides the names of files.
 
@@ -202,6 +213,8 @@ def _host_key_rules(hop: Hop, address: str | None) -> host_keys.Rules:
     """
     config = hop.config
     note = ""
+    if hop.host.host_keys != _host_key_policy(hop):
+        note = f"nobody is asked: StrictHostKeyChecking yes ({config.lines['stricthostkeychecking']})"
     if config.unchecked_localhost and address and not config.host_key_alias:
         where = config.lines.get("nohostauthenticationforlocalhost", "")
         if ipaddress.ip_address(address.partition("%")[0]).is_loopback:
@@ -215,6 +228,7 @@ def _host_key_rules(hop: Hop, address: str | None) -> host_keys.Rules:
         hash_names=bool(config.hash_known_hosts),
         check_address=bool(config.check_host_ip),
         least_rsa_bits=config.required_rsa_size or 0,
+        ca_algorithms=algorithms.ca_signatures(config.algorithms.get("casignaturealgorithms")),
         note=note,
     )
 

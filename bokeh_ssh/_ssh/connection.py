@@ -43,6 +43,8 @@ _PING = 2.0
 #: Seconds for which a Unix socket with more connections than it accepts is tried again, and between tries.
 _CROWDED = 5.0
 _RETRY = 0.05
+#: As OpenSSH's server does since 9.2 where its administrator says so; it gives no reason.
+_UNUSED = "the line went down while nothing used it: perhaps by an UnusedConnectionTimeout of the server"
 _PROHIBITED = 1
 _CONNECT_FAILED = 2
 _UNKNOWN_TYPE = 3
@@ -74,6 +76,8 @@ class Connection:
     """A verified, authenticated SSH connection. Made by ``_ssh.connect.connect``; a context manager.
 
     :param jump: what it goes through, if that is to be closed with it
+    :ivar lost: set once it has ended without having been closed
+    :ivar unused: the server hung up on it while nothing was open on it
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class Connection:
         self.methods = methods
         self.lost = threading.Event()
         self.reason = ""
+        self.unused = False
         self._reached: dict[Endpoint, float] = {}  # when each target has last taken a connection
         self._on_lost: list[Callable[[str], None]] = []
         self._jump = jump
@@ -146,6 +151,9 @@ class Connection:
             if not self.reason:
                 said = self.transport.disconnect_message
                 fault = self.transport.fault or "the line went down"
+                self.unused = self.transport.ended_unused and not said
+                if self.unused:
+                    fault = _UNUSED
                 self.reason = f"the server ended it: {said}" if said else fault
             self.lost.set()
             calls = list(self._on_lost)

@@ -21,7 +21,7 @@ from paramiko.message import Message
 from paramiko.packet import NeedRekeyException
 from paramiko.ssh_exception import SSHException
 
-from bokeh_ssh._ssh.chacha20_poly1305 import ChaCha20Poly1305
+from bokeh_ssh._ssh.crypto.chacha20_poly1305 import ChaCha20Poly1305
 
 #: Bytes read ahead: one system call for what sshd sends in several.
 _READ_AHEAD = 256 * 1024

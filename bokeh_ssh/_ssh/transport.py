@@ -49,6 +49,7 @@ from bokeh_ssh._core.endpoint import Endpoint, Origin
 from bokeh_ssh._core.waiting import wait
 from bokeh_ssh._ssh.algorithms import CIPHERS, KEX, MACS, Algorithms, Mismatch, Offer
 from bokeh_ssh._ssh.channel import MAX_PACKET, WINDOW, Channel
+from bokeh_ssh._ssh.crypto import mldsa
 from bokeh_ssh._ssh.io_loop import IOLoop
 from bokeh_ssh._ssh.messages import forwarded
 from bokeh_ssh._ssh.packetizer import ChannelData, InflateError, Inflater, Packetizer
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
 
         packetizer: Packetizer
         _cipher_info: dict[str, Any]
+        _key_info: dict[str, Any]
         _compression_info: dict[str, Any]
         _expected_packet: tuple[int, ...]
         _channels: _Channels
@@ -177,6 +179,7 @@ class Transport(_Base):
     :param io_loop: sends everything that is not key exchange or login
     :param prefer_host_keys: host key algorithms to ask for first, since we know keys of those kinds
     :param algorithms: what to ask for
+    :ivar ended_unused: the far side hung up while no channel was open
     """
 
     def __init__(
@@ -196,6 +199,7 @@ class Transport(_Base):
             default_max_packet_size=MAX_PACKET,
             packetizer_class=Packetizer,
         )
+        self._key_info = {**super()._key_info, mldsa.NAME: mldsa.CompositeKey}
         self._channels = _Channels()
         self.packetizer.on_data = self._on_data
         self.packetizer.on_pause = self._flush_batch
@@ -209,6 +213,7 @@ class Transport(_Base):
         self.host_key_blob = b""
         self.disconnect_message = ""
         self.preamble: list[str] = []
+        self.ended_unused = False
         self._on_end: Callable[[], None] | None = None
         # No lock around the two: a signal handler may ask between any two steps of the thread that asks.
         self._outbox: collections.deque[tuple[bytes, Reply | None]] = collections.deque()
@@ -305,6 +310,8 @@ class Transport(_Base):
             for reply in (*self._replies.copy(), *(asked for _, asked in self._outbox.copy())):
                 if reply:
                     reply.set(lost=True)
+            end = self.saved_exception
+            self.ended_unused = isinstance(end, EOFError) and not (end.__cause__ or self._channels)
             for channel in list(self._channels.values()):
                 channel.lose()
             if self._on_end:

@@ -21,6 +21,7 @@ from bokeh_ssh._core.events import (
     Reconnecting,
     ServerExited,
     ServerTaken,
+    Warned,
 )
 from bokeh_ssh._core.host import Host
 from bokeh_ssh._core.network_changes import NetworkWatch
@@ -35,6 +36,8 @@ log = logging.getLogger("bokeh_ssh")
 
 #: Seconds that a server has to show that it is there before what it holds for us is ended over it.
 _LAST_WORD = 1.0
+#: Seconds after which a connection that the server ends as unused has been worth making.
+_SHORT_LIFE = 3600.0
 #: Addresses of machines that are remembered.
 _MOST_PEERS = 8
 
@@ -78,6 +81,8 @@ class LocalSession:
         self._peers: tuple[str, ...] = ()  # addresses of the machines that it has reached from here
         self.connection_stack = contextlib.ExitStack()
         self._answered = False  # whether the attempt under way has met the server
+        self._unused = 0  # how often the server has ended it in a row since nothing used it
+        self._warned: set[Warned] = set()  # told once, however often it is connected
         self._recovery: threading.Thread | None = None
         self._parts: Parts = what.parts(self, *what.args)
 
@@ -123,14 +128,25 @@ class LocalSession:
                 prefer=self._peers,
             )
         )
+        began = time.monotonic()
         self._connections.append(connection)
         self._peers = tuple(dict.fromkeys((*self._peers, *connection.peers)))[-_MOST_PEERS:]
         stack.callback(self._connections.remove, connection)
-        connection.on_lost(lambda _: self.lose(connection.lost_error()))
+        connection.on_lost(lambda _: self._on_lost(connection, began))
         return connection
+
+    def _on_lost(self, connection: Connection, began: float) -> None:
+        # A server that ends what nobody uses does so again: without the count, every few seconds for ever.
+        again = connection.unused and time.monotonic() - began < _SHORT_LIFE
+        self._unused = self._unused + 1 if again else 0
+        self.lose(connection.lost_error())
 
     def _on_connect_event(self, event: Event) -> None:
         self._answered = self._answered or isinstance(event, HostKeyVerified)
+        if isinstance(event, Warned):
+            if event in self._warned:
+                return
+            self._warned.add(event)
         self.life.emit(event)
 
     def on_ready(self) -> None:
@@ -169,11 +185,12 @@ class LocalSession:
         :param reason: why the connection was lost
         """
         with NetworkWatch(self.attempts.note_change, self._peers, self.life.label):
-            for attempt in itertools.count(1):
+            for attempt in itertools.count(max(1, self._unused)):
                 self._close_connections()
                 if self.life.leaving:
                     return
-                pause = pause_before(attempt)
+                # Who holds connections meanwhile has an attempt made as soon as one comes.
+                pause = pause_before(attempt, needed=not (self._unused and self.attempts.listeners))
                 told = Reconnecting(host=self.life.label, attempt=attempt, delay=pause, reason=reason)
                 self.life.emit(told)
                 early = dataclasses.replace(told, delay=0.0)

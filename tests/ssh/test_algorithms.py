@@ -21,11 +21,11 @@ from beds import Key, Machine
 from bokeh_ssh import AlgorithmError, AuthenticationError, BokehSSHError, ConfigError, Host
 from bokeh_ssh._ssh import algorithms
 from bokeh_ssh._ssh.algorithms import Algorithms, choose, signatures
-from bokeh_ssh._ssh.chacha20_poly1305 import NAME as CHACHA
-from bokeh_ssh._ssh.chacha20_poly1305 import TAG, ChaCha20Poly1305
 from bokeh_ssh._ssh.config.lookup import load
 from bokeh_ssh._ssh.connect import connect
 from bokeh_ssh._ssh.connection import Connection
+from bokeh_ssh._ssh.crypto.chacha20_poly1305 import NAME as CHACHA
+from bokeh_ssh._ssh.crypto.chacha20_poly1305 import TAG, ChaCha20Poly1305
 from bokeh_ssh._ssh.packetizer import Packetizer
 from bokeh_ssh._ssh.transport import Transport
 from rekeying import LIMIT, WAYS

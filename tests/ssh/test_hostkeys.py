@@ -929,8 +929,20 @@ def test_certificate_of_a_security_key(keys: Keys, tmp_path: Path) -> None:
 # What the ssh config says about host keys, from the file to the verdict, with a real sshd.
 
 
-def meet(sshd: Sshd, present: str, config: str, *, known: str = "", port: int = 22) -> str:
-    """Connect through a config and say the verdict; the login itself is not there to succeed."""
+def meet(
+    sshd: Sshd,
+    present: str,
+    config: str,
+    *,
+    known: str = "",
+    port: int = 22,
+    verbatim: bool = False,
+    **keywords: Any,
+) -> str:
+    """Connect through a config and say the verdict; the login itself is not there to succeed.
+
+    :param verbatim: let errors through
+    """
     folder = sshd.folder
     (folder / "known").write_bytes(fill(known, sshd.keys))
     sshd.connect(present, HOST, [str(folder / "known")], 22)  # which writes the server's config
@@ -938,13 +950,15 @@ def meet(sshd: Sshd, present: str, config: str, *, known: str = "", port: int = 
     path = folder / "config"
     files = f"UserKnownHostsFile {folder / 'known'}\nGlobalKnownHostsFile none\n"
     path.write_text(f"{config}\nProxyCommand {server}\nPort {port}\nPreferredAuthentications x\n{files}")
-    host = Host(f"joe@{HOST}", ssh_config=path, allow_agent=False, look_for_keys=False)
+    host = Host(f"joe@{HOST}", ssh_config=path, allow_agent=False, look_for_keys=False, **keywords)
     events: list[Event] = []
     try:
         connect(host, on_event=events.append)
     except RevokedHostKeyError:
         return "revoked"
     except UnknownHostKeyError:
+        if verbatim:
+            raise
         return "unknown"
     except AuthenticationError:
         assert any(isinstance(event, HostKeyVerified) for event in events)
@@ -1070,3 +1084,41 @@ def test_required_rsa_size(sshd: Sshd) -> None:
     assert meet(sshd, "ed", "RequiredRSASize 4096", known=known) == "known"
     with pytest.raises(HostKeyError, match="has 2048 bits, and RequiredRSASize asks for 2049"):
         meet(sshd, "rsa", "RequiredRSASize 2049", known=known)
+
+
+@pytest.mark.parametrize(
+    "line", ["*ed25519*", "ssh-ed25519", "-rsa*", "+rsa-sha2-512", "rsa-sha2-512", "-*25519"]
+)
+def test_ca_signature_algorithms(line: str, sshd: Sshd) -> None:
+    """A certificate that was signed with what CASignatureAlgorithms leaves out vouches for nobody."""
+    known = f"@cert-authority {H} {{ca}}\n"
+    line = f"CASignatureAlgorithms {line}"
+    ours = meet(sshd, "cert", line, known=known)
+    theirs, _ = sshd.connect("cert", H, [str(sshd.folder / "known")], 22, "-o", line.replace(" ", "=", 1))
+    assert (ours == "known") == (theirs == "known")
+    assert meet(sshd, "cert", line, known=f"@revoked * {{ca}}\n{known}") == "revoked"
+    assert meet(sshd, "ed", line, known=f"{H} {{ed}}\n") == "known"
+
+
+@pytest.mark.parametrize("line", ["", "yes", "true", "ask", "accept-new", "no", "off", "false"])
+def test_strict_host_key_checking(line: str, sshd: Sshd) -> None:
+    """Its yes has nobody asked; nothing else of it makes us trust more or less than host_keys says."""
+    asked: list[Question] = []
+
+    def prompt(question: Question) -> str:
+        asked.append(question)
+        return "yes"
+
+    config = f"StrictHostKeyChecking {line}" if line else ""
+    strict = line in ("yes", "true")
+    for policy, verdict_, questions in (
+        ("strict", "unknown", 0),
+        ("ask", "unknown" if strict else "known", 0 if strict else 1),
+        ("accept-new", "known", 0),
+    ):
+        asked.clear()
+        said = meet(sshd, "ed", config, host_keys=policy, prompt=prompt)
+        assert (said, len(asked)) == (verdict_, questions), policy
+    if strict:
+        with pytest.raises(UnknownHostKeyError, match=r"nobody is asked: StrictHostKeyChecking yes .*line 1"):
+            meet(sshd, "ed", config, host_keys="ask", prompt=prompt, verbatim=True)

@@ -393,6 +393,7 @@ VALUES: dict[str, list[str]] = {
     "CanonicalizePermittedCNAMEs": ["none"],
     "CertificateFile": ["/c1", '"/c 2"'],
     "CheckHostIP": ["yes", "no"],
+    "CASignatureAlgorithms": ["ssh-ed25519", "-rsa*"],
     "Ciphers": ["aes128-ctr", "+aes256-ctr"],
     "Compression": ["yes", "NO"],
     "ConnectionAttempts": ["1", "3", "+2"],
@@ -442,7 +443,9 @@ VALUES: dict[str, list[str]] = {
     "ServerAliveCountMax": ["2", "0"],
     "ServerAliveInterval": ["1m", "none", "7"],
     "SessionType": ["none", "default"],
+    "SetupTimeOut": ["9"],
     "SKeyAuthentication": ["no"],
+    "ProtocolKeepAlives": ["8"],
     "Tag": ["t1", "t2"],
     "User": ["a", "B", "root", '"joe doe"', "DOM\\joe", "u#x"],
     "UserKnownHostsFile": [
@@ -473,7 +476,7 @@ VALUES: dict[str, list[str]] = {
     "RequiredRSASize": ["2048"],
     "SendEnv": ["LANG LC_*"],
     "SetEnv": ["A=b"],
-    "StrictHostKeyChecking": ["no", "accept-new"],
+    "StrictHostKeyChecking": ["no", "accept-new", "yes", "OFF", "ask"],
     "TCPKeepAlive": ["no"],
     "UpdateHostKeys": ["ask"],
     "VersionAddendum": ["me"],
@@ -489,6 +492,7 @@ BAD = [
     *("CanonicalDomains .x", "CanonicalizePermittedCNAMEs x", "Host", 'Host ""', "Match", "Match #x"),
     *("Match host", "Match all host a", "ProxyJump b,,c", "ProxyJump @b", "ProxyJump b:x", "ProxyJump #b"),
     *("RevokedHostKeys none /x", "GlobalKnownHostsFile /x none", "HashKnownHosts 2", "Include"),
+    *("StrictHostKeyChecking maybe", "IgnoreUnknown", "CASignatureAlgorithms"),
     *("BindAddress", 'HostName ""', "HostKeyAlias a b", '"Port"=9', "ProxyCommand", 'ProxyCommand "x'),
     *("IdentityAgent $a-b", "PubkeyAuthentication bound", "SessionType x", "Tag", "KnownHostsCommand"),
     *("Match localnetwork 10.0.0.1/8", "Match localnetwork x", "Match tagged", "Match version", "Match user"),
@@ -940,6 +944,36 @@ def test_harmless_keywords_change_nothing(name: str, write) -> None:
     """A keyword that is not followed changes nothing for the host, whatever its value."""
     config = load(write(f"{name} yes\nPort 5\n{name.lower()} 0 ~none %z ${{NO_SUCH_VARIABLE}}\n"), "a")
     assert config == HostConfig("a", port=5)
+
+
+MISSPELT = {
+    "ProxyJmp gate\n": "'proxyjmp' is no keyword of ssh_config(5), and is passed over; did you mean "
+    "ProxyJump?",
+    "Host b\n  IdentitiyFile /x\n": "did you mean IdentityFile?",
+    "Hsot *\n": "did you mean Host?",
+    "Banana split\n": "'banana' is no keyword of ssh_config(5), and is passed over; IgnoreUnknown names",
+    "IgnoreUnknown Use*\nBanana x\n": "'banana'",
+    "Banana x\nIgnoreUnknown *\n": "'banana'",
+    "Host b\n IgnoreUnknown *\nHost *\n Banana x\n": "'banana'",
+    "IgnoreUnknown A*,ban*\nBanana x\n": "",
+    "Match final\n Port 5\nIgnoreUnknown *\nbanana x\n": "'banana'",
+    "UseKeychain yes\nCipher blowfish\nProtocol 2,1\nNoneEnabled yes\nRSAMinSize 1024\n": "",
+}
+
+
+@pytest.mark.parametrize("text", MISSPELT)
+def test_misspelt_keyword_is_told(text: str, write) -> None:
+    """Where ssh refuses the file for a keyword that it does not know, that is named, and what is meant."""
+    path = write(text + "Port 5\n")
+    warnings = load(path, "a").warnings
+    assert len(warnings) == bool(MISSPELT[text])
+    assert MISSPELT[text] in "".join(warnings)
+    said = ssh_g(path, "a")
+    if MISSPELT[text]:
+        assert "Bad configuration option" in said
+        assert re.search(rf"^{re.escape(path)} line \d+: ", warnings[0])
+    elif not text.startswith("UseKeychain"):
+        assert not isinstance(said, str)
 
 
 # What newer releases have brought; those that know it are asked too.

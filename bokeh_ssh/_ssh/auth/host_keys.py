@@ -70,6 +70,7 @@ class Rules:
     :ivar hash_names: whether new names are written as hashes (``HashKnownHosts``)
     :ivar check_address: whether no other key may be known for the address (``CheckHostIP``)
     :ivar least_rsa_bits: of an RSA key (``RequiredRSASize``)
+    :ivar ca_algorithms: what a CA may sign with (``CASignatureAlgorithms``); None for all that there is
     :ivar note: a line that is not followed, for the error of a key that is not known
     """
 
@@ -78,6 +79,7 @@ class Rules:
     hash_names: bool = False
     check_address: bool = False
     least_rsa_bits: int = 0
+    ca_algorithms: tuple[str, ...] | None = None
     note: str = ""
 
 
@@ -190,7 +192,11 @@ class _Case:
         entries = _find(self.files, self.listed)
         entries += _ask_command(self.rules.command, self.listed, "HOSTNAME", self.key)
         others = [] if bare == self.listed else _find(self.files, bare)
-        return known_hosts.judge(entries, others, self.key, bare, time.time())
+        key, allowed = self.key, self.rules.ca_algorithms
+        if key.certificate and allowed is not None and key.certificate.algorithm not in allowed:
+            certificate = dataclasses.replace(key.certificate, left_out=True)
+            key = dataclasses.replace(key, certificate=certificate)
+        return known_hosts.judge(entries, others, key, bare, time.time())
 
     def check_address(self) -> None:
         """Refuse a host whose address has another key in the files, where that is asked for.
@@ -219,6 +225,10 @@ class _Case:
             msg = f"its {who} {entry.key.fingerprint} is marked @revoked in {entry}"
             hint = "the key may be stolen: do not log in, ask the administrator"
             return RevokedHostKeyError(msg, host=self.host, hint=hint, **self._facts)
+        if not public_keys.is_supported(entry.key.kind):
+            more = f"but {entry} has one of a kind that is not supported here, {entry.key.kind}"
+            hint = "compare the fingerprint with one from a trusted source, and add this key to that file"
+            return self.unknown(more, hint)
         msg = (
             f"its host key has changed: it shows {self.key.kind} {self.key.fingerprint}, "
             f"but {entry} has {entry.key.kind} {entry.key.fingerprint}"

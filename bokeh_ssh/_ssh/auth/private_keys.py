@@ -23,7 +23,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from paramiko.pkey import OPENSSH_AUTH_MAGIC
 
 from bokeh_ssh._core.text import clean
-from bokeh_ssh._ssh.chacha20_poly1305 import TAG, ChaCha20Poly1305
+from bokeh_ssh._ssh.crypto import mldsa
+from bokeh_ssh._ssh.crypto.chacha20_poly1305 import TAG, ChaCha20Poly1305
 from bokeh_ssh._ssh.messages import string, strings
 
 #: The cipher's name, the key's length, the IV's, and the block's: what is encrypted is padded to that.
@@ -41,6 +42,7 @@ _FIELDS = {
     "ecdsa-sha2-nistp384": 3,
     "ecdsa-sha2-nistp521": 3,
     "ssh-rsa": 6,
+    **({mldsa.NAME: 2} if mldsa.is_available() else {}),
 }
 _BEGIN = b"-----BEGIN OPENSSH PRIVATE KEY-----"
 _PLAIN_BLOCK = 8
@@ -69,7 +71,7 @@ class WrongPassphraseError(Exception):
 class PrivateKey:
     """A private key that was read.
 
-    :ivar key: as cryptography has it
+    :ivar key: as cryptography has it; a ``CompositeKey``, which that does not have
     :ivar comment: what the file calls it; empty where it has no name
     """
 
@@ -87,6 +89,8 @@ class PrivateKey:
 
     def for_agent(self) -> bytes:
         """Return type and numbers, as an agent takes them (draft-ietf-sshm-ssh-agent, section 3.2.2 on)."""
+        if isinstance(self.key, mldsa.CompositeKey):
+            return self.key.fields
         text = self.key.private_bytes(*_OPENSSH_FORM)
         _, private = _split(_armoured(text))
         return _fields(private)[0]
@@ -167,7 +171,7 @@ def load(text: bytes, passphrase: str | None, path: str) -> PrivateKey:
     if _BEGIN in text:
         text, comment = _opened(text, secret, path)
         secret = None
-        reader = serialization.load_ssh_private_key
+        reader = _load_opened
     try:
         key = reader(text, secret)
     except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
@@ -179,6 +183,14 @@ def load(text: bytes, passphrase: str | None, path: str) -> PrivateKey:
         msg = other_format(text, path) or "it is not a private key that can be read"
         raise UnusableKeyError(msg) from exc
     return PrivateKey(key, clean(comment, 200))
+
+
+def _load_opened(text: bytes, _: None) -> Any:
+    """Read a key in OpenSSH's format that is not encrypted."""
+    kind, rest = strings(_split(_armoured(text))[1][8:], 1)
+    if kind == mldsa.NAME.encode():
+        return mldsa.CompositeKey(private=strings(rest, 2)[1])
+    return serialization.load_ssh_private_key(text, None)
 
 
 def _armoured(text: bytes) -> bytes:
@@ -275,6 +287,8 @@ def _mode(cipher: str, iv: bytes, tag: bytes) -> Any:
 
 def _as_paramiko(key: object) -> paramiko.PKey:
     cls: type[paramiko.PKey]
+    if isinstance(key, mldsa.CompositeKey):
+        return key
     if isinstance(key, ed25519.Ed25519PrivateKey):
         cls = paramiko.Ed25519Key
     elif isinstance(key, ec.EllipticCurvePrivateKey):

@@ -21,11 +21,13 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from bokeh_ssh._core.patterns import matches
+from bokeh_ssh._ssh.crypto import mldsa
 from bokeh_ssh._ssh.messages import string, strings
 
 #: How many strings follow the name in a key of each type.
 _FIELDS = {
     "ssh-ed25519": 1,
+    mldsa.NAME: 1,
     "ecdsa-sha2-nistp256": 2,
     "ecdsa-sha2-nistp384": 2,
     "ecdsa-sha2-nistp521": 2,
@@ -49,11 +51,13 @@ class Certificate:
     :ivar ca: the CA's public key
     :ivar algorithm: what it was signed with
     :ivar content: what the CA says; None where that is not supported, and the signature was not checked
+    :ivar left_out: CASignatureAlgorithms does not name the algorithm
     """
 
     ca: bytes
     algorithm: str
     content: SSHCertificate | None
+    left_out: bool = False
 
     def problem(self, name: str, now: float) -> str:
         """Return why it does not vouch for the host ``name`` at the time ``now``; empty where it does.
@@ -63,6 +67,8 @@ class Certificate:
         """
         if self.content is None:
             return f"of a kind that is not supported (signed with {self.algorithm[:60]})"
+        if self.left_out:
+            return f"signed with {self.algorithm[:60]}, which CASignatureAlgorithms leaves out"
         if self.content.type is not SSHCertificateType.HOST:
             return "not a host certificate"
         if now < self.content.valid_after:
@@ -125,8 +131,16 @@ def read(blob: bytes) -> PublicKey:
     key = _read_key(b"".join(map(string, (kind.encode(), *own))))
     authority = _read_key(ca)  # no certificate: those sign nothing
     algorithm = _name(signature)
-    unsupported = kind.startswith("sk-") or authority.kind.startswith("sk-") or algorithm == "ssh-rsa"
+    kinds = kind, authority.kind
+    unsupported = (
+        any(each.startswith("sk-") or each == mldsa.NAME for each in kinds) or algorithm == "ssh-rsa"
+    )
     return PublicKey(kind, key.blob, Certificate(ca, algorithm, None if unsupported else _verify(blob)))
+
+
+def is_supported(kind: str) -> bool:
+    """Return whether a host can prove to have a key of this type."""
+    return not kind.startswith("sk-") and (kind != mldsa.NAME or mldsa.is_available())
 
 
 def _read_key(blob: bytes) -> PublicKey:
@@ -137,7 +151,11 @@ def _read_key(blob: bytes) -> PublicKey:
     if strings(blob, 1 + _FIELDS[kind])[-1]:
         raise ValueError(_TOO_LONG)
     key = PublicKey(kind, blob)
-    if not kind.startswith("sk-"):
+    if kind == mldsa.NAME:
+        if not mldsa.is_public(blob):
+            msg = "it is cut off"
+            raise ValueError(msg)
+    elif not kind.startswith("sk-"):
         try:
             loaded = load_ssh_public_key(to_text(key).encode())
         except NotImplementedError as exc:  # a compressed point, which RFC 5656 leaves open

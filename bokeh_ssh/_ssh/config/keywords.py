@@ -1,7 +1,8 @@
 """The keywords of ssh_config(5): how the value of each is read, and which are not followed.
 
-Each is read to its final type once. What is in none of these lists is a keyword that we do not know: another
-program's, or a later release's. It is passed over.
+Each is read to its final type once. What is in none of these lists is a keyword that we do not know:
+misspelt, another program's, or a later release's. It is passed over, with a warning, unless ``IgnoreUnknown``
+names it.
 """
 
 from __future__ import annotations
@@ -203,6 +204,8 @@ _FAMILIES = {"any": socket.AF_UNSPEC, "inet": socket.AF_INET, "inet6": socket.AF
 _MASTERS = {"yes": "true", "true": "true", "no": "false", "false": "false"} | {
     name: name for name in ("auto", "ask", "autoask")
 }
+#: Whether an unknown host key is refused for good; nothing else of it is followed.
+_CHECKINGS = {**_FLAG, **dict.fromkeys(("off", "ask", "accept-new"), False)}
 _SESSIONS = {"none": "none", "subsystem": "subsystem", "default": ""}
 
 ADD_KEYS_TO_AGENT = Keyword("AddKeysToAgent", _add_keys)
@@ -215,6 +218,7 @@ CANONICALIZE_FALLBACK_LOCAL = Keyword("CanonicalizeFallbackLocal", syntax.flag)
 CANONICALIZE_HOSTNAME = Keyword("CanonicalizeHostname", _canonicalize)
 CANONICALIZE_MAX_DOTS = Keyword("CanonicalizeMaxDots", syntax.number)
 CANONICALIZE_PERMITTED_CNAMES = Keyword("CanonicalizePermittedCNAMEs", _cnames)
+CA_SIGNATURE_ALGORITHMS = Keyword("CASignatureAlgorithms", _algorithms)
 CERTIFICATE_FILE = Keyword("CertificateFile", syntax.one_word)
 CHECK_HOST_IP = Keyword("CheckHostIP", syntax.flag)
 CIPHERS = Keyword("Ciphers", _algorithms)
@@ -237,6 +241,7 @@ HOSTNAME = Keyword("HostName", syntax.one_word)
 IDENTITIES_ONLY = Keyword("IdentitiesOnly", syntax.flag)
 IDENTITY_AGENT = Keyword("IdentityAgent", _agent)
 IDENTITY_FILE = Keyword("IdentityFile", syntax.one_word)
+IGNORE_UNKNOWN = Keyword("IgnoreUnknown", syntax.one_word)
 KBD_INTERACTIVE_AUTHENTICATION = Keyword("KbdInteractiveAuthentication", syntax.flag)
 KEX_ALGORITHMS = Keyword("KexAlgorithms", _algorithms)
 KNOWN_HOSTS_COMMAND = Keyword("KnownHostsCommand", _command)
@@ -260,6 +265,7 @@ REVOKED_HOST_KEYS = Keyword("RevokedHostKeys", syntax.all_words)
 SERVER_ALIVE_COUNT_MAX = Keyword("ServerAliveCountMax", syntax.number)
 SERVER_ALIVE_INTERVAL = Keyword("ServerAliveInterval", syntax.seconds)
 SESSION_TYPE = Keyword("SessionType", _choice(_SESSIONS))
+STRICT_HOST_KEY_CHECKING = Keyword("StrictHostKeyChecking", _choice(_CHECKINGS))
 TAG = Keyword("Tag", syntax.one_word)
 USER = Keyword("User", syntax.one_word)
 USER_KNOWN_HOSTS_FILE = Keyword("UserKnownHostsFile", syntax.all_words)
@@ -273,7 +279,10 @@ BLOCKS = ("Host", "Match", "Include")
 #: Those that add to a list.
 LISTS = (CERTIFICATE_FILE, IDENTITY_FILE)
 #: Those that name algorithms.
-ALGORITHMS = (CIPHERS, HOST_KEY_ALGORITHMS, KEX_ALGORITHMS, MACS, PUBKEY_ACCEPTED_ALGORITHMS)
+ALGORITHMS = (
+    *(CA_SIGNATURE_ALGORITHMS, CIPHERS, HOST_KEY_ALGORITHMS, KEX_ALGORITHMS, MACS),
+    PUBKEY_ACCEPTED_ALGORITHMS,
+)
 #: Those that say no when they matter: what they ask for would change who is trusted or how one gets there.
 TOLD = (GSSAPI_KEY_EXCHANGE, GSSAPI_TRUST_DNS, NO_LOCALHOST_CHECK, PROXY_USE_FDPASS, REFUSE_CONNECTION)
 #: Older names.
@@ -281,7 +290,9 @@ ALIASES = {
     "challengeresponseauthentication": "kbdinteractiveauthentication",
     "dsaauthentication": "pubkeyauthentication",
     "identityfile2": "identityfile",
+    "protocolkeepalives": "serveraliveinterval",  # Debian's, as setuptimeout
     "pubkeyacceptedkeytypes": "pubkeyacceptedalgorithms",
+    "setuptimeout": "serveraliveinterval",
     "skeyauthentication": "kbdinteractiveauthentication",
     "tisauthentication": "kbdinteractiveauthentication",
 }
@@ -289,18 +300,31 @@ ALIASES = {
 #: tunnel promises hangs on them.
 HARMLESS = frozenset(
     {
-        *("CASignatureAlgorithms", "ChannelTimeout", "ClearAllForwardings", "ControlPersist"),
+        *("ChannelTimeout", "ClearAllForwardings", "ControlPersist"),
         *("DynamicForward", "EnableEscapeCommandline", "EnableSSHKeysign"),
         *("EscapeChar", "ExitOnForwardFailure", "FingerprintHash", "ForkAfterAuthentication"),
         *("ForwardAgent", "ForwardX11", "ForwardX11Timeout", "ForwardX11Trusted", "GatewayPorts"),
         *("GSSAPIKexAlgorithms", "GSSAPIRenewalForcesRekey", "HostbasedAcceptedAlgorithms"),
-        *("HostbasedAuthentication", "IgnoreUnknown", "IPQoS"),
+        *("HostbasedAuthentication", "IPQoS"),
         *("KbdInteractiveDevices", "LocalCommand", "LocalForward", "LogLevel"),
         *("LogVerbose", "ObscureKeystrokeTiming", "PermitLocalCommand", "PermitRemoteOpen"),
         *("PKCS11Provider", "RekeyLimit", "RemoteCommand", "RemoteForward"),
         *("RequestTTY", "SecurityKeyProvider", "SendEnv", "SetEnv", "StdinNull"),
-        *("StreamLocalBindMask", "StreamLocalBindUnlink", "StrictHostKeyChecking", "SyslogFacility"),
+        *("StreamLocalBindMask", "StreamLocalBindUnlink", "SyslogFacility"),
         *("TCPKeepAlive", "Tunnel", "TunnelDevice", "UpdateHostKeys", "VerifyHostKeyDNS"),
         *("VersionAddendum", "VisualHostKey", "WarnWeakCrypto", "XAuthLocation"),
+    }
+)
+#: Those that are no keywords of OpenSSH 10.6 either, and yet no mistakes: of the past, which ssh passes over,
+#: of Apple's ssh, of Red Hat's, and of HPN-SSH. In lower case.
+FOREIGN = frozenset(
+    {
+        *("afstokenpassing", "cipher", "compressionlevel", "fallbacktorsh", "globalknownhostsfile2"),
+        *("hostbasedkeytypes", "keepalive", "kerberosauthentication", "kerberostgtpassing", "protocol"),
+        *("rhostsauthentication", "rhostsrsaauthentication", "rsaauthentication", "smartcarddevice"),
+        *("useblacklistedkeys", "useprivilegedport", "userknownhostsfile2", "useroaming", "usersh"),
+        *("askpassgui", "usekeychain", "rsaminsize"),
+        *("disablemtaes", "hpnbuffersize", "hpndisabled", "noneenabled", "nonemacenabled", "noneswitch"),
+        *("tcprcvbuf", "tcprcvbufpoll"),
     }
 )

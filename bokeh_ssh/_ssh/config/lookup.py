@@ -1,15 +1,16 @@
 """What the ssh config says about one host (``ssh -G``).
 
 First value wins, as with ssh 10.6. A line that changes who we connect to, or whom we trust, and that we
-cannot follow is told; other keywords that we do not know are passed over. ``StrictHostKeyChecking`` is one of
-those on purpose: whether unknown host keys are taken is said by our own ``host_keys``, so that a forgotten
-``StrictHostKeyChecking no`` in some ``Host *`` block cannot switch verification off.
+cannot follow is told; keywords that nobody knows are passed over, with a warning. ``StrictHostKeyChecking``
+is followed where it says ``yes``: whether unknown host keys are taken is said by our own ``host_keys``, so
+that a forgotten ``StrictHostKeyChecking no`` in some ``Host *`` block cannot switch verification off.
 
 ``~`` and ``%d`` are Python's home directory (``$HOME`` first); ssh takes the account database's only.
 """
 
 from __future__ import annotations
 
+import difflib
 import getpass
 import hashlib
 import os
@@ -23,6 +24,7 @@ from pathlib import Path
 from bokeh_ssh._core.errors import BokehSSHError, ConfigError, UsageError
 from bokeh_ssh._core.host import Target, format_target, parse_target
 from bokeh_ssh._core.patterns import lower
+from bokeh_ssh._core.text import clean
 from bokeh_ssh._ssh.config import keywords, syntax
 from bokeh_ssh._ssh.config.canonical import Rules
 from bokeh_ssh._ssh.config.keywords import Jump, Keyword, Setting
@@ -89,8 +91,8 @@ class HostConfig:
     :param add_keys_to_agent: whether a key that was read from a file is added to the agent ("yes", "no",
         "ask" or "confirm"), and for how many seconds (0 has no end)
     :param batch_mode: nobody is asked anything
-    :param algorithms: the lines Ciphers, MACs, KexAlgorithms, HostKeyAlgorithms and PubkeyAcceptedAlgorithms
-        as they are written, by their names in lower case
+    :param algorithms: the lines Ciphers, MACs, KexAlgorithms, HostKeyAlgorithms, PubkeyAcceptedAlgorithms and
+        CASignatureAlgorithms as they are written, by their names in lower case
     :param control_path: the socket of a connection that ``ssh`` keeps open
     :param control_master: what that is for, as ``ssh -G`` says it; None for "false"
     :param address_family: the one family whose addresses are dialled; None for any
@@ -102,7 +104,9 @@ class HostConfig:
     :param check_host_ip: whether known_hosts may not have another key for the address that is dialled
     :param required_rsa_size: bits that an RSA key has at least, a host's or one's own
     :param revoked_host_keys: files with host keys that are never taken
+    :param strict_host_key_checking: nobody is asked about an unknown host key (StrictHostKeyChecking yes)
     :param unchecked_localhost: NoHostAuthenticationForLocalhost is yes, which we do not follow
+    :param warnings: about keywords that nobody knows
     :param lines: the file and line that gave each keyword, by its name in lower case
     """
 
@@ -147,7 +151,9 @@ class HostConfig:
     check_host_ip: bool | None = None
     required_rsa_size: int | None = None
     revoked_host_keys: tuple[str, ...] = ()
+    strict_host_key_checking: bool = False
     unchecked_localhost: bool = False
+    warnings: tuple[str, ...] = field(default=(), compare=False, repr=False)
     lines: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
 
@@ -443,6 +449,8 @@ class _Lookup:
             required_rsa_size=value(keywords.REQUIRED_RSA_SIZE),
             revoked_host_keys=self._files(keywords.REVOKED_HOST_KEYS) or (),
             unchecked_localhost=bool(value(keywords.NO_LOCALHOST_CHECK)),
+            strict_host_key_checking=bool(value(keywords.STRICT_HOST_KEY_CHECKING)),
+            warnings=tuple(_warn(where, name) for where, name in self.reader.unknown.items()),
             lines=self.settings.lines(),
         )
 
@@ -530,6 +538,15 @@ def _target(jump: Jump, tokens: Mapping[str, str]) -> str:
     user = None if jump.user is None else syntax.expand(jump.user, tokens)
     port = syntax.port(syntax.expand(jump.port, tokens)) if jump.port else None
     return format_target(Target(found[0], user, port))
+
+
+def _warn(where: str, name: str) -> str:
+    """Say that a keyword is not known, and which one may be meant."""
+    known = {lower(each): each for each in (*keywords.HARMLESS, *keywords.BLOCKS)}
+    known |= {each: keyword.name for each, keyword in keywords.KEYWORDS.items()}
+    near = difflib.get_close_matches(name, known, 1, 0.7)
+    meant = f"did you mean {known[near[0]]}?" if near else "IgnoreUnknown names those that may be"
+    return f"{where}: {clean(name, 60)!r} is no keyword of ssh_config(5), and is passed over; {meant}"
 
 
 def _local_user() -> str:

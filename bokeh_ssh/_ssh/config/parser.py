@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from bokeh_ssh._core.errors import ConfigError
 from bokeh_ssh._core.interfaces import list_addresses
-from bokeh_ssh._core.patterns import matches, matches_host, matches_list
+from bokeh_ssh._core.patterns import lower, matches, matches_host, matches_list
 from bokeh_ssh._ssh.config import keywords, syntax
 from bokeh_ssh._ssh.config.keywords import Keyword, Setting, Settings
 from bokeh_ssh._ssh.config.match_exec import holds
@@ -22,6 +22,7 @@ from bokeh_ssh._ssh.config.release import find_release
 _MAX_DEPTH = 16
 #: What is run on the other machine, for ``Match command``; the script itself goes over standard input.
 COMMAND = "exec /bin/sh -c"
+_PASSED_OVER = keywords.FOREIGN | {lower(name) for name in keywords.HARMLESS}
 #: What is asked of the connection: to run commands, or nothing but forwards (``ssh -N``).
 Session = Literal["exec", "none"]
 
@@ -55,6 +56,7 @@ class Reader:
     :param outcomes: of the commands of ``Match exec``: none is run twice
     :ivar settings: what was said
     :ivar undecided: those lines, as far as they have come up, and the criterion that is not known
+    :ivar unknown: keywords that nobody knows, by the file and line where they stand
     :ivar wants_final: a ``Match final`` was seen: the files are to be read again
     """
 
@@ -69,6 +71,7 @@ class Reader:
     ) -> None:
         self.settings = Settings()
         self.undecided: dict[str, str] = {}
+        self.unknown: dict[str, str] = {}
         self.wants_final = False
         self._alias = alias
         self._tokens = tokens
@@ -148,6 +151,10 @@ class Reader:
             value = keyword.read(rest)
             if position.active:
                 self._keep(keyword, Setting(value, str(position)), position)
+        elif name not in _PASSED_OVER and not matches_list(
+            name, lower(self.settings.value(keywords.IGNORE_UNKNOWN) or "")
+        ):
+            self.unknown[str(position)] = name  # in the block of another host too: ssh would read no further
 
     def _keep(self, keyword: Keyword[Any], said: Setting[Any], position: _Position) -> None:
         settings = self.settings

@@ -1,0 +1,51 @@
+"""A server that ends connections that nothing uses (UnusedConnectionTimeout)."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from contextlib import closing
+
+import pytest
+
+from beds import Machine, has_banner, until
+from bokeh_ssh import LocalForward
+from bokeh_ssh._core.backoff import pause_before
+from bokeh_ssh._core.events import Event, Lost, Reconnecting
+
+
+def test_forward_that_nobody_uses_is_not_made_again_for_ever(sshd: Callable[..., Machine]) -> None:
+    """The reason is named, the pauses grow, and who connects meanwhile is served at once."""
+    machine = sshd(UnusedConnectionTimeout="1s")
+    events: list[Event] = []
+    forward = LocalForward(
+        machine.host, machine.user, remote_port=machine.port, **machine.login, on_event=events.append
+    )
+    with forward:
+        pauses = until(
+            lambda: [e.delay for e in events if isinstance(e, Reconnecting)][2:], what="three losses"
+        )
+        assert pauses[0] > 1.4
+        assert "UnusedConnectionTimeout" in next(e.reason for e in events if isinstance(e, Lost))
+        assert has_banner("127.0.0.1", forward.local_port)
+
+
+def test_used_connection_is_not_ended(sshd: Callable[..., Machine]) -> None:
+    """A connection that is open through it keeps it; a server that is gone is not taken for such a one."""
+    machine = sshd(UnusedConnectionTimeout="1s")
+    events: list[Event] = []
+    forward = LocalForward(
+        machine.host, machine.user, remote_port=machine.port, **machine.login, on_event=events.append
+    )
+    with forward, closing(socket.create_connection(("127.0.0.1", forward.local_port))) as through:
+        through.settimeout(10)
+        assert through.recv(4) == b"SSH-"
+        with pytest.raises(AssertionError):
+            until(lambda: any(isinstance(event, Lost) for event in events), timeout=3)
+
+
+def test_pauses() -> None:
+    """They grow to half a minute; to an hour where nobody needs it meanwhile."""
+    assert pause_before(1, needed=False) < 0.3
+    assert 22 <= pause_before(40) <= 30
+    assert 2700 <= pause_before(40, needed=False) <= 3600
