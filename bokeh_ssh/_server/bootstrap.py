@@ -117,7 +117,8 @@ def script(launch: Launch, steps: tuple[str, ...], mark: str, directory: str = "
     """Write the shell script that runs ``setup``, goes to ``cwd`` and hands over to Python."""
     lines = [f"bokeh_ssh_mark={mark}", _TRAP, _BEGUN] if steps else []
     # A start file may have gone elsewhere, or have failures end the shell (set -e).
-    lines += ["set +e +u; unset CDPATH", f"cd {shlex.quote(directory) if directory else ''} 2>/dev/null"]
+    place = shlex.quote(directory) if directory else ""
+    lines.append(f"set +e +u; unset CDPATH; command cd {place} 2>/dev/null")
     known = " ".join(steps)
     if re.search(r"\b(conda|mamba)\b", known):
         lines.append(_CONDA)
@@ -125,10 +126,12 @@ def script(launch: Launch, steps: tuple[str, ...], mark: str, directory: str = "
         lines.append(_MODULE)
     for number, step in enumerate(steps, 1):
         lines += [f"bokeh_ssh_at=setup{number}", *_import_functions(step), f"eval {shlex.quote(step)}"]
-        lines += ["bokeh_ssh_r=$?; [ $bokeh_ssh_r = 0 ] || exit $bokeh_ssh_r"]
+        lines.append("bokeh_ssh_r=$?; case $bokeh_ssh_r in 0) ;; *) exit $bokeh_ssh_r ;; esac")
+    if steps:
+        lines.append(_BACK_TO_SHELL)
     lines += _early(launch.env)
     if launch.cwd is not None:
-        lines += ["bokeh_ssh_at=cwd; unset CDPATH", f"cd {word(launch.cwd)} || exit 1"]
+        lines.append(f"bokeh_ssh_at=cwd; unset CDPATH; command cd {word(launch.cwd)} || exit 1")
     lines += ["bokeh_ssh_at=python; unalias -a 2>/dev/null; set --"]
     candidates = [launch.python] if launch.python is not None else ["python3", "python"]
     for path in candidates:
@@ -162,26 +165,36 @@ def _early(env: Mapping[str, str]) -> list[str]:
     return [f"{name}={shlex.quote(env[name])}; export {name}" for name in _EARLY if name in env]
 
 
-#: Puts both ends of the line to the client aside, so that no start file or set-up reads or writes them.
-_ASIDE = "exec 3<&0 4>&1 </dev/null >&2"
+#: Puts both ends of the line to the client aside, so that no start file or set-up reads or writes them. One
+#: may have closed standard error.
+_ASIDE = "( : >&2 ) || exec 2>/dev/null; exec 3<&0 4>&1 </dev/null >&2"
 
 #: Tells the client where the script ended, if it does; handing over to Python is not an end.
 _TRAP = (
     "bokeh_ssh_at=start; trap 'bokeh_ssh_r=$?; "
-    'printf "%s{\\"event\\":\\"failed\\",\\"at\\":\\"%s\\",\\"status\\":%d}\\n" '
+    'command printf "%s{\\"event\\":\\"failed\\",\\"at\\":\\"%s\\",\\"status\\":%d}\\n" '
     '"$bokeh_ssh_mark" "$bokeh_ssh_at" $bokeh_ssh_r >&4\' EXIT'
 )
 
 #: Tells the client that start files have let it come so far.
-_BEGUN = """printf '%s{"event":"begun"}\\n' "$bokeh_ssh_mark" >&4"""
+_BEGUN = """command printf '%s{"event":"begun"}\\n' "$bokeh_ssh_mark" >&4"""
 
-#: What ~/.bashrc defines below its guard for shells that are not interactive: functions, and what they need.
-#: Such a shell has nothing to read and no terminal, and is asked once.
+#: Takes back what start files and set-up have made of commands that come next: people have functions and
+#: aliases in the place of ``cd`` that list the directory, or fail where it has no ``.env``.
+_BACK_TO_SHELL = """\
+set +e +u; ( : >&2 ) || exec 2>/dev/null
+unalias -a 2>/dev/null
+unset -f cd command exec export printf test python python3 2>/dev/null"""
+
+#: What ~/.bashrc defines below its guard for shells that are not interactive: functions, aliases, and what
+#: they need. Such a shell has nothing to read and no terminal, and is asked once.
 _IMPORT = """\
 if [ -z "${bokeh_ssh_i-}" ]; then
-  bokeh_ssh_s='echo bokeh-ssh functions; export -p; declare -f'
+  bokeh_ssh_s='echo bokeh-ssh functions; export -p; declare -f; alias -p'
   bokeh_ssh_i=$(exec 3<&- 4>&-; bash -ic "$bokeh_ssh_s" </dev/null 2>/dev/null)
-  case $bokeh_ssh_i in *'bokeh-ssh functions'*) eval "${bokeh_ssh_i##*bokeh-ssh functions}" ;; esac
+  case $bokeh_ssh_i in *'bokeh-ssh functions'*)
+    shopt -s expand_aliases; eval "${bokeh_ssh_i##*bokeh-ssh functions}" ;;
+  esac
   bokeh_ssh_i=done
 fi"""
 

@@ -33,6 +33,8 @@ _EXPIRED = re.compile(
     r"(?i)password.{0,40}expired|expired.{0,40}password|change.{0,20}password|password change"
 )
 _NO_TERMINAL = re.compile(r"(?i)not a (terminal|tty)|connected to a terminal|inappropriate ioctl|no tty")
+#: A shell's complaint about a line of a start file: `/home/me/.bashrc: line 3: exec: tmux: not found`.
+_START_FILE = re.compile(r"(rc|profile|login|env|config\.fish)(:| \()(\s?line )?\s?\d+")
 _NOT_EXECUTABLE = 126  # as a shell says it
 _PYTHON_HINT = 'give python= the path of one, or setup= what makes one available ("conda activate NAME")'
 #: A command without a place for the port is given Bokeh's options.
@@ -193,7 +195,7 @@ class StartFailure:
             return SessionError(
                 msg, host=self.host, hint="log in with a terminal once, which asks for a new one"
             )
-        if self.stage is Stage.LOGIN and (not said or _NO_TERMINAL.search(said)):
+        if self.stage is Stage.LOGIN and (not said or _NO_TERMINAL.search(said) or _START_FILE.search(said)):
             msg = f"the login shell ended before our command (exit status {status}): {said or 'no word'}"
             hint = (
                 "a start file (such as ~/.bashrc) may exit, or run something else in its place (exec tmux): "
@@ -211,6 +213,10 @@ class StartFailure:
                 ": "
             )
             hint = "a start file (such as ~/.bash_profile) may end it (exit, set -e), or replace it (exec)"
+            return self._make(LaunchError, msg, hint, status)
+        if not (status or said):
+            msg = "the shell there ended before Python ran, without a word"
+            hint = "setup or a start file may replace it (exec), or have taken its input (exec </dev/null)"
             return self._make(LaunchError, msg, hint, status)
         msg = f"Python ended before it ran anything (exit status {status}): {said or 'it said nothing'}"
         return self._make(PythonNotFoundError, msg, _PYTHON_HINT, status)

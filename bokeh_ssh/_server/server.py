@@ -334,7 +334,7 @@ class Server:
         if server_ref is None:
             why = self._state.started.nowhere or "it is not ready"
             msg = f"the server cannot be left running, since nobody could find it again ({why})"
-            hint = "make the directory private, or name another one there in BOKEH_SSH_DIR"
+            hint = "have one of them be private, with room in it, or name another one in BOKEH_SSH_DIR"
             raise LaunchError(msg, host=self.host, hint=hint)
         if self.doomed:
             msg = f"the server cannot be left running, since it ends when the connection does ({self.doomed})"

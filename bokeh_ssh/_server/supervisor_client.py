@@ -365,7 +365,7 @@ class UploadChannel:
         with state.changed:
             fault, upload.fault = upload.fault, ""
         if fault:
-            msg = f"a file could not be stored there ({fault})"
+            msg = f"a file could not be stored in {self.directory} there ({fault})"
             raise UploadError(msg, host=self.host, hint="see whether the disk there is full")
         if upload.synced >= number:
             return

@@ -22,6 +22,17 @@ exec 2>/dev/null
 echo "a greeting"
 export TOOL_ROOT=/opt/tools
 workon() { export CHOSEN="$TOOL_ROOT/$1"; }
+alias viz='workon viz'
+"""
+
+#: Functions and aliases such as people have them in the place of commands.
+OWN_COMMANDS = """
+shopt -s expand_aliases
+cd() { builtin cd "$@"; [ -f .env ] && . ./.env; }
+python3() { echo no; }
+test() { return 3; }
+alias python='python3 -i' rm='rm -i' sh=zsh
+exec 2>&-
 """
 
 REPORT = """
@@ -66,6 +77,10 @@ def test_start_files_that_change_nothing(machine: Container) -> None:
     write(machine, ".bash_profile", "cd /tmp; CDPATH=/tmp; set -eu\n")
     assert report(machine) == "/home/alice"
     assert report(machine, "~/report.py", setup="false || cd /; export CHOSEN=in:", cwd="/usr") == "in:/usr"
+    for name in (".bashrc", ".bash_profile"):
+        write(machine, name, OWN_COMMANDS)
+    assert report(machine) == "/home/alice"
+    assert report(machine, "~/report.py", setup="export CHOSEN=in:", cwd="/usr") == "in:/usr"
 
 
 def test_functions_of_interactive_shells(machine: Container) -> None:
@@ -73,6 +88,7 @@ def test_functions_of_interactive_shells(machine: Container) -> None:
     write(machine, ".bashrc", GUARDED)
     write(machine, ".bash_profile", ". ~/.bashrc\n")
     assert report(machine, "~/report.py", setup=["cd /tmp && workon viz"], cwd="/usr") == "/opt/tools/viz/usr"
+    assert report(machine, "~/report.py", setup=["cd /tmp", "viz"]) == "/opt/tools/viz/tmp"
     assert "interactive" in failure(machine, LaunchError, setup="no-such-tool activate viz")
 
 
@@ -81,6 +97,8 @@ def test_functions_of_interactive_shells(machine: Container) -> None:
     [
         ("exit", SessionError, "start file"),
         ("exit 1", SessionError, "start file"),
+        ("exec tmux", SessionError, "start file"),  # which is not there
+        ("exec </dev/null", LaunchError, "taken its input"),
         ("echo open terminal failed: not a terminal >&2; exit 1", SessionError, "start file"),
         ("echo Password change required but no TTY available. >&2; exit 1", SessionError, "terminal once"),
         ("echo This account is currently not available.; exit 1", SessionError, "does not run commands"),

@@ -202,6 +202,7 @@ class Docker:
         package: bool = True,
         firewall: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
+        tmpfs: Mapping[str, str] | None = None,
     ) -> Iterator[Container]:
         """Run one container with sshd.
 
@@ -210,6 +211,7 @@ class Docker:
         :param published: whether it can be reached from here
         :param package: whether bokeh_ssh is installed there
         :param firewall: iptables arguments, one rule each
+        :param tmpfs: directories that are file systems of their own, each with its mount options
         """
         host_key = Key.generate()
         config = {"HostKey": "/etc/ssh/host_key", **knobs.directives(), **(directives or {})}
@@ -227,6 +229,7 @@ class Docker:
             labels=self.labels,
             environment=environment | dict(env or {}),
             init=True,
+            tmpfs=dict(tmpfs or {}),
             cap_add=["NET_ADMIN"],  # for its firewall, and for Container.silent()
             ports={"22/tcp": ("127.0.0.1", None)} if published else {},
             **self._first_network(networks, name),
