@@ -154,7 +154,8 @@ def find_route(host: Host, *, via: str | None = None, session: Session = "exec")
             )
             for jump, through in zip(jumps, before, strict=True)
         ]
-        places = [(h.hostname, h.port, h.user) for h in route]
+        # By name too: what is "localhost" to one machine is another machine's own.
+        places = [(h.label, h.hostname, h.port, h.user) for h in route]
         if len(set(places)) < len(places) or len(route) > _MOST_HOPS:
             msg = f"the way leads in a circle: {' -> '.join(h.label for h in route)}"
             raise ConfigError(

@@ -596,6 +596,18 @@ def test_proxy_jump_list_is_followed(account: Path, embedded: Callable[..., Mach
     assert [event.via for event in events if isinstance(event, Connecting)] == ["", "one", "two"]
 
 
+def test_address_means_another_machine_behind_each_jump(
+    account: Path, embedded: Callable[..., Machine]
+) -> None:
+    """What has the same address and port as its jump host is no circle, as with ssh: both may be "localhost"."""
+    machine = embedded()
+    lines = [block(machine, name, *jump) for name, jump in (("gate", ()), ("room", ("ProxyJump gate",)))]
+    configure(account, *lines)
+    with LocalForward("room", remote_port=9) as forward:
+        assert forward.state == "ready"
+    assert machine.server.logins == 2
+
+
 def test_jump_wins_over_a_proxy_command(account: Path, embedded: Callable[..., Machine]) -> None:
     """ProxyCommand is not run where ``jump`` says how to get there, as with ``ssh -J``."""
     door, room = embedded(), embedded()
