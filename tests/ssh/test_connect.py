@@ -599,7 +599,7 @@ def test_proxy_jump_list_is_followed(account: Path, embedded: Callable[..., Mach
 def test_address_means_another_machine_behind_each_jump(
     account: Path, embedded: Callable[..., Machine]
 ) -> None:
-    """What has the same address and port as its jump host is no circle, as with ssh: both may be "localhost"."""
+    """What has the address and port of its jump host is no circle, as with ssh: both may be "localhost"."""
     machine = embedded()
     lines = [block(machine, name, *jump) for name, jump in (("gate", ()), ("room", ("ProxyJump gate",)))]
     configure(account, *lines)

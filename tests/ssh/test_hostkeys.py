@@ -36,6 +36,7 @@ from bokeh_ssh._core.errors import (
 from bokeh_ssh._core.events import Event, HostKeyAdded, HostKeyVerified, Question
 from bokeh_ssh._core.host import Host
 from bokeh_ssh._ssh.auth import host_keys as host_keys_module
+from bokeh_ssh._ssh.auth import revocation_list
 from bokeh_ssh._ssh.connect import connect
 from skips import missing
 
@@ -94,7 +95,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
     made.make("ec384", "ecdsa", "-b", "384")
     made.make("rsa", "rsa", "-b", "2048")
     named = ("-n", f"other,{HOST},alias")
-    made.certify("cert", "ca", "ed", *named)
+    made.certify("cert", "ca", "ed", *named, "-z", "77")
     made.certify("cert-ec", "ec", "ed", *named)
     made.certify("cert-ec384", "ec384", "ec", *named)
     made.certify("cert-rsa", "rsa", "rsa", *named)
@@ -1048,9 +1049,6 @@ def test_revoked_host_keys(sshd: Sshd, tmp_path: Path) -> None:
     revoked.unlink()
     with pytest.raises(HostKeyError, match="cannot be read"):
         meet(sshd, "ed", line, known=known)
-    keygen("-k", "-f", str(revoked), str(sshd.keys.folder / "ed2.pub"))
-    with pytest.raises(HostKeyError, match="is a key revocation list"):
-        meet(sshd, "ed", line, known=known)
 
 
 def test_hashed_names(keys: Keys, tmp_path: Path) -> None:
@@ -1122,3 +1120,44 @@ def test_strict_host_key_checking(line: str, sshd: Sshd) -> None:
     if strict:
         with pytest.raises(UnknownHostKeyError, match=r"nobody is asked: StrictHostKeyChecking yes .*line 1"):
             meet(sshd, "ed", config, host_keys="ask", prompt=prompt, verbatim=True)
+
+
+#: What key revocation lists are made of; the certificate has the serial number 77.
+LISTS = [
+    *("{ed}", "{ed2}", "{ca}", "{cert}", "serial: 77", "serial: 1000-2000", "serial: 7-0xffffffff"),
+    *("serial: 70\nserial: 72\nserial: 77", "serial: 70\nserial: 72\nserial: 76\nserial: 78-90"),
+    *("serial: 1\nserial: 1000000\nserial: 77", "id: nobody", "id: cert", "key: {ed}", "sha1: {ed}"),
+    *("sha256: {ed}", "sha256: {ca}", "sha1: {ed2}", ""),
+]
+
+
+@pytest.mark.parametrize("number", range(len(LISTS)))
+def test_revocation_lists(number: int, sshd: Sshd, tmp_path: Path) -> None:
+    """A binary list (ssh-keygen -k) revokes what it does with ssh: keys, CAs, certificates, in all ways."""
+    public = {name: sshd.keys.folder / f"{name}.pub" for name in ("ed", "ed2", "ca")}
+    texts = {name: path.read_text().strip() for name, path in public.items()}
+    spec = LISTS[number].format(**texts, cert=sshd.keys.public["cert"])
+    (tmp_path / "spec").write_text(f"{spec}\n")
+    keygen("-k", "-f", str(tmp_path / "krl"), "-s", str(public["ca"]), str(tmp_path / "spec"))
+    known = f"{H} {{ed}}\n@cert-authority {H} {{ca}}\n"
+    line = f"RevokedHostKeys {tmp_path / 'krl'}"
+    for present in ("ed", "cert"):
+        ours = meet(sshd, present, line, known=known)
+        option = line.replace(" ", "=", 1)
+        theirs, _ = sshd.connect(present, H, [str(sshd.folder / "known")], 22, "-o", option)
+        assert (ours == "known") == (theirs == "known"), (present, ours, theirs)
+
+
+def test_damaged_revocation_list(sshd: Sshd, tmp_path: Path) -> None:
+    """One that cannot be read could have the key: it is an error, wherever it is cut off or changed."""
+    path = tmp_path / "krl"
+    keygen("-k", "-f", str(path), str(sshd.keys.folder / "ed2.pub"))
+    whole = path.read_bytes()
+    key = host_keys_module.public_keys.read(blob(sshd.keys.public["ed"]))
+    assert not revocation_list.revokes(whole, key)
+    for bad in (whole[:-1], whole[:40], whole + b"\x09\0\0\0\0", whole[:11] + b"\2" + whole[12:]):
+        with pytest.raises(ValueError, match=r"string|version|part"):
+            revocation_list.revokes(bad, key)
+    path.write_bytes(whole[:-1])
+    with pytest.raises(HostKeyError, match=r"revocation list .* cannot be read"):
+        meet(sshd, "ed", f"RevokedHostKeys {path}", known=f"{H} {{ed}}\n")

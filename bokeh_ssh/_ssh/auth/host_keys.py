@@ -25,7 +25,7 @@ from bokeh_ssh._core.errors import (
 )
 from bokeh_ssh._core.events import HostKeyAdded, Question
 from bokeh_ssh._core.patterns import lower
-from bokeh_ssh._ssh.auth import known_hosts, public_keys
+from bokeh_ssh._ssh.auth import known_hosts, public_keys, revocation_list
 from bokeh_ssh._ssh.auth.known_hosts import Entry, Verdict
 from bokeh_ssh._ssh.auth.public_keys import PublicKey
 from bokeh_ssh._ssh.config.lookup import HostKeysCommand
@@ -43,8 +43,6 @@ _MOST_ANSWERS = 3
 #: What stands for a file's name where a KnownHostsCommand has said it, and seconds that one may take.
 _COMMAND = "KnownHostsCommand"
 _COMMAND_SECONDS = 15.0
-#: How a key revocation list begins.
-_KRL = b"SSHKRL\n\0"
 _MOST_OTHER_NAMES = 8
 
 
@@ -335,11 +333,16 @@ def _check_revoked(host: str, key: PublicKey, files: Sequence[str]) -> None:
             msg = f"the revoked keys in {path} cannot be read ({exc.strerror})"
             hint = "correct the RevokedHostKeys line of your ssh config"
             raise HostKeyError(msg, host=host, hint=hint, **facts) from exc
-        if text.startswith(_KRL):
-            msg = f"{path} is a key revocation list (ssh-keygen -k), which cannot be read"
-            hint = "list the keys as text, one a line, or exempt this host with RevokedHostKeys none"
-            raise HostKeyError(msg, host=host, hint=hint, **facts)
-        if any(blob in bad for blob in known_hosts.find_blobs(text)):
+        try:
+            if text.startswith(revocation_list.MAGIC):
+                found = revocation_list.revokes(text, key)
+            else:
+                found = any(blob in bad for blob in known_hosts.find_blobs(text))
+        except ValueError as exc:
+            msg = f"the revocation list {path} cannot be read ({exc})"
+            hint = "write it again (ssh-keygen -k), or exempt this host with RevokedHostKeys none"
+            raise HostKeyError(msg, host=host, hint=hint, **facts) from exc
+        if found:
             msg = f"its host key {key.fingerprint} is revoked in {path}"
             hint = "the key may be stolen: do not log in, ask the administrator"
             raise RevokedHostKeyError(msg, host=host, hint=hint, **facts)
