@@ -26,7 +26,7 @@ from bokeh_ssh._core.errors import (
     ServerGoneError,
     UsageError,
 )
-from bokeh_ssh._core.events import Authenticated, Connecting, Event, HostKeyAdded, HostKeyVerified
+from bokeh_ssh._core.events import Authenticated, Connecting, Event, HostKeyAdded, HostKeyVerified, Warned
 from bokeh_ssh._core.host import Host
 from bokeh_ssh._core.waiting import wait
 from bokeh_ssh._forwarding.listener import bind
@@ -219,6 +219,8 @@ class _Meeting:
             if event.via.startswith("the ControlMaster"):
                 text = f"{event.host} is reached through {event.via}, which your ssh keeps open"
                 self._found.append(Finding("port", "good", text))
+        elif isinstance(event, Warned):  # a keyword of the ssh config that nobody knows, a ticket
+            self._found.append(Finding("warning", "note", event.text))
         elif isinstance(event, HostKeyAdded):
             text = f"the {event.key_type} key of {event.host} was added to {event.path}"
             self._found.append(Finding("host key", "note", text))

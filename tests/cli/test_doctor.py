@@ -111,10 +111,11 @@ def test_way_of_its_own_is_told(embedded: Callable[..., Machine], tmp_path: Path
     machine = embedded()
     config = tmp_path / "config"
     command = "/bin/sh -c 'echo no way >&2; exit 3'"
-    config.write_text(machine.ssh_config("it") + f"  ProxyCommand {command}\n")
+    config.write_text(machine.ssh_config("it") + f"  ProxyCommand {command}\n  ProxyJmp gate\n")
     with Program("doctor", "it", "-F", str(config)) as program:
         assert program.end() == 1, program
     assert "user " + machine.user + ", by its ProxyCommand" in program.stdout
+    assert "did you mean ProxyJump?" in program.stdout  # what keeps it from being opened may be misspelt
     assert "bad\tport\t" in program.stdout
     assert "status 3: no way" in program.stdout
 
