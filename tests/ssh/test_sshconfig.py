@@ -182,6 +182,8 @@ def check_same(path: str, alias: str, user: str | None = None, port: int | None 
     said["hostname"] = [said["hostname"][0].lower()]  # ssh -G shows HostName as it was written
     said["knownhostscommand"] = [w for line in said.get("knownhostscommand", ()) for w in shlex.split(line)]
     said["revokedhostkeys"] = [line for line in said.get("revokedhostkeys", ()) if line != "none"]
+    if "gssapiauthentication" not in said:  # an ssh that was built without
+        ours = {keyword: value for keyword, value in ours.items() if not keyword.startswith("gssapi")}
     assert ours == {keyword: said.get(keyword, []) for keyword in ours}
     return config
 
@@ -443,7 +445,6 @@ VALUES: dict[str, list[str]] = {
     "ServerAliveCountMax": ["2", "0"],
     "ServerAliveInterval": ["1m", "none", "7"],
     "SessionType": ["none", "default"],
-    "SetupTimeOut": ["9"],
     "SKeyAuthentication": ["no"],
     "ProtocolKeepAlives": ["8"],
     "Tag": ["t1", "t2"],

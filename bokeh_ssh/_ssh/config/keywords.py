@@ -290,9 +290,8 @@ ALIASES = {
     "challengeresponseauthentication": "kbdinteractiveauthentication",
     "dsaauthentication": "pubkeyauthentication",
     "identityfile2": "identityfile",
-    "protocolkeepalives": "serveraliveinterval",  # Debian's, as setuptimeout
+    "protocolkeepalives": "serveraliveinterval",  # Debian's
     "pubkeyacceptedkeytypes": "pubkeyacceptedalgorithms",
-    "setuptimeout": "serveraliveinterval",
     "skeyauthentication": "kbdinteractiveauthentication",
     "tisauthentication": "kbdinteractiveauthentication",
 }
@@ -321,7 +320,13 @@ FOREIGN = frozenset(
     {
         *("afstokenpassing", "cipher", "compressionlevel", "fallbacktorsh", "globalknownhostsfile2"),
         *("hostbasedkeytypes", "keepalive", "kerberosauthentication", "kerberostgtpassing", "protocol"),
-        *("rhostsauthentication", "rhostsrsaauthentication", "rsaauthentication", "smartcarddevice"),
+        *(
+            "rhostsauthentication",
+            "rhostsrsaauthentication",
+            "rsaauthentication",
+            "setuptimeout",
+            "smartcarddevice",
+        ),
         *("useblacklistedkeys", "useprivilegedport", "userknownhostsfile2", "useroaming", "usersh"),
         *("askpassgui", "usekeychain", "rsaminsize"),
         *("disablemtaes", "hpnbuffersize", "hpndisabled", "noneenabled", "nonemacenabled", "noneswitch"),
