@@ -186,9 +186,14 @@ class ReverseForwarded(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Ready(Event):
-    """The whole way was tried and works; ``url`` opens it."""
+    """The whole way was tried and works; ``url`` opens it. What is secret in it is not in the ``repr``."""
 
     url: str
+
+    def __repr__(self) -> str:
+        """Leave out the query, which has a session's id or a token: events are logged, and printed."""
+        path, query, _ = self.url.partition("?")
+        return f"Ready(host={self.host!r}, url={path + query + '...' * bool(query)!r})"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,14 @@ _PROCESS = re.compile(r"Starting Bokeh server with process id: (\d+)")
 #: Characters of a line that are read: Bokeh's own are short, and an app may write any.
 _LONGEST = 2000
 _MOST_ROUTES = 1000
+#: An address in what a server of another kind writes: where, the path, the query. Not one in quotes: logs of
+#: requests have those of the pages that led there.
+_ADDRESS = re.compile(
+    r"(?:^|[\s(<=])https?(?:\+unix)?://([^\s/?#\"'<>]+)(/[^\s?#\"'<>]*)?(?:\?([^\s#\"'<>]*))?"
+)
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_SHORTEST_SECRET = 8  # characters of a value in a query that is taken for one
+_SECRETS = 16
 _CLAIMS = 16  # ports that are looked at together, where log lines say that it listens there
 
 
@@ -75,6 +83,44 @@ class Facts:
             "versions": self.versions,
             "tls": self.tls,
         }
+
+
+class OwnAddress:
+    """What a server of another kind than Bokeh's writes of its own address: Jupyter's has a token in it.
+
+    :ivar path: the path with its query; empty where it has written none
+    """
+
+    def __init__(self) -> None:
+        self.path = ""
+        self._secrets: list[str] = []
+
+    def read(self, lines: Iterable[str], port: int, socket: str) -> list[str]:
+        """Read it from its log; return the lines without what is secret in it.
+
+        The first address counts, and the last with a secret: a server that starts itself anew makes another.
+
+        :param port: the one that it was told to listen on, or 0
+        :param socket: the path of the socket that it was told to listen on, or nothing
+        """
+        lines = list(lines)
+        for line in lines:
+            for where, path, query in _ADDRESS.findall(_COLOURS.sub("", line[:_LONGEST])):
+                place = where.replace("%2F", "/").replace("%2f", "/") if socket else where.rpartition(":")[2]
+                if place != (socket or str(port)):
+                    continue
+                words = [word.rstrip(".,;)") for word in query.split("&") if word and word[-4:] != "=..."]
+                if words or not self.path:
+                    self.path = (path.rstrip(".,;)") or "/") + ("?" if words else "") + "&".join(words)
+                values = [word.partition("=")[2] for word in words]
+                self._secrets += [value for value in values if len(value) >= _SHORTEST_SECRET]
+        del self._secrets[:-_SECRETS]
+        return [self._mask(line) for line in lines]
+
+    def _mask(self, line: str) -> str:
+        for secret in self._secrets:
+            line = line.replace(secret, "***")
+        return line
 
 
 def asked_port(words: Sequence[str]) -> int:
@@ -201,6 +247,7 @@ class ReadinessProbe:
     :ivar socket: the path that it is to listen on; empty for a port
     :ivar no_socket: why it is a port though a socket was wanted
     :ivar before: sockets that others listened on before it was started
+    :ivar address: what it writes of its address, where it is not Bokeh's
     :ivar ready: the message that says where it listens, once that is known
     """
 
@@ -212,6 +259,7 @@ class ReadinessProbe:
         self.no_socket = ""
         self.before: set[str] = set()
         self.facts = Facts()
+        self.address = OwnAddress()
         self.ready: dict[str, Any] | None = None
         self._spec = spec
         self._running = running

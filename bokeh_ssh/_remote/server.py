@@ -301,6 +301,11 @@ class Server:
             if self.sidecar.read_status(lines):
                 self.client.send("along", word=self.sidecar.status)
         else:
+            if self.spec.get("plain"):
+                before = self.probe.address.path
+                lines = self.probe.address.read(lines, self.probe.port, self.probe.socket)
+                if self.probe.address.path != before:
+                    self.client.send("address", path=self.probe.address.path)
             self.output.keep(lines)
             self.client.send("log", stream=name, lines=lines)
             if self.process.stage is Stage.STARTING:
@@ -442,6 +447,8 @@ class Server:
         client.send("log", stream="", lines=self.output.tail(), again=True)
         if self.sidecar.status:
             client.send("along", word=self.sidecar.status)
+        if self.probe.address.path:
+            client.send("address", path=self.probe.address.path)
         if self.probe.ready:
             client.send(**self.probe.ready)
         if self.process.halted:

@@ -82,6 +82,16 @@ class Server:
         """The paths of its apps, ready for a URL; ``"/"`` where it serves none."""
         return self._state.listening.routes
 
+    def await_address(self, timeout: float) -> str:
+        """Return the path and query that it has written as its address, once that has come; a secret.
+
+        :param timeout: seconds
+        :returns: empty where nothing has come, and for one of Bokeh's, which has :attr:`routes`
+        """
+        if timeout > 0:
+            self.client.wait_until(lambda: self._state.address, timeout)
+        return self._state.address
+
     @property
     def versions(self) -> str:
         """Such as ``"Bokeh 3.10.2, Tornado 6.6.1"``."""

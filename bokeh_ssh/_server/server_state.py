@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import logging
+import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -198,6 +199,8 @@ class ServerState:
     """What is known of one server. Messages come on the connection's thread.
 
     :ivar changed: notified of each change
+    :ivar address: the path and query that a server of another kind than Bokeh's has written as its own; a
+        secret, such as Jupyter's token, may be in it
     :ivar exit_status: how the server ended, negative for a signal; None while it runs, and where nobody could
         tell
     :ivar memory_limit: where it was killed for memory: its limit in bytes, 0 where none is known
@@ -224,6 +227,7 @@ class ServerState:
         self.secrets = Secrets()
         self.upload = UploadProgress()
         self.sidecar = SidecarState()
+        self.address = ""
         self.exit_status: int | None = None
         self.memory_limit: int | None = None
         self.ended = threading.Event()
@@ -318,6 +322,12 @@ class ServerState:
                 self.emit(
                     AppFailed(host=self._host, traceback=text, reload=RELOAD in text.partition("\n")[0])
                 )
+
+    def _handle_address(self, message: dict[str, Any]) -> None:
+        path = str(message["path"])
+        if re.fullmatch(r"/[!-~]{0,2000}", path):
+            with self.changing():
+                self.address = path
 
     def _handle_dropped(self, message: dict[str, Any]) -> None:
         self.log.note([f"[{int(message['lines'])} lines were lost here: the connection was too slow]"])

@@ -271,7 +271,8 @@ class TunnelParts:
         :raises ServerNotFoundError: if one that we attached to does not
         :raises ForeignServerError: if what listens on the port there is another user's
         """
-        self._await_answer(connection, endpoint, found)
+        probe = self._await_answer(connection, endpoint, found)
+        found = self._acquisition.note_address(wants_login=probe.wants_login)
         assert self._acceptor  # a server is found for the port that its pages have here
         session, port = self._session, self._acceptor.port
         request_filter = RequestFilter(port, self._options.page_origins)
@@ -293,7 +294,7 @@ class TunnelParts:
         url = f"{scheme}://localhost:{port}{found.routes[0]}{session_query(found.key)}"
         return Ready(host=connection.name, url=url)
 
-    def _await_answer(self, connection: Connection, endpoint: Endpoint, found: FoundServer) -> None:
+    def _await_answer(self, connection: Connection, endpoint: Endpoint, found: FoundServer) -> HttpProbe:
         options, launched = self._options, found.held is not None
         path = self._acquisition.ready_path(found)
 
@@ -327,6 +328,7 @@ class TunnelParts:
         # Known of Tornado alone: one of gunicorn's workers serves nobody else while a connection is idle.
         self._may_wait = probe.is_bokeh
         self._note_answer(probe, path, known=launched and not options.plain)
+        return probe
 
     def _note_answer(self, probe: HttpProbe, path: str, *, known: bool) -> None:
         """Take note of how the server is to be opened, and warn of what its pages will meet; once.

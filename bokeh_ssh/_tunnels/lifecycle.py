@@ -82,7 +82,7 @@ class TunnelInfo:
     :ivar name: what it is published under on a gateway
     :ivar reverse: who had the gateway listen
     :ivar forwards: what ``forwards=`` has opened here, and where each leads
-    :ivar routes: the paths of the apps
+    :ivar routes: the paths of the apps; a secret may be in them
     :ivar key: what session ids must be signed with
     :ivar tls: whether the server speaks TLS
     :ivar server: what names the server on its machine
@@ -98,7 +98,7 @@ class TunnelInfo:
     name: str | None = None
     reverse: Literal["host", "relay"] | None = None
     forwards: tuple[tuple[str, Endpoint], ...] = ()
-    routes: tuple[str, ...] = ("/",)
+    routes: tuple[str, ...] = field(default=("/",), repr=False)
     key: str = field(default="", repr=False)
     tls: bool = False
     server: str = ""

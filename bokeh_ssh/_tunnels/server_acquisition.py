@@ -32,6 +32,8 @@ from bokeh_ssh._tunnels.local_session import LocalSession
 _GLANCE = 1.0
 #: Seconds for a first answer; a server that listens may have to get ready yet, and is asked again.
 _ANSWER = 10.0
+#: Seconds for a server that wants a login to write its address: some begin to answer first.
+_ADDRESS = 3.0
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class FoundServer:
 
     :ivar endpoint: where it listens, as seen from its machine
     :ivar port: the port there; 0 where it is a socket
-    :ivar routes: the paths of its apps
+    :ivar routes: the paths of its apps; that of another kind of server may have a query, with a secret
     :ivar key: what session ids must be signed with
     :ivar tls: whether it is known to speak TLS
     :ivar id: what names it on its machine
@@ -49,7 +51,7 @@ class FoundServer:
 
     endpoint: Endpoint
     port: int = 0
-    routes: tuple[str, ...] = ("/",)
+    routes: tuple[str, ...] = field(default=("/",), repr=False)
     key: str = field(default="", repr=False)
     tls: bool = False
     id: str = ""
@@ -252,7 +254,19 @@ class ServerAcquisition:
     def ready_path(self, found: FoundServer) -> str:
         """Return the path of what is asked for to see whether a server answers; no app is run for that."""
         options, route = self._options, found.routes[0]
-        return options.ready or (route if options.plain else route.rstrip("/") + "/metadata")
+        return options.ready or ("/" if options.plain else route.rstrip("/") + "/metadata")
+
+    def note_address(self, *, wants_login: bool) -> FoundServer:
+        """Take note of the address that a server of another kind has written, such as Jupyter with its token.
+
+        :param wants_login: whether its pages cannot be seen without one, and so it is worth waiting for
+        """
+        assert self.found
+        held = self.found.held
+        address = held.await_address(_ADDRESS if wants_login and self._options.plain else 0.0) if held else ""
+        if address:
+            self.found = dataclasses.replace(self.found, routes=(address,))
+        return self.found
 
     def _take_over(self, connection: Connection, name: str) -> FoundServer:
         """Take over a server of the account that runs, as if it had been started here.

@@ -26,6 +26,7 @@ from bokeh_ssh import (
     UsageError,
     Warned,
 )
+from bokeh_ssh._remote.readiness import OwnAddress
 from gateways import gateway_of, host_of
 from programs import Program, login
 from targets import target_on
@@ -288,3 +289,63 @@ def test_command_line_opens_any_server(embedded: Callable[..., Machine]) -> None
             program.expect(f"127.0.0.1 port {port}")
             program.interrupt()
             assert program.end() == 0, program
+
+
+#: Writes its address as Jupyter does, once it is asked for a page the first time, and wants the token in it.
+WITH_TOKEN = """
+import http.server, sys
+port, token = int(sys.argv[1]), "canary" + "0123456789"
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path == "/":
+            say("[I] http://elsewhere:1/no?token=another0123456789")
+            say(f"[I] \\x1b[32mhttp://127.0.0.1:{port}/lab?token={token}\\x1b[0m")
+            say(f"    http://localhost:{port}/lab?token={token}")
+            say(f'"GET / HTTP/1.1" 200 "http://localhost:{port}/other?token=0123456789"')
+        self.send_response(200 if token in self.path else 403)
+        self.end_headers()
+
+def say(line):
+    print(line, file=sys.stderr, flush=True)
+
+http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+
+
+def test_address_of_a_server_with_a_token_is_its_own_words(embedded: Callable[..., Machine]) -> None:
+    """What Jupyter and its like write of their address, path and token, is in the tunnel's address, with the
+    port here, also where somebody comes back to it; the token is in no line of the log, and in no event."""
+    machine = embedded()
+    events: list[Event] = []
+    command = (machine.python, "-c", WITH_TOKEN, "{port}")
+    with tunnel_to(machine, command, detach=True, on_event=events.append) as tunnel:
+        assert tunnel.url == f"http://localhost:{tunnel.local_port}/lab?token=canary0123456789"
+        get(tunnel.url)
+        until(lambda: any("other?" in line for line in tunnel.log), what="its lines to come")
+        assert f"http://localhost:{tunnel.remote_port}/lab?token=***" in "\n".join(tunnel.log)
+        assert "canary0123456789" not in repr([tunnel, tunnel.log, events])
+        name = tunnel.server
+    with tunnel_to(machine, ("bokeh", "serve"), server=name) as again:
+        assert again.url == f"http://localhost:{again.local_port}/lab?token=canary0123456789"
+        assert "canary0123456789" not in repr(again.log)
+
+
+@pytest.mark.parametrize(
+    ("line", "path"),
+    [
+        ("  You can now view it: http://localhost:1234", "/"),
+        ("URL: http://0.0.0.0:1234?access_token=abcdefgh", "/?access_token=abcdefgh"),
+        ("Go to http://[::1]:1234/?secret=abcdefgh.", "/?secret=abcdefgh"),
+        ("http+unix://%2Frun%2Fme%2Fs/lab?token=abcdefgh", "/lab?token=abcdefgh"),
+        ("http://node17:1234/tree?token=...", "/tree"),
+        ("http://localhost:12345/no", ""),
+        ("file:///home/me/jpserver-1-open.html 1234", ""),
+    ],
+)
+def test_addresses_are_read_as_they_are_written(line: str, path: str) -> None:
+    """Addresses of marimo, Pluto, Jupyter on a socket and others are read; those of other ports are not."""
+    own = OwnAddress()
+    where = "/run/me/s" if "unix" in line else ""
+    assert own.read([line], 1234, where) == [line.replace("abcdefgh", "***")]
+    assert own.path == path
