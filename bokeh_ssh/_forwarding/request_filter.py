@@ -29,10 +29,14 @@ class RequestFilter:
 
     :param port: the port here
     :param origins: ``host:port`` of the pages that may talk to the server besides; ``*`` is any
+    :param proxied: whether a web server here passes requests on (jupyter-server-proxy), with the name that
+        its own pages have. What a page has led here past it names our port: a browser says each but 80 and
+        443.
     """
 
     port: int
     origins: tuple[str, ...] = ()
+    proxied: bool = False
 
     def find_fault(self, method: str, target: str, headers: Sequence[tuple[str, str]]) -> str:
         """Find why a request is refused; empty where it is let in.
@@ -64,20 +68,25 @@ class RequestFilter:
         if not any(name == "upgrade" or name.startswith("sec-websocket-") for name, _ in headers):
             return ""
         for name, value in headers:
-            if name in ("origin", "sec-websocket-origin") and not self._may_talk(value):
+            if name in ("origin", "sec-websocket-origin") and not self._may_talk(value, hosts):
                 return f"pages of {value[:200]!r} may not open WebSockets here (extra_origins)"
         return ""
 
     def _is_ours(self, host: str) -> bool:
         name = _name(host)
+        direct = self.port in _PORTS.values() or _port(host, 0) == self.port
+        if self.proxied and name is not None and not direct:
+            return True
         return _is_loopback(name) or (name is not None and name in map(_name, self.origins))
 
-    def _may_talk(self, origin: str) -> bool:
+    def _may_talk(self, origin: str, hosts: Sequence[str]) -> bool:
         if _ANY in self.origins:
             return True
         scheme, _, host = origin.partition("://")
         if scheme not in _PORTS or _name(host) is None:
             return False
+        if self.proxied and all(host.lower() == each.lower() for each in hosts):
+            return True
         page = _name(host), _port(host, _PORTS[scheme])
         return (_is_loopback(page[0]) and page[1] == self.port) or page in {
             (_name(text), _port(text, 80)) for text in self.origins

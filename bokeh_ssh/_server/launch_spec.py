@@ -122,6 +122,7 @@ class Launch:
         loaded again; one that cannot run ends nothing: the next change is waited for
     :param watch: seconds between two looks whether it answers; 0 never looks, nor is there any at what takes
         TLS, which would log it, or runs ``verbatim``, whose port may be another machine's
+    :param prefix: the path that all of its pages are under
     :raises UsageError: if something cannot work; nothing was started
     """
 
@@ -143,6 +144,7 @@ class Launch:
     brings: bool = False
     dev: bool = False
     watch: float = 10
+    prefix: str = ""
 
     def __post_init__(self) -> None:
         one = {"python": self.python, "cwd": self.cwd, "setup": self.setup, "command": self.command}
@@ -255,6 +257,7 @@ class Launch:
         options += ["--unused-session-lifetime", str(session * 1000)]
         options += ["--session-token-expiration", str(max(300, session))]
         options += signed if self.sign is True else []
+        options += ["--prefix", self.prefix] if self.prefix else []
         for origin in self.origins:
             options += ["--allow-websocket-origin", origin]
         # The caller's options come last: of two the last one counts, and --args swallows all that follow.
@@ -304,7 +307,7 @@ class Launch:
             "apps": list(self.app),
             "brings": self.brings,
             "inside": self.cwd is None,
-            "prefix": self._value("--prefix"),
+            "prefix": self._value("--prefix") or self.prefix,
             "glob": "--glob" in self._own_args,
             "socket": self.socket,
             "plain": self.plain,

@@ -14,6 +14,7 @@ from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.events import OnEvent
 from bokeh_ssh._core.forward_spec import Listen, parse_forward
 from bokeh_ssh._core.host import as_paths, check_port
+from bokeh_ssh._core.jupyter_hub import find_hub
 from bokeh_ssh._core.keywords import StrPath, Word, convert_keywords
 from bokeh_ssh._server.launch_spec import Launch, is_option, is_plain, own_options, place_texts, split
 from bokeh_ssh._server.upload_set import Bundle
@@ -229,12 +230,18 @@ class ServerOptions:
         # Who opens a server again that was left running may find that port taken.
         pages = nearby(local_port) if self.detach else [local_port]
         ours = [f"{name}:{page}" for page in pages for name in ("localhost", LOOPBACK)]
-        origins = (*ours, *self.page_origins)
+        hub = find_hub()
+        origins = (*ours, *self.page_origins, *((hub.origin,) if hub else ()))
         private = self.signed is not False
         own_ids = any(is_option(arg, "--session-ids") for arg in own_options([*map(str, self.args)]))
         sign: bool | Literal["port"] = "port" if self.signed is None and not own_ids else bool(self.signed)
         if sign == "port" and _is_true(self.variables.get("BOKEH_SIGN_SESSIONS", "")):
             sign = True  # the same, but with a key that is known here too
         return Launch(
-            **common, origins=origins, socket=private and not self.remote_port, sign=sign, dev=self.dev
+            **common,
+            origins=origins,
+            socket=private and not self.remote_port,
+            sign=sign,
+            dev=self.dev,
+            prefix=hub.root(local_port) if hub else "",
         )

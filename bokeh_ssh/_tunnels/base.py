@@ -10,6 +10,7 @@ from bokeh_ssh._core.endpoint import Endpoint
 from bokeh_ssh._core.errors import BokehSSHError, LaunchTimeoutError, ServerNotFoundError
 from bokeh_ssh._core.events import Ready
 from bokeh_ssh._core.host import Host
+from bokeh_ssh._core.jupyter_hub import find_hub
 from bokeh_ssh._forwarding.listener import bind
 from bokeh_ssh._forwarding.local_acceptor import LocalAcceptor, open_acceptor
 from bokeh_ssh._forwarding.port_ownership import monitor_port
@@ -76,12 +77,16 @@ class Tunnel(Openable):
     def urls(self) -> tuple[str, ...]:
         """The addresses to open, one for each app.
 
+        Where this program runs on a JupyterHub, they lead by way of its jupyter-server-proxy, and are only
+        paths where the hub's name is not known. Programs there use ``http://localhost:{local_port}``.
+
         Where the server answers only to signed sessions, each address carries the id of a new one: it opens
         one page, for whoever has it.
 
         :raises TunnelClosedError: if the tunnel is not open
         """
-        return tuple(f"{self._origin('localhost')}{route}{self._query()}" for route in self._info.routes)
+        port, info = self.local_port, self._info
+        return tuple(page_address(port, f"{route}{self._query()}", tls=info.tls) for route in info.routes)
 
     @property
     def forwards(self) -> tuple[str, ...]:
@@ -180,6 +185,15 @@ class Tunnel(Openable):
         return session_query(self._info.key)
 
 
+def page_address(port: int, route: str, *, tls: bool) -> str:
+    """Return the address that a browser opens, where the tunnel listens on a port here.
+
+    :param route: the path, with its query
+    """
+    hub = None if tls else find_hub()  # its proxy speaks plain HTTP to this machine
+    return hub.address(port, route) if hub else f"{'https' if tls else 'http'}://localhost:{port}{route}"
+
+
 def session_query(key: str) -> str:
     """Return the query of an address with the id of a new session, where ``key`` has to sign it."""
     return f"?bokeh-session-id={new_session_id(key)}" if key else ""
@@ -275,7 +289,7 @@ class TunnelParts:
         found = self._acquisition.note_address(wants_login=probe.wants_login)
         assert self._acceptor  # a server is found for the port that its pages have here
         session, port = self._session, self._acceptor.port
-        request_filter = RequestFilter(port, self._options.page_origins)
+        request_filter = RequestFilter(port, self._options.page_origins, proxied=bool(find_hub()))
         # Sockets are in folders that nobody else may enter; a port can become another user's at any time.
         verify = None
         if isinstance(endpoint, tuple) and not self._options.allow_foreign:
@@ -290,9 +304,8 @@ class TunnelParts:
         )
         session.connection_stack.enter_context(leads)
         self._acquisition.keep_if_detached()
-        scheme = "https" if self._tls else "http"
-        url = f"{scheme}://localhost:{port}{found.routes[0]}{session_query(found.key)}"
-        return Ready(host=connection.name, url=url)
+        route = f"{found.routes[0]}{session_query(found.key)}"
+        return Ready(host=connection.name, url=page_address(port, route, tls=self._tls))
 
     def _await_answer(self, connection: Connection, endpoint: Endpoint, found: FoundServer) -> HttpProbe:
         options, launched = self._options, found.held is not None
