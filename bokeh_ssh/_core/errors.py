@@ -50,8 +50,11 @@ tunnel that is being made again tries on after one of them, and ends with any ot
 
 from __future__ import annotations
 
+import sys
+import traceback
 from dataclasses import dataclass, field
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -80,6 +83,31 @@ class BokehSSHError(Exception):
     def __str__(self) -> str:
         text = f"{self.host}: {self.message}" if self.host else self.message
         return f"{text}; {self.hint}" if self.hint else text
+
+    def _render_traceback_(self) -> list[str]:
+        """Be a sentence in a notebook, with the cell's line, where IPython asks for what to show.
+
+        After ``%xmode Plain``, or any other than the default, ``%tb`` shows it whole, with where a child process
+        was. Not ``Verbose`` is advised, which shows the values of arguments.
+        """
+        shell: Any = sys.modules["IPython"].get_ipython()
+        if shell.InteractiveTB.mode != "Context":
+            whole: list[str] = shell.InteractiveTB.structured_traceback(
+                type(self), self, self.__traceback__, tb_offset=1
+            )
+            return whole
+        # The last line outside of this package: what the person has written, or what that has called.
+        own = str(Path(__file__).parent.parent)
+        steps = [step for step in traceback.extract_tb(self.__traceback__) if step.line]
+        steps = [
+            step for step in steps if not step.filename.startswith(own) and "IPython" not in step.filename
+        ]
+        where = [f"  in line {steps[-1].lineno}: {(steps[-1].line or '')[:100]}"] if steps else []
+        return [
+            f"{type(self).__name__}: {self}",
+            *where,
+            "  (all of it: %xmode Plain, then %tb)",
+        ]
 
 
 class UsageError(BokehSSHError, ValueError):

@@ -24,7 +24,7 @@ from paramiko.message import Message
 
 from bokeh_ssh._core.dispatcher import Dispatcher
 from bokeh_ssh._core.errors import BokehSSHError
-from bokeh_ssh._core.events import Event, Question, ignore
+from bokeh_ssh._core.events import Closed, Event, Question, ignore
 from bokeh_ssh._core.waiting import SLICE, heed
 from bokeh_ssh._ssh.auth.prompt_cache import PromptCache
 from bokeh_ssh._tunnels import child_protocol
@@ -176,6 +176,11 @@ class _Relay(logging.Handler):
         self._parent.tell("log", values)
 
 
+def _is_ours_to_log(record: logging.LogRecord) -> bool:
+    """Return whether the parent does not log it itself: that all is closed, it does, once this process is gone."""
+    return not (isinstance(record.args, tuple) and any(isinstance(each, Closed) for each in record.args))
+
+
 def main() -> None:
     """Run one object for the parent at the other end of the standard streams."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -188,6 +193,7 @@ def main() -> None:
     logger.setLevel(level)
     logger.propagate = False
     logger.addHandler(_Relay(parent))
+    logger.addFilter(_is_ours_to_log)
     life = _make(parent, what)
     listener = threading.Thread(target=parent.listen, args=(life,), name="bokeh-ssh parent")
     life.begin()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from beds import PASSWORD, Knobs, Machine, until
 from bokeh_ssh import (
     AuthenticationError,
     DirectTunnel,
+    LocalForward,
     PromptRequiredError,
     Question,
     UsageError,
@@ -94,7 +96,7 @@ def test_jupyterlab_shows_and_drives_an_app(
     """In a real JupyterLab: the password is asked for in the cell, the tunnel is a status and a link, its app
     answers in the cell, and sessions are pulled and pushed from cells, whose kernel runs a loop already."""
     for module in ("jupyterlab", "ipykernel", "playwright"):
-        if not __import__("importlib.util").util.find_spec(module):
+        if not importlib.util.find_spec(module):
             missing(f"{module} is not installed")
     if browser.find() is None:
         missing("no Chromium is installed")
@@ -162,6 +164,41 @@ def test_jupyterlab_shows_and_drives_an_app(
         run(5)
         outputs[5].get_by_text("state: closed").wait_for(timeout=30_000)
         assert PASSWORD not in page.content()
+
+
+def test_error_in_a_notebook_is_a_sentence(tmp_path: Path) -> None:
+    """A cell that fails shows what the error says and the line it came from, and no frame of ours; all of it,
+    with where the child process was, is one ``%tb`` away."""
+    if not importlib.util.find_spec("nbclient"):
+        missing("nbclient is not installed")
+    import nbclient
+    import nbformat
+
+    sources = (
+        'import bokeh_ssh\nbokeh_ssh.DirectTunnel("nowhere.invalid", ssh_config=None).open()',
+        "%xmode Plain",
+        "%tb",
+    )
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    nbclient.NotebookClient(made, timeout=60, allow_errors=True, kernel_name="python3").execute()
+    short, _, whole = ("\n".join(cell.outputs[0].get("traceback", ())) for cell in made.cells)
+    assert short.startswith("ResolveError: nowhere.invalid")
+    assert "line 2: bokeh_ssh.DirectTunnel" in short
+    assert len(short.splitlines()) == 3
+    assert "RemoteTraceback" in whole
+    assert "tcp.py" in whole
+
+
+def test_log_has_each_record_once(embedded: Callable[..., Machine], caplog: pytest.LogCaptureFixture) -> None:
+    """With a child process too, what happens is one record in the program's log."""
+    machine = embedded()
+    caplog.set_level("DEBUG", "bokeh_ssh")
+    with LocalForward(machine.host, machine.user, remote_port=1, isolate=True, **machine.login):
+        pass
+    until(lambda: "Closed" in caplog.text)
+    said = [record.getMessage() for record in caplog.records]
+    assert sorted(set(said)) == sorted(said)
+    assert len(said) > 4
 
 
 def test_what_is_shown_is_escaped() -> None:
