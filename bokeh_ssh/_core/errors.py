@@ -87,8 +87,8 @@ class BokehSSHError(Exception):
     def _render_traceback_(self) -> list[str]:
         """Be a sentence in a notebook, with the cell's line, where IPython asks for what to show.
 
-        After ``%xmode Plain``, or any other than the default, ``%tb`` shows it whole, with where a child process
-        was. Not ``Verbose`` is advised, which shows the values of arguments.
+        After ``%xmode Plain``, or any other than the default, ``%tb`` shows it whole, with where a child
+        process was. ``Verbose`` is not what is advised: it shows the values of arguments.
         """
         shell: Any = sys.modules["IPython"].get_ipython()
         if shell.InteractiveTB.mode != "Context":

@@ -177,7 +177,7 @@ class _Relay(logging.Handler):
 
 
 def _is_ours_to_log(record: logging.LogRecord) -> bool:
-    """Return whether the parent does not log it itself: that all is closed, it does, once this process is gone."""
+    """Return whether the parent does not log it itself, as it does that all is closed."""
     return not (isinstance(record.args, tuple) and any(isinstance(each, Closed) for each in record.args))
 
 
