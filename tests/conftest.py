@@ -64,6 +64,7 @@ def account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         with suppress(OSError, ValueError, KeyError):
             os.kill(json.loads(record.read_text())["supervisor"], signal.SIGTERM)
     shutil.rmtree(place, ignore_errors=True)
+    shutil.rmtree(f"{place}-tunnels", ignore_errors=True)
 
 
 def pytest_configure() -> None:

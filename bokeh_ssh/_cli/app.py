@@ -23,6 +23,7 @@ from bokeh_ssh._cli.options import (
     EXPOSED,
     FORWARD,
     GATEWAY,
+    HELD,
     JOB,
     LOGGED,
     LOGIN,
@@ -43,7 +44,6 @@ from bokeh_ssh._cli.run import (
     common,
     do,
     hold,
-    leave,
     other_half,
     take_no_args,
     visit,
@@ -79,10 +79,12 @@ Target = Annotated[
     ),
 ]
 Machine = Annotated[
-    str,
+    Optional[str],  # noqa: UP045 - evaluated at run time
     typer.Argument(
         metavar="HOST",
-        help="A name, user@host:port, or an alias of the ssh config; '.' is this machine.",
+        help="A name, user@host:port, or an alias of the ssh config; '.' is this machine; none: the "
+        "tunnels here.",
+        show_default=False,
         autocompletion=complete_host,
     ),
 ]
@@ -114,7 +116,7 @@ Verbose = Annotated[
         "-v",
         count=True,
         metavar="",
-        help="Log what happens; -vv everything, with tracebacks.",
+        help="Log what happens; -vv logs everything.",
         show_default=False,
     ),
 ]
@@ -144,7 +146,7 @@ def _top(
         "direct me@host app.py --command 'panel serve' -- --args --year 2024",
     ),
 )
-@takes(*TUNNEL, *BATCH, *QUEUE, *JOB, *LOGIN, *LOGGED)
+@takes(*TUNNEL, *BATCH, *QUEUE, *JOB, *LOGIN, *LOGGED, *HELD)
 def direct(
     context: typer.Context,
     host: Target,
@@ -165,11 +167,11 @@ def direct(
         take_batch(keywords)
         return DirectTunnel(host, app=apps or None, **common(foreground), **keywords)
 
-    hold(make, announce_urls(show, host), verbose, keywords, apps or ())
+    hold(make, announce_urls(show, host), verbose, keywords, apps or (), command="direct")
 
 
 @app.command(cls=Command, epilog=_examples("attach me@host", "attach me@host dashboard --show"))
-@takes(*ATTACH, *LOGIN, *LOGGED)
+@takes(*ATTACH, *LOGIN, *LOGGED, *HELD)
 def attach(
     context: typer.Context,
     host: Target,
@@ -189,13 +191,13 @@ def attach(
 
         return DirectTunnel(host, server=name or "*", **common(foreground), **keywords)
 
-    hold(make, announce_urls(show, host), verbose, keywords)
+    hold(make, announce_urls(show, host), verbose, keywords, command="attach")
 
 
 @app.command(
     cls=Command, epilog=_examples("gateway me@gateway", "gateway me@login.cluster dashboard.py --host node17")
 )
-@takes(*GATEWAY, *TUNNEL, *LOGIN, *LOGGED)
+@takes(*GATEWAY, *TUNNEL, *LOGIN, *LOGGED, *HELD)
 def gateway(
     context: typer.Context,
     gateway: GatewayTarget,
@@ -235,11 +237,11 @@ def gateway(
             foreground.display.hint(f"Again: bokeh-ssh gateway {through}{more}")
             foreground.display.hint(f"For good: bokeh-ssh stop {there}{way} {tunnel.server}")
 
-    hold(make, announce, verbose, keywords, apps or ())
+    hold(make, announce, verbose, keywords, apps or (), command="gateway")
 
 
 @app.command(cls=Command, epilog=_examples("up", "up big --show"))
-@takes(*GATEWAY, *TUNNEL, *LOGIN, *LOGGED)
+@takes(*GATEWAY, *TUNNEL, *LOGIN, *LOGGED, *HELD)
 def up(
     context: typer.Context,
     which: Annotated[
@@ -274,16 +276,17 @@ def up(
     def announce(foreground: Foreground, tunnel: Any) -> None:
         announce_urls(wanted[0])(foreground, tunnel)
 
-    hold(make, announce, verbose, keywords)
+    hold(make, announce, verbose, keywords, command="up")
 
 
 @app.command(
     cls=Command,
     epilog=_examples(
-        "publish dashboard.py --gateway me@gateway", "publish --gateway me@gateway --name dashboard --detach"
+        "publish dashboard.py --gateway me@gateway",
+        "publish --gateway me@gateway --name dashboard --background",
     ),
 )
-@takes(*REMOTE, *START, *LOGIN, *LOGGED)
+@takes(*REMOTE, *START, *LOGIN, *LOGGED, *HELD)
 def publish(
     context: typer.Context,
     gateway: Annotated[
@@ -305,21 +308,13 @@ def publish(
             show_default=False,
         ),
     ] = None,
-    detach: Annotated[
-        bool,
-        typer.Option(
-            "--detach", metavar="", help="Leave all of it running in the background; see ls and stop."
-        ),
-    ] = False,
     verbose: Verbose = 0,
     **keywords: Any,
 ) -> None:
     """On the Bokeh host: serve APP, or take the server that runs, and publish it on a gateway.
 
-    Like `bokeh serve APP` and `ssh -NR 5006:localhost:5006 GATEWAY`; --detach is like `nohup` and `ssh -f`.
+    Like `bokeh serve APP` and `ssh -NR 5006:localhost:5006 GATEWAY`.
     """
-    if detach:
-        leave(context, gateway, verbose, keywords)
     add_args(context, keywords)
 
     def make(foreground: Foreground) -> Openable:
@@ -333,24 +328,24 @@ def publish(
         foreground.display.addresses(foreground.display.ready)
         foreground.display.hint(f"Open it on your own machine with: {other_half(gateway, where)}")
 
-    hold(make, announce, verbose, keywords)
+    hold(make, announce, verbose, keywords, apps or (), command="publish")
 
 
 @app.command(
     cls=Command,
     epilog=_examples("forward me@host -L 8888:localhost:8888", "forward me@host --remote-port 8888"),
 )
-@takes(*FORWARD, *EXPOSED, *LOGIN, *OUTPUT)
+@takes(*FORWARD, *EXPOSED, *LOGIN, *OUTPUT, *HELD)
 def forward(
     context: typer.Context,
     host: Target,
     local: Annotated[
         Optional[str],  # noqa: UP045 - evaluated at run time
-        typer.Option("-L", metavar="[BIND:]PORT:HOST:HOSTPORT", help="A local forward, as ssh writes it."),
+        typer.Option("-L", metavar="SPEC", help="A local forward as for ssh: [BIND:]PORT:HOST:HOSTPORT."),
     ] = None,
     remote: Annotated[
         Optional[str],  # noqa: UP045 - evaluated at run time
-        typer.Option("-R", metavar="[BIND:]PORT:HOST:HOSTPORT", help="A remote forward, as ssh writes it."),
+        typer.Option("-R", metavar="SPEC", help="A remote forward, likewise."),
     ] = None,
     verbose: Verbose = 0,
     **keywords: Any,
@@ -369,19 +364,24 @@ def forward(
     def announce(foreground: Foreground, _: Any) -> None:
         foreground.display.addresses(foreground.display.ready)
 
-    hold(make, announce, verbose, keywords)
+    hold(make, announce, verbose, keywords, command="forward")
 
 
-@app.command("ls", cls=Command, epilog=_examples("ls me@host", "ls ."))
+@app.command("ls", cls=Command, epilog=_examples("ls", "ls me@host", "ls ."))
 @takes(*VISIT, *OUTPUT)
-def list_(context: typer.Context, host: Machine, verbose: Verbose = 0, **keywords: Any) -> None:
-    """List your servers on HOST: in use, left running, or waiting for somebody to come back.
+def list_(context: typer.Context, host: Machine = None, verbose: Verbose = 0, **keywords: Any) -> None:
+    """List your servers on HOST, in use, left running, or waiting; without HOST, the tunnels of this machine.
 
     Like `ps` there, for what bokeh-ssh has started.
     """
     take_no_args(context)
 
     def look(foreground: Foreground) -> None:
+        if host is None:
+            from bokeh_ssh._cli.tunnels.registry import find_tunnels
+
+            foreground.display.tunnels(find_tunnels())
+            return
         from bokeh_ssh._cli.servers import find
 
         servers, jobs = find(host, **visit(foreground, keywords))
@@ -393,22 +393,37 @@ def list_(context: typer.Context, host: Machine, verbose: Verbose = 0, **keyword
     do(look, verbose, keywords)
 
 
-@app.command(cls=Command, epilog=_examples("stop me@host dashboard"))
+@app.command(cls=Command, epilog=_examples("stop 5006", "stop me@host dashboard"))
 @takes(*VISIT, *OUTPUT)
 def stop(
     context: typer.Context,
-    host: Machine,
+    host: Annotated[
+        Optional[str],  # noqa: UP045 - evaluated at run time
+        typer.Argument(
+            metavar="[HOST | TUNNEL]",
+            help="A machine, '.' for this one; or a tunnel of this machine: its port, address, process id or "
+            "app; none: the only tunnel.",
+            show_default=False,
+            autocompletion=complete_host,
+        ),
+    ] = None,
     name: ServerName = None,
     verbose: Verbose = 0,
     **keywords: Any,
 ) -> None:
-    """End one of your servers on HOST, and all that it started; or cancel a job by its number."""
+    """End a tunnel of this machine; or one of your servers on HOST, and all that it started, or a job."""
     take_no_args(context)
 
     def end_it(foreground: Foreground) -> None:
         from bokeh_ssh._cli.servers import end
+        from bokeh_ssh._cli.tunnels.registry import ended_here
         from bokeh_ssh._jobs.job import ListedJob
 
+        tunnel = ended_here(host) if name is None else None
+        if tunnel:
+            foreground.display.ended_tunnel(tunnel)
+            return
+        assert host is not None
         ended = end(host, name, **visit(foreground, keywords))
         if isinstance(ended, ListedJob):
             foreground.display.cancelled(ended)
@@ -416,6 +431,39 @@ def stop(
             foreground.display.ended(ended)
 
     do(end_it, verbose, keywords)
+
+
+@app.command(cls=Command, epilog=_examples("status", "status 5006 --watch"))
+@takes(*OUTPUT)
+def status(
+    context: typer.Context,
+    name: Annotated[
+        Optional[str],  # noqa: UP045 - evaluated at run time
+        typer.Argument(
+            metavar="TUNNEL", help="Its port, address, process id or app; none: all.", show_default=False
+        ),
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", metavar="", help="Show it again every second, until Ctrl-C.")
+    ] = False,
+    verbose: Verbose = 0,
+    **keywords: Any,
+) -> None:
+    """Show what the tunnels of this machine do: each machine on the way with its round trip, and the traffic.
+
+    Also how long each has been open, and how many losses of the connection it has survived.
+    """
+    take_no_args(context)
+
+    def look(foreground: Foreground) -> None:
+        from bokeh_ssh._cli.tunnels.registry import choose, find_tunnels
+
+        def find() -> list[Any]:
+            return [choose(find_tunnels(), name)] if name else find_tunnels()
+
+        foreground.display.statuses(find, watch=watch, check=foreground.check)
+
+    do(look, verbose, keywords)
 
 
 @app.command(cls=Command, epilog=_examples("cache", "cache --clear"))
@@ -497,7 +545,7 @@ def demo(
         # Its machine ends with this process: then nobody can come back.
         return DirectTunnel(host, app=APP, python=demo_python(), grace=2, cache=False, **shared, **keywords)
 
-    hold(make, announce_urls(not no_show), verbose, keywords)
+    hold(make, announce_urls(not no_show), verbose, keywords, command="demo")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

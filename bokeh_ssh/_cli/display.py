@@ -21,8 +21,22 @@ from rich.text import Text
 
 from bokeh_ssh._cli.cache import Kept
 from bokeh_ssh._cli.doctor import Finding
-from bokeh_ssh._cli.messages import HEAD, LONGEST, Line, describe, describe_error, next_step, row
+from bokeh_ssh._cli.messages import (
+    HEAD,
+    LONGEST,
+    TUNNEL_HEAD,
+    Line,
+    describe,
+    describe_error,
+    next_step,
+    row,
+    status_row,
+    tunnel_row,
+    tunnel_traffic,
+    tunnel_way,
+)
 from bokeh_ssh._cli.options import in_flags
+from bokeh_ssh._cli.tunnels.registry import HeldTunnel
 from bokeh_ssh._core.errors import BokehSSHError
 from bokeh_ssh._core.events import AppFailed, Event, Prompt, Question, Ready, Uploading
 from bokeh_ssh._core.text import clean
@@ -31,6 +45,7 @@ from bokeh_ssh._server.registry import RemoteServer
 
 _LOG_LINES = 12
 _BAR = 20  # columns
+_EVERY = 1.0  # seconds
 _FRAME = 6  # columns that a box takes
 #: Lines of an error, with its next step, and of what failed at least, on 80 columns; -vv shows all of it. The
 #: server's own last lines come besides.
@@ -147,6 +162,46 @@ class Display:
                 console.print(table)
             else:
                 self.hint("There is no server of yours")
+
+    def tunnels(self, tunnels: Sequence[HeldTunnel]) -> None:
+        """Write a table of tunnels on standard output; elsewhere than on a terminal, parted by tabs."""
+        with self._lock:
+            self._stop()
+            console = Console(highlight=False)
+            if not console.is_terminal:
+                sys.stdout.writelines("\t".join(tunnel_row(tunnel)) + "\n" for tunnel in tunnels)
+            elif tunnels:
+                table = Table(*TUNNEL_HEAD, box=None, pad_edge=False, header_style="dim")
+                for tunnel in tunnels:
+                    table.add_row(*map(Text, tunnel_row(tunnel)))
+                console.print(table)
+            else:
+                self.hint(
+                    "No tunnel is open on this machine; for your servers on another one: bokeh-ssh ls HOST"
+                )
+
+    def statuses(
+        self, find: Callable[[], Sequence[HeldTunnel]], *, watch: bool, check: Callable[[], None]
+    ) -> None:
+        """Write what tunnels do on standard output; elsewhere than on a terminal, parted by tabs.
+
+        :param find: lists them, each time
+        :param watch: whether it is shown again every second, until Ctrl-C
+        :param check: raises where standard output takes nothing any more
+        """
+        console = Console(highlight=False)
+        if not console.is_terminal:
+            _repeat(lambda: _write_rows(find()), watch, check)
+        elif watch:
+            with Live(console=console, auto_refresh=False) as live:
+                _repeat(lambda: live.update(_drawn(find()), refresh=True), watch, check)
+        else:
+            console.print(_drawn(find()))
+
+    def ended_tunnel(self, tunnel: HeldTunnel) -> None:
+        """Say which tunnel was ended."""
+        what = " ".join(tunnel.addresses) or "the tunnel"
+        self._write(Line("done", f"Ended {what} to {tunnel.host} (process {tunnel.pid})"))
 
     def jobs(self, jobs: Sequence[ListedJob]) -> None:
         """Write a table of jobs on standard output; elsewhere than on a terminal, parted by tabs."""
@@ -335,6 +390,36 @@ class Display:
                 self._await(line.then)
             if self._stage:
                 self._start()
+
+
+def _repeat(show: Callable[[], object], watch: bool, check: Callable[[], None]) -> None:
+    """Show it, once or every second; Ctrl-C is the usual end of the latter."""
+    show()
+    check()
+    with contextlib.suppress(KeyboardInterrupt):
+        while watch:
+            time.sleep(_EVERY)
+            show()
+            check()
+
+
+def _write_rows(tunnels: Sequence[HeldTunnel]) -> None:
+    sys.stdout.writelines("\t".join(status_row(tunnel)) + "\n" for tunnel in tunnels)
+    sys.stdout.flush()
+
+
+def _drawn(tunnels: Sequence[HeldTunnel]) -> RenderableType:
+    """Draw what tunnels do: each with its address and state, its machines, and what it carries."""
+    if not tunnels:
+        return Text("No tunnel is open on this machine", style="dim")
+    parts = []
+    for tunnel in tunnels:
+        style = "green" if tunnel.state == "ready" else "yellow"
+        where = clean(" ".join(tunnel.addresses) or tunnel.command, LONGEST)
+        parts.append(Text.assemble((where, "bold"), "  ", (tunnel.state, style), f"  process {tunnel.pid}"))
+        parts.append(Text(f"  {clean(tunnel_way(tunnel), LONGEST)}"))
+        parts.append(Text(f"  {tunnel_traffic(tunnel)}", style="dim"))
+    return Group(*parts)
 
 
 def _framed(console: Console, texts: Sequence[str]) -> RenderableType:

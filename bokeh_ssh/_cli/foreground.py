@@ -1,8 +1,12 @@
-"""One tunnel or forward in the foreground: opened, announced, held until it ends. Signals and exit codes."""
+"""One tunnel or forward that a command holds: opened, announced, held until it ends. Signals and exit codes.
+
+It is held in the foreground, or in the background from when it is open.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import signal
@@ -11,16 +15,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 from bokeh_ssh._cli.display import Display, flush
 from bokeh_ssh._cli.json_output import JsonDisplay
 from bokeh_ssh._cli.output_queue import OutputQueue
 from bokeh_ssh._cli.prompts import find_prompt
 from bokeh_ssh._cli.std_streams import OutputError, current
+from bokeh_ssh._cli.tunnels.background import Leave
+from bokeh_ssh._cli.tunnels.control import answering
 from bokeh_ssh._core.errors import BokehSSHError, UsageError
-from bokeh_ssh._core.events import Prompt
+from bokeh_ssh._core.events import Event, Prompt, Question
 from bokeh_ssh._core.text import clean
-from bokeh_ssh._tunnels.openable import Openable, follow_log
+from bokeh_ssh._tunnels.openable import Openable, follow_log, names_of
 from bokeh_ssh._tunnels.redirect_page import remove_all
 
 FAILED = 1
@@ -36,6 +43,8 @@ _TOGETHER = 0.5
 class Foreground:
     """What a command works with while it runs.
 
+    :param leave: what lets go of the terminal once the tunnel is open; None stays on it
+    :ivar command: its name
     :ivar display: shows what happens
     :ivar prompt: asks the person at the terminal; None where there is none
     :ivar stack: what is closed after the tunnel
@@ -44,7 +53,13 @@ class Foreground:
     """
 
     def __init__(
-        self, verbose: int = 0, *, json: bool = False, quiet: bool = False, log: bool = False
+        self,
+        verbose: int = 0,
+        *,
+        json: bool = False,
+        quiet: bool = False,
+        log: bool = False,
+        leave: Leave | None = None,
     ) -> None:
         if json and quiet:
             msg = "--json and --quiet cannot be given together"
@@ -53,13 +68,17 @@ class Foreground:
         self.advise_app: Callable[[str], str] = lambda traceback: ""
         shown = Display(moving=not verbose, quiet=quiet, advise_app=lambda text: self.advise_app(text))
         self.display: Display | JsonDisplay = JsonDisplay() if json else shown
-        self._output_queue = OutputQueue(self.display.log_lines) if log else None
+        self._output_queue = OutputQueue(lambda lines: self.display.log_lines(lines)) if log else None
         self._logging = _set_up_logging(verbose)
         asking = find_prompt()
-        self.prompt: Prompt | None = self.display.prompt(asking) if asking else None
+        self._asking = self.display.prompt(asking) if asking else None
+        self.prompt: Prompt | None = self._ask if asking else None
+        self._leave = leave
+        self.command = ""
         self.stack = contextlib.ExitStack()
         self.advise: Callable[[BokehSSHError], object] = lambda error: None
         self._streams = current()
+        self._began = time.time()
 
     def hold(self, make: Callable[[Foreground], Openable], announce: Callable[[Openable], None]) -> int:
         """Open what ``make`` makes, announce it, and wait until it ends or is ended.
@@ -77,11 +96,14 @@ class Foreground:
                     ).start()
                     if self._output_queue:
                         follow_log(thing, self._output_queue.put)
+                    self.stack.enter_context(answering(lambda: self._tell(thing), lambda: self._stop(thing)))
                     with thing:
                         stood = True
                         self.display.stop()
                         announce(thing)
                         self.check()
+                        if self._leave:
+                            self._go_to_background(self._leave)
                         if self._output_queue:
                             self._output_queue.start()
                         thing.wait()
@@ -98,6 +120,50 @@ class Foreground:
                 self._streams.on_fault = _nothing
                 self._let_out()
         return 0
+
+    def on_event(self, event: Event) -> None:
+        """Show an event; from any thread."""
+        self.display.on_event(event)
+
+    def _ask(self, question: Question) -> str | None:
+        """Ask the person; nobody, once it runs in the background."""
+        return self._asking(question) if self._asking else None
+
+    def _go_to_background(self, leave: Leave) -> None:
+        """Let go of the terminal, and let the command that was typed end."""
+        self.display.hint(f"It runs in the background (process {os.getpid()}), and writes to {leave.path}")
+        self.display.hint(f"See bokeh-ssh status; end it with: bokeh-ssh stop {os.getpid()}")
+        self._asking = None
+        ready = self.display.ready
+        if isinstance(self.display, Display):
+            self.display = Display(moving=False, advise_app=lambda text: self.advise_app(text))
+            self.display.ready = ready
+        self._streams.leave_terminal()
+        leave.finish()
+
+    def _tell(self, thing: Openable) -> dict[str, Any]:
+        """Return what other commands on this machine are told of it: addresses without a session's id."""
+        host, apps = names_of(thing)
+        status = thing.status()
+        urls: tuple[str, ...] = ()
+        if self.display.ready:
+            with contextlib.suppress(BokehSSHError):  # it has ended
+                urls = getattr(thing, "urls", (self.display.ready,))
+        return {
+            "pid": os.getpid(),
+            "command": self.command,
+            "host": host,
+            "apps": list(apps),
+            "addresses": [url.partition("?")[0] for url in urls],
+            "began": self._began,
+            "background": self._leave is not None,
+            "log": str(self._leave.path) if self._leave else "",
+            "status": dataclasses.asdict(status),
+        }
+
+    def _stop(self, thing: Openable) -> None:
+        self.display.note("Ended by bokeh-ssh stop")
+        thing.close()
 
     def do(self, action: Callable[[Foreground], int | None]) -> int:
         """Do something that ends by itself; return the exit code, that which it gives if it does."""

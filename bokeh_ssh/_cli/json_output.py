@@ -5,18 +5,21 @@ The names of objects and of their fields are part of the interface: they change 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
 import re
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from bokeh_ssh._cli.cache import Kept
 from bokeh_ssh._cli.doctor import Finding
 from bokeh_ssh._cli.messages import describe_error, next_step
+from bokeh_ssh._cli.tunnels.registry import HeldTunnel
 from bokeh_ssh._core.errors import BokehSSHError
 from bokeh_ssh._core.events import Event, Prompt
 from bokeh_ssh._jobs.job import ListedJob
@@ -88,6 +91,30 @@ class JsonDisplay:
         """Print which servers there are."""
         for server in servers:
             self.tell("server", **_fields(server))
+
+    def tunnels(self, tunnels: Sequence[HeldTunnel]) -> None:
+        """Print which tunnels this machine has, and what each does."""
+        for tunnel in tunnels:
+            fields = dataclasses.asdict(tunnel)
+            fields.pop("path")
+            if tunnel.status:
+                fields["status"]["rate"] = tunnel.status.rate
+            self.tell("tunnel", **fields, state=tunnel.state)
+
+    def statuses(
+        self, find: Callable[[], Sequence[HeldTunnel]], *, watch: bool, check: Callable[[], None]
+    ) -> None:
+        """Print the same, once or every second."""
+        self.tunnels(find())
+        with contextlib.suppress(KeyboardInterrupt):
+            while watch:
+                check()
+                time.sleep(1)
+                self.tunnels(find())
+
+    def ended_tunnel(self, tunnel: HeldTunnel) -> None:
+        """Print which tunnel was ended."""
+        self.tell("ended_tunnel", pid=tunnel.pid, host=tunnel.host, addresses=list(tunnel.addresses))
 
     def jobs(self, jobs: Sequence[ListedJob]) -> None:
         """Print which jobs there are."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bokeh_ssh._cli.options import in_flags
+from bokeh_ssh._cli.tunnels.registry import HeldTunnel
 from bokeh_ssh._core.errors import BokehSSHError, PromptRequiredError, UnknownHostKeyError
 from bokeh_ssh._core.events import (
     AppFailed,
@@ -35,7 +36,8 @@ from bokeh_ssh._core.events import (
     Uploading,
     Warned,
 )
-from bokeh_ssh._core.text import clean
+from bokeh_ssh._core.status import describe_traffic, describe_way
+from bokeh_ssh._core.text import clean, describe_age, describe_bytes
 from bokeh_ssh._server.registry import RemoteServer
 
 Kind = Literal["begin", "done", "note", "warn", "fail"]
@@ -144,7 +146,7 @@ def _(event: Launching) -> Line:
 
 @describe.register
 def _(event: Uploading) -> Line | None:
-    size, files = _bytes(event.size), f"{event.files} file{'s' * (event.files != 1)}"
+    size, files = describe_bytes(event.size), f"{event.files} file{'s' * (event.files != 1)}"
     if event.sent == event.size:
         text = f"Uploaded {files}, {size}, to {event.host}"
         return Line("done", text, then=f"Launching the server on {event.host}")
@@ -240,15 +242,6 @@ def _clock(when: float) -> str:
     return time.strftime("%H:%M" if today else "%a %d %b %H:%M", at)
 
 
-def _bytes(count: float) -> str:
-    """Say a number of bytes as people do."""
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
-
-
 def describe_error(error: BokehSSHError) -> str:
     """Return the one line of an error that says what failed; where it did is ``error.host``."""
     return clean(in_flags(error.message), LONGEST)
@@ -266,7 +259,6 @@ def next_step(error: BokehSSHError) -> str:
 
 #: What stands over the rows of :func:`row`.
 HEAD = ("ID", "STATE", "AGE", "LISTENS ON", "APP")
-_SPANS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
 
 
 def row(server: RemoteServer, now: float | None = None) -> tuple[str, ...]:
@@ -281,11 +273,37 @@ def row(server: RemoteServer, now: float | None = None) -> tuple[str, ...]:
     where = "private socket" if server.socket else f"port {server.port}" if server.port else "-"
     where += f", {server.published}" if server.published else ""
     apps = " ".join(server.apps) or " ".join(server.command) or "-"
-    return (server.id, state, _age((time.time() if now is None else now) - server.born), where, apps)
+    return (server.id, state, describe_age((time.time() if now is None else now) - server.born), where, apps)
 
 
-def _age(seconds: float) -> str:
-    for span, unit in _SPANS:
-        if seconds >= span:
-            return f"{seconds / span:.0f} {unit}"
-    return f"{max(0.0, seconds):.0f} s"
+#: What stands over the rows of :func:`tunnel_row`.
+TUNNEL_HEAD = ("PROCESS", "STATE", "AGE", "ADDRESS", "HOST", "APP")
+
+
+def tunnel_row(tunnel: HeldTunnel, now: float | None = None) -> tuple[str, ...]:
+    """Say what a tunnel of this machine is, in a row under :data:`TUNNEL_HEAD`."""
+    age = describe_age((time.time() if now is None else now) - tunnel.began) if tunnel.began else "-"
+    addresses = " ".join(tunnel.addresses) or "-"
+    return str(tunnel.pid), tunnel.state, age, addresses, tunnel.host or "-", " ".join(tunnel.apps) or "-"
+
+
+def tunnel_way(tunnel: HeldTunnel) -> str:
+    """Say by which machines a tunnel goes, and how each is."""
+    way = describe_way(tunnel.status) if tunnel.status else f"here -- {tunnel.host or '?'}"
+    return " -- ".join((way, *filter(None, [" ".join(tunnel.apps)])))
+
+
+def tunnel_traffic(tunnel: HeldTunnel) -> str:
+    """Say what a tunnel has carried, and what it has survived."""
+    return describe_traffic(tunnel.status) if tunnel.status else f"process {tunnel.pid} does not answer"
+
+
+def status_row(tunnel: HeldTunnel) -> tuple[str, ...]:
+    """Say all of that in columns for other programs: bytes and seconds, as numbers."""
+    status = tunnel.status
+    figures: tuple[str, ...] = ()
+    if status:
+        rate = f"{status.rate:.0f}"
+        counts = (status.received, status.sent, rate, status.sessions, f"{status.uptime:.0f}", status.losses)
+        figures = tuple(map(str, counts))
+    return str(tunnel.pid), tunnel.state, " ".join(tunnel.addresses) or "-", tunnel_way(tunnel), *figures

@@ -258,6 +258,19 @@ LOGGED = (
     *under("Output", Flag("log", "", "Show the server's output.", name="--log", first=True)),
 )
 
+#: How a command holds what it opens.
+HELD = under(
+    "Output",
+    Flag(
+        "background",
+        "",
+        "Go to the background once open (ssh -f).",
+        also="-f",
+        name="--background",
+        first=True,
+    ),
+)
+
 #: The login keywords that can be typed: secrets are asked for, and never on a command line that ``ps`` shows.
 LOGIN = under(
     "Login",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from bokeh_ssh._cli.foreground import Foreground
+    from bokeh_ssh._cli.tunnels.background import Leave
     from bokeh_ssh._tunnels.openable import Openable
 
 
@@ -25,16 +26,26 @@ def hold(
     verbose: int,
     keywords: dict[str, Any],
     apps: Sequence[str] = (),
+    command: str = "",
 ) -> NoReturn:
     """Make it, and hold it. What of ``keywords`` is for the display is taken out before that."""
-    foreground = _foreground(verbose, keywords)
+    leave = None
+    if keywords.pop("background", False):
+        from bokeh_ssh._cli.tunnels import background
+
+        leave = background.fork()
+    foreground = _foreground(verbose, keywords, leave)
+    foreground.command = command
     foreground.advise = lambda error: advise(error, apps, keywords)
     foreground.advise_app = lambda traceback: advise_app(traceback, apps, keywords)
 
     def announce_and_tell(thing: Openable) -> None:
         announce(foreground, thing)
         stays = getattr(thing, "detached", False)
-        foreground.display.hint("Ctrl-C ends the tunnel; the server runs on." if stays else "Ctrl-C ends it.")
+        if not leave:
+            foreground.display.hint(
+                "Ctrl-C ends the tunnel; the server runs on." if stays else "Ctrl-C ends it."
+            )
 
     raise typer.Exit(foreground.hold(make, announce_and_tell))
 
@@ -51,34 +62,14 @@ def visit(foreground: Foreground, keywords: dict[str, Any]) -> dict[str, Any]:
     return {"python": python, "on_event": foreground.display.on_event, "login": login}
 
 
-def _foreground(verbose: int, keywords: dict[str, Any]) -> Foreground:
+def _foreground(verbose: int, keywords: dict[str, Any], leave: Leave | None = None) -> Foreground:
     from bokeh_ssh._cli.foreground import Foreground
 
     names = [flag.keyword for flag in LOGGED if flag.keyword in keywords]
     try:
-        return Foreground(verbose, **{name: keywords.pop(name) for name in names})
+        return Foreground(verbose, leave=leave, **{name: keywords.pop(name) for name in names})
     except BokehSSHError as exc:
         raise typer.BadParameter(in_flags(exc.message), param_hint="'--json'") from exc
-
-
-def leave(context: typer.Context, gateway: str, verbose: int, keywords: dict[str, Any]) -> NoReturn:
-    """Do the same in the background, without ``--detach``."""
-    words = [word for word in context.obj["words"] if word not in ("--detach", "--json", "--quiet", "-q")]
-    timeout = float(keywords.get("launch_timeout", 60.0))
-
-    def start(foreground: Foreground) -> None:
-        from bokeh_ssh._cli.servers import leave
-
-        foreground.display.note("Starting it in the background, where it can ask nobody for a password")
-        server_ref = leave(
-            [*words, *(("--", *context.obj["args"]) if context.obj["args"] else ())], timeout=timeout
-        )
-        where = server_ref.socket or server_ref.port
-        foreground.display.addresses(f"{gateway}:{where}")
-        foreground.display.hint(f"Open it on your own machine with: {other_half(gateway, where)}")
-        foreground.display.hint(f"It runs on; end it here with: bokeh-ssh stop . {server_ref.id}")
-
-    do(start, verbose, keywords)
 
 
 def other_half(gateway: str, where: str | int) -> str:
@@ -116,7 +107,7 @@ def announce_urls(browse: bool, host: str = "") -> Callable[[Foreground, Any], N
 def common(foreground: Foreground) -> dict[str, Any]:
     """Return what every tunnel and forward of the command line gets."""
     # This process computes nothing that could slow the tunnel down: no need for another one (isolate).
-    return {"prompt": foreground.prompt, "on_event": foreground.display.on_event, "isolate": False}
+    return {"prompt": foreground.prompt, "on_event": foreground.on_event, "isolate": False}
 
 
 def add_args(context: typer.Context, keywords: dict[str, Any]) -> None:

@@ -1,13 +1,11 @@
-"""What ``bokeh-ssh ls`` and ``stop`` do on a machine, and what leaves something running on this one."""
+"""What ``bokeh-ssh ls`` and ``stop`` do on a machine."""
 
 from __future__ import annotations
 
 import contextlib
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-from bokeh_ssh._core import python_path
 from bokeh_ssh._core.errors import JobError
 from bokeh_ssh._core.events import OnEvent, Warned
 from bokeh_ssh._core.host import as_host
@@ -15,16 +13,12 @@ from bokeh_ssh._jobs.job import ListedJob
 from bokeh_ssh._jobs.job_list import JobList
 from bokeh_ssh._server.local_runner import ShellRunner
 from bokeh_ssh._server.registry import RemoteServer, choose, list_servers, stop_server
-from bokeh_ssh._server.server import Launch, Server
-from bokeh_ssh._server.server_ref import ServerRef
 from bokeh_ssh._ssh.connect import connect
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._ssh.runner import Runner
 
 #: How this machine is called.
 HERE = "."
-#: Seconds to log in to a gateway, besides what the server takes to start.
-_LOGIN = 60.0
 
 
 @contextlib.contextmanager
@@ -81,21 +75,3 @@ def end(
         server = choose(list_servers(connection, python=python), name, host=connection.name)
         stop_server(connection, server, python=python)
     return server
-
-
-def leave(words: Sequence[str], *, timeout: float) -> ServerRef:
-    """Run ``bokeh-ssh`` with these words, and leave it running once it says that it is ready.
-
-    It has no terminal, so nobody can be asked for a password.
-
-    :param timeout: seconds for its server to start
-    :raises LaunchError: if it ends before that; has what it wrote
-    """
-    launch = Launch(
-        command=(*python_path.command("from bokeh_ssh._cli.app import main; main()"), *words),
-        env=python_path.environment(),
-        python=sys.executable,
-        verbatim=True,
-        timeout=timeout + _LOGIN,
-    )
-    return Server.start(ShellRunner(), launch).detach()

@@ -131,6 +131,13 @@ class Streams:
             finally:
                 self._lock.release()
 
+    def leave_terminal(self) -> None:
+        """Write to no terminal any more that was opened here."""
+        with self._lock:
+            apart, self._apart = self._apart, {}
+        for end in apart.values():
+            os.close(end)
+
     def close(self) -> None:
         """Let go of what it has; what is written from here on waits for nobody. Idempotent."""
         self.over = True

@@ -34,3 +34,23 @@ def expand(path: str) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         return Path(path)
+
+
+_SPANS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
+
+
+def describe_age(seconds: float) -> str:
+    """Say a number of seconds as people do."""
+    for span, unit in _SPANS:
+        if seconds >= span:
+            return f"{seconds / span:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
+
+
+def describe_bytes(count: float) -> str:
+    """Say a number of bytes as people do."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

@@ -134,6 +134,17 @@ class Connection:
             return ()
         return (str(address[0]),) if isinstance(address, tuple) and len(address) > 1 else ()
 
+    @property
+    def hops(self) -> tuple[Connection, ...]:
+        """The connections that it goes through, as far as they are this program's, and itself."""
+        before = self._jump.hops if isinstance(self._jump, Connection) else ()
+        return (*before, self)
+
+    @property
+    def first(self) -> Connection:
+        """The one of them that leaves this machine."""
+        return self.hops[0]
+
     def on_lost(self, call: Callable[[str], None]) -> None:
         """Call ``call`` with the reason when the connection is lost, but not when it is closed."""
         with self._lock:

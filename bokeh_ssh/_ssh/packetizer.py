@@ -160,6 +160,7 @@ class Packetizer(_Base):
         self._length = -1  # of the packet that begins in the buffer, once it is decrypted
         self._random = b""
         self._random_at = 0
+        self.received = self.sent = 0  # bytes in all
         self.on_data: Callable[[bytes, int], bool] | None = None
         self.on_pause: Callable[[], None] = _nothing
 
@@ -195,6 +196,7 @@ class Packetizer(_Base):
             if not got:
                 raise EOFError
             self._end += got
+            self.received += got
 
     def settle(self) -> None:
         """Use the socket for good, once the first keys are in use: only then is nothing timed by paramiko.
@@ -414,6 +416,7 @@ class Packetizer(_Base):
         :raises EOFError: if the connection is no more
         """
         rest = memoryview(out)
+        self.sent += len(rest)
         while rest:
             try:
                 sent = self.__socket.send(rest)

@@ -405,6 +405,12 @@ class Transport(_Base):
         """The shortest of the last round trips, in seconds; 0 before the first."""
         return min(self._round_trips, default=0.0)
 
+    @property
+    def carried(self) -> tuple[int, int]:
+        """Bytes received and sent so far, with what SSH itself needs."""
+        packetizer: Packetizer = self.packetizer
+        return packetizer.received, packetizer.sent
+
     def grow_window(self, count: int) -> int:
         """Let a stream's window grow by up to ``count`` bytes, or take them back if it is negative."""
         with self._window_lock:

@@ -141,9 +141,9 @@ class Tunnel(Openable):
         return True
 
     def _repr_html_(self) -> str:
-        """Be a status and a link in a notebook."""
+        """Be a link in a notebook, with the machines on the way and what went over it."""
         text, _, state = repr(self).strip("<>").rpartition(", ")
-        return notebook.summary(text, state, self.url if state == "ready" else "")
+        return notebook.summary(text, state, self.url if state == "ready" else "", self.status())
 
     def pull_session(self, **kwargs: Any) -> Any:
         """Open a session of the first app from this program (``bokeh.client.pull_session``).

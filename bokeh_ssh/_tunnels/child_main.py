@@ -119,6 +119,8 @@ class _Parent:
                         slot.put(value)
                 elif word == "log":
                     self.tell("lines", held.session.log)
+                elif word == "status":
+                    self.tell("status", held.session.status())
                 elif word == "ping":
                     self.tell("pong")
         except (EOFError, OSError):

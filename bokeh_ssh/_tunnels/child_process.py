@@ -23,6 +23,7 @@ from bokeh_ssh._core.dispatcher import Dispatcher
 from bokeh_ssh._core.errors import BokehSSHError, ConnectionLostError
 from bokeh_ssh._core.events import Closed, Event, Lost, Ready
 from bokeh_ssh._core.fork import in_child
+from bokeh_ssh._core.status import TunnelStatus
 from bokeh_ssh._core.waiting import SLICE, clocks, heed, wait_for
 from bokeh_ssh._ssh.auth.prompt_cache import ask_person
 from bokeh_ssh._tunnels import child_protocol
@@ -85,9 +86,10 @@ class ChildSession:
         self._missed: tuple[State, BokehSSHError | None] | None = None
         self._ready: Event = Ready(host=what.label, url="")  # until it has told
         self._log: tuple[str, ...] = ()
+        self._status = TunnelStatus("new")
         self._answers: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()  # to open()
         self._heard = threading.Condition()
-        self._asked = self._told = 0  # how often for the server's lines
+        self._asked = self._told = 0  # how often for the server's lines, or for what it does
         # A handler of the program's log may use what is in the child, and so must not hold up who hears it.
         self._records = Dispatcher(_log, f"bokeh-ssh log {what.label}", "logging")
 
@@ -142,14 +144,23 @@ class ChildSession:
     @property
     def log(self) -> tuple[str, ...]:
         """The last lines of the server; those known last, if the child is gone or does not tell in time."""
+        self._ask("log")
+        return self._log
+
+    def status(self) -> TunnelStatus:
+        """Return what it does; what was known last, likewise."""
+        self._ask("status")
+        return self._status
+
+    def _ask(self, word: str) -> None:
+        """Have the child tell something, and wait for that a little."""
         process = self._process
         # Where it has yet to answer that many, it does not run, and the pipe would only fill up.
         if process and process.listens and self._asked - self._told < _MOST_ASKED:
             with self._heard:
                 number = self._asked = self._asked + 1
-                process.send(("log", 0, None))
+                process.send((word, 0, None))
                 wait_for(self._heard, lambda: self._told >= number or not process.listens, _TELLS)
-        return self._log
 
     def on_ready(self) -> None:
         """Follow what it has done since it stood there."""
@@ -185,9 +196,13 @@ class ChildSession:
             ).start()
         elif word == "log":
             self._records.put(rest[0])
-        elif word == "lines":
+        elif word in ("lines", "status"):
             with self._heard:
-                self._log, self._told = rest[0] or self._log, self._told + 1
+                if word == "lines":
+                    self._log = rest[0] or self._log
+                else:
+                    self._status = rest[0]
+                self._told += 1
                 self._heard.notify_all()
         elif word != "hello":
             if word == "ready":

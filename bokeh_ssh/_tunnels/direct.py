@@ -7,6 +7,7 @@ import dataclasses
 
 from bokeh_ssh._core.events import Ready
 from bokeh_ssh._core.host import Host
+from bokeh_ssh._core.status import StateName
 from bokeh_ssh._jobs.batch import Batch, as_batch
 from bokeh_ssh._jobs.cluster_job import ClusterJob
 from bokeh_ssh._jobs.job import Job, JobState
@@ -15,7 +16,6 @@ from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._tunnels.base import Tunnel, TunnelParts
 from bokeh_ssh._tunnels.lifecycle import TunnelInfo
 from bokeh_ssh._tunnels.local_session import LocalSession
-from bokeh_ssh._tunnels.openable import StateName
 from bokeh_ssh._tunnels.options import DirectOptions, arguments_of
 
 

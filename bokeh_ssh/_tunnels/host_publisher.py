@@ -213,7 +213,9 @@ def start_publisher_sidecar(
     made = sidecar_endpoint(server, request)
     if made is None:
         complaint = _complaint(word) or f"it did not answer within {_TIMEOUT:g} s"
-        raise _unavailable(request.host.name, complaint, "or publish it there: bokeh-ssh publish --detach")
+        raise _unavailable(
+            request.host.name, complaint, "or publish it there: bokeh-ssh publish --background"
+        )
     return made
 
 

@@ -25,6 +25,7 @@ from bokeh_ssh._core.dispatcher import Dispatcher, parked
 from bokeh_ssh._core.endpoint import Endpoint
 from bokeh_ssh._core.errors import BokehSSHError, TunnelClosedError
 from bokeh_ssh._core.events import Closed, Event, Lost, Warned
+from bokeh_ssh._core.status import TunnelStatus
 from bokeh_ssh._core.waiting import SLICE, wait, wait_for, wanted
 from bokeh_ssh._jobs.job import Job
 
@@ -135,6 +136,9 @@ class Session(Protocol):
     @property
     def log(self) -> tuple[str, ...]:
         """The last lines of the server that it has started."""
+
+    def status(self) -> TunnelStatus:
+        """Return what it does now."""
 
     def open(self) -> Event:
         """Open all of it; what outlives connections goes on the life's stack.
@@ -377,7 +381,7 @@ class Lifecycle:
                 self._events.finish()
                 self._closer = None
                 self._closed.set()
-            log.debug("%s", closed)
+            log.info("%s", closed)
             with wanted(None):
                 self.await_handlers()
 
@@ -442,7 +446,7 @@ class Lifecycle:
     def emit(self, event: Event) -> None:
         """Log and tell what happened; from any thread, waits for no handler."""
         self.deliver(event)
-        log.debug("%s", event)
+        log.info("%s", event)
 
     def warn(self, text: str, host: str = "") -> None:
         """Tell what the person should know of."""

@@ -9,6 +9,7 @@ import itertools
 import logging
 import threading
 import time
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from bokeh_ssh._core.backoff import Attempts, pause_before
@@ -25,6 +26,7 @@ from bokeh_ssh._core.events import (
 )
 from bokeh_ssh._core.host import Host
 from bokeh_ssh._core.network_changes import NetworkWatch
+from bokeh_ssh._core.status import HopStatus, StateName, TunnelStatus
 from bokeh_ssh._core.waiting import wanted
 from bokeh_ssh._server.server import Server
 from bokeh_ssh._ssh.auth.prompt_cache import PromptCache
@@ -78,6 +80,8 @@ class LocalSession:
         self._reconnect = what.reconnect
         self._prompt_cache = prompt_cache
         self._connections: list[Connection] = []
+        self._direct: list[Connection] = []  # those that no other one of them carries
+        self._meter = Meter()
         self._peers: tuple[str, ...] = ()  # addresses of the machines that it has reached from here
         self.connection_stack = contextlib.ExitStack()
         self._answered = False  # whether the attempt under way has met the server
@@ -102,7 +106,7 @@ class LocalSession:
         """Open all of it; return that it is ready."""
         self._parts.open_local()
         ready, _ = self._parts.connect_all()
-        log.debug("%s", ready)
+        log.info("%s", ready)
         return ready
 
     def connect(
@@ -132,6 +136,9 @@ class LocalSession:
         self._connections.append(connection)
         self._peers = tuple(dict.fromkeys((*self._peers, *connection.peers)))[-_MOST_PEERS:]
         stack.callback(self._connections.remove, connection)
+        if via is None and stream is None:
+            self._direct.append(connection)
+            stack.callback(self._stop_counting, connection)
         connection.on_lost(lambda _: self._on_lost(connection, began))
         return connection
 
@@ -140,6 +147,15 @@ class LocalSession:
         again = connection.unused and time.monotonic() - began < _SHORT_LIFE
         self._unused = self._unused + 1 if again else 0
         self.lose(connection.lost_error())
+
+    def _stop_counting(self, connection: Connection) -> None:
+        self._direct.remove(connection)
+        self._meter.add(connection)
+
+    def status(self) -> TunnelStatus:
+        """Return what it does now."""
+        state: StateName = self.life.state.value
+        return self._meter.status(state, list(self._connections), list(self._direct))
 
     def _on_connect_event(self, event: Event) -> None:
         self._answered = self._answered or isinstance(event, HostKeyVerified)
@@ -152,6 +168,7 @@ class LocalSession:
     def on_ready(self) -> None:
         """Have nobody wait for an attempt any more."""
         self.attempts.succeed()
+        self._meter.note_ready(self._connections)
 
     # Losing a connection, and making it again.
 
@@ -175,7 +192,7 @@ class LocalSession:
             elif lost:
                 self.attempts.stop()
         for event in filter(None, (told, lost)):
-            log.debug("%s", event)
+            log.info("%s", event)
         if lost and again:
             recovery.start()
 
@@ -215,12 +232,13 @@ class LocalSession:
                 _, same = self._parts.connect_all()
             back = Reconnected(host=self.life.label, same_server=same)
             self.life.become_ready(back)
+            self._meter.note_reconnected()
         except BokehSSHError as exc:
             return exc
         except Exception as exc:  # a defect of ours; nobody above us would see it
             log.exception("making the connection again failed")
             return BokehSSHError(f"making the connection again failed ({exc!r})")
-        log.debug("%s", back)
+        log.info("%s", back)
         return None
 
     def _check_attempt(self) -> None:
@@ -264,6 +282,7 @@ class LocalSession:
         """Close everything that goes over SSH, and end what was started elsewhere."""
         recovery = self._recovery
         self.attempts.stop()
+        self._meter.note_closed()
         with wanted(None):
             if not at_once:
                 self._drop_silent_connections()
@@ -283,3 +302,65 @@ class LocalSession:
         for connection, reply in asked:
             if not reply.wait(max(0.0, deadline - time.monotonic())):
                 connection.give_up(f"the server did not answer for {_LAST_WORD:g} s")
+
+
+class Meter:
+    """Counts what one life of a tunnel carries, over all its connections. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._opened_at = self._closed_at = 0.0
+        self._received = self._sent = 0
+        self._names: tuple[str, ...] = ()
+        self._losses = 0
+
+    def note_ready(self, connections: Sequence[Connection]) -> None:
+        """Note that it stands, by these connections."""
+        self._opened_at = self._opened_at or time.monotonic()
+        self._names = tuple(hop.host for hop in _hops(connections))
+
+    def note_closed(self) -> None:
+        """Note that it is over."""
+        self._closed_at = self._closed_at or time.monotonic()
+
+    def note_reconnected(self) -> None:
+        """Note that a loss was made good."""
+        self._losses += 1
+
+    def add(self, connection: Connection) -> None:
+        """Count what a connection has carried that is about to be closed."""
+        received, sent = connection.first.transport.carried
+        self._received += received
+        self._sent += sent
+
+    def status(
+        self, state: StateName, connections: Sequence[Connection], direct: Sequence[Connection]
+    ) -> TunnelStatus:
+        """Return what it does now.
+
+        :param connections: those that are open
+        :param direct: those among them whose bytes go over this machine's network, and not over another's
+        """
+        carried = [connection.first.transport.carried for connection in direct]
+        hops = {hop.host: hop for hop in _hops(connections)}
+        names = (*self._names, *(name for name in hops if name not in self._names))
+        return TunnelStatus(
+            state=state,
+            hops=tuple(hops.get(name, HopStatus(name)) for name in names),
+            uptime=(self._closed_at or time.monotonic()) - self._opened_at if self._opened_at else 0.0,
+            received=self._received + sum(received for received, _ in carried),
+            sent=self._sent + sum(sent for _, sent in carried),
+            sessions=sum(connection.io_loop.open_relays for connection in connections),
+            losses=self._losses,
+        )
+
+
+def _hops(connections: Iterable[Connection]) -> list[HopStatus]:
+    return [
+        HopStatus(
+            hop.name,
+            "open" if hop.alive else "lost",
+            (hop.transport.rtt or None) if hop.alive else None,
+        )
+        for connection in connections
+        for hop in connection.hops
+    ]

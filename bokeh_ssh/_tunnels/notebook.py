@@ -11,12 +11,15 @@ from typing import Any
 
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.events import Question
+from bokeh_ssh._core.status import TunnelStatus, describe_traffic, describe_way
 
 _DOTS = {"ready": "#2b8a3e", "failed": "#c92a2a", "closed": "#868e96", "new": "#868e96"}
 
 
-def summary(text: str, state: str, url: str) -> str:
+def summary(text: str, state: str, url: str, status: TunnelStatus | None = None) -> str:
     """Say in HTML what a tunnel is, its state, and where it leads; an empty ``url`` leads nowhere.
+
+    :param status: what it does, shown below that once it was open
 
     >>> print(summary("DirectTunnel to <app> on host", "closed", ""))
     <div><span style="color: #868e96">●</span> DirectTunnel to &lt;app&gt; on host: closed</div>
@@ -26,7 +29,10 @@ def summary(text: str, state: str, url: str) -> str:
     if url:
         shown = escape(url.partition("?")[0])
         link = f', <a href="{escape(url)}" target="_blank" rel="noopener noreferrer">{shown}</a>'
-    return f"<div>{dot} {escape(text)}: {escape(state)}{link}</div>"
+    more = ""
+    if status and status.uptime:
+        more = f"<br>{escape(describe_way(status))}<br>{escape(describe_traffic(status))}"
+    return f"<div>{dot} {escape(text)}: {escape(state)}{link}{more}</div>"
 
 
 def frame(url: str, height: int | str) -> str:

@@ -6,15 +6,17 @@ asyncio is imported at the first use: it takes as long as all of ours.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from bokeh_ssh._core.dispatcher import Dispatcher, parked
 from bokeh_ssh._core.errors import TunnelClosedError
 from bokeh_ssh._core.events import Event, ignore
 from bokeh_ssh._core.fork import in_child
 from bokeh_ssh._core.host import Host
+from bokeh_ssh._core.status import StateName, TunnelStatus
 from bokeh_ssh._ssh.auth.prompt_cache import PromptCache
 from bokeh_ssh._tunnels.child_process import ChildSession, is_possible
 from bokeh_ssh._tunnels.lifecycle import Lifecycle, Opening, Session, State, TunnelInfo
@@ -29,7 +31,6 @@ from bokeh_ssh._tunnels.options import (
 if TYPE_CHECKING:
     import asyncio
 
-StateName = Literal["new", "connecting", "queued", "ready", "lost", "reconnecting", "closed", "failed"]
 _Self = TypeVar("_Self", bound="Openable")
 _Options = DirectOptions | GatewayOptions | LocalForwardOptions | RemoteForwardOptions
 
@@ -41,6 +42,8 @@ class Openable:
     :param parts: makes what it consists of from the session and ``args``: here, or in a child process
     :param info: what is known before anything is open
     """
+
+    _apps: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -101,6 +104,15 @@ class Openable:
         """
         state: StateName = self._lifecycle.state.value
         return state
+
+    def status(self) -> TunnelStatus:
+        """Return what it does now: its machines, their round trips, what it has carried, and since when.
+
+        >>> from bokeh_ssh import LocalForward
+        >>> LocalForward("example.org", remote_port=8888).status()
+        TunnelStatus(state='new', hops=(), uptime=0.0, received=0, sent=0, sessions=0, losses=0)
+        """
+        return dataclasses.replace(self._lifecycle.session.status(), state=self.state)
 
     def open(self: _Self) -> _Self:
         """Open it; does nothing if it is open. After :meth:`close` it opens anew, but not from ``on_event``.
@@ -186,6 +198,11 @@ class Openable:
 def follow_log(opened: Openable, take: Callable[[list[str]], object]) -> None:
     """Have the server's lines taken as they come, for what is opened next; ``take`` must not block."""
     opened._lifecycle.on_log = take
+
+
+def names_of(opened: Openable) -> tuple[str, tuple[str, ...]]:
+    """Return its machine, as it was named, and its apps."""
+    return opened._label, opened._apps
 
 
 def info_of(opened: Openable) -> TunnelInfo:

@@ -85,6 +85,7 @@ class Publication(RemoteForward):
             **others,
         )
         self._launch: Launch | None = None
+        self._apps = tuple(app)
         if app:
             given = "local_host" if local_host is not None else "local_socket" if self.local_socket else ""
             if given:

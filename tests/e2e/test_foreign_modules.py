@@ -24,8 +24,8 @@ import pytest
 import apps
 import bokeh_ssh
 from beds import Machine, until
-from bokeh_ssh import DirectTunnel, LaunchError, Reconnected
-from bokeh_ssh._cli.servers import find, leave
+from bokeh_ssh import DirectTunnel, Reconnected
+from bokeh_ssh._cli.servers import find
 from bokeh_ssh._core import python_path
 from bokeh_ssh._core.events import Event
 from bokeh_ssh._server.registry import list_servers
@@ -238,20 +238,6 @@ def test_publisher_takes_no_file_of_the_home(tmp_path: Path) -> None:
         assert b'MARK{"event": "error"' in done.stdout, done
         assert b"missing" not in done.stdout
         assert said_in(said) == []
-
-
-def test_what_is_left_here_takes_no_file_of_the_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """``publish --detach`` runs the command line anew, in this directory, and not what lies in it."""
-    said = plant(tmp_path / "here")
-    monkeypatch.chdir(said.parent)
-    monkeypatch.syspath_prepend("")
-    monkeypatch.setenv("PYTHONPATH", f":{os.environ.get('PYTHONPATH', '')}")
-    with pytest.raises(LaunchError) as caught:
-        leave(["--version"], timeout=20)
-    assert any("bokeh-ssh" in line for line in caught.value.log), caught.value.log
-    assert said_in(said) == []
 
 
 @pytest.mark.parametrize("way", ["script", "-m"])
