@@ -51,7 +51,7 @@ def account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in ("HOME", "USERPROFILE"):
         monkeypatch.setenv(name, str(home))
     for name in list(os.environ):
-        if name.startswith(("SSH_", "BOKEH_", "XDG_CACHE")) or name in (
+        if name.startswith(("SSH_", "BOKEH_", "XDG_C", "XDG_STATE")) or name in (
             "DISPLAY",
             "WAYLAND_DISPLAY",
             "BROWSER",

@@ -49,6 +49,7 @@ from bokeh_ssh._cli.run import (
     visit,
 )
 from bokeh_ssh._cli.std_streams import OutputError, standing
+from bokeh_ssh._cli.user_config import weakens
 from bokeh_ssh._version import __version__
 
 if TYPE_CHECKING:
@@ -250,6 +251,7 @@ def up(
     ] = None,
     show: Show = False,
     verbose: Verbose = 0,
+    defaults: Any = None,
     **keywords: Any,
 ) -> None:
     r"""Open the app of this project, as pyproject.toml (\[tool.bokeh-ssh]) or bokeh-ssh.toml says.
@@ -264,9 +266,11 @@ def up(
         from bokeh_ssh._tunnels.direct import DirectTunnel
         from bokeh_ssh._tunnels.gateway import GatewayTunnel
 
-        settings = load(which, typed=keywords)
+        # Not what weakens a check: the project says which machines that is for.
+        own = {name: value for name, value in defaults.items() if not weakens(name, value)}
+        settings = load(which, typed=keywords, defaults=own)
         foreground.display.note(f"As {settings.path} says")
-        every = {**settings.keywords, **common(foreground), **keywords}
+        every = {**own, **settings.keywords, **common(foreground), **keywords}
         wanted[0] = bool(every.pop("show", False)) or show
         gateway = every.pop("gateway", None)
         if gateway is None:

@@ -20,6 +20,7 @@ import typer
 from typer.core import TyperArgument, TyperCommand, TyperOption
 
 from bokeh_ssh._cli.completion import complete_host
+from bokeh_ssh._cli.user_config import merge, read_config, read_environment
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._jobs.batch import TYPES as BATCH_TYPES
 from bokeh_ssh._jobs.batch import Batch
@@ -114,7 +115,7 @@ class Flag:
         return inspect.Parameter(
             self.keyword,
             inspect.Parameter.KEYWORD_ONLY,
-            default=self.default,
+            default=None,
             annotation=Annotated[self.kind | None, option],
         )
 
@@ -132,16 +133,31 @@ def takes(*flags: Flag) -> Callable[[Callable[..., None]], Callable[..., None]]:
         @functools.wraps(function)
         def command(**typed: Any) -> None:
             typed.pop("help_all", None)
-            keywords = {}
+            keywords, rest = {}, {}
             for name, value in typed.items():
                 if name not in table:
-                    keywords[name] = value
+                    rest[name] = value
                 elif value is not None and value != []:
                     keywords[name] = table[name].value(value)
-            function(**keywords)
+            try:
+                keywords, own = _with_defaults(keywords, function.__name__.rstrip("_"), table)
+            except UsageError as exc:
+                raise typer.BadParameter(f"{exc.message}; {exc.hint}") from exc
+            if "defaults" in parameters_of:
+                rest["defaults"] = own
+            else:
+                keywords = own | keywords
+            for flag in flags:
+                if flag.default is not None:
+                    keywords.setdefault(flag.keyword, flag.default)
+            function(**rest, **keywords)
 
-        own = inspect.signature(function, eval_str=True).parameters.values()
-        parameters = [parameter for parameter in own if parameter.kind is not parameter.VAR_KEYWORD]
+        parameters_of = inspect.signature(function, eval_str=True).parameters
+        parameters = [
+            parameter
+            for parameter in parameters_of.values()
+            if parameter.kind is not parameter.VAR_KEYWORD and parameter.name != "defaults"
+        ]
         parameters += [flag.parameter for flag in flags]
         if not all(flag.first for flag in flags):
             parameters.append(_help_all(table))
@@ -151,6 +167,29 @@ def takes(*flags: Flag) -> Callable[[Callable[..., None]], Callable[..., None]]:
         return command
 
     return decorate
+
+
+def _with_defaults(
+    typed: dict[str, Any], command: str, table: Mapping[str, Flag]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Add what the environment says to what was typed; return also what the person's own file says.
+
+    :raises UsageError: if either says what cannot be
+    """
+    one = command in ("forward", "publish")  # what is forwarded there is typed each time
+    kinds = {name: flag.kind for name, flag in table.items() if not (one and flag.panel == "Ports")}
+    known = dict.fromkeys(EVERY_KEYWORD, bool) | {
+        name: KINDS[name] for name in EVERY_KEYWORD if name in KINDS
+    }
+    convert = {name: flag.convert for name, flag in table.items()}
+    environment = read_environment(kinds, known)
+    file = read_config(command, kinds, known, COMMANDS)
+    batch = typed.get("batch") or environment.get("batch") or file.get("batch") or typed.get("job")
+    for defaults in (environment, file):
+        only = JOB_ONLY | ({"name"} if "account" in table else set())
+        for name in () if batch else only & defaults.keys():
+            del defaults[name]
+    return merge(typed, environment, convert), merge({}, file, convert)
 
 
 def _help_all(flags: Mapping[str, Flag]) -> inspect.Parameter:
@@ -617,6 +656,19 @@ EXPOSED = under("Ports", _ALLOW_EXPOSED)
 
 #: What the demo takes: its server, app and login are its own.
 DEMO = under("Ports", _LOCAL_PORT)
+
+#: Every keyword that some flag is, but what says how a single command runs.
+EVERY_KEYWORD = {
+    flag.keyword
+    for flag in (*LOGGED, *LOGIN, *TUNNEL, *BATCH, *QUEUE, *JOB, *GATEWAY, *REMOTE, *FORWARD, *HELD)
+}
+#: The commands that have settings.
+COMMANDS = frozenset(
+    ("direct", "attach", "gateway", "up", "publish", "forward")
+    + ("ls", "stop", "status", "doctor", "cache", "demo")
+)
+#: What means nothing without a batch job.
+JOB_ONLY = {flag.keyword for flag in (*BATCH, *QUEUE)} - {"batch", "name"}
 
 _NAMES = {
     flag.keyword: flag.names[0]

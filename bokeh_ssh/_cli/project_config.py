@@ -21,6 +21,7 @@ from typing import Any
 from bokeh_ssh._cli import project_policy
 from bokeh_ssh._cli.hints import nearest
 from bokeh_ssh._cli.options import GATEWAY, KINDS, QUEUE, START, TUNNEL
+from bokeh_ssh._cli.user_config import check_shape
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.file_reader import FLAGS
 from bokeh_ssh._jobs.batch import Batch
@@ -40,15 +41,6 @@ _OTHERS = ("gateway", "host", "app", "user", "port", "jump", "batch")
 _JOB = {"batch", *(flag.keyword for flag in QUEUE)}
 _SETTINGS = {*_OTHERS, *(flag.keyword for flag in (*GATEWAY, *TUNNEL, *START, *QUEUE))}
 _KINDS = {name: KINDS[name] for name in _SETTINGS} | {"show": bool, "env": dict[str, str]}
-#: What TOML has for each kind, how that is called, and an example; any other kind is a text.
-_SHAPES: dict[Any, tuple[tuple[type, ...], str, str]] = {
-    bool: ((bool,), "true or false", "true"),
-    int: ((int,), "a number", "5006"),
-    float: ((int, float), "a number", "60"),
-    str: ((str,), "a text", '"text"'),
-    list[str]: ((list,), "a list of texts", '["one", "two"]'),
-    dict[str, str]: ((dict,), "a table of texts", '{ NAME = "value" }'),
-}
 
 
 @dataclass(frozen=True)
@@ -63,12 +55,18 @@ class Settings:
     keywords: Mapping[str, Any]
 
 
-def load(name: str | None, start: Path | None = None, typed: Mapping[str, Any] | None = None) -> Settings:
+def load(
+    name: str | None,
+    start: Path | None = None,
+    typed: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> Settings:
     """Find the closest file that has settings, from ``start`` upwards, and read the app of that name.
 
     :param name: None takes what stands outside of ``apps``, or the only app there is
     :param start: None is the current directory
     :param typed: the keywords that count before those of the file, since the person has given them
+    :param defaults: those of the person's that count after it
     :raises UsageError: if there is none, or it says what it may not
     """
     start = start or _here()
@@ -78,7 +76,7 @@ def load(name: str | None, start: Path | None = None, typed: Mapping[str, Any] |
             table = _parse(file, read[0]) if read else None
             if read and table is not None:
                 _check_owner(file, read[1], start)
-                return Settings(file, _app(table, name, file, typed or {}))
+                return Settings(file, _app(table, name, file, typed or {}, defaults or {}))
     msg = f"there is no {_FILE} here or above, nor a {_PROJECT} with [tool.bokeh-ssh]"
     raise UsageError(msg, hint='write one: host = "me@remote.host" and app = "dashboard.py"')
 
@@ -151,7 +149,13 @@ def _check_owner(file: Path, facts: os.stat_result, start: Path) -> None:
         raise UsageError(msg, hint="copy the project, or go to its own folder and run it there")
 
 
-def _app(table: dict[str, Any], name: str | None, file: Path, typed: Mapping[str, Any]) -> dict[str, Any]:
+def _app(
+    table: dict[str, Any],
+    name: str | None,
+    file: Path,
+    typed: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+) -> dict[str, Any]:
     """Return the keywords of one app: what stands outside of ``apps`` counts for all of them."""
     common = {key: value for key, value in table.items() if key != _APPS}
     apps = table.get(_APPS, {})
@@ -181,8 +185,8 @@ def _app(table: dict[str, Any], name: str | None, file: Path, typed: Mapping[str
     if "gateway" in keywords and _JOB & keywords.keys():
         msg = f"{file}: {min(_JOB & keywords.keys())} is for a host that is logged in to directly"
         raise UsageError(msg, hint="name the cluster's login node as host, and no gateway")
-    project_policy.check_together(keywords, typed, file)
-    return _rooted(keywords, file, typed)
+    project_policy.check_together({**defaults, **keywords}, typed, file)
+    return _rooted(keywords, file, {**defaults, **typed})
 
 
 def _checked(key: str, value: Any, file: Path) -> Any:
@@ -198,14 +202,7 @@ def _checked(key: str, value: Any, file: Path) -> Any:
         raise UsageError(msg, hint=hint)
     if key == "batch":
         return _as_batch(value, file)
-    types, what, example = _SHAPES.get(_KINDS[key], _SHAPES[str])
-    if list in types and isinstance(value, str):
-        value = [value]
-    texts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    if type(value) not in types or not all(isinstance(text, str) for text in texts):
-        msg = f"{file}: {key} is not {what}"
-        raise UsageError(msg, hint=f"write {key} = {example}")
-    value = tuple(value) if isinstance(value, list) else value
+    value = check_shape(key, value, _KINDS[key], file)
     project_policy.check_value(key, value, file)
     return value
 

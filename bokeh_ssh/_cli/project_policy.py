@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, get_args
 
+from bokeh_ssh._cli.user_config import GUARDS
 from bokeh_ssh._core.endpoint import check_name
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.forward_spec import parse_forward
@@ -21,13 +22,6 @@ from bokeh_ssh._tunnels.options import Reverse
 #: What logs a person in, or says whom to trust.
 _LOGIN = frozenset(
     {"password", "passphrase", "pkey", "key_filename", "known_hosts", "host_keys", "ssh_config", "prompt"}
-)
-#: What opens something to others, or lends something of the person's own.
-_GUARDS = frozenset(
-    {
-        *("allow_any_origin", "allow_exposed", "allow_foreign", "allow_others", "forward_agent"),
-        *("gss_auth", "gss_deleg_creds"),
-    }
 )
 #: Options of Bokeh's and Panel's that say who gets in, and what they are refused for.
 _OPTIONS = {
@@ -76,7 +70,7 @@ def check(key: str, value: Any, file: object) -> None:
     hint = _TYPED
     if key in _LOGIN:
         why, hint = "", "what logs you in belongs into your ~/.ssh/config"
-    elif key in _GUARDS or (key == "signed" and value is False):
+    elif key in GUARDS and (key != "signed" or value is False):
         why = ", which may not open anything to others"
     elif key == "detach":
         why = ", which may not leave anything running"

@@ -1,0 +1,169 @@
+"""What a person sets for all commands: variables and their own file, and which of all sources counts."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bokeh_ssh
+from bokeh_ssh._cli import options
+from bokeh_ssh._cli.app import main
+from bokeh_ssh._cli.user_config import path_of_config, read_environment
+from programs import Program
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What a tunnel gets, which is not opened."""
+    found: dict[str, Any] = {}
+
+    class Tunnel:
+        def __init__(self, *args: Any, **keywords: Any) -> None:
+            found.update(keywords, positional=args)
+            raise bokeh_ssh.UsageError("enough")
+
+    monkeypatch.setattr("bokeh_ssh._tunnels.direct.DirectTunnel", Tunnel)
+    monkeypatch.setattr("bokeh_ssh._cli.foreground.find_prompt", lambda: None)
+    return found
+
+
+def run(*words: str) -> None:
+    """Run a command that makes a tunnel, or is refused."""
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+
+
+def write(text: str, mode: int = 0o600) -> Path:
+    """Write the person's file."""
+    path = path_of_config()
+    assert path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(mode)
+    return path
+
+
+def test_flag_then_environment_then_project_then_own_file(
+    given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each source counts where none before it says something: five settings, each from another one."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    every = ("grace", "launch_timeout", "local_port", "cwd")
+    own = {"grace": 4.0, "launch_timeout": 4.0, "local_port": 4004, "cwd": "/4"}
+    write("\n".join(f"{name} = {json.dumps(value)}" for name, value in own.items()))
+    (folder / "bokeh-ssh.toml").write_text(
+        'host = "h"\ngrace = 3.0\nlaunch_timeout = 3.0\nlocal_port = 3003\n'
+    )
+    monkeypatch.setenv("BOKEH_SSH_GRACE", "2")
+    monkeypatch.setenv("BOKEH_SSH_LAUNCH_TIMEOUT", "2")
+    run("up", "--grace", "1")
+    assert {name: given[name] for name in every} == {
+        "grace": 1.0,
+        "launch_timeout": 2.0,
+        "local_port": 3003,
+        "cwd": "/4",
+    }
+    assert "remote_port" not in given
+    assert given["host_keys"] == "ask"
+    run("direct", "h", "app.py")
+    assert (given["grace"], given["local_port"]) == (2.0, 4004)
+
+
+def test_every_kind_of_setting(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Truth, numbers, texts, lists and tables arrive as the keyword takes them, from both sources."""
+    write(
+        'jump = ["a", "b,c"]\nallow-agent = false\nenv = { A = "1" }\nsetup = "one"\nhost_keys = "strict"\n'
+        '[forward]\ncwd = "/no"\n[direct]\ncwd = "/d"\n'
+    )
+    monkeypatch.setenv("BOKEH_SSH_LOOK_FOR_KEYS", "no")
+    monkeypatch.setenv("BOKEH_SSH_ARGS", "--args 'x y'")
+    monkeypatch.setenv("BOKEH_SSH_KEY_FILENAME", "k1\nk2")
+    monkeypatch.setenv("BOKEH_SSH_UPLOAD", "")
+    run("direct", "h")
+    assert given["jump"] == ("a", "b", "c")
+    assert given["allow_agent"] is False
+    assert given["look_for_keys"] is False
+    assert given["env"] == {"A": "1"}
+    assert given["setup"] == ("one",)
+    assert given["args"] == ("--args", "x y")
+    assert given["key_filename"] == ("k1", "k2")
+    assert (given["host_keys"], given["cwd"]) == ("strict", "/d")
+    assert "upload" not in given
+
+
+def test_project_gets_nothing_that_weakens_a_check(
+    given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For ``up`` the person's file opens nothing to others, as a flag does; what is stricter stays. Nor
+    can a project use an ``upload`` of that file to have what is outside of its folder."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    settings = folder / "bokeh-ssh.toml"
+    settings.write_text('host = "theirs"\n')
+    write("allow_others = true\nallow_any_origin = true\nsigned = true\n")
+    run("up")
+    assert not {"allow_others", "allow_any_origin"} & given.keys()
+    assert given["signed"] is True  # stricter, so it stays
+    run("up", "--allow-others")
+    assert given["allow_others"] is True
+    run("direct", "mine")
+    assert given["allow_others"] is True
+    given.clear()
+    write("upload = true\n")
+    settings.write_text('host = "theirs"\napp = "../../secret.py"\n')
+    run("up")
+    assert given == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "said"),
+    [
+        ("local_prt = 1", 0o600, "did you mean local_port?"),
+        ("local_port = 'x'", 0o600, "local_port is not a number"),
+        ("password = 'x'", 0o600, "there is no setting 'password'"),
+        ("local_port = ", 0o600, "is no TOML"),
+        ("local_port = 1", 0o622, "chmod go-w"),
+    ],
+)
+def test_file_that_cannot_be(text: str, mode: int, said: str) -> None:
+    """A file with a mistake, or that others may write, ends the command with 2, and names what to do."""
+    write(text, mode)
+    with Program("direct", "h") as program:
+        assert program.end() == 2, program
+    assert said in " ".join(program.stderr.replace("│", " ").split()), program
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("BOKEH_SSH_LOCAL_PORT", "x", "not a number"),
+        ("BOKEH_SSH_UPLOAD", "maybe", "neither yes nor no"),
+        ("BOKEH_SSH_LOCAL_PRT", "1", "BOKEH_SSH_LOCAL_PORT"),
+        ("BOKEH_SSH_ARGS", "'", "split"),
+    ],
+)
+def test_variable_that_cannot_be(name: str, text: str, said: str) -> None:
+    """A variable with a mistake in its name or value is an error that names it; our own are no settings."""
+    kinds = {key: options.KINDS[key] for key in ("local_port", "upload", "args")}
+    with pytest.raises(bokeh_ssh.UsageError, match=said):
+        read_environment(kinds, kinds, {name: text})
+    assert read_environment(kinds, kinds, {"BOKEH_SSH_DIR": "/x", "OTHER": "1", name: ""}) == {}
+
+
+def test_batch_settings_wait_for_batch(given: dict[str, Any]) -> None:
+    """What a job is to have may stand in the file for all; without ``--batch`` it means nothing."""
+    write('account = "p1"\nqueue = "gpu"\n')
+    run("direct", "h")
+    assert "batch" not in given
+    run("direct", "h", "--batch")
+    assert given["batch"] == bokeh_ssh.Batch(account="p1", queue="gpu")
