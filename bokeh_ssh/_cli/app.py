@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from bokeh_ssh._cli.completion import complete_host
+from bokeh_ssh._cli.completion import complete_host, complete_machine_or_tunnel, complete_tunnel
 from bokeh_ssh._cli.hints import with_command
 from bokeh_ssh._cli.notify_ready import announce as tell_supervisor
 from bokeh_ssh._cli.options import (
@@ -168,7 +168,15 @@ def direct(
         take_batch(keywords)
         return DirectTunnel(host, app=apps or None, **common(foreground), **keywords)
 
-    hold(make, announce_urls(show, host), verbose, keywords, apps or (), command="direct")
+    hold(
+        make,
+        announce_urls(show, host),
+        verbose,
+        keywords,
+        apps or (),
+        command="direct",
+        plan=lambda: ("direct", host, {"app": apps}),
+    )
 
 
 @app.command(cls=Command, epilog=_examples("attach me@host", "attach me@host dashboard --show"))
@@ -192,7 +200,14 @@ def attach(
 
         return DirectTunnel(host, server=name or "*", **common(foreground), **keywords)
 
-    hold(make, announce_urls(show, host), verbose, keywords, command="attach")
+    hold(
+        make,
+        announce_urls(show, host),
+        verbose,
+        keywords,
+        command="attach",
+        plan=lambda: ("attach", host, {}),
+    )
 
 
 @app.command(
@@ -238,7 +253,15 @@ def gateway(
             foreground.display.hint(f"Again: bokeh-ssh gateway {through}{more}")
             foreground.display.hint(f"For good: bokeh-ssh stop {there}{way} {tunnel.server}")
 
-    hold(make, announce, verbose, keywords, apps or (), command="gateway")
+    hold(
+        make,
+        announce,
+        verbose,
+        keywords,
+        apps or (),
+        command="gateway",
+        plan=lambda: ("gateway", gateway, {"app": apps}),
+    )
 
 
 @app.command(cls=Command, epilog=_examples("up", "up big --show"))
@@ -260,6 +283,7 @@ def up(
     """
     add_args(context, keywords)
     wanted = [show]
+    made: list[Any] = []
 
     def make(foreground: Foreground) -> Openable:
         from bokeh_ssh._cli.project_config import load
@@ -273,6 +297,7 @@ def up(
         every = {**own, **settings.keywords, **common(foreground), **keywords}
         wanted[0] = bool(every.pop("show", False)) or show
         gateway = every.pop("gateway", None)
+        made[:] = ["direct" if gateway is None else "gateway", gateway or every["host"], dict(every)]
         if gateway is None:
             return DirectTunnel(every.pop("host"), **every)
         return GatewayTunnel(gateway, **every)
@@ -280,7 +305,7 @@ def up(
     def announce(foreground: Foreground, tunnel: Any) -> None:
         announce_urls(wanted[0])(foreground, tunnel)
 
-    hold(make, announce, verbose, keywords, command="up")
+    hold(make, announce, verbose, keywords, command="up", plan=lambda: (made[0], made[1], made[2]))
 
 
 @app.command(
@@ -332,7 +357,15 @@ def publish(
         foreground.display.addresses(foreground.display.ready)
         foreground.display.hint(f"Open it on your own machine with: {other_half(gateway, where)}")
 
-    hold(make, announce, verbose, keywords, apps or (), command="publish")
+    hold(
+        make,
+        announce,
+        verbose,
+        keywords,
+        apps or (),
+        command="publish",
+        plan=lambda: ("publish", gateway, {"app": apps}),
+    )
 
 
 @app.command(
@@ -368,7 +401,8 @@ def forward(
     def announce(foreground: Foreground, _: Any) -> None:
         foreground.display.addresses(foreground.display.ready)
 
-    hold(make, announce, verbose, keywords, command="forward")
+    plan = ("forward", host, {"-L": local, "-R": remote})
+    hold(make, announce, verbose, keywords, command="forward", plan=lambda: plan)
 
 
 @app.command("ls", cls=Command, epilog=_examples("ls", "ls me@host", "ls ."))
@@ -408,7 +442,7 @@ def stop(
             help="A machine, '.' for this one; or a tunnel of this machine: its port, address, process id or "
             "app; none: the only tunnel.",
             show_default=False,
-            autocompletion=complete_host,
+            autocompletion=complete_machine_or_tunnel,
         ),
     ] = None,
     name: ServerName = None,
@@ -444,7 +478,10 @@ def status(
     name: Annotated[
         Optional[str],  # noqa: UP045 - evaluated at run time
         typer.Argument(
-            metavar="TUNNEL", help="Its port, address, process id or app; none: all.", show_default=False
+            metavar="TUNNEL",
+            help="Its port, address, process id or app; none: all.",
+            show_default=False,
+            autocompletion=complete_tunnel,
         ),
     ] = None,
     watch: Annotated[

@@ -6,6 +6,7 @@ import contextlib
 import glob
 from pathlib import Path
 
+from bokeh_ssh._core.errors import BokehSSHError
 from bokeh_ssh._ssh.config.syntax import all_words, split_keyword
 
 _MOST_FILES = 50
@@ -29,6 +30,22 @@ def complete_host(incomplete: str) -> list[str]:
     """List what a half-typed ``HOST`` or ``USER@HOST`` can become."""
     user, at, begun = incomplete.rpartition("@")
     return [f"{user}{at}{alias}" for alias in find_aliases() if alias.startswith(begun)]
+
+
+def complete_tunnel(incomplete: str) -> list[str]:
+    """List what a half-typed tunnel of this machine can become: ports, process ids, apps."""
+    from bokeh_ssh._cli.tunnels.registry import find_tunnels
+
+    try:
+        names = {name for tunnel in find_tunnels() for name in tunnel.names if ":" not in name}
+    except BokehSSHError:
+        return []
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
+def complete_machine_or_tunnel(incomplete: str) -> list[str]:
+    """List both hosts and tunnels."""
+    return [*complete_tunnel(incomplete), *complete_host(incomplete)]
 
 
 def _read(file: Path, found: dict[str, None]) -> list[Path]:

@@ -198,6 +198,10 @@ class Display:
         else:
             console.print(_drawn(find()))
 
+    def plan(self, lines: Sequence[str]) -> None:
+        """Write commands on standard output, a line each."""
+        sys.stdout.writelines(f"{clean(line, 20_000)}\n" for line in lines)
+
     def ended_tunnel(self, tunnel: HeldTunnel) -> None:
         """Say which tunnel was ended."""
         what = " ".join(tunnel.addresses) or "the tunnel"

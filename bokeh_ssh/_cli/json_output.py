@@ -112,6 +112,10 @@ class JsonDisplay:
                 time.sleep(1)
                 self.tunnels(find())
 
+    def plan(self, lines: Sequence[str]) -> None:
+        """Print what would be done."""
+        self.tell("plan", commands=list(lines))
+
     def ended_tunnel(self, tunnel: HeldTunnel) -> None:
         """Print which tunnel was ended."""
         self.tell("ended_tunnel", pid=tunnel.pid, host=tunnel.host, addresses=list(tunnel.addresses))

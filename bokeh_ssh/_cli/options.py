@@ -308,6 +308,7 @@ HELD = under(
         name="--background",
         first=True,
     ),
+    Flag("dry_run", "", "Print what would be done, as commands of ssh; connect nowhere.", name="--dry-run"),
 )
 
 #: The login keywords that can be typed: secrets are asked for, and never on a command line that ``ps`` shows.
@@ -664,8 +665,10 @@ EVERY_KEYWORD = {
 }
 #: The commands that have settings.
 COMMANDS = frozenset(
-    ("direct", "attach", "gateway", "up", "publish", "forward")
-    + ("ls", "stop", "status", "doctor", "cache", "demo")
+    {
+        *("direct", "attach", "gateway", "up", "publish", "forward"),
+        *("ls", "stop", "status", "doctor", "cache", "demo"),
+    }
 )
 #: What means nothing without a batch job.
 JOB_ONLY = {flag.keyword for flag in (*BATCH, *QUEUE)} - {"batch", "name"}

@@ -13,7 +13,7 @@ from bokeh_ssh._core.endpoint import format_endpoint
 from bokeh_ssh._core.errors import BokehSSHError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from bokeh_ssh._cli.foreground import Foreground
     from bokeh_ssh._cli.tunnels.background import Leave
@@ -27,10 +27,14 @@ def hold(
     keywords: dict[str, Any],
     apps: Sequence[str] = (),
     command: str = "",
+    plan: Callable[[], tuple[str, str, Mapping[str, Any]]] | None = None,
 ) -> NoReturn:
     """Make it, and hold it. What of ``keywords`` is for the display is taken out before that."""
     leave = None
-    if keywords.pop("background", False):
+    background_wanted = keywords.pop("background", False)
+    if keywords.pop("dry_run", False) and plan:
+        _show_plan(make, verbose, keywords, plan)
+    if background_wanted:
         from bokeh_ssh._cli.tunnels import background
 
         leave = background.fork()
@@ -48,6 +52,25 @@ def hold(
             )
 
     raise typer.Exit(foreground.hold(make, announce_and_tell))
+
+
+def _show_plan(
+    make: Callable[[Foreground], Openable],
+    verbose: int,
+    keywords: dict[str, Any],
+    plan: Callable[[], tuple[str, str, Mapping[str, Any]]],
+) -> NoReturn:
+    """Print what would be done; what cannot be is an error as ever."""
+
+    def show(foreground: Foreground) -> None:
+        from bokeh_ssh._cli.tunnels import dry_run
+
+        typed = dict(keywords)
+        foreground.display.note(f"Would open {repr(make(foreground)).strip('<>').rpartition(', ')[0]}")
+        command, target, made = plan()
+        foreground.display.plan(dry_run.plan(command, target, {**typed, **made}))
+
+    raise typer.Exit(_foreground(verbose, keywords).do(show))
 
 
 def do(action: Callable[[Foreground], int | None], verbose: int, keywords: dict[str, Any]) -> NoReturn:

@@ -1,0 +1,152 @@
+"""What ``--dry-run`` prints: the commands of ``ssh`` that do what a command of ours would do. Text only.
+
+They are near to it, and no more: what ``ssh`` cannot do is in a comment. No value of a variable is shown.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+_PORT = 5006
+
+
+def ssh_words(target: str, keywords: Mapping[str, Any], *more: str, program: str = "ssh") -> str:
+    """Write a command of ``ssh`` that logs in as these keywords do.
+
+    >>> ssh_words("me@host", {"port": 22, "jump": ("a", "b"), "ssh_config": None}, "-N")
+    'ssh -F none -p 22 -J a,b -N me@host'
+    """
+    words = [program]
+    if "ssh_config" in keywords:
+        words += ["-F", str(keywords["ssh_config"] or "none")]
+    if keywords.get("port"):
+        words += ["-P" if program == "scp" else "-p", str(keywords["port"])]
+    if keywords.get("user"):
+        words += ["-o", f"User={keywords['user']}"] if program == "scp" else ["-l", keywords["user"]]
+    for key in keywords.get("key_filename") or ():
+        words += ["-i", str(key)]
+    jump = keywords.get("jump")
+    if jump is not None:
+        words += ["-J", ",".join(map(str, jump)) or "none"]
+    if keywords.get("compression"):
+        words.append("-C")
+    options = {
+        "UserKnownHostsFile": keywords.get("known_hosts"),
+        "StrictHostKeyChecking": {"strict": "yes", "accept-new": "accept-new"}.get(
+            str(keywords.get("host_keys"))
+        ),
+        "ConnectTimeout": keywords.get("timeout") and f"{keywords['timeout']:g}",
+        "GSSAPIAuthentication": _yes_or_no(keywords.get("gss_auth")),
+        "GSSAPIDelegateCredentials": _yes_or_no(keywords.get("gss_deleg_creds")),
+    }
+    for name, value in options.items():
+        words += ["-o", f"{name}={value}"] if value else []
+    return shlex.join([*words, *more, target])
+
+
+def _yes_or_no(value: bool | None) -> str:
+    return "" if value is None else "yes" if value else "no"
+
+
+def plan(command: str, target: str, keywords: Mapping[str, Any]) -> list[str]:
+    """List what would be done, as commands and comments.
+
+    :param command: ``"direct"``, ``"attach"``, ``"gateway"``, ``"publish"`` or ``"forward"``
+    :param target: the machine that is logged in to first
+    :param keywords: those of the class, and ``app``
+    """
+    makes = {"direct": _direct, "attach": _attach, "gateway": _gateway, "publish": _publish}
+    return makes.get(command, _forward)(target, keywords)
+
+
+def _server(keywords: Mapping[str, Any], port: int) -> str:
+    """Write the shell line that starts the server."""
+    words = shlex.split(str(keywords.get("command", "bokeh serve")).replace("{port}", str(port)))
+    python = keywords.get("python")
+    if python and words[:2] == ["bokeh", "serve"]:
+        words[:1] = [str(python), "-m", "bokeh"]
+    apps = [str(app) for app in keywords.get("app") or ()]
+    if keywords.get("upload") or keywords.get("bring"):
+        apps = [app.rstrip("/").rpartition("/")[2] for app in apps]
+    own = [] if "{port}" in str(keywords.get("command")) else ["--port", str(port)]
+    line = shlex.join([*words, *apps, *own, *map(str, keywords.get("args") or ())])
+    names = "".join(f"{name}=... " for name in keywords.get("env") or {})
+    steps = list(keywords.get("setup") or ())
+    if keywords.get("cwd"):
+        steps.append(shlex.join(["cd", str(keywords["cwd"])]))
+    return " && ".join([*map(str, steps), names + line])
+
+
+def _start(target: str, keywords: Mapping[str, Any], port: int) -> list[str]:
+    lines = []
+    apps = [str(app) for app in keywords.get("app") or ()]
+    if keywords.get("upload") or keywords.get("bring"):
+        files = [*apps, *map(str, keywords.get("bring") or ())]
+        lines.append("# upload, without what git ignores, into a private folder that is removed at the end")
+        lines.append(ssh_words(f"{target}:", keywords, "-r", *files, program="scp"))
+    if keywords.get("batch") or keywords.get("job"):
+        lines.append("# in a batch job: with sbatch, and from the login node to the job's machine with srun")
+    else:
+        lines.append(
+            "# started on a private socket there, and ended with the tunnel; with ssh alone, on a port:"
+        )
+    return [*lines, f"{ssh_words(target, keywords)} {shlex.quote(_server(keywords, port))}"]
+
+
+def _direct(target: str, keywords: Mapping[str, Any]) -> list[str]:
+    port = keywords.get("remote_port") or _PORT
+    here = keywords.get("local_port") or _PORT
+    starts = keywords.get("app") or keywords.get("launch") or keywords.get("command")
+    lines = _start(target, keywords, port) if starts else []
+    if not starts:
+        lines.append(f"# a server on port {port} there; started if there is none, but with --attach")
+    extra = [word for spec in keywords.get("forwards") or () for word in ("-L", str(spec))]
+    return [*lines, ssh_words(target, keywords, "-N", "-L", f"{here}:localhost:{port}", *extra)]
+
+
+def _attach(target: str, keywords: Mapping[str, Any]) -> list[str]:
+    here = keywords.get("local_port") or _PORT
+    return [
+        f"# bokeh-ssh ls {shlex.quote(target)} shows where your server listens: a port or a private socket",
+        ssh_words(target, keywords, "-N", "-L", f"{here}:SOCKET"),
+    ]
+
+
+def _gateway(target: str, keywords: Mapping[str, Any]) -> list[str]:
+    port = keywords.get("gateway_port") or _PORT
+    here = keywords.get("local_port") or _PORT
+    lines = []
+    host = keywords.get("host")
+    if host:
+        login = {**keywords, "jump": (*(keywords.get("jump") or ()), target)}
+        lines += _start(str(host), login, keywords.get("remote_port") or _PORT)
+        back = f"{port}:localhost:{keywords.get('remote_port') or _PORT}"
+        address = str(keywords.get("gateway_address") or target)
+        lines.append(f"# on {host}, or through this machine (--reverse relay):")
+        lines.append(shlex.join(["ssh", "-N", "-R", back, address]))
+    else:
+        lines.append("# what was published there: under a name on a private socket, or on a port")
+    return [*lines, ssh_words(target, keywords, "-N", "-L", f"{here}:localhost:{port}")]
+
+
+def _publish(target: str, keywords: Mapping[str, Any]) -> list[str]:
+    local = keywords.get("local_port") or _PORT
+    there = keywords.get("remote_socket") or keywords.get("remote_port") or _PORT
+    lines = [_server(keywords, local) + " &"] if keywords.get("app") else []
+    if not keywords.get("remote_port") and not keywords.get("remote_socket"):
+        lines.append("# under a name, on a private socket of your account there; as a port:")
+    to = keywords.get("local_socket") or f"{keywords.get('local_host') or 'localhost'}:{local}"
+    return [*lines, ssh_words(target, keywords, "-N", "-R", f"{there}:{to}")]
+
+
+def _forward(target: str, keywords: Mapping[str, Any]) -> list[str]:
+    for flag in ("-L", "-R"):
+        if keywords.get(flag):
+            return [ssh_words(target, keywords, "-N", flag, str(keywords[flag]))]
+    bind = f"{keywords['bind_address']}:" if keywords.get("bind_address") else ""
+    here = keywords.get("local_socket") or f"{bind}{keywords.get('local_port') or _PORT}"
+    to = keywords.get("remote_host") or "localhost"
+    there = keywords.get("remote_socket") or f"{to}:{keywords.get('remote_port')}"
+    return [ssh_words(target, keywords, "-N", "-L", f"{here}:{there}")]
