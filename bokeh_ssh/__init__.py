@@ -88,7 +88,7 @@ if TYPE_CHECKING:
         Warned,
     )
     from bokeh_ssh._core.host import Host
-    from bokeh_ssh._core.status import HopStatus, TunnelStatus
+    from bokeh_ssh._forwarding.status import HopStatus, TunnelStatus
     from bokeh_ssh._jobs.batch import Batch
     from bokeh_ssh._jobs.job import Job, JobState
     from bokeh_ssh._tunnels.direct import DirectTunnel
@@ -178,7 +178,7 @@ _HOMES = {
     "_tunnels.local_forward": ("LocalForward",),
     "_tunnels.notebook": ("notebook_prompt", "show"),
     "_tunnels.remote_forward": ("RemoteForward",),
-    "_core.status": ("HopStatus", "TunnelStatus"),
+    "_forwarding.status": ("HopStatus", "TunnelStatus"),
     "_core.host": ("Host",),
     "_jobs.batch": ("Batch",),
     "_jobs.job": ("Job", "JobState"),

@@ -19,10 +19,11 @@ import pytest
 
 import bokeh_ssh
 from bokeh_ssh import BokehSSHError
-from bokeh_ssh._cli.options import in_flags
+from bokeh_ssh._cli.options import as_flag
 from bokeh_ssh._core.forward_spec import parse_forward
 from bokeh_ssh._core.framing import Reader, Tail, plain
 from bokeh_ssh._core.proc_net import listeners
+from bokeh_ssh._core.settings import word
 from bokeh_ssh._core.text import clean
 from bokeh_ssh._forwarding.http_requests import Inspector, RequestRefusedError
 from bokeh_ssh._forwarding.request_filter import RequestFilter
@@ -254,7 +255,7 @@ _PARSERS: dict[str, Callable[[str], object]] = {
     "tokens": lambda text: _refused(expand, text, {}, {}),
     "gitignore": _ignored,
     "time": lambda text: _refused(seconds, text),
-    "flags": in_flags,
+    "settings": lambda text: word(text + "\ue000", as_flag),
 }
 
 

@@ -37,6 +37,7 @@ from bokeh_ssh._cli.options import (
     Command,
     take_batch,
     takes,
+    words_of,
 )
 from bokeh_ssh._cli.run import (
     add_args,
@@ -294,6 +295,7 @@ def up(
         own = {name: value for name, value in defaults.items() if not weakens(name, value)}
         settings = load(which, typed=keywords, defaults=own)
         foreground.display.note(f"As {settings.path} says")
+        foreground.display.wording = words_of({*settings.keywords} - keywords.keys())
         every = {**own, **settings.keywords, **common(foreground), **keywords}
         wanted[0] = bool(every.pop("show", False)) or show
         gateway = every.pop("gateway", None)
@@ -635,6 +637,7 @@ def _run(words: list[str]) -> None:
             "type": "UsageError",
             "stage": "use",
             "host": None,
+            "setting": None,
             "hint": "see --help",
             "log": [],
         }

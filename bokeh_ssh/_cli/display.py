@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
+import textwrap
 import threading
 import time
 import traceback
@@ -35,10 +36,11 @@ from bokeh_ssh._cli.messages import (
     tunnel_traffic,
     tunnel_way,
 )
-from bokeh_ssh._cli.options import in_flags
+from bokeh_ssh._cli.options import as_flag
 from bokeh_ssh._cli.tunnels.registry import HeldTunnel
 from bokeh_ssh._core.errors import BokehSSHError
 from bokeh_ssh._core.events import AppFailed, Event, Prompt, Question, Ready, Uploading
+from bokeh_ssh._core.settings import Wording, word
 from bokeh_ssh._core.text import clean
 from bokeh_ssh._jobs.job import ListedJob
 from bokeh_ssh._server.registry import RemoteServer
@@ -66,6 +68,7 @@ class Display:
     :param moving: whether a line may move at all; it would garble log lines
     :param quiet: show the address, and what is wrong; nothing else
     :ivar ready: what the last :class:`Ready` said opens it
+    :ivar wording: words the settings that errors name
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class Display:
         self._interrupted = False
         self._part = 0.0  # of what is being brought there, that has arrived
         self.ready = ""
+        self.wording: Wording = as_flag
         self._advise_app = advise_app
 
     @property
@@ -114,7 +118,7 @@ class Display:
                 self._write(line)
         advice = self._advise_app(event.traceback) if isinstance(event, AppFailed) else ""
         if advice:
-            self.hint(in_flags(advice))
+            self.hint(word(advice, self.wording))
 
     def note(self, text: str) -> None:
         """Show a line that says how things are."""
@@ -134,7 +138,7 @@ class Display:
         """Show what the server wrote."""
         with self._lock:
             for line in lines:
-                self._console.print(Text(f"  | {clean(line, LONGEST)}", style="dim"))
+                self._console.print(_log_line(line))
 
     def addresses(self, *texts: str) -> None:
         """Write addresses on standard output, each as one line by itself."""
@@ -252,7 +256,7 @@ class Display:
         with self._lock:
             self._stop()
             console = Console(highlight=False, soft_wrap=True)
-            text, hint = in_flags(clean(finding.text, LONGEST)), in_flags(clean(finding.hint, LONGEST))
+            text, hint = clean(finding.text, LONGEST), clean(finding.hint, LONGEST)
             if not console.is_terminal:
                 sys.stdout.write("\t".join((finding.verdict, finding.check, text, hint)).rstrip() + "\n")
                 sys.stdout.flush()
@@ -277,16 +281,17 @@ class Display:
             if trace:
                 text = "".join(traceback.format_exception(error))
                 self._console.print(Text(clean(text, 100_000, lines=True), style="dim"))
-            hint = next_step(error)
-            left = _ERROR_LINES - math.ceil((len(hint) + 2) / _COLUMNS)
+            hint = next_step(error, self.wording)
+            left = _ERROR_LINES - len(_fill(hint, _COLUMNS).splitlines())
             most = max(_LEAST_LINES, left) * _COLUMNS - len("bokeh-ssh: …")
-            text = f"{error.host}: " * bool(error.host) + describe_error(error)
+            text = f"{error.host}: " * bool(error.host) + describe_error(error, self.wording)
             text = clean(text, LONGEST if trace else most)
             self._console.print(Text.assemble(("bokeh-ssh: ", "bold red"), (text, "bold")))
             for line in getattr(error, "log", ())[-_LOG_LINES:]:
-                self._console.print(Text(f"  | {clean(line, LONGEST)}", style="dim"))
+                self._console.print(_log_line(line))
             if hint:
-                self._console.print(Text(f"  {hint}"))
+                terminal = self._console.is_terminal
+                self._console.print(Text(_fill(hint, self._console.width) if terminal else f"  {hint}"))
 
     def interrupted(self) -> None:
         """Say, from now on, that everything is being closed. Safe in a signal handler."""
@@ -405,6 +410,24 @@ def _repeat(show: Callable[[], object], watch: bool, check: Callable[[], None]) 
             time.sleep(_EVERY)
             show()
             check()
+
+
+def _log_line(line: str) -> Text:
+    """Return a line of a server's as it is shown: indented as it was, as in a traceback."""
+    shown = clean(line, LONGEST, lines=True).replace("\n", " ").rstrip()
+    return Text(f"  | {shown}", style="dim")
+
+
+def _fill(hint: str, width: int) -> str:
+    """Break a hint between words."""
+    return textwrap.fill(
+        hint,
+        max(width, 20),
+        initial_indent="  ",
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _write_rows(tunnels: Sequence[HeldTunnel]) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from bokeh_ssh._cli.messages import describe_error, next_step
 from bokeh_ssh._core.errors import (
     BokehSSHError,
     ConnectionLostError,
@@ -184,7 +185,7 @@ def _run_checks(
                 wait(connection.lost, _DYING)
                 if name in _OPTIONAL and not connection.alive:
                     text = (
-                        f"it is not possible: the server ends the connection when it is asked ({exc.message})"
+                        f"it is not possible: the server ends the connection at that ({describe_error(exc)})"
                     )
                     found = Finding(name, "note", text, "a tunnel works without")
         if found:
@@ -192,9 +193,9 @@ def _run_checks(
 
 
 def _bad(check: str, error: BokehSSHError) -> Finding:
-    text = f"{error.message}".strip()
+    text = describe_error(error).strip()
     last = next(reversed(getattr(error, "log", ())), "")
-    return Finding(check, "bad", f"{text} ({last})" if last and last not in text else text, error.hint or "")
+    return Finding(check, "bad", f"{text} ({last})" if last and last not in text else text, next_step(error))
 
 
 def _stage(error: BokehSSHError) -> str:
@@ -281,7 +282,7 @@ def _check_forwarding(connection: Connection) -> Finding:
     try:
         found = probe_port(connection, BOKEH_PORT, timeout=connection.hop.timeout)
     except ForwardingRefusedError as exc:
-        return Finding("forwarding", "bad", f"the server forbids it {what}", exc.hint or "")
+        return Finding("forwarding", "bad", f"the server forbids it {what}", next_step(exc))
     if found is None:
         return Finding("forwarding", "good", f"allowed {what}, where nothing listens")
     return Finding("forwarding", "good", f"allowed {what}, where something listens (see --attach)")
@@ -306,7 +307,7 @@ def _check_gateway(connection: Connection) -> Finding:
         where = connection.listen((LOOPBACK, 0), proof.handle)
     except ForwardError as exc:
         text = "it cannot be one by port: the server refuses to listen for others"
-        return Finding("as a gateway", "note", text, exc.hint or "")
+        return Finding("as a gateway", "note", text, next_step(exc))
     try:
         port = int(where[1])
         reached, exposed = proof.reaches((LOOPBACK, port)), is_exposed(proof, port)
@@ -374,7 +375,9 @@ def _check_loss(connection: Connection, server: Server) -> Finding:
     except (ServerGoneError, ServerExitedError):
         return _lost("the SSH server ends it with its session")
     except BokehSSHError as exc:
-        return Finding("after a loss", "note", f"it could not be seen ({exc.message})", exc.hint or "")
+        return Finding(
+            "after a loss", "note", f"it could not be seen ({describe_error(exc)})", next_step(exc)
+        )
     return Finding(
         "after a loss", "good", "a server waits for its tunnel, and can be left running (--detach)"
     )

@@ -8,6 +8,7 @@ from bokeh_ssh._cli.options import FORWARD
 from bokeh_ssh._core.endpoint import Endpoint
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.forward_spec import Listen, parse_forward
+from bokeh_ssh._core.settings import setting
 from bokeh_ssh._tunnels.local_forward import LocalForward
 from bokeh_ssh._tunnels.remote_forward import RemoteForward
 
@@ -23,10 +24,13 @@ def make_forward(
     :raises UsageError: if it was asked for in two ways, or in none
     """
     ways = [name for name, spec in (("-L", local), ("-R", remote)) if spec is not None]
-    ways += sorted({flag.keyword for flag in FORWARD} & set(keywords))
+    ways += [setting(name) for name in sorted({flag.keyword for flag in FORWARD} & set(keywords))]
     if not ways:
         msg = "it is not said what to forward"
-        raise UsageError(msg, hint="give remote_port= or remote_socket=, or -L or -R as to ssh")
+        raise UsageError(
+            msg,
+            hint=(f"give {setting('remote_port=')} or {setting('remote_socket=')}, or -L or -R as to ssh"),
+        )
     if len(ways) > 1 and ways[0].startswith("-"):
         msg = f"{ways[0]} and {ways[1]} cannot be given together"
         raise UsageError(msg, hint="give -L, -R, or the flags; run it once for each forward")

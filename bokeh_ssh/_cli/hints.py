@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bokeh_ssh._core.errors import BokehSSHError, ConnectError, LaunchError
+from bokeh_ssh._core.settings import setting
 
 #: The last line of a traceback about a file that is not there, and about a module.
 _NO_FILE = re.compile(r"^FileNotFoundError: .*'(?P<name>[^'\n]+)'\s*$", re.MULTILINE)
@@ -53,11 +54,15 @@ def advise(error: BokehSSHError, apps: Sequence[str], typed: Mapping[str, Any]) 
     """
     hint = ""
     if isinstance(error, ConnectError) and apps and typed.get("port"):
-        hint = "port= is the SSH server's; for the app's port, use remote_port= there or local_port= here"
+        hint = (
+            f"{setting('port=')} is the SSH server's; for the app's port, use "
+            f"{setting('remote_port=')} there or {setting('local_port=')} here"
+        )
     elif isinstance(error, LaunchError) and "does not exist" in error.message and not typed.get("upload"):
         here = [app for app in apps if Path(app).exists()]
-        hint = f"{here[0]} is on this machine: upload it with upload=True" if here else ""
-    error.hint = hint or error.hint
+        hint = f"{here[0]} is on this machine: upload it with {setting('upload=True')}" if here else ""
+    if hint:
+        error.advise(hint)
 
 
 def advise_app(traceback: str, apps: Sequence[str], typed: Mapping[str, Any]) -> str:
@@ -66,7 +71,7 @@ def advise_app(traceback: str, apps: Sequence[str], typed: Mapping[str, Any]) ->
     :param traceback: what the app's failure wrote
     """
     found = _find_left_here(traceback, apps) if typed.get("upload") or typed.get("bring") else None
-    return f'{found} is on this machine: upload it too, with bring="{found}"' if found else ""
+    return f"{found} is on this machine: upload it too, with {setting(f'bring={found}')}" if found else ""
 
 
 def _find_left_here(traceback: str, apps: Sequence[str]) -> Path | None:

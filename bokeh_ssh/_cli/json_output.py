@@ -19,9 +19,11 @@ from typing import Any
 from bokeh_ssh._cli.cache import Kept
 from bokeh_ssh._cli.doctor import Finding
 from bokeh_ssh._cli.messages import describe_error, next_step
+from bokeh_ssh._cli.options import as_flag
 from bokeh_ssh._cli.tunnels.registry import HeldTunnel
 from bokeh_ssh._core.errors import BokehSSHError
 from bokeh_ssh._core.events import Event, Prompt
+from bokeh_ssh._core.settings import Wording
 from bokeh_ssh._jobs.job import ListedJob
 from bokeh_ssh._server.registry import RemoteServer
 
@@ -43,14 +45,15 @@ def record(event: str, **fields: Any) -> str:
     return json.dumps({"event": event, "time": now.replace("+00:00", "Z"), **fields})
 
 
-def error_fields(error: BokehSSHError, exit_code: int) -> dict[str, Any]:
+def error_fields(error: BokehSSHError, exit_code: int, wording: Wording = as_flag) -> dict[str, Any]:
     """Return the fields of an ``error`` object."""
     return {
         "type": type(error).__name__,
         "stage": error.stage,
         "host": error.host,
-        "message": describe_error(error),
-        "hint": next_step(error),
+        "setting": error.setting,
+        "message": describe_error(error, wording),
+        "hint": next_step(error, wording),
         "log": list(getattr(error, "log", ())),
         "exit_code": exit_code,
     }
@@ -70,6 +73,7 @@ class JsonDisplay:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.ready = ""
+        self.wording: Wording = as_flag
 
     def on_event(self, event: Event) -> None:
         """Print an event; from any thread."""
@@ -151,7 +155,7 @@ class JsonDisplay:
 
     def error(self, error: BokehSSHError, exit_code: int, *, trace: bool = False) -> None:
         """Print an error; no object comes after it."""
-        self.tell("error", **error_fields(error, exit_code))
+        self.tell("error", **error_fields(error, exit_code, self.wording))
 
     def note(self, text: str) -> None:
         """Print how things are."""

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-from bokeh_ssh._cli.options import in_flags
+from bokeh_ssh._cli.options import as_flag
 from bokeh_ssh._cli.tunnels.registry import HeldTunnel
 from bokeh_ssh._core.errors import BokehSSHError, PromptRequiredError, UnknownHostKeyError
 from bokeh_ssh._core.events import (
@@ -36,8 +36,9 @@ from bokeh_ssh._core.events import (
     Uploading,
     Warned,
 )
-from bokeh_ssh._core.status import describe_traffic, describe_way
+from bokeh_ssh._core.settings import Wording
 from bokeh_ssh._core.text import clean, describe_age, describe_bytes
+from bokeh_ssh._forwarding.status import describe_traffic, describe_way
 from bokeh_ssh._server.registry import RemoteServer
 
 Kind = Literal["begin", "done", "note", "warn", "fail"]
@@ -242,19 +243,22 @@ def _clock(when: float) -> str:
     return time.strftime("%H:%M" if today else "%a %d %b %H:%M", at)
 
 
-def describe_error(error: BokehSSHError) -> str:
-    """Return the one line of an error that says what failed; where it did is ``error.host``."""
-    return clean(in_flags(error.message), LONGEST)
+def describe_error(error: BokehSSHError, wording: Wording = as_flag) -> str:
+    """Return the one line of an error that says what failed; where it did is ``error.host``.
+
+    :param wording: words the settings that it names
+    """
+    return clean(error.in_words(wording)[0], LONGEST)
 
 
-def next_step(error: BokehSSHError) -> str:
+def next_step(error: BokehSSHError, wording: Wording = as_flag) -> str:
     """Return the one line of an error that says what to do; empty where there is nothing to do."""
     if isinstance(error, PromptRequiredError):
         return "run it on a terminal, where it can ask, or name a key with --key-filename"
     if isinstance(error, UnknownHostKeyError) and "prompt=" in (error.hint or ""):
         how = "or use --host-keys accept-new after comparing the fingerprint"
         return f"run it on a terminal, where it can ask, {how}"
-    return clean(in_flags(error.hint or ""), LONGEST)
+    return clean(error.in_words(wording)[1], LONGEST)
 
 
 #: What stands over the rows of :func:`row`.

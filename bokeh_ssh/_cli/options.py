@@ -10,8 +10,7 @@ import dataclasses
 import functools
 import inspect
 import os
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
@@ -22,6 +21,7 @@ from typer.core import TyperArgument, TyperCommand, TyperOption
 from bokeh_ssh._cli.completion import complete_host
 from bokeh_ssh._cli.user_config import merge, read_config, read_environment
 from bokeh_ssh._core.errors import UsageError
+from bokeh_ssh._core.settings import Wording, as_keyword, as_toml
 from bokeh_ssh._jobs.batch import TYPES as BATCH_TYPES
 from bokeh_ssh._jobs.batch import Batch
 from bokeh_ssh._tunnels.options import (
@@ -142,7 +142,7 @@ def takes(*flags: Flag) -> Callable[[Callable[..., None]], Callable[..., None]]:
             try:
                 keywords, own = _with_defaults(keywords, function.__name__.rstrip("_"), table)
             except UsageError as exc:
-                raise typer.BadParameter(f"{exc.message}; {exc.hint}") from exc
+                raise typer.BadParameter("; ".join(exc.in_words(as_flag))) from exc
             if "defaults" in parameters_of:
                 rest["defaults"] = own
             else:
@@ -677,30 +677,24 @@ _NAMES = {
     flag.keyword: flag.names[0]
     for flag in (*LOGIN, *TUNNEL, *BATCH, *QUEUE, *JOB, *GATEWAY, *REMOTE, *FORWARD)
 }
-_MENTION = re.compile(
-    r'\b(?P<name>[a-z_]+)(?:=(?P<value>True|False|"[^"]*"|\(\)|(?=[\s,;.)]|$)))?(?![\w=])',
-)
 
 
-def in_flags(text: str) -> str:
-    """Say with flags what an error says with keywords.
+def words_of(of_project: Collection[str]) -> Wording:
+    """Return what words settings that a project's file has as they stand there, all others as flags."""
+    return lambda name, value: (as_toml if name in of_project else as_flag)(name, value)
 
-    >>> in_flags('give its remote_port, or let launch=True start one')
-    'give its --remote-port, or let --launch start one'
-    >>> in_flags('host_keys="accept-new" after looking at the host')
-    '--host-keys accept-new after looking at the host'
+
+def as_flag(name: str, value: str | None) -> str:
+    """Word a setting as its flag.
+
+    >>> as_flag("launch", "False"), as_flag("host_keys", "accept-new"), as_flag("remote_port", "")
+    ('--attach', '--host-keys accept-new', '--remote-port')
     """
-
-    def flag(found: re.Match[str]) -> str:
-        name, value = found["name"], found["value"]
-        known = _NAMES.get(name)
-        # Without a value some are words of their own, such as "host", "app", and the name of a file.
-        if known is None or (value is None and ("_" not in name or name == "known_hosts")):
-            return found[0]
-        yes, _, no = known.partition("/")
-        if no:
-            return no if value == "False" else yes
-        words = {"()": " none", "True": "", "False": "", "": "", None: ""}
-        return known + words.get(value, " " + (value or "").strip('"'))
-
-    return _MENTION.sub(flag, text)
+    known = _NAMES.get(name)
+    if known is None:
+        return as_keyword(name, value)
+    yes, _, no = known.partition("/")
+    if no:
+        return no if value == "False" else yes
+    words = {"()": " none", "True": "", "False": "", "": "", None: ""}
+    return yes + words.get(value, f" {value}")

@@ -16,6 +16,7 @@ from bokeh_ssh._core.endpoint import check_name
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.forward_spec import parse_forward
 from bokeh_ssh._core.host import check_port, check_user, parse_target
+from bokeh_ssh._core.settings import as_toml
 from bokeh_ssh._server.launch_spec import Launch, is_option, is_plain, own_options, split
 from bokeh_ssh._tunnels.options import Reverse
 
@@ -99,7 +100,8 @@ def check_value(key: str, value: Any, file: object) -> None:
     except _Refused as exc:
         raise _error(f"{key} {exc}", exc.hint, file) from None
     except UsageError as exc:
-        raise _error(f"{key}: {exc.message}", exc.hint, file) from exc
+        message, hint = exc.in_words(as_toml)
+        raise _error(f"{key}: {message}", hint, file) from exc
 
 
 def check_together(keywords: Mapping[str, Any], typed: Mapping[str, Any], file: object) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import typer
 
 from bokeh_ssh._cli.hints import advise, advise_app
-from bokeh_ssh._cli.options import LOGGED, in_flags
+from bokeh_ssh._cli.options import LOGGED
 from bokeh_ssh._core.endpoint import format_endpoint
 from bokeh_ssh._core.errors import BokehSSHError
 
@@ -92,7 +92,7 @@ def _foreground(verbose: int, keywords: dict[str, Any], leave: Leave | None = No
     try:
         return Foreground(verbose, leave=leave, **{name: keywords.pop(name) for name in names})
     except BokehSSHError as exc:
-        raise typer.BadParameter(in_flags(exc.message), param_hint="'--json'") from exc
+        raise typer.BadParameter(exc.message, param_hint="'--json'") from exc
 
 
 def other_half(gateway: str, where: str | int) -> str:

@@ -56,6 +56,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from bokeh_ssh._core.settings import Wording, as_keyword, first_setting, setting, word
+
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class BokehSSHError(Exception):
@@ -64,6 +66,8 @@ class BokehSSHError(Exception):
     :param message: what failed, as a sentence without a full stop
     :param host: the machine it failed on, as the user named it; None where no machine is involved
     :param hint: the next step, as a sentence without a full stop
+    :ivar setting: the setting that it is about, if it names one, such as ``"launch_timeout"``: a keyword, and
+        so a flag of the command line and a setting of a project's file
 
     The text is ``host: message; hint``. No attribute ever holds a secret.
     """
@@ -76,9 +80,24 @@ class BokehSSHError(Exception):
     message: str = field(kw_only=False)
     host: str | None = None
     hint: str | None = None
+    setting: str | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
+        self.sentences = (self.message, self.hint or "")
+        self.setting = first_setting(*self.sentences)
+        self.message, hint = self.in_words(as_keyword)
+        self.hint = hint or self.hint
         super().__init__(self.message)
+
+    def advise(self, hint: str) -> None:
+        """Give it another next step."""
+        self.sentences = (self.sentences[0], hint)
+        self.hint = self.in_words(as_keyword)[1]
+
+    def in_words(self, wording: Wording) -> tuple[str, str]:
+        """Return message and hint with each setting worded so; without a hint that is empty."""
+        message, hint = self.sentences
+        return word(message, wording), word(hint, wording)
 
     def __str__(self) -> str:
         text = f"{self.host}: {self.message}" if self.host else self.message
@@ -406,7 +425,7 @@ class ForeignServerError(BokehSSHError):
 
 
 #: What to do about a server that was killed for memory.
-MEMORY_HINT = "give it more memory (memory= of a batch job), or have the app hold less data"
+MEMORY_HINT = f"give it more memory ({setting('memory=')} of a batch job), or have the app hold less data"
 
 
 def describe_kill(limit: int) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 from bokeh_ssh._core.endpoint import HERE, Origin, nearby
 from bokeh_ssh._core.errors import PortInUseError
 from bokeh_ssh._core.fork import in_child
+from bokeh_ssh._core.settings import setting
 from bokeh_ssh._ssh.relay import reset, reset_if_killed
 
 # Where its source is compiled, Python 3.14 warns of a "return" in a "finally" (PEP 765). That is to be on
@@ -61,7 +62,7 @@ def bind(port: int | None, *, prefer: int = 5006, address: str = "localhost") ->
         except OSError as exc:
             last = exc
     msg = f"local port {port or prefer} on {address} cannot be used ({last.strerror if last else ''})"
-    hint = "choose another local_port, 0 for any free one, or end what listens there"
+    hint = f"choose another {setting('local_port')}, 0 for any free one, or end what listens there"
     raise PortInUseError(msg, hint=hint, port=port or 0, side="local") from last
 
 

@@ -10,6 +10,7 @@ import sys
 
 from bokeh_ssh._core.endpoint import LONGEST_PATH, check_path
 from bokeh_ssh._core.errors import ForwardError, SocketInUseError, UsageError
+from bokeh_ssh._core.settings import setting
 
 #: ``sun_path`` without its NUL: 108 bytes on Linux, 104 on the BSDs and macOS.
 _LONGEST = LONGEST_PATH if sys.platform.startswith("linux") else 103
@@ -153,5 +154,5 @@ def _remove(path: str) -> None:
 
 def _taken(path: str, why: str) -> SocketInUseError:
     msg = f"the socket {path} cannot be used ({why})"
-    hint = "choose another local_socket, or end what listens there"
+    hint = f"choose another {setting('local_socket')}, or end what listens there"
     return SocketInUseError(msg, hint=hint, path=path, side="local")

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from bokeh_ssh._core.errors import BokehSSHError, ConnectionLostError, ForeignServerError, SessionError
 from bokeh_ssh._core.framing import Reader
 from bokeh_ssh._core.proc_net import Listener, listeners, listening
+from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.waiting import wait_for
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._ssh.remote_shell import encode, exec_line
@@ -130,7 +131,9 @@ class PortOwnershipMonitor:
             msg = (
                 f"the server on port {self._port} belongs to another user (uid {foreign}, you are {self._me})"
             )
-            hint = "choose another remote_port, or allow it with allow_foreign=True"
+            hint = (
+                f"choose another {setting('remote_port')}, or allow it with {setting('allow_foreign=True')}"
+            )
             raise ForeignServerError(msg, host=self._host, hint=hint, port=self._port, owner=foreign)
 
     def _foreign_owner(self, now: frozenset[Listener]) -> int | None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from bokeh_ssh._core.endpoint import LONGEST_PATH, check_path, encode, is_name
 from bokeh_ssh._core.errors import ForwardError, UsageError
+from bokeh_ssh._core.settings import setting
 from bokeh_ssh._forwarding.listener_probe import ListenerProbe
 from bokeh_ssh._forwarding.remote_sockets import leave, remove
 from bokeh_ssh._ssh.connection import Connection
@@ -122,7 +123,9 @@ def named_socket(connection: Connection, name: str) -> str:
     path = f"{folder}/pub-{name}"
     if folder is None or len(encode(path)) > LONGEST_PATH:
         msg = "there is no private directory for what is published by name"
-        hint = "publish it on a port, with remote_port, or name a directory there in BOKEH_SSH_DIR"
+        hint = (
+            f"publish it on a port, with {setting('remote_port')}, or name a directory there in BOKEH_SSH_DIR"
+        )
         raise ForwardError(msg, host=connection.name, hint=hint)
     return path
 

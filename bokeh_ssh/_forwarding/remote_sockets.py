@@ -25,6 +25,7 @@ from bokeh_ssh._core.errors import (
     SocketInUseError,
     TargetUnreachableError,
 )
+from bokeh_ssh._core.settings import setting
 from bokeh_ssh._ssh.channel import Channel
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._ssh.remote_shell import begin, run_script
@@ -167,7 +168,9 @@ def listening_at(
         mode = keeper.does("secure")
         if not allow_exposed and mode and _is_open(*mode[1].partition(",")[::2]):
             msg = f"other users of that machine could use the socket {path}"
-            hint = "choose a folder that only you may enter, or allow it with allow_exposed=True"
+            hint = (
+                f"choose a folder that only you may enter, or allow it with {setting('allow_exposed=True')}"
+            )
             raise GatewayExposedError(msg, host=connection.name, hint=hint)
         connection.transport.listen(path, handler)
         keeper.watch(handler, on_lost)
@@ -345,5 +348,5 @@ def _is_open(mode: str, folder: str) -> bool:
 
 def _taken(connection: Connection, path: str, why: str) -> SocketInUseError:
     msg = f"the socket {path} cannot be used ({why})"
-    hint = "choose another name or remote_socket, or end what listens there"
+    hint = f"choose another name or {setting('remote_socket')}, or end what listens there"
     return SocketInUseError(msg, host=connection.name, hint=hint, path=path, side="remote")

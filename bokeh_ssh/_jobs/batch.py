@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import get_type_hints
 
 from bokeh_ssh._core.errors import UsageError
+from bokeh_ssh._core.settings import setting
 
 #: What ``batch=`` can name: "auto" is the scheduler that the login node has.
 SCHEDULERS = ("auto", "slurm")
@@ -76,4 +77,4 @@ def as_batch(value: object) -> Batch | None:
     if isinstance(value, str):
         return Batch(scheduler=value)
     msg = f"batch={value!r} is neither a scheduler's name nor a Batch"
-    raise UsageError(msg, hint='give batch="auto", or Batch(...)')
+    raise UsageError(msg, hint=f"give {setting('batch=auto')}, or Batch(...)")

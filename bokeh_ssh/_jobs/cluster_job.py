@@ -29,6 +29,7 @@ from bokeh_ssh._core.errors import (
 )
 from bokeh_ssh._core.events import Event, JobEnded, JobEnding, JobStarted, JobSubmitted, JobWaiting, Warned
 from bokeh_ssh._core.host import Host
+from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.waiting import wait
 from bokeh_ssh._jobs import slurm
 from bokeh_ssh._jobs.batch import Batch
@@ -328,7 +329,7 @@ class ClusterJob:
         done = self._cancel("cancelled, since it has waited for too long")
         why = f" ({job.reason})" if job.reason else ""
         msg = f"job {job.id} still waited after {self._queue_timeout:g} s{why}{done}"
-        hint = "give a longer queue_timeout, or ask for less, or for another queue"
+        hint = f"give a longer {setting('queue_timeout')}, or ask for less, or for another queue"
         return QueueTimeoutError(msg, host=self._label, hint=hint, job=job.id, reason=job.reason)
 
     def _set(self, job: Job) -> None:
@@ -472,7 +473,8 @@ class ClusterJob:
             return LaunchError(msg, host=self._label, hint=hint)
         lines = self._written(warden, self._job)
         self._cancel(f"cancelled, since {error.message}")
-        return LaunchError(error.message, host=self._label, hint=error.hint, log=lines)
+        message, hint = error.sentences
+        return LaunchError(message, host=self._label, hint=hint, log=lines)
 
     # The end.
 

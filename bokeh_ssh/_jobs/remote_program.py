@@ -10,6 +10,7 @@ from typing import Any
 
 from bokeh_ssh._core.errors import ConnectionLostError, PythonNotFoundError, SessionError
 from bokeh_ssh._core.framing import Reader, Tail
+from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.waiting import wait_for
 from bokeh_ssh._server.bootstrap import control_client_script
 from bokeh_ssh._server.launch_spec import encode_message
@@ -89,7 +90,7 @@ class RemoteProgram:
         said = " / ".join((*self._reader.noise.lines, *self._errors.lines)[-3:])
         if found and found.get("why") == "python":
             msg = "there is no Python that can be run there"
-            return PythonNotFoundError(msg, host=self.host, hint="give python=, a path there")
+            return PythonNotFoundError(msg, host=self.host, hint=f"give {setting('python=')}, a path there")
         if not self.over:
             msg = f"the {self._name} there did not answer within {timeout:.0f} s"
             return ConnectionLostError(msg, host=self.host, hint="try again")

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from bokeh_ssh._core.errors import SubmitError
 from bokeh_ssh._core.framing import plain
+from bokeh_ssh._core.settings import setting
 from bokeh_ssh._jobs.batch import Batch
 from bokeh_ssh._jobs.job import Job, JobState
 
@@ -55,7 +56,7 @@ _NEVER = {
 #: A limit on what one job may have, which stays whatever other jobs do.
 _PER_JOB = re.compile(r"(Assoc|QOS)(Grp)?Max\w*PerJob\w*")
 
-_RESUBMIT = "start it again, or give resubmit=True, which does so"
+_RESUBMIT = f"start it again, or give {setting('resubmit=True')}, which does so"
 #: How it ended, and the next step.
 _ENDS = {
     JobState.COMPLETED: ("the job ended by itself", "start it again"),

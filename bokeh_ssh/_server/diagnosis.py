@@ -24,6 +24,7 @@ from bokeh_ssh._core.errors import (
     describe_kill,
 )
 from bokeh_ssh._core.framing import plain
+from bokeh_ssh._core.settings import setting
 from bokeh_ssh._server.launch_spec import OLDEST_BOKEH, OLDEST_PYTHON, Launch
 from bokeh_ssh._server.log_parsing import is_windows, port_in_use, reason
 from bokeh_ssh._server.server_state import Evidence, Stage, read_memory
@@ -36,11 +37,14 @@ _NO_TERMINAL = re.compile(r"(?i)not a (terminal|tty)|connected to a terminal|ina
 #: A shell's complaint about a line of a start file: `/home/me/.bashrc: line 3: exec: tmux: not found`.
 _START_FILE = re.compile(r"(rc|profile|login|env|config\.fish)(:| \()(\s?line )?\s?\d+")
 _NOT_EXECUTABLE = 126  # as a shell says it
-_PYTHON_HINT = 'give python= the path of one, or setup= what makes one available ("conda activate NAME")'
+_PYTHON_HINT = (
+    f"give {setting('python=')} the path of one, or {setting('setup=')} "
+    'what makes one available ("conda activate NAME")'
+)
 #: A command without a place for the port is given Bokeh's options.
 _PLACE_HINT = (
     "command has no {port}, so it was given the options of bokeh serve; for another kind of server, write "
-    "{port} where its port goes, there or in env="
+    f"{{port}} where its port goes, there or in {setting('env=')}"
 )
 
 
@@ -112,10 +116,13 @@ class StartFailure:
             return self._make(LaunchError, msg, hint, status)
         if at == "cwd":
             msg = f"there is no directory {self.launch.cwd!r} to run in, or it may not be entered"
-            return self._make(LaunchError, msg, "give cwd= a directory of that machine", status)
+            return self._make(LaunchError, msg, f"give {setting('cwd=')} a directory of that machine", status)
         if at == "spawn":
             msg = f"{self.evidence.argv[0]!r} could not be started ({failed.get('text', '')})"
-            hint = "give command= a program of that machine, or setup= what puts it on the PATH there"
+            hint = (
+                f"give {setting('command=')} a program of that machine, "
+                f"or {setting('setup=')} what puts it on the PATH there"
+            )
             return self._make(LaunchError, msg, hint, status)
         if at == "socket":
             msg = f"there is no place for its socket ({failed.get('text', '')})"
@@ -142,7 +149,8 @@ class StartFailure:
             oldest = ".".join(map(str, OLDEST_BOKEH))
             hint = (
                 f"install it there ({package[0]['path']} -m pip install '{name}'), or name the Python that "
-                f"has it with python=, or activate it with setup= (Bokeh {oldest} or newer)"
+                f"has it with {setting('python=')}, or activate it "
+                f"with {setting('setup=')} (Bokeh {oldest} or newer)"
             )
             return self._make(BokehNotFoundError, f"no Python there can run {name} ({what})", hint, status)
         oldest = ".".join(map(str, OLDEST_PYTHON))
@@ -154,7 +162,7 @@ class StartFailure:
         status = self.exit_status
         if port_in_use(self.log) and self.launch.port:
             msg = f"port {self.launch.port} is already in use there"
-            hint = "choose another remote_port, or leave it out for any free one"
+            hint = f"choose another {setting('remote_port')}, or leave it out for any free one"
             return PortInUseError(msg, host=self.host, hint=hint, port=self.launch.port, side="remote")
         how = f"signal {-status}" if status is not None and status < 0 else f"exit status {status}"
         if self.memory_limit is not None:
@@ -164,7 +172,7 @@ class StartFailure:
         if status == 2:
             hint = "check args"
         elif "BOKEH_SECRET_KEY" in why:
-            hint = "give signed=True, which makes a key and has it signed with"
+            hint = f"give {setting('signed=True')}, which makes a key and has it signed with"
         elif "does not exist" in why:
             hint = "app is a path of that machine; a relative one starts at cwd, or at the home"
         if self._may_lack_place:
@@ -175,20 +183,23 @@ class StartFailure:
         seconds = f"{self.launch.timeout if self.timeout is None else self.timeout:g} s"
         if self.stage is Stage.LOGIN:
             msg = f"the login shell did not run our command within {seconds}"
-            hint = "a start file (such as ~/.bashrc) may be slow or wait for input; try: ssh HOST true"
+            hint = (
+                f"a start file (such as ~/.bashrc) may be slow or wait for input; try: ssh {self.host} true"
+            )
         elif self.stage <= Stage.PYTHON:
             msg = f"Python did not start within {seconds}"
-            hint = "setup, a start file or the disk may be slow; allow more time for the launch"
+            hint = f"setup, a start file or the disk may be slow; give a longer {setting('launch_timeout')}"
         else:
             msg = f"the server did not say within {seconds} that it listens"
-            hint = _PLACE_HINT if self._may_lack_place else "allow more time for the launch, or see its log"
+            more = f"give a longer {setting('launch_timeout')}, or see its log"
+            hint = _PLACE_HINT if self._may_lack_place else more
         return self._make(LaunchTimeoutError, msg, hint, None)
 
     def _of_session(self, status: int) -> BokehSSHError:
         said = " / ".join(self.before[-3:])
         if self.stage is Stage.LOGIN and is_windows(self.before):
             msg = "this is a Windows machine, and starting a server there is not supported"
-            hint = "start the server by hand there, and attach to it with launch=False"
+            hint = f"start the server by hand there, and attach to it with {setting('launch=False')}"
             return self._make(LaunchError, msg, hint, status)
         if self.stage is Stage.LOGIN and _EXPIRED.search(said):
             msg = f"the account's password has to be changed: {said}"
@@ -199,12 +210,15 @@ class StartFailure:
             msg = f"the login shell ended before our command (exit status {status}): {said or 'no word'}"
             hint = (
                 "a start file (such as ~/.bashrc) may exit, or run something else in its place (exec tmux): "
-                "have it do that on a terminal only; an account without commands can attach (launch=False)"
+                "have it do that on a terminal only; an account without "
+                f"commands can attach ({setting('launch=False')})"
             )
             return SessionError(msg, host=self.host, hint=hint)
         if self.stage is Stage.LOGIN:
             msg = f"the account does not run commands (exit status {status}): {said or 'it said nothing'}"
-            hint = "ask for a login shell, or attach to a server that is there with launch=False"
+            hint = (
+                f"ask for a login shell, or attach to a server that is there with {setting('launch=False')}"
+            )
             return SessionError(msg, host=self.host, hint=hint)
         if self.stage >= Stage.UPLOAD:
             return self._make(LaunchError, "the supervisor of the server was ended", "try again", status)

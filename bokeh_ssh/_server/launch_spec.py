@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.host import check_port
+from bokeh_ssh._core.settings import setting
 from bokeh_ssh._server.payload import payload
 
 #: The oldest Bokeh whose options and log lines we rely on, and the oldest Python the supervisor runs on.
@@ -19,7 +20,7 @@ OLDEST_PYTHON = (3, 8)
 
 #: Options that we give ourselves, and what the caller can use in their place.
 _OURS = {
-    "--port": "give remote_port= instead",
+    "--port": f"give {setting('remote_port=')} instead",
     "--address": "it listens on 127.0.0.1 of that machine; the tunnel leads there",
     "--unix-socket": "it listens on 127.0.0.1 of that machine; the tunnel leads there",
     "--log-file": "its log is read from its standard error; use the tunnel's .log",

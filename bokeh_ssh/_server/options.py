@@ -16,6 +16,7 @@ from bokeh_ssh._core.forward_spec import Listen, parse_forward
 from bokeh_ssh._core.host import as_paths, check_port
 from bokeh_ssh._core.jupyter_hub import find_hub
 from bokeh_ssh._core.keywords import StrPath, Word, convert_keywords
+from bokeh_ssh._core.settings import setting
 from bokeh_ssh._server.launch_spec import Launch, is_option, is_plain, own_options, place_texts, split
 from bokeh_ssh._server.upload_set import Bundle
 
@@ -83,12 +84,12 @@ class ServerOptions:
             object.__setattr__(self, name, self._as_tuple(name))
         self.passages  # noqa: B018 - raises if one cannot be read
         if self.app and self.launch is False:
-            msg = "launch=False attaches to a server that is there, but an app was given"
+            msg = f"{setting('launch=False')} attaches to a server that is there, but an app was given"
             raise UsageError(msg, hint="leave out app, or launch")
         if self.server is not None:
             self._check_server()
         if self.detach and self.launch is False:
-            msg = "detach leaves a server that was started here, but launch=False starts none"
+            msg = f"detach leaves a server that was started here, but {setting('launch=False')} starts none"
             raise UsageError(msg, hint="leave out one of the two: what was there already stays anyway")
         if self.signed not in (None, True, False):
             msg = f"signed={self.signed!r} is not known"
@@ -135,7 +136,8 @@ class ServerOptions:
             if is_option(word, "--session-ids") and value == "external-signed":
                 msg = "with --session-ids external-signed every page opens at a 403, as nobody signs its id"
                 hint = (
-                    "give signed=True, which signs them here (with BOKEH_SECRET_KEY of env, if it is there)"
+                    f"give {setting('signed=True')}, which signs them "
+                    "here (with BOKEH_SECRET_KEY of env, if it is there)"
                 )
                 raise UsageError(msg, hint=hint)
 

@@ -139,7 +139,7 @@ def choose(servers: Iterable[RemoteServer], name: str | None, *, host: str) -> R
     if not fits:
         have = ", ".join(sorted(server.id for server in every)) or "none"
         msg = f"there is no {what} of yours (there are: {have})"
-        raise ServerNotFoundError(msg, host=host, hint="list them: bokeh-ssh ls HOST")
+        raise ServerNotFoundError(msg, host=host, hint=f"list them: bokeh-ssh ls {host}")
     if len(fits) > 1:
         listed = ", ".join(f"{server.id} {' '.join(server.routes)}".strip() for server in fits)
         msg = f"there is more than one {what} on {host}: {listed}"

@@ -22,6 +22,7 @@ from bokeh_ssh._core.errors import (
     TargetUnreachableError,
 )
 from bokeh_ssh._core.fork import in_child
+from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.waiting import wait
 from bokeh_ssh._ssh.channel import LOST, Channel, ChannelHandler
 from bokeh_ssh._ssh.io_loop import IOLoop
@@ -424,7 +425,7 @@ class Connection:
         bound = port or bound_port(payload)
         if ok and not bound:
             msg = "the server listens on a free port, but does not say which port"
-            raise ForwardError(msg, host=self.name, hint="choose a remote_port")
+            raise ForwardError(msg, host=self.name, hint=f"choose a {setting('remote_port')}")
         if ok and bound:
             return address, bound
         hint = "ask the administrator for AllowTcpForwarding and PermitListen"
@@ -435,7 +436,7 @@ class Connection:
             if free and other:
                 self._global_request(*cancelling((address, other)), timeout)
                 msg = f"port {port} is taken, or not permitted"
-                hint = "choose another remote_port, or 0 for any free one"
+                hint = f"choose another {setting('remote_port')}, or 0 for any free one"
                 raise PortInUseError(msg, host=self.name, hint=hint, port=port, side="remote")
         msg = f"the server refuses to listen on {address} port {port}"
         raise ForwardingRefusedError(msg, host=self.name, hint=hint)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bokeh_ssh._core.errors import ConfigError, UsageError
 from bokeh_ssh._core.host import Host, as_paths
+from bokeh_ssh._core.settings import setting
 from bokeh_ssh._ssh.config import lookup
 from bokeh_ssh._ssh.config.lookup import HostConfig
 from bokeh_ssh._ssh.config.parser import Session
@@ -107,7 +108,7 @@ def find_hop(host: Host, *, through: str | None = None, session: Session = "exec
         account = target.user or config.user or getpass.getuser()
     except (KeyError, OSError, ImportError) as exc:  # no account database entry, as in some containers
         msg = "no user name was given and this account has none"
-        raise UsageError(msg, host=target.host, hint="give user= or user@host") from exc
+        raise UsageError(msg, host=target.host, hint=f"give {setting('user=')} or user@host") from exc
     return Hop(
         host=host,
         config=config,
@@ -159,7 +160,9 @@ def find_route(host: Host, *, via: str | None = None, session: Session = "exec")
         if len(set(places)) < len(places) or len(route) > _MOST_HOPS:
             msg = f"the way leads in a circle: {' -> '.join(h.label for h in route)}"
             raise ConfigError(
-                msg, host=hop.label, hint="check jump= and the ProxyJump lines of your ssh config"
+                msg,
+                host=hop.label,
+                hint=(f"check {setting('jump=')} and the ProxyJump lines of your ssh config"),
             )
     return route
 

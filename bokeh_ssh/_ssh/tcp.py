@@ -15,6 +15,7 @@ from typing import Any
 
 from bokeh_ssh._core.errors import ConnectError, ConnectTimeoutError, RefusedError, ResolveError
 from bokeh_ssh._core.interfaces import list_addresses
+from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.waiting import SLICE, heed, wait
 
 #: A family, and an address as sockets of it take one.
@@ -193,7 +194,8 @@ def _dial_once(
         msg = f"cannot connect to {where} ({_reason(last)})"
         raise kind(msg, host=name, hint=hint) from last
     msg = f"{where} did not answer within {timeout:.3g} s"
-    raise ConnectTimeoutError(msg, host=name, hint="check the network, a VPN, a firewall, or use jump=")
+    ways = f"use {setting('jump=')}, or give a longer {setting('timeout')}"
+    raise ConnectTimeoutError(msg, host=name, hint=f"check the network, a VPN or a firewall, {ways}")
 
 
 class _Race:

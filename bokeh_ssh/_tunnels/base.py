@@ -11,6 +11,7 @@ from bokeh_ssh._core.errors import BokehSSHError, LaunchTimeoutError, ServerNotF
 from bokeh_ssh._core.events import Ready
 from bokeh_ssh._core.host import Host
 from bokeh_ssh._core.jupyter_hub import find_hub
+from bokeh_ssh._core.settings import setting
 from bokeh_ssh._forwarding.listener import bind
 from bokeh_ssh._forwarding.local_acceptor import LocalAcceptor, open_acceptor
 from bokeh_ssh._forwarding.port_ownership import monitor_port
@@ -332,7 +333,7 @@ class TunnelParts:
             host = self._session.life.label
             error: BokehSSHError
             if launched:
-                hint = "give a longer launch_timeout, or see the log"
+                hint = f"give a longer {setting('launch_timeout')}, or see the log"
                 error = LaunchTimeoutError(msg, host=host, hint=hint, log=self._session.log)
             else:
                 hint = "check that it runs and that it is a web server"

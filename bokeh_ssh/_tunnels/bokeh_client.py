@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bokeh_ssh._core.errors import AppAccessError, UsageError
+from bokeh_ssh._core.settings import setting
 from bokeh_ssh._server.session_ids import new_session_id, token_of
 
 #: Seconds for the server to say whether it wants a login.
@@ -75,7 +76,10 @@ def _access(url: str, session: Any) -> Iterator[None]:
         code = getattr(session, "error_code", None)
         if code in (403, 500):  # the second for an id that is not signed as the server's settings want it
             msg = f"the server opens no session of {path} for this program (status {code})"
-            hint = "where its own settings have session ids signed, start it with signed=True; or see its log"
+            hint = (
+                "where its own settings have session ids signed, start "
+                f"it with {setting('signed=True')}; or see its log"
+            )
             raise AppAccessError(msg, hint=hint) from exc
         raise
 

@@ -23,8 +23,8 @@ from bokeh_ssh._core.dispatcher import Dispatcher
 from bokeh_ssh._core.errors import BokehSSHError, ConnectionLostError
 from bokeh_ssh._core.events import Closed, Event, Lost, Ready
 from bokeh_ssh._core.fork import in_child
-from bokeh_ssh._core.status import TunnelStatus
 from bokeh_ssh._core.waiting import SLICE, clocks, heed, wait_for
+from bokeh_ssh._forwarding.status import TunnelStatus
 from bokeh_ssh._ssh.auth.prompt_cache import ask_person
 from bokeh_ssh._tunnels import child_protocol
 from bokeh_ssh._tunnels.lifecycle import UNREACHED, Lifecycle, Opening, State, TunnelInfo

@@ -7,7 +7,7 @@ import dataclasses
 
 from bokeh_ssh._core.events import Ready
 from bokeh_ssh._core.host import Host
-from bokeh_ssh._core.status import StateName
+from bokeh_ssh._forwarding.status import StateName
 from bokeh_ssh._jobs.batch import Batch, as_batch
 from bokeh_ssh._jobs.cluster_job import ClusterJob
 from bokeh_ssh._jobs.job import Job, JobState

@@ -9,6 +9,7 @@ from bokeh_ssh._core.endpoint import check_name
 from bokeh_ssh._core.errors import ConnectionLostError, ServerNotFoundError, UsageError
 from bokeh_ssh._core.events import Ready, ReverseForwarded
 from bokeh_ssh._core.host import Host, check_port, parse_target
+from bokeh_ssh._core.settings import setting
 from bokeh_ssh._forwarding.published_sockets import Spot, private_socket
 from bokeh_ssh._server.options import LOOPBACK
 from bokeh_ssh._server.probe import is_answering
@@ -80,7 +81,7 @@ class GatewayTunnel(Tunnel):
         alone = options.host is None
         if alone and (options.must_launch or options.args or options.server or options.detach):
             msg = "there is no host to start a server on, or to find one"
-            hint = "give host=, or publish the app from the Bokeh host and leave out app"
+            hint = f"give {setting('host=')}, or publish the app from the Bokeh host and leave out app"
             raise UsageError(msg, host=label, hint=hint)
         if options.name is not None:
             check_name(options.name)
@@ -88,10 +89,12 @@ class GatewayTunnel(Tunnel):
                 msg = f"name finds what is published already, but a {'port' if alone else 'host'} was given"
                 raise UsageError(msg, host=label, hint="leave out one of the two")
         if options.forward_agent and (alone or options.reverse == "relay"):
-            msg = "forward_agent is for a host that logs in to the gateway, " + (
+            msg = f"{setting('forward_agent')} is for a host that logs in to the gateway, " + (
                 "but none is given" if alone else "and a relay does not"
             )
-            raise UsageError(msg, host=label, hint='give host=, and reverse="host" or "auto"')
+            raise UsageError(
+                msg, host=label, hint=(f'give {setting("host=")}, and {setting("reverse=host")} or "auto"')
+            )
         if options.gateway_address is not None:
             parse_target(options.gateway_address)
         self._bokeh_host = None if options.host is None else _as_bokeh_host(options.host, gateway)

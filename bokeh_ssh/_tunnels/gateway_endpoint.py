@@ -15,6 +15,7 @@ from bokeh_ssh._core.errors import (
     TargetUnreachableError,
     UsageError,
 )
+from bokeh_ssh._core.settings import setting
 from bokeh_ssh._forwarding.published_sockets import published
 from bokeh_ssh._server.probe import http_get
 from bokeh_ssh._server.server import Server
@@ -57,7 +58,7 @@ def find_published(gateway: Connection, name: str | None) -> GatewayEndpoint | N
     names = published(gateway)
     if name is None and len(names) > 1:
         msg = f"several are published there: {', '.join(sorted(names))}"
-        raise UsageError(msg, host=gateway.name, hint="say which, with name")
+        raise UsageError(msg, host=gateway.name, hint=f"say which, with {setting('name=')}")
     name = name or next(iter(names), None)
     if name is None:
         return None
@@ -73,7 +74,9 @@ def find_published(gateway: Connection, name: str | None) -> GatewayEndpoint | N
         raise ServerNotFoundError(msg, host=gateway.name, hint=hint)
     if not is_bokeh:
         msg = f"what is published under the name {name!r} is not a Bokeh server"
-        raise ServerNotFoundError(msg, host=gateway.name, hint="use LocalForward with its remote_socket")
+        raise ServerNotFoundError(
+            msg, host=gateway.name, hint=(f"use LocalForward with its {setting('remote_socket')}")
+        )
     return GatewayEndpoint(path, name=name)
 
 

@@ -24,6 +24,7 @@ from bokeh_ssh._core.endpoint import Endpoint, is_name
 from bokeh_ssh._core.errors import BokehSSHError, ConnectionLostError, ForwardError
 from bokeh_ssh._core.framing import Reader, plain
 from bokeh_ssh._core.host import Target
+from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.waiting import wait_for
 from bokeh_ssh._server.bootstrap import APART, BACK, OWN
 from bokeh_ssh._server.server import Server
@@ -165,8 +166,8 @@ def publish_from_host(
                 session.write(json.dumps(spec).encode() + b"\n")
             message = publisher.wait("port")
         if message is None:
-            lend = "" if agent else "lend it your SSH agent with forward_agent=True, "
-            raise _unavailable(host.name, publisher.complaint, f'{lend}or use reverse="relay"')
+            lend = "" if agent else f"lend it your SSH agent with {setting('forward_agent=True')}, "
+            raise _unavailable(host.name, publisher.complaint, f"{lend}or use {setting('reverse=relay')}")
         yield wanted if isinstance(wanted, str) else (wanted[0], int(message["port"]))
     finally:
         publisher.leaving = True

@@ -25,8 +25,8 @@ from bokeh_ssh._core.dispatcher import Dispatcher, parked
 from bokeh_ssh._core.endpoint import Endpoint
 from bokeh_ssh._core.errors import BokehSSHError, TunnelClosedError
 from bokeh_ssh._core.events import Closed, Event, Lost, Warned
-from bokeh_ssh._core.status import TunnelStatus
 from bokeh_ssh._core.waiting import SLICE, wait, wait_for, wanted
+from bokeh_ssh._forwarding.status import TunnelStatus
 from bokeh_ssh._jobs.job import Job
 
 log = logging.getLogger("bokeh_ssh")

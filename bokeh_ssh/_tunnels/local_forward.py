@@ -8,6 +8,7 @@ from bokeh_ssh._core.events import Ready
 from bokeh_ssh._core.forward_spec import Listen
 from bokeh_ssh._core.host import Host, check_host, check_port
 from bokeh_ssh._core.keywords import StrPath
+from bokeh_ssh._core.settings import setting
 from bokeh_ssh._forwarding.listener import bind
 from bokeh_ssh._forwarding.local_acceptor import open_acceptor
 from bokeh_ssh._forwarding.local_sockets import bind as bind_socket
@@ -27,7 +28,7 @@ def _target(port: int | None, host: str, socket: StrPath | None) -> Endpoint:
         return str(socket)
     if port is None:
         msg = "it is not said what to forward to"
-        raise UsageError(msg, hint="give remote_port= or remote_socket=")
+        raise UsageError(msg, hint=f"give {setting('remote_port=')} or {setting('remote_socket=')}")
     check_port(port, "remote_port", zero=False)
     check_host(host)
     return host, port

@@ -26,8 +26,8 @@ from bokeh_ssh._core.events import (
 )
 from bokeh_ssh._core.host import Host
 from bokeh_ssh._core.network_changes import NetworkWatch
-from bokeh_ssh._core.status import HopStatus, StateName, TunnelStatus
 from bokeh_ssh._core.waiting import wanted
+from bokeh_ssh._forwarding.status import HopStatus, StateName, TunnelStatus
 from bokeh_ssh._server.server import Server
 from bokeh_ssh._ssh.auth.prompt_cache import PromptCache
 from bokeh_ssh._ssh.connect import OpenStream, connect

@@ -11,7 +11,7 @@ from typing import Any
 
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.events import Question
-from bokeh_ssh._core.status import TunnelStatus, describe_traffic, describe_way
+from bokeh_ssh._forwarding.status import TunnelStatus, describe_traffic, describe_way
 
 _DOTS = {"ready": "#2b8a3e", "failed": "#c92a2a", "closed": "#868e96", "new": "#868e96"}
 

@@ -16,7 +16,7 @@ from bokeh_ssh._core.errors import TunnelClosedError
 from bokeh_ssh._core.events import Event, ignore
 from bokeh_ssh._core.fork import in_child
 from bokeh_ssh._core.host import Host
-from bokeh_ssh._core.status import StateName, TunnelStatus
+from bokeh_ssh._forwarding.status import StateName, TunnelStatus
 from bokeh_ssh._ssh.auth.prompt_cache import PromptCache
 from bokeh_ssh._tunnels.child_process import ChildSession, is_possible
 from bokeh_ssh._tunnels.lifecycle import Lifecycle, Opening, Session, State, TunnelInfo

@@ -16,6 +16,7 @@ from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.events import OnEvent
 from bokeh_ssh._core.host import LOGIN_KEYWORDS, Host, Login, as_host
 from bokeh_ssh._core.keywords import StrPath, convert_keywords
+from bokeh_ssh._core.settings import setting
 from bokeh_ssh._jobs.batch import Batch, as_batch
 from bokeh_ssh._server.options import BOKEH_PORT, LOOPBACK, ServerOptions
 
@@ -50,8 +51,8 @@ class DirectOptions(Login, ServerOptions):
             msg = "resubmit is for a batch job"
             raise UsageError(msg, hint="give batch, or leave out resubmit")
         if self.queue_timeout is not None and self.batch is None and self.job is None:
-            msg = "queue_timeout is for a batch job"
-            raise UsageError(msg, hint="give batch, or leave out queue_timeout")
+            msg = f"{setting('queue_timeout')} is for a batch job"
+            raise UsageError(msg, hint=f"give batch, or leave out {setting('queue_timeout')}")
         for name, given in (("server", self.server), ("launch", self.launch is False), ("job", self.job)):
             if given and self.batch is not None:
                 msg = f"batch starts a server in a new job, but {name} was given"

@@ -15,6 +15,7 @@ from bokeh_ssh._core.endpoint import as_name, format_endpoint, nearby
 from bokeh_ssh._core.errors import ForwardError, ServerNotFoundError, UsageError
 from bokeh_ssh._core.events import Attached, OnEvent, Ready
 from bokeh_ssh._core.host import Host
+from bokeh_ssh._core.settings import setting
 from bokeh_ssh._server.launch_spec import Launch
 from bokeh_ssh._server.local_runner import ShellRunner
 from bokeh_ssh._server.server import Server
@@ -193,7 +194,7 @@ class PublicationParts(RemoteForwardParts):
         except OSError as exc:
             where = format_endpoint(target) if isinstance(target, str) else f"port {target[1]}"
             msg = f"nothing answers on {where} ({exc.strerror or exc})"
-            hint = "name an app to start, start the server first, or give its local_port"
+            hint = f"name an app to start, start the server first, or give its {setting('local_port')}"
             raise ServerNotFoundError(msg, host=host, hint=hint) from exc
         if not isinstance(target, str):
             self._session.life.emit(Attached(host=host, port=target[1]))

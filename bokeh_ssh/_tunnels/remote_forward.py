@@ -21,6 +21,7 @@ from bokeh_ssh._core.endpoint import (
 from bokeh_ssh._core.errors import BokehSSHError, ConnectionLostError, GatewayExposedError, PortInUseError
 from bokeh_ssh._core.events import Ready
 from bokeh_ssh._core.host import Host, check_host, check_port
+from bokeh_ssh._core.settings import setting
 from bokeh_ssh._forwarding.listener_probe import ListenerProbe
 from bokeh_ssh._forwarding.local_sockets import check_here
 from bokeh_ssh._forwarding.published_sockets import named_socket
@@ -155,7 +156,7 @@ def listening(
         if not again:
             raise
         msg = f"port {where[1]} is not free yet: it is held for the line that was lost, or somebody took it"
-        raise ConnectionLostError(msg, host=connection.name, hint=exc.hint) from exc
+        raise ConnectionLostError(msg, host=connection.name, hint=exc.sentences[1]) from exc
     try:
         try:
             _check_reach(connection, proof, str(bound[0]), int(bound[1]), again=again)
@@ -180,7 +181,7 @@ def _check_reach(
     if proof.reaches((here, port)) is not False:
         return
     msg = f"port {port} is taken there: what connects to it does not come here, though the server says so"
-    hint = "choose another remote_port, or 0 for any free one"
+    hint = f"choose another {setting('remote_port')}, or 0 for any free one"
     if again:
         raise ConnectionLostError(msg, host=connection.name, hint=hint)
     raise PortInUseError(msg, host=connection.name, hint=hint, port=port, side="remote")
@@ -189,7 +190,10 @@ def _check_reach(
 def _check_exposed(connection: Connection, proof: ListenerProbe, port: int) -> None:
     if is_exposed(proof, port):
         msg = f"it would open port {port} to its whole network (GatewayPorts yes)"
-        hint = "ask the administrator for GatewayPorts clientspecified, or allow it with allow_exposed=True"
+        hint = (
+            "ask the administrator for GatewayPorts clientspecified, "
+            f"or allow it with {setting('allow_exposed=True')}"
+        )
         raise GatewayExposedError(msg, host=connection.name, hint=hint)
 
 

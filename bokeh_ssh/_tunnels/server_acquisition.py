@@ -18,6 +18,7 @@ from bokeh_ssh._core.errors import (
     ServerNotFoundError,
 )
 from bokeh_ssh._core.events import Attached
+from bokeh_ssh._core.settings import setting
 from bokeh_ssh._forwarding.port_ownership import PortOwnershipMonitor, monitor_port
 from bokeh_ssh._server.file_sync import FileSync
 from bokeh_ssh._server.options import ANY, BOKEH_PORT, LOOPBACK, ServerOptions
@@ -141,7 +142,10 @@ class ServerAcquisition:
         found = self.attach_to(connection, port)
         if found is None and self._options.launch is False:
             msg = f"nothing answers on port {port}"
-            hint = "start a Bokeh server there, give its remote_port, or let launch=True start one"
+            hint = (
+                f"start a Bokeh server there, give its {setting('remote_port')}, "
+                f"or let {setting('launch=True')} start one"
+            )
             raise ServerNotFoundError(msg, host=connection.name, hint=hint)
         if found is None and before:  # it will be back, and another one would not be it
             msg = f"nothing answers on port {port} any more"
@@ -167,7 +171,7 @@ class ServerAcquisition:
             if probe is None or (options.launch is None and not options.remote_port):
                 return None
             msg = f"port {port} is taken by something that is not a Bokeh server"
-            hint = "choose another remote_port, or leave it out for any free one"
+            hint = f"choose another {setting('remote_port')}, or leave it out for any free one"
             raise PortInUseError(msg, host=connection.name, hint=hint, port=port, side="remote")
         endpoint = ("localhost", port)  # it may listen on ::1 alone
         route = "" if self.found else find_route(connection, endpoint, timeout=timeout, tls=probe.tls)

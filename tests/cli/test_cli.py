@@ -7,6 +7,7 @@ import dataclasses
 import http.server
 import inspect
 import os
+import pickle
 import secrets
 import signal
 import socket
@@ -25,6 +26,7 @@ import bokeh_ssh
 from beds import Knobs, Machine, free_port, until
 from bokeh_ssh._cli import options as flagtable
 from bokeh_ssh._cli.app import main
+from bokeh_ssh._core.settings import as_toml, setting
 from bokeh_ssh._tunnels.publication import Publication
 from cable import Cable
 from programs import CLI, ESCAPES, OnTerminal, Program, login, unkeyed
@@ -300,15 +302,37 @@ def test_forward_is_written_as_in_ssh(spec: str, parts: tuple[object, ...]) -> N
     assert parse_forward(spec) == parts
 
 
-def test_no_flag_stays_a_keyword_in_errors() -> None:
-    """Next steps name the flags that people can type, and leave ordinary words alone."""
-    said = flagtable.in_flags(
-        'use host_keys="ask", allow_foreign=True, launch=False, jump=() or a longer timeout'
+def test_settings_are_worded_for_who_reads_them() -> None:
+    """One error, in three words: Python's keywords, flags, and a project's file; the setting is data."""
+    error = bokeh_ssh.UsageError(
+        f"{setting('launch=False')} finds nothing",
+        hint=f"use {setting('host_keys=ask')}, {setting('jump=()')} or a longer {setting('timeout')}; launch",
     )
-    assert said == "use --host-keys ask, --allow-foreign, --attach, --jump none or a longer timeout"
-    assert flagtable.in_flags("no known_hosts file has it; launch_timeout") == (
-        "no known_hosts file has it; --launch-timeout"
+    assert error.setting == "launch"
+    assert str(error) == (
+        'launch=False finds nothing; use host_keys="ask", jump=() or a longer timeout; launch'
     )
+    assert error.in_words(flagtable.as_flag) == (
+        "--attach finds nothing",
+        "use --host-keys ask, --jump none or a longer --timeout; launch",
+    )
+    assert error.in_words(as_toml)[0] == "launch = false finds nothing"
+    copied = pickle.loads(pickle.dumps(error))
+    assert (copied.setting, str(copied)) == (error.setting, str(error))
+    assert copied.in_words(flagtable.as_flag) == error.in_words(flagtable.as_flag)
+    assert bokeh_ssh.UsageError("launch=True was said by another machine").setting is None
+
+
+def test_project_is_told_in_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot work is worded as the project's file has it, and as a flag where it was typed."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bokeh-ssh.toml").write_text('host = "h"\nlaunch = false\napp = "app.py"\n')
+    with Program("up") as program:
+        assert program.end() == 2
+    assert "launch = false attaches" in program.stderr
+    with Program("direct", "h", "app.py", "--attach") as program:
+        assert program.end() == 2
+    assert "--attach attaches" in program.stderr
 
 
 # What it does.

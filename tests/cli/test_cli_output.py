@@ -91,7 +91,8 @@ def test_json_has_errors_too(words: list[str], type_: str, stage: str, code: int
     error = objects(program.stdout)[-1]
     assert error["event"] == "error"
     assert (error["type"], error["stage"], error["exit_code"]) == (type_, stage, code)
-    assert set(error) == {"event", "time", "type", "stage", "host", "message", "hint", "log", "exit_code"}
+    fields = {"type", "stage", "host", "setting", "message", "hint", "log", "exit_code"}
+    assert set(error) == {"event", "time"} | fields
     assert program.stderr == ""
 
 
@@ -294,3 +295,29 @@ def test_batch_job_in_words() -> None:
     later = describe(JobWaiting(host="h", job="123", estimated_start=today + 3 * 86400))
     assert later
     assert "14:05" not in later.text.partition("start ")[2][:5], "another day is named before the time"
+
+
+def test_traceback_of_a_server_keeps_its_indentation(capsys: pytest.CaptureFixture[str]) -> None:
+    """The lines of a server under an error are indented as they were, so that a traceback can be read."""
+    log = ("Traceback (most recent call last):", '  File "app.py", line 1', "    x = 1 + 2\x1b[2J")
+    Display().error(LaunchError("it ended", log=log), 1)
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[1:] == [
+        "  | Traceback (most recent call last):",
+        '  |   File "app.py", line 1',
+        "  |     x = 1 + 2[2J",
+    ]
+
+
+def test_hints_break_between_words() -> None:
+    """On a terminal of 40 columns no word of a hint is cut in two."""
+    with OnTerminal("attach", "nosuch.invalid", "--timeout", "1", env={"COLUMNS": "40"}) as program:
+        assert program.end() == 1, program
+    lines = [line.rstrip() for line in program.screen.splitlines()]
+    hint = [line for line in lines if line.startswith("  ") and line.strip()]
+    assert len(hint) > 1
+    assert (
+        " ".join(line.strip() for line in hint)
+        == "check the spelling and the HostName line of your ssh config"
+    )
+    assert all(len(line) <= 40 for line in hint)

@@ -13,7 +13,7 @@ from typing import Any
 
 from bokeh_ssh._cli.tunnels.control import SUFFIX, ask, ask_to_stop, folders, is_private, supported
 from bokeh_ssh._core.errors import BokehSSHError, ServerNotFoundError, UsageError
-from bokeh_ssh._core.status import HopStatus, TunnelStatus
+from bokeh_ssh._forwarding.status import HopStatus, TunnelStatus
 
 #: Seconds for a tunnel to end.
 _ENDS = 30.0

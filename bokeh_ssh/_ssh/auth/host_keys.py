@@ -26,6 +26,7 @@ from bokeh_ssh._core.errors import (
 from bokeh_ssh._core.events import HostKeyAdded, Question
 from bokeh_ssh._core.patterns import lower
 from bokeh_ssh._ssh.auth import known_hosts, public_keys, revocation_list
+from bokeh_ssh._core.settings import setting
 from bokeh_ssh._ssh.auth.known_hosts import Entry, Verdict
 from bokeh_ssh._ssh.auth.public_keys import PublicKey
 from bokeh_ssh._ssh.config.lookup import HostKeysCommand
@@ -159,7 +160,7 @@ def verify(
     if verdict.status != "unknown" or policy == "strict":
         raise case.refusal(verdict)
     if writable is None:
-        raise case.unknown("and there is no file to remember it in", "give known_hosts= a file")
+        raise case.unknown("and there is no file to remember it in", f"give {setting('known_hosts=')} a file")
     if _NOT_A_NAME.search(name):
         raise case.unknown("and its name cannot stand in a known_hosts file", "give it a HostKeyAlias")
     if policy == "ask":
@@ -217,7 +218,9 @@ class _Case:
         if verdict.status == "unknown" or entry is None:
             more = f"(its certificate is {verdict.problem})" if verdict.problem else ""
             hint = "compare the fingerprint with one from a trusted source, then connect once with "
-            return self.unknown(more, hint + 'host_keys="ask" or host_keys="accept-new"')
+            return self.unknown(
+                more, hint + (f"{setting('host_keys=ask')} or {setting('host_keys=accept-new')}")
+            )
         if verdict.status == "revoked":
             who = "host key" if entry.key.blob == self.key.blob else "certificate's CA"
             msg = f"its {who} {entry.key.fingerprint} is marked @revoked in {entry}"
@@ -255,7 +258,7 @@ def _confirm(case: _Case, verdict: Verdict, ask: Callable[[Question], str | None
     :raises UnknownHostKeyError: if nobody can be asked, or the answer is no
     """
     if ask is None:
-        hint = 'give prompt=, or host_keys="accept-new" after comparing the fingerprint'
+        hint = f"give prompt=, or {setting('host_keys=accept-new')} after comparing the fingerprint"
         raise case.unknown("and nobody can be asked about it", hint)
     print_of = case.key.fingerprint
     where = f"{case.listed} ({case.address})" if case.address else case.listed
@@ -312,7 +315,9 @@ def _remember(case: _Case, writable: str) -> HostKeyAdded | None:
             _append(file, f"{name} {key}\n".encode())
     except (OSError, RuntimeError) as exc:  # RuntimeError: there is no home for "~"
         more = f"and it cannot be remembered in {path} ({getattr(exc, 'strerror', None) or exc})"
-        raise case.unknown(more, "make the file writable, or give known_hosts= another one") from exc
+        raise case.unknown(
+            more, (f"make the file writable, or give {setting('known_hosts=')} another one")
+        ) from exc
     return HostKeyAdded(
         host=case.host, key_type=case.key.kind, fingerprint=case.key.fingerprint, path=str(path)
     )

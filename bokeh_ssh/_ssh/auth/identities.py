@@ -18,6 +18,7 @@ from paramiko.agent import AgentKey as ParamikoAgentKey
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.events import Question
 from bokeh_ssh._core.host import Host
+from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.text import clean, expand
 from bokeh_ssh._ssh.auth import public_keys
 from bokeh_ssh._ssh.auth.agent import Agent, AgentError, AgentKey
@@ -149,7 +150,9 @@ def check_keys(host: Host) -> None:
     key = host.pkey
     if key is not None and not isinstance(key, paramiko.PKey):
         msg = f"pkey is a {type(key).__name__}, not a paramiko.PKey"
-        raise UsageError(msg, host=name, hint="load one with paramiko.PKey.from_path, or give key_filename")
+        raise UsageError(
+            msg, host=name, hint=(f"load one with paramiko.PKey.from_path, or give {setting('key_filename')}")
+        )
     if key is not None and not isinstance(key, ParamikoAgentKey) and not key.can_sign():
         msg = "pkey is a public key: it cannot sign"
         raise UsageError(msg, host=name, hint="give the private key")
@@ -165,7 +168,7 @@ def _check_file(path: Path, name: str) -> None:
         if isinstance(exc, FileNotFoundError) and beside(path, ".pub").exists():
             return  # the agent may hold its private half
         msg = f"key file {clean(str(path), 300)} cannot be read ({getattr(exc, 'strerror', exc)})"
-        raise UsageError(msg, host=name, hint="check key_filename") from exc
+        raise UsageError(msg, host=name, hint=f"check {setting('key_filename')}") from exc
     if foreign := other_format(text, shlex.quote(str(path))):
         msg = f"key file {path} cannot be used: {foreign}"
         raise UsageError(msg, host=name, hint="name the new file")

@@ -24,6 +24,7 @@ from bokeh_ssh._core.errors import (
 )
 from bokeh_ssh._core.events import Question
 from bokeh_ssh._core.host import Host
+from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.text import clean
 from bokeh_ssh._ssh.algorithms import signatures
 from bokeh_ssh._ssh.auth import kerberos
@@ -459,7 +460,10 @@ class _Login:
 
     def _error(self, kind: type[AuthenticationError], text: str, hint: str) -> AuthenticationError:
         if _NO_JOB.search(self.userauth.said):
-            hint = "only who has a job on that node may log in: start one with batch= on the login node"
+            hint = (
+                "only who has a job on that node may log in: start "
+                f"one with {setting('batch=')} on the login node"
+            )
         message = self._with_notes(text)
         tried = tuple(self.tried)
         return kind(message, host=self.name, hint=hint or None, tried=tried, allowed=self.allowed)
@@ -519,7 +523,9 @@ class _Login:
             text = (
                 f"login as {self.userauth.user} was refused: too many keys ({', '.join(self.tried)}): {why}"
             )
-            hint = "name the right one with key_filename=, or by IdentityFile and IdentitiesOnly"
+            hint = (
+                f"name the right one with {setting('key_filename=')}, or by IdentityFile and IdentitiesOnly"
+            )
             return self._error(TooManyKeysError, text, hint)
         tried = f" (tried {', '.join(self.tried)})" if self.tried else ""
         if self.tried and hung_up:
@@ -548,7 +554,7 @@ def _asks_password(questions: Sequence[tuple[str, bool]]) -> bool:
 def _advice(allowed: Sequence[str]) -> str:
     ways = []
     if "gssapi-with-mic" in allowed:
-        ways.append("a Kerberos ticket (kinit, gss_auth=True)")
+        ways.append(f"a Kerberos ticket (kinit, {setting('gss_auth=True')})")
     if "publickey" in allowed:
         ways.append("that the key is in the account's authorized_keys there")
     if "password" in allowed or "keyboard-interactive" in allowed:

@@ -25,6 +25,7 @@ from bokeh_ssh._core.errors import BokehSSHError, ConfigError, UsageError
 from bokeh_ssh._core.host import Target, format_target, parse_target
 from bokeh_ssh._core.patterns import lower
 from bokeh_ssh._core.text import clean
+from bokeh_ssh._core.settings import setting
 from bokeh_ssh._ssh.config import keywords, syntax
 from bokeh_ssh._ssh.config.canonical import Rules
 from bokeh_ssh._ssh.config.keywords import Jump, Keyword, Setting
@@ -212,7 +213,10 @@ def load(
             changes = True
         if changes:
             what = f"Match {criterion} is not supported, and decides whether the lines below it count"
-            hint = f"write Match !originalhost {alias} before {criterion}, or give ssh_config= another file"
+            hint = (
+                f"write Match !originalhost {alias} before {criterion}, "
+                f"or give {setting('ssh_config=')} another file"
+            )
             raise lookup.error(where, what, hint)
     return config
 
@@ -233,7 +237,7 @@ def _files(
         return
     if not exists:
         msg = f"there is no ssh config {wanted or os.fspath(path)}"
-        raise ConfigError(msg, host=alias, hint="check ssh_config=, or give None to read none")
+        raise ConfigError(msg, host=alias, hint=f"check {setting('ssh_config=')}, or give None to read none")
     yield str(wanted), True, False
 
 

@@ -1,0 +1,61 @@
+"""Settings that sentences name: Python words them as keywords, the command line as flags, a project as TOML.
+
+A sentence is made with :func:`setting` where it names one. So whoever shows it has the name as data, and no
+pattern guesses at words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+#: What marks one in a sentence: characters for private use. A text of others that has them is worded too, at
+#: worst: nothing is done with what it names.
+_BEGIN, _END = "\ue000", "\ue001"
+_MARKED = re.compile(f"{_BEGIN}([a-z_]+)(?:=([^{_END}]*))?{_END}")
+
+#: Words a setting: its name; its value, empty where only the name with "=" is meant, None without that.
+Wording = Callable[[str, "str | None"], str]
+
+
+def setting(words: str) -> str:
+    """Mark a setting in a sentence: ``name``, ``name=`` or ``name=value``; texts stand without quotes."""
+    return f"{_BEGIN}{words}{_END}"
+
+
+def as_keyword(name: str, value: str | None) -> str:
+    """Word it as in Python.
+
+    >>> as_keyword("launch", "True"), as_keyword("reverse", "relay"), as_keyword("jump", "")
+    ('launch=True', 'reverse="relay"', 'jump=')
+    """
+    if value is None:
+        return name
+    plain = value in ("", "True", "False", "None", "()")
+    return f"{name}={value}" if plain else f'{name}="{value}"'
+
+
+def as_toml(name: str, value: str | None) -> str:
+    """Word it as in a project's file.
+
+    >>> as_toml("launch", "True"), as_toml("reverse", "relay"), as_toml("jump", "")
+    ('launch = true', 'reverse = "relay"', 'jump')
+    """
+    if not value:
+        return name
+    return f"{name} = {value.lower()}" if value in ("True", "False") else f'{name} = "{value}"'
+
+
+def word(text: str, wording: Wording) -> str:
+    """Return a sentence in which all settings are worded so.
+
+    >>> word(f"start one with {setting('launch=True')}", as_toml)
+    'start one with launch = true'
+    """
+    return _MARKED.sub(lambda found: wording(found[1], found[2]), text)
+
+
+def first_setting(*texts: str) -> str | None:
+    """Return the name of the first setting that is named in these."""
+    found = _MARKED.search("\n".join(texts))
+    return found[1] if found else None
