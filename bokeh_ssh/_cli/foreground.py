@@ -117,6 +117,8 @@ class Foreground:
             except BokehSSHError as exc:
                 return FAILED if self._streams.fault else self.fail(exc)
             finally:
+                if self._leave and not stood:
+                    self._leave.give_up()
                 self._streams.on_fault = _nothing
                 self._let_out()
         return 0

@@ -106,7 +106,8 @@ class LocalSession:
         """Open all of it; return that it is ready."""
         self._parts.open_local()
         ready, _ = self._parts.connect_all()
-        log.info("%s", ready)
+        # Without the id of a session, which opens the app for whoever reads the log.
+        log.info("%s", dataclasses.replace(ready, url=ready.url.partition("?")[0]))
         return ready
 
     def connect(

@@ -321,3 +321,15 @@ def test_hints_break_between_words() -> None:
         == "check the spelling and the HostName line of your ssh config"
     )
     assert all(len(line) <= 40 for line in hint)
+
+
+def test_verbose_logs_what_happens(machine: Machine) -> None:
+    """With ``-v`` each event is logged with its time, without any it is not."""
+    for flags, logged in ((("-v",), True), ((), False)):
+        words = ("forward", machine.host, "--remote-port", str(machine.port), *login(machine), *flags)
+        with Program(*words) as program:
+            program.address()
+            program.interrupt()
+            assert program.end() == 0, program
+        assert ("bokeh_ssh: Authenticated(" in program.stderr) is logged
+        assert ("bokeh_ssh: Ready(" in program.stderr) is logged

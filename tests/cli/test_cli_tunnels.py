@@ -110,6 +110,7 @@ def test_background_that_fails_says_so(machine: Machine) -> None:
     done = run("forward", machine.host, "-f", "--remote-port", "1", *unkeyed(machine), code=1)
     assert "bokeh-ssh: " in done.stderr
     assert find_tunnels() == []
+    assert not list(Path("~/.local/state/bokeh-ssh").expanduser().iterdir())
 
 
 def test_interrupt_before_it_is_open_ends_it(machine: Machine) -> None:

@@ -52,6 +52,11 @@ class Leave:
             os.write(self._told, b"!")
         os.close(self._told)
 
+    def give_up(self) -> None:
+        """Leave no log behind, where nothing was opened."""
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+
 
 class LogFile(io.TextIOBase):
     """A log that only this account may read, with the time of each line, of a bounded length.

@@ -127,7 +127,8 @@ def choose(tunnels: Sequence[HeldTunnel], name: str | None) -> HeldTunnel:
         return meant[0]
     if not meant:
         msg = f"no tunnel of this machine is named {name}" if name else "no tunnel is open on this machine"
-        raise ServerNotFoundError(msg, hint="bokeh-ssh ls shows which there are")
+        hint = "bokeh-ssh ls shows which there are" if tunnels else "bokeh-ssh HOST APP opens one"
+        raise ServerNotFoundError(msg, hint=hint)
     some = ", ".join(f"{each.pid} ({' '.join(each.addresses) or each.host})" for each in meant[:5])
     msg = f"there is more than one: {some}"
     raise UsageError(msg, hint="name its process id or its port")
