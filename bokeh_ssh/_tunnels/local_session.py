@@ -26,6 +26,7 @@ from bokeh_ssh._core.events import (
 )
 from bokeh_ssh._core.host import Host
 from bokeh_ssh._core.network_changes import NetworkWatch
+from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.waiting import wanted
 from bokeh_ssh._forwarding.status import HopStatus, StateName, TunnelStatus
 from bokeh_ssh._server.server import Server
@@ -272,7 +273,7 @@ class LocalSession:
             self.lose(error, event)
         elif isinstance(event, ServerTaken):
             msg = "another client has taken the server over"
-            hint = "start one of your own with launch=True"
+            hint = f"start one of your own with {setting('launch=True')}"
             self.lose(ServerTakenError(msg, host=event.host, hint=hint), event)
         else:
             self.life.emit(event)
