@@ -517,7 +517,7 @@ def cache(
     verbose: Verbose = 0,
     **keywords: Any,
 ) -> None:
-    """Show where the files of BokehJS are that are kept on this machine, how many, and how large they are."""
+    """Show where static files of servers are kept on this machine, how many, and how large they are."""
     take_no_args(context)
 
     def look(foreground: Foreground) -> None:

@@ -1,4 +1,4 @@
-"""What ``bokeh-ssh cache`` does: the files of BokehJS that are kept on this machine."""
+"""What ``bokeh-ssh cache`` does: the static files that are kept on this machine."""
 
 from __future__ import annotations
 

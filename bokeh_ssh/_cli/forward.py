@@ -7,7 +7,7 @@ from typing import Any
 from bokeh_ssh._cli.options import FORWARD
 from bokeh_ssh._core.endpoint import Endpoint
 from bokeh_ssh._core.errors import UsageError
-from bokeh_ssh._core.forward_spec import Listen, parse_forward
+from bokeh_ssh._core.forward_spec import Listen, parse_forward, split_http
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._tunnels.local_forward import LocalForward
 from bokeh_ssh._tunnels.remote_forward import RemoteForward
@@ -24,7 +24,8 @@ def make_forward(
     :raises UsageError: if it was asked for in two ways, or in none
     """
     ways = [name for name, spec in (("-L", local), ("-R", remote)) if spec is not None]
-    ways += [setting(name) for name in sorted({flag.keyword for flag in FORWARD} & set(keywords))]
+    beside = {"http", "cache"} if remote is None else set()  # go with -L
+    ways += [setting(name) for name in sorted(({flag.keyword for flag in FORWARD} - beside) & set(keywords))]
     if not ways:
         msg = "it is not said what to forward"
         raise UsageError(
@@ -41,7 +42,8 @@ def make_forward(
             host, allow_exposed=allow_exposed, **_named(listen, target, "remote", "local"), **keywords
         )
     if local is not None:
-        keywords |= _named(*parse_forward(local), "local", "remote")
+        spec, http = split_http(local)
+        keywords |= _named(*parse_forward(spec), "local", "remote") | ({"http": True} if http else {})
     return LocalForward(host, **keywords)
 
 

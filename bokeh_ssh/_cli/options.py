@@ -434,7 +434,7 @@ _ALLOW_OTHERS = Flag(
 _CACHE = Flag(
     "cache",
     "",
-    "Keep no files of BokehJS on this machine, and use none that are kept (see bokeh-ssh cache).",
+    "Keep no static files on this machine, and use none that are kept (see bokeh-ssh cache).",
     name="--no-cache",
     convert=_no,
 )
@@ -451,8 +451,8 @@ TUNNEL = (
         ),
         Flag(
             "forwards",
-            "[BIND:]PORT:HOST:HOSTPORT",
-            "Another port to forward, as for ssh -L; repeat.",
+            "[BIND:]PORT:HOST:HOSTPORT[/http]",
+            "Another port to forward, as for ssh -L; /http if a web server is there; repeat.",
             also="--forward -L",
         ),
     ),
@@ -650,6 +650,12 @@ FORWARD = under(
         "that close too soon to see whose they are (default: let these in).",
         name="--allow-others/--no-allow-others",
     ),
+    Flag(
+        "http",
+        "",
+        "A web server is there: refuse requests of other sites' pages, keep static files on this machine.",
+    ),
+    _CACHE,
 )
 
 #: What ``forward -R`` takes besides.

@@ -14,7 +14,7 @@ from typing import Any, get_args
 from bokeh_ssh._cli.user_config import GUARDS
 from bokeh_ssh._core.endpoint import check_name
 from bokeh_ssh._core.errors import UsageError
-from bokeh_ssh._core.forward_spec import parse_forward
+from bokeh_ssh._core.forward_spec import parse_forward, split_http
 from bokeh_ssh._core.host import check_port, check_user, parse_target
 from bokeh_ssh._core.settings import as_toml
 from bokeh_ssh._server.launch_spec import Launch, is_option, is_plain, own_options, split
@@ -138,7 +138,7 @@ def _check_origin(origin: str) -> None:
 
 
 def _check_forward(spec: str) -> None:
-    listen, _ = parse_forward(spec)
+    listen, _ = parse_forward(split_http(spec)[0])
     if isinstance(listen, str):
         why = f"may listen on ports alone, and not on the socket {listen!r} of this machine"
         raise _Refused(why, "write a port in its place, or forward it on the command line")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from bokeh_ssh._core.endpoint import Endpoint
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.host import parse_port
@@ -9,6 +11,37 @@ from bokeh_ssh._core.host import parse_port
 #: Where it listens: an address (None is loopback, "" or "*" all) and a port, or the path of a socket.
 Listen = tuple[str | None, int] | str
 _SHAPES = "[BIND:]PORT:HOST:HOSTPORT, PORT:/SOCKET, /SOCKET:HOST:HOSTPORT or /SOCKET:/SOCKET"
+
+
+#: Says that what answers there is a web server; no port is written so.
+_HTTP = re.compile(r"(?P<spec>.*:[0-9]+)/http", re.DOTALL)
+
+
+def split_http(spec: str) -> tuple[str, bool]:
+    """Take off a forward what says that it is one to a web server, and return whether that was said.
+
+    >>> split_http("8888:localhost:8888/http")
+    ('8888:localhost:8888', True)
+    >>> split_http("8888:/run/http")
+    ('8888:/run/http', False)
+    """
+    found = _HTTP.fullmatch(spec)
+    return (found["spec"], True) if found else (spec, False)
+
+
+def check_http(listen: Listen) -> None:
+    """Check that what leads to a web server listens on loopback only: each request has to name this machine.
+
+    :raises UsageError: if it does not
+    """
+    if isinstance(listen, str) or not is_loopback(listen[0]):
+        msg = "a forward to a web server listens on a loopback port only"
+        raise UsageError(msg, hint="leave out http, or the address or socket to listen on")
+
+
+def is_loopback(address: str | None) -> bool:
+    """Return whether an address to listen on is one of loopback, as far as its text says."""
+    return address in (None, "localhost", "::1") or (address or "").startswith("127.")
 
 
 def parse_forward(spec: str) -> tuple[Listen, Endpoint]:

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from bokeh_ssh._forwarding.http_requests import MOST, Opened, RequestRefusedError
 from bokeh_ssh._forwarding.http_responses import Answers
 from bokeh_ssh._forwarding.request_filter import refusal
-from bokeh_ssh._forwarding.static_cache import Content, StaticCache
-from bokeh_ssh._forwarding.static_requests import StaticRequest, write_static_head
+from bokeh_ssh._forwarding.site_cache import SiteCache
+from bokeh_ssh._forwarding.static_requests import StaticRequest
 from bokeh_ssh._ssh.relay import Loop, RelayChannel, SocketRelay, finish
 
 log = logging.getLogger("bokeh_ssh.forward")
@@ -43,7 +43,7 @@ class FilteredRelay(SocketRelay):
         channel: RelayChannel,
         on_end: Callable[[bool], None] | None,
         opened: Opened,
-        cache: StaticCache | None = None,
+        cache: SiteCache | None = None,
         again: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(io_loop, sock, channel, on_end)
@@ -125,16 +125,16 @@ class FilteredRelay(SocketRelay):
     def _look_up(self, request: StaticRequest) -> None:
         assert self._cache
         self._looking = True
-        self._cache.look_up(self._io_loop, request.file, lambda content: self._on_found(request, content))
+        self._cache.look_up(self._io_loop, request, self._on_found)
 
-    def _on_found(self, request: StaticRequest, content: Content | None) -> None:
+    def _on_found(self, answer: list[memoryview] | None) -> None:
         self._looking = False
         if self._done or self._closed:
             return
         try:
-            if content is not None and self._is_idle():
+            if answer is not None and self._is_idle():
                 self._inspector.drop_static()
-                self._answer(request, content)
+                self._answer(answer)
                 self._go_on(self._inspector.feed(b""))
             else:
                 self._go_on(self._inspector.pass_static())
@@ -142,9 +142,8 @@ class FilteredRelay(SocketRelay):
             self._refuse(str(exc))
         self._update()
 
-    def _answer(self, request: StaticRequest, content: Content) -> None:
+    def _answer(self, parts: list[memoryview]) -> None:
         """Answer from here, behind other answers from here."""
-        parts = answer_static(request, content)
         with self._lock:
             self._backlog.extend(parts)
             self._own += sum(map(len, parts))
@@ -226,12 +225,6 @@ class FilteredRelay(SocketRelay):
         if switched is not None:
             self._switched = switched
             self._io_loop.post(self._answered)
-
-
-def answer_static(request: StaticRequest, content: Content) -> list[memoryview]:
-    """Return the parts of an answer with a static file."""
-    parts = [memoryview(write_static_head(request, len(content)))]
-    return parts if request.known else [*parts, memoryview(content)]
 
 
 def turn_away(sock: socket.socket, reason: str) -> None:

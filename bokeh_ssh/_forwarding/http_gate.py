@@ -14,9 +14,9 @@ import threading
 import time
 from collections.abc import Callable
 
-from bokeh_ssh._forwarding.filtered_relay import answer_static, turn_away
+from bokeh_ssh._forwarding.filtered_relay import turn_away
 from bokeh_ssh._forwarding.http_requests import Inspector, Opened, RequestRefusedError
-from bokeh_ssh._forwarding.static_cache import Content, StaticCache
+from bokeh_ssh._forwarding.site_cache import SiteCache
 from bokeh_ssh._ssh.io_loop import IOLoop
 from bokeh_ssh._ssh.relay import finish, reset
 from bokeh_ssh._ssh.tcp import no_delay
@@ -55,7 +55,7 @@ class HttpGate:
         accept: Accept,
         late: Callable[[socket.socket, tuple[str, int]], None],
         full: Callable[[bool], object] = lambda full: None,
-        cache: StaticCache | None = None,
+        cache: SiteCache | None = None,
     ) -> None:
         self._io_loop = io_loop
         self._inspect = inspect
@@ -152,14 +152,14 @@ class HttpGate:
         self._watch(sock, waiting, 0)
         waiting.begun = waiting.answered = waiting.looking = True
 
-        def found(content: Content | None) -> None:
+        def found(answer: list[memoryview] | None) -> None:
             with self._lock:
                 if self._waiting.get(sock) is not waiting:
                     return
                 waiting.looking = False
-                if content is not None:
+                if answer is not None:
                     waiting.inspector.drop_static()
-                    waiting.inspector.unsent = answer_static(request, content)
+                    waiting.inspector.unsent = answer
                     no_delay(sock)
                     self._send(sock, waiting)
                     return
@@ -173,7 +173,7 @@ class HttpGate:
             else:
                 self._accept(sock, waiting.origin, Opened(waiting.inspector, passed))
 
-        self._cache.look_up(self._io_loop, request.file, found)
+        self._cache.look_up(self._io_loop, request, found)
 
     def _send(self, sock: socket.socket, waiting: _Waiting) -> None:
         """Send what is left of an answer from here; with the lock."""

@@ -142,7 +142,7 @@ class Inspector:
         """
         passed = b""
         while self.static:
-            self._passing.append(Due("GET", asks=False, static=self.static.file))
+            self._passing.append(Due("GET", asks=False, static=self.static))
             passed += self._take_static()
             passed += self._release()
         return passed
@@ -296,7 +296,7 @@ def _read(head: bytes) -> _Head:
     method, target = request.method.decode("ascii"), request.target.decode("ascii")
     version = request.http_version.decode("ascii")
     lasts = version == "1.1" and values.get("connection", "keep-alive").strip().lower() == "keep-alive"
-    static = read_static_request(method, target, headers) if lasts else None
+    static = read_static_request(method, target, headers, head) if lasts else None
     return _Head(Due(method, asks), target, headers, length, chunked, lasts, static)
 
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Literal, NamedTuple, Protocol
 
-from bokeh_ssh._forwarding.static_requests import StaticFile, find_length_to_keep
+from bokeh_ssh._forwarding.static_requests import StaticRequest
 
 #: Bytes of an answer's head, or of a line between chunks.
 _MOST = 64 * 1024
@@ -38,12 +38,12 @@ class Due(NamedTuple):
 
     :ivar method: empty for the beginning of TLS
     :ivar asks: for a WebSocket, or TLS
-    :ivar static: a file whose content is kept, if it is answered with that
+    :ivar static: for a file that may be kept, see :class:`StaticRequest`
     """
 
     method: str
     asks: bool
-    static: StaticFile | None = None
+    static: StaticRequest | None = None
 
 
 class Sink(Protocol):
@@ -54,17 +54,20 @@ class Sink(Protocol):
     def discard(self) -> None: ...
 
 
+Record = Callable[[StaticRequest, bytes], "Sink | None"]
+
+
 class Answers:
     """Reads what a server says.
 
     :param due: what it was asked, in order; an answer takes its request out
-    :param record: begins to keep a file
+    :param record: begins to keep the file of a request, if the head of the answer is one to keep
     :ivar last: whether the server says that it answers nothing more
     :ivar free: whether it has said yes, and what follows is no HTTP
     :ivar lost: whether nothing more is known: that, or an answer that ends with the connection, or none
     """
 
-    def __init__(self, due: deque[Due], record: Callable[[StaticFile], Sink] | None = None) -> None:
+    def __init__(self, due: deque[Due], record: Record | None = None) -> None:
         self._due = due
         self._record = record
         self._sink: Sink | None = None
@@ -146,8 +149,8 @@ class Answers:
         elif length:
             self._left = int(length[1])
             record = self._record
-            if static and record and find_length_to_keep(head):
-                self._sink = record(static)
+            if static and record:
+                self._sink = record(static, head)
                 if self._record is None:  # it was stopped meanwhile
                     self.stop()
         else:

@@ -21,6 +21,8 @@ from bokeh_ssh._forwarding.http_requests import MOST, Inspector, Opened
 from bokeh_ssh._forwarding.listener import Accept, address_of, make_forwarder, pause
 from bokeh_ssh._forwarding.peer_uid import GONE, UNKNOWN, PeerUidCheck
 from bokeh_ssh._forwarding.request_filter import RequestFilter
+from bokeh_ssh._forwarding.revalidator import Revalidator
+from bokeh_ssh._forwarding.site_cache import SiteCache
 from bokeh_ssh._forwarding.spare_channels import SpareChannels
 from bokeh_ssh._forwarding.static_cache import StaticCache
 from bokeh_ssh._ssh.connection import Connection, EarlyChannel
@@ -207,6 +209,7 @@ class LocalAcceptor:
         check: Callable[[Callable[[bool], None]], None] | None = None,
         cache: StaticCache | None = None,
         *,
+        site: str = "",
         ahead: bool = False,
     ) -> Iterator[None]:
         """Lead to ``target`` as seen from the connection's server, while the context lasts.
@@ -214,9 +217,15 @@ class LocalAcceptor:
         :param request_filter: judges each request; None lets all through, HTTP or not
         :param check: has the last word on each, see :meth:`Connection.forward`
         :param cache: answers requests for static files, and keeps those of the server
+        :param site: names the machine, the account and the server there, where what a server says may be kept
+            for it alone; empty keeps nothing that counts for one server only
         :param ahead: whether channels are open for the next connections, see :class:`SpareChannels`
         """
         spare = SpareChannels(connection, target, check) if ahead else None
+        kept = revalidator = None
+        if cache:
+            revalidator = Revalidator(connection.io_loop, SpareChannels(connection, target, check, 1))
+            kept = SiteCache(cache, revalidator, site)
 
         def accept(sock: socket.socket, origin: tuple[str, int], begun: Opened | None = None) -> None:
             again = functools.partial(hold_again, sock, origin, begun)
@@ -226,7 +235,7 @@ class LocalAcceptor:
                 if begun:
                     # On a channel that is open already it goes out at once, onto a line that may be dead.
                     repeat = (lambda: reset(sock) if connection.alive else again()) if unused else None
-                    make = functools.partial(FilteredRelay, opened=begun, cache=cache, again=repeat)
+                    make = functools.partial(FilteredRelay, opened=begun, cache=kept, again=repeat)
                 connection.forward(sock, target, origin, check, make, again, unused)
 
             if spare:
@@ -242,12 +251,12 @@ class LocalAcceptor:
 
         def inspect(sock: socket.socket) -> Inspector:
             assert request_filter
-            return self._begun.pop(sock, None) or Inspector(request_filter, stops=cache is not None)
+            return self._begun.pop(sock, None) or Inspector(request_filter, stops=kept is not None)
 
         gate: HttpGate | None = None
         if request_filter:
             full = functools.partial(pause, self._forwarder)
-            gate = HttpGate(connection.io_loop, inspect, accept, self._route_or_hold, full, cache)
+            gate = HttpGate(connection.io_loop, inspect, accept, self._route_or_hold, full, kept)
         self.route_to(gate.check if gate else accept, alive=lambda: connection.alive)
         try:
             if spare:
@@ -255,8 +264,9 @@ class LocalAcceptor:
             yield
         finally:
             self.hold_connections()
-            if spare:
-                spare.close()
+            for each in (spare, revalidator):
+                if each:
+                    each.close()
             for sock, origin, inspector in gate.release() if gate else ():
                 if inspector.held or inspector.unsent:
                     self._begun[sock] = inspector

@@ -28,12 +28,16 @@ class SpareChannels:
     """A few channels to ``target``, for the next local connections.
 
     :param check: has the last word on each, see :meth:`Connection.forward`
+    :param count: how many there are
     """
 
-    def __init__(self, connection: Connection, target: Endpoint, check: Check | None) -> None:
+    def __init__(
+        self, connection: Connection, target: Endpoint, check: Check | None, count: int = _COUNT
+    ) -> None:
         self._connection = connection
         self._target = target
         self._check = check
+        self._count = count
         self._unused: collections.deque[EarlyChannel] = collections.deque()
         self._asked = 0  # how many have yet to come
         self._waiting: collections.deque[Callable[[EarlyChannel | None], None]] = collections.deque()
@@ -44,7 +48,7 @@ class SpareChannels:
         """Ask for those that are missing; returns at once."""
         with self._lock:
             coming = self._asked - len(self._waiting)
-            missing = 0 if self._over else max(0, _COUNT - len(self._unused) - coming)
+            missing = 0 if self._over else max(0, self._count - len(self._unused) - coming)
             self._asked += missing
         for _ in range(missing):
             self._connection.open_channel(self._target, HERE, self._on_open, self._on_refusal)

@@ -1,4 +1,4 @@
-"""Looks for files of BokehJS in the store, and keeps those that pass, on a thread of its own.
+"""Looks for files in the store, and keeps those that pass, on a thread of its own.
 
 A disk can be slow, full, or a file server that does not answer. Neither the loop's nor the transport's thread
 may wait for it: a look-up has a deadline, and what comes faster than it can be written is not kept.
@@ -12,13 +12,16 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable
+from typing import Generic, TypeVar
 
 from bokeh_ssh._core.fork import in_child
-from bokeh_ssh._forwarding.static_requests import StaticFile, name_static_file
+from bokeh_ssh._forwarding.static_requests import Address, Lasting, StaticFile, name_static_file
 from bokeh_ssh._forwarding.static_store import StaticStore, StaticWriter, StoreError, find_folder
 from bokeh_ssh._ssh.relay import Loop
 
 log = logging.getLogger("bokeh_ssh.forward")
+
+Read = TypeVar("Read")
 
 #: Seconds until a request that the store does not answer goes to the server.
 _PATIENCE = 1.0
@@ -40,7 +43,12 @@ def open_cache(stack: contextlib.ExitStack, tell: Callable[[str], None]) -> Stat
 
 
 class Content(bytearray):
-    """The content of a file, checked; can be referred to weakly, as bytes cannot."""
+    """The content of a file, checked; can be referred to weakly, as bytes cannot.
+
+    :ivar answer: in which it came, where it was kept for its address
+    """
+
+    answer: Lasting | None = None
 
 
 class StaticCache:
@@ -58,9 +66,11 @@ class StaticCache:
         self._writes: collections.deque[Callable[[], None]] = collections.deque()
         self._waiting = 0  # bytes to be written
         #: What is being sent now: many may ask for the same file, and take their time.
-        self._loaded: weakref.WeakValueDictionary[StaticFile, Content] = weakref.WeakValueDictionary()
+        self._loaded: weakref.WeakValueDictionary[StaticFile | Address, Content] = (
+            weakref.WeakValueDictionary()
+        )
         #: What is on its way ahead of the browser's asking, and who waits for it.
-        self._expected: dict[StaticFile, list[Callable[[], None]]] = {}
+        self._expected: dict[StaticFile | Address, list[Callable[[], None]]] = {}
         self._late = 0  # look-ups that nobody waits for any more
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -71,21 +81,28 @@ class StaticCache:
         self._closed = True
         self._thread = None
 
-    def look_up(self, loop: Loop, file: StaticFile, done: Callable[[Content | None], None]) -> None:
+    def look_up(self, loop: Loop, file: StaticFile | Address, done: Callable[[Content | None], None]) -> None:
         """Have ``done`` called on the loop's thread with the content of a file, or None. Loop thread only."""
         with self._change:
             waiting = self._expected.get(file)
             if waiting is not None:
-                wait = _LookUp(lambda _: self.look_up(loop, file, done))
+                wait = _LookUp[Content](lambda _: self.look_up(loop, file, done))
                 waiting.append(lambda: loop.post(lambda: wait.finish(None)))
         if waiting is not None:
             # On its way, it is as fast as the line; only a line that has stalled is not waited for.
             loop.later(_EXPECTED_PATIENCE, lambda: self._settle(file))
             return
+        self._read(loop, lambda: self._load(file), done)
+
+    def find(self, loop: Loop, name: str, done: Callable[[list[str] | None], None]) -> None:
+        """Have ``done`` called likewise with the hashes of the files of that name."""
+        self._read(loop, lambda: self._store.find(name), done)
+
+    def _read(self, loop: Loop, load: Callable[[], Read], done: Callable[[Read | None], None]) -> None:
         look = _LookUp(done)
 
         def read() -> None:
-            content = self._load(file)
+            content = load()
             with self._change:
                 look.read = True
                 if look.late:
@@ -107,18 +124,28 @@ class StaticCache:
         loop.later(_PATIENCE, give_up)
         self._put(self._reads, read)
 
-    def _load(self, file: StaticFile) -> Content | None:
+    def _load(self, file: StaticFile | Address) -> Content | None:
         content = self._loaded.get(file)
-        if content is None:
+        if content is None and isinstance(file, Address):
+            if kept := self._store.load_answer(file):
+                content = Content(kept[1])
+                content.answer = kept[0]
+        elif content is None and isinstance(file, StaticFile):
             read = self._store.load(file)
             content = None if read is None else Content(read)
-            if content is not None:
-                self._loaded[file] = content
+        if content is not None:
+            self._loaded[file] = content
         return content
 
-    def record(self, file: StaticFile) -> Recording:
-        """Begin to keep a file; returns at once, and from then on neither blocks nor raises."""
-        return Recording(self, file)
+    def record(
+        self, file: StaticFile | Address, answer: Lasting | None = None, *, promised: bool = True
+    ) -> Recording:
+        """Begin to keep a file; returns at once, and from then on neither blocks nor raises.
+
+        :param answer: to whose address it is
+        :param promised: whether its address says which content it has, so that another one is told
+        """
+        return Recording(self, file, answer, promised=promised)
 
     def expect(self, name: str, sha512: str) -> Recording | None:
         """Begin to keep a file that comes before it is asked for; who asks meanwhile waits for it.
@@ -130,9 +157,9 @@ class StaticCache:
             return None
         with self._change:
             self._expected.setdefault(file, [])
-        return Recording(self, file, lambda: self._settle(file))
+        return Recording(self, file, on_end=lambda: self._settle(file))
 
-    def _settle(self, file: StaticFile) -> None:
+    def _settle(self, file: StaticFile | Address) -> None:
         """Let those go on who wait for a file, whatever became of it."""
         with self._change:
             waiting = self._expected.pop(file, [])
@@ -175,9 +202,9 @@ class StaticCache:
             except Exception:  # one file's failure must not end the others
                 log.exception("a static file could not be handled")
 
-    def _report_mismatch(self, file: StaticFile) -> None:
+    def _report_mismatch(self, name: str) -> None:
         text = (
-            f"{file.name} came with other content than its address says, and is not kept: the server was "
+            f"{name} came with other content than its address says, and is not kept: the server was "
             "changed under an open page, or something on the way to it changes files"
         )
         log.info("%s", text)
@@ -186,18 +213,18 @@ class StaticCache:
             self._tell(text)
 
 
-class _LookUp:
+class _LookUp(Generic[Read]):
     """What somebody waits for."""
 
     __slots__ = ("_done", "late", "over", "read")
 
-    def __init__(self, done: Callable[[Content | None], None]) -> None:
+    def __init__(self, done: Callable[[Read | None], None]) -> None:
         self._done = done
         self.over = False
         self.read = False  # by the thread
         self.late = False  # so that nobody waits any more
 
-    def finish(self, content: Content | None) -> None:
+    def finish(self, content: Read | None) -> None:
         if not self.over:
             self.over = True
             self._done(content)
@@ -210,11 +237,20 @@ class Recording:
     """
 
     def __init__(
-        self, cache: StaticCache, file: StaticFile, on_end: Callable[[], None] = lambda: None
+        self,
+        cache: StaticCache,
+        file: StaticFile | Address,
+        answer: Lasting | None = None,
+        on_end: Callable[[], None] = lambda: None,
+        *,
+        promised: bool = True,
     ) -> None:
         self._cache = cache
         self._on_end = on_end
         self._file = file
+        self._answer = answer
+        self._promised = promised
+        self._name = file.name if isinstance(file, StaticFile) else file.target
         self._writer: StaticWriter | None = None
         self._ended = False  # on the caller's side
         self._failed = False  # on the thread's side
@@ -229,7 +265,7 @@ class Recording:
             if not full:
                 cache._waiting += size
         if full:
-            log.info("%s is not kept: it comes faster than it can be written", self._file.name)
+            log.info("%s is not kept: it comes faster than it can be written", self._name)
             self.discard()
             return
         copied = bytes(data)
@@ -266,7 +302,7 @@ class Recording:
             return
         try:
             if self._writer is None:
-                self._writer = self._cache._store.begin(self._file)
+                self._writer = self._cache._store.begin(self._file, self._answer)
             self._writer.write(data)
         except (OSError, StoreError) as exc:
             self._fail(exc)
@@ -275,8 +311,8 @@ class Recording:
         if self._failed or self._writer is None:
             return
         try:
-            if not self._writer.finish():
-                self._cache._report_mismatch(self._file)
+            if not self._writer.finish() and self._promised:
+                self._cache._report_mismatch(self._name)
         except OSError as exc:
             self._fail(exc)
 
@@ -285,6 +321,6 @@ class Recording:
             self._writer.discard()
 
     def _fail(self, exc: Exception) -> None:
-        log.info("%s is not kept: %s", self._file.name, exc)
+        log.info("%s is not kept: %s", self._name, exc)
         self._failed = True
         self._discard()

@@ -1,8 +1,10 @@
-"""Files of BokehJS that servers have sent, on this machine's disk: each under the hash of its content.
+"""Files that servers have sent, on this machine's disk.
 
-Every process of the account shares one folder. A file comes into it complete, by a rename, and nobody writes
-into one that is there. Whatever reads one checks it: what does not match its hash is removed, and counts as
-not there. So nothing has to be locked, or written through to the disk.
+Each has the hash of its content as its name. What was kept for its address has the hash of that
+(:class:`Address`), the head of the answer in front, and the hash of all at its end. Every process of the
+account shares one folder. A file comes into it complete, by a rename, and nobody writes into one that is
+there. Whatever reads one checks it: what does not match its hash is removed, and counts as not there. So
+nothing has to be locked, or written through to the disk.
 
 A folder that is not the account's own, or that others could write into, is not used at all.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import json
 import logging
 import os
 import re
@@ -19,13 +22,15 @@ import secrets
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from bokeh_ssh._forwarding.static_requests import MOST_BYTES, StaticFile
+from bokeh_ssh._forwarding.static_requests import MOST_BYTES, Address, Lasting, StaticFile
 
 log = logging.getLogger("bokeh_ssh.forward")
+
+Read = TypeVar("Read")
 
 #: Bytes of all files together: those of some thirty versions of Bokeh.
 MOST_TOGETHER = 128 * 1024 * 1024
@@ -41,8 +46,14 @@ _READ_FLAGS = (
     | getattr(os, "O_BINARY", 0)
 )
 _WRITE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-_NAME = re.compile(r"[0-9a-f]{128}-[a-z0-9.-]{1,64}")
+_BY_CONTENT = re.compile(r"[0-9a-f]{128}-[A-Za-z0-9._-]{1,64}")
+_NAME = re.compile(rf"{_BY_CONTENT.pattern}|[0-9a-f]{{64}}\.answer")
 _BEGUN = re.compile(r"begun-[0-9a-f]{32}")
+#: Bytes of a file that are not its content: the head, as JSON in a line, and the hash.
+_MOST_BESIDE = 64 * 1024
+_DIGEST = hashlib.sha512().digest_size
+#: How many files of one name are looked at: versions of it.
+_MOST_VERSIONS = 8
 
 
 class StoreError(Exception):
@@ -94,7 +105,22 @@ class StaticStore:
 
     def load(self, file: StaticFile) -> bytes | None:
         """Return the content of a file, checked; None where it is not there as it should be."""
-        path = self._path(file)
+        return self._read(
+            self._path(file),
+            lambda content: content if hashlib.sha512(content).hexdigest() == file.sha512 else None,
+        )
+
+    def load_answer(self, address: Address) -> tuple[Lasting, bytes] | None:
+        """Return the answer that was kept for an address and its content, checked; None without one."""
+        found = self._read(self._path(address), lambda data: _unpack(data, address))
+        if found is None or found[0].is_fresh(time.time()):
+            return found
+        with contextlib.suppress(OSError):
+            self._path(address).unlink()
+        return None
+
+    def _read(self, path: Path, check: Callable[[bytes], Read | None]) -> Read | None:
+        """Return what ``check`` makes of a file; one that it makes nothing of is removed."""
         try:
             self._check()
             number = os.open(path, _READ_FLAGS)
@@ -102,11 +128,11 @@ class StaticStore:
             return None
         try:
             status = os.fstat(number)
-            usable = stat.S_ISREG(status.st_mode) and status.st_size <= MOST_BYTES
-            content = _read_whole(number, status.st_size) if usable else b""
-            if hashlib.sha512(content).hexdigest() == file.sha512:
+            usable = stat.S_ISREG(status.st_mode) and status.st_size <= MOST_BYTES + _MOST_BESIDE
+            read = check(_read_whole(number, status.st_size)) if usable else None
+            if read is not None:
                 self._note_use(path, status.st_mtime)
-                return content
+                return read
         except OSError as exc:
             log.debug("%s cannot be read: %s", path, exc)
             return None
@@ -122,23 +148,33 @@ class StaticStore:
             with contextlib.suppress(OSError):
                 os.utime(path, follow_symlinks=os.utime not in os.supports_follow_symlinks)
 
-    def begin(self, file: StaticFile) -> StaticWriter:
+    def begin(self, file: StaticFile | Address, answer: Lasting | None = None) -> StaticWriter:
         """Begin to keep a file.
 
+        :param answer: to whose address it is
         :raises OSError: if nothing can be written
         :raises StoreError: if the folder is not used
         """
         self._make()
         begun = self.folder / f"begun-{secrets.token_hex(16)}"
-        return StaticWriter(self, file, begun, os.open(begun, _WRITE_FLAGS, 0o600))
+        opened = io.FileIO(os.open(begun, _WRITE_FLAGS, 0o600), "wb")
+        sha512 = file.sha512 if isinstance(file, StaticFile) else ""
+        writer = StaticWriter(self, begun, opened, self._path(file), sha512)
+        if isinstance(file, Address) and answer:
+            try:
+                writer.write(_pack(answer, file))
+            except OSError:
+                writer.discard()
+                raise
+        return writer
 
-    def keep(self, begun: Path, file: StaticFile) -> None:
+    def keep(self, begun: Path, path: Path) -> None:
         """Give a file that is complete its name, and make room for it.
 
         :raises OSError: if that does not work
         """
-        begun.replace(self._path(file))
-        self._make_room(self._path(file))
+        begun.replace(path)
+        self._make_room(path)
 
     def _make_room(self, newest: Path) -> None:
         every = sorted(self._scan(), key=lambda each: each[1].st_mtime)
@@ -160,7 +196,20 @@ class StaticStore:
             self._check()
         except (OSError, StoreError):
             return set()
-        return {path.name[:128] for path, _ in self._scan() if _NAME.fullmatch(path.name)}
+        return {path.name[:128] for path, _ in self._scan() if _BY_CONTENT.fullmatch(path.name)}
+
+    def find(self, name: str) -> list[str]:
+        """Return the hashes of the files of that name, those that were used last first.
+
+        :param name: the last part of a file's path
+        """
+        try:
+            self._check()
+        except (OSError, StoreError):
+            return []
+        every = [each for each in self._scan() if each[0].name[128:] == f"-{name}"]
+        every.sort(key=lambda each: each[1].st_mtime, reverse=True)
+        return [path.name[:128] for path, _ in every[:_MOST_VERSIONS]]
 
     def usage(self) -> Usage:
         """Return how much is kept.
@@ -190,7 +239,9 @@ class StaticStore:
                 sizes += [status.st_size] if _NAME.fullmatch(path.name) else []
         return Usage(len(sizes), sum(sizes))
 
-    def _path(self, file: StaticFile) -> Path:
+    def _path(self, file: StaticFile | Address) -> Path:
+        if isinstance(file, Address):
+            return self.folder / f"{file.key}.answer"
         return self.folder / f"{file.sha512}-{file.name}"
 
     def _scan(self) -> Iterator[tuple[Path, os.stat_result]]:
@@ -245,13 +296,18 @@ class StaticStore:
 
 
 class StaticWriter:
-    """One file that is being received. Made by :meth:`StaticStore.begin`; for one thread."""
+    """One file that is being received. Made by :meth:`StaticStore.begin`; for one thread.
 
-    def __init__(self, store: StaticStore, file: StaticFile, begun: Path, number: int) -> None:
+    :param path: what it becomes
+    :param sha512: of its content; where that is not known, the hash of what came is put behind it
+    """
+
+    def __init__(self, store: StaticStore, begun: Path, opened: io.FileIO, path: Path, sha512: str) -> None:
         self._store = store
-        self._file = file
         self._begun = begun
-        self._opened = io.FileIO(number, "wb")
+        self._opened = opened
+        self._path = path
+        self._sha512 = sha512
         self._hash = hashlib.sha512()
 
     def write(self, data: bytes) -> None:
@@ -270,10 +326,12 @@ class StaticWriter:
         :raises OSError: if it cannot be kept
         """
         try:
+            if not self._sha512:
+                self.write(self._hash.digest())
             self._opened.close()
-            if self._hash.hexdigest() != self._file.sha512:
+            if self._sha512 and self._hash.hexdigest() != self._sha512:
                 return False
-            self._store.keep(self._begun, self._file)
+            self._store.keep(self._begun, self._path)
         finally:
             self.discard()
         return True
@@ -296,3 +354,23 @@ def _read_whole(number: int, size: int) -> bytes:
         parts.append(part)
         size -= len(part)
     return b"".join(parts)
+
+
+def _pack(answer: Lasting, address: Address) -> bytes:
+    """Write what stands before the content of an answer that is kept."""
+    return json.dumps({"key": address.key, **answer._asdict()}).encode("ascii") + b"\n"
+
+
+def _unpack(data: bytes, address: Address) -> tuple[Lasting, bytes] | None:
+    """Read an answer that was kept; None where it is none, or another one's."""
+    content, digest = data[:-_DIGEST], data[-_DIGEST:]
+    if hashlib.sha512(content).digest() != digest:
+        return None
+    head, _, content = content.partition(b"\n")
+    try:
+        said = json.loads(head)
+        lines, varies = tuple(map(str, said["lines"])), tuple((str(a), str(b)) for a, b in said["varies"])
+        answer = Lasting(lines, varies, float(said["since"]), int(said["lasts"]))
+    except (ValueError, KeyError, TypeError):
+        return None
+    return (answer, content) if said["key"] == address.key else None

@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 from bokeh_ssh._core.endpoint import Endpoint, nearby
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.events import OnEvent
-from bokeh_ssh._core.forward_spec import Listen, parse_forward
+from bokeh_ssh._core.forward_spec import Listen, check_http, parse_forward, split_http
 from bokeh_ssh._core.host import as_paths, check_port
 from bokeh_ssh._core.jupyter_hub import find_hub
 from bokeh_ssh._core.keywords import StrPath, Word, convert_keywords
@@ -156,9 +156,16 @@ class ServerOptions:
             raise UsageError(msg, hint=f"leave out {given}, or server")
 
     @functools.cached_property
-    def passages(self) -> tuple[tuple[Listen, Endpoint], ...]:
-        """``forwards``, read: where each listens here, and where it leads."""
-        return tuple(map(parse_forward, self.forwards))
+    def passages(self) -> tuple[tuple[Listen, Endpoint, bool], ...]:
+        """``forwards``, read: where each listens here, where it leads, and whether to a web server."""
+        read = []
+        for given in self.forwards:
+            spec, http = split_http(given)
+            listen, target = parse_forward(spec)
+            if http:
+                check_http(listen)
+            read.append((listen, target, http))
+        return tuple(read)
 
     @functools.cached_property
     def bundle(self) -> Bundle | None:

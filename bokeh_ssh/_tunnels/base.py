@@ -16,6 +16,7 @@ from bokeh_ssh._forwarding.listener import bind
 from bokeh_ssh._forwarding.local_acceptor import LocalAcceptor, open_acceptor
 from bokeh_ssh._forwarding.port_ownership import monitor_port
 from bokeh_ssh._forwarding.request_filter import RequestFilter
+from bokeh_ssh._forwarding.site_cache import name_site
 from bokeh_ssh._forwarding.static_cache import StaticCache, open_cache
 from bokeh_ssh._server.options import BOKEH_PORT, ServerOptions
 from bokeh_ssh._server.probe import HttpProbe, http_get, wait_until_ready
@@ -240,8 +241,10 @@ class TunnelParts:
         if self._options.cache:
             self._cache = open_cache(self._session.life.stack, self._session.life.warn)
         others = self._options.allow_others
-        for listen, target in self._options.passages:
-            forward = LocalPortForward(self._session, listen, target, others=others)
+        for listen, target, http in self._options.passages:
+            forward = LocalPortForward(
+                self._session, listen, target, others=others, http=http, cache=self._cache
+            )
             self._port_forwards.append(forward)
         if self._options.local_port:
             self._bind(BOKEH_PORT)  # a port that is taken here is told before anything is dialled
@@ -301,12 +304,28 @@ class TunnelParts:
             monitor.check_owner()
             verify = monitor.verify if monitor.wait() else None
         leads = self._acceptor.forwarding(
-            connection, endpoint, request_filter, verify, self._cache, ahead=self._may_wait
+            connection,
+            endpoint,
+            request_filter,
+            verify,
+            self._cache,
+            site=self._name_site(connection, endpoint, found),
+            ahead=self._may_wait,
         )
         session.connection_stack.enter_context(leads)
         self._acquisition.keep_if_detached()
         route = f"{found.routes[0]}{session_query(found.key)}"
         return Ready(host=connection.name, url=page_address(port, route, tls=self._tls))
+
+    def _name_site(self, connection: Connection, endpoint: Endpoint, found: FoundServer) -> str:
+        """Name the server for whom alone files are kept; empty where they are kept for none."""
+        options = self._options
+        if options.allow_others:  # what a server shows one person it may not show another
+            return ""
+        if found.held is None:
+            return name_site(connection, str(endpoint))
+        # It listens elsewhere each time.
+        return name_site(connection, repr((options.words, options.apps, options.python_path, options.cwd)))
 
     def _await_answer(self, connection: Connection, endpoint: Endpoint, found: FoundServer) -> HttpProbe:
         options, launched = self._options, found.held is not None

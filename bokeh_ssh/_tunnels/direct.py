@@ -56,7 +56,8 @@ class DirectTunnel(Tunnel):
     :param local_port: None prefers 5006 (the server's own port when attaching) and takes a free one where
         that is taken; 0 takes any free one; a number takes exactly that one or raises
     :param forwards: more ports that are forwarded while the tunnel is open, as ``ssh -L`` writes them:
-        ``"6006:localhost:6006"``; see the tunnel's ``forwards``
+        ``"6006:localhost:6006"``, with ``/http`` behind it where a web server is (as ``http`` of
+        :class:`LocalForward`); see the tunnel's ``forwards``
     :param remote_port: None takes any free one for a server that is started; a number exactly that one
     :param launch: None attaches to a server that answers on ``remote_port`` (5006) and starts one where
         none does; True always starts one, False never; with an ``app`` one is always started
@@ -77,8 +78,9 @@ class DirectTunnel(Tunnel):
     :param signed: True has a server that is started answer only to sessions whose id is signed here; None
         does so where it listens on a port, and not on a private socket; False leaves it open to the other
         users of its machine, on a port
-    :param cache: keep the files of BokehJS that servers send in this account's cache folder, and answer from
-        there the next time, whichever server it is, if their hash is the same; see ``bokeh-ssh cache``
+    :param cache: keep static files that servers send in this account's cache folder, and answer from there
+        the next time: those of BokehJS whichever server it is, those of Bokeh's extensions such as Panel if
+        the server has the same, what a server calls immutable for that server; see ``bokeh-ssh cache``
     :param reconnect: make a connection that was lost again, at the same local address and to the same server
     :param isolate: hold the SSH side in a child process, so that a program that computes cannot slow it
     :param on_event: takes the progress events

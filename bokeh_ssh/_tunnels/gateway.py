@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, get_args
 
-from bokeh_ssh._core.endpoint import check_name
+from bokeh_ssh._core.endpoint import Endpoint, check_name
 from bokeh_ssh._core.errors import ConnectionLostError, ServerNotFoundError, UsageError
 from bokeh_ssh._core.events import Ready, ReverseForwarded
 from bokeh_ssh._core.host import Host, check_port, parse_target
@@ -150,6 +150,9 @@ class GatewayParts(TunnelParts):
         """What is known by now."""
         end = self._end or GatewayEndpoint("", name=self._options.name)
         return dataclasses.replace(super().info, reverse=end.by, name=end.name)
+
+    def _name_site(self, connection: Connection, endpoint: Endpoint, found: FoundServer) -> str:
+        return ""  # what is found on the gateway may be another machine's each time
 
     def connect_all(self) -> tuple[Ready, bool]:
         """Connect to the gateway, have the server listened for there or find it, and lead there."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bokeh_ssh._core.endpoint import Endpoint, check_instead, check_path, format_short
 from bokeh_ssh._core.errors import TargetUnreachableError, UsageError
 from bokeh_ssh._core.events import Ready
-from bokeh_ssh._core.forward_spec import Listen
+from bokeh_ssh._core.forward_spec import Listen, check_http, is_loopback
 from bokeh_ssh._core.host import Host, check_host, check_port
 from bokeh_ssh._core.keywords import StrPath
 from bokeh_ssh._core.settings import setting
@@ -14,6 +14,9 @@ from bokeh_ssh._forwarding.local_acceptor import open_acceptor
 from bokeh_ssh._forwarding.local_sockets import bind as bind_socket
 from bokeh_ssh._forwarding.local_sockets import check_here
 from bokeh_ssh._forwarding.remote_sockets import check_forbidden
+from bokeh_ssh._forwarding.request_filter import RequestFilter
+from bokeh_ssh._forwarding.site_cache import name_site
+from bokeh_ssh._forwarding.static_cache import StaticCache, open_cache
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._tunnels.lifecycle import TunnelInfo
 from bokeh_ssh._tunnels.local_session import LocalSession
@@ -34,16 +37,14 @@ def _target(port: int | None, host: str, socket: StrPath | None) -> Endpoint:
     return host, port
 
 
-def _is_loopback(address: str) -> bool:
-    return address in ("localhost", "::1") or address.startswith("127.")
-
-
 class LocalPortForward:
     """Where one forward comes in here, and where it leads; stays while lines come and go.
 
     :param listen: where to listen, as :func:`parse_forward` gives it
     :param others: whether the other users of this machine are let in, see :class:`LocalAcceptor`; where it is
         not on loopback, everybody is
+    :param http: whether it leads to a web server, so that each request is judged
+    :param cache: answers requests for static files, and keeps those of the server, if it leads to one
     :ivar name: what it is called here: ``host:port``, or the path of a socket
     :ivar port: the port here; 0 where it is a socket
     :ivar target: where it leads
@@ -57,8 +58,13 @@ class LocalPortForward:
         target: Endpoint,
         *,
         others: bool | None,
+        http: bool = False,
+        cache: StaticCache | None = None,
     ) -> None:
         self.target = target
+        self._http = http
+        self._cache = cache if http else None
+        self._private = not others
         self._warn = session.life.warn
         self._connection_stack = session.connection_stack
         if isinstance(listen, str):
@@ -69,7 +75,7 @@ class LocalPortForward:
             host = "localhost" if listen[0] is None else listen[0]
             address = "0.0.0.0" if host in ("", "*") else host  # noqa: S104 - asked for
             sockets = bind(listen[1], address=address)
-        others = others if _is_loopback(address) else True
+        others = others if is_loopback(address or "-") else True
         self._acceptor = open_acceptor(session.life.stack, sockets, self._warn, others, session.attempts)
         self.port = self._acceptor.port
         self.name = listen if isinstance(listen, str) else format_short((address, self.port))
@@ -86,7 +92,14 @@ class LocalPortForward:
                 check_forbidden(connection, self.target)
             # As with ssh -L: the target may be started later. A prohibition will not change.
             self._warn(exc.message)
-        self._connection_stack.enter_context(self._acceptor.forwarding(connection, self.target))
+        leads = self._acceptor.forwarding(
+            connection,
+            self.target,
+            RequestFilter(self.port) if self._http else None,
+            cache=self._cache,
+            site=name_site(connection, str(self.target)) if self._private else "",
+        )
+        self._connection_stack.enter_context(leads)
 
 
 class LocalForward(Openable):
@@ -112,6 +125,10 @@ class LocalForward(Openable):
         does; and so it is where the system does not tell who connects (other than Linux)
     :param local_socket: a path to listen on in place of a port here. Only this account may connect to it; it
         is removed at the end, and so is one that another program has left there
+    :param http: the target is a web server: each request is judged as a tunnel's are, so that no page of
+        another site gets to it, and static files that may be kept are (see ``cache``)
+    :param cache: with ``http``: keep static files that the server calls immutable, and those whose hash it
+        tells, in this account's cache folder, and answer from there the next time; see ``bokeh-ssh cache``
     :param reconnect: make a connection that was lost again; the local port stays meanwhile
     :param isolate: run it in a child process, so that a program that computes cannot slow it
     :param on_event: takes the progress events
@@ -134,6 +151,8 @@ class LocalForward(Openable):
         self._socket = None if socket is None else check_here(socket, "local_socket")
         if options.local_port is not None:
             check_port(options.local_port, "local_port")
+        if options.http:
+            check_http(self._socket or (options.bind_address, 0))
         super().__init__(options, host, LocalForwardParts, options, host, self._target, self._socket)
 
     def __repr__(self) -> str:
@@ -195,8 +214,16 @@ class LocalForwardParts:
     def open_local(self) -> None:
         """Listen here."""
         listen = self._socket or (self._options.bind_address, self._options.local_port)
-        others = self._options.allow_others
-        self._forward = LocalPortForward(self._session, listen, self._target, others=others)
+        options, life = self._options, self._session.life
+        cache = open_cache(life.stack, life.warn) if options.http and options.cache else None
+        self._forward = LocalPortForward(
+            self._session,
+            listen,
+            self._target,
+            others=options.allow_others,
+            http=options.http,
+            cache=cache,
+        )
 
     def connect_all(self) -> tuple[Ready, bool]:
         """Connect, and lead there."""

@@ -96,6 +96,8 @@ class LocalForwardOptions(Login):
     bind_address: str = "localhost"
     allow_others: bool | None = None
     local_socket: StrPath | None = None
+    http: bool = False
+    cache: bool = True
     reconnect: bool = True
     isolate: bool = False
     on_event: OnEvent | None = None

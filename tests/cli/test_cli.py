@@ -261,6 +261,9 @@ def test_every_flag_reaches_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
         "forward host --local-socket /x",
         "publish -g host app.py --local-socket /x",
         "forward host -L 1:x:2 -R 1:x:2",
+        "forward host -R 1:x:2 --http",
+        "forward host --http",
+        "forward host -L *:1:x:2/http",
         "forward host -L 1:x:2 --remote-port 2",
         "forward host --remote-port 2 -- x",
         "demo -- x",
@@ -655,7 +658,9 @@ def web() -> Iterator[int]:
         thread.join()
 
 
-@pytest.mark.parametrize("way", ["--remote-port {}", "-L 0:localhost:{}", "-R 0:localhost:{}"])
+@pytest.mark.parametrize(
+    "way", ["--remote-port {} --http", "-L 0:localhost:{}", "-L 0:localhost:{}/http", "-R 0:localhost:{}"]
+)
 def test_forward(machine: Machine, web: int, way: str) -> None:
     """Any TCP port is forwarded, by flags or as ssh writes it; the address is the line on standard output."""
     with Program("forward", machine.host, *way.format(web).split(), *login(machine)) as program:

@@ -1,4 +1,4 @@
-"""Whatever is asked of Bokeh, the answer is the same with files of BokehJS from this machine.
+"""Whatever is asked of Bokeh, Panel or JupyterLab, the answer is the same with files from this machine.
 
 ``STATIC_REQUESTS=10000 python -m pytest tests/forwarding/test_static_bokeh.py`` asks as often as that, and
 ``STATIC_SEED`` asks for something else.
@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import html
 import os
 import random
 import re
 import urllib.request
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 import apps
+from beds import Machine, free_port, until
 from bokeh_ssh._forwarding.static_store import StaticStore, find_folder
 from direct_tunnels import port_of, serve_on
 from static_bed import Reader, led, request
@@ -49,6 +52,8 @@ def talk(port: int, requests: list[tuple[bytes, bool]], *, at_once: bool) -> lis
         for data, head in requests:
             status, headers, body = reader.read(head=head) if at_once else reader.ask(data, head=head)
             found = {name: headers[name] for name in _HEADERS if name in headers}
+            if "set-cookie" in found:  # another one for each who asks
+                found["set-cookie"] = "yes"
             if found.get("content-type") == "application/javascript":  # Python 3.11 and before; now obsolete
                 found["content-type"] = "text/javascript"
             answers.append((status, hashlib.sha256(body).hexdigest(), found))
@@ -59,10 +64,12 @@ class Asker:
     """Makes up requests.
 
     :param files: targets of the files of a page
+    :param more: other targets
     """
 
-    def __init__(self, files: list[str], seed: int) -> None:
+    def __init__(self, files: list[str], seed: int, more: list[str]) -> None:
         self._files = files
+        self._more = more
         self._random = random.Random(seed)
         self._hashes = [file[-128:] for file in files]
 
@@ -103,9 +110,7 @@ class Asker:
             file.replace(".js", ".js.map"),
             file.replace("bokeh", "nothing"),
             f"/{file}",
-            f"{_PREFIX}/app/metadata",
-            f"{_PREFIX}/nothing",
-            "/",
+            *self._more,
         ]
         return choice(other)
 
@@ -159,26 +164,59 @@ class Asker:
         )
 
 
-def files_of(port: int) -> list[str]:
-    """Give the targets of the files of BokehJS that the app's page names."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{_PREFIX}/app", timeout=20) as page:
-        found = re.findall(r'src="([^"]*/static/[^"]*)"', page.read().decode())
+@contextlib.contextmanager
+def bokeh(machine: Machine) -> Iterator[tuple[int, list[str], list[str]]]:
+    """Run Bokeh; gives the port, the targets of the files that its page names, and others."""
+    app = apps.put(machine, "app.py", apps.SLIDER)
+    with serve_on(machine, app, "--prefix", _PREFIX) as running:
+        port = port_of(running)
+        yield port, name_files(port, f"{_PREFIX}/app"), [f"{_PREFIX}/app/metadata", f"{_PREFIX}/nothing", "/"]
+
+
+@contextlib.contextmanager
+def panel(machine: Machine) -> Iterator[tuple[int, list[str], list[str]]]:
+    """Run Panel, likewise."""
+    app = apps.put(
+        machine, "app.py", "import panel\npanel.extension('tabulator')\npanel.Row('a').servable()\n"
+    )
+    with machine.spawn([machine.python, "-m", "panel", "serve", app, "--port", "0"]) as running:
+        port = port_of(running)
+        yield port, name_files(port, "/app"), ["/app/metadata"]
+
+
+@contextlib.contextmanager
+def jupyterlab(machine: Machine) -> Iterator[tuple[int, list[str], list[str]]]:
+    """Run JupyterLab, likewise; what it says to other targets is another thing each time."""
+    words = ["--no-browser", "--allow-root", "--ip=127.0.0.1", "--IdentityProvider.token=abc"]
+    port = free_port()
+    with machine.spawn([machine.python, "-m", "jupyterlab", *words, "--port", str(port)]) as running:
+        until(lambda: "is running at" in running.log, timeout=60, what="JupyterLab to listen")
+        names = name_files(port, "/lab?token=abc")
+        assert any("/static/lab/main." in name for name in names)
+        yield port, [*names, "/static/lab/bootstrap.js", "/static/lab/index.html"], []
+
+
+def name_files(port: int, page: str) -> list[str]:
+    """Give the targets of the static files that a page names."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{page}", timeout=20) as answer:
+        found = re.findall(r'(?:src|href)="([^"]*static/[^"]*)"', answer.read().decode())
     assert len(found) > 2
-    return [str(file) for file in found]
+    return [file if file.startswith("/") else f"/{file}" for file in map(html.unescape, found)]
 
 
-def test_answers_are_those_of_the_server(embedded: Any) -> None:
+@pytest.mark.parametrize(
+    ("server", "least"), [(bokeh, 3), (panel, 5), pytest.param(jupyterlab, 1, marks=pytest.mark.slow)]
+)
+def test_answers_are_those_of_the_server(embedded: Any, server: Any, least: int) -> None:
     """Valid and odd requests, kept or not, one by one or at once: the same status, headers and body.
 
     The control is in the numbers: most of the files did not come from the server.
     """
     machine, told = embedded(), list[str]()
     store = StaticStore(find_folder())
-    app = apps.put(machine, "app.py", apps.SLIDER)
-    with serve_on(machine, app, "--prefix", _PREFIX) as running:
-        port = port_of(running)
-        asker, chance = Asker(files_of(port), _SEED), random.Random(_SEED)
-        with led(machine, port, store, told.append) as ours:
+    with server(machine) as (port, files, more):
+        asker, chance = Asker(files, _SEED, more), random.Random(_SEED)
+        with led(machine, port, store, told.append, "here") as ours:
             asked = 0
             while asked < _COUNT:
                 requests = [asker.make() for _ in range(chance.choice([1, 1, 2, 3, 5]))]
@@ -190,7 +228,7 @@ def test_answers_are_those_of_the_server(embedded: Any) -> None:
                 shown = b"".join(data for data, _ in requests).decode()
                 assert answers == expected, f"{shown}\n{at_once=} {len(answers)} of {len(expected)}"
                 asked += len(requests)
-    assert store.usage().files > 2
+    assert store.usage().files >= least
     assert len(told) <= 1  # addresses with the hash of another file
 
 

@@ -23,7 +23,7 @@ from bokeh_ssh._forwarding.listener import bind
 from bokeh_ssh._forwarding.local_acceptor import open_acceptor
 from bokeh_ssh._forwarding.request_filter import RequestFilter
 from bokeh_ssh._forwarding.static_cache import StaticCache
-from bokeh_ssh._forwarding.static_requests import StaticFile
+from bokeh_ssh._forwarding.static_requests import StaticFile, StaticRequest, write_static_head
 from bokeh_ssh._forwarding.static_store import StaticStore, Usage, find_folder
 from connections import connected
 from static_bed import LOOPBACK, Reader, led, request
@@ -525,8 +525,8 @@ def test_far_side_gets_credit_for_its_own_bytes_alone() -> None:
     class Cache:
         record = None
 
-        def look_up(self, loop: object, file: StaticFile, done: Callable[[Any], None]) -> None:
-            done(static_cache.Content(FILE))
+        def look_up(self, loop: object, request: StaticRequest, done: Callable[[Any], None]) -> None:
+            done([memoryview(write_static_head(request, len(FILE))), memoryview(FILE)])
 
     inspector = Inspector(RequestFilter(5006), stops=True)
     page = b"HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n" + bytes(300_000)

@@ -1,4 +1,4 @@
-"""Ports that lead to a web server over SSH and answer requests for files of BokehJS, and what asks there."""
+"""Ports that lead to a web server over SSH and answer requests for static files, and what asks there."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ _PATIENCE = 20.0
 
 
 @contextlib.contextmanager
-def led(machine: Machine, port: int, store: StaticStore, tell: Callable[[str], None]) -> Iterator[int]:
+def led(
+    machine: Machine, port: int, store: StaticStore, tell: Callable[[str], None], site: str = ""
+) -> Iterator[int]:
     """Lead a port here to one on the machine, with a cache in between; gives the port here."""
     with contextlib.ExitStack() as stack:
         connection = stack.enter_context(connected(machine))
@@ -30,7 +32,7 @@ def led(machine: Machine, port: int, store: StaticStore, tell: Callable[[str], N
         acceptor = open_acceptor(stack, bind(0), tell, True, attempts)
         stack.callback(attempts.stop)
         checks = RequestFilter(acceptor.port)
-        stack.enter_context(acceptor.forwarding(connection, (LOOPBACK, port), checks, None, cache))
+        stack.enter_context(acceptor.forwarding(connection, (LOOPBACK, port), checks, None, cache, site=site))
         yield acceptor.port
 
 
