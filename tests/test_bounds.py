@@ -237,7 +237,7 @@ def test_words_that_nobody_asked_for_are_not_kept() -> None:
     """What watches over a port keeps nothing of messages that it does not know."""
 
     def say(command: str, number: int) -> bytes:
-        mark = "".join(re.findall(r'echo (\w+)"(\w+)"hello', command)[0]).encode()
+        mark = "".join(re.findall(r'm=(\w+)"(\w+)"', command)[0]).encode()
         return mark + b'{"event": "%08d' % number + b"x" * 65536 + b'"}\n'
 
     connection: Any = _Floods(say)

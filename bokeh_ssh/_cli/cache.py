@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bokeh_ssh._core.errors import UsageError
-from bokeh_ssh._forwarding.static_store import StaticStore, StoreError, find_folder
+from bokeh_ssh._core.private_folder import FolderError, find_folder
+from bokeh_ssh._forwarding.static_store import StaticStore
+from bokeh_ssh._ssh.auth.key_memory import clear_keys
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,11 @@ def examine(*, clear: bool) -> Kept:
     :raises UsageError: if there is no folder for it, or it cannot be cleared
     """
     try:
-        store = StaticStore(find_folder())
+        store = StaticStore(find_folder("static"))
         usage = store.clear() if clear else store.usage()
-    except StoreError as exc:
+        if clear:
+            clear_keys()
+    except FolderError as exc:
         msg = f"no files are kept on this machine: {exc}"
         raise UsageError(
             msg, hint="set XDG_CACHE_HOME (on Windows LOCALAPPDATA) to a folder of yours"

@@ -19,28 +19,27 @@ from bokeh_ssh._core.proc_net import Listener, listeners, listening
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.waiting import wait_for
 from bokeh_ssh._ssh.connection import Connection
-from bokeh_ssh._ssh.remote_shell import encode, exec_line
+from bokeh_ssh._ssh.remote_shell import exec_script
 from bokeh_ssh._ssh.session import Session
 
 #: Told whether the port is still one's own; on the connection's thread, so it must not block.
 Verdict = Callable[[bool], None]
 
 #: What is waited for.
-_WORDS = ("hello", "looked", "blind")
+_WORDS = ("looked", "blind")
 #: Looks at the listeners of one port once, and again for each line of its input; one ``grep`` a time.
-_LOOK = """\
-say() { printf '%s{"event":"%s","text":"%s"}\\n' "$mark" "$1" "$2"; }
-look() { grep -hi "$port" /proc/net/tcp /proc/net/tcp6 2>/dev/null | tr '\\n' ';'; }
-[ -r /proc/net/tcp ] || { say blind; exit; }
-say uid "$(id -u)"
-say looked "$(look)"
-while read -r n; do say seen "$n;$(look)"; done"""
+_LOOK = (
+    'look() { grep -hi "$port" /proc/net/tcp /proc/net/tcp6 2>/dev/null'
+    ' | while read -r row; do printf "%s;" "$row"; done; }; '
+    "[ -r /proc/net/tcp ] || { say blind; exit; }; "
+    'say uid "$(id -u)"; say looked "$(look)"; while read -r n; do say seen "$n;$(look)"; done'
+)
 
 
 class PortOwnershipMonitor:
     """Tells, again and again, whether the listener on a port is still the one from the beginning.
 
-    Made by :func:`monitor_port`. It begins on a thread of its own, since that takes four round trips.
+    Made by :func:`monitor_port`. It begins on a thread of its own, since that takes two round trips.
 
     :param on_taken: told when the port becomes another user's; on the connection's thread
     """
@@ -84,7 +83,7 @@ class PortOwnershipMonitor:
     def _start(self, timeout: float) -> bool:
         """Look for the first time; return whether it sees anything."""
         session = self._connection.run(
-            exec_line(self._nonce),
+            exec_script(self._nonce, f'port="{listening(self._port)}"; {_LOOK}'),
             on_stdout=self._on_stdout,
             on_stderr=lambda data: None,
             on_exit=self._on_exit,
@@ -95,10 +94,7 @@ class PortOwnershipMonitor:
             left = self._leaving
         if left:
             session.close()
-        if left or not self._wait("hello", timeout):
-            return False
-        session.write(encode(f"mark={self._nonce}; port='{listening(self._port)}'\n{_LOOK}\n"))
-        return self._wait("looked", timeout)
+        return not left and self._wait("looked", timeout)
 
     def _wait(self, word: str, timeout: float) -> bool:
         with self._change:

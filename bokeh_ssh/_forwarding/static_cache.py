@@ -15,8 +15,9 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from bokeh_ssh._core.fork import in_child
+from bokeh_ssh._core.private_folder import FolderError, find_folder
 from bokeh_ssh._forwarding.static_requests import Address, Lasting, StaticFile, name_static_file
-from bokeh_ssh._forwarding.static_store import StaticStore, StaticWriter, StoreError, find_folder
+from bokeh_ssh._forwarding.static_store import StaticStore, StaticWriter
 from bokeh_ssh._ssh.relay import Loop
 
 log = logging.getLogger("bokeh_ssh.forward")
@@ -34,8 +35,8 @@ _MOST_WAITING = 8 * 1024 * 1024
 def open_cache(stack: contextlib.ExitStack, tell: Callable[[str], None]) -> StaticCache | None:
     """Return a :class:`StaticCache` of the account's store, closed with ``stack``; None where it has none."""
     try:
-        cache = StaticCache(StaticStore(find_folder()), tell)
-    except StoreError as exc:
+        cache = StaticCache(StaticStore(find_folder("static")), tell)
+    except FolderError as exc:
         log.info("static files are not kept: %s", exc)
         return None
     stack.callback(cache.close)
@@ -304,7 +305,7 @@ class Recording:
             if self._writer is None:
                 self._writer = self._cache._store.begin(self._file, self._answer)
             self._writer.write(data)
-        except (OSError, StoreError) as exc:
+        except (OSError, FolderError) as exc:
             self._fail(exc)
 
     def _finish(self) -> None:

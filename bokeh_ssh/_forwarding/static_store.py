@@ -20,12 +20,12 @@ import os
 import re
 import secrets
 import stat
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from bokeh_ssh._core.private_folder import FolderError, check_folder, make_folder
 from bokeh_ssh._forwarding.static_requests import MOST_BYTES, Address, Lasting, StaticFile
 
 log = logging.getLogger("bokeh_ssh.forward")
@@ -56,10 +56,6 @@ _DIGEST = hashlib.sha512().digest_size
 _MOST_VERSIONS = 8
 
 
-class StoreError(Exception):
-    """There is no folder for the files; its text says why."""
-
-
 class Usage(NamedTuple):
     """How much is kept.
 
@@ -68,28 +64,6 @@ class Usage(NamedTuple):
 
     files: int
     size: int
-
-
-def find_folder() -> Path:
-    """Return where the files belong, whether it is there or not.
-
-    :raises StoreError: if the account has no home
-    """
-    if sys.platform == "win32":
-        top = os.environ.get("LOCALAPPDATA", "")
-        parts: tuple[str, ...] = ("bokeh-ssh", "Cache", "static")
-        home_parts: tuple[str, ...] = ("AppData", "Local")
-    else:
-        top = os.environ.get("XDG_CACHE_HOME", "")
-        parts = ("bokeh-ssh", "static")
-        home_parts = ("Library", "Caches") if sys.platform == "darwin" else (".cache",)
-    if not Path(top).is_absolute():  # the specification has one that is not ignored
-        home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() fails where there is none
-        if not Path(home).is_absolute():
-            msg = "this account has no home directory"
-            raise StoreError(msg)
-        top = str(Path(home, *home_parts))
-    return Path(top, *parts)
 
 
 class StaticStore:
@@ -122,9 +96,9 @@ class StaticStore:
     def _read(self, path: Path, check: Callable[[bytes], Read | None]) -> Read | None:
         """Return what ``check`` makes of a file; one that it makes nothing of is removed."""
         try:
-            self._check()
+            check_folder(self.folder)
             number = os.open(path, _READ_FLAGS)
-        except (OSError, StoreError):
+        except (OSError, FolderError):
             return None
         try:
             status = os.fstat(number)
@@ -153,9 +127,9 @@ class StaticStore:
 
         :param answer: to whose address it is
         :raises OSError: if nothing can be written
-        :raises StoreError: if the folder is not used
+        :raises FolderError: if the folder is not used
         """
-        self._make()
+        make_folder(self.folder)
         begun = self.folder / f"begun-{secrets.token_hex(16)}"
         opened = io.FileIO(os.open(begun, _WRITE_FLAGS, 0o600), "wb")
         sha512 = file.sha512 if isinstance(file, StaticFile) else ""
@@ -193,8 +167,8 @@ class StaticStore:
     def hashes(self) -> set[str]:
         """Return the hashes of the files that are there; none where the folder is not used."""
         try:
-            self._check()
-        except (OSError, StoreError):
+            check_folder(self.folder)
+        except (OSError, FolderError):
             return set()
         return {path.name[:128] for path, _ in self._scan() if _BY_CONTENT.fullmatch(path.name)}
 
@@ -204,8 +178,8 @@ class StaticStore:
         :param name: the last part of a file's path
         """
         try:
-            self._check()
-        except (OSError, StoreError):
+            check_folder(self.folder)
+        except (OSError, FolderError):
             return []
         every = [each for each in self._scan() if each[0].name[128:] == f"-{name}"]
         every.sort(key=lambda each: each[1].st_mtime, reverse=True)
@@ -215,11 +189,11 @@ class StaticStore:
         """Return how much is kept.
 
         :raises OSError: if the folder cannot be looked at
-        :raises StoreError: if it is not the account's own
+        :raises FolderError: if it is not the account's own
         """
         if not os.path.lexists(self.folder):
             return Usage(0, 0)
-        self._check()
+        check_folder(self.folder)
         sizes = [status.st_size for path, status in self._scan() if _NAME.fullmatch(path.name)]
         return Usage(len(sizes), sum(sizes))
 
@@ -227,11 +201,11 @@ class StaticStore:
         """Remove all files, also those that are being received; return what was removed.
 
         :raises OSError: if one cannot be removed
-        :raises StoreError: if the folder is not the account's own
+        :raises FolderError: if the folder is not the account's own
         """
         if not os.path.lexists(self.folder):
             return Usage(0, 0)
-        self._check()
+        check_folder(self.folder)
         sizes = []
         for path, status in self._scan():
             with contextlib.suppress(FileNotFoundError):
@@ -254,45 +228,6 @@ class StaticStore:
             if _NAME.fullmatch(entry.name) or _BEGUN.fullmatch(entry.name):
                 with contextlib.suppress(OSError):
                     yield Path(entry.path), entry.stat(follow_symlinks=False)
-
-    def _check(self) -> None:
-        """Check that nobody else can put files into the folder.
-
-        :raises OSError: if it is not there
-        :raises StoreError: if somebody can
-        """
-        for path in (self.folder.parent, self.folder):
-            status = os.lstat(path)
-            if not stat.S_ISDIR(status.st_mode):
-                msg = f"{path} is a link, or no folder"
-                raise StoreError(msg)
-            if sys.platform == "win32":
-                continue
-            if status.st_uid != os.geteuid():
-                msg = f"{path} belongs to another user"
-                raise StoreError(msg)
-            if status.st_mode & (0o077 if path == self.folder else 0o022):
-                path.chmod(0o700)
-
-    def _make(self) -> None:
-        """Make the folder where it is missing.
-
-        :raises OSError: if that does not work
-        :raises StoreError: if it would not be the account's own
-        """
-        top = self.folder.parent.parent
-        if sys.platform != "win32":
-            there = next(each for each in (top, *top.parents) if each.exists())
-            status = there.stat()
-            # Root with the HOME of another user would leave folders that the user cannot write into.
-            if status.st_uid != os.geteuid() and not status.st_mode & stat.S_ISVTX:
-                msg = f"{there} belongs to another user"
-                raise StoreError(msg)
-        top.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for path in (self.folder.parent, self.folder):
-            with contextlib.suppress(FileExistsError):
-                path.mkdir(mode=0o700)
-        self._check()
 
 
 class StaticWriter:

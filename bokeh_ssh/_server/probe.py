@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import http.client
+import logging
 import re
 import socket
 import ssl
@@ -16,11 +17,15 @@ from urllib.parse import urlsplit
 
 from bokeh_ssh._core.endpoint import Endpoint, format_endpoint
 from bokeh_ssh._core.errors import (
+    BokehSSHError,
     ForwardError,
     TargetUnreachableError,
 )
+from bokeh_ssh._core.waiting import wait
 from bokeh_ssh._server.certificate import describe_certificate
 from bokeh_ssh._ssh.connection import Connection
+
+log = logging.getLogger("bokeh_ssh.tunnel")
 
 #: Seconds between two looks at a server that does not answer yet.
 _PAUSE = 0.05
@@ -163,6 +168,29 @@ def probe_port(connection: Connection, port: int, *, timeout: float) -> HttpProb
         return None
     except OSError:
         return HttpProbe(0, "")  # something listens, but speaks no HTTP
+
+
+def probe_server(connection: Connection, port: int, *, timeout: float) -> tuple[HttpProbe | None, str]:
+    """Find out what answers on ``port``, and the path of its app (:func:`find_route`), both at once.
+
+    Raises as :func:`probe_port`.
+    """
+    found: list[str] = []
+    done = threading.Event()
+
+    def find() -> None:
+        try:
+            found.append(find_route(connection, ("localhost", port), timeout=timeout))
+        except BokehSSHError as exc:  # the probe meets the same, and says so
+            log.debug("the path of the app was not found: %s", exc)
+        finally:
+            done.set()
+
+    threading.Thread(target=find, name="bokeh-ssh route", daemon=True).start()
+    probe = probe_port(connection, port, timeout=timeout)
+    if probe is None or not probe.is_bokeh or not wait(done, timeout):
+        return probe, "/"
+    return probe, (found or ["/"])[0]
 
 
 def is_answering(connection: Connection, target: Endpoint, *, timeout: float) -> bool:

@@ -28,6 +28,7 @@ from bokeh_ssh._core.waiting import wait
 from bokeh_ssh._ssh import algorithms
 from bokeh_ssh._ssh.algorithms import Mismatch
 from bokeh_ssh._ssh.auth import host_keys, login
+from bokeh_ssh._ssh.auth.key_memory import KeyMemory
 from bokeh_ssh._ssh.auth.own_server import OwnServer, OwnServerError
 from bokeh_ssh._ssh.auth.prompt_cache import PromptCache
 from bokeh_ssh._ssh.config.lookup import HostConfig
@@ -85,7 +86,11 @@ def connect(
         try:
             for hop in route:
                 open_stream = stream or _dialler(hop, jump or via, prefer)
-                jump = connection = _connect_hop(hop, jump, via, on_event, prompt_cache, open_stream)
+                try:
+                    connection = _connect_hop(hop, jump, via, on_event, prompt_cache, open_stream)
+                except _ObjectionError:  # it is asked for its methods first from now on
+                    connection = _connect_hop(hop, jump, via, on_event, prompt_cache, open_stream)
+                jump = connection
         except BaseException:
             if jump:
                 jump.close()
@@ -103,6 +108,10 @@ def connect(
             text = f"the ControlMaster of {route[at].label} is not used ({exc}); logging in"
             on_event(Warned(host=route[at].label, text=text))
     return connect_all(route, None)
+
+
+class _ObjectionError(Exception):
+    """The server has hung up at a login that began with a key."""
 
 
 def _find_master(hop: Hop) -> ControlMaster | None:
@@ -180,14 +189,26 @@ def _connect_hop(
                 host=hop.label, key_type=host_keys.kind(key), fingerprint=host_keys.fingerprint(key)
             )
         )
-        methods = login.login(
-            transport,
-            host,
-            hop.config,
-            user=hop.user,
-            timeout=hop.timeout,
-            warn=lambda text: on_event(Warned(host=hop.label, text=text)),
-        )
+        memory = KeyMemory(key, hop.user)
+        try:
+            methods = login.login(
+                transport,
+                host,
+                hop.config,
+                user=hop.user,
+                timeout=hop.timeout,
+                warn=lambda text: on_event(Warned(host=hop.label, text=text)),
+                memory=memory,
+            )
+        except (AuthenticationError, ConnectionLostError) as exc:
+            if not memory.unanswered:
+                raise
+            memory.note_objection()
+            raise _ObjectionError from exc
+        except ConnectTimeoutError:
+            if memory.unanswered:  # the line, or the server: the next login asks first
+                memory.forget()
+            raise
         prompt_cache.keep()
         connection = Connection(hop, transport, methods, jump)
         stack.callback(connection.close)

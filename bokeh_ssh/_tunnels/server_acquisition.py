@@ -22,7 +22,7 @@ from bokeh_ssh._core.settings import setting
 from bokeh_ssh._forwarding.port_ownership import PortOwnershipMonitor, monitor_port
 from bokeh_ssh._server.file_sync import FileSync
 from bokeh_ssh._server.options import ANY, BOKEH_PORT, LOOPBACK, ServerOptions
-from bokeh_ssh._server.probe import HttpProbe, ask_at_once, find_route, probe_port
+from bokeh_ssh._server.probe import HttpProbe, ask_at_once, find_route, probe_server
 from bokeh_ssh._server.registry import choose, list_servers
 from bokeh_ssh._server.server import Server
 from bokeh_ssh._ssh.connection import Connection
@@ -164,7 +164,7 @@ class ServerAcquisition:
         if not options.allow_foreign:  # it looks while the server is asked
             watch = monitor_port(connection, port, self._session.lose)
             monitor = self._session.connection_stack.enter_context(watch)
-        probe = probe_port(connection, port, timeout=timeout)
+        probe, route = probe_server(connection, port, timeout=timeout)
         if probe is None or not probe.is_bokeh:
             if monitor:
                 monitor.close()
@@ -174,7 +174,6 @@ class ServerAcquisition:
             hint = f"choose another {setting('remote_port')}, or leave it out for any free one"
             raise PortInUseError(msg, host=connection.name, hint=hint, port=port, side="remote")
         endpoint = ("localhost", port)  # it may listen on ::1 alone
-        route = "" if self.found else find_route(connection, endpoint, timeout=timeout, tls=probe.tls)
         if monitor:
             monitor.check_owner()
         self._attached = Attachment(connection, port, probe, monitor)

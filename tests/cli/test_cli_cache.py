@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 
 from bokeh_ssh._cli.app import main
+from bokeh_ssh._core.private_folder import find_folder
 from bokeh_ssh._forwarding.static_requests import StaticFile
-from bokeh_ssh._forwarding.static_store import StaticStore, find_folder
+from bokeh_ssh._forwarding.static_store import StaticStore
 
 
 def keep(content: bytes) -> None:
     """Keep a file."""
-    writer = StaticStore(find_folder()).begin(StaticFile("bokeh.min.js", hashlib.sha512(content).hexdigest()))
+    file = StaticFile("bokeh.min.js", hashlib.sha512(content).hexdigest())
+    writer = StaticStore(find_folder("static")).begin(file)
     writer.write(content)
     assert writer.finish()
 
@@ -32,7 +34,7 @@ def say(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> str:
 
 def test_what_is_kept_is_shown_and_removed(account: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The folder, the number of files and their bytes; removed, they are told as what they were."""
-    folder = str(find_folder())
+    folder = str(find_folder("static"))
     assert say(capsys) == f"{folder}\t0\t0\n"
     keep(b"content")
     keep(b"more content")
@@ -53,7 +55,7 @@ def test_what_is_kept_is_shown_and_removed(account: Path, capsys: pytest.Capture
 def test_folder_that_is_a_link_is_left_alone(account: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What stands elsewhere is neither counted nor removed, and the reason is told."""
     keep(b"content")
-    folder = find_folder()
+    folder = find_folder("static")
     elsewhere = folder.rename(account / "elsewhere")
     folder.symlink_to(elsewhere)
     for words in ([], ["--clear"]):

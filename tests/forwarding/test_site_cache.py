@@ -14,9 +14,10 @@ import pytest
 
 from beds import Machine, until
 from bokeh_ssh import DirectTunnel, LocalForward, UsageError
+from bokeh_ssh._core.private_folder import find_folder
 from bokeh_ssh._forwarding import revalidator
 from bokeh_ssh._forwarding.static_requests import Address, Lasting
-from bokeh_ssh._forwarding.static_store import StaticStore, find_folder
+from bokeh_ssh._forwarding.static_store import StaticStore
 from static_bed import Reader, led, request
 
 FILE = bytes(range(256)) * 2000
@@ -103,7 +104,7 @@ def bed(embedded: Any) -> Iterator[Bed]:
         server.daemon_threads = True
         server.block_on_close = False
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        yield Bed(site, server.server_port, embedded(), StaticStore(find_folder()))
+        yield Bed(site, server.server_port, embedded(), StaticStore(find_folder("static")))
         site.go_on.set()
         server.shutdown()
 
@@ -302,7 +303,7 @@ def keep(store: StaticStore, **changes: Any) -> None:
 
 def test_broken_answer_is_not_used(account: object) -> None:
     """Cut at any place, changed in any byte, or another address's: it is removed, and counts as not there."""
-    store = StaticStore(find_folder())
+    store = StaticStore(find_folder("static"))
     keep(store)
     (path,) = store.folder.iterdir()
     whole = path.read_bytes()
@@ -324,7 +325,7 @@ def test_broken_answer_is_not_used(account: object) -> None:
 @pytest.mark.parametrize("changes", [{"since": 1e9, "lasts": 10}, {"since": 1e11}])
 def test_answer_whose_time_is_over_is_not_used(account: object, changes: dict[str, Any]) -> None:
     """Nor is one from the future: a clock that was set back keeps nothing for ever."""
-    store = StaticStore(find_folder())
+    store = StaticStore(find_folder("static"))
     keep(store, **changes)
     assert store.usage().files == 1
     assert store.load_answer(ADDRESS) is None

@@ -20,7 +20,8 @@ import pytest
 
 import apps
 from beds import Machine, free_port, until
-from bokeh_ssh._forwarding.static_store import StaticStore, find_folder
+from bokeh_ssh._core.private_folder import find_folder
+from bokeh_ssh._forwarding.static_store import StaticStore
 from direct_tunnels import port_of, serve_on
 from static_bed import Reader, led, request
 
@@ -213,7 +214,7 @@ def test_answers_are_those_of_the_server(embedded: Any, server: Any, least: int)
     The control is in the numbers: most of the files did not come from the server.
     """
     machine, told = embedded(), list[str]()
-    store = StaticStore(find_folder())
+    store = StaticStore(find_folder("static"))
     with server(machine) as (port, files, more):
         asker, chance = Asker(files, _SEED, more), random.Random(_SEED)
         with led(machine, port, store, told.append, "here") as ours:

@@ -16,6 +16,7 @@ import pytest
 
 from beds import until
 from bokeh_ssh._core.backoff import Attempts
+from bokeh_ssh._core.private_folder import find_folder
 from bokeh_ssh._forwarding import static_cache, static_store
 from bokeh_ssh._forwarding.filtered_relay import FilteredRelay
 from bokeh_ssh._forwarding.http_requests import Inspector, Opened
@@ -24,7 +25,7 @@ from bokeh_ssh._forwarding.local_acceptor import open_acceptor
 from bokeh_ssh._forwarding.request_filter import RequestFilter
 from bokeh_ssh._forwarding.static_cache import StaticCache
 from bokeh_ssh._forwarding.static_requests import StaticFile, StaticRequest, write_static_head
-from bokeh_ssh._forwarding.static_store import StaticStore, Usage, find_folder
+from bokeh_ssh._forwarding.static_store import StaticStore, Usage
 from connections import connected
 from static_bed import LOOPBACK, Reader, led, request
 
@@ -101,7 +102,7 @@ def bed(embedded: Any) -> Iterator[Bed]:
         server.port = listener.getsockname()[1]
         threading.Thread(target=server.serve, args=(listener,), daemon=True).start()
         stack.callback(listener.shutdown, socket.SHUT_RDWR)
-        machine, store = embedded(), StaticStore(find_folder())
+        machine, store = embedded(), StaticStore(find_folder("static"))
 
         def lead() -> contextlib.AbstractContextManager[int]:
             return led(machine, server.port, store, told.append)
@@ -446,7 +447,7 @@ def test_large_file_is_not_kept(bed: Bed) -> None:
 
 def test_answer_goes_on_over_the_next_line(embedded: Any) -> None:
     """A client that has a part of an answer from here gets the rest, although the line was lost meanwhile."""
-    store, machine = StaticStore(find_folder()), embedded()
+    store, machine = StaticStore(find_folder("static")), embedded()
     large = FILE * 12  # more than the system holds for a client
     sha512 = hashlib.sha512(large).hexdigest()
     writer = store.begin(StaticFile("bokeh.min.js", sha512))

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from bokeh_ssh._core.private_folder import FolderError, find_folder
 from bokeh_ssh._forwarding.static_requests import MOST_BYTES, StaticFile
-from bokeh_ssh._forwarding.static_store import StaticStore, StoreError, Usage, find_folder
+from bokeh_ssh._forwarding.static_store import StaticStore, Usage
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no modes")
 
@@ -34,7 +35,7 @@ def keep(store: StaticStore, content: bytes) -> StaticFile:
 @pytest.fixture
 def store(account: Path) -> StaticStore:
     """Give the account's store, which is not there yet."""
-    return StaticStore(find_folder())
+    return StaticStore(find_folder("static"))
 
 
 @posix
@@ -63,9 +64,9 @@ def test_folder_that_is_a_link_is_not_used(store: StaticStore, which: str) -> No
     assert store.load(file) is None
     folder.symlink_to(elsewhere)
     assert store.load(file) is None
-    with pytest.raises(StoreError, match="link"):
+    with pytest.raises(FolderError, match="link"):
         store.begin(named(b"more"))
-    with pytest.raises(StoreError, match="link"):
+    with pytest.raises(FolderError, match="link"):
         store.clear()
     assert len([path for path in elsewhere.rglob("*") if path.is_file()]) == 1
 
@@ -79,20 +80,20 @@ def test_folder_of_another_user_is_not_used(store: StaticStore, account: Path, w
     if which == "home":
         os.chown(account, 65534, 65534)
         other = StaticStore(account / "new" / "bokeh-ssh" / "static")
-        with pytest.raises(StoreError, match="another user"):
+        with pytest.raises(FolderError, match="another user"):
             other.begin(file)
         assert not other.folder.parent.parent.exists()
         return
     os.chown(store.folder if which == "static" else store.folder.parent, 65534, 65534)
     assert store.load(file) is None
     for call in (store.clear, lambda: store.begin(file)):
-        with pytest.raises(StoreError, match="another user"):
+        with pytest.raises(FolderError, match="another user"):
             call()
 
 
 def test_least_recently_used_give_way(account: Path) -> None:
     """Together the files have no more bytes than they may; those that were used last stay."""
-    store = StaticStore(find_folder(), most=250)
+    store = StaticStore(find_folder("static"), most=250)
     files = []
     for number in range(2):
         files.append(keep(store, bytes([number]) * 100))
@@ -150,8 +151,8 @@ def test_home_that_cannot_be_written_into(tmp_path: Path, monkeypatch: pytest.Mo
     place = tmp_path / "place"
     place.write_text("")
     monkeypatch.setenv("HOME", str(place / "home" if home == "missing" else place))
-    store = StaticStore(find_folder())
-    with pytest.raises((OSError, StoreError)):
+    store = StaticStore(find_folder("static"))
+    with pytest.raises((OSError, FolderError)):
         store.begin(named(b""))
     assert store.load(named(b"")) is None
 
@@ -174,7 +175,7 @@ def test_it_is_where_caches_are(
     monkeypatch.setattr(sys, "platform", system)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert find_folder() == Path(folder.format(home=account))
+    assert find_folder("static") == Path(folder.format(home=account))
 
 
 _MANY = """

@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from bokeh_ssh._core.errors import LaunchError, SessionError, UsageError
 from bokeh_ssh._core.events import Event
 from bokeh_ssh._core.framing import Reader, Tail, plain
+from bokeh_ssh._forwarding import port_ownership
 from bokeh_ssh._remote import process_tree, readiness
 from bokeh_ssh._server.bootstrap import supervisor_input
 from bokeh_ssh._server.diagnosis import StartFailure, refused
 from bokeh_ssh._server.launch_spec import Launch
 from bokeh_ssh._server.log_parsing import AppErrors, is_windows, port_in_use, reason
 from bokeh_ssh._server.server_state import Evidence, ServerState, Stage
-from bokeh_ssh._ssh.remote_shell import encode, exec_line
+from bokeh_ssh._ssh.remote_shell import encode, exec_line, exec_script
 from skips import missing
 
 MARK = "0123456789abcdef" * 2
@@ -57,17 +58,33 @@ def test_encoded_script_arrives_byte_for_byte(shell: str) -> None:
 
 def test_exec_line_is_plain_to_every_shell() -> None:
     """The login shell gets nothing but one pair of single quotes that could mean something to it."""
-    line = exec_line(MARK)
-    assert line.startswith("exec /bin/sh -c '")
-    assert line.endswith("'")
-    assert line.count("'") == 2
-    assert not set("!\\\n`\0") & set(line)
-    assert line.isascii()
+    look = port_ownership._LOOK
+    for line, quotes in ((exec_line(MARK), 2), (exec_script(MARK, look), 4)):
+        assert line.startswith("exec /bin/sh -c '")
+        assert line.endswith("'")
+        assert line.count("'") == quotes
+        assert not set("!\\\n`\0") & set(line)
+        assert line.isascii()
 
 
 def test_exec_line_does_not_contain_what_it_prints() -> None:
     """A start file that prints the command cannot say hello in our place."""
     assert MARK not in exec_line(MARK)
+    assert MARK not in exec_script(MARK, "true")
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash", "dash", "zsh", "ksh", "csh", "tcsh", "fish", "busybox ash"])
+def test_script_runs_through_every_shell(shell: str) -> None:
+    """What it says comes out as it is, whichever shell the account has."""
+    words = shell.split()
+    if not shutil.which(words[0]):
+        missing(f"{words[0]} is not installed")
+    line = exec_script(MARK, 'say one "$(echo a b)"; read -r n; say two "$n"')
+    done = subprocess.run([*words, "-c", line], input=b"c d\n", capture_output=True, check=True, timeout=20)
+    told = [
+        f'{MARK}{{"event":"{event}","text":"{text}"}}' for event, text in (("one", "a b"), ("two", "c d"))
+    ]
+    assert done.stdout.decode().splitlines() == told
 
 
 def test_no_secret_is_in_the_command_line() -> None:

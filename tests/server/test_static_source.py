@@ -19,11 +19,12 @@ import pytest
 import apps
 from beds import Machine, until
 from bokeh_ssh._core.backoff import Attempts
+from bokeh_ssh._core.private_folder import find_folder
 from bokeh_ssh._forwarding.listener import bind
 from bokeh_ssh._forwarding.local_acceptor import open_acceptor
 from bokeh_ssh._forwarding.request_filter import RequestFilter
 from bokeh_ssh._forwarding.static_cache import StaticCache
-from bokeh_ssh._forwarding.static_store import StaticStore, find_folder
+from bokeh_ssh._forwarding.static_store import StaticStore
 from bokeh_ssh._server.static_source import StaticSource
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._tunnels import base
@@ -47,7 +48,7 @@ def far(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def kept() -> set[str]:
     """Return what is in the store."""
-    return StaticStore(find_folder()).hashes()
+    return StaticStore(find_folder("static")).hashes()
 
 
 @pytest.mark.usefixtures("far")
@@ -65,10 +66,10 @@ def test_files_are_here_before_the_page(sshd: Callable[..., Machine]) -> None:
         for source in sources:
             with urllib.request.urlopen(f"http://localhost:{tunnel.local_port}/{source}") as answer:
                 assert hashlib.sha512(answer.read()).hexdigest() == source[-128:]
-    before = {path: path.stat().st_mtime_ns for path in find_folder().iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in find_folder("static").iterdir()}
     with tunnel_to(machine, app, isolate=False):
         pass
-    assert {path: path.stat().st_mtime_ns for path in find_folder().iterdir()} == before
+    assert {path: path.stat().st_mtime_ns for path in find_folder("static").iterdir()} == before
 
 
 def test_near_line_is_left_alone(

@@ -31,6 +31,7 @@ from bokeh_ssh._ssh.auth import kerberos
 from bokeh_ssh._ssh.auth.agent import Agent, agent_address
 from bokeh_ssh._ssh.auth.identities import PROMPTS, Identity, KeyConfig, check_keys, find_identities
 from bokeh_ssh._ssh.auth.key_files import key_type
+from bokeh_ssh._ssh.auth.key_memory import KeyMemory, fingerprint
 from bokeh_ssh._ssh.auth.private_keys import UnusableKeyError
 from bokeh_ssh._ssh.auth.public_keys import count_rsa_bits
 from bokeh_ssh._ssh.auth.userauth import (
@@ -122,6 +123,7 @@ def login(
     user: str,
     timeout: float,
     warn: Callable[[str], None] = log.warning,
+    memory: KeyMemory | None = None,
 ) -> tuple[str, ...]:
     """Log in as ``user`` on a transport whose keys are exchanged and whose host key is verified.
 
@@ -135,6 +137,7 @@ def login(
         and the answer to a password or a code at least 120 s, since the server may be waiting for a phone;
         also for the KDC
     :param warn: told what works, but not as it was asked for
+    :param memory: knows which key has fitted last time, and learns which one did
     :return: the methods that succeeded, in order
     :raises UsageError: if a key named in ``host`` cannot work
     :raises PromptRequiredError: if a person had to be asked, and there is no ``host.prompt``
@@ -147,7 +150,7 @@ def login(
     check_keys(host)
     address = agent_address(config.identity_agent) if host.allow_agent else None
     with contextlib.closing(Agent(address)) as agent:
-        attempt = _Login(UserAuth(transport, user, timeout), host, config, agent, warn)
+        attempt = _Login(UserAuth(transport, user, timeout), host, config, agent, warn, memory)
         try:
             return attempt.run()
         except NoAnswerError as exc:
@@ -163,8 +166,16 @@ class _Login:
     """How far one login has come."""
 
     def __init__(
-        self, wire: UserAuth, host: Host, config: LoginConfig, agent: Agent, warn: Callable[[str], None]
+        self,
+        wire: UserAuth,
+        host: Host,
+        config: LoginConfig,
+        agent: Agent,
+        warn: Callable[[str], None],
+        memory: KeyMemory | None,
     ) -> None:
+        self._memory = memory
+        self._fitting: tuple[bytes, str] | None = None  # the first key that was taken, and its algorithm
         self.userauth = wire
         self.warn = warn
         self.agent = agent
@@ -191,7 +202,9 @@ class _Login:
         self._typed = False  # host.password has answered a question
 
     def run(self) -> tuple[str, ...]:
-        method, reply = "none", self.userauth.begin()
+        method, reply = "publickey", self._try_known_key()
+        if reply is None:
+            method, reply = "none", self.userauth.ask_methods()
         while isinstance(reply, Refused):
             self.allowed = reply.allowed
             if reply.partial:
@@ -202,7 +215,42 @@ class _Login:
             log.debug("%s: %s refused=%s; allowed: %s", self.name, method, not reply.partial, self.allowed)
             method, reply = self._next()
         log.debug("%s: logged in with %s", self.name, method)
-        return (*self.passed, method)
+        methods = (*self.passed, method)
+        if self._memory and self._fitting and methods[0] == "publickey":
+            self._memory.keep(*self._fitting)
+        elif self._memory:
+            self._memory.forget()
+        return methods
+
+    def _try_known_key(self) -> Verdict | None:
+        """Begin with the key that fitted last time, if it is one that is to be offered; None without one.
+
+        Which methods the server has is not asked first: it says so if it refuses the key.
+        """
+        memory = self._memory
+        known = memory.recall() if memory and next(iter(self._methods), "") == "publickey" else None
+        if memory is None or known is None:
+            return None
+        before: list[Identity] = []
+        found = None
+        for identity in self._identities:
+            if identity.known is not None and fingerprint(identity.known) == known.key:
+                found = identity
+                break
+            before.append(identity)
+        self._identities = itertools.chain(before, self._identities)
+        if found is None:
+            return None
+        try:
+            self.userauth.begin()
+            memory.unanswered = True
+            reply = self._offer(found, known.algorithm)
+        except UnusableKeyError as exc:
+            memory.unanswered = False
+            self._skip(found, exc)
+            return None
+        memory.unanswered = False
+        return reply
 
     def _enabled(self) -> dict[str, Callable[[], Verdict | None]]:
         """List the methods that the config leaves, in the order that it wants them in."""
@@ -310,7 +358,7 @@ class _Login:
                 return reply
         return None
 
-    def _offer(self, identity: Identity) -> Verdict | None:
+    def _offer(self, identity: Identity, prefer: str = "") -> Verdict | None:
         blob = identity.public()
         if blob in self._seen:
             return None
@@ -327,7 +375,7 @@ class _Login:
         if not allowed:
             msg = f"its kind is left out by {self._line('PubkeyAcceptedAlgorithms', line or '')}"
             raise UnusableKeyError(msg)
-        algorithm = self.userauth.choose_algorithm(allowed)
+        algorithm = prefer if prefer in allowed else self.userauth.choose_algorithm(allowed)
         if algorithm is None:
             msg = "the server takes none of its signature algorithms"
             raise UnusableKeyError(msg)
@@ -341,6 +389,8 @@ class _Login:
                 return reply
         reply = self.userauth.prove(algorithm, blob, identity.sign)
         self._seen.add(blob)
+        if self._fitting is None and (isinstance(reply, Accepted) or reply.partial):
+            self._fitting = (blob, algorithm)
         return reply
 
     def _skip(self, identity: Identity, why: UnusableKeyError) -> None:
@@ -519,6 +569,8 @@ class _Login:
         words = clean(last_words, 300)
         hung_up = bool(words) or cause is None or isinstance(cause, EOFError)
         why = words or ("no reason was given" if hung_up else clean(str(cause), 300))
+        if _TOO_MANY.search(words) and self._memory:
+            self._memory.unanswered = False  # it has counted the key, and minds nothing else
         if _TOO_MANY.search(words) and self._keys_tried > 1:
             text = (
                 f"login as {self.userauth.user} was refused: too many keys ({', '.join(self.tried)}): {why}"

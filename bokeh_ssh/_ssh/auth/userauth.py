@@ -115,7 +115,8 @@ class UserAuth(AuthHandler):
         self._fresh: collections.deque[str] = collections.deque(maxlen=_MOST_SAID)
         self.timeout = timeout
         self._waiting = False
-        self._served = False  # whether the server has accepted the service
+        self._requested = False  # whether the service was asked for
+        self._served = False  # whether the server has accepted it
         self._offered = b""
         self.error_token = b""  # the last one of a security context that the server gave up
         self._in_context = False
@@ -145,13 +146,19 @@ class UserAuth(AuthHandler):
 
     # Requests, on the caller's thread.
 
-    def begin(self) -> Verdict:
-        """Ask for the login service and for the methods that there are (``none``, RFC 4252, section 5.2).
+    def begin(self) -> None:
+        """Ask for the login service, once; the first request follows at once.
 
-        Both at once: a server answers in order (RFC 4253, section 10), and one that refuses the service
-        disconnects, so waiting for its leave would cost a round trip and change nothing.
+        A server answers in order (RFC 4253, section 10), and one that refuses the service disconnects, so
+        waiting for its leave would cost a round trip and change nothing.
         """
-        self._send(Message().add_byte(bytes((MSG_SERVICE_REQUEST,))).add_string("ssh-userauth"))
+        if not self._requested:
+            self._requested = True
+            self._send(Message().add_byte(bytes((MSG_SERVICE_REQUEST,))).add_string("ssh-userauth"))
+
+    def ask_methods(self) -> Verdict:
+        """Ask for the methods that there are (``none``, RFC 4252, section 5.2)."""
+        self.begin()
         return self._verdict(self._send_and_wait(self._request("none"), self.timeout))
 
     def offer(self, algorithm: str, blob: bytes) -> Reply:

@@ -1,0 +1,149 @@
+"""Which key has fitted last time, for each host key and account: it saves a round trip, and is no secret.
+
+A login that knows it begins with that key, and does not ask first which methods there are. Only a key that
+would be offered anyway is, and none is offered twice, so that a server counts no more of them than before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import re
+import secrets
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from bokeh_ssh._core.private_folder import FolderError, check_folder, find_folder, make_folder
+
+log = logging.getLogger("bokeh_ssh.auth")
+
+_FOLDER = "logins"
+#: Logins that are remembered; those that were longest ago are forgotten.
+_MOST = 500
+_TEXT = re.compile(r"(?P<key>[0-9a-f]{64}|-) (?P<algorithm>[a-z0-9@._-]{1,64})\n", re.IGNORECASE)
+_MINDS = "- none\n"
+#: A pipe of that name is not waited for.
+_READ_FLAGS = (
+    os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+)
+#: Seconds that a server which hung up at such a login is asked for its methods first.
+_MINDING = 7 * 86400.0
+
+
+class KnownKey(NamedTuple):
+    """A key that has fitted.
+
+    :ivar key: SHA-256 of the public key or certificate, in hexadecimal digits
+    :ivar algorithm: by which it has signed
+    """
+
+    key: str
+    algorithm: str
+
+
+class KeyMemory:
+    """What is remembered of one account on one server. None of its methods raises.
+
+    :param host_key: as the server sent it, verified
+    :ivar unanswered: whether a login has begun with the key, and the server has not answered
+    """
+
+    def __init__(self, host_key: bytes, user: str) -> None:
+        self.unanswered = False
+        self._name = hashlib.sha256(b"%b\0%b" % (host_key, user.encode("utf-8", "replace"))).hexdigest()
+        self._known: KnownKey | None = None
+
+    def recall(self) -> KnownKey | None:
+        """Return the key that fitted; None where there is none, or the server minds."""
+        try:
+            path = self._path()
+            check_folder(path.parent)
+            if time.time() - path.lstat().st_mtime > _MINDING and path.read_text("ascii") == _MINDS:
+                path.unlink()
+            opened = os.open(path, _READ_FLAGS)
+            try:
+                found = _TEXT.fullmatch(os.read(opened, 200).decode("ascii"))
+            finally:
+                os.close(opened)
+        except (OSError, ValueError, FolderError):
+            return None
+        if found is None or found["key"] == "-":
+            return None
+        self._known = KnownKey(found["key"], found["algorithm"])
+        return self._known
+
+    def keep(self, blob: bytes, algorithm: str) -> None:
+        """Remember a key that has fitted, unless the server minds.
+
+        :param blob: the public key or certificate
+        """
+        known = KnownKey(fingerprint(blob), algorithm)
+        if known != self._known and not self._minds():
+            self._write(f"{known.key} {known.algorithm}\n")
+
+    def forget(self) -> None:
+        """Forget the key that fitted: another way was needed."""
+        if self._known:
+            with contextlib.suppress(OSError, FolderError):
+                self._path().unlink()
+
+    def note_objection(self) -> None:
+        """Remember that the server hung up when a login began with the key."""
+        self.unanswered = False
+        self._write(_MINDS)
+
+    def _minds(self) -> bool:
+        try:
+            return self._path().read_bytes() == _MINDS.encode()
+        except (OSError, FolderError):
+            return False
+
+    def _path(self) -> Path:
+        return find_folder(_FOLDER) / self._name
+
+    def _write(self, text: str) -> None:
+        try:
+            path = self._path()
+            make_folder(path.parent)
+            begun = path.with_name(f"begun-{secrets.token_hex(8)}")
+            begun.touch(0o600, exist_ok=False)
+            try:
+                begun.write_bytes(text.encode("ascii"))
+                begun.replace(path)
+            finally:
+                begun.unlink(missing_ok=True)
+            _make_room(path.parent)
+        except (OSError, FolderError) as exc:
+            log.debug("the key that fitted is not remembered: %s", exc)
+
+
+def fingerprint(blob: bytes) -> str:
+    """Return what a key is remembered by."""
+    return hashlib.sha256(blob).hexdigest()
+
+
+def clear_keys() -> None:
+    """Forget all of them.
+
+    :raises OSError: if one cannot be removed
+    :raises FolderError: if the folder is not the account's own
+    """
+    folder = find_folder(_FOLDER)
+    if os.path.lexists(folder):
+        check_folder(folder)
+        for path in folder.iterdir():
+            path.unlink(missing_ok=True)
+
+
+def _make_room(folder: Path) -> None:
+    names = os.listdir(folder)  # noqa: PTH208 - names are enough
+    if len(names) > _MOST:
+        times = {}
+        for name in names:
+            with contextlib.suppress(OSError):
+                times[name] = (folder / name).lstat().st_mtime
+        for name in sorted(times, key=times.__getitem__)[: len(names) - _MOST]:
+            (folder / name).unlink(missing_ok=True)
