@@ -35,7 +35,7 @@ _FLAGS = (
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # it talks to nobody else
 )
 #: Resolves when Bokeh has drawn everything; the time since the navigation began, in milliseconds.
-_IDLE = """new Promise((done) => {
+IDLE = """new Promise((done) => {
   const look = () => {
     const docs = (window.Bokeh && Bokeh.documents) || [];
     if (docs.length && docs[0].is_idle) done(performance.now());
@@ -100,14 +100,26 @@ class Browser:
 
     def measure(self, url: str, steps: int) -> tuple[float, list[float]]:
         """Load the page with an empty cache, and drag its slider; milliseconds of the load, of each step."""
+        with self._loaded(url, IDLE) as (session, loaded):
+            return loaded, self._ask(session, f"{_DRAG}({steps})")
+
+    def load(self, url: str, shown: str) -> float:
+        """Load a page with an empty cache; milliseconds.
+
+        :param shown: resolves when it is there
+        """
+        with self._loaded(url, shown) as (_, loaded):
+            return loaded
+
+    @contextmanager
+    def _loaded(self, url: str, shown: str) -> Iterator[tuple[str, float]]:
         context = self._do("Target.createBrowserContext")["browserContextId"]
         try:
             page = self._do("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
             session = self._do("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
             self._do("Page.enable", session)
             self._do("Page.navigate", session, url=url)
-            loaded = self._ask(session, _IDLE)
-            return loaded, self._ask(session, f"{_DRAG}({steps})")
+            yield session, self._ask(session, shown)
         finally:
             self._do("Target.disposeBrowserContext", browserContextId=context)
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks.sites import SITES, Site
+
 #: The order of the columns, and what stands above them.
 TITLES = {
     "raw": "raw TCP",
@@ -195,7 +197,13 @@ def other_rows(scale: Scale) -> list[Row]:
         Row("page", "page load", (MILLISECONDS,)),
         Row("drag", f"slider drag, {scale.drag} steps", (MEDIAN, P99)),
         *(row for line in LINES for row in page_rows(line)),
+        *map(site_row, SITES),
     ]
+
+
+def site_row(site: Site) -> Row:
+    """Return the row of another server's page."""
+    return Row(site.key, site.title, (MILLISECONDS,), peers=("ssh", "ours"))
 
 
 def page_rows(line: Line) -> list[Row]:
@@ -330,6 +338,10 @@ def goals(scale: Scale) -> list[Goal]:
         Goal("launch", _later("launch", isolated, "raw"), 0.4, False, "s more than the server's own start"),
         Goal("import bokeh_ssh", _ratio("import", "time", "ours", "raw"), 1.1, False, "x import paramiko"),
         *(goal for line in LINES for goal in _page_goals(line)),
+        *(
+            Goal(site.title, _across("time", (site.key, "ours"), (site.key, "ssh")), 0.4, False, "x ssh -L")
+            for site in SITES
+        ),
     ]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import beds
-from benchmarks import browser, facts, plot, process, report, starts
+from benchmarks import browser, facts, plot, process, report, sites, starts
 from benchmarks.process import Child, PeerError
 from benchmarks.rows import (
     FORWARDS,
@@ -28,7 +28,9 @@ from benchmarks.rows import (
     other_rows,
     page_rows,
     rows,
+    site_row,
 )
+from benchmarks.sites import SITES, Site
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _STATIC = _ROOT / "docs" / "_static"
@@ -218,6 +220,9 @@ class Bench:
                 self._far_pages(lines, app)
         except PeerError as exc:
             self._skip(str(exc))
+        for site in SITES:
+            if self._wanted(site_row(site)):
+                self._far_site(site)
 
     def _note_all(self, row: Row, found: dict[str, dict[str, Any]]) -> None:
         for peer, one in found.items():
@@ -281,6 +286,43 @@ class Bench:
                 self._note(one, peer, {"failed": str(exc)})
             else:
                 self._note(one, peer, {"time": time})
+
+    def _far_site(self, site: Site) -> None:
+        """Measure another server's page over a line, through ``ssh`` and a forward that keeps its files."""
+        program = self._find_browser()
+        if program is None:
+            return
+        row, seen = site_row(site), self._directory / site.key
+        try:
+            with (
+                sites.running(site) as port,
+                browser.browser(program) as chromium,
+                ExitStack() as stack,
+            ):
+                far = self._lead(stack, site.key, 0.05, 10e6 / 8)
+                self._load_site(site, chromium, self._machine, port, seen)  # the first time
+                for number in range(self.scale.rounds):
+                    for peer in self._rotated(row, number):
+                        if peer == "ours":
+                            time = self._load_site(site, chromium, far, port, seen)
+                        else:
+                            order = self._order(row, "ssh", port, far)
+                            with Child("peers", order, self._directory) as forward:
+                                local = forward.hear(_START)["port"]
+                                time = chromium.load(f"http://127.0.0.1:{local}{site.page}", site.shown)
+                        self._note(row, peer, {"time": time})
+        except PeerError as exc:
+            self._skip(str(exc))
+
+    def _load_site(
+        self, site: Site, chromium: browser.Browser, machine: beds.Machine, port: int, cache: Path
+    ) -> float:
+        """Load a site's page through a forward; return the milliseconds."""
+        order = {"host": machine.host, "port": machine.port, "user": machine.user, "http": True}
+        order |= {"key_filename": str(machine.key_path), "known_hosts": str(machine.known_hosts)}
+        order |= {"remote_port": port, "remote_host": "127.0.0.1", "cache": str(cache)}
+        with Child("tunnel", order, self._directory) as forward:
+            return chromium.load(forward.hear(_START)["url"] + site.page, site.shown)
 
     def _load_through_ssh(self, row: Row, page: Page, machine: beds.Machine, more: list[str]) -> float:
         order = self._order(row, "ssh", page.port, machine)

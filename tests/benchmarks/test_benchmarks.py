@@ -67,20 +67,22 @@ def test_every_peer_here_carries_every_byte(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)  # a browser, and seconds for each page through ssh
+@pytest.mark.timeout(400)  # a browser, and seconds for each page through ssh
 def test_page_over_a_slow_line() -> None:
     """A browser opens a page over a line of 40 ms and 10 Mbit/s: through ``ssh``, through a tunnel that finds
-    the server, and through one that launches it."""
+    the server, and through one that launches it; and the pages of other servers, through a forward."""
     if beds.find_sshd() is None or browser.find() is None:
         missing("OpenSSH's sshd or Chromium is not installed")
     run = pytest.importorskip("benchmarks.run", reason="the benchmark reads /proc and sends POSIX signals")
     told: list[str] = []
-    only = ("far-seen-40-10", "far-first-40-10")
+    only = ("far-seen-40-10", "far-first-40-10", "far-panel-100-10", "far-lab-100-10")
     kept = run.measure(TINY, only=only, tell=told.append)
     assert not [line for line in told if "failed" in line]
     assert {key: set(found) for key, found in kept["results"].items()} == {
         "far-seen-40-10": {"ssh", "ours"},
         "far-first-40-10": {"ours"},
+        "far-panel-100-10": {"ssh", "ours"},
+        "far-lab-100-10": {"ssh", "ours"},
     }
 
 

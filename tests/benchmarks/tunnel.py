@@ -1,6 +1,7 @@
-"""A tunnel to a Bokeh server, in a process of its own: reads an order, says the address, waits to be ended.
+"""A tunnel to a Bokeh server, or a forward to a web server, in a process of its own.
 
-Files of BokehJS are kept where the order says, so that a version can be one that was seen before, or not.
+It reads an order, says the address, and waits to be ended. Static files are kept where the
+order says, so that a version can be one that was seen before, or not.
 """
 
 from __future__ import annotations
@@ -20,6 +21,11 @@ def main() -> None:
     host, user = words.pop("host"), words.pop("user")
     login = {"ssh_config": None, "allow_agent": False, "look_for_keys": False}
     try:
+        if words.pop("http", False):
+            with bokeh_ssh.LocalForward(host, user, http=True, **login, **words) as forward:
+                print(json.dumps({"url": f"http://127.0.0.1:{forward.local_port}"}), flush=True)
+                sys.stdin.read()
+            return
         with bokeh_ssh.DirectTunnel(host, user, python=sys.executable, **login, **words) as tunnel:
             print(json.dumps({"url": tunnel.url.replace("localhost", "127.0.0.1")}), flush=True)
             sys.stdin.read()
