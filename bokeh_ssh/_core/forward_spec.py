@@ -36,7 +36,7 @@ def check_http(listen: Listen) -> None:
     """
     if isinstance(listen, str) or not is_loopback(listen[0]):
         msg = "a forward to a web server listens on a loopback port only"
-        raise UsageError(msg, hint="leave out http, or the address or socket to listen on")
+        raise UsageError(msg, hint="leave out http=True (or /http), or the address or socket to listen on")
 
 
 def is_loopback(address: str | None) -> bool:

@@ -162,6 +162,18 @@ def test_server_counts_no_more_keys_than_before(bench: Bench, tmp_path: Path) ->
         assert sshd.connections == connections + 1  # a server that has had enough is left alone
 
 
+def test_server_that_takes_one_key_is_left_alone(bench: Bench, tmp_path: Path) -> None:
+    """With MaxAuthTries 1 it hangs up at a key that fits no more: that was counted, and is no objection."""
+    key = make_key(bench.keys / "a")
+    with contextlib.closing(Sshd(tmp_path, [key], "MaxAuthTries 1")) as sshd:
+        bench.enter(sshd.port, "a")
+        (tmp_path / "authorized").write_bytes(b"")
+        with pytest.raises(AuthenticationError, match="Too many"):
+            bench.enter(sshd.port, "a")
+        assert bench.tried == ["a"]
+        assert sshd.connections == 2
+
+
 def test_second_factor_follows(make_bed: Callable[..., Bed], bench: Bench) -> None:
     """Where the key is one of two, it is remembered as well; where a password did, no key is."""
     key = make_key(bench.keys / "a")
