@@ -21,6 +21,7 @@ from bokeh_ssh._core.events import (
     HostKeyVerified,
     JobEnded,
     JobEnding,
+    JobReached,
     JobStarted,
     JobSubmitted,
     JobWaiting,
@@ -125,6 +126,12 @@ def _(event: JobStarted) -> Line:
     until = f", ends {_clock(event.ends_at)}" if event.ends_at else ""
     text = f"Job {event.job} runs on {event.node}{until}"
     return Line("done", text, then=f"Connecting to {event.node}")
+
+
+@describe.register
+def _(event: JobReached) -> Line:
+    way = {"srun": "by srun", "tcp": "by TCP", "back": "as the job connects back"}.get(event.way, event.way)
+    return Line("done", f"Reached job {event.job} on {event.node} ({way})")
 
 
 @describe.register

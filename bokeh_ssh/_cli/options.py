@@ -518,7 +518,7 @@ BATCH = under(
     Flag(
         "batch",
         "",
-        "Run the server in a batch job of the cluster whose login node HOST is (Slurm).",
+        "Run the server in a batch job of the cluster whose login node HOST is (Slurm, Grid Engine).",
         first=True,
     ),
     Flag("time", "LIMIT", "The job's time limit, as the scheduler writes it: 2:00:00."),
@@ -529,6 +529,8 @@ BATCH = under(
     Flag("gpus", "N", "GPUs of the job."),
     Flag("name", "NAME", "The job's name in the queue (default: bokeh-ssh).", name="--job-name"),
     Flag("extra", "OPTION", "One more option of the submit command; repeat.", name="--batch-arg"),
+    Flag("scheduler", "NAME", "slurm or sge (default: the one that is there)."),
+    Flag("way", "WAY", "How to get from HOST to the job: srun, tcp or back (default: what leads there)."),
 )
 
 #: What goes with it, and is the tunnel's own.

@@ -92,6 +92,19 @@ class JobStarted(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class JobReached(Event):
+    """The machine of a batch job is reached; again, where another way was taken than before.
+
+    :param node: that machine
+    :param way: how the login node gets there, see :class:`Batch`
+    """
+
+    job: str
+    node: str
+    way: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class JobEnding(Event):
     """The job will end soon: 10 and 2 minutes before its time limit, and when the scheduler warns it.
 

@@ -10,14 +10,16 @@ from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.settings import setting
 
 #: What ``batch=`` can name: "auto" is the scheduler that the login node has.
-SCHEDULERS = ("auto", "slurm")
+SCHEDULERS = ("auto", "slurm", "sge")
+#: How the bytes get from the login node to the job.
+WAYS = ("auto", "srun", "tcp", "back")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """The batch job that a server runs in; what is left out, the cluster decides.
 
-    :param scheduler: "slurm", or "auto" for the one that the login node has
+    :param scheduler: "slurm", "sge" (Grid Engine), or "auto" for the one that the login node has
     :param time: the job's time limit as the scheduler writes it, such as "2:00:00"
     :param queue: the queue (Slurm: partition)
     :param account: the account or project that pays
@@ -26,6 +28,9 @@ class Batch:
     :param gpus: GPUs
     :param name: the job's name, as others see it in the queue
     :param extra: more arguments for the scheduler's submit command, such as ``["--constraint=a100"]``
+    :param way: how the login node gets to the job: "srun" (Slurm alone: no port anywhere), "tcp" (to a port
+        of the job's machine), "back" (the job connects to a port of the login node); "auto": "srun" on Slurm,
+        elsewhere "tcp", or "back" where that is refused. The last two need a home that both machines have
     :raises UsageError: if a value cannot be one
     """
 
@@ -38,11 +43,15 @@ class Batch:
     gpus: int | None = None
     name: str = "bokeh-ssh"
     extra: Sequence[str] = ()
+    way: str = "auto"
 
     def __post_init__(self) -> None:
         if self.scheduler not in SCHEDULERS:
             msg = f"scheduler={self.scheduler!r} is not known"
-            raise UsageError(msg, hint='use "slurm", or "auto"')
+            raise UsageError(msg, hint='use "slurm", "sge", or "auto"')
+        if self.way not in WAYS:
+            msg = f"way={self.way!r} is not known"
+            raise UsageError(msg, hint='use "srun", "tcp", "back", or "auto"')
         if isinstance(self.extra, str):
             msg = "extra is one string"
             raise UsageError(msg, hint='give a list: extra=["--constraint=a100"]')

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from bokeh_ssh._jobs import slurm
+from bokeh_ssh._jobs import grid_engine, scheduler, slurm
 from bokeh_ssh._jobs.batch import Batch
 from bokeh_ssh._jobs.warden import Warden
 from bokeh_ssh._ssh.connection import Connection
@@ -44,14 +44,25 @@ class ClusterCheck:
 
     def _reach(self, connection: Connection) -> Warden:
         if not self._warden or not self._warden.alive:
-            self._warden = Warden(connection, self._pythons, 0.0, [slurm.SUBMIT])
-        self.missing = slurm.SUBMIT not in self._warden.programs
+            self._warden = Warden(connection, self._pythons, 0.0, scheduler.programs(self._batch.scheduler))
+        self.missing = not self._warden.found
         if self.missing:
-            raise slurm.no_scheduler(connection.name)
+            raise scheduler.no_scheduler(connection.name)
         return self._warden
+
+    @property
+    def _has_grid_engine(self) -> bool:
+        return self._warden is not None and self._warden.found == grid_engine.SUBMIT
 
     def _scheduler(self, connection: Connection) -> ClusterFact:
         warden = self._reach(connection)
+        if self._has_grid_engine:
+            version = (warden.run(grid_engine.VERSION).lines or ("Grid Engine",))[0]
+            answer = warden.run(grid_engine.QUEUES)
+            if answer.status:
+                said = answer.lines[0] if answer.lines else "it says nothing"
+                return ClusterFact(False, f"{version}, whose master does not answer: {said}", "try again")
+            return ClusterFact(True, f"{version}; its master answers")
         version = " ".join(warden.run([slurm.SUBMIT, "--version"]).out.split())
         answer = warden.run(slurm.CONTROLLER)
         if answer.status:
@@ -60,6 +71,10 @@ class ClusterCheck:
         return ClusterFact(True, f"{version}; its controller answers")
 
     def _way(self, connection: Connection) -> ClusterFact:
+        self._reach(connection)
+        if self._has_grid_engine or self._batch.way in ("tcp", "back"):
+            text = "by TCP between login node and node, in one direction or the other; their home must be one"
+            return ClusterFact(True, text)
         version = self._reach(connection).run(["srun", "--version"])
         if version.status:
             said = version.lines[0] if version.lines else "it says nothing"
@@ -72,6 +87,14 @@ class ClusterCheck:
         )
 
     def _queue(self, connection: Connection) -> ClusterFact:
+        warden = self._reach(connection)
+        if self._has_grid_engine:
+            known = warden.run(grid_engine.QUEUES).out.split()
+            wanted = (self._batch.queue or "").partition("@")[0]
+            if wanted and wanted not in known:
+                text = f"there is no queue {wanted!r} (there are {', '.join(known[:20])})"
+                return ClusterFact(False, text, "name another one with --queue")
+            return ClusterFact(True, f"there is {wanted}" if wanted else "any that takes the job")
         answer = self._reach(connection).run(slurm.QUEUES)
         if answer.status:
             said = answer.lines[0] if answer.lines else "it says nothing"
@@ -91,7 +114,18 @@ class ClusterCheck:
 
     def _job(self, connection: Connection) -> ClusterFact:
         # What it accepts may still wait for ever, which is why the queue is looked at by itself.
-        words = [*slurm.submit_words(self._batch, "doctor"), "--test-only"]
+        warden = self._reach(connection)
+        if self._has_grid_engine:
+            answer = warden.run(
+                [*grid_engine.submit_words(self._batch, "doctor", "/dev/null"), "-w", "v"], "true\n"
+            )
+            if answer.status:
+                text = f"Grid Engine would refuse the job: {grid_engine.refusal(answer.lines)}"
+                return ClusterFact(
+                    False, text, "check queue, account, time, memory, gpus and the other options"
+                )
+            return ClusterFact(True, "Grid Engine would take it (nothing was submitted)")
+        words = [*slurm.submit_words(self._batch, "doctor", "/dev/null"), "--test-only"]
         answer = self._reach(connection).run(words, "#!/bin/sh\n")
         if answer.status:
             text = f"Slurm would refuse the job, or never start it: {slurm.refusal(answer.lines)}"

@@ -26,12 +26,22 @@ from bokeh_ssh._core.errors import (
     QueueTimeoutError,
     SubmitError,
     TunnelClosedError,
+    UsageError,
 )
-from bokeh_ssh._core.events import Event, JobEnded, JobEnding, JobStarted, JobSubmitted, JobWaiting, Warned
+from bokeh_ssh._core.events import (
+    Event,
+    JobEnded,
+    JobEnding,
+    JobReached,
+    JobStarted,
+    JobSubmitted,
+    JobWaiting,
+    Warned,
+)
 from bokeh_ssh._core.host import Host
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.waiting import wait
-from bokeh_ssh._jobs import slurm
+from bokeh_ssh._jobs import scheduler
 from bokeh_ssh._jobs.batch import Batch
 from bokeh_ssh._jobs.job import Job, JobState
 from bokeh_ssh._jobs.job_login import JobLogin
@@ -54,8 +64,8 @@ _MOST = 30.0
 _GROWTH = 1.3
 #: Questions in a row with a reason that no waiting ends, before it is believed.
 _SURE = 2
-#: Seconds that the scheduler may take to say how a job ended.
-_VERDICT = 60.0
+#: Seconds that the scheduler may take to say how a job ended that has never run.
+_VERDICT = 5.0
 #: Seconds for the holder of a job that runs already to answer, once its machine is reached.
 _PATIENCE = 3.0
 #: Seconds between two tries to reach a job that has just started.
@@ -65,9 +75,13 @@ _AGAIN = (JobState.TIMEOUT, JobState.NODE_FAIL, JobState.PREEMPTED)
 #: Seconds before the time limit at which it is told.
 _MARKS = (600.0, 120.0)
 #: Seconds to its time limit at which the scheduler's warning may be due to that.
-_NEAR = slurm.WARNING + 60.0
+_NEAR = 180.0
 #: Seconds for the accounting to say who has cancelled a job; it may be a slow machine of its own.
 _ACCOUNTING = 5.0
+#: Seconds for one try to find what a job has left in the home; the scheduler is asked between two.
+_MEETING = 10.0
+#: Where the job's script writes until its holder has begun; in the home, which a node has too.
+_OUTPUT = "~/.bokeh-ssh-job-%j.log"
 _NOWHERE = "/dev/null"  # for output, where the home has a name that sbatch would take for a pattern
 _LINES = 20  # of what the job wrote, in an error
 
@@ -107,6 +121,8 @@ class ClusterJob:
     ) -> None:
         self._batch = batch
         self._named = job
+        self._scheduler: scheduler.Scheduler = scheduler.KNOWN[0]
+        self._way = ""  # that has led to the job last
         self._host = host
         self._label = host.target.host
         self._pythons = list(dict.fromkeys(filter(None, (python, "python3", "python"))))
@@ -180,18 +196,22 @@ class ClusterJob:
         self._login_stack.close()
         stack = self._login_stack = contextlib.ExitStack()
         connection = self._dial(stack, self._host, None)
-        warden = Warden(connection, self._pythons, self._grace, [slurm.SUBMIT])
+        warden = Warden(connection, self._pythons, self._grace, scheduler.programs(self._batch.scheduler))
         stack.callback(warden.close)
         if self._closed.is_set():  # by another thread, just now
             stack.close()
             self._check_wanted()
         self._warden = warden
+        self._scheduler = scheduler.choose(warden.found, self._label)
+        if self._batch.way == "srun" and "srun" not in self._scheduler.WAYS:
+            msg = f"{self._scheduler.TITLE} has no srun"
+            raise UsageError(msg, host=self._label, hint='leave out way, or give "tcp" or "back"')
         if self._job and not self._named:  # the warden before this one leaves the job to it
             job = self._job.id
             self._nonce = secrets.token_hex(8)
-            guard = slurm.guard(self._nonce)
+            guard = self._scheduler.guard(self._nonce)
             warden.look_after(_filled(guard, job))
-            warden.run(slurm.claim_words(job, self._nonce))
+            warden.run(self._scheduler.claim_words(job, self._nonce))
         return warden
 
     def _check_wanted(self) -> None:
@@ -200,16 +220,21 @@ class ClusterJob:
             raise TunnelClosedError(msg, host=self._label)
 
     def _submit(self, warden: Warden) -> None:
-        if slurm.SUBMIT not in warden.programs:
-            raise slurm.no_scheduler(self._label)
-        output = self._expand_home(warden, slurm.OUTPUT)
-        words = [*slurm.submit_words(self._batch, self._nonce), slurm.output_word(output)]
+        output = self._expand_home(warden, _OUTPUT)
+        words = self._scheduler.submit_words(self._batch, self._nonce, output)
         own = "" if output == _NOWHERE else output  # for it to remove
-        script = job_script(self._pythons, self._key.public_key, self._grace, own)
-        answer = warden.run(words, script, guard=slurm.guard(self._nonce))
-        job = slurm.read_submitted(answer.out) if answer.status == 0 else ""
+        script = job_script(
+            self._pythons,
+            self._key.public_key,
+            self._grace,
+            own,
+            variable=self._scheduler.JOB_VARIABLE,
+            ways=self._ways,
+        )
+        answer = warden.run(words, script, guard=self._scheduler.guard(self._nonce))
+        job = self._scheduler.read_submitted(answer.out) if answer.status == 0 else ""
         if not job:
-            msg = f"the scheduler refuses the job: {slurm.refusal(answer.lines)}"
+            msg = f"the scheduler refuses the job: {self._scheduler.refusal(answer.lines)}"
             hint = "check queue, account, time, memory, gpus and extra"
             raise SubmitError(msg, host=self._label, hint=hint, said=answer.lines)
         self._submitted_at = time.monotonic()
@@ -224,31 +249,31 @@ class ClusterJob:
         :raises JobEndedError: if the scheduler does not know it, or knows it no more
         :raises JobError: if it is another user's, or several
         """
-        answer = warden.run(slurm.owner_words(self._named))
-        found = slurm.read_owners(answer.out)
-        if not found and answer.status and not slurm.is_unknown(answer.err):
+        answer = warden.run(self._scheduler.owner_words(self._named))
+        found = self._scheduler.read_owners(answer.out)
+        if not found and answer.status and not self._scheduler.is_unknown(answer.err):
             said = answer.lines[0] if answer.lines else "it says nothing"
             msg = f"the scheduler cannot be asked for job {self._named} ({said})"
             raise JobError(msg, host=self._label, hint="try again", job=self._named)
         if not found:
             msg = f"there is no job {self._named}: it is over, or there never was one"
-            hint = "see which ones there are: squeue --me"
+            hint = f"see which ones there are: {self._scheduler.QUEUE_COMMAND}"
             raise JobEndedError(msg, host=self._label, hint=hint, job=self._named, state="UNKNOWN")
         if len(found) > 1:
             msg = f"job {self._named} is an array of {len(found)} jobs"
-            hint = "name one of them by a number of its own, as squeue -o %A lists them"
+            hint = "name one of them by a number of its own, as squeue -o %A lists them (Slurm)"
             raise JobError(msg, host=self._label, hint=hint, job=self._named)
         number, owner = found[0]
         if owner != warden.run(["id", "-u"]).out.strip():
             msg = f"job {self._named} is another user's"
-            hint = "name one of your own: squeue --me"
+            hint = f"name one of your own: {self._scheduler.QUEUE_COMMAND}"
             raise JobError(msg, host=self._label, hint=hint, job=self._named)
         self._submitted_at = time.monotonic()
         self._set(Job(id=number))
 
     def _expand_home(self, warden: Warden, path: str) -> str:
         home = warden.run(["sh", "-c", 'printf "%s\\n" "$HOME"']).out.strip()
-        return path.replace("~", home, 1) if home.startswith("/") and "%" not in home else _NOWHERE
+        return path.replace("~", home, 1) if home.startswith("/") and not set(home) & set("%$:") else _NOWHERE
 
     def _await_start(self, warden: Warden) -> None:
         """Wait until the job runs, as long as it takes."""
@@ -265,14 +290,18 @@ class ClusterJob:
             if job.state is JobState.RUNNING:
                 break
             if job.state is JobState.COMPLETING:
-                verdict = verdict or time.monotonic() + _VERDICT
+                most = self._scheduler.VERDICT if self._started else _VERDICT
+                verdict = verdict or time.monotonic() + most
                 if time.monotonic() < verdict:
                     pause = _LEAST
                     continue
-                job = dataclasses.replace(job, state=JobState.UNKNOWN)
+                # No accounting has one that was cancelled while it waited.
+                state = JobState.UNKNOWN if self._started else JobState.CANCELLED
+                job = dataclasses.replace(job, state=state)
+                self._set(job)
             if job.state.over:
                 raise self._ended(warden, job)
-            hopeless = hopeless + 1 if slurm.why_never(job.reason) else 0
+            hopeless = hopeless + 1 if self._scheduler.why_never(job.reason) else 0
             if hopeless >= _SURE:
                 raise self._never(warden, job)
             now = (job.reason, round((job.estimated_start or 0) / 60))
@@ -306,8 +335,8 @@ class ClusterJob:
             raise warden.connection.lost_error()
         self._check_wanted()
         self._asked = time.monotonic()
-        answer = warden.run(slurm.ask_words(self._job.id))
-        found = slurm.read_answer(self._job.id, answer.status, answer.out, answer.err)
+        answer = warden.run(self._scheduler.ask_words(self._job.id))
+        found = self._scheduler.read_answer(self._job.id, answer.status, answer.out, answer.err)
         if found is None:
             if not self._silent:
                 self._silent = True
@@ -340,7 +369,7 @@ class ClusterJob:
     def _ended(self, warden: Warden, job: Job) -> JobEndedError:
         """Make the error for a job that is over, and tell of it."""
         canceller = self._find_canceller(warden, job) if job.state is JobState.CANCELLED else ""
-        why, hint = slurm.describe_end(job, self._batch, canceller)
+        why, hint = self._scheduler.describe_end(job, self._batch, canceller)
         # A holder whose machine has failed does not remove it.
         lines = () if self._named else self._written(warden, job)
         lines = () if self._reached else lines
@@ -352,15 +381,15 @@ class ClusterJob:
     def _find_canceller(self, warden: Warden, job: Job) -> str:
         """Find out who has cancelled the job; empty where nobody knows."""
         try:
-            answer = warden.run(slurm.canceller_words(job.id), timeout=_ACCOUNTING)
-            number = slurm.read_canceller(answer.out) if answer.status == 0 else ""
+            answer = warden.run(self._scheduler.canceller_words(job.id), timeout=_ACCOUNTING)
+            number = self._scheduler.read_canceller(answer.out) if answer.status == 0 else ""
             return (warden.run(["id", "-nu", number]).out.strip() or number) if number else ""
         except BokehSSHError:
             return ""
 
     def _never(self, warden: Warden, job: Job) -> JobNeverStartsError:
         """Cancel a job that can never start, if it is ours, and make the error for it."""
-        why = slurm.why_never(job.reason)
+        why = self._scheduler.why_never(job.reason)
         done = self._cancel(f"cancelled, since {why}")
         msg = f"job {job.id} can never start: {why} ({job.reason}){done}"
         hint = "ask for less, or for another queue"
@@ -368,10 +397,10 @@ class ClusterJob:
 
     def _written(self, warden: Warden, job: Job) -> tuple[str, ...]:
         """Read what the job wrote, where the home is shared; empty elsewhere."""
-        output = self._expand_home(warden, slurm.OUTPUT).replace("%j", job.id)
+        output = self._expand_home(warden, _OUTPUT).replace("%j", job.id)
         if output == _NOWHERE:
             return ()
-        text = 'tail -n "$1" -- "$2" && rm -f -- "$2"'
+        text = '[ ! -e "$2" ] || { tail -n "$1" -- "$2" && rm -f -- "$2"; }'
         try:
             return warden.run(["sh", "-c", text, "sh", str(_LINES), output]).lines[-_LINES:]
         except BokehSSHError:
@@ -394,7 +423,9 @@ class ClusterJob:
                     self._await_start(warden)  # raises how it ended
                 if time.monotonic() > deadline:
                     exc.host = exc.host or self._label
-                    raise
+                    if self._named or self._reached:
+                        raise
+                    raise self._useless(warden, LaunchError(exc.message, hint=exc.hint)) from exc
             wait(self._closed, _PAUSE)
             self._check_wanted()
 
@@ -415,6 +446,9 @@ class ClusterJob:
                 return self._open_stream(warden, time.monotonic() + timeout)[0]
 
             connection = self._dial(connection_stack, host, stream)
+            if record.get("way") != self._way or not self._reached:
+                self._way = str(record.get("way"))
+                self._emit(JobReached(host=self._label, job=self._job.id, node=node, way=self._way))
             self._reached = True
             self._news = connection_stack.enter_context(
                 JobNews(connection, str(record.get("news", "")), self._name, self._next_mark, self._on_news)
@@ -424,17 +458,26 @@ class ClusterJob:
             for each in unused:
                 each.close()
 
+    @property
+    def _ways(self) -> list[str]:
+        """The ways to the job: the one that has worked last first."""
+        asked = self._batch.way
+        ways = list(self._scheduler.WAYS) if asked == "auto" else [asked]
+        return sorted(ways, key=lambda way: way != self._way)
+
     def _open_stream(self, warden: Warden, deadline: float) -> tuple[socket.socket, dict[str, object]]:
         assert self._job
         return open_job_stream(
             warden.connection,
-            slurm.stream_words(self._job.id, self._job.node),
+            self._scheduler.stream_words(self._job.id, self._job.node) if self._ways == ["srun"] else [],
             job=self._job.id,
             path=warden.path,
             pythons=self._pythons,
             mark=secrets.token_hex(16),
             timeout=max(5.0, deadline - time.monotonic()),
-            patience=self._patience,
+            patience=self._patience if self._ways == ["srun"] else min(self._patience, _MEETING),
+            ways=self._ways,
+            nodes=[self._job.node] if self._job.node else [],
             client_key=self._key.public_key if self._named else "",
         )
 

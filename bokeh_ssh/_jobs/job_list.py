@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bokeh_ssh._core.errors import JobError
-from bokeh_ssh._jobs import slurm
+from bokeh_ssh._jobs import scheduler
 from bokeh_ssh._jobs.job import ListedJob
 from bokeh_ssh._jobs.warden import Answer, Warden
 from bokeh_ssh._ssh.connection import Connection
@@ -18,30 +20,31 @@ class JobList:
     def __init__(self, connection: Connection, python: str | None) -> None:
         self._host = connection.name
         pythons = [python] if python else ["python3", "python"]
-        self._warden = Warden(connection, pythons, 0.0, [slurm.ASK])
+        self._warden = Warden(connection, pythons, 0.0, scheduler.programs())
 
     def jobs(self) -> list[ListedJob]:
         """List those that were submitted by bokeh_ssh; none where there is no scheduler.
 
         :raises JobError: if the scheduler does not answer
         """
-        if slurm.ASK not in self._warden.programs:
+        if not self._warden.found:
             return []
-        answer = self._run(slurm.LIST)
-        return [ListedJob(host=self._host, **fields) for fields in slurm.read_list(answer.out)]
+        queue = scheduler.choose(self._warden.found, self._host)
+        answer = self._run(queue.LIST)
+        return [ListedJob(host=self._host, **fields) for fields in queue.read_list(answer.out)]
 
     def cancel(self, job: ListedJob) -> None:
         """Cancel one.
 
         :raises JobError: if the scheduler does not do it
         """
-        self._run(slurm.cancel_words(job.id))
+        self._run(scheduler.choose(self._warden.found, self._host).cancel_words(job.id))
 
     def close(self) -> None:
         """End its session."""
         self._warden.close()
 
-    def _run(self, words: list[str]) -> Answer:
+    def _run(self, words: Sequence[str]) -> Answer:
         answer = self._warden.run(words)
         if answer.status:
             said = answer.lines[0] if answer.lines else "it says nothing"

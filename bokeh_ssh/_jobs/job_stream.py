@@ -33,21 +33,26 @@ def open_job_stream(
     mark: str,
     timeout: float,
     patience: float,
+    ways: Sequence[str],
+    nodes: Sequence[str] = (),
     client_key: str = "",
 ) -> tuple[socket.socket, dict[str, Any]]:
-    """Reach the SSH server of a job by a command of the scheduler's on the login node.
+    """Reach the SSH server of a job from the login node.
 
-    :param words: the command that runs another one in the job, joined to it by its streams
+    :param words: the scheduler's command that runs another one in the job, joined to it by its streams; none
+        where ours is to run on the login node itself
     :param path: the PATH for it
     :param mark: letters and digits that mark our lines
     :param timeout: seconds until the server must answer
     :param patience: seconds that the server may take, once its machine is reached
+    :param ways: "srun" for a command in the job; on the login node "tcp" and "back", tried in this order
+    :param nodes: names of the job's machine
     :param client_key: a public key that the server is to let in, if it does not yet
-    :returns: a socket that leads to it, and what the job told of it: ``host_key``, ``user``, ``node``
+    :returns: a socket to it, and what the job told: ``host_key``, ``user``, ``node``, and the ``way``
     :raises ConnectionLostError: if the command fails: the job may be over, or the scheduler not there
     :raises LaunchError: if there can be no SSH server
     """
-    start = _Start(mark)
+    start = _Start(mark, shared="srun" not in ways)
     deadline = time.monotonic() + timeout
     session = start.session = connection.run(
         exec_line(mark),
@@ -62,6 +67,7 @@ def open_job_stream(
         lead = encode(f"PATH={shlex.quote(path)}; export PATH; exec {command}")
         left = max(1.0, min(patience, deadline - time.monotonic() - 2.0))
         order = {"mark": mark, "job": job, "timeout": left, "client_key": client_key}
+        order |= {"ways": list(ways), "nodes": list(nodes)}
         program = payload("job_stream")
         session.write(lead + control_client_script(pythons, {}, mark, program, encode_message(order)))
         record = start.wait("connected", deadline)
@@ -74,9 +80,10 @@ def open_job_stream(
 
 
 class _Start:
-    """The stream until the SSH server has it."""
+    """The stream until the SSH server has it; ``shared``: the job is found by the home."""
 
-    def __init__(self, mark: str) -> None:
+    def __init__(self, mark: str, *, shared: bool) -> None:
+        self._shared = shared
         self.session: Session | None = None
         self.sock: socket.socket | None = None
         self.errors = Tail(20)
@@ -107,6 +114,11 @@ class _Start:
             why = plain(str(refused.get("why") or ""))
             why = "there is no Python on it" if why == "python" else why
             node = plain(str(refused.get("node") or "the job's machine"))
+            if not why and self._shared:
+                msg = "the job has left nothing in the home that this login node has (a shared one is needed)"
+                raise ConnectionLostError(msg, hint="see what the job wrote")
+            if refused.get("lost"):
+                raise ConnectionLostError(f"the job on {node} is not reached: {why}", hint="try again")
             msg = f"{node} cannot be used: {why}" if why else f"the job on {node} does not answer"
             raise LaunchError(msg, hint="see what the job wrote, or ask for another machine")
         if not met:

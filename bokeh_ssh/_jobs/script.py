@@ -18,15 +18,21 @@ _RUN = (
 )
 
 
-def job_script(pythons: Sequence[str], client_key: str, grace: float, output: str) -> str:
+def job_script(
+    pythons: Sequence[str], client_key: str, grace: float, output: str, *, variable: str, ways: Sequence[str]
+) -> str:
     """Write the script.
 
     :param pythons: interpreters; the first that runs on the node is taken
     :param client_key: the public key that gets in
     :param grace: seconds without a client after which the job ends
     :param output: where the scheduler puts what it writes, which its end removes
+    :param variable: what tells a job its number
+    :param ways: how the bytes may get there
     """
-    order = json.dumps({"client_key": client_key, "grace": grace, "output": output})
+    order = json.dumps(
+        {"client_key": client_key, "grace": grace, "output": output, "job": variable, "ways": list(ways)}
+    )
     end = "END_" + secrets.token_hex(8)  # a line that the program has not
     # exec: a signal for the job reaches the script's own process alone.
     # The warning of a job with a short time may come now; what is ignored stays so until the program listens.

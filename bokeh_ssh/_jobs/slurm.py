@@ -10,19 +10,21 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from bokeh_ssh._core.errors import SubmitError
 from bokeh_ssh._core.framing import plain
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._jobs.batch import Batch
 from bokeh_ssh._jobs.job import Job, JobState
 
 NAME = "slurm"
+TITLE = "Slurm"
 SUBMIT = "sbatch"
+JOB_VARIABLE = "SLURM_JOB_ID"
+WAYS = ("srun",)
+VERDICT = 60.0
+QUEUE_COMMAND = "squeue --me"
 
 #: The job's number in what ``sbatch --parsable`` says; a start file or a plugin may say more.
 _JOB = re.compile(r"^(\d+)(?:;[\w.-]+)?$", re.M)
-#: Where the job's script writes until its holder has begun; in the home, which a node has too.
-OUTPUT = "~/.bokeh-ssh-job-%j.log"
 #: Seconds before the time limit at which the holder is sent a signal; Slurm looks every 30 s only.
 WARNING = 120
 #: Marks a job as looked after, in its comment, by one client's warden.
@@ -75,8 +77,8 @@ def claim(nonce: str) -> str:
     return _CLAIM + nonce
 
 
-def submit_words(batch: Batch, nonce: str) -> list[str]:
-    """Return the command that submits a script on its standard input."""
+def submit_words(batch: Batch, nonce: str, output: str) -> list[str]:
+    """Return the command that submits a script on its standard input; its output goes to that file."""
     words = [SUBMIT, "--parsable", "--nodes=1", "--ntasks=1", "--open-mode=append"]
     for option, value in (
         ("job-name", batch.name),
@@ -96,12 +98,8 @@ def submit_words(batch: Batch, nonce: str) -> list[str]:
         "--no-requeue",  # a job that starts again by itself has nobody who waits for it
         f"--signal=B:USR1@{WARNING}",
         f"--comment={claim(nonce)}",
+        f"--output={output}",
     ]
-
-
-def output_word(path: str) -> str:
-    """Return the option that names the file for the job's output."""
-    return f"--output={path}"
 
 
 #: The command that asks, and how it lists the account's jobs; names may hold anything.
@@ -249,13 +247,6 @@ class Queue(NamedTuple):
     def up(self) -> bool:
         """Whether it starts jobs."""
         return self.state == "up"
-
-
-def no_scheduler(host: str) -> SubmitError:
-    """Make the error for a machine where no scheduler is found."""
-    msg = f"there is no scheduler that is known here: it has no {SUBMIT}"
-    hint = "give the cluster's login node; without batch the server runs on that machine itself"
-    return SubmitError(msg, host=host, hint=hint)
 
 
 def overlaps(version: str) -> bool:

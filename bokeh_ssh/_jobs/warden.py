@@ -37,7 +37,7 @@ class Warden:
 
     :param grace: seconds that a job which waits outlives its client
     :param programs: those to look for
-    :ivar programs: those that are there
+    :ivar found: the first of them that is there; empty where none is
     :ivar path: the PATH that has them
     """
 
@@ -50,7 +50,7 @@ class Warden:
         order = {"grace": grace, "programs": list(programs)}
         self._program.start(connection, order, connection.hop.timeout)
         found = self._program.expect(("found",), COMMAND_TIMEOUT + _MARGIN)
-        self.programs = tuple(map(str, found["programs"]))
+        self.found = str(found["program"])
         self.path = str(found["path"])
 
     @property

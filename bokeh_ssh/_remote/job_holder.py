@@ -2,7 +2,9 @@
 
 Runs on the node, as the batch script's own process, so that a signal for the job reaches it: standard library
 only, Python 3.8 or newer, Linux. It reads one line of JSON from standard input, which has no secret in it:
-``client_key`` (the public half of the key), ``grace`` and ``output``.
+``client_key`` (the public half of the key), ``grace``, ``output``, ``job`` (the variable that has the job's
+number), and ``ways``: where one of them is not ``srun``, the login nodes are met in the home
+(``job_place``); ``tcp`` has the holder listen on a port, and ``back`` has it connect to theirs.
 
 A second socket is for news: each of its connections gets a line of JSON when the scheduler warns that the job
 will end (``warned``), and when others come and go (``clients``). each says a name first, the same after
@@ -28,7 +30,18 @@ import sys
 import time
 
 from bokeh_ssh._remote import process_tree
-from bokeh_ssh._remote.job_place import DOOR, KEYS, NEWS, allow_key, make_job_place, write_record
+from bokeh_ssh._remote.job_place import (
+    DIAL,
+    DOOR,
+    NEWS,
+    TokenListener,
+    allow_key,
+    connect,
+    make_job_place,
+    make_meeting_place,
+    read_record,
+    write_record,
+)
 from bokeh_ssh._remote.run_dir import WITHIN, candidates, private, remove_tree, usable
 
 TYPE_CHECKING = False  # typing costs milliseconds of a start and is not needed to run
@@ -39,12 +52,17 @@ if TYPE_CHECKING:
 _ID = re.compile(r"[0-9a-f]{8}")
 _PLACES = ("/usr/sbin", "/usr/local/sbin", "/sbin", "/usr/bin", "/usr/local/bin")
 #: Variables of the job that its servers see; sshd starts them with none of its own.
-_PASSED = re.compile(r"(SLURM|SLURMD|CUDA|ROCR|HIP|NVIDIA|GPU|ZE|OMP)_[A-Z0-9_]+|TMPDIR")
+_PASSED = re.compile(
+    r"(SLURM|SLURMD|SGE|PBS|LSB|CUDA|ROCR|HIP|NVIDIA|GPU|ZE|OMP)_[A-Z0-9_]+"
+    r"|TMPDIR|JOB_ID|JOB_NAME|QUEUE|NSLOTS|NHOSTS|PE|PE_HOSTFILE"
+)
 #: Values that need no quoting in sshd_config.
 _CLEAN = re.compile(r"[\w.,:;/@%+=()\[\]-]+", re.ASCII)
 _PATIENCE = 10.0  # seconds between TERM and KILL
 _HURRY = 3.0  # the same where the scheduler ends the job: it may send KILL itself after 5
 _LOOK = 10.0  # seconds between two looks at the clock
+_MEET = 2.0  # seconds between two looks for a login node that waits, while there is no client
+_REACH = 3.0  # seconds for a connection to it
 _LISTENERS = 100
 _TOUCH = 1200.0  # seconds; what cleans /tmp by age leaves what is younger
 
@@ -60,7 +78,7 @@ def server_config(place: str, environment: dict[str, str]) -> str:
     passed = [pair for pair in passed if _PASSED.fullmatch(pair.partition("=")[0]) and _CLEAN.fullmatch(pair)]
     lines = [
         f"HostKey {place}/host_key",
-        f"AuthorizedKeysFile {place}/{KEYS}",
+        f"AuthorizedKeysFile {place}/authorized_keys",
         "AuthenticationMethods publickey",
         "PasswordAuthentication no",
         "KbdInteractiveAuthentication no",
@@ -87,8 +105,11 @@ class JobHolder:
         self.grace = float(order["grace"])
         self.client_key = str(order["client_key"])
         self.output = str(order.get("output", ""))
-        self.job = os.environ.get("SLURM_JOB_ID", "")
+        self.job = os.environ.get(str(order["job"]), "")
+        self.ways = list(order["ways"])
         self.place = make_job_place(self.job)
+        self.meeting = make_meeting_place(self.job, self.place) if self.ways != ["srun"] else ""
+        self.network = TokenListener() if "tcp" in self.ways else None
         self.sshd = ""
         self.config = os.path.join(self.place, "sshd_config")
         self.clients: dict[int, subprocess.Popen[bytes]] = {}
@@ -99,6 +120,7 @@ class JobHolder:
         self.seen = time.monotonic()
         self.touched = self.seen
         self.ending = False
+        self.status = 0  # Grid Engine's accounting tells an end that was ordered by it, and by nothing else
         self.wakes, self.wake = os.pipe()
         for fd in (self.wakes, self.wake):
             os.set_blocking(fd, False)
@@ -142,10 +164,13 @@ class JobHolder:
             door, news = self.listen_at(DOOR), self.listen_at(NEWS)
         record = {"node": os.uname().nodename, "user": pwd.getpwuid(os.getuid()).pw_name, "why": why}
         record["news"] = os.path.join(self.place, NEWS)
+        if self.network:
+            record.update(port=self.network.port, word=self.network.word)
         if not why:
             with open(os.path.join(self.place, "host_key.pub"), encoding="ascii") as file:
                 record["host_key"] = " ".join(file.read().split()[:2])
-        write_record(self.place, record)
+        for place in filter(None, (self.place, self.meeting)):
+            write_record(place, record)
         while not self.ending:
             now = time.monotonic()
             if self.clients:
@@ -162,7 +187,11 @@ class JobHolder:
                     with contextlib.suppress(OSError):
                         os.utime(path)
             wait = _LOOK if self.clients or self.keep else min(_LOOK, max(0.1, self.seen + self.grace - now))
-            sources: list[socket.socket | int] = [door, news, self.wakes, *self.listeners]
+            if self.meeting:
+                wait = min(wait, _LOOK if self.clients else _MEET)
+                self.meet()
+            network = self.network.sources() if self.network else []
+            sources: list[socket.socket | int] = [door, news, self.wakes, *self.listeners, *network]
             ready = select.select(sources, [], [], wait)[0]
             if self.wakes in ready:
                 os.read(self.wakes, 1 << 12)
@@ -171,7 +200,10 @@ class JobHolder:
                 self.warned = False
                 self.tell(event="warned")
             if door in ready:
-                self.serve(door)
+                with contextlib.suppress(OSError):
+                    self.serve(door.accept()[0])
+            for client in self.network.take(ready) if self.network else ():
+                self.serve(client)
             for listener in list(self.listeners):
                 if listener in ready:
                     self.hear(listener)
@@ -179,7 +211,7 @@ class JobHolder:
                 with contextlib.suppress(OSError):
                     self.listeners[news.accept()[0]] = b""
         door.close()
-        return 0
+        return self.status
 
     def listen_at(self, name: str) -> socket.socket:
         """Listen on a socket in the job's place."""
@@ -211,12 +243,19 @@ class JobHolder:
             self.tell(event="kept")
         self.tell(event="clients", count=len(set(self.listeners.values()) - {b""}))
 
-    def serve(self, door: socket.socket) -> None:
+    def meet(self) -> None:
+        """Connect to the login nodes that wait for that."""
+        with contextlib.suppress(OSError):
+            for name in os.listdir(self.meeting):
+                if name.startswith(DIAL):
+                    ends = read_record(self.meeting, name)
+                    os.unlink(os.path.join(self.meeting, name))
+                    client = connect(ends["hosts"], ends["port"], ends["word"], _REACH)
+                    if client:
+                        self.serve(client)
+
+    def serve(self, client: socket.socket) -> None:
         """Give a connection an SSH server of its own."""
-        try:
-            client, _ = door.accept()
-        except OSError:
-            return
         client.setblocking(True)
         words, fd = [self.sshd, "-i", "-f", self.config], client.fileno()
         try:
@@ -245,13 +284,14 @@ class JobHolder:
         if number == signal.SIGUSR1:
             self.warned = True
         else:
-            self.ending = True
+            self.ending, self.status = True, 128 + number if number == signal.SIGUSR2 else 0
 
     def listen(self) -> None:
         """Take signals, and adopt what the SSH servers leave."""
         process_tree.adopt()
         signal.set_wakeup_fd(self.wake, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        # USR2: Grid Engine's word before KILL.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, self.on_signal)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -272,7 +312,8 @@ class JobHolder:
                     remove_tree(os.path.join(folder, name))
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
-        remove_tree(self.place)
+        for place in filter(None, (self.meeting, self.place)):
+            remove_tree(place)
         if self.output:
             with contextlib.suppress(OSError):
                 os.unlink(os.path.expanduser(self.output).replace("%j", self.job))

@@ -10,14 +10,25 @@ Runs on the node: standard library only, Python 3.8 or newer.
         authorized_keys             the public keys of its clients
         record                      as JSON: the server's public host key, or why there is none
         host_key, ...               what that server needs; the private half of its key never leaves
+    ~/.bokeh-ssh-job-JOB/           ours, 0700, in a home that the login node has too: where the two ends of a
+                                    TCP connection between them meet
+        record                      the same, with the port and what is to be said on it
+        authorized_keys             where the holder's own leads to
+        dial-...                    where a login node waits for the holder to connect to it
 """
 
 from __future__ import annotations
 
+import contextlib
+import hmac
 import json
 import os
+import secrets
+import select
+import socket
+import time
 
-from bokeh_ssh._remote.run_dir import node, usable
+from bokeh_ssh._remote.run_dir import node, remove_tree, usable
 
 TYPE_CHECKING = False  # typing costs milliseconds of a start and is not needed to run
 if TYPE_CHECKING:
@@ -27,6 +38,11 @@ DOOR = "door"
 NEWS = "news"
 KEYS = "authorized_keys"
 RECORD = "record"
+DIAL = "dial-"  # what the names of files begin with that say where to connect to
+
+_WORD = 32  # hexadecimal digits that a connection begins with, before a newline
+_PATIENCE = 10.0  # seconds for them
+_STRANGERS = 20  # connections at once that have not said them
 
 
 def job_places(job: str) -> list[str]:
@@ -36,6 +52,25 @@ def job_places(job: str) -> list[str]:
     if home[:1] == "/":
         places.append(os.path.join(os.path.realpath(home), f".bokeh-ssh-job-{job}-{node()[:32]}"))
     return places
+
+
+def meeting_place(job: str) -> str:
+    """Return the directory in the home where a job's node and the login nodes meet."""
+    return os.path.join(os.path.realpath(os.path.expanduser("~")), f".bokeh-ssh-job-{job}")
+
+
+def make_meeting_place(job: str, place: str) -> str:
+    """Make the directory in the home, whose keys are those that get in; what is there is of no job now.
+
+    :raises OSError: if it cannot be made
+    """
+    path = meeting_place(job)
+    if not usable(path):
+        remove_tree(path)
+    os.mkdir(path, 0o700)
+    os.chmod(path, 0o700)
+    os.symlink(os.path.join(path, KEYS), os.path.join(place, KEYS))
+    return path
 
 
 def make_job_place(job: str) -> str:
@@ -65,12 +100,12 @@ def find_job_place(job: str) -> str:
     return ""
 
 
-def write_record(place: str, record: dict[str, Any]) -> None:
-    """Write the record; whoever reads meanwhile finds none, or the whole."""
-    new = os.path.join(place, RECORD + ".new")
+def write_record(place: str, record: dict[str, Any], name: str = RECORD) -> None:
+    """Write a record; whoever reads meanwhile finds none, or the whole."""
+    new = os.path.join(place, f".{name}.new")
     with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:
         json.dump(record, file)
-    os.replace(new, os.path.join(place, RECORD))
+    os.replace(new, os.path.join(place, name))
 
 
 def allow_key(place: str, key: str) -> None:
@@ -84,11 +119,98 @@ def allow_key(place: str, key: str) -> None:
             file.write(key + "\n")
 
 
-def read_record(place: str) -> dict[str, Any]:
-    """Read the record; empty where it cannot be read."""
+def read_record(place: str, name: str = RECORD) -> dict[str, Any]:
+    """Read a record; empty where it cannot be read."""
     try:
-        with open(os.path.join(place, RECORD), encoding="ascii") as file:
+        with open(os.path.join(place, name), encoding="ascii") as file:
             record = json.load(file)
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
+
+
+def greet(sock: socket.socket, word: str) -> None:
+    """Say the word that a :class:`TokenListener` wants to hear."""
+    sock.sendall(word.encode("ascii") + b"\n")
+
+
+class TokenListener:
+    """Listens on a TCP port of the machine, and passes on the connections that begin with a secret word.
+
+    Whoever else is on the cluster can connect, and say nothing to what is behind it.
+
+    :ivar port: the port
+    :ivar word: the word, for :func:`greet`
+    """
+
+    def __init__(self) -> None:
+        self.word = secrets.token_hex(_WORD // 2)
+        try:
+            self._sock = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+        except (OSError, ValueError):  # no IPv6 here
+            self._sock = socket.create_server(("", 0))
+        self._sock.setblocking(False)
+        self.port = self._sock.getsockname()[1]
+        self._waiting: dict[socket.socket, tuple[bytes, float]] = {}
+
+    def sources(self) -> list[socket.socket]:
+        """List what is to be watched for reading."""
+        return [self._sock, *self._waiting]
+
+    def take(self, ready: list[Any]) -> list[socket.socket]:
+        """Return the connections that have said the word; call it often, with what can be read."""
+        now = time.monotonic()
+        if self._sock in ready and len(self._waiting) < _STRANGERS:
+            with contextlib.suppress(OSError):
+                self._waiting[self._sock.accept()[0]] = (b"", now + _PATIENCE)
+        taken = []
+        for sock, (said, until) in list(self._waiting.items()):
+            if sock in ready:
+                sock.setblocking(False)
+                try:
+                    data = sock.recv(_WORD + 1 - len(said))
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    data = b""
+                until = until if data else now
+                said += data
+                if hmac.compare_digest(said, self.word.encode("ascii") + b"\n"):
+                    del self._waiting[sock]
+                    sock.setblocking(True)
+                    taken.append(sock)
+                    continue
+                self._waiting[sock] = (said, until)
+            if now >= until or len(said) > _WORD:
+                del self._waiting[sock]
+                sock.close()
+        return taken
+
+    def wait(self, seconds: float) -> socket.socket | None:
+        """Return the first connection that says the word; None where none does in time."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            ready = select.select(self.sources(), [], [], min(1.0, max(0.0, deadline - time.monotonic())))[0]
+            taken = self.take(ready)
+            if taken:
+                return taken[0]
+        return None
+
+    def close(self) -> None:
+        """Listen no more; what was passed on stays open."""
+        for sock in self.sources():
+            sock.close()
+
+
+def connect(hosts: list[str], port: int, word: str, timeout: float) -> socket.socket | None:
+    """Connect to a :class:`TokenListener` on the first of the hosts that is reached; None where none is."""
+    for host in dict.fromkeys(hosts):
+        try:
+            sock = socket.create_connection((host, port), timeout)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            greet(sock, word)
+        except (OSError, UnicodeError):
+            continue
+        sock.settimeout(None)
+        return sock
+    return None

@@ -32,15 +32,21 @@ if TYPE_CHECKING:
 
 #: A job's number, alone in a line; with a cluster's name behind it, as ``sbatch --parsable`` says it.
 _NUMBER = re.compile(r"^(\d+)(?:;[\w.-]+)?$", re.M)
+#: What a scheduler needs to be set, beside the PATH.
+_SETTING = re.compile(r"PATH|SGE_(ROOT|CELL|CLUSTER_NAME|QMASTER_PORT|EXECD_PORT)|SLURM_CONF|MUNGE_SOCKET")
+#: What people set for their own commands, which changes what ours do and say.
+_MISLEADING = re.compile(
+    r"SQUEUE_|SCANCEL_|SACCT_|SLURM_(BITSTR_LEN|CLUSTERS|TIME_FORMAT|DEBUG)$|SBATCH_(ARRAY_INX|WAIT|CLUSTERS|DEBUG)$|SGE_(LONG_QNAMES|SINGLE_LINE)$"
+)
 _LONGEST = 1 << 20  # characters of an answer that are passed on
 _TIMEOUT = 30.0  # seconds for a command, where the order has no time
 _AGAIN = 15.0  # seconds between two tries to reach a scheduler that does not answer
 _TRIES = 240  # an hour of them
 
 
-def login_path(program: str) -> str:
-    """Return the PATH of a login shell, where that finds a program; a command's own may lack it."""
-    text = f'command -v {program} >/dev/null && printf "\\n%s" "$PATH"'
+def login_settings(programs: list[str]) -> dict[str, str]:
+    """Return what a login shell has set for a scheduler, where it finds one of the programs; see _SETTING."""
+    text = f"command -v {' '.join(programs)} >/dev/null; exec env -0"
     for shell in ("bash", "sh"):
         try:
             done = subprocess.run(
@@ -52,9 +58,12 @@ def login_path(program: str) -> str:
             )
         except (OSError, subprocess.SubprocessError):
             continue
-        if done.returncode == 0:
-            return os.fsdecode(done.stdout.rpartition(b"\n")[2])
-    return ""
+        pairs = [os.fsdecode(pair).partition("=") for pair in done.stdout.split(b"\0")]
+        # What a start file says stands before the first one, which is none of these or is lost.
+        found = {name: value for name, _, value in pairs if _SETTING.fullmatch(name)}
+        if any(shutil.which(program, path=found.get("PATH")) for program in programs):
+            return found
+    return {}
 
 
 class Warden:
@@ -67,16 +76,13 @@ class Warden:
         self.submitting: list[threading.Thread] = []
         self.ending: list[threading.Thread] = []
         self.lock = threading.Lock()
-        found = [name for name in head["programs"] if self.find(name)]
-        self.send("found", programs=found, path=os.environ.get("PATH", ""), node=os.uname().nodename)
-
-    def find(self, program: str) -> bool:
-        """Look for a program, and use a login shell's PATH where only that has it."""
-        if not shutil.which(program):
-            path = login_path(program)
-            if path:
-                os.environ["PATH"] = path
-        return bool(shutil.which(program))
+        for name in [name for name in os.environ if _MISLEADING.match(name)]:
+            del os.environ[name]
+        names = [str(name) for name in head["programs"]]
+        if not any(map(shutil.which, names)):
+            os.environ.update(login_settings(names))
+        program = next(filter(shutil.which, names), "")
+        self.send("found", program=program, path=os.environ.get("PATH", ""))
 
     def send(self, event: str, **facts: object) -> None:
         """Say something to the client; that it is gone is noticed elsewhere."""

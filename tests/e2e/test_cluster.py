@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -27,6 +29,7 @@ from bokeh_ssh import (
     JobEndedError,
     JobEnding,
     JobNeverStartsError,
+    JobReached,
     JobStarted,
     JobState,
     JobSubmitted,
@@ -492,8 +495,8 @@ def test_job_that_cannot_be_entered_is_told(bed: SlurmBed) -> None:
 
 CLIENT = """
 import sys
-from bokeh_ssh import DirectTunnel
-tunnel = DirectTunnel("{host}", "alice", app="dash.py", python=sys.executable, batch="slurm",
+from bokeh_ssh import Batch, DirectTunnel
+tunnel = DirectTunnel("{host}", "alice", app="dash.py", python=sys.executable, batch={batch},
     key_filename="{key}", known_hosts="{known}", ssh_config=None, isolate={isolate}, local_port=0,
     grace={grace}, on_event=lambda event: print(type(event).__name__, flush=True))
 with tunnel:
@@ -502,10 +505,12 @@ with tunnel:
 
 
 @contextlib.contextmanager
-def client(bed: SlurmBed, grace: float, isolate: bool = False) -> Iterator[subprocess.Popen[str]]:
+def client(
+    bed: SlurmBed, grace: float, isolate: bool = False, batch: str = '"slurm"'
+) -> Iterator[subprocess.Popen[str]]:
     """Open a tunnel in a program of its own, which says the names of events."""
     code = CLIENT.format(
-        host=bed.login1, key=bed.key_file, known=bed.known_hosts, grace=grace, isolate=isolate
+        host=bed.login1, key=bed.key_file, known=bed.known_hosts, grace=grace, isolate=isolate, batch=batch
     )
     program = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:
@@ -599,7 +604,7 @@ def test_silent_scheduler_ends_nothing(bed: SlurmBed) -> None:
 @pytest.mark.parametrize(
     ("keywords", "said"),
     [
-        ({"batch": "pbs"}, "scheduler='pbs' is not known"),
+        ({"batch": "condor"}, "scheduler='condor' is not known"),
         ({"batch": 5}, "batch=5 is not a text"),
         ({"batch": "auto", "launch": False, "app": None}, "but launch was given"),
         ({"batch": "auto", "job": "7"}, "but job was given"),
@@ -614,3 +619,117 @@ def test_batch_that_cannot_work_is_refused(keywords: dict[str, Any], said: str) 
     """What does not go with a job is a UsageError before anything is dialled."""
     with pytest.raises(UsageError, match=re.escape(said)):
         DirectTunnel("nowhere.invalid", **{"app": "dash.py", **keywords})
+
+
+# Grid Engine, on the same machines.
+
+
+@pytest.fixture(scope="module")
+def grid(whole: SlurmBed) -> SlurmBed:
+    """Start Grid Engine beside Slurm."""
+    whole.start_grid_engine()
+    return whole
+
+
+def grid_jobs(bed: SlurmBed) -> list[str]:
+    """List the numbers of Grid Engine's jobs."""
+    return re.findall(r"^ *(\d+)", bed.run("login2", "qstat -u '*'"), re.M)
+
+
+def check_port(bed: SlurmBed, job: str, node: str) -> None:
+    """Check that nobody who does not know the job's word gets an answer from its port."""
+    record = json.loads(bed.run("login1", f"cat .bokeh-ssh-job-{job}/record"))
+    code = "import socket, sys; s = socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)\n"
+    code += "s.sendall(sys.argv[3].encode() + b'\\n'); s.settimeout(5); print(s.recv(100))"
+    ask = f"{sys.executable} -c {shlex.quote(code)} {node} {record['port']}"
+    assert "SSH-2.0" in bed.run("login1", f"{ask} {record['word']}"), "the control: the owner gets one"
+    assert bed.run("login1", f"{ask} {'0' * 32}", "mallory") == "b''\n"
+    assert "Permission denied" in bed.run("login1", f"ls ~alice/.bokeh-ssh-job-{job}", "mallory")
+    assert record["word"] not in bed.run("login1", f"qstat -j {job}; ps axe")
+
+
+@pytest.mark.parametrize("way", ["tcp", "back"])
+def test_app_opens_on_grid_engine(bed: SlurmBed, grid: SlurmBed, way: str) -> None:
+    """Without srun, the login node connects to the node, or the node back where that is refused."""
+    events: list[Event] = []
+    refuse = "iptables -{} INPUT -s 10.77.0.1 -p tcp --syn -j REJECT --reject-with tcp-reset"
+    app = APP.replace("SLURM_JOB_ID", "JOB_ID")
+    bed.run("login1", f"cat >grid.py <<'END'\n{app}END")
+    if way == "back":
+        bed.run("c1", refuse.format("A"), "root")
+    try:
+        batch = Batch(scheduler="sge", time="0:20:00", name="my dash")
+        with DirectTunnel(bed.login1, "alice", **options(bed, events, batch=batch, app="grid.py")) as tunnel:
+            job = tunnel.job
+            assert job
+            assert (job.state, job.node) == (JobState.RUNNING, "c1")
+            assert job.ends_at
+            assert abs(job.ends_at - time.time() - 1200) < 60
+            assert [event.way for event in find(events, JobReached)] == [way]
+            session = tunnel.pull_session()
+            assert session.document.roots[0].text.split() == [job.id, "c1"]  # type: ignore[attr-defined]
+            session.close()
+            if way == "tcp":
+                check_port(bed, job.id, "c1")
+            assert grid_jobs(bed) == [job.id]
+    finally:
+        if way == "back":
+            bed.run("c1", refuse.format("D"), "root")
+    until(lambda: not grid_jobs(bed), what="the job is gone")
+    for each in ("c1", "login1"):
+        until(lambda each=each: not bed.files(each), what=f"nothing is left on {each}")  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("batch", "said"),
+    [
+        (Batch(scheduler="sge", queue="nosuch"), 'unknown queue "nosuch"'),
+        (Batch(scheduler="sge", extra=["-l arch=none"]), "no suitable queues"),
+    ],
+    ids=["queue", "never"],
+)
+def test_refused_job_is_told_in_grid_engines_words(
+    bed: SlurmBed, grid: SlurmBed, batch: Batch, said: str
+) -> None:
+    """What qsub refuses is told in its own words; a request that no machine meets is refused too."""
+    with pytest.raises(SubmitError, match=re.escape(said)):
+        DirectTunnel(bed.login1, "alice", **options(bed, [], batch=batch)).open()
+    assert not grid_jobs(bed)
+
+
+def test_waiting_job_of_a_killed_client_goes_on_grid_engine(bed: SlurmBed, grid: SlurmBed) -> None:
+    """A client that is killed while its job waits leaves it for ``grace`` seconds, and no more."""
+    batch = 'Batch(scheduler="sge", extra=["-h"])'
+    with client(bed, grace=3, batch=batch) as program:
+        read_until(program, "JobWaiting")
+        program.kill()
+        assert grid_jobs(bed), "the control: it is not the client's end that ends it"
+        until(lambda: not grid_jobs(bed), timeout=25, what="the job is gone")
+
+
+def test_left_job_is_listed_and_stopped_on_grid_engine(bed: SlurmBed, grid: SlurmBed) -> None:
+    """A detached job is found again by its number, listed, and stopped; its tunnel hears of that."""
+    events: list[Event] = []
+    bed.run("login2", "mount --bind /dev/null /usr/bin/sbatch", "root")  # a machine without Slurm
+    try:
+        more = {"batch": Batch(time="0:20:00"), "detach": True}
+        with DirectTunnel(bed.login2, "alice", **options(bed, events, **more)) as tunnel:
+            job = tunnel.job
+            assert job
+        flags = ["--python", sys.executable, *login(bed)]
+        entered = {"batch": None, "app": None, "job": job.id, "server": "*"}
+        with DirectTunnel(bed.login2, "alice", **options(bed, events, **entered)) as again:
+            assert again.server == tunnel.server
+            with Program("ls", f"alice@{bed.login2}", *flags) as program:
+                assert program.end() == 0, program
+            assert program.stdout.split("\t")[:4] == ["job", job.id, "RUNNING", "c1"]
+            looked = look(bed, bed.login2, "--queue", "nosuch")
+            assert looked["scheduler"] == ("good", "SGE 8.1.9; its master answers")
+            assert "there is no queue 'nosuch' (there are main.q)" in looked["queue"][1]
+            assert 'unknown queue "nosuch"' in looked["job"][1]
+            with Program("stop", f"alice@{bed.login2}", job.id, *flags) as program:
+                assert program.end() == 0, program
+            with pytest.raises(JobEndedError, match="the job was cancelled"):
+                again.wait(20)
+    finally:
+        bed.run("login2", "umount /usr/bin/sbatch", "root")

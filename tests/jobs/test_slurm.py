@@ -162,14 +162,15 @@ def test_canceller_is_read(out: str, number: str) -> None:
 def test_fields_are_options() -> None:
     """Each field is an option; what nothing works without comes last, where it counts."""
     batch = Batch(time="1:00", queue="q", account="a", cpus=2, memory="1G", gpus=3, name="n", extra=["--x=1"])
-    words = slurm.submit_words(batch, "f00")
+    words = slurm.submit_words(batch, "f00", "/home/me/.log")
     for word in (
         *("--time=1:00", "--partition=q", "--account=a", "--cpus-per-task=2", "--mem=1G", "--gpus=3"),
         *("--job-name=n", "--x=1"),
     ):
         assert word in words
-    assert words[-3:] == ["--no-requeue", "--signal=B:USR1@120", "--comment=bokeh-ssh:f00"]
-    assert not [word for word in slurm.submit_words(Batch(), "f00") if word.startswith("--time")]
+    own = ["--no-requeue", "--signal=B:USR1@120", "--comment=bokeh-ssh:f00", "--output=/home/me/.log"]
+    assert words[-4:] == own
+    assert not [word for word in slurm.submit_words(Batch(), "f00", "/dev/null") if word.startswith("--time")]
 
 
 def test_guard_knows_its_own_job() -> None:
@@ -183,9 +184,16 @@ def test_guard_knows_its_own_job() -> None:
 
 def test_script_is_for_any_shell() -> None:
     """The script has the public key, and no line that would end its texts early."""
-    script = job_script(["~/my env/python", "python3"], "ecdsa-sha2-nistp256 AAAA", 600.0, "/home/me/.log")
+    script = job_script(
+        ["~/my env/python", "python3"],
+        "key AAAA",
+        600.0,
+        "/home/me/.log",
+        variable="SLURM_JOB_ID",
+        ways=["srun"],
+    )
     assert "for p in ~/'my env/python' python3; do" in script
-    assert '"client_key": "ecdsa-sha2-nistp256 AAAA"' in script
+    assert '"client_key": "key AAAA"' in script
     end = re.findall(r"<<'(\w+)'", script)
     assert [script.splitlines().count(word) for word in end] == [1, 1]
 
@@ -193,7 +201,8 @@ def test_script_is_for_any_shell() -> None:
 @pytest.mark.parametrize(
     "keywords",
     [
-        {"scheduler": "sge"},
+        {"scheduler": "condor"},
+        {"way": "pigeon"},
         {"time": ""},
         {"queue": "a\nb"},
         {"cpus": 0},

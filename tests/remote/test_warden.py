@@ -47,7 +47,7 @@ class Running:
             stdout=subprocess.PIPE,
             env={"PATH": f"{folder}:/usr/bin:/bin"},
         )
-        self.say(mark="M", grace=grace, programs=["sbatch", "nosuchprogram"])
+        self.say(mark="M", grace=grace, programs=["nosuchprogram", "sbatch"])
 
     def say(self, **order: Any) -> None:
         assert self.process.stdin
@@ -62,7 +62,7 @@ class Running:
         return message
 
     def submit(self) -> None:
-        assert self.hear()["programs"] == ["sbatch"]
+        assert self.hear()["program"] == "sbatch"
         self.say(do="run", id=1, argv=["sbatch"], input="the script", guard=slurm.guard("f00"))
         answer = self.hear()
         assert (answer["event"], answer["status"], answer["out"]) == ("ran", 0, "17\n")

@@ -1,8 +1,8 @@
 """A real Slurm on this machine: two login nodes, a controller and two nodes, each in namespaces of its own.
 
 ``slurm_bed.sh`` makes it, as root, in some seconds, from the distribution's packages. Nodes have no SSH
-service. Nothing of the machine's own is changed: users, homes and settings are mounted over, in the
-namespaces alone.
+service. Grid Engine can be had on them too. Nothing of the machine's own is changed: users, homes and
+settings are mounted over, in the namespaces alone.
 """
 
 from __future__ import annotations
@@ -141,6 +141,15 @@ class SlurmBed:
         words = [] if user == "root" else words
         return self.script("on", node, *words, "sh", "-c", command).stdout
 
+    def start_grid_engine(self) -> None:
+        """Have Grid Engine run beside Slurm, until the cluster ends."""
+        if not (self.base / "sge").exists():
+            missing("Grid Engine needs sge_qmaster, sge_execd and qsub")
+        made = self.script("sge")
+        assert made.returncode == 0, made.stdout
+        said = f"there is a queue: {made.stdout}"
+        until(lambda: re.search("main.q@c1.* lx-", self.run("login2", "qstat -f")), what=said)
+
     def queue(self) -> list[str]:
         """List the jobs that wait or run, as ``NUMBER STATE``."""
         return self.run("ctl", 'squeue -h -o "%A %T"', "root").splitlines()
@@ -204,6 +213,13 @@ def _write(bed: SlurmBed) -> None:
     (base / "etc/slurm/cgroup.conf").write_text(_CGROUP)
     if bed.by_cgroup:
         (base / "cgroup").touch()
+    if Path("/usr/sbin/sge_qmaster").exists():
+        shutil.copytree("/var/lib/gridengine", base / "sge", symlinks=True)
+        shutil.rmtree(base / "sge/default", ignore_errors=True)
+        (base / "sge/default/common").mkdir(parents=True)
+        shutil.copy("/var/lib/gridengine/default/common/bootstrap", base / "sge/default/common")
+        for each in (base / "sge", base / "sge/default", base / "sge/default/common"):
+            shutil.chown(each, "sgeadmin")
     (base / "etc/pythons").write_text("".join(f"{path}\n" for path in _pythons()))
     host, user = Key.generate(), Key.generate()
     (base / "etc/host_key").write_text(host.private.rstrip() + "\n")

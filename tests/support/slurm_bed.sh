@@ -3,7 +3,7 @@
 #
 #   this machine NET.1 ── login1 NET.11, login2 NET.12 ── ctl (slurmctld), c1 and c2 (slurmd, no SSH service)
 #
-# usage: slurm_bed.sh up|down|boot NODE|kill NODE    with BASE (a folder), TAG and NET ("10.79.7") set.
+# usage: slurm_bed.sh up|down|boot NODE|kill NODE|sge    with BASE (a folder), TAG and NET ("10.79.7") set.
 # Each has its own network, processes, host name, /tmp, /run, /var/spool, and the settings, users and homes in BASE;
 # nothing of this machine's own is changed but for one network interface and the control groups.
 set -u
@@ -129,6 +129,7 @@ first() { # NODE: the first process of a machine, which reaps
     chmod 755 /run/munge
     chmod 700 /var/log/munge /var/lib/munge
     mkdir -p /etc/slurm /home
+    [ -d "$BASE/sge" ] && mount --bind "$BASE/sge" /var/lib/gridengine
     mount --bind "$BASE/etc/slurm" /etc/slurm
     mount --bind "$BASE/home" /home
     for folder in passwd shadow group hosts; do mount --bind "$BASE/etc/$folder" /etc/$folder; done
@@ -140,12 +141,46 @@ first() { # NODE: the first process of a machine, which reaps
     done
 }
 
+sge() { # Grid Engine beside Slurm: its master on ctl, one queue on c1, submitted to from login1 and login2
+    local node
+    for node in ctl c1; do
+        on $node mkdir -p /var/spool/gridengine/qmaster/job_scripts /var/spool/gridengine/execd \
+            /var/spool/gridengine/spooldb
+        on $node chown -R sgeadmin: /var/spool/gridengine
+    done
+    on ctl su -s /bin/sh -c "/usr/share/gridengine/scripts/init_cluster $SGE_ROOT default \
+        /var/spool/gridengine/spooldb sgeadmin" sgeadmin >/dev/null || return 1
+    echo ctl >"$BASE/sge/default/common/act_qmaster"
+    chown sgeadmin "$BASE/sge/default/common/act_qmaster"
+    on ctl /usr/sbin/sge_qmaster || return 1
+    on ctl bash -c 'cd /tmp
+        until qconf -sconf >/dev/null 2>&1; do sleep 0.1; done
+        qconf -ah login1,login2,c1; qconf -as login1,login2
+        printf "group_name @allhosts\nhostlist c1\n" >hosts; qconf -Ahgrp hosts
+        # As often as it can: by default it looks at the queue, and writes its accounting, every 15 s.
+        qconf -ssconf | sed "s/^schedule_interval .*/schedule_interval 0:0:1/
+            s/^flush_submit_sec .*/flush_submit_sec 1/; s/^flush_finish_sec .*/flush_finish_sec 1/" >conf
+        qconf -Msconf conf
+        qconf -sconf | sed "s/accounting=true/accounting=true accounting_flush_time=00:00:00/" >global
+        qconf -Mconf global'
+    on ctl bash -c 'cd /tmp
+        qconf -sq | sed "s/^qname .*/qname main.q/; s/^hostlist .*/hostlist @allhosts/; s/^slots .*/slots 4/
+            s/^load_thresholds .*/load_thresholds NONE/; s/^shell .*/shell \/bin\/sh/; s/^pe_list .*/pe_list NONE/
+            s/^tmpdir .*/tmpdir \/tmp/" >queue
+        qconf -Aq queue' || return 1
+    on c1 /usr/sbin/sge_execd
+}
+
 case $1 in
     up)
         net
         for node in ctl login1 login2 c1 c2; do boot "$node" || exit 1; done
         ;;
     down) down ;;
+    sge)
+        export SGE_ROOT=/var/lib/gridengine
+        sge
+        ;;
     boot) boot "$2" ;;
     first) first "$2" ;;
     kill)

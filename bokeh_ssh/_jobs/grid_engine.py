@@ -1,0 +1,272 @@
+"""Grid Engine's commands and what they say. Text only.
+
+What it really does was tried with 8.1.9; the comments name what is unlike its manual.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import time
+from collections.abc import Sequence
+
+from bokeh_ssh._core.errors import UsageError
+from bokeh_ssh._core.framing import plain
+from bokeh_ssh._jobs.batch import Batch
+from bokeh_ssh._jobs.job import Job, JobState
+
+NAME = "sge"
+TITLE = "Grid Engine"
+#: PBS has a qsub too.
+SUBMIT = "qconf"
+JOB_VARIABLE = "JOB_ID"
+WAYS = ("tcp", "back")
+#: The default of a queue's ``notify``: USR2 comes that much before KILL, and nothing before that.
+WARNING = 60.0
+#: The accounting is written every 15 s.
+VERDICT = 25.0
+QUEUE_COMMAND = "qstat"
+
+#: Marks a job as looked after, in its context, by one client's warden.
+_CLAIM = "bokeh-ssh="
+_MINE = '-u "$(id -un)"'
+
+#: A job in what ``qstat -xml`` lists.
+_LISTED = re.compile(
+    r"<JB_job_number>(?P<job>\d+)</JB_job_number>(?:(?!</?job_list).)*?<state>(?P<state>\w+)</state>"
+    r"(?:(?!</?job_list).)*?<queue_name>(?P<queue>[^<]*)</queue_name>",
+    re.S,
+)
+_START = re.compile(r"<JAT_start_time>(\d+)</JAT_start_time>")
+_LIMIT = re.compile(r"<CE_name>h_rt</CE_name>(?:(?!</qstat_l_requests>).)*?<CE_doubleval>(\d+)", re.S)
+_WHY = re.compile(r"<QIM_message>([^<]*)</QIM_message>")
+_UID = re.compile(r"<JB_uid>(\d+)</JB_uid>")
+_NUMBER = re.compile(r"<JB_job_number>(\d+)</JB_job_number>")
+_TASKS = re.compile(r"<RN_min>(\d+)</RN_min>\s*<RN_max>(\d+)</RN_max>\s*<RN_step>(\d+)</RN_step>")
+_CONTEXT = re.compile(rf"<VA_variable>{_CLAIM[:-1]}</VA_variable>\s*<VA_value>\w+</VA_value>")
+_UNKNOWN = "<unknown_jobs"
+#: What ``qacct`` says of a job that is over.
+_FAILED = re.compile(r"^failed\s+(\d+)", re.M)
+_STATUS = re.compile(r"^exit_status\s+(\d+)", re.M)
+_TOOK = re.compile(r"^ru_wallclock\s+([\d.]+)", re.M)
+_HELD_TO = re.compile(r"^category\s.*\bh_rt=(\d+)", re.M)
+_ORDERED = 128 + 12  # USR2: what a holder ends with that was told to
+_BY_LIMIT = "37"
+
+_ENDS = {
+    JobState.COMPLETED: ("the job ended by itself", "start it again"),
+    JobState.FAILED: ("the job failed", "see what the accounting (qacct -j) says of it"),
+    JobState.CANCELLED: ("the job was cancelled", "start it again, unless that was you"),
+    JobState.TIMEOUT: (
+        "the job reached its time limit",
+        "give a longer time; start it again, or give resubmit=True, which does so",
+    ),
+    JobState.UNKNOWN: ("the job is over, and the scheduler does not know how it ended", "start it again"),
+}
+
+
+def submit_words(batch: Batch, nonce: str, output: str) -> list[str]:
+    """Return the command that submits a script on its standard input."""
+    if batch.cpus and batch.cpus > 1 and not any(word.startswith("-pe ") for word in batch.extra):
+        msg = "Grid Engine has no option for CPUs: a job takes several by a parallel environment of your site"
+        raise UsageError(msg, hint=f'see qconf -spl, and give extra=["-pe smp {batch.cpus}"] without cpus')
+    # Its error for a name that it does not take is of something else.
+    words = ["qsub", "-terse", "-N", re.sub(r"[^\w.-]|^(?=\d)", "_", batch.name, flags=re.A)]
+    for option, value in (("-q", batch.queue), ("-P", batch.account)):
+        words += [option, value] if value is not None else []
+    for resource, amount in (("h_rt", batch.time), ("h_vmem", batch.memory), ("gpu", batch.gpus)):
+        words += ["-l", f"{resource}={amount}"] if amount is not None else []
+    words += ["-w", "e"]  # a request that no machine meets is refused, and does not wait for ever
+    for word in batch.extra:
+        words += shlex.split(word)
+    return [
+        *words,
+        *("-S", "/bin/sh", "-r", "n", "-notify", "-j", "y", "-o", output.replace("%j", "$JOB_ID")),
+        *("-ac", _CLAIM + nonce),
+    ]
+
+
+def read_submitted(out: str) -> str:
+    """Read the job's number in what ``qsub -terse`` said; empty where there is none."""
+    found = re.search(r"^(\d+)$", out, re.M)
+    return found[1] if found else ""
+
+
+def refusal(lines: Sequence[str]) -> str:
+    """Choose the line of what ``qsub`` said that tells why it refused."""
+    errors = [
+        line.partition("Unable to run job:")[2].strip() for line in lines if "Unable to run job:" in line
+    ]
+    return "; ".join(errors) or " / ".join(lines) or "it said nothing"
+
+
+#: The commands that say which release it is, and which queues there are.
+VERSION = ["qstat", "-help"]
+QUEUES = ["qconf", "-sql"]
+
+
+def _script(text: str, *words: str) -> list[str]:
+    return ["sh", "-c", text, "sh", *words]
+
+
+def ask_words(job: str) -> list[str]:
+    """Return the command that asks what a job does; the accounting is asked of one that is not there."""
+    text = f"""\
+q=$(qstat -xml {_MINE}) || exit 1
+printf '%s\\n' "$q"
+case $q in
+    *"<JB_job_number>$1</JB_job_number>"*) qstat -xml -j "$1" ;;
+    *) LC_ALL=C qacct -j "$1" 2>/dev/null; echo '<unknown_jobs/>' ;;
+esac"""
+    return _script(text, job)
+
+
+def read_answer(job: str, status: int, out: str, err: str) -> Job | None:
+    """Read what that said; None where it could not be asked, which says nothing of the job."""
+    if status:
+        return None
+    found = next((each for each in _LISTED.finditer(out) if each["job"] == job), None)
+    if not found:
+        return Job(id=job, state=_read_end(out)) if _UNKNOWN in out else None
+    state, detail = read_state(found["state"]), out[out.find("<detailed_job_info") :]
+    if state is JobState.PENDING:
+        return Job(id=job, reason=_read_reason(found["state"], detail))
+    start, limit = _START.search(detail), _LIMIT.search(detail)
+    ends = float(start[1]) + float(limit[1]) if start and limit and start[1] != "0" else None
+    return Job(id=job, state=state, node=plain(found["queue"].rpartition("@")[2]), ends_at=ends)
+
+
+def read_state(word: str) -> JobState:
+    """Read a state, whose letters say one thing each."""
+    if "d" in word:
+        return JobState.COMPLETING
+    if "w" in word:  # qw, hqw, Eqw, hRwq
+        return JobState.PENDING
+    return JobState.RUNNING
+
+
+def _read_reason(state: str, detail: str) -> str:
+    if "E" in state:
+        why = _WHY.search(detail)
+        text = why[1] if why else ""
+        for name, char in (("&apos;", "'"), ("&quot;", '"'), ("&lt;", "<"), ("&gt;", ">"), ("&amp;", "&")):
+            text = text.replace(name, char)
+        return f"Eqw: {plain(text)}" if text else "Eqw"
+    return "held" if "h" in state else ""
+
+
+def _read_end(out: str) -> JobState:
+    failed, status = _FAILED.search(out), _STATUS.search(out)
+    if not failed or not status:
+        return JobState.COMPLETING  # nothing is told yet, or never: of one that was cancelled while it waited
+    took, limit = _TOOK.search(out), _HELD_TO.search(out)
+    late = bool(took and limit and float(took[1]) > float(limit[1]) - WARNING - 10)
+    if failed[1] == _BY_LIMIT:
+        return JobState.TIMEOUT
+    if status[1] == str(_ORDERED) or failed[1] == "100":
+        return JobState.TIMEOUT if late else JobState.CANCELLED
+    return JobState.FAILED if failed[1] != "0" or status[1] != "0" else JobState.COMPLETED
+
+
+def why_never(reason: str) -> str:
+    """Say why a job that waits for this reason can never start; empty where waiting may help."""
+    return "Grid Engine could not start it, and does not try again" if reason.startswith("Eqw") else ""
+
+
+def owner_words(job: str) -> list[str]:
+    """Return the command that says whose a job is."""
+    return ["qstat", "-xml", "-j", job]
+
+
+def read_owners(out: str) -> list[tuple[str, str]]:
+    """Read the number of each job, once for each task of an array, and that of its user."""
+    number, user, tasks = _NUMBER.search(out), _UID.search(out), _TASKS.search(out)
+    if not number or not user:
+        return []
+    count = len(range(int(tasks[1]), int(tasks[2]) + 1, max(1, int(tasks[3])))[:10_000]) if tasks else 1
+    return [(number[1], user[1])] * max(1, count)
+
+
+def is_unknown(err: str) -> bool:
+    """Return whether it does not know the job; it says so on its output, with status 0."""
+    return "do not exist" in err
+
+
+def cancel_words(job: str) -> list[str]:
+    """Return the command that cancels a job; one that is not known counts as cancelled."""
+    text = 'said=$(qdel "$1" 2>&1) && exit; printf "%s\n" "$said"; case $said in *exist*) ;; *) false ;; esac'
+    return _script(text, job)
+
+
+def claim_words(job: str, nonce: str) -> list[str]:
+    """Return the command that makes another warden the one that looks after a job."""
+    return ["qalter", "-ac", _CLAIM + nonce, job]
+
+
+def guard(nonce: str) -> dict[str, object]:
+    """Say how a warden sees that a job still waits and is its own to cancel; see ``_remote.warden``."""
+    text = f"""\
+q=$(qstat {_MINE}) || exit 1
+state=$(printf '%s\\n' "$q" | awk -v j="$1" '$1 == j {{ print $5 }}')
+context=$(qstat -j "$1" 2>/dev/null | sed -n 's/^context:.*\\({_CLAIM}[0-9a-z]*\\).*/\\1/p')
+printf '%s %s\\n' "$state" "$context\""""
+    return {
+        "check": _script(text, "{job}"),
+        "waits": ["qw", "hqw", "Eqw", "hRwq", "Rq", "Ehqw"],
+        "mine": _CLAIM + nonce,
+        "claim": _CLAIM,
+        "cancel": cancel_words("{job}"),
+    }
+
+
+def stream_words(job: str, node: str) -> list[str]:
+    """Return nothing: no command of Grid Engine's joins a job that a script holds."""
+    return []
+
+
+def describe_end(job: Job, batch: Batch, canceller: str = "") -> tuple[str, str]:
+    """Say how a job ended, and the next step."""
+    why, hint = _ENDS.get(job.state, _ENDS[JobState.UNKNOWN])
+    return (f"{why} by {canceller}" if canceller else why), hint
+
+
+def canceller_words(job: str) -> list[str]:
+    """Return the command that asks who has deleted a job; some releases tell."""
+    return ["qacct", "-j", job]
+
+
+def read_canceller(out: str) -> str:
+    """Read the name of the account that has deleted a job; empty where it is not told."""
+    found = re.search(r"^deleted_by\s+([\w.-]+)\s*$", out, re.M)
+    return found[1] if found and found[1] not in ("NONE", "undefined") else ""
+
+
+LIST = _script(
+    f"""\
+q=$(qstat -xml {_MINE}) || exit 1
+printf '%s\\n' "$q"
+jobs=$(printf '%s\\n' "$q" | sed -n 's:.*<JB_job_number>\\([0-9]*\\)<.*:\\1:p' | paste -s -d, -)
+[ -z "$jobs" ] || qstat -xml -j "$jobs\""""
+)
+
+
+def read_list(out: str) -> list[dict[str, str]]:
+    """Read the jobs that are ours: number, state, reason, node, and the time that is left."""
+    lists, _, details = out.partition("<detailed_job_info")
+    jobs = []
+    for detail in re.split(r"(?=<JB_job_number>)", details)[1:]:
+        number = _NUMBER.match(detail)
+        listed = next((each for each in _LISTED.finditer(lists) if number and each["job"] == number[1]), None)
+        if not listed or not _CONTEXT.search(detail):
+            continue
+        job = read_answer(listed["job"], 0, f"{listed[0]}<detailed_job_info>{detail}", "")
+        if job:
+            left = "" if job.ends_at is None else _format_left(job.ends_at - time.time())
+            state = job.state.value
+            jobs.append({"id": job.id, "state": state, "reason": job.reason, "node": job.node, "left": left})
+    return jobs
+
+
+def _format_left(seconds: float) -> str:
+    minutes, second = divmod(max(0, int(seconds)), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{second:02}"

@@ -1,0 +1,130 @@
+"""What is the same for all schedulers: each is a module of commands and answers as text, with these names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from bokeh_ssh._core.errors import SubmitError
+from bokeh_ssh._jobs import grid_engine, slurm
+from bokeh_ssh._jobs.batch import Batch
+from bokeh_ssh._jobs.job import Job
+
+
+class Scheduler(Protocol):
+    """A scheduler, as :mod:`bokeh_ssh._jobs.slurm` and the modules beside it have it."""
+
+    @property
+    def NAME(self) -> str:  # noqa: N802 - a constant of a module
+        """What ``Batch.scheduler`` calls it."""
+
+    @property
+    def TITLE(self) -> str:  # noqa: N802
+        """What people call it."""
+
+    @property
+    def SUBMIT(self) -> str:  # noqa: N802
+        """The program by which it is known that a login node has it, and no other scheduler."""
+
+    @property
+    def JOB_VARIABLE(self) -> str:  # noqa: N802
+        """The variable that tells a job its number."""
+
+    @property
+    def WAYS(self) -> tuple[str, ...]:  # noqa: N802
+        """How the bytes get to a job, the best way first; see :class:`Batch`."""
+
+    @property
+    def WARNING(self) -> float:  # noqa: N802
+        """Seconds before the time limit at which the holder is sent a signal."""
+
+    @property
+    def VERDICT(self) -> float:  # noqa: N802
+        """Seconds that it may take to say how a job ended."""
+
+    @property
+    def LIST(self) -> Sequence[str]:  # noqa: N802
+        """The command that lists the account's jobs."""
+
+    @property
+    def QUEUE_COMMAND(self) -> str:  # noqa: N802
+        """What a person types to see them."""
+
+    def submit_words(self, batch: Batch, nonce: str, output: str) -> list[str]:
+        """Return the command that submits a script on its standard input; ``%j`` in ``output`` is the job."""
+
+    def read_submitted(self, out: str) -> str:
+        """Read the job's number in what that said; empty where there is none."""
+
+    def refusal(self, lines: Sequence[str]) -> str:
+        """Choose from what it said why it refused the job."""
+
+    def guard(self, nonce: str) -> dict[str, object]:
+        """Say how a warden sees that a job still waits and is its own to cancel; see ``_remote.warden``."""
+
+    def claim_words(self, job: str, nonce: str) -> list[str]:
+        """Return the command that makes another warden the one that looks after a job."""
+
+    def ask_words(self, job: str) -> list[str]:
+        """Return the command that asks what a job does."""
+
+    def read_answer(self, job: str, status: int, out: str, err: str) -> Job | None:
+        """Read what that said; None where it could not be asked, which says nothing of the job."""
+
+    def why_never(self, reason: str) -> str:
+        """Say why a job that waits for this reason can never start; empty where waiting may help."""
+
+    def owner_words(self, job: str) -> list[str]:
+        """Return the command that lists the jobs of a number, several of an array, and whose they are."""
+
+    def read_owners(self, out: str) -> list[tuple[str, str]]:
+        """Read the number of each job, and that of its user."""
+
+    def is_unknown(self, err: str) -> bool:
+        """Return whether it says that it does not know the job, or knows it no more."""
+
+    def cancel_words(self, job: str) -> list[str]:
+        """Return the command that cancels a job."""
+
+    def stream_words(self, job: str, node: str) -> list[str]:
+        """Return the command that runs another one beside the job's script, joined to it by its streams."""
+
+    def describe_end(self, job: Job, batch: Batch, canceller: str = "") -> tuple[str, str]:
+        """Say how a job ended, and the next step."""
+
+    def canceller_words(self, job: str) -> list[str]:
+        """Return the command that asks who has cancelled a job."""
+
+    def read_canceller(self, out: str) -> str:
+        """Read the name or number of the account that has; empty where it is not told."""
+
+    def read_list(self, out: str) -> list[dict[str, str]]:
+        """Read the jobs that are ours: number, state, reason, node, and the time that is left."""
+
+
+#: In the order in which a login node is asked for them.
+KNOWN: tuple[Scheduler, ...] = (slurm, grid_engine)
+
+
+def programs(name: str = "auto") -> list[str]:
+    """List the programs to look for, for :func:`choose`."""
+    return [each.SUBMIT for each in KNOWN if name in ("auto", each.NAME)]
+
+
+def choose(found: str, host: str) -> Scheduler:
+    """Return the scheduler that a login node has, by the program that was found there.
+
+    :raises SubmitError: if none was
+    """
+    for each in KNOWN:
+        if found == each.SUBMIT:
+            return each
+    raise no_scheduler(host)
+
+
+def no_scheduler(host: str) -> SubmitError:
+    """Make the error for a machine where no scheduler is found."""
+    wanted = ", ".join(f"{each.TITLE}'s {each.SUBMIT}" for each in KNOWN)
+    msg = f"there is no scheduler that is known here ({wanted})"
+    hint = "give the cluster's login node; without batch the server runs on that machine itself"
+    return SubmitError(msg, host=host, hint=hint)
