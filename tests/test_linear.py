@@ -22,9 +22,9 @@ from bokeh_ssh import BokehSSHError
 from bokeh_ssh._cli.options import as_flag
 from bokeh_ssh._core.forward_spec import parse_forward
 from bokeh_ssh._core.framing import Reader, Tail, plain
-from bokeh_ssh._core.proc_net import listeners
 from bokeh_ssh._core.settings import word
 from bokeh_ssh._core.text import clean
+from bokeh_ssh._core.this_machine.proc_net import listeners
 from bokeh_ssh._forwarding.http_requests import Inspector, RequestRefusedError
 from bokeh_ssh._forwarding.request_filter import RequestFilter
 from bokeh_ssh._remote.readiness import Facts, mask, parse_notice

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bokeh_ssh._core.errors import UsageError
-from bokeh_ssh._core.private_folder import FolderError, find_folder
+from bokeh_ssh._core.this_machine.private_folder import FolderError, find_folder
 from bokeh_ssh._forwarding.static_store import StaticStore
 from bokeh_ssh._ssh.auth.key_memory import clear_keys
 

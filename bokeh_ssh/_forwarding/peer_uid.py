@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from bokeh_ssh._core.proc_net import find_peer
+from bokeh_ssh._core.this_machine.proc_net import find_peer
 
 #: (user id, number of the socket); the number is 0 once the program at the other end has closed it.
 Owner = tuple[int, int]

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 
 from bokeh_ssh._core.errors import BokehSSHError, ConnectionLostError, ForeignServerError, SessionError
 from bokeh_ssh._core.framing import Reader
-from bokeh_ssh._core.proc_net import Listener, listeners, listening
 from bokeh_ssh._core.settings import setting
+from bokeh_ssh._core.this_machine.proc_net import Listener, listeners, listening
 from bokeh_ssh._core.waiting import wait_for
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._ssh.remote_shell import exec_script

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from bokeh_ssh._core.fork import in_child
-from bokeh_ssh._core.private_folder import FolderError, find_folder
+from bokeh_ssh._core.this_machine.private_folder import FolderError, find_folder
 from bokeh_ssh._forwarding.static_requests import Address, Lasting, StaticFile, name_static_file
 from bokeh_ssh._forwarding.static_store import StaticStore, StaticWriter
 from bokeh_ssh._ssh.relay import Loop

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from bokeh_ssh._core.private_folder import FolderError, check_folder, make_folder
+from bokeh_ssh._core.this_machine.private_folder import FolderError, check_folder, make_folder
 from bokeh_ssh._forwarding.static_requests import MOST_BYTES, Address, Lasting, StaticFile
 
 log = logging.getLogger("bokeh_ssh.forward")

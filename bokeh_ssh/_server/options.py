@@ -14,9 +14,9 @@ from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.events import OnEvent
 from bokeh_ssh._core.forward_spec import Listen, check_http, parse_forward, split_http
 from bokeh_ssh._core.host import as_paths, check_port
-from bokeh_ssh._core.jupyter_hub import find_hub
 from bokeh_ssh._core.keywords import StrPath, Word, convert_keywords
 from bokeh_ssh._core.settings import setting
+from bokeh_ssh._core.this_machine.jupyter_hub import find_hub
 from bokeh_ssh._server.launch_spec import Launch, is_option, is_plain, own_options, place_texts, split
 from bokeh_ssh._server.upload_set import Bundle
 

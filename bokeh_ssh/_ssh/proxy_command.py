@@ -14,9 +14,9 @@ import threading
 from collections.abc import Callable
 from typing import IO
 
-from bokeh_ssh._core import user_shell
 from bokeh_ssh._core.errors import ConnectError
 from bokeh_ssh._core.framing import Tail
+from bokeh_ssh._core.this_machine import user_shell
 
 log = logging.getLogger("bokeh_ssh.connection")
 

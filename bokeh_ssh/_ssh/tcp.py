@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bokeh_ssh._core.errors import ConnectError, ConnectTimeoutError, RefusedError, ResolveError
-from bokeh_ssh._core.interfaces import list_addresses
 from bokeh_ssh._core.settings import setting
+from bokeh_ssh._core.this_machine.interfaces import list_addresses
 from bokeh_ssh._core.waiting import SLICE, heed, wait
 
 #: A family, and an address as sockets of it take one.

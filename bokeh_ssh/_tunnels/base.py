@@ -10,8 +10,8 @@ from bokeh_ssh._core.endpoint import Endpoint
 from bokeh_ssh._core.errors import BokehSSHError, LaunchTimeoutError, ServerNotFoundError
 from bokeh_ssh._core.events import Ready
 from bokeh_ssh._core.host import Host
-from bokeh_ssh._core.jupyter_hub import find_hub
 from bokeh_ssh._core.settings import setting
+from bokeh_ssh._core.this_machine.jupyter_hub import find_hub
 from bokeh_ssh._forwarding.listener import bind
 from bokeh_ssh._forwarding.local_acceptor import LocalAcceptor, open_acceptor
 from bokeh_ssh._forwarding.port_ownership import monitor_port

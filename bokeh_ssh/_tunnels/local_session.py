@@ -25,8 +25,8 @@ from bokeh_ssh._core.events import (
     Warned,
 )
 from bokeh_ssh._core.host import Host
-from bokeh_ssh._core.network_changes import NetworkWatch
 from bokeh_ssh._core.settings import setting
+from bokeh_ssh._core.this_machine.network_changes import NetworkWatch
 from bokeh_ssh._core.waiting import wanted
 from bokeh_ssh._forwarding.status import HopStatus, StateName, TunnelStatus
 from bokeh_ssh._server.server import Server

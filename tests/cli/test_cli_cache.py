@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bokeh_ssh._cli.app import main
-from bokeh_ssh._core.private_folder import find_folder
+from bokeh_ssh._core.this_machine.private_folder import find_folder
 from bokeh_ssh._forwarding.static_requests import StaticFile
 from bokeh_ssh._forwarding.static_store import StaticStore
 

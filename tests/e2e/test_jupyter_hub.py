@@ -17,7 +17,7 @@ import pytest
 
 import browser
 from beds import Machine, until
-from bokeh_ssh._core.jupyter_hub import find_hub
+from bokeh_ssh._core.this_machine.jupyter_hub import find_hub
 from direct_tunnels import tunnel_to
 from skips import missing
 

@@ -347,7 +347,7 @@ def test_early_attempts_refill() -> None:
 
 NETWORK = """
 import subprocess, sys, threading
-from bokeh_ssh._core.network_changes import NetworkWatch
+from bokeh_ssh._core.this_machine.network_changes import NetworkWatch
 changed = threading.Event()
 def ip(*words): subprocess.run(["ip", *words], check=True)
 ip("link", "set", "lo", "up")

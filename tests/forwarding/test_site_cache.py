@@ -14,7 +14,7 @@ import pytest
 
 from beds import Machine, until
 from bokeh_ssh import DirectTunnel, LocalForward, UsageError
-from bokeh_ssh._core.private_folder import find_folder
+from bokeh_ssh._core.this_machine.private_folder import find_folder
 from bokeh_ssh._forwarding import revalidator
 from bokeh_ssh._forwarding.static_requests import Address, Lasting
 from bokeh_ssh._forwarding.static_store import StaticStore

@@ -20,7 +20,7 @@ import pytest
 
 import apps
 from beds import Machine, free_port, until
-from bokeh_ssh._core.private_folder import find_folder
+from bokeh_ssh._core.this_machine.private_folder import find_folder
 from bokeh_ssh._forwarding.static_store import StaticStore
 from direct_tunnels import port_of, serve_on
 from static_bed import Reader, led, request

@@ -16,7 +16,7 @@ import pytest
 
 from beds import until
 from bokeh_ssh._core.backoff import Attempts
-from bokeh_ssh._core.private_folder import find_folder
+from bokeh_ssh._core.this_machine.private_folder import find_folder
 from bokeh_ssh._forwarding import static_cache, static_store
 from bokeh_ssh._forwarding.filtered_relay import FilteredRelay
 from bokeh_ssh._forwarding.http_requests import Inspector, Opened

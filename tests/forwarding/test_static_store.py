@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bokeh_ssh._core.private_folder import FolderError, find_folder
+from bokeh_ssh._core.this_machine.private_folder import FolderError, find_folder
 from bokeh_ssh._forwarding.static_requests import MOST_BYTES, StaticFile
 from bokeh_ssh._forwarding.static_store import StaticStore, Usage
 

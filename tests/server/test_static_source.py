@@ -19,7 +19,7 @@ import pytest
 import apps
 from beds import Machine, until
 from bokeh_ssh._core.backoff import Attempts
-from bokeh_ssh._core.private_folder import find_folder
+from bokeh_ssh._core.this_machine.private_folder import find_folder
 from bokeh_ssh._forwarding.listener import bind
 from bokeh_ssh._forwarding.local_acceptor import open_acceptor
 from bokeh_ssh._forwarding.request_filter import RequestFilter

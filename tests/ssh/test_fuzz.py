@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bokeh_ssh._core.framing import Reader, Tail, plain
-from bokeh_ssh._core.proc_net import find_peer, listeners
+from bokeh_ssh._core.this_machine.proc_net import find_peer, listeners
 from bokeh_ssh._server.log_parsing import AppErrors, is_windows, port_in_use, reason
 from bokeh_ssh._ssh.auth.agent import Agent, AgentError
 from bokeh_ssh._ssh.messages import AGENT, bound_port, forwarded

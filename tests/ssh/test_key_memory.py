@@ -19,7 +19,7 @@ import other_servers
 from auth_servers import USER, Bed, Rules, Sshd, make_key
 from beds import Key
 from bokeh_ssh import AuthenticationError, Host, TooManyKeysError
-from bokeh_ssh._core.private_folder import find_folder
+from bokeh_ssh._core.this_machine.private_folder import find_folder
 from bokeh_ssh._ssh.auth.key_memory import KeyMemory, clear_keys
 from bokeh_ssh._ssh.connect import connect
 from skips import missing

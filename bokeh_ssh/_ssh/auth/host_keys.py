@@ -25,8 +25,8 @@ from bokeh_ssh._core.errors import (
 )
 from bokeh_ssh._core.events import HostKeyAdded, Question
 from bokeh_ssh._core.patterns import lower
-from bokeh_ssh._ssh.auth import known_hosts, public_keys, revocation_list
 from bokeh_ssh._core.settings import setting
+from bokeh_ssh._ssh.auth import known_hosts, public_keys, revocation_list
 from bokeh_ssh._ssh.auth.known_hosts import Entry, Verdict
 from bokeh_ssh._ssh.auth.public_keys import PublicKey
 from bokeh_ssh._ssh.config.lookup import HostKeysCommand

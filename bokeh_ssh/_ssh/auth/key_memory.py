@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from bokeh_ssh._core.private_folder import FolderError, check_folder, find_folder, make_folder
+from bokeh_ssh._core.this_machine.private_folder import FolderError, check_folder, find_folder, make_folder
 
 log = logging.getLogger("bokeh_ssh.auth")
 

@@ -24,8 +24,8 @@ from pathlib import Path
 from bokeh_ssh._core.errors import BokehSSHError, ConfigError, UsageError
 from bokeh_ssh._core.host import Target, format_target, parse_target
 from bokeh_ssh._core.patterns import lower
-from bokeh_ssh._core.text import clean
 from bokeh_ssh._core.settings import setting
+from bokeh_ssh._core.text import clean
 from bokeh_ssh._ssh.config import keywords, syntax
 from bokeh_ssh._ssh.config.canonical import Rules
 from bokeh_ssh._ssh.config.keywords import Jump, Keyword, Setting

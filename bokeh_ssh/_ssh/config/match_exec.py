@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import threading
 
-from bokeh_ssh._core import user_shell
+from bokeh_ssh._core.this_machine import user_shell
 from bokeh_ssh._core.waiting import wait
 
 #: Seconds after which a command is taken not to answer at all; ssh would wait for ever.

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bokeh_ssh._core.errors import ConfigError
-from bokeh_ssh._core.interfaces import list_addresses
 from bokeh_ssh._core.patterns import lower, matches, matches_host, matches_list
+from bokeh_ssh._core.this_machine.interfaces import list_addresses
 from bokeh_ssh._ssh.config import keywords, syntax
 from bokeh_ssh._ssh.config.keywords import Keyword, Setting, Settings
 from bokeh_ssh._ssh.config.match_exec import holds
