@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from bokeh_ssh._core.endpoint import Endpoint
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.host import parse_port
@@ -13,8 +11,8 @@ Listen = tuple[str | None, int] | str
 _SHAPES = "[BIND:]PORT:HOST:HOSTPORT, PORT:/SOCKET, /SOCKET:HOST:HOSTPORT or /SOCKET:/SOCKET"
 
 
-#: Says that what answers there is a web server; no port is written so.
-_HTTP = re.compile(r"(?P<spec>.*:[0-9]+)/http", re.DOTALL)
+#: Says, behind a port, that what answers there is a web server.
+_HTTP = "/http"
 
 
 def split_http(spec: str) -> tuple[str, bool]:
@@ -25,8 +23,9 @@ def split_http(spec: str) -> tuple[str, bool]:
     >>> split_http("8888:/run/http")
     ('8888:/run/http', False)
     """
-    found = _HTTP.fullmatch(spec)
-    return (found["spec"], True) if found else (spec, False)
+    head, colon, port = spec.removesuffix(_HTTP).rpartition(":")
+    http = spec.endswith(_HTTP) and bool(colon) and port.isascii() and port.isdigit()
+    return (f"{head}:{port}", True) if http else (spec, False)
 
 
 def check_http(listen: Listen) -> None:

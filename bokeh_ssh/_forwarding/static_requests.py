@@ -54,13 +54,12 @@ _TYPE = re.compile(
     rb"|application/(?:x-)?font-|application/vnd\.ms-fontobject|application/octet-stream)",
     re.IGNORECASE | re.MULTILINE,
 )
-#: What tells one version of a file from the next: a hash as the name, behind a dot or a dash in it, or as a
-#: value of the query. A word has no capitals and no digits.
-_FINGERPRINT = re.compile(
-    r"[0-9a-f]{16,}\.[a-z0-9]+(?:\?.*)?|.+[.-](?=[\w-]*[0-9A-Z])[\w-]{8,}\.[a-z0-9]+(?:\?.*)?"
-    r"|[^?]+\?(?:.*&)?\w+=[0-9a-f]{8,}(?:&.*)?",
-    re.ASCII,
-)
+#: What tells one version of a file from the next: a hash as the name, or behind a dot or a dash in it, or as
+#: a value of the query. A word has no capitals and no digits.
+_HASH = re.compile(r"[0-9a-f]{8,}")
+_WHOLE_HASH = 16
+_HASH_PART = re.compile(r"[\w-]{8,}", re.ASCII)
+_NO_WORD = re.compile(r"[0-9A-Z]")
 #: Headers with which the answer may be another one than the whole file.
 _DECIDE = frozenset(
     {
@@ -209,12 +208,27 @@ def read_static_request(
         return _read_request_by_content(found, target, headers)
     name = target.partition("?")[0].rpartition("/")[2]
     again = _EXTENSIONS in target.partition("?")[0]
-    if not (_NAMED.fullmatch(name) and (again or _FINGERPRINT.fullmatch(target[target.index(name) :]))):
+    if not (_NAMED.fullmatch(name) and (again or _has_fingerprint(name, target.partition("?")[2]))):
         return None
     if any(each in _DECIDE_MORE for each, _ in headers):
         return None
     varies = tuple((each, value.strip()) for each, value in headers if each in _VARYING)
     return StaticRequest(name, "", target, again=again, varies=varies, head=head)
+
+
+def _has_fingerprint(name: str, query: str) -> bool:
+    """Return whether another version of the file would have another address."""
+    stem = name.rpartition(".")[0]
+    values = (pair.partition("=") for pair in query.split("&"))
+    if (len(stem) >= _WHOLE_HASH and _HASH.fullmatch(stem)) or any(
+        key and _HASH.fullmatch(value) for key, _, value in values
+    ):
+        return True
+    cut = stem.rfind(".")
+    if cut < 1:
+        cut = stem.find("-", 1)
+    part = stem[cut + 1 :] if cut > 0 else ""
+    return bool(_HASH_PART.fullmatch(part) and _NO_WORD.search(part))
 
 
 def _read_request_by_content(

@@ -38,7 +38,7 @@ _LISTED = re.compile(
     re.S,
 )
 _START = re.compile(r"<JAT_start_time>(\d+)</JAT_start_time>")
-_LIMIT = re.compile(r"<CE_name>h_rt</CE_name>(?:(?!</qstat_l_requests>).)*?<CE_doubleval>(\d+)", re.S)
+_LIMIT = re.compile(r"<CE_doubleval>(\d+)")
 _WHY = re.compile(r"<QIM_message>([^<]*)</QIM_message>")
 _UID = re.compile(r"<JB_uid>(\d+)</JB_uid>")
 _NUMBER = re.compile(r"<JB_job_number>(\d+)</JB_job_number>")
@@ -131,7 +131,8 @@ def read_answer(job: str, status: int, out: str, err: str) -> Job | None:
     state, detail = read_state(found["state"]), out[out.find("<detailed_job_info") :]
     if state is JobState.PENDING:
         return Job(id=job, reason=_read_reason(found["state"], detail))
-    start, limit = _START.search(detail), _LIMIT.search(detail)
+    asked = detail.partition("<CE_name>h_rt</CE_name>")[2].partition("</qstat_l_requests>")[0]
+    start, limit = _START.search(detail), _LIMIT.search(asked)
     ends = float(start[1]) + float(limit[1]) if start and limit and start[1] != "0" else None
     return Job(id=job, state=state, node=plain(found["queue"].rpartition("@")[2]), ends_at=ends)
 

@@ -126,14 +126,14 @@ def test_flags_are_keywords(cls: type, flags: tuple[flagtable.Flag, ...], positi
 
 
 def test_flags_of_a_batch_job() -> None:
-    """Every field of a Batch is a flag of ``direct``, but the scheduler, which is found."""
+    """Every field of a Batch is a flag of ``direct``."""
     fields = {field.name for field in dataclasses.fields(bokeh_ssh.Batch)}
     done = subprocess.run(
         [sys.executable, "-c", "import bokeh_ssh; bokeh_ssh.Batch; import bokeh_ssh._cli.options"],
         check=False,
     )
     assert done.returncode == 0, "the flags do not find the types of a class that says it is the package's"
-    assert {flag.keyword for flag in flagtable.BATCH} == fields - {"scheduler"} | {"batch"}
+    assert {flag.keyword for flag in flagtable.BATCH} == fields | {"batch"}
     assert {flag.keyword for flag in (*flagtable.QUEUE, *flagtable.JOB)} == {
         "queue_timeout",
         "resubmit",
