@@ -83,11 +83,27 @@ def _removed_at_last(folder: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _cache_in(folder: Path) -> Iterator[None]:
+    """Have what is kept from one tunnel to the next in that folder, also by child processes."""
+    name = "LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME"
+    before = os.environ.get(name)
+    os.environ[name] = os.fspath(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before
+
+
+@contextlib.contextmanager
 def machine(**settings: Any) -> Iterator[SSHMachine]:
     """Run an SSH server in this process, on 127.0.0.1 and any free port, while the context lasts.
 
     Its host key, the client's key and the known_hosts file are made for it, in a private temporary directory.
-    Nothing of the person's own is read or written: not their ssh config, keys, agent or known_hosts.
+    Nothing of the person's own is read or written: not their ssh config, keys, agent or known_hosts. While
+    the context lasts, what this process keeps in the account's cache goes to the temporary directory.
 
     >>> with machine(max_sessions=1) as made:
     ...     made.host.name
@@ -99,6 +115,7 @@ def machine(**settings: Any) -> Iterator[SSHMachine]:
     with (
         tempfile.TemporaryDirectory(prefix="bokeh-ssh-", dir=_parent(), ignore_cleanup_errors=True) as folder,
         _removed_at_last(folder),
+        _cache_in(Path(folder, "cache")),
     ):
         key = asyncssh.generate_private_key("ssh-ed25519")
         key_file = Path(folder, "key")

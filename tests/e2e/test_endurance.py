@@ -234,7 +234,7 @@ def test_websocket_messages_of_any_size(sshd: Callable[..., Machine], size: int)
 @pytest.fixture
 def patient(sshd: Callable[..., Machine]) -> Callable[..., Machine]:
     """Make real sshds; skips where they do not know ChannelTimeout and UnusedConnectionTimeout yet."""
-    if beds._version() < (9, 2):
+    if beds._version("ssh") < (9, 2):
         pytest.skip("this sshd is older than 9.2, which brought these timeouts")
     return sshd
 

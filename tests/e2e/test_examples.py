@@ -216,7 +216,7 @@ def test_commands_run(page: Path, everywhere: testing.SSHMachine, monkeypatch: p
             else:
                 _, *words = shlex.split(text, comments=True)
                 program = section.enter_context(Program(*words))
-                if words[0] in BRIEF:
+                if words[0] in BRIEF or "--dry-run" in words:
                     assert program.end(60) == 0, program
                     continue
                 program.address()

@@ -81,8 +81,9 @@ def check_filter(port: int, path: str) -> None:
         {"Host": f"evil.example:{port}"},
         {"Host": "hub.example", "Origin": "https://evil.example", **upgrade},
     ):
-        with pytest.raises(urllib.error.HTTPError, match="403"):
+        with pytest.raises(urllib.error.HTTPError, match="403") as caught:
             urllib.request.urlopen(urllib.request.Request(local, headers=headers), timeout=20)
+        caught.value.close()
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "wait": lambda tunnel: tunnel.wait(0.01),
     "ended": _await_end,
     "show": lambda tunnel: tunnel.show(inline=False),
+    "status": lambda tunnel: tunnel.status(),
     "pull_session": lambda tunnel: tunnel.pull_session().close(),
     "push_session": lambda tunnel: tunnel.push_session(_document()).close(),
     "server_document": lambda tunnel: tunnel.server_document(),
