@@ -161,9 +161,10 @@ def test_silent_tunnel_is_listed_as_that(machine: Machine) -> None:
     with Program(*forward(machine)) as program:
         program.address()
         program.interrupt(signal.SIGSTOP)
+        until(lambda: [tunnel.state for tunnel in find_tunnels()] == ["silent"], what="it to have stopped")
         [tunnel] = find_tunnels()
         program.interrupt(signal.SIGCONT)
-        assert (tunnel.pid, tunnel.state) == (program.process.pid, "silent")
+        assert tunnel.pid == program.process.pid
 
 
 def test_folder_of_others_is_not_used(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

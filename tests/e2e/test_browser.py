@@ -163,7 +163,8 @@ def test_pages_live_through_a_silent_cut(
         for name in tunnels:
             until(lambda: Reconnected in kinds(events[name]), timeout=60, what=f"{name} to be back")  # noqa: B023
         for name, page in pages.items():
-            page.move(timeout=40)
+            page.wait_until_back()
+            page.move()
             page.move()
             assert tunnels[name].url == addresses[name]
             assert all(event.same_server for event in events[name] if isinstance(event, Reconnected))

@@ -28,6 +28,9 @@ curdoc().add_root(slider)
 curdoc().add_root(text)
 """
 
+#: BokehJS makes it anew when it takes over the state of the server's session.
+_ROOT = "Bokeh.documents[0].roots()[0]"
+
 _FLAGS = [
     "--no-sandbox",  # containers and root have none
     "--disable-gpu",
@@ -58,7 +61,15 @@ class Page:
         self.page.locator(".noUi-handle").wait_for(timeout=30_000)
         self.page.get_by_text("waiting").wait_for(timeout=10_000)
         self.page.evaluate("window.neverReloaded = true")
+        self.page.evaluate(f"void (window.firstRoot = {_ROOT})")
         return self
+
+    def wait_until_back(self, timeout: float = 60) -> None:
+        """Wait until the page, after a loss, has the session's state again, which BokehJS asks for.
+
+        A move between its new connection and that answer reaches Python, but the page forgets it.
+        """
+        self.page.wait_for_function(f"window.firstRoot !== {_ROOT}", timeout=timeout * 1000)
 
     def move(self, timeout: float = 10) -> None:
         """Move the slider one step, and see the answer of the same session's Python callback."""
