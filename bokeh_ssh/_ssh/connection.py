@@ -46,6 +46,8 @@ _CROWDED = 5.0
 _RETRY = 0.05
 #: As OpenSSH's server does since 9.2 where its administrator says so; it gives no reason.
 _UNUSED = "the line went down while nothing used it: perhaps by an UnusedConnectionTimeout of the server"
+#: A port that hardly anything listens on (tcpmux).
+_NO_PORT = 1
 _PROHIBITED = 1
 _CONNECT_FAILED = 2
 _UNKNOWN_TYPE = 3
@@ -175,9 +177,7 @@ class Connection:
     def start_keepalive(self) -> None:
         """Start to ask regularly whether the server is still there (``ServerAliveInterval``)."""
         config = self.hop.config
-        self.transport.send_global_request(
-            b"keepalive@openssh.com"
-        )  # its answer tells the round trip, for the windows
+        self.send_keepalive()  # its answer tells the round trip, for the windows
         interval = _ALIVE_INTERVAL if config.server_alive_interval is None else config.server_alive_interval
         count = config.server_alive_count or _ALIVE_COUNT
         if interval > 0:
@@ -201,7 +201,7 @@ class Connection:
 
     def send_keepalive(self) -> Reply:
         """Ask the server for any answer; never blocks."""
-        return self.transport.send_global_request(b"keepalive@openssh.com")
+        return self.transport.send_question()
 
     def close(self) -> None:
         """End the connection and those of its hops; idempotent, within two seconds on a dead line."""
@@ -311,6 +311,21 @@ class Connection:
             raise
         return ours
 
+    def check_ports(self) -> None:
+        """Check that the server may connect to some port, once it does not to a socket.
+
+        :raises ForwardingRefusedError: if it forwards nothing
+        """
+        try:
+            self.open_socket(("127.0.0.1", _NO_PORT), timeout=self.hop.timeout).close()
+        except ForwardingRefusedError as exc:
+            msg = "the SSH server forbids forwarding, to sockets and to ports"
+            raise ForwardingRefusedError(
+                msg, host=self.name, hint="ask the administrator for AllowTcpForwarding"
+            ) from exc
+        except ForwardError:
+            pass
+
     def forward(
         self,
         sock: socket.socket,
@@ -414,7 +429,12 @@ class Connection:
             elif bound := where[1] or bound_port(payload):
                 self.transport.listen((where[0], bound), handler)
 
-        ok, payload = self._global_request(*listening(where), timeout, granted)
+        try:
+            ok, payload = self._global_request(*listening(where), timeout, granted)
+        except ConnectionLostError as exc:
+            if not self.alive or not self.ping(_PING):
+                raise
+            raise self._cannot_listen("does not answer") from exc
         if isinstance(where, str):
             if ok:
                 return where
@@ -441,10 +461,15 @@ class Connection:
         msg = f"the server refuses to listen on {address} port {port}"
         raise ForwardingRefusedError(msg, host=self.name, hint=hint)
 
+    def _cannot_listen(self, what: str) -> ForwardingRefusedError:
+        msg = f"the server {what} the request to listen"
+        hint = "its SSH program has no remote forwards: have another machine listen"
+        return ForwardingRefusedError(msg, host=self.name, hint=hint)
+
     def unlisten(self, where: Endpoint, *, timeout: float = 2) -> None:
         """Ask the server to stop listening; quietly, since a dead connection has stopped by itself."""
         self.transport.unlisten(where)
-        with contextlib.suppress(ConnectionLostError):
+        with contextlib.suppress(ConnectionLostError, ForwardingRefusedError):
             self._global_request(*cancelling(where), timeout)
 
     # Waiting for the server's answers.
@@ -461,6 +486,8 @@ class Connection:
             raise self._silence("a request", timeout)
         if reply.lost:
             raise self.lost_error()
+        if reply.unknown:
+            raise self._cannot_listen("does not know")
         return reply.ok, reply.payload
 
     def _open_channel(
@@ -499,9 +526,10 @@ class Connection:
             msg = f"the server forbids forwarding to {where}{said}"
             names = "AllowStreamLocalForwarding" if is_path else "AllowTcpForwarding and PermitOpen"
             return ForwardingRefusedError(msg, host=self.name, hint=f"ask the administrator for {names}")
-        if code == _UNKNOWN_TYPE and is_path:
-            msg = f"the server cannot forward to {where}, or to any other"
-            return ForwardingRefusedError(msg, host=self.name, hint="use a port in place of the socket")
+        if code == _UNKNOWN_TYPE:
+            msg = f"the server cannot forward to {where}, or to any other {'socket' if is_path else 'port'}"
+            hint = "use a port in place of the socket" if is_path else "its SSH program has no forwards"
+            return ForwardingRefusedError(msg, host=self.name, hint=hint)
         if not reaches_none:  # MINA has 0 for a name that does not resolve
             why = text or ("connect failed" if code == _CONNECT_FAILED else f"reason {code}")
             msg = f"nothing answers on {where} there ({why})"

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from bokeh_ssh._core.waiting import clocks
 from bokeh_ssh._ssh.transport import Reply, Transport
 
-_QUESTION = b"keepalive@openssh.com"
-
 
 class Keepalive:
     """A thread that ends a connection whose server has not answered for ``interval * count`` seconds.
@@ -49,7 +47,7 @@ class Keepalive:
 
     def _run(self) -> None:
         before = clocks()
-        due = before[0]  # when to ask next
+        due = before[0] + self._interval / 2  # when to ask next; whoever starts this has asked just now
         while self._transport.alive:
             pause = min([due, *(until for until, _ in list(self._asked)[:1])]) - before[0]
             if self._stopped.wait(max(0.0, pause)):
@@ -59,7 +57,7 @@ class Keepalive:
             before = after
             if slept:
                 self._asked.clear()
-            while self._asked and self._asked[0][1].wait(0):
+            while any(reply.wait(0) for _, reply in self._asked):  # a later answer tells as much
                 self._asked.popleft()
             if self._asked and after[0] >= self._asked[0][0]:
                 self._give_up(f"the server did not answer for {self._interval * self._count:g} s")
@@ -68,7 +66,7 @@ class Keepalive:
             if slept or after[0] >= due:
                 due = after[0] + self._interval
                 patience = self._interval * (1 if slept else max(0.5, self._count - 1))
-                self._asked.append((after[0] + patience, self._transport.send_global_request(_QUESTION)))
+                self._asked.append((after[0] + patience, self._transport.send_question()))
 
 
 def _bound_retransmission(transport: Transport, seconds: float) -> None:

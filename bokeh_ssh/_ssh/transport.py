@@ -6,7 +6,7 @@ What is different, and why:
   (window credit, answers to requests and closes) is queued for it. paramiko sends such things from the
   transport thread, where during a key change they wait for that same thread until the connection dies.
 - Global requests are answered in order (RFC 4254, section 4), have a deadline, and "denied" means that
-  the server said so.
+  the server said so. That it does not know them is an answer too (TinySSH knows none).
 - Channels that the server opens are refused unless they belong to a listener of ours, and each listener
   has its own handler.
 - A message for a channel that both sides have closed is passed over, as long as the number was ours once:
@@ -42,13 +42,14 @@ from paramiko.common import (
     MSG_CHANNEL_WINDOW_ADJUST,
     MSG_GLOBAL_REQUEST,
     MSG_REQUEST_FAILURE,
+    MSG_UNIMPLEMENTED,
 )
 from paramiko.message import Message
 
 from bokeh_ssh._core.endpoint import Endpoint, Origin
 from bokeh_ssh._core.waiting import wait
 from bokeh_ssh._ssh.algorithms import CIPHERS, KEX, MACS, Algorithms, Mismatch, Offer
-from bokeh_ssh._ssh.channel import MAX_PACKET, WINDOW, Channel
+from bokeh_ssh._ssh.channel import LOST, MAX_PACKET, WINDOW, Channel
 from bokeh_ssh._ssh.crypto import mldsa
 from bokeh_ssh._ssh.io_loop import IOLoop
 from bokeh_ssh._ssh.messages import forwarded
@@ -61,6 +62,10 @@ _MOST_WAITING = 50_000
 #: Channels that a server may have open through one listener at a time.
 _MOST_INCOMING = 4096
 _CONNECT_FAILED = 2
+#: Seconds after which a server that has answered no global request is asked for a channel in addition: of a
+#: kind that there is not, so that it refuses.
+_UNANSWERED = 0.4
+_NO_KIND = b"probe@bokeh-ssh"
 _numbers = struct.Struct(">II").unpack_from
 _RESOURCE_SHORTAGE = 4
 #: Bytes by which the windows of all streams of a connection may grow together: the bound of what slow
@@ -80,6 +85,7 @@ if TYPE_CHECKING:
         _cipher_info: dict[str, Any]
         _key_info: dict[str, Any]
         _compression_info: dict[str, Any]
+        _handler_table: dict[int, Callable[[Message], None]]
         _expected_packet: tuple[int, ...]
         _channels: _Channels
         channels_seen: Any
@@ -110,6 +116,7 @@ class Reply:
 
     :param granted: called with the payload if the server does it, before anything that comes after the answer
         is read; on the transport thread
+    :ivar unknown: the server says that it does not know such requests
     """
 
     def __init__(self, granted: Callable[[bytes], object] | None = None) -> None:
@@ -119,6 +126,7 @@ class Reply:
         self.ok = False
         self.payload = b""
         self.lost = False
+        self.unknown = False
 
     def set(self, *, ok: bool = False, payload: bytes = b"", lost: bool = False) -> None:
         if not self._done.is_set():
@@ -201,6 +209,7 @@ class Transport(_Base):
         )
         self._key_info = {**super()._key_info, mldsa.NAME: mldsa.CompositeKey}
         self._channels = _Channels()
+        self._handler_table[MSG_UNIMPLEMENTED] = self._parse_unimplemented
         self.packetizer.on_data = self._on_data
         self.packetizer.on_pause = self._flush_batch
         self._batch: list[memoryview] = []  # what came for one stream at a time, of one read
@@ -386,15 +395,28 @@ class Transport(_Base):
         self.send_later(packet, reply)
         return reply
 
+    def send_question(self) -> Reply:
+        """Ask the server for any answer (``ServerAliveInterval``); never blocks."""
+        waiting = self._replies[0].asked if self._replies else time.monotonic()
+        reply = self.send_global_request(b"keepalive@openssh.com")
+        if not self._round_trips and time.monotonic() - waiting > _UNANSWERED:
+            self.request_channel(_NO_KIND, b"", Channel.close, lambda code, _: reply.set(lost=code == LOST))
+        return reply
+
     def _parse_request_success(self, m: Message) -> None:
         self._answer(ok=True, payload=m.get_remainder())
 
     def _parse_request_failure(self, m: Message) -> None:
         self._answer(ok=False, payload=b"")
 
-    def _answer(self, *, ok: bool, payload: bytes) -> None:
+    def _parse_unimplemented(self, m: Message) -> None:
+        # Nothing else that a client sends once it is logged in may be unknown to a server.
+        self._answer(ok=False, payload=b"", unknown=True)
+
+    def _answer(self, *, ok: bool, payload: bytes, unknown: bool = False) -> None:
         reply = self._replies.popleft() if self._replies else None
         if reply:  # otherwise nobody has asked
+            reply.unknown = unknown
             self._round_trips.append(time.monotonic() - reply.asked)
             if ok and reply.granted:
                 reply.granted(payload)

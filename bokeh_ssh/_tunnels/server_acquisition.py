@@ -247,6 +247,7 @@ class ServerAcquisition:
                 # It listens, as its supervisor has seen, so what is missing is the permission
                 # (AllowStreamLocalForwarding), which OpenSSH does not tell from a socket that nobody serves.
                 self._no_sockets = True
+                connection.check_ports()  # or another one would be started to no end
                 server.stop()
             else:
                 path = "" if found.tls else self.ready_path(found)  # a server with TLS would log it

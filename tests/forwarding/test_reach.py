@@ -144,6 +144,15 @@ def test_port_that_is_taken_on_one_address_is_taken(
             check_remote(forward)
 
 
+def test_port_that_is_taken_on_both_addresses_is_taken(dropbear: Machine) -> None:
+    """So it is where Dropbear can listen on none of the two, and says so."""
+    with target_here() as target, socket.create_server(("127.0.0.1", free_port())) as taken:
+        port = taken.getsockname()[1]
+        with socket.create_server(("::1", port), family=socket.AF_INET6):
+            with pytest.raises(PortInUseError, match="taken"):
+                remote_forward(dropbear, port, target).open()
+
+
 @contextmanager
 def _listening(handler: fakes.Handler) -> Iterator[int]:
     with Listener(handler) as listener:

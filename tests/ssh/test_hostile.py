@@ -44,6 +44,7 @@ from fakes import FakeSSH, Listener, Server
 _ADJUST, _DATA, _EOF, _CLOSE, _REQUEST = 93, 94, 96, 97, 98
 _OPEN, _OPEN_SUCCESS, _OPEN_FAILURE = 90, 91, 92
 _SUCCESS, _FAILURE = 81, 82
+_UNIMPLEMENTED = 3
 
 
 def remote_forward(fake: FakeSSH, **keywords: Any) -> RemoteForward:
@@ -358,6 +359,7 @@ def test_refusal_in_any_bytes_is_told(tmp_path: Path) -> None:
         (0, "forwarding is not permitted", ForwardingRefusedError, "not permitted"),
         (2, "Permission denied", TargetUnreachableError, "Permission denied"),  # an errno's words
         (2, "Operation not permitted", TargetUnreachableError, "Operation not permitted"),
+        (3, "direct-tcpip?", ForwardingRefusedError, "or to any other port"),
         (4, "too many channels", ForwardError, "too many channels"),
         (1, "", ForwardingRefusedError, "forbids"),  # the control
         (2, "Connection refused", TargetUnreachableError, "Connection refused"),
@@ -407,7 +409,7 @@ def test_silence_after_a_channel_open_has_a_deadline(tmp_path: Path, no_leaks: A
     with no_leaks(), FakeSSH(tmp_path, **deaf) as fake:
         with pytest.raises(ConnectionLostError, match="channel"):
             local_forward(fake, timeout=1).open()
-        assert fake.session.count("open") == 1
+        assert sum(b"direct-tcpip" in rest for kind, rest in fake.session.seen if kind == "open") == 1
     assert time.monotonic() - began < 15
 
 
@@ -421,13 +423,46 @@ def test_target_that_never_answers_is_told_as_that(tmp_path: Path, no_leaks: Any
 
 
 def test_silence_after_a_global_request_has_a_deadline(tmp_path: Path, no_leaks: Any) -> None:
-    """A server that never answers ``tcpip-forward`` is told at the deadline."""
+    """A server that answers no global request is alive as long as it refuses channels; what it does not do is
+    told at the deadline, and is nothing to try again for. Where it answers nothing, the line is to blame."""
     began = time.monotonic()
-    with no_leaks(), FakeSSH(tmp_path, on_request=lambda server, message: True) as fake:
-        with pytest.raises(ConnectionLostError, match="answer"):
+    deaf: dict[str, Any] = {"on_request": lambda server, message: True}
+    with no_leaks(), FakeSSH(tmp_path, **deaf) as fake:
+        with pytest.raises(ForwardingRefusedError, match="does not answer the request to listen") as caught:
             remote_forward(fake, timeout=1).open()
+        assert not caught.value.temporary
         assert any(b"tcpip-forward" in rest for kind, rest in fake.session.seen if kind == "global request")
+    deaf["on_open"] = lambda server, message: True
+    with no_leaks(), FakeSSH(tmp_path, **deaf) as fake:
+        with pytest.raises(ConnectionLostError, match="no answer"):
+            remote_forward(fake, timeout=1).open()
     assert time.monotonic() - began < 15
+
+
+def test_server_that_answers_no_global_request_is_not_given_up(tmp_path: Path, no_leaks: Any) -> None:
+    """The keepalive takes any answer for a sign of life, the refusal of a channel as well."""
+    config = tmp_path / "config"
+    config.write_text("ServerAliveInterval 1\nServerAliveCountMax 2\n", encoding="utf-8")
+    with no_leaks(), FakeSSH(tmp_path, on_request=lambda server, message: True) as fake:
+        machine = fake.machine
+        host = Host(machine.host, machine.user, **{**machine.login, "ssh_config": config})
+        with connect(host) as connection:
+            until(lambda: fake.session.count("open") == 3 or not connection.alive, what="three channels")
+            assert connection.alive
+
+
+def test_request_that_a_server_does_not_know_is_an_answer(tmp_path: Path) -> None:
+    """A server that knows no global requests, and says so (TinySSH), is alive, and cannot listen."""
+
+    def unknown(server: Server, message: Message) -> bool:
+        server.send(_UNIMPLEMENTED, message.seqno)
+        return True
+
+    began = time.monotonic()
+    with FakeSSH(tmp_path, on_request=unknown) as fake:
+        with pytest.raises(ForwardingRefusedError, match="does not know the request to listen"):
+            remote_forward(fake).open()
+    assert time.monotonic() - began < 5
 
 
 def test_silence_during_the_login_has_a_deadline(tmp_path: Path, no_leaks: Any) -> None:
