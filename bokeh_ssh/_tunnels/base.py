@@ -153,7 +153,7 @@ class Tunnel(Openable):
         It works in a notebook too, where Bokeh's own does not.
 
         :param kwargs: passed on, such as ``session_id`` or ``arguments``
-        :raises UsageError: if Bokeh is not installed here
+        :raises UsageError: if Bokeh is not installed here, or its version is too far from the server's
         """
         return bokeh_client.pull(self._client_url, self._info.key, **kwargs)
 
@@ -162,7 +162,7 @@ class Tunnel(Openable):
 
         :param document: None takes the current one (``curdoc()``)
         :param kwargs: passed on, such as ``session_id``
-        :raises UsageError: if Bokeh is not installed here
+        :raises UsageError: as :meth:`pull_session`
         """
         return bokeh_client.push(self._client_url, self._info.key, document, **kwargs)
 

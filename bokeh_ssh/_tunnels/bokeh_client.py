@@ -27,7 +27,7 @@ def pull(url: str, key: str, **keywords: Any) -> Any:
     """Open a session with a document of the server's.
 
     :param key: what session ids have to be signed with; empty where they need not be
-    :raises UsageError: if Bokeh is not installed here
+    :raises UsageError: if Bokeh is not installed here, or cannot read what the server's version sends
     :raises AppAccessError: if the server wants a login of its own, or a signed session that we cannot sign
     """
     session = _session(url, key, keywords)
@@ -39,7 +39,7 @@ def pull(url: str, key: str, **keywords: Any) -> Any:
 def push(url: str, key: str, document: Any, **keywords: Any) -> Any:
     """Open a session with a document of ours; None takes the current one (``curdoc()``).
 
-    :raises UsageError: if Bokeh is not installed here
+    :raises UsageError: as :func:`pull`
     :raises AppAccessError: as :func:`pull`
     """
     session = _session(url, key, keywords)
@@ -59,9 +59,10 @@ def embed(url: str, query: str, **keywords: Any) -> str:
 
 @contextlib.contextmanager
 def _access(url: str, session: Any) -> Iterator[None]:
-    """Say why the server does not let us in, where that is why Bokeh cannot connect.
+    """Say why the server does not let us in, or is not understood, where that is why Bokeh fails.
 
-    :raises AppAccessError: then
+    :raises AppAccessError: in the first case
+    :raises UsageError: in the second
     """
     path = urlsplit(url).path
     status = _status(url, f"{path.rstrip('/')}/metadata")
@@ -82,6 +83,24 @@ def _access(url: str, session: Any) -> Iterator[None]:
             )
             raise AppAccessError(msg, hint=hint) from exc
         raise
+    except Exception as exc:  # such as KeyError and DeserializationError, as a document's form has changed
+        _check_versions(session, exc)
+        raise
+
+
+def _check_versions(session: Any, cause: Exception) -> None:
+    """Check that Bokeh has the same minor version here and there; what each one says of itself counts.
+
+    :raises UsageError: if not
+    """
+    here, there = str(_import("bokeh").__version__), ""
+    with contextlib.suppress(Exception):  # the connection may be what has failed
+        there = str(session.request_server_info()["version_info"]["bokeh"])
+    session.close()
+    if there and there.split(".")[:2] != here.split(".")[:2]:
+        msg = f"Bokeh {here} here and Bokeh {there} of the server do not understand each other"
+        hint = f"install the server's version here: pip install 'bokeh=={'.'.join(there.split('.')[:2])}.*'"
+        raise UsageError(msg, hint=hint) from cause
 
 
 def _status(url: str, path: str) -> int:

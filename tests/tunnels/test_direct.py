@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+import bokeh
 import pytest
 
 import apps
@@ -76,6 +77,35 @@ def test_tunnel_has_the_session_here(machine: Machine) -> None:
         finally:
             session.close()
         assert f"localhost:{tunnel.local_port}/sliders" in tunnel.server_document()
+
+
+@pytest.mark.filterwarnings("ignore:There is no current event loop")  # Bokeh's own client
+@pytest.mark.parametrize("version", ["3.7.3", bokeh.__version__])
+def test_version_that_is_too_far_apart_is_told(embedded: Callable[..., Machine], version: str) -> None:
+    """Where Bokeh here cannot read the server's document, the error has both versions, and the one to install
+    (a document of 3.7 has no ``config``). With the same version on both sides, Bokeh's own error is left."""
+    machine = embedded()
+    other = f"""
+import sys
+import bokeh.protocol
+from bokeh.document import Document
+plain = Document.to_json
+def to_json(self, *args, **keywords):
+    written = plain(self, *args, **keywords)
+    written.content.pop("config")
+    return written
+Document.to_json = to_json
+messages = sys.modules["bokeh.protocol.messages.server_info_reply"]
+messages._VERSION_INFO = {{"bokeh": "{version}", "server": "{version}"}}
+"""
+    app = apps.put(machine, "sliders.py", apps.SLIDER + other)
+    same = version == bokeh.__version__
+    with tunnel_to(machine, app, local_port=0) as tunnel:
+        with pytest.raises(KeyError if same else UsageError, match="config" if same else "3.7.3") as caught:
+            tunnel.pull_session()
+    if not same:
+        assert bokeh.__version__ in str(caught.value)
+        assert "pip install 'bokeh==3.7.*'" in str(caught.value)
 
 
 def test_several_apps_have_an_address_each(machine: Machine) -> None:
