@@ -16,6 +16,8 @@ import signal
 import sys
 import time
 
+from bokeh_ssh._remote import process_tree
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
@@ -194,11 +196,17 @@ class Child:
         return data
 
     def end(self) -> None:
-        """End it, in time."""
+        """End it, in time, and what it has started: workers (``--num-procs``) outlive their parent."""
+        before = process_tree.table()
+        started = {pid: before[pid] for pid in process_tree.below(self.pid, before)}
         for number in (signal.SIGTERM, signal.SIGKILL):
             if self.status is None:
                 os.kill(self.pid, number)
                 self.follow(PATIENCE)
+        process_tree.end(
+            lambda rows: [pid for pid, row in started.items() if pid in rows and rows[pid][3] == row[3]],
+            PATIENCE,
+        )
 
     def end_likewise(self) -> NoReturn:
         """End this process as it has ended."""

@@ -26,7 +26,7 @@ _PARTS = {
         *("readiness", "client_stream", "server_process", "control_group", "server"),
         *("client_requests", "daemonize", "supervisor"),
     ),
-    "dev_server": ("dev_server",),
+    "dev_server": ("process_tree", "dev_server"),
     "warden": ("warden",),
     "job_holder": ("process_tree", "run_dir", "job_place", "job_holder"),
     "job_stream": ("run_dir", "job_place", "job_stream"),

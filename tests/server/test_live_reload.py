@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import apps
 import browser
 from beds import Machine, until
 from bokeh_ssh import AppFailed, DirectTunnel, Event, ServerExited
@@ -105,6 +106,35 @@ def test_server_that_ends_before_it_was_changed_ends_the_tunnel(
         threading.Thread(target=_open_quietly, args=(tunnel.url,), daemon=True).start()
         until(lambda: any(isinstance(event, ServerExited) for event in events), what="its end to be told")
     assert [event.exit_status for event in events if isinstance(event, ServerExited)] == [7]
+
+
+@pytest.mark.parametrize("more", [{}, {"signed": False}], ids=["socket", "port"])
+def test_workers_end_with_the_server_that_they_served(
+    embedded: Callable[..., Machine], tmp_path: Path, mark: str, more: dict[str, Any]
+) -> None:
+    """With ``--num-procs``, no worker of the server before a change is left, though a TERM to their parent
+    spares them: none serves the old text, or holds the port."""
+    app = tmp_path / "app.py"
+    save(app, _APP.format(word="first"))
+    machine = embedded()
+    args = ["--num-procs", "2", "--args", mark]
+    with developed(machine, app, args=args, **more) as (tunnel, events):
+        assert "first" in apps.get(tunnel.url)
+        before = set(machine.pids(mark))
+        save(app, _APP.format(word="second"))
+        until(lambda: len(before & set(machine.pids(mark))) <= len(before) - 3, what="the former to be gone")
+        until(lambda: "second" in _page(tunnel.url), what="the new text")
+        assert len(machine.pids(mark)) <= len(before)
+        assert not failures(events)
+    until(lambda: not machine.pids(mark), what="all of them to be gone")
+
+
+def _page(url: str) -> str:
+    import contextlib
+
+    with contextlib.suppress(OSError):
+        return apps.get(url)
+    return ""
 
 
 def _open_quietly(url: str) -> None:
