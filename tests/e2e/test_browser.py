@@ -15,9 +15,10 @@ import pytest
 import apps
 import browser
 from beds import Machine, until
-from bokeh_ssh import DirectTunnel, Event, GatewayTunnel, Host, Lost, Reconnected, Reconnecting
+from bokeh_ssh import DirectTunnel, Event, GatewayTunnel, Host, Lost, Reconnected, Reconnecting, Warned
 from bokeh_ssh._tunnels import base
 from cable import Cable
+from certificates import make_certificate
 from direct_tunnels import tunnel_to
 from events import kinds
 from skips import missing
@@ -169,3 +170,23 @@ def test_pages_live_through_a_silent_cut(
             assert tunnels[name].url == addresses[name]
             assert all(event.same_server for event in events[name] if isinstance(event, Reconnected))
             assert Reconnecting in kinds(events[name])
+
+
+def test_page_opens_over_tls(embedded: Callable[..., Machine]) -> None:
+    """A server with a certificate of its own is opened at its https address, and its page's WebSocket goes by
+    TLS too; where nobody trusts the certificate, a browser stops there, as was told."""
+    if browser.find() is None:
+        missing("no Chromium is installed")
+    machine = embedded()
+    app = apps.put(machine, "app.py", browser.APP)
+    pem = apps.put(machine, "server.pem", make_certificate("node17.example.org")[0])
+    events: list[Event] = []
+    with tunnel_to(machine, app, args=["--ssl-certfile", pem], on_event=events.append) as tunnel:
+        assert tunnel.url.startswith(f"https://localhost:{tunnel.local_port}/")
+        assert any(isinstance(event, Warned) and "certificate" in event.text for event in events)
+        with browser.chromium("--ignore-certificate-errors") as make:
+            page = make().open(tunnel.url)
+            page.move()
+            page.move()
+        with browser.chromium() as make, pytest.raises(Exception, match="ERR_CERT"):
+            make().open(tunnel.url)

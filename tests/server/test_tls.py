@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import ssl
 import urllib.request
@@ -11,15 +10,12 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 import apps
 from beds import Machine, until
 from bokeh_ssh import Attached, Event, Ready, Warned
 from bokeh_ssh._server.certificate import describe_certificate
+from certificates import make_certificate
 from direct_tunnels import serve_on, tunnel_to
 from programs import Program, login
 
@@ -47,30 +43,6 @@ context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 context.load_cert_chain(sys.argv[2])
 Server(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
-
-
-def make_certificate(*names: str, issuer: str = "", days: tuple[int, int] = (-1, 1)) -> tuple[str, bytes]:
-    """Make a certificate; gives it with its key as PEM text, and alone as DER."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    now = datetime.datetime.now(datetime.timezone.utc)
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0] if names else "nobody")])
-    by = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]) if issuer else subject
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(by)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now + datetime.timedelta(days[0]))
-        .not_valid_after(now + datetime.timedelta(days[1]))
-    )
-    if names:
-        builder = builder.add_extension(x509.SubjectAlternativeName(map(x509.DNSName, names)), critical=False)
-    made = builder.sign(key, hashes.SHA256())
-    text = made.public_bytes(serialization.Encoding.PEM) + key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return text.decode(), made.public_bytes(serialization.Encoding.DER)
 
 
 def get(url: str) -> str:
