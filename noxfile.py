@@ -199,6 +199,14 @@ def soak(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def servers(session: nox.Session) -> None:
+    """Try everything with each SSH server that is here, and compare it with docs/servers.md; once a week."""
+    session.install(".[demo]", *_group("test"))
+    files = ("e2e/test_matrix.py", "forwarding/test_other_servers.py", "forwarding/test_reach.py")
+    session.run("pytest", "-v", *(session.posargs or [f"tests/{name}" for name in files]))
+
+
+@nox.session(default=False)
 def release(session: nox.Session) -> None:
     """Build what is published into dist, check it, and run the demo from the wheel in a clean environment."""
     session.install(*_group("release"))
