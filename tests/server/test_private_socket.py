@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import os
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -23,7 +24,7 @@ from bokeh_ssh._server.server import Server
 if os.name != "posix":
     pytest.skip("the remote side is a POSIX system", allow_module_level=True)
 
-from local_runner import FAKE, Bench
+from local_runner import FAKE, Bench, processes
 
 APP = "from bokeh.plotting import curdoc, figure\ncurdoc().add_root(figure())\n"
 
@@ -108,6 +109,17 @@ def test_several_processes_share_the_socket(bench: Bench) -> None:
     private(server)
     assert server.pid == os.getpgid(server.pid) or server.pid > 0
     assert server.stop() is True
+
+
+@pytest.mark.parametrize("name", ["TERM", "KILL"])
+def test_workers_end_with_their_parent(bench: Bench, mark: str, name: str) -> None:
+    """Where somebody ends the parent of ``--num-procs`` alone, no worker of Bokeh's serves on."""
+    server = bench.start(socket=True, args=("--num-procs", "2", "--args", mark))
+    until(lambda: len(processes(mark)) >= 3, what="the workers")
+    workers = processes(mark) - {server.pid}
+    os.kill(server.pid, signal.Signals[f"SIG{name}"])
+    assert server.wait(30)
+    until(lambda: not workers & processes(mark), what="the workers to be gone")
 
 
 def test_wrapped_server_is_found_on_its_socket(bench: Bench) -> None:
