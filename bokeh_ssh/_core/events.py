@@ -159,12 +159,17 @@ class Updated(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Launched(Event):
-    """The remote server listens: on ``port`` of its own loopback, or on ``socket``, a path there."""
+    """The remote server listens: on ``port`` of its own loopback, or on ``socket``, a path there.
+
+    :param compressed: whether it compresses what pages get over their WebSockets: where a round trip takes
+        more than 10 ms, or you have asked for it
+    """
 
     port: int
     pid: int
     versions: str
     socket: str = ""
+    compressed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

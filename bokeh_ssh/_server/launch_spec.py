@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -26,6 +26,9 @@ _OURS = {
     "--log-file": "its log is read from its standard error; use the tunnel's .log",
     "--log-level": "info, debug or trace: the port is read from lines that others hide",
 }
+
+#: Bokeh's option that has it compress what it sends over a WebSocket, if the browser takes that.
+COMPRESSION = "--websocket-compression-level"
 
 #: Settings of the remote environment that would override the options we give, or hide the lines we read.
 UNSET = ("BOKEH_ALLOW_WS_ORIGIN", "BOKEH_LOG_LEVEL", "BOKEH_PY_LOG_LEVEL")
@@ -124,6 +127,8 @@ class Launch:
     :param watch: seconds between two looks whether it answers; 0 never looks, nor is there any at what takes
         TLS, which would log it, or runs ``verbatim``, whose port may be another machine's
     :param prefix: the path that all of its pages are under
+    :param compresses: asked when the command line goes out: whether what its pages get over their WebSockets
+        is to be compressed
     :raises UsageError: if something cannot work; nothing was started
     """
 
@@ -146,6 +151,7 @@ class Launch:
     dev: bool = False
     watch: float = 10
     prefix: str = ""
+    compresses: Callable[[], bool] = field(default=lambda: False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         one = {"python": self.python, "cwd": self.cwd, "setup": self.setup, "command": self.command}
@@ -259,6 +265,8 @@ class Launch:
         options += ["--session-token-expiration", str(max(300, session))]
         options += signed if self.sign is True else []
         options += ["--prefix", self.prefix] if self.prefix else []
+        # The lowest level: while a message is compressed, the server does nothing else.
+        options += [COMPRESSION, "1", "--websocket-compression-mem-level", "8"] if self.compresses() else []
         for origin in self.origins:
             options += ["--allow-websocket-origin", origin]
         # The caller's options come last: of two the last one counts, and --args swallows all that follow.

@@ -12,7 +12,7 @@ from bokeh_ssh._core.errors import ConnectionLostError, LaunchError
 from bokeh_ssh._core.events import Launched, Launching, OnEvent, ignore
 from bokeh_ssh._core.waiting import wait
 from bokeh_ssh._server.diagnosis import refused
-from bokeh_ssh._server.launch_spec import Launch
+from bokeh_ssh._server.launch_spec import COMPRESSION, Launch
 from bokeh_ssh._server.server_ref import ServerRef
 from bokeh_ssh._server.server_state import Stage
 from bokeh_ssh._server.supervisor_client import HESITATION, SupervisorClient, UploadChannel
@@ -233,7 +233,8 @@ class Server:
         if not client.wait_for_stage(Stage.READY, deadline):
             raise client.failure()
         found = {"port": self.port, "socket": self.socket, "pid": self.pid, "versions": self.versions}
-        state.emit(Launched(host=self.host, **found))  # type: ignore[arg-type]  # each its own
+        compressed = any(word.partition("=")[0] == COMPRESSION for word in state.evidence.argv)
+        state.emit(Launched(host=self.host, compressed=compressed, **found))  # type: ignore[arg-type]
         if self.doomed:
             state.warn(f"the server ends when the connection does ({self.doomed}), so a loss ends it")
         for route in self.routes:

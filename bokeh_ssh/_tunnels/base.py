@@ -30,12 +30,9 @@ from bokeh_ssh._tunnels.local_forward import LocalPortForward
 from bokeh_ssh._tunnels.local_session import LocalSession
 from bokeh_ssh._tunnels.openable import Openable
 from bokeh_ssh._tunnels.redirect_page import open_in_browser
-from bokeh_ssh._tunnels.server_acquisition import FoundServer, ServerAcquisition
+from bokeh_ssh._tunnels.server_acquisition import FoundServer, ServerAcquisition, is_far
 
 log = logging.getLogger("bokeh_ssh")
-
-#: Seconds of a round trip from which on a line is taken to be slow: on a nearer one a page is there at once.
-_FAR = 0.01
 
 
 class Tunnel(Openable):
@@ -266,7 +263,7 @@ class TunnelParts:
         self._session.connection_stack.callback(source.close)
 
         def start(python: str, folder: str) -> None:
-            if connection.transport.rtt > _FAR:  # as is known by then
+            if is_far(connection):  # as is known by then
                 source.start(python, folder)
 
         server.on_package(start)

@@ -29,6 +29,8 @@ from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._tunnels.lifecycle import UNREACHED
 from bokeh_ssh._tunnels.local_session import LocalSession
 
+#: Seconds of a round trip from which on a line is taken to be slow: on a nearer one a page is there at once.
+_FAR = 0.01
 #: Seconds for a look whether a server that was left is there.
 _GLANCE = 1.0
 #: Seconds for a first answer; a server that listens may have to get ready yet, and is asked again.
@@ -220,7 +222,9 @@ class ServerAcquisition:
             self._follow(connection, server)
 
         while True:
-            launch = self._options.launch_spec(local_port)
+            launch = dataclasses.replace(
+                self._options.launch_spec(local_port), compresses=lambda: is_far(connection)
+            )
             if self._no_sockets:
                 launch = dataclasses.replace(launch, socket=False)
             if must_sign and launch.sign:
@@ -390,6 +394,11 @@ class ServerAcquisition:
         self.outcome = "left" if server.detached else "unreached"
         if not server.detached:
             self._session.life.warn(UNREACHED.format(self._options.grace), server.host)
+
+
+def is_far(connection: Connection) -> bool:
+    """Return whether the line is slow, as far as is known by now."""
+    return connection.transport.rtt > _FAR
 
 
 def _nothing(_: object) -> None:

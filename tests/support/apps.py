@@ -69,6 +69,11 @@ def get(url: str) -> str:
 
 def open_websocket(url: str, page: str) -> dict[str, object]:
     """Open a page's websocket with its own origin, as BokehJS does; gives the server's first message."""
+    return exchange(url, page)[0]
+
+
+def exchange(url: str, page: str) -> tuple[dict[str, object], str]:
+    """Open a page's websocket; gives the server's first message, and what extensions it has agreed to."""
     found = re.search(r'"token":"([^"]+)"', page)
     assert found, page[:500]
     origin = re.match(r"https?://[^/]+", url)
@@ -77,7 +82,9 @@ def open_websocket(url: str, page: str) -> dict[str, object]:
     with connect(
         address, origin=origin.group(), subprotocols=["bokeh", found.group(1)], open_timeout=20
     ) as ws:
-        return dict(json.loads(ws.recv(timeout=20)))
+        assert ws.response
+        agreed = ws.response.headers.get("Sec-WebSocket-Extensions", "")
+        return dict(json.loads(ws.recv(timeout=20))), agreed
 
 
 def drive(url: str) -> None:
