@@ -115,6 +115,7 @@ RATE = Metric("rate", "MB/s")
 MEDIAN = Metric("median", "ms", more=False, digits=2)
 P99 = Metric("p99", "ms, p99", more=False, digits=2)
 OPENS = Metric("rate", "/s")
+TRIPS = Metric("trips", "round trips", more=False, digits=1)
 MILLISECONDS = Metric("time", "ms", more=False)
 
 
@@ -126,6 +127,7 @@ class Row:
     :param words: its arguments
     :param remote: through ``ssh -R`` in place of ``-L``
     :param slow: over the long link
+    :param trip: over a line of that many milliseconds
     :param busy: while the client's main thread computes
     :param once: measured in one round only
     """
@@ -138,6 +140,7 @@ class Row:
     peers: tuple[str, ...] = FORWARDS
     remote: bool = False
     slow: bool = False
+    trip: float = 0.0
     busy: bool = False
     once: bool = False
 
@@ -174,6 +177,15 @@ def rows(scale: Scale) -> list[Row]:
         Row("remote-opens", "-R: connections, one by one", (OPENS,), "opens", opened, remote=True),
         Row("remote-hold", f"-R: {scale.held} open", held_metrics, "hold", held, remote=True, once=True),
         Row("slow", far, (RATE,), "download", slow, slow=True),
+        Row(
+            "far-round-trip",
+            "round trip at 40 ms, 200 bytes",
+            (MEDIAN, P99),
+            "round_trips",
+            trips,
+            ("ssh", "ours"),
+            trip=40.0,
+        ),
         Row("busy-download", "busy: download", (RATE,), "download", busy, programs, busy=True),
         Row(
             "busy-round-trip",
@@ -187,6 +199,22 @@ def rows(scale: Scale) -> list[Row]:
     ]
 
 
+#: What is counted in round trips, with the one for TCP: its key, what it is, and the most.
+TRIP_ROWS = (
+    ("launch", "launch: until ready", 9.0),
+    ("attach", "attach: until open", 5.0),
+    ("forward", "forward: until open", 5.0),
+    ("jump", "forward through one jump host", 9.0),  # that of one hop, and 4 as its login takes with TCP
+    ("back", "back after a loss: until a WebSocket answers", 6.0),
+)
+FLOATS = "far-floats-100-10"
+
+
+def trip_row(key: str, title: str) -> Row:
+    """Return a row of what is counted in round trips."""
+    return Row(f"trips-{key}", title, (TRIPS,), peers=("ours",))
+
+
 def other_rows(scale: Scale) -> list[Row]:
     """List everything that is measured in other ways."""
     return [
@@ -198,7 +226,15 @@ def other_rows(scale: Scale) -> list[Row]:
         Row("drag", f"slider drag, {scale.drag} steps", (MEDIAN, P99)),
         *(row for line in LINES for row in page_rows(line)),
         *map(site_row, SITES),
+        floats_row(),
+        *(trip_row(key, title) for key, title, _ in TRIP_ROWS),
     ]
+
+
+def floats_row() -> Row:
+    """Return the row of a page with much data."""
+    title = "page with 20 MB of smooth floats at 100 ms, 10 Mbit/s"
+    return Row(FLOATS, title, (MILLISECONDS,), peers=("ssh", "ours"))
 
 
 def site_row(site: Site) -> Row:
@@ -341,6 +377,14 @@ def goals(scale: Scale) -> list[Goal]:
         *(
             Goal(site.title, _across("time", (site.key, "ours"), (site.key, "ssh")), 0.4, False, "x ssh -L")
             for site in SITES
+        ),
+        Goal(floats_row().title, _ratio(FLOATS, "time", "ours", "ssh"), 0.7, False, "x ssh -L"),
+        Goal(
+            "round trip at 40 ms", _ratio("far-round-trip", "median", "ours", "ssh"), 1.01, False, "x ssh -L"
+        ),
+        *(
+            Goal(title, _own(f"trips-{key}", "trips"), most, False, "round trips")
+            for key, title, most in TRIP_ROWS
         ),
     ]
 

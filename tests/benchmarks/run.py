@@ -20,15 +20,18 @@ from benchmarks.rows import (
     FORWARDS,
     LINES,
     QUICK,
+    TRIP_ROWS,
     Line,
     Results,
     Row,
     Scale,
+    floats_row,
     goals,
     other_rows,
     page_rows,
     rows,
     site_row,
+    trip_row,
 )
 from benchmarks.sites import SITES, Site
 
@@ -38,6 +41,9 @@ _STATIC = _ROOT / "docs" / "_static"
 _START = 90.0
 #: Loads that can check every byte, which costs time: done before what is timed.
 _CHECKED = ("download", "upload", "downloads", "round_trips")
+
+#: Milliseconds of a round trip over which they are counted, and how often: the first knows no key yet.
+_TRIP, _OFTEN = 800.0, 3
 
 Tell = Callable[[str], None]
 
@@ -80,6 +86,11 @@ class Bench:
         )
         self._target = self._serve(stack, "target", {})
         self._far = self._lead(stack, "far", scale.delay)
+        self._lines = {
+            row.trip: self._lead(stack, f"{row.trip:g}", row.trip / 2000)
+            for row in rows(scale)
+            if row.trip and self._wanted(row)
+        }
 
     def _serve(self, stack: ExitStack, module: str, order: dict[str, Any]) -> int:
         return int(stack.enter_context(Child(module, order, self._directory)).hear(_START)["port"])
@@ -113,7 +124,7 @@ class Bench:
     def _order(
         self, row: Row, peer: str, target: int | None = None, machine: beds.Machine | None = None
     ) -> dict[str, Any]:
-        machine = machine or (self._far if row.slow else self._machine)
+        machine = machine or self._lines.get(row.trip) or (self._far if row.slow else self._machine)
         return {
             "peer": peer,
             "host": machine.host,
@@ -218,6 +229,9 @@ class Bench:
             lines = [line for line in LINES if any(map(self._wanted, page_rows(line)))]
             if lines:
                 self._far_pages(lines, app)
+            if self._wanted(floats_row()):
+                self._far_floats(floats_row())
+            self._trips(app)
         except PeerError as exc:
             self._skip(str(exc))
         for site in SITES:
@@ -286,6 +300,68 @@ class Bench:
                 self._note(one, peer, {"failed": str(exc)})
             else:
                 self._note(one, peer, {"time": time})
+
+    def _far_floats(self, row: Row) -> None:
+        """Measure a page with much data, whose server is launched by us, and one that ``ssh`` leads to."""
+        program = self._find_browser()
+        if program is None:
+            return
+        app = self._directory / "floats.py"
+        app.write_text(starts.FLOATS, encoding="utf-8")
+        with (
+            starts.bokeh_server(app, "--allow-websocket-origin", "*") as (port, _),
+            browser.browser(program) as chromium,
+            ExitStack() as stack,
+        ):
+            page = Page(chromium, app, port, self._directory / "seen")
+            far = self._lead(stack, "floats", 0.05, 10e6 / 8)
+            self._load_page(page, self._machine, {"app": str(app)}, page.seen)  # the first time
+            for number in range(self.scale.rounds):
+                for peer in self._rotated(row, number):
+                    if peer == "ssh":
+                        time = self._load_through_ssh(row, page, far, [])
+                    else:
+                        time = self._load_page(page, far, {"app": str(app)}, page.seen)
+                    self._note(row, peer, {"time": time})
+
+    # Round trips.
+
+    def _trips(self, app: Path) -> None:
+        """Count what takes how many round trips, by how much longer it takes over a long line."""
+        wanted = [key for key, title, _ in TRIP_ROWS if self._wanted(trip_row(key, title))]
+        if not wanted:
+            return
+        with (
+            starts.bokeh_server(app, "--allow-websocket-origin", "*") as (port, _),
+            ExitStack() as stack,
+        ):
+            near = self._lead(stack, "near", 0.0)
+            far = self._lead(stack, "long", _TRIP / 2000)
+            order = {"target": port, "app": str(app), "inner": self._machine.port, "count": _OFTEN}
+            order["cache"] = str(self._directory / "seen")
+            for key, title, _ in TRIP_ROWS:
+                for _ in range(self.scale.rounds if key in wanted else 0):
+                    kind = {"kind": key, "jump": key == "jump"}
+                    try:
+                        times = [self._time(order | kind, machine) for machine in (near, far)]
+                    except PeerError as exc:
+                        self._note(trip_row(key, title), "ours", {"failed": str(exc)})
+                        break
+                    # And TCP's own, which the line that is emulated here does not delay.
+                    trips = 1 + (times[1] - times[0]) * 1000 / _TRIP
+                    self._note(trip_row(key, title), "ours", {"trips": trips})
+
+    def _time(self, order: dict[str, Any], machine: beds.Machine) -> float:
+        login = {"port": machine.port, "key_filename": str(machine.key_path)}
+        known = self._directory / "known_hosts-both"
+        known.write_text(
+            machine.known_hosts.read_text(encoding="ascii")
+            + self._machine.known_hosts.read_text(encoding="ascii"),
+            encoding="ascii",
+        )
+        words = {"host": machine.host, "user": machine.user, "login": login | {"known_hosts": str(known)}}
+        with Child("trips", order | words, self._directory) as child:
+            return float(min(child.hear(_START)["times"][1:]))
 
     def _far_site(self, site: Site) -> None:
         """Measure another server's page over a line, through ``ssh`` and a forward that keeps its files."""

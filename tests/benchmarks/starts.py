@@ -38,6 +38,15 @@ slider.on_change("value", moved)
 for root in (slider, text, plot):
     curdoc().add_root(root)
 """
+#: The same with 20 MB of data.
+FLOATS = f"""{APP}
+from bokeh.models import ColumnDataSource
+
+import numpy as np
+
+turns = np.linspace(0, 100, 1_250_000)
+text.tags = [ColumnDataSource({{"x": np.cos(turns), "y": np.sin(turns)}})]
+"""
 _IMPORTS = {
     "raw": "import paramiko",
     "asyncssh": "import asyncssh",
