@@ -12,6 +12,7 @@ import html
 import os
 import random
 import re
+import socket
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
@@ -191,10 +192,20 @@ def jupyterlab(machine: Machine) -> Iterator[tuple[int, list[str], list[str]]]:
     words = ["--no-browser", "--allow-root", "--ip=127.0.0.1", "--IdentityProvider.token=abc"]
     port = free_port()
     with machine.spawn([machine.python, "-m", "jupyterlab", *words, "--port", str(port)]) as running:
-        until(lambda: "is running at" in running.log, timeout=60, what="JupyterLab to listen")
+        # It says so shortly before it does.
+        until(
+            lambda: "is running at" in running.log and is_taken(port), timeout=60, what="JupyterLab to listen"
+        )
         names = name_files(port, "/lab?token=abc")
         assert any("/static/lab/main." in name for name in names)
         yield port, [*names, "/static/lab/bootstrap.js", "/static/lab/index.html"], []
+
+
+def is_taken(port: int) -> bool:
+    """Tell whether somebody listens on a port."""
+    with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port), 20):
+        return True
+    return False
 
 
 def name_files(port: int, page: str) -> list[str]:
