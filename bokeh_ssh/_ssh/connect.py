@@ -89,7 +89,7 @@ def connect(
                 try:
                     connection = _connect_hop(hop, jump, via, on_event, prompt_cache, open_stream)
                 except _ObjectionError:  # it is asked for its methods first from now on
-                    connection = _connect_hop(hop, jump, via, on_event, prompt_cache, open_stream)
+                    connection = _connect_hop(hop, jump, via, on_event, prompt_cache, open_stream, minds=True)
                 jump = connection
         except BaseException:
             if jump:
@@ -155,6 +155,8 @@ def _connect_hop(
     on_event: OnEvent,
     prompt_cache: PromptCache,
     stream: OpenStream,
+    *,
+    minds: bool = False,
 ) -> Connection:
     proxy_connection = jump or via
     prompt_cache.begin()
@@ -189,7 +191,7 @@ def _connect_hop(
                 host=hop.label, key_type=host_keys.kind(key), fingerprint=host_keys.fingerprint(key)
             )
         )
-        memory = KeyMemory(key, hop.user)
+        memory = KeyMemory(key, hop.user, minds=minds)
         try:
             methods = login.login(
                 transport,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import sys
@@ -210,10 +211,26 @@ def test_memory_of_another_user_is_none(make_bed: Callable[..., Bed], bench: Ben
         assert bench.enter(bed.port, "a") == ["none", "a"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+@pytest.mark.parametrize("age", [0, 30 * 86400])
+def test_pipe_is_not_waited_for(make_bed: Callable[..., Bed], bench: Bench, age: int) -> None:
+    """Not even one that is old: the login goes on at once, and writes it anew."""
+    bed = make_bed(("publickey",), keys=(make_key(bench.keys / "a"),))
+    bench.enter(bed.port, "a")
+    (path,) = remembered()
+    path.unlink()
+    os.mkfifo(path)
+    os.utime(path, (time.time() - age,) * 2)
+    assert bench.enter(bed.port, "a") == ["none", "a"]
+    assert bench.enter(bed.port, "a") == ["a"]
+
+
+@pytest.mark.parametrize("writable", [True, False])
 def test_server_that_minds_is_asked_first(
-    make_bed: Callable[..., Bed], bench: Bench, monkeypatch: pytest.MonkeyPatch
+    make_bed: Callable[..., Bed], bench: Bench, monkeypatch: pytest.MonkeyPatch, writable: bool
 ) -> None:
-    """One that hangs up at a login that begins with a key: it works all the same, and is remembered."""
+    """One that hangs up at a login that begins with a key: it works all the same, and is remembered where
+    that can be written."""
     handlers = asyncssh.SSHServerConnection._packet_handlers
     usual = handlers[MSG_USERAUTH_REQUEST]
     asked: set[int] = set()
@@ -229,6 +246,15 @@ def test_server_that_minds_is_asked_first(
     bed = make_bed(("publickey",), keys=(make_key(bench.keys / "a"),))
     bench.enter(bed.port, "a")
     monkeypatch.setitem(handlers, MSG_USERAUTH_REQUEST, mind)
+    if not writable:
+
+        def fail(*args: object, **keywords: object) -> None:
+            raise OSError(errno.ENOSPC, "no space left")
+
+        monkeypatch.setattr(Path, "touch", fail)
+        for _ in range(2):
+            assert bench.enter(bed.port, "a") == ["a", "none", "a"]
+        return
     assert bench.enter(bed.port, "a") == ["a", "none", "a"]
     assert len(bed.seen) == 3
     for _ in range(2):

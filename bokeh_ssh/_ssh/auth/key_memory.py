@@ -48,29 +48,20 @@ class KeyMemory:
     """What is remembered of one account on one server. None of its methods raises.
 
     :param host_key: as the server sent it, verified
+    :param minds: whether the server is known to mind, whatever could be written down
     :ivar unanswered: whether a login has begun with the key, and the server has not answered
     """
 
-    def __init__(self, host_key: bytes, user: str) -> None:
+    def __init__(self, host_key: bytes, user: str, *, minds: bool = False) -> None:
         self.unanswered = False
+        self._minds = minds
         self._name = hashlib.sha256(b"%b\0%b" % (host_key, user.encode("utf-8", "replace"))).hexdigest()
         self._known: KnownKey | None = None
 
     def recall(self) -> KnownKey | None:
         """Return the key that fitted; None where there is none, or the server minds."""
-        try:
-            path = self._path()
-            check_folder(path.parent)
-            if time.time() - path.lstat().st_mtime > _MINDING and path.read_text("ascii") == _MINDS:
-                path.unlink()
-            opened = os.open(path, _READ_FLAGS)
-            try:
-                found = _TEXT.fullmatch(os.read(opened, 200).decode("ascii"))
-            finally:
-                os.close(opened)
-        except (OSError, ValueError, FolderError):
-            return None
-        if found is None or found["key"] == "-":
+        found = _TEXT.fullmatch(self._read()[0])
+        if self._minds or found is None or found["key"] == "-":
             return None
         self._known = KnownKey(found["key"], found["algorithm"])
         return self._known
@@ -81,7 +72,9 @@ class KeyMemory:
         :param blob: the public key or certificate
         """
         known = KnownKey(fingerprint(blob), algorithm)
-        if known != self._known and not self._minds():
+        text, age = self._read()
+        minds = self._minds or (text == _MINDS and abs(age) <= _MINDING)
+        if known != self._known and not minds:
             self._write(f"{known.key} {known.algorithm}\n")
 
     def forget(self) -> None:
@@ -95,11 +88,19 @@ class KeyMemory:
         self.unanswered = False
         self._write(_MINDS)
 
-    def _minds(self) -> bool:
+    def _read(self) -> tuple[str, float]:
+        """Return what stands there, and for how many seconds; empty where that is not to be used."""
         try:
-            return self._path().read_bytes() == _MINDS.encode()
-        except (OSError, FolderError):
-            return False
+            path = self._path()
+            check_folder(path.parent)
+            opened = os.open(path, _READ_FLAGS)
+            try:
+                text = os.read(opened, 200).decode("ascii")
+                return text, time.time() - os.fstat(opened).st_mtime
+            finally:
+                os.close(opened)
+        except (OSError, ValueError, FolderError):
+            return "", 0.0
 
     def _path(self) -> Path:
         return find_folder(_FOLDER) / self._name
