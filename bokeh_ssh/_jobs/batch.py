@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_type_hints
 
@@ -70,6 +71,22 @@ class Batch:
             if not isinstance(word, str) or not word.startswith("-") or "\0" in word:
                 msg = f"{word!r} in extra is not an option of the submit command"
                 raise UsageError(msg, hint='write each option with its value: "--constraint=a100"')
+
+
+def check_extra(extra: Sequence[str], refused: Mapping[str, str]) -> None:
+    """Refuse options that would make something else of the job than one that somebody waits for.
+
+    :param refused: why, by option; a short one may have its value behind it, a long one may be cut short
+    :raises UsageError: if there is one of them
+    """
+    for word in extra:
+        name = re.split(r"[=\s]", word, maxsplit=1)[0]
+        for option, why in refused.items():
+            same = option.startswith(name) and len(name) > 3 if option.startswith("--") else name == option
+            attached = len(option) == 2 and word.startswith(option)
+            if same or attached:
+                msg = f"{word!r} in extra cannot work: {why}"
+                raise UsageError(msg, hint="leave it out; submit such a job by yourself")
 
 
 #: The types of its fields, read before the class says that it is the package's own.

@@ -90,7 +90,8 @@ class ClusterJob:
     """A batch job on a cluster whose login node is reached by SSH.
 
     :param batch: what to submit
-    :param job: the number of a job that is there, in place of one that is submitted; it is never cancelled
+    :param job: the number of a job that is there, in place of one that is submitted; it is never cancelled.
+        In one that we have not submitted, our holder runs as a step beside what runs in it
     :param host: the login node
     :param python: an interpreter there and on the nodes; None takes ``python3`` or ``python``
     :param grace: seconds that the job outlives a client that has vanished, while it waits and while it runs
@@ -149,6 +150,8 @@ class ClusterJob:
         self._name = secrets.token_hex(8)  # by which the job's holder tells us from others
         self._news: JobNews | None = None
         self._patience = _PATIENCE if job else timeout  # seconds for its holder to answer there
+        self._joined = False  # whether the job that was named is one that we have not submitted
+        self._step = ""  # of our own holder in such a job
         self._kept = False  # whether the job is to stay at the end
         self._closed = threading.Event()
 
@@ -223,15 +226,7 @@ class ClusterJob:
         output = self._expand_home(warden, _OUTPUT)
         words = self._scheduler.submit_words(self._batch, self._nonce, output)
         own = "" if output == _NOWHERE else output  # for it to remove
-        script = job_script(
-            self._pythons,
-            self._key.public_key,
-            self._grace,
-            own,
-            variable=self._scheduler.JOB_VARIABLE,
-            ways=self._ways,
-        )
-        answer = warden.run(words, script, guard=self._scheduler.guard(self._nonce))
+        answer = warden.run(words, self._script(own), guard=self._scheduler.guard(self._nonce))
         job = self._scheduler.read_submitted(answer.out) if answer.status == 0 else ""
         if not job:
             msg = f"the scheduler refuses the job: {self._scheduler.refusal(answer.lines)}"
@@ -242,6 +237,17 @@ class ClusterJob:
         self.submitted += 1
         self._set(Job(id=job))
         self._emit(JobSubmitted(host=self._label, job=job))
+
+    def _script(self, output: str, *, step: bool = False) -> str:
+        return job_script(
+            self._pythons,
+            self._key.public_key,
+            self._grace,
+            output,
+            variable=self._scheduler.JOB_VARIABLE,
+            ways=self._ways,
+            step=step,
+        )
 
     def _find_job(self, warden: Warden) -> None:
         """Find the job that was named, and see that it is the account's own.
@@ -263,10 +269,15 @@ class ClusterJob:
             msg = f"job {self._named} is an array of {len(found)} jobs"
             hint = "name one of them by a number of its own, as squeue -o %A lists them (Slurm)"
             raise JobError(msg, host=self._label, hint=hint, job=self._named)
-        number, owner = found[0]
+        number, owner, ours = found[0]
         if owner != warden.run(["id", "-u"]).out.strip():
             msg = f"job {self._named} is another user's"
             hint = f"name one of your own: {self._scheduler.QUEUE_COMMAND}"
+            raise JobError(msg, host=self._label, hint=hint, job=self._named)
+        self._joined = not ours
+        if self._joined and not self._scheduler.holder_words(number, "", ""):
+            msg = f"job {self._named} was not started by bokeh_ssh, and {self._scheduler.TITLE} joins no job"
+            hint = "start one with batch; where nodes accept logins, name the node itself, and a jump host"
             raise JobError(msg, host=self._label, hint=hint, job=self._named)
         self._submitted_at = time.monotonic()
         self._set(Job(id=number))
@@ -410,6 +421,8 @@ class ClusterJob:
 
     def _reach_node(self, warden: Warden, connection_stack: contextlib.ExitStack) -> Connection:
         deadline = time.monotonic() + self._timeout
+        if self._joined:
+            self._start_holder(warden)
         while True:
             try:
                 return self._dial_node(warden, connection_stack, deadline)
@@ -428,6 +441,20 @@ class ClusterJob:
                     raise self._useless(warden, LaunchError(exc.message, hint=exc.hint)) from exc
             wait(self._closed, _PAUSE)
             self._check_wanted()
+
+    def _start_holder(self, warden: Warden) -> None:
+        """Have a holder beside what the job runs; one that is there already stays the only one."""
+        assert self._job
+        self._patience = self._timeout
+        script = self._script("", step=True)
+        warden.run(self._scheduler.holder_words(self._job.id, self._job.node, script))
+
+    def _end_holder(self) -> None:
+        """End our own holder in a job that is not ours; it does so by itself after ``grace``."""
+        if self._step and self._job and self._warden and self._warden.alive:
+            with contextlib.suppress(BokehSSHError):
+                words = self._scheduler.end_holder_words(self._job.id, self._step)
+                self._warden.run(words, timeout=_ACCOUNTING)
 
     def _dial_node(
         self, warden: Warden, connection_stack: contextlib.ExitStack, deadline: float
@@ -450,6 +477,8 @@ class ClusterJob:
                 self._way = str(record.get("way"))
                 self._emit(JobReached(host=self._label, job=self._job.id, node=node, way=self._way))
             self._reached = True
+            mine = self._joined and record.get("client_key") == self._key.public_key
+            self._step = str(record.get("step", "")) if mine else ""
             self._news = connection_stack.enter_context(
                 JobNews(connection, str(record.get("news", "")), self._name, self._next_mark, self._on_news)
             )
@@ -511,9 +540,8 @@ class ClusterJob:
         """Cancel a job whose machine can run no SSH server; one that was named has none of ours."""
         assert self._job
         if self._named:
-            msg = f"job {self._job.id} was not started by bokeh_ssh ({error.message})"
-            hint = "start one with batch; where nodes accept logins, name the node itself, and a jump host"
-            return LaunchError(msg, host=self._label, hint=hint)
+            error.host = error.host or self._label
+            return error
         lines = self._written(warden, self._job)
         self._cancel(f"cancelled, since {error.message}")
         message, hint = error.sentences
@@ -529,6 +557,8 @@ class ClusterJob:
         try:
             if self._kept or self._is_shared():
                 self._leave_job()
+            elif self._named:
+                self._end_holder()
             else:
                 self._cancel("cancelled, since its tunnel was closed")
         finally:
@@ -549,9 +579,11 @@ class ClusterJob:
 
     def _is_shared(self) -> bool:
         """Return whether others use the job; and say so."""
-        if self._named or not self._job or self._job.state.over or not self._news or self._news.clients < 2:
+        ours = not self._named or self._step
+        if not ours or not self._job or self._job.state.over or not self._news or self._news.clients < 2:
             return False
-        text = f"job {self._job.id} is used by another tunnel, and ends {self._grace:g} s after that"
+        what = "what runs for us in it" if self._named else "it"
+        text = f"job {self._job.id} is used by another tunnel, and {what} ends {self._grace:g} s after that"
         self._emit(Warned(host=self._label, text=text))
         return True
 

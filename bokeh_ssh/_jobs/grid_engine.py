@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.framing import plain
-from bokeh_ssh._jobs.batch import Batch
+from bokeh_ssh._jobs.batch import Batch, check_extra
 from bokeh_ssh._jobs.job import Job, JobState
 
 NAME = "sge"
@@ -64,9 +64,16 @@ _ENDS = {
     JobState.UNKNOWN: ("the job is over, and the scheduler does not know how it ended", "start it again"),
 }
 
+_REFUSED = {
+    "-t": "a server runs in one job, not in an array of them",
+    "-sync": "the job's end would be waited for before its start",
+    "-verify": "nothing would be submitted",
+}
+
 
 def submit_words(batch: Batch, nonce: str, output: str) -> list[str]:
     """Return the command that submits a script on its standard input."""
+    check_extra(batch.extra, _REFUSED)
     if batch.cpus and batch.cpus > 1 and not any(word.startswith("-pe ") for word in batch.extra):
         msg = "Grid Engine has no option for CPUs: a job takes several by a parallel environment of your site"
         raise UsageError(msg, hint=f'see qconf -spl, and give extra=["-pe smp {batch.cpus}"] without cpus')
@@ -179,13 +186,13 @@ def owner_words(job: str) -> list[str]:
     return ["qstat", "-xml", "-j", job]
 
 
-def read_owners(out: str) -> list[tuple[str, str]]:
-    """Read the number of each job, once for each task of an array, and that of its user."""
+def read_owners(out: str) -> list[tuple[str, str, bool]]:
+    """Read the number of each job, once for each task of an array, its user's, and whether it is ours."""
     number, user, tasks = _NUMBER.search(out), _UID.search(out), _TASKS.search(out)
     if not number or not user:
         return []
     count = len(range(int(tasks[1]), int(tasks[2]) + 1, max(1, int(tasks[3])))[:10_000]) if tasks else 1
-    return [(number[1], user[1])] * max(1, count)
+    return [(number[1], user[1], bool(_CONTEXT.search(out)))] * max(1, count)
 
 
 def is_unknown(err: str) -> bool:
@@ -222,6 +229,16 @@ printf '%s %s\\n' "$state" "$context\""""
 
 def stream_words(job: str, node: str) -> list[str]:
     """Return nothing: no command of Grid Engine's joins a job that a script holds."""
+    return []
+
+
+def holder_words(job: str, node: str, script: str) -> list[str]:
+    """Return nothing, likewise."""
+    return []
+
+
+def end_holder_words(job: str, step: str) -> list[str]:
+    """Return nothing, likewise."""
     return []
 
 

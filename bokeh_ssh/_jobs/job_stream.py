@@ -22,6 +22,12 @@ from bokeh_ssh._ssh.session import Session
 #: What runs on the node: a shell that reads its script from the stream, so that no command line has it.
 _SHELL = ["/bin/sh", "-c", READ.replace("<&3", "")]
 
+#: What people set for their own srun, such as SLURM_LABELIO, would change the bytes or where they go.
+_CLEAR = (
+    "for v in $(env | sed -n 's/^\\(S[LR]U[RN]M\\{0,1\\}_[A-Z0-9_]*\\)=.*/\\1/p'); do "
+    '[ "$v" = SLURM_CONF ] || unset "$v"; done; '
+)
+
 
 def open_job_stream(
     connection: Connection,
@@ -64,7 +70,7 @@ def open_job_stream(
     try:
         start.wait("hello", deadline)
         command = shlex.join([*words, *_SHELL])
-        lead = encode(f"PATH={shlex.quote(path)}; export PATH; exec {command}")
+        lead = encode(f"PATH={shlex.quote(path)}; export PATH; {_CLEAR}exec {command}")
         left = max(1.0, min(patience, deadline - time.monotonic() - 2.0))
         order = {"mark": mark, "job": job, "timeout": left, "client_key": client_key}
         order |= {"ways": list(ways), "nodes": list(nodes)}

@@ -77,8 +77,8 @@ class Scheduler(Protocol):
     def owner_words(self, job: str) -> list[str]:
         """Return the command that lists the jobs of a number, several of an array, and whose they are."""
 
-    def read_owners(self, out: str) -> list[tuple[str, str]]:
-        """Read the number of each job, and that of its user."""
+    def read_owners(self, out: str) -> list[tuple[str, str, bool]]:
+        """Read the number of each job, that of its user, and whether we have submitted it."""
 
     def is_unknown(self, err: str) -> bool:
         """Return whether it says that it does not know the job, or knows it no more."""
@@ -88,6 +88,12 @@ class Scheduler(Protocol):
 
     def stream_words(self, job: str, node: str) -> list[str]:
         """Return the command that runs another one beside the job's script, joined to it by its streams."""
+
+    def holder_words(self, job: str, node: str, script: str) -> list[str]:
+        """Return the command that lets a script run beside what a job runs; none where nothing can."""
+
+    def end_holder_words(self, job: str, step: str) -> list[str]:
+        """Return the command that ends that script, and nothing else of the job."""
 
     def describe_end(self, job: Job, batch: Batch, canceller: str = "") -> tuple[str, str]:
         """Say how a job ended, and the next step."""

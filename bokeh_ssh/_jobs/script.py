@@ -19,7 +19,14 @@ _RUN = (
 
 
 def job_script(
-    pythons: Sequence[str], client_key: str, grace: float, output: str, *, variable: str, ways: Sequence[str]
+    pythons: Sequence[str],
+    client_key: str,
+    grace: float,
+    output: str,
+    *,
+    variable: str,
+    ways: Sequence[str],
+    step: bool = False,
 ) -> str:
     """Write the script.
 
@@ -29,9 +36,17 @@ def job_script(
     :param output: where the scheduler puts what it writes, which its end removes
     :param variable: what tells a job its number
     :param ways: how the bytes may get there
+    :param step: whether it runs beside a job's own script
     """
     order = json.dumps(
-        {"client_key": client_key, "grace": grace, "output": output, "job": variable, "ways": list(ways)}
+        {
+            "client_key": client_key,
+            "grace": grace,
+            "output": output,
+            "job": variable,
+            "ways": list(ways),
+            "step": step,
+        }
     )
     end = "END_" + secrets.token_hex(8)  # a line that the program has not
     # exec: a signal for the job reaches the script's own process alone.

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from bokeh_ssh._core.framing import plain
 from bokeh_ssh._core.settings import setting
-from bokeh_ssh._jobs.batch import Batch
+from bokeh_ssh._jobs.batch import Batch, check_extra
 from bokeh_ssh._jobs.job import Job, JobState
 
 NAME = "slurm"
@@ -71,6 +71,20 @@ _ENDS = {
     JobState.UNKNOWN: ("the job is over, and the scheduler does not know how it ended", "start it again"),
 }
 
+_ARRAY = "a server runs in one job, not in an array of them"
+_CLUSTER = "the job has to be on the cluster that the login node belongs to"
+_WAIT = "the job's end would be waited for before its start"
+_REFUSED = {
+    "--array": _ARRAY,
+    "-a": _ARRAY,
+    "--clusters": _CLUSTER,
+    "-M": _CLUSTER,
+    "--requeue": "a job that starts again by itself has nobody who waits for it; resubmit submits a new one",
+    "--wait": _WAIT,
+    "-W": _WAIT,
+    "--test-only": "nothing would be submitted",
+}
+
 
 def claim(nonce: str) -> str:
     """Return the job's comment that says which warden looks after it."""
@@ -79,6 +93,7 @@ def claim(nonce: str) -> str:
 
 def submit_words(batch: Batch, nonce: str, output: str) -> list[str]:
     """Return the command that submits a script on its standard input; its output goes to that file."""
+    check_extra(batch.extra, _REFUSED)
     words = [SUBMIT, "--parsable", "--nodes=1", "--ntasks=1", "--open-mode=append"]
     for option, value in (
         ("job-name", batch.name),
@@ -127,12 +142,13 @@ def read_list(out: str) -> list[dict[str, str]]:
 
 def owner_words(job: str) -> list[str]:
     """Return the command that lists the jobs of a number, more than one of an array, and whose they are."""
-    return ["squeue", "-h", "-t", "all", "-j", job, "-o", "%A|%U"]
+    return ["squeue", "-h", "-t", "all", "-j", job, "-o", "%A|%U|%k"]
 
 
-def read_owners(out: str) -> list[tuple[str, str]]:
-    """Read the number of each job, and that of its user."""
-    return re.findall(r"^(\d+)\|(\d+)$", out, re.M)
+def read_owners(out: str) -> list[tuple[str, str, bool]]:
+    """Read the number of each job, that of its user, and whether we have submitted it."""
+    found = re.findall(r"^(\d+)\|(\d+)\|(.*)$", out, re.M)
+    return [(number, user, comment.startswith(_CLAIM)) for number, user, comment in found]
 
 
 def is_unknown(err: str) -> bool:
@@ -173,6 +189,22 @@ def stream_words(job: str, node: str) -> list[str]:
     """
     where = [f"--nodelist={node}"] if node else []
     return ["srun", "--overlap", f"--jobid={job}", *where, "--nodes=1", "--ntasks=1", "-u", "-Q", "--"]
+
+
+def holder_words(job: str, node: str, script: str) -> list[str]:
+    """Return the command that lets a script run as a step of a job.
+
+    It has no standard input or output: with them, the step would end with the session that starts it.
+    """
+    words = ["srun", "--overlap", f"--jobid={job}", *([f"--nodelist={node}"] if node else [])]
+    words += ["--nodes=1", "--ntasks=1", "-Q", "--input=none", "-o", "/dev/null", "-e", "/dev/null"]
+    leave = 'setsid "$@" </dev/null >/dev/null 2>&1 &'
+    return ["/bin/sh", "-c", leave, "sh", *words, "--", "/bin/sh", "-c", script]
+
+
+def end_holder_words(job: str, step: str) -> list[str]:
+    """Return the command that ends that step, and nothing else of the job."""
+    return ["scancel", "--signal=TERM", f"{job}.{step}"]
 
 
 def read_submitted(out: str) -> str:

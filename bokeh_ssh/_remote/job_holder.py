@@ -1,10 +1,11 @@
 """Hold a batch job: answer each connection with an SSH server of the account's own, and end with its client.
 
-Runs on the node, as the batch script's own process, so that a signal for the job reaches it: standard library
-only, Python 3.8 or newer, Linux. It reads one line of JSON from standard input, which has no secret in it:
-``client_key`` (the public half of the key), ``grace``, ``output``, ``job`` (the variable that has the job's
-number), and ``ways``: where one of them is not ``srun``, the login nodes are met in the home
-(``job_place``); ``tcp`` has the holder listen on a port, and ``back`` has it connect to theirs.
+Runs on the node, as the batch script's own process, so that a signal for the job reaches it; or as a step of a
+job that has a script of its own. Standard library only, Python 3.8 or newer, Linux. It reads one line of JSON
+from standard input, which has no secret in it: ``client_key`` (the public half of the key), ``grace``,
+``output``, ``job`` (the variable that has the job's number), ``step`` (whether it is such a step), and
+``ways``: where one of them is not ``srun``, the login nodes are met in the home (``job_place``); ``tcp`` has
+the holder listen on a port, and ``back`` has it connect to theirs.
 
 A second socket is for news: each of its connections gets a line of JSON when the scheduler warns that the job
 will end (``warned``), and when others come and go (``clients``). each says a name first, the same after
@@ -36,6 +37,8 @@ from bokeh_ssh._remote.job_place import (
     NEWS,
     TokenListener,
     allow_key,
+    answers,
+    clear_job_place,
     connect,
     make_job_place,
     make_meeting_place,
@@ -107,6 +110,9 @@ class JobHolder:
         self.output = str(order.get("output", ""))
         self.job = os.environ.get(str(order["job"]), "")
         self.ways = list(order["ways"])
+        self.step = os.environ.get("SLURM_STEP_ID", "") if order["step"] else ""
+        if self.step:
+            clear_job_place(self.job)
         self.place = make_job_place(self.job)
         self.meeting = make_meeting_place(self.job, self.place) if self.ways != ["srun"] else ""
         self.network = TokenListener() if "tcp" in self.ways else None
@@ -163,6 +169,7 @@ class JobHolder:
             why = self.prepare()
             door, news = self.listen_at(DOOR), self.listen_at(NEWS)
         record = {"node": os.uname().nodename, "user": pwd.getpwuid(os.getuid()).pw_name, "why": why}
+        record.update(step=self.step, client_key=self.client_key)
         record["news"] = os.path.join(self.place, NEWS)
         if self.network:
             record.update(port=self.network.port, word=self.network.word)
@@ -281,7 +288,7 @@ class JobHolder:
 
     def on_signal(self, number: int, frame: object) -> None:
         """End the job; or pass a warning on, which comes before its time limit."""
-        if number == signal.SIGUSR1:
+        if number == signal.SIGUSR1 or (number == signal.SIGUSR2 and self.step):  # what its user has chosen
             self.warned = True
         else:
             self.ending, self.status = True, 128 + number if number == signal.SIGUSR2 else 0
@@ -321,7 +328,10 @@ class JobHolder:
 
 def main() -> None:
     """Read the order and hold the job."""
-    holder = JobHolder(json.loads(sys.stdin.buffer.read()))
+    order = json.loads(sys.stdin.buffer.read())
+    if order["step"] and answers(os.environ.get(str(order["job"]), "")):
+        return  # another client was faster
+    holder = JobHolder(order)
     try:
         holder.listen()
         status = holder.run()

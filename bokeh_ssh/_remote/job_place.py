@@ -92,6 +92,23 @@ def make_job_place(job: str) -> str:
     raise why or OSError("no directory for the job can be used")
 
 
+def answers(job: str) -> bool:
+    """Return whether a holder of ours has the job."""
+    for path in job_places(job):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as sock:
+            if not usable(path):
+                sock.connect(os.path.join(path, NEWS))
+                return True
+    return False
+
+
+def clear_job_place(job: str) -> None:
+    """Remove what a holder has left that was killed: a job may have one after another."""
+    for path in job_places(job):
+        if not usable(path):
+            remove_tree(path)
+
+
 def find_job_place(job: str) -> str:
     """Find the directory that a job has made; empty where there is none that is ours alone."""
     for path in job_places(job):

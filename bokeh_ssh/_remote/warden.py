@@ -36,7 +36,8 @@ _NUMBER = re.compile(r"^(\d+)(?:;[\w.-]+)?$", re.M)
 _SETTING = re.compile(r"PATH|SGE_(ROOT|CELL|CLUSTER_NAME|QMASTER_PORT|EXECD_PORT)|SLURM_CONF|MUNGE_SOCKET")
 #: What people set for their own commands, which changes what ours do and say.
 _MISLEADING = re.compile(
-    r"SQUEUE_|SCANCEL_|SACCT_|SLURM_(BITSTR_LEN|CLUSTERS|TIME_FORMAT|DEBUG)$|SBATCH_(ARRAY_INX|WAIT|CLUSTERS|DEBUG)$|SGE_(LONG_QNAMES|SINGLE_LINE)$"
+    r"SQUEUE_|SCANCEL_|SACCT_|SRUN_|SLURM_(?!CONF$)"
+    r"|SBATCH_(ARRAY_INX|WAIT|CLUSTERS|DEBUG)$|SGE_(LONG_QNAMES|SINGLE_LINE)$"
 )
 _LONGEST = 1 << 20  # characters of an answer that are passed on
 _TIMEOUT = 30.0  # seconds for a command, where the order has no time

@@ -35,8 +35,8 @@ class DirectTunnel(Tunnel):
         as long as that takes (``launch_timeout`` counts from its start), and cancels it at the end; if this
         program is killed, the job ends ``grace`` seconds later, whether it runs or waits
     :param queue_timeout: seconds that the job may wait in the queue; None: as long as it takes
-    :param job: the number of a job of yours that runs or waits there, started with ``batch``: the server is
-        found or started in that, and the job is not cancelled at the end
+    :param job: the number of a job of yours that runs or waits there, on Slurm also one that was not started
+        with ``batch``: the server is found or started in that, and the job is not cancelled at the end
     :param resubmit: when the job reaches its time limit, loses its machine, or has to make room for another,
         submit a new one, and open the app in that at the same local address; pages have to be loaded again
     :param args: more options for ``bokeh serve``

@@ -471,7 +471,7 @@ def test_first_of_two_tunnels_does_not_end_the_others_job(bed: SlurmBed) -> None
 
 
 def test_job_that_cannot_be_entered_is_told(bed: SlurmBed) -> None:
-    """One that never was, another user's, an array, and one that was started in another way."""
+    """One that never was, another user's, an array, and one that is over."""
 
     def refusal(job: str) -> str:
         with pytest.raises(BokehSSHError) as caught:
@@ -486,11 +486,49 @@ def test_job_that_cannot_be_entered_is_told(bed: SlurmBed) -> None:
     assert f"job {other} is another user's" in refusal(other)
     until(lambda: len(bed.queue()) == 4, what="all of them run")
     assert f"job {array} is an array of 2 jobs" in refusal(array)
-    assert f"job {own} was not started by bokeh_ssh" in refusal(own)
-    assert f"{own} RUNNING" in bed.queue(), "it is not ours to cancel"
     bed.run("login1", f"scancel {own}")
     until(lambda: f"{own} RUNNING" not in bed.queue(), what="it is over")
     assert "the job was cancelled" in refusal(own)
+
+
+def steps(bed: SlurmBed, job: str) -> list[str]:
+    """List the steps of a job that somebody has started in it."""
+    listed = bed.run("login2", f"squeue -h -s -j {job} -o %i").split()
+    return [step for step in listed if step.rpartition(".")[2].isdigit()]
+
+
+def test_own_job_is_entered_and_left_alone(bed: SlurmBed) -> None:
+    """A job of the user's own, which still waits, gets the app as steps beside its script, and goes on."""
+    events: list[Event] = []
+    # What is set for people's own srun garbles none of ours.
+    bed.run("login1", "echo 'export SLURM_LABELIO=1 SLURM_STDINMODE=none' >.bashrc")
+    with blocked(bed) as other:
+        submit = "sbatch --parsable -t 10 --mem 300M -o /dev/null --signal=USR2@60"
+        job = bed.run("login1", f'{submit} --wrap "srun --overlap sleep 600"').strip()
+        entering = {"batch": None, "job": job, "launch_timeout": 30.0}
+        tunnel = DirectTunnel(bed.login1, "alice", **options(bed, events, **entering))
+        with opening(tunnel) as raised:
+            until(lambda: tunnel.state == "queued", what="it is waited for")
+            bed.run("ctl", f"scancel {other}", "root")
+            until(lambda: tunnel.state == "ready" or raised, what="it opens")
+            assert not raised
+            session = tunnel.pull_session()
+            assert session.document.roots[0].text.split()[0] == job  # type: ignore[attr-defined]
+            session.close()
+            # A second client takes the first one's holder, and leaves it to it.
+            with DirectTunnel(bed.login2, "alice", **options(bed, events, **entering)) as second:
+                assert second.server != tunnel.server
+            assert tunnel.state == "ready"
+            # A signal that the user has Slurm send to all steps is a warning.
+            for step in set(steps(bed, job)) - {f"{job}.0"}:
+                bed.run("login1", f"scancel --signal=USR2 {step}")
+            until(lambda: find(events, JobEnding), what="it is told")
+            node = tunnel.job.node if tunnel.job else ""
+            bed.run("login1", "rm .bashrc")
+        until(lambda: len(steps(bed, job)) == 1, what="the job's own step is left")
+        assert bed.queue() == [f"{job} RUNNING"]
+        assert not bed.files(node)
+    assert not find(events, JobEnded)
 
 
 CLIENT = """

@@ -131,7 +131,7 @@ def test_silence_is_no_end() -> None:
 
 def test_owner_and_tasks_are_read() -> None:
     """A job is one, and an array several."""
-    assert grid_engine.read_owners(DETAIL) == [("2", "2001")]
+    assert grid_engine.read_owners(DETAIL) == [("2", "2001", True)]
     array = DETAIL.replace("<RN_max>1<", "<RN_max>5<").replace("<RN_step>1<", "<RN_step>2<")
     assert len(grid_engine.read_owners(array)) == 3
     assert grid_engine.read_owners("<unknown_jobs >\n<ST_name>999</ST_name>\n</unknown_jobs>") == []
@@ -158,6 +158,8 @@ def test_fields_are_options() -> None:
         assert part in text
     with pytest.raises(UsageError, match="parallel environment"):
         grid_engine.submit_words(Batch(cpus=4), "f00", "/dev/null")
+    with pytest.raises(UsageError, match="array"):
+        grid_engine.submit_words(Batch(extra=["-t 1-3"]), "f00", "/dev/null")
     assert "-pe smp 4" in " ".join(
         grid_engine.submit_words(Batch(cpus=4, extra=["-pe smp 4"]), "f00", "/dev/null")
     )

@@ -173,6 +173,17 @@ def test_fields_are_options() -> None:
     assert not [word for word in slurm.submit_words(Batch(), "f00", "/dev/null") if word.startswith("--time")]
 
 
+@pytest.mark.parametrize(
+    "word",
+    ["--array=1-3", "--arr=1-3", "-a1-3", "--clusters=b", "-M b", "--requeue", "--wait", "-W", "--test-only"],
+)
+def test_job_that_is_not_one_is_refused(word: str) -> None:
+    """What would make an array of it, put it elsewhere, or have it start again, is refused."""
+    with pytest.raises(UsageError, match=re.escape(f"{word!r} in extra cannot work: ")):
+        slurm.submit_words(Batch(extra=[word]), "f00", "/dev/null")
+    slurm.submit_words(Batch(extra=["--wait-all-nodes=1", "--account=a", "-A a"]), "f00", "/dev/null")
+
+
 def test_guard_knows_its_own_job() -> None:
     """A warden cancels a job that waits and is its own, or nobody's; not one that another looks after."""
     guard = slurm.guard("f00")
