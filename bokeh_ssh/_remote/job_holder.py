@@ -1,9 +1,9 @@
 """Hold a batch job: answer each connection with an SSH server of the account's own, and end with its client.
 
-Runs on the node, as the batch script's own process, so that a signal for the job reaches it; or as a step of a
-job that has a script of its own. Standard library only, Python 3.8 or newer, Linux. It reads one line of JSON
-from standard input, which has no secret in it: ``client_key`` (the public half of the key), ``grace``,
-``output``, ``job`` (the variable that has the job's number), ``step`` (whether it is such a step), and
+Runs on the node, as the batch script's own process, so that a signal for the job reaches it; or as a step of
+a job that has a script of its own. Standard library only, Python 3.8 or newer, Linux. It reads one line of
+JSON from standard input, which has no secret in it: ``client_key`` (the public half of the key), ``grace``,
+``output``, ``job`` (the variable that has the job's number), ``step`` (whether it is such a step) and
 ``ways``: where one of them is not ``srun``, the login nodes are met in the home (``job_place``); ``tcp`` has
 the holder listen on a port, and ``back`` has it connect to theirs.
 

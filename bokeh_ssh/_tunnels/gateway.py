@@ -20,10 +20,11 @@ from bokeh_ssh._tunnels.base import Tunnel, TunnelParts
 from bokeh_ssh._tunnels.gateway_endpoint import (
     RELAY_ENDS,
     GatewayEndpoint,
-    find_published,
+    await_published,
     host_session,
     host_sidecar,
     relay,
+    watching,
 )
 from bokeh_ssh._tunnels.host_publisher import PublicationRequest, UnavailableError
 from bokeh_ssh._tunnels.lifecycle import TunnelInfo
@@ -56,7 +57,8 @@ class GatewayTunnel(Tunnel):
     :param app: an app or several to serve: paths on the Bokeh host
     :param reverse: who opens the gateway's port: the Bokeh host itself ("host", needs bokeh_ssh and a login
         there), this machine ("relay"), or the host if it can ("auto")
-    :param name: for the local half, what it was published under; None takes the only one
+    :param name: for the local half, what it was published under; None takes the only one. What is not there
+        yet is waited for, as long as ``launch_timeout``; what is gone later on, as long as it takes
     :param gateway_port: the port on the gateway; None takes what is published by name, or else 5006, for the
         local half; otherwise a socket that only this account there may use, and a free port where that cannot
         be had
@@ -184,16 +186,22 @@ class GatewayParts(TunnelParts):
     def _find_published(self, gateway: Connection) -> tuple[GatewayEndpoint, FoundServer]:
         """Find the server that somebody published on the gateway: by name, or else on a port.
 
-        :raises ServerNotFoundError: if nothing is published there
+        :raises ServerNotFoundError: if nothing is published there, by the name not within ``launch_timeout``
         :raises UsageError: if several are
         :raises ForeignServerError: if it belongs to another user of the gateway
         """
         options, before = self._options, self._end
         by_port = options.gateway_port or options.remote_port or (before and before.name is None)
-        end = None if by_port else find_published(gateway, before.name if before else options.name)
+        end = None
+        if not by_port:
+            seconds = float("inf") if before else options.launch_timeout
+            name = before.name if before else options.name
+            end = await_published(gateway, name, seconds, self._session.life.warn)
         if end is None:
             return self._find_port(gateway)
         self._end = end
+        watch = watching(gateway, end, self._session.lose)
+        self._session.connection_stack.enter_context(watch)
         return end, self._acquisition.attach_published(gateway, end.where, end.name or "")
 
     def _find_port(self, gateway: Connection) -> tuple[GatewayEndpoint, FoundServer]:

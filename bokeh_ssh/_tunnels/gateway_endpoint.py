@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -10,12 +13,14 @@ from typing import Literal
 from bokeh_ssh._core.endpoint import Endpoint, as_name
 from bokeh_ssh._core.errors import (
     BokehSSHError,
+    ConnectionLostError,
     ForwardError,
     ServerNotFoundError,
     TargetUnreachableError,
     UsageError,
 )
 from bokeh_ssh._core.settings import setting
+from bokeh_ssh._core.waiting import wait, wanted
 from bokeh_ssh._forwarding.published_sockets import published
 from bokeh_ssh._server.probe import http_get
 from bokeh_ssh._server.server import Server
@@ -30,6 +35,17 @@ from bokeh_ssh._tunnels.host_publisher import (
 )
 from bokeh_ssh._tunnels.options import GatewayOptions
 from bokeh_ssh._tunnels.remote_forward import listening, to_peer
+
+#: Seconds between two looks for what is not published yet: the first, and at most.
+_PAUSE = 1.0
+_LONGEST_PAUSE = 10.0
+_GROWTH = 1.3
+#: Seconds for the watch to end with its connection.
+_GIVING_UP = 2.0
+
+
+class NotPublishedError(ServerNotFoundError):
+    """Nothing is published under that name."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +87,76 @@ def find_published(gateway: Connection, name: str | None) -> GatewayEndpoint | N
         there = f" (there are: {', '.join(sorted(names))})" if names.keys() - {name} else ""
         msg = f"nothing is published under the name {name!r}{there}"
         hint = f"on the Bokeh host, run: bokeh-ssh publish app.py --gateway {gateway.name} --name {name}"
-        raise ServerNotFoundError(msg, host=gateway.name, hint=hint)
+        raise NotPublishedError(msg, host=gateway.name, hint=hint)
     if not is_bokeh:
         msg = f"what is published under the name {name!r} is not a Bokeh server"
         raise ServerNotFoundError(
             msg, host=gateway.name, hint=(f"use LocalForward with its {setting('remote_socket')}")
         )
     return GatewayEndpoint(path, name=name)
+
+
+def await_published(
+    gateway: Connection, name: str | None, seconds: float, on_wait: Callable[[str], None]
+) -> GatewayEndpoint | None:
+    """Find what is published there by name, as :func:`find_published`; wait for it where it is not yet.
+
+    :param seconds: for how long; where no name is given, and nothing was found before, not at all
+    :param on_wait: told once what is missing
+    """
+    deadline, pause, told = time.monotonic() + seconds, _PAUSE, False
+    while True:
+        try:
+            return find_published(gateway, name)
+        except NotPublishedError as exc:
+            if time.monotonic() + pause > deadline:
+                raise
+            if not told:
+                told = True
+                on_wait(f"{exc.message} yet; it is opened as soon as it is")
+        if not gateway.alive:
+            raise gateway.lost_error()
+        wait(threading.Event(), pause)
+        pause = min(_LONGEST_PAUSE, pause * _GROWTH)
+
+
+@contextlib.contextmanager
+def watching(
+    gateway: Connection, end: GatewayEndpoint, on_lost: Callable[[BokehSSHError], None]
+) -> Iterator[None]:
+    """Hold an idle connection to what is published; when that ends, and no new one can be made, it is gone.
+
+    :param on_lost: told so, on a thread of its own
+    """
+    over = threading.Event()
+    held: list[socket.socket] = []
+
+    def watch() -> None:
+        with wanted(None), contextlib.suppress(BokehSSHError, OSError):
+            while not over.is_set():
+                try:
+                    sock = gateway.open_socket(str(end.where), timeout=gateway.hop.timeout)
+                except ForwardError:
+                    msg = f"what was published under the name {end.name!r} is gone"
+                    on_lost(ConnectionLostError(msg, host=gateway.name, hint="publish it again"))
+                    return
+                held[:] = [sock]
+                with sock:
+                    while not over.is_set() and sock.recv(1):
+                        pass
+                over.wait(_PAUSE)  # a server may end what nobody uses, now and then
+
+    thread = threading.Thread(target=watch, name=f"bokeh-ssh published {end.name}", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for sock in held:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        if threading.current_thread() is not thread:
+            thread.join(_GIVING_UP)
 
 
 @contextlib.contextmanager

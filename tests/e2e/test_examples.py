@@ -241,7 +241,7 @@ def test_suggested_commands_work(everywhere: testing.SSHMachine) -> None:
         end(again)
     with Program(*told["For good"].split()) as stop:
         assert stop.end(60) == 0, stop
-    with Program(*told["Again"].split()) as gone:
+    with Program(*told["Again"].split(), "--launch-timeout", "1") as gone:
         assert gone.end(60) == 1, gone
     assert "nothing is published" in gone.stderr
 

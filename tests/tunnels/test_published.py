@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import threading
 import urllib.request
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -54,7 +55,7 @@ def test_other_users_of_the_gateway_cannot_open_what_is_published(shape_a: Any) 
                 assert tunnel.url == f"http://localhost:{tunnel.local_port}/sliders"
                 assert "Bokeh" in apps.get(tunnel.url)
         with pytest.raises(ServerNotFoundError, match="there are: sliders"):
-            GatewayTunnel(gateway_of(shape_a), name="other").open()
+            GatewayTunnel(gateway_of(shape_a), name="other", launch_timeout=0.1).open()
 
 
 def test_control_port_of_the_gateway(shape_a: Any) -> None:
@@ -107,7 +108,31 @@ def test_two_names_are_two_things(machine: Machine) -> None:
                 with pytest.raises(SocketInUseError):
                     RemoteForward(gateway, name="one", local_port=first.local_port).open()
             with pytest.raises(ServerNotFoundError, match="'two'"):
-                GatewayTunnel(gateway, name="two").open()
+                GatewayTunnel(gateway, name="two", launch_timeout=0.1).open()
+
+
+def test_publication_is_waited_for_and_its_end_is_noticed(embedded: Callable[..., Machine]) -> None:
+    """What is not published yet is waited for; its end is told within seconds, and it is opened again."""
+    machine = embedded()
+    gateway, events = host_of(machine), list[Event]()
+    tunnel = GatewayTunnel(gateway, name="late", on_event=events.append)
+    with serve_on(machine) as served, LocalForward(gateway, remote_port=port_of(served)) as here:
+        opening = threading.Thread(target=tunnel.open)
+        opening.start()
+        try:
+            until(lambda: [each for each in events if isinstance(each, Warned)], what="told that it waits")
+            assert tunnel.state == "connecting"
+            with RemoteForward(gateway, name="late", local_port=here.local_port):
+                opening.join(20)
+                assert tunnel.state == "ready"
+            until(lambda: [each for each in events if isinstance(each, Lost)], timeout=5, what="told")
+            assert "'late' is gone" in str(events)
+            with RemoteForward(gateway, name="late", local_port=here.local_port):
+                until(lambda: [each for each in events if isinstance(each, Reconnected)], what="it is back")
+                assert "Bokeh" in urllib.request.urlopen(f"{tunnel.url}", timeout=20).read().decode()
+        finally:
+            tunnel.close()
+            opening.join(20)
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "-x", "a b", "ä", "x" * 41, "a\n"])
