@@ -27,7 +27,11 @@ from bokeh_ssh import DirectTunnel, RemoteForward, testing
 from programs import Program
 
 ROOT = Path(__file__).resolve().parents[2]
-TEXTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+TEXTS = (
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("[!_]*.md")),
+    *sorted((ROOT / "docs").glob("[!_]*/*.md")),
+)
 PAGES = [page for page in TEXTS if "```python" in page.read_text()]
 #: Commands that end by themselves; the others are held until Ctrl-C.
 BRIEF = ("doctor", "ls", "stop", "cache")
@@ -262,7 +266,7 @@ def test_nothing_is_passed_over() -> None:
 
 def test_tests_that_the_pages_name_exist() -> None:
     """A promise that is said to be tested by a test is: it exists, in the file that is named with it."""
-    pages = [page for folder in (".", "docs", "tests") for page in (ROOT / folder).glob("*.md")]
+    pages = {*TEXTS, *(page for folder in (".", "tests") for page in (ROOT / folder).glob("*.md"))}
     text = "".join(page.read_text(encoding="utf-8") for page in pages)
     code = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
     named = set(re.findall(r"\b(test_\w+)`", text))
