@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,11 +11,13 @@ from docutils.parsers.rst import Directive
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import inspect, logging
+from typer.main import get_command
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
 import bokeh_ssh  # noqa: E402 - found by that path
+from bokeh_ssh._cli.app import app as cli  # noqa: E402
 
 project = "bokeh_ssh"
 author = "the bokeh_ssh contributors"
@@ -57,6 +57,7 @@ copybutton_prompt_is_regexp = True
 html_theme = "furo"
 html_title = "bokeh_ssh"
 html_static_path = ["_static"]
+html_css_files = ["screens.css"]
 html_theme_options = {"footer_icons": []}
 
 for name in bokeh_ssh.__all__:
@@ -64,18 +65,47 @@ for name in bokeh_ssh.__all__:
 
 
 class CommandHelp(Directive):
-    """``command-help:: direct``: what ``bokeh-ssh direct --help-all`` says, from the program itself."""
+    """``command-help:: direct``: what ``bokeh-ssh direct --help-all`` says, as lists that fit any screen."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        environ = os.environ | {"COLUMNS": "90", "TERM": "dumb", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
-        command = [sys.executable, "-m", "bokeh_ssh", *self.arguments, "--help-all"]
-        said = subprocess.run(
-            command, cwd=ROOT, env=environ, capture_output=True, encoding="utf-8", check=True
-        ).stdout
-        text = "\n".join(line.rstrip() for line in said.strip("\n").splitlines())
-        return [nodes.literal_block(text, text, language="text")]
+        command: Any = get_command(cli).commands[self.arguments[0]]  # type: ignore[attr-defined]
+        arguments = [each for each in command.params if each.param_type_name == "argument"]
+        words = [each.metavar if each.required else f"[{each.metavar}]" for each in arguments]
+        usage = " ".join(["bokeh-ssh", self.arguments[0], "[OPTIONS]", *words])
+        shown: list[nodes.Node] = [nodes.literal_block(usage, usage, language="text")]
+        paragraphs = (" ".join(each.split()) for each in command.help.split("\n\n"))
+        shown += [nodes.paragraph("", "", *marked(each)) for each in paragraphs]
+        if command.epilog and "Examples" in command.epilog:
+            lines = command.epilog.partition("[/bold]")[2].strip("\n").splitlines()
+            text = "\n".join(line.strip().replace("\\[", "[") for line in lines)
+            shown += [nodes.rubric("", "Examples"), nodes.literal_block(text, text, language="sh")]
+        groups: dict[str, list[Any]] = {}
+        for each in command.params:
+            panel = "Arguments" if each in arguments else each.rich_help_panel or "Most used"
+            groups.setdefault(panel, []).append(each)
+        for title, members in groups.items():
+            shown += [nodes.rubric("", title), nodes.definition_list("", *map(entry, members))]
+        return shown
+
+
+def entry(param: Any) -> nodes.Node:
+    """Show one option: how it is written, and what it does."""
+    names = [param.metavar] if param.param_type_name == "argument" else [*param.opts, *param.secondary_opts]
+    term = nodes.term("", "")
+    for number, name in enumerate(names):
+        term += [nodes.Text(", "), nodes.literal("", name)] if number else [nodes.literal("", name)]
+    if param.param_type_name == "option" and param.metavar:
+        term += [nodes.Text(" "), nodes.literal("", param.metavar)]
+    text = nodes.paragraph("", "", *marked(param.help or ""))
+    return nodes.definition_list_item("", term, nodes.definition("", text))
+
+
+def marked(text: str) -> list[nodes.Node]:
+    """Show what is between backquotes as code."""
+    parts = text.replace("\\[", "[").split("`")
+    return [nodes.literal("", part) if number % 2 else nodes.Text(part) for number, part in enumerate(parts)]
 
 
 def tidy(app: Sphinx, kind: str, name: str, obj: Any, options: Any, signature: str, returns: str) -> Any:

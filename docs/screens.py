@@ -2,12 +2,11 @@
 
 ``terminal:: WORDS`` runs ``bokeh-ssh WORDS`` on a terminal, and shows that; ``doctor`` looks at one like the
 demo's. ``page:: demo`` shows the demo in headless Chromium; without one it is left out. ``shape:: a`` is a
-part of ``shapes.svg``.
+part of ``shapes.svg``, and ``drawing:: NAME`` another picture that has colours for a dark page.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -25,6 +24,7 @@ from typing import Any
 from docutils import nodes
 from docutils.parsers.rst import Directive, directives
 from rich.console import Console
+from rich.terminal_theme import MONOKAI
 from rich.text import Text
 from sphinx.application import Sphinx
 from sphinx.util import logging
@@ -102,13 +102,15 @@ def machine() -> Any:
 
 
 class Shape(Directive):
-    """One of the pictures of who connects to whom, cut out of the one that has them all."""
+    """One of the pictures of who connects to whom, cut out of the one that has them all (``all``)."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
         name = self.arguments[0]
         svg = (ROOT / "docs" / "_static" / "shapes.svg").read_text(encoding="utf-8")
+        if name == "all":
+            return drawing(self, "shapes", svg, "Who connects to whom: directly, and three ways by a gateway")
         rules = [int(y) for y in re.findall(r'class="rule" d="M20 (\d+) H740"', svg)]
         tops = [0, *rules]
         number = ("direct", "a", "b", "c").index(name)
@@ -121,7 +123,32 @@ class Shape(Directive):
             count=1,
         )
         alt = f"Who connects to whom: {'directly' if name == 'direct' else f'shape {name.upper()}'}"
-        return [place(self, f"shape-{name}.svg", svg.encode(), alt)]
+        return drawing(self, f"shape-{name}", svg, alt)
+
+
+class Drawing(Directive):
+    """A picture of ``_static`` that has colours for a dark page too."""
+
+    required_arguments = 1
+    option_spec = {"alt": directives.unchanged_required}  # noqa: RUF012 - docutils' own shape
+
+    def run(self) -> list[nodes.Node]:
+        name = self.arguments[0]
+        svg = (ROOT / "docs" / "_static" / f"{name}.svg").read_text(encoding="utf-8")
+        return drawing(self, name, svg, self.options["alt"])
+
+
+def drawing(directive: Directive, name: str, svg: str, alt: str) -> list[nodes.Node]:
+    """Show a picture in the page's colours: a reader's choice there is not known inside of the picture."""
+    dark = re.search(r"@media \(prefers-color-scheme: dark\) \{(.*?\})\s*\}", svg, re.DOTALL)
+    assert dark
+    shown = []
+    for mode, rules in (("light", ""), ("dark", dark[1])):
+        data = svg[: dark.start()] + rules + svg[dark.end() :]
+        image = place(directive, f"{name}-{mode}.svg", data.encode(), alt)
+        image["classes"] = [f"only-{mode}"]
+        shown.append(image)
+    return shown
 
 
 class Terminal(Directive):
@@ -141,17 +168,17 @@ class Terminal(Directive):
             shown = ["doctor", "me@remote.host"]
         else:
             said, shown = screen(words, self.options.get("until", "")), words
-        return [picture(settle(said), f"$ bokeh-ssh {' '.join(shown)}", self)]
+        return [picture(settle(said), f"$ bokeh-ssh {' '.join(shown)}")]
 
 
-def picture(text: str, command: str, directive: Directive) -> nodes.Node:
-    """Draw a terminal."""
+def picture(text: str, command: str) -> nodes.Node:
+    """Show a terminal, as text: it can be read on a telephone, searched and copied."""
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
     console.print(Text(command, style="bold"))
     console.print(Text.from_ansi(text))
-    svg = console.export_svg(title="", unique_id=f"t{hashlib.sha256(command.encode()).hexdigest()[:8]}")
-    name = f"{hashlib.sha256(command.encode()).hexdigest()[:12]}.svg"
-    return place(directive, name, svg.encode(), alt=f"What {command[2:]} says:\n{text}")
+    shown = console.export_html(theme=MONOKAI, inline_styles=True, code_format="{code}")
+    shown = "\n".join(line.rstrip() for line in shown.splitlines())
+    return nodes.raw("", f'<pre class="terminal">{shown}</pre>', format="html")
 
 
 def place(directive: Directive, name: str, data: bytes, alt: str) -> nodes.Node:
@@ -181,7 +208,9 @@ class Page(Directive):
                 data = self._shot(found, url)
             finally:
                 program.terminate()
-        return [place(self, f"{self.arguments[0]}.png", data, alt="The app in the browser")]
+        image = place(self, f"{self.arguments[0]}.png", data, alt="The app in the browser")
+        image["classes"] = ["page-shot"]
+        return [image]
 
     def _shot(self, browser: str, url: str) -> bytes:
         from playwright.sync_api import sync_playwright
@@ -202,4 +231,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("terminal", Terminal)
     app.add_directive("page", Page)
     app.add_directive("shape", Shape)
+    app.add_directive("drawing", Drawing)
     return {"parallel_read_safe": False}
