@@ -214,6 +214,12 @@ def release(session: nox.Session) -> None:
     shutil.rmtree(dist, ignore_errors=True)
     session.run("python", "-m", "build", "--outdir", str(dist))
     session.run("twine", "check", "--strict", *sorted(map(str, dist.iterdir())))
+    source = PROJECT["project"]["urls"]["Source"]
+    origin = session.run(
+        "git", "remote", "get-url", "origin", silent=True, external=True, success_codes=(0, 2, 128)
+    )
+    if source.partition("://")[2].partition("/")[2] not in str(origin):
+        session.warn(f"{source} is not where this clone comes from: look at the addresses in pyproject.toml")
     clean = Path(session.virtualenv.location, "clean")
     session.run("python", "-m", "venv", "--clear", str(clean))
     python = str(clean / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))

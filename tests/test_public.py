@@ -131,6 +131,21 @@ def test_error_tree_is_as_drawn() -> None:
 # The cost of importing, and what importing leaves alone.
 
 
+def test_conda_recipe_asks_for_what_the_package_asks_for() -> None:
+    """The conda package has the version, the dependencies and the oldest Python of the one on the index."""
+    root = Path(__file__).parents[1]
+    recipe = root.joinpath("conda", "recipe.yaml").read_text(encoding="utf-8")
+    project = root.joinpath("pyproject.toml").read_text(encoding="utf-8")
+    asked = project.partition("\ndependencies = [")[2].partition("\n]")[0]
+    wanted = dict(re.findall(r'^ +"([\w-]+)([^";]*)', asked, re.MULTILINE))
+    run = recipe.partition("  run:\n")[2].partition("  run_constraints:")[0]
+    assert dict(re.findall(r"- ([\w-]+) (>=[\d.,<]+)", run)) == wanted
+    assert f'version: "{bokeh_ssh.__version__}"' in recipe
+    oldest = re.search(r'requires-python = ">=([\d.]+)"', project)
+    assert oldest
+    assert f'python_min: "{oldest[1]}"' in recipe
+
+
 def test_map_shows_every_room() -> None:
     """The map of the code for contributors has every module, and none that is no more."""
     text = Path(__file__).parents[1].joinpath("docs", "architecture.md").read_text(encoding="utf-8")
