@@ -54,6 +54,9 @@ nitpick_ignore_regex = [("py:.*", r"(collections\.abc|os|pathlib|typing|bokeh_ss
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
+# "--upload" and quoted words stay what is typed.
+smartquotes = False
+
 html_theme = "furo"
 html_title = "bokeh_ssh"
 html_static_path = ["_static"]
