@@ -98,8 +98,8 @@ PROJECT = nox.project.load_toml(HERE / "pyproject.toml")
 #: are marked as slow. What fails there is run once more, and listed: a test that needs luck is a defect.
 SPREAD = ("-n", "6", "--dist", "loadfile", "--no-loadscope-reorder")
 OPTIONS = (*SPREAD, "--reruns", "1") if CI else (*SPREAD, "-m", "not slow")
-#: What is run on the Pythons between the oldest and the newest: without containers, whose Python is their own, so
-#: that no two tests share any.
+#: What is run on the Pythons between the oldest and the newest: no containers, whose Python is their own,
+#: so that no two tests share any.
 BETWEEN = (*OPTIONS, "--dist", "load", "-m", "every_python", "-k", "not docker")
 #: Where the benchmark and the soak run find: themselves, and what they share with the tests.
 OF_TESTS = {"PYTHONPATH": os.pathsep.join(("tests", "tests/support"))}

@@ -309,7 +309,7 @@ class Warned(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """Something only a person can answer.
+    """A question that only a person can answer.
 
     :param kind: ``"password"``, ``"passphrase"``, ``"interactive"`` (a code, a choice), ``"host_key"``, or
         ``"add_key"`` (AddKeysToAgent ask of the ssh config: ``"yes"`` adds the key)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 class JobState(str, enum.Enum):
-    """What becomes of a job, in the words of Slurm, which those of other schedulers are told in too."""
+    """The state of a job, in Slurm's words; states of other schedulers are translated into them."""
 
     PENDING = "PENDING"  # waits
     RUNNING = "RUNNING"

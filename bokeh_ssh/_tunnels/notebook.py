@@ -52,7 +52,7 @@ def frame(url: str, height: int | str) -> str:
 
 
 def show(tunnel: Any, *, inline: bool | None = None, height: int | str = 600) -> bool | None:
-    """Show the first app of an open tunnel: ``tunnel.show()``, as those write it who know Bokeh's ``show()``.
+    """Show the first app of an open tunnel, as ``tunnel.show()`` does; like Bokeh's own ``show()``.
 
     :param inline: False opens the browser from a notebook too
     :param height: of the frame in the cell: pixels, or what CSS takes

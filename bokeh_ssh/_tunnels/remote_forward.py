@@ -203,7 +203,7 @@ def is_exposed(proof: ListenerProbe, port: int) -> bool:
 
 
 class RemoteForward(Openable):
-    """Let a gateway listen and forward what arrives to a target as seen from here (``ssh -N -R``).
+    """Open a port on a gateway that leads to a target as seen from here (``ssh -N -R``).
 
     This is what the Bokeh host runs so that a gateway which cannot reach it can serve it.
 
