@@ -63,6 +63,7 @@ _PASSED = re.compile(
 _CLEAN = re.compile(r"[\w.,:;/@%+=()\[\]-]+", re.ASCII)
 _PATIENCE = 10.0  # seconds between TERM and KILL
 _HURRY = 3.0  # the same where the scheduler ends the job: it may send KILL itself after 5
+_FIRST = 60.0  # seconds for the first client, which asks every 30 s whether the job runs, and then logs in
 _LOOK = 10.0  # seconds between two looks at the clock
 _MEET = 2.0  # seconds between two looks for a login node that waits, while there is no client
 _REACH = 3.0  # seconds for a connection to it
@@ -123,6 +124,7 @@ class JobHolder:
         self.listeners: dict[socket.socket, bytes] = {}  # who is to get the news, with what they said first
         self.keep = False  # whether it stays without clients
         self.warned = False  # the scheduler's warning has come, and is to be passed on
+        self.patience = max(self.grace, _FIRST)  # seconds without a client
         self.seen = time.monotonic()
         self.touched = self.seen
         self.ending = False
@@ -182,8 +184,8 @@ class JobHolder:
             now = time.monotonic()
             if self.clients:
                 self.seen = now
-            elif now - self.seen > self.grace and not self.keep:
-                print(f"bokeh_ssh: no client for {self.grace:g} s, so the job ends")
+            elif now - self.seen > self.patience and not self.keep:
+                print(f"bokeh_ssh: no client for {self.patience:g} s, so the job ends")
                 break
             if now - self.touched > _TOUCH:
                 self.touched = now
@@ -193,7 +195,8 @@ class JobHolder:
                 ):
                     with contextlib.suppress(OSError):
                         os.utime(path)
-            wait = _LOOK if self.clients or self.keep else min(_LOOK, max(0.1, self.seen + self.grace - now))
+            left = _LOOK if self.clients or self.keep else self.seen + self.patience - now
+            wait = min(_LOOK, max(0.1, left))
             if self.meeting:
                 wait = min(wait, _LOOK if self.clients else _MEET)
                 self.meet()
@@ -272,6 +275,7 @@ class JobHolder:
             client.close()
             return
         self.clients[made.pid], self.lines[made.pid] = made, client
+        self.patience = self.grace
 
     def reap(self) -> None:
         """Take note of who has ended: SSH servers, and what theirs have left to us."""

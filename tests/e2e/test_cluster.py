@@ -412,10 +412,13 @@ def test_doctor_looks_at_the_scheduler(bed: SlurmBed) -> None:
 
 
 def test_detached_job_is_found_again(bed: SlurmBed) -> None:
-    """A job that is left stays with its server, longer than ``grace``; another client gets in by number."""
+    """A job that is left stays with its server, longer than ``grace``; another client gets in by number.
+
+    With a ``grace`` that is shorter than the way from the job's start to its first client.
+    """
     events: list[Event] = []
     batch = Batch(time="20:00")
-    more = {"batch": batch, "detach": True, "grace": 2.0}
+    more = {"batch": batch, "detach": True, "grace": 0.1}
     with DirectTunnel(bed.login1, "alice", **options(bed, events, **more)) as tunnel:
         job, server = tunnel.job, tunnel.server
         assert job
