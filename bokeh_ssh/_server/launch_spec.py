@@ -36,7 +36,7 @@ UNSET = ("BOKEH_ALLOW_WS_ORIGIN", "BOKEH_LOG_LEVEL", "BOKEH_PY_LOG_LEVEL")
 
 #: Where a command of the caller's own takes its port, or the path of its socket.
 _PLACES = ("{port}", "{socket}")
-#: Commands that are run as modules of the Python there.
+#: Commands that are modules of a Python package.
 _PACKAGED = (("bokeh", "serve"), ("panel", "serve"))
 
 
@@ -56,6 +56,11 @@ def split(command: str | Sequence[str]) -> tuple[str, ...]:
     return words
 
 
+def is_packaged(words: tuple[str, ...]) -> bool:
+    """Return whether it is run as a module of the Python there."""
+    return words[:2] in _PACKAGED
+
+
 def is_plain(words: tuple[str, ...]) -> bool:
     """Return whether it is a web server of another kind: its command says where the port or the socket goes.
 
@@ -71,7 +76,7 @@ def place_texts(words: tuple[str, ...], env: Mapping[str, str]) -> tuple[str, ..
     >>> place_texts(("npm", "start"), {"PORT": "{port}"})
     ('npm', 'start', '{port}')
     """
-    return words if words[:2] in _PACKAGED else (*words, *env.values())
+    return words if is_packaged(words) else (*words, *env.values())
 
 
 def is_option(word: str, option: str) -> bool:
@@ -240,7 +245,7 @@ class Launch:
         """The package that Python must have; empty for a command of the caller's own."""
         if self.verbatim or self.plain:
             return ""
-        return self.words[0] if self.words[:2] in _PACKAGED else ""
+        return self.words[0] if is_packaged(self.words) else ""
 
     def argv(self) -> list[str | list[str]]:
         """Return the server's command line; a list in it stands for a word that only the far side knows."""

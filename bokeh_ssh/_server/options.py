@@ -17,7 +17,15 @@ from bokeh_ssh._core.host import as_paths, check_port
 from bokeh_ssh._core.keywords import StrPath, Word, convert_keywords
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.this_machine.jupyter_hub import find_hub
-from bokeh_ssh._server.launch_spec import Launch, is_option, is_plain, own_options, place_texts, split
+from bokeh_ssh._server.launch_spec import (
+    Launch,
+    is_option,
+    is_packaged,
+    is_plain,
+    own_options,
+    place_texts,
+    split,
+)
 from bokeh_ssh._server.upload_set import Bundle
 
 BOKEH_PORT = 5006
@@ -209,8 +217,9 @@ class ServerOptions:
 
     @property
     def must_launch(self) -> bool:
-        """Whether to start a server without looking for one."""
-        return bool(self.apps or self.launch or (self.plain and self.launch is None))
+        """Whether to start a server, without a look for one: there is an app, or more in the command."""
+        own = len(self.words) > 2 or not is_packaged(self.words)
+        return bool(self.apps or self.launch or (own and self.launch is None))
 
     @property
     def attach_port(self) -> int:

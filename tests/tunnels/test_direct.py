@@ -33,6 +33,7 @@ from bokeh_ssh import (
     TunnelClosedError,
     UsageError,
 )
+from bokeh_ssh._server import options
 from direct_tunnels import port_of, serve_on, tunnel_to
 
 
@@ -170,6 +171,22 @@ def test_starts_one_where_none_answers(machine: Machine) -> None:
         assert tunnel.url.partition("?")[0].endswith("/")
         session = tunnel.pull_session()
         session.close()
+
+
+def test_command_with_an_app_in_it_is_started(
+    embedded: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no question for whoever's server answers on Bokeh's port there; without the app it is one."""
+    machine = embedded()
+    app = apps.put(machine, "sliders.py", apps.SLIDER)
+    with serve_on(machine) as running:
+        monkeypatch.setattr(options, "BOKEH_PORT", port_of(running))
+        command = ["bokeh", "serve", app]
+        with tunnel_to(machine, command=command, local_port=0, isolate=False) as tunnel:
+            assert tunnel.remote_port == 0, "a server of its own, on a socket"
+            apps.drive(f"{tunnel.url.rstrip('/')}/sliders")
+        with tunnel_to(machine, command="bokeh serve", local_port=0, isolate=False) as tunnel:
+            assert tunnel.remote_port == port_of(running)
 
 
 def test_nothing_to_attach_to_is_told(machine: Machine, no_leaks: Any) -> None:
