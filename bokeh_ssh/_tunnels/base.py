@@ -38,6 +38,8 @@ log = logging.getLogger("bokeh_ssh")
 class Tunnel(Openable):
     """What users read and call of both tunnels."""
 
+    _widget: notebook.StatusWidget | None = None
+
     @property
     def local_port(self) -> int:
         """The port on this machine.
@@ -143,6 +145,11 @@ class Tunnel(Openable):
         """Be a link in a notebook, with the machines on the way and what went over it."""
         text, _, state = repr(self).strip("<>").rpartition(", ")
         return notebook.summary(text, state, self.url if state == "ready" else "", self.status())
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
+        """Be that with buttons beside it, and kept up to date, where the kernel has ipywidgets."""
+        self._widget = self._widget or notebook.make_widget(self)
+        return self._widget.mimebundle() if self._widget else {}
 
     def pull_session(self, **kwargs: Any) -> Any:
         """Open a session of the first app from this program (``bokeh.client.pull_session``).

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import importlib
+import socket
 import sys
 import threading
+from collections.abc import Callable
 from html import escape
 from typing import Any
 
-from bokeh_ssh._core.errors import UsageError
+from bokeh_ssh._core.dispatcher import Dispatcher
+from bokeh_ssh._core.errors import BokehSSHError, UsageError
 from bokeh_ssh._core.events import Question
 from bokeh_ssh._forwarding.status import TunnelStatus, describe_traffic, describe_way
+from bokeh_ssh._tunnels.openable import follow_state
 
+#: Seconds that a connection to the tunnel's own port stays.
+_KNOCK = 2.0
 _DOTS = {"ready": "#2b8a3e", "failed": "#c92a2a", "closed": "#868e96", "new": "#868e96"}
 
 
 def summary(text: str, state: str, url: str, status: TunnelStatus | None = None) -> str:
     """Say in HTML what a tunnel is, its state, and where it leads; an empty ``url`` leads nowhere.
 
-    :param status: what it does, shown below that once it was open
+    :param status: what it does, shown below that while it is open
 
     >>> print(summary("DirectTunnel to <app> on host", "closed", ""))
     <div><span style="color: #868e96">●</span> DirectTunnel to &lt;app&gt; on host: closed</div>
@@ -30,9 +37,86 @@ def summary(text: str, state: str, url: str, status: TunnelStatus | None = None)
         shown = escape(url.partition("?")[0])
         link = f', <a href="{escape(url)}" target="_blank" rel="noopener noreferrer">{shown}</a>'
     more = ""
-    if status and status.uptime:
+    if status and status.uptime and state not in ("closed", "failed"):
         more = f"<br>{escape(describe_way(status))}<br>{escape(describe_traffic(status))}"
     return f"<div>{dot} {escape(text)}: {escape(state)}{link}{more}</div>"
+
+
+class StatusWidget:
+    """A tunnel in a cell that follows its state, with a button to stop it and one to have it back.
+
+    No thread waits for a change: each update has one of its own, and so has what a button does, since the
+    kernel's runs the cells.
+
+    :param tunnel: what it shows, see :meth:`~bokeh_ssh._tunnels.base.Tunnel._repr_html_`
+    :param widgets: the module ipywidgets
+    """
+
+    def __init__(self, tunnel: Any, widgets: Any) -> None:
+        self._tunnel = tunnel
+        self._error = ""
+        self._text = widgets.HTML()
+        self.reconnect = widgets.Button(description="Reconnect", tooltip="Connect now, or open it again")
+        self.stop = widgets.Button(description="Stop", tooltip="Close the tunnel, and end what it started")
+        self.reconnect.on_click(lambda _: self._begin(self._reconnect, "reconnect"))
+        self.stop.on_click(lambda _: self._begin(self._tunnel.close, "stop"))
+        self._box = widgets.VBox([self._text, widgets.HBox([self.reconnect, self.stop])])
+        self._updates = Dispatcher(self._update, "bokeh-ssh widget", "the widget")
+        self._updates.finish()  # its thread ends as soon as nothing waits
+        follow_state(tunnel, self._note_change)
+        self._update()
+
+    @property
+    def html(self) -> str:
+        """What is shown above the buttons."""
+        return str(self._text.value)
+
+    def mimebundle(self) -> dict[str, Any]:
+        """Return what is displayed; where the page shows no widgets, it is the tunnel as text."""
+        self._update()
+        bundle = self._box._repr_mimebundle_()
+        return {**bundle, "text/html": self.html, "text/plain": repr(self._tunnel)}
+
+    def _note_change(self) -> None:
+        self._updates.put(None)
+
+    def _update(self, _: None = None) -> None:
+        state = self._tunnel.state
+        self.reconnect.disabled = state not in ("lost", "new", "closed", "failed")
+        self.stop.disabled = state in ("new", "closed", "failed")
+        shown = self._tunnel._repr_html_()
+        self._text.value = shown + (f"<div>{escape(self._error)}</div>" if self._error else "")
+
+    def _begin(self, act: Callable[[], object], name: str) -> None:
+        def work() -> None:
+            self._error = ""
+            try:
+                act()
+            except BokehSSHError as exc:
+                self._error = str(exc)
+            self._note_change()
+
+        threading.Thread(target=work, name=f"bokeh-ssh widget {name}", daemon=True).start()
+
+    def _reconnect(self) -> None:
+        if self._tunnel.state != "lost":
+            self._tunnel.open()
+            return
+        # Whoever connects has an attempt made at once; it takes a moment to find out whose connection it is.
+        with contextlib.suppress(OSError):
+            address = ("localhost", self._tunnel.local_port)
+            with socket.create_connection(address, timeout=_KNOCK) as sock:
+                sock.recv(1)
+
+
+def make_widget(tunnel: Any) -> StatusWidget | None:
+    """Make the widget of a tunnel; None where no notebook shows it, or ipywidgets is not installed here."""
+    if not is_here():
+        return None
+    try:
+        return StatusWidget(tunnel, importlib.import_module("ipywidgets"))
+    except ImportError:
+        return None
 
 
 def frame(url: str, height: int | str) -> str:

@@ -44,6 +44,7 @@ class Openable:
     """
 
     _apps: tuple[str, ...] = ()
+    _on_state: Callable[[], object] | None = None
 
     def __init__(
         self,
@@ -70,7 +71,9 @@ class Openable:
 
     def _new_lifecycle(self) -> Lifecycle:
         deliver = None if self._listener is ignore else self._events.put
-        return Lifecycle(self._label, self._make_session, self._events, deliver)
+        life = Lifecycle(self._label, self._make_session, self._events, deliver)
+        life.on_state = self._on_state or life.on_state
+        return life
 
     def _make_session(self, life: Lifecycle) -> Session:
         if self._isolate and is_possible():
@@ -81,6 +84,7 @@ class Openable:
         """Be closed in a forked child, without touching what is the parent's; it can be opened anew there."""
         before = self._lifecycle
         self._parents.append(before)  # kept, or what ends with it would be ended here
+        self._on_state = None
         self._reset()
         self._lifecycle.end_like(before)
 
@@ -198,6 +202,11 @@ class Openable:
 def follow_log(opened: Openable, take: Callable[[list[str]], object]) -> None:
     """Have the server's lines taken as they come, for what is opened next; ``take`` must not block."""
     opened._lifecycle.on_log = take
+
+
+def follow_state(opened: Openable, take: Callable[[], object]) -> None:
+    """Have it told of each new state, now and after it is opened anew; ``take`` must not block."""
+    opened._on_state = opened._lifecycle.on_state = take
 
 
 def names_of(opened: Openable) -> tuple[str, tuple[str, ...]]:

@@ -16,18 +16,23 @@ from typing import Any
 
 import pytest
 
+import apps
 import browser
 from beds import PASSWORD, Knobs, Machine, until
 from bokeh_ssh import (
     AuthenticationError,
     DirectTunnel,
+    Event,
     LocalForward,
     PromptRequiredError,
     Question,
+    Reconnecting,
     UsageError,
     notebook_prompt,
 )
 from bokeh_ssh._tunnels.notebook import frame, summary
+from cable import Cable
+from direct_tunnels import tunnel_to
 from skips import missing
 
 #: What a person types, cell by cell; the last expression of each is what is looked for.
@@ -58,7 +63,7 @@ with tunnel.push_session(document) as mine:
     with tunnel.pull_session(session_id=mine.id) as theirs:
         print("pushed:", theirs.document.select_one({{"name": "ours"}}).text)
 """,
-    "tunnel.close(); print('state:', tunnel.state)",
+    "tunnel.wait(30); print('state:', tunnel.state)",
 ]
 
 
@@ -93,9 +98,9 @@ def jupyterlab(folder: Path) -> Iterator[str]:
 def test_jupyterlab_shows_and_drives_an_app(
     embedded: Callable[..., Machine], tmp_path: Path, no_leaks: Any
 ) -> None:
-    """In a real JupyterLab: the password is asked for in the cell, the tunnel is a status and a link, its app
-    answers in the cell, and sessions are pulled and pushed from cells, whose kernel runs a loop already."""
-    for module in ("jupyterlab", "ipykernel", "playwright"):
+    """In a real JupyterLab: the password is asked for in the cell, the tunnel is a status, link and buttons,
+    its app answers in the cell; sessions are pulled and pushed from cells, whose kernel has a loop."""
+    for module in ("jupyterlab", "ipykernel", "ipywidgets", "playwright"):
         if not importlib.util.find_spec(module):
             missing(f"{module} is not installed")
     if browser.find() is None:
@@ -161,9 +166,55 @@ def test_jupyterlab_shows_and_drives_an_app(
         outputs[3].get_by_text("pulled: answer 42, call 1").wait_for(timeout=30_000)
         run(4)
         outputs[4].get_by_text("pushed: ours").wait_for(timeout=30_000)
+        outputs[1].get_by_text("Stop").click()
+        outputs[1].get_by_text("on 127.0.0.1: closed").wait_for(timeout=30_000)
         run(5)
         outputs[5].get_by_text("state: closed").wait_for(timeout=30_000)
         assert PASSWORD not in page.content()
+
+
+def test_widget_follows_the_tunnel(
+    embedded: Callable[..., Machine], tmp_path: Path, no_leaks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It shows each new state by itself; its buttons stop the tunnel, have a lost one tried at once, and open
+    it again, with the error where that fails."""
+    if not importlib.util.find_spec("ipywidgets"):
+        missing("ipywidgets is not installed")
+    machine = embedded()
+    app = apps.put(machine, "app.py", browser.APP)
+    events: list[Event] = []
+    with no_leaks(), Cable(machine.host, machine.port) as cable:
+        tunnel = tunnel_to(cable.machine(machine, tmp_path), app, on_event=events.append)
+        assert tunnel._repr_mimebundle_() == {}, "no notebook"
+        monkeypatch.setattr("bokeh_ssh._tunnels.notebook.is_here", lambda: True)
+        assert "new" in tunnel._repr_mimebundle_()["text/html"]
+        widget = tunnel._widget
+        assert widget
+
+        def shows(state: str) -> None:
+            until(lambda: f": {state}" in widget.html, what=f"{state} in {widget.html}")
+
+        assert (widget.reconnect.disabled, widget.stop.disabled) == (False, True)
+        widget.reconnect.click()
+        shows("ready")
+        assert (widget.reconnect.disabled, widget.stop.disabled) == (True, False)
+        cable.refuse()
+        shows("lost")
+        until(lambda: any(isinstance(event, Reconnecting) and event.delay > 2.9 for event in events))
+        cable.mend()
+        mended = len(events)
+        until(lambda: not widget.reconnect.disabled)
+        widget.reconnect.click()
+        shows("ready")
+        assert any(isinstance(event, Reconnecting) and not event.delay for event in events[mended:])
+        widget.stop.click()
+        shows("closed")
+        cable.refuse()
+        widget.reconnect.click()
+        shows("failed")
+        until(lambda: widget.html.count("<div>") == 2, what="the error")
+        assert "127.0.0.1" in widget.html.rpartition("<div>")[2]
+        assert not widget.reconnect.disabled
 
 
 def test_error_in_a_notebook_is_a_sentence(tmp_path: Path) -> None:
