@@ -154,35 +154,26 @@ class Display:
 
     def servers(self, servers: Sequence[RemoteServer]) -> None:
         """Write a table of servers on standard output; elsewhere than on a terminal, parted by tabs."""
-        with self._lock:
-            self._stop()
-            console = Console(highlight=False)
-            if not console.is_terminal:
-                sys.stdout.writelines("\t".join(row(server)) + "\n" for server in servers)
-            elif servers:
-                table = Table(*HEAD, box=None, pad_edge=False, header_style="dim")
-                for server in servers:
-                    table.add_row(*map(Text, row(server)))
-                console.print(table)
-            else:
-                self.hint("There is no server of yours")
+        self._table(HEAD, list(map(row, servers)), "There is no server of yours")
 
     def tunnels(self, tunnels: Sequence[HeldTunnel]) -> None:
-        """Write a table of tunnels on standard output; elsewhere than on a terminal, parted by tabs."""
+        """Write a table of tunnels, likewise."""
+        none = "No tunnel is open on this machine; for your servers on another one: bokeh-ssh ls HOST"
+        self._table(TUNNEL_HEAD, list(map(tunnel_row, tunnels)), none)
+
+    def _table(self, head: Sequence[str], rows: Sequence[Sequence[str]], none: str) -> None:
         with self._lock:
             self._stop()
             console = Console(highlight=False)
             if not console.is_terminal:
-                sys.stdout.writelines("\t".join(tunnel_row(tunnel)) + "\n" for tunnel in tunnels)
-            elif tunnels:
-                table = Table(*TUNNEL_HEAD, box=None, pad_edge=False, header_style="dim")
-                for tunnel in tunnels:
-                    table.add_row(*map(Text, tunnel_row(tunnel)))
+                sys.stdout.writelines("\t".join(words) + "\n" for words in rows)
+            elif rows:
+                table = Table(*head, box=None, pad_edge=False, header_style="dim")
+                for words in rows:
+                    table.add_row(*map(Text, words))
                 console.print(table)
             else:
-                self.hint(
-                    "No tunnel is open on this machine; for your servers on another one: bokeh-ssh ls HOST"
-                )
+                self.hint(none)
 
     def statuses(
         self, find: Callable[[], Sequence[HeldTunnel]], *, watch: bool, check: Callable[[], None]

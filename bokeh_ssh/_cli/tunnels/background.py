@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from bokeh_ssh._cli.tunnels.registry import is_alive
 from bokeh_ssh._core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -159,16 +160,6 @@ def _make_folder() -> Path:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for path in folder.glob("*.log*"):
         with contextlib.suppress(OSError, ValueError):
-            if time.time() - path.lstat().st_mtime > _KEPT and not _runs(int(path.name.partition(".")[0])):
+            if time.time() - path.lstat().st_mtime > _KEPT and not is_alive(int(path.name.partition(".")[0])):
                 path.unlink()
     return folder
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

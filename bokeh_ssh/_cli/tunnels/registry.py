@@ -87,7 +87,7 @@ def _look(path: Path) -> HeldTunnel | None:
         return None
     except ConnectionRefusedError:
         with contextlib.suppress(OSError):
-            if time.time() - path.lstat().st_mtime > _YOUNG or not _is_alive(pid):
+            if time.time() - path.lstat().st_mtime > _YOUNG or not is_alive(pid):
                 path.unlink()
         return None
     try:
@@ -106,7 +106,8 @@ def _parse(told: dict[str, Any], path: Path) -> HeldTunnel:
     return HeldTunnel(**fields, status=TunnelStatus(**status), path=path)
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Return whether a process of that number runs, whoever's it is."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
