@@ -520,6 +520,7 @@ def test_idle_connections_give_way(machine: Machine, monkeypatch: pytest.MonkeyP
     """Of more connections that say nothing for long than a browser ever has, the oldest are ended, and a page
     that waits for its turn meanwhile is served; one that has begun is not taken for idle."""
     monkeypatch.setattr(http_gate, "_IDLE", 1.0)
+    monkeypatch.setattr(http_gate, "_PATIENCE", 60.0)  # what follows takes as long as a busy machine likes
     app = apps.put(machine, "sliders.py", apps.SLIDER)
     with tunnel_to(machine, app, isolate=False) as tunnel:
         address = ("127.0.0.1", tunnel.local_port)
