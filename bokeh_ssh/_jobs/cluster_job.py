@@ -277,7 +277,10 @@ class ClusterJob:
         self._joined = not ours
         if self._joined and not self._scheduler.holder_words(number, "", ""):
             msg = f"job {self._named} was not started by bokeh_ssh, and {self._scheduler.TITLE} joins no job"
-            hint = "start one with batch; where nodes accept logins, name the node itself, and a jump host"
+            hint = (
+                f"start one with {setting('batch')}; where nodes accept logins, "
+                "name the node itself, and a jump host"
+            )
             raise JobError(msg, host=self._label, hint=hint, job=self._named)
         self._submitted_at = time.monotonic()
         self._set(Job(id=number))

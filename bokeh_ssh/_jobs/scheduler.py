@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from bokeh_ssh._core.errors import SubmitError
+from bokeh_ssh._core.settings import setting
 from bokeh_ssh._jobs import grid_engine, slurm
 from bokeh_ssh._jobs.batch import Batch
 from bokeh_ssh._jobs.job import Job
@@ -132,5 +133,5 @@ def no_scheduler(host: str) -> SubmitError:
     """Make the error for a machine where no scheduler is found."""
     wanted = ", ".join(f"{each.TITLE}'s {each.SUBMIT}" for each in KNOWN)
     msg = f"there is no scheduler that is known here ({wanted})"
-    hint = "give the cluster's login node; without batch the server runs on that machine itself"
+    hint = f"give the cluster's login node; without {setting('batch')} the server runs on that machine itself"
     return SubmitError(msg, host=host, hint=hint)

@@ -43,8 +43,8 @@ _PYTHON_HINT = (
 )
 #: A command without a place for the port is given Bokeh's options.
 _PLACE_HINT = (
-    "command has no {port}, so it was given the options of bokeh serve; for another kind of server, write "
-    f"{{port}} where its port goes, there or in {setting('env=')}"
+    f"{setting('command')} has no {{port}}, so it was given the options of bokeh serve; "
+    f"for another kind of server, write {{port}} where its port goes, there or in {setting('env=')}"
 )
 
 
@@ -126,7 +126,9 @@ class StartFailure:
             return self._make(LaunchError, msg, hint, status)
         if at == "socket":
             msg = f"there is no place for its socket ({failed.get('text', '')})"
-            return self._make(LaunchError, msg, "write {port} into command in place of {socket}", status)
+            return self._make(
+                LaunchError, msg, f"write {{port}} into {setting('command')} in place of {{socket}}", status
+            )
         if at == "depot":
             msg = f"no folder could be made for the app ({failed.get('text', '')})"
             return self._make(UploadError, msg, "see whether /tmp there is full", status)
@@ -170,11 +172,11 @@ class StartFailure:
             return self._make(LaunchError, msg, MEMORY_HINT, status)
         hint = "see its log below"
         if status == 2:
-            hint = "check args"
+            hint = f"check {setting('args')}"
         elif "BOKEH_SECRET_KEY" in why:
             hint = f"give {setting('signed=True')}, which makes a key and has it signed with"
         elif "does not exist" in why:
-            hint = "app is a path of that machine; a relative one starts at cwd, or at the home"
+            hint = f"app is a path of that machine; a relative one starts at {setting('cwd')}, or at the home"
         if self._may_lack_place:
             hint = _PLACE_HINT
         return self._make(LaunchError, f"the server ended before it listened ({how}): {why}", hint, status)
@@ -230,7 +232,10 @@ class StartFailure:
             return self._make(LaunchError, msg, hint, status)
         if not (status or said):
             msg = "the shell there ended before Python ran, without a word"
-            hint = "setup or a start file may replace it (exec), or have taken its input (exec </dev/null)"
+            hint = (
+                f"{setting('setup')} or a start file may replace it (exec), "
+                "or have taken its input (exec </dev/null)"
+            )
             return self._make(LaunchError, msg, hint, status)
         msg = f"Python ended before it ran anything (exit status {status}): {said or 'it said nothing'}"
         return self._make(PythonNotFoundError, msg, _PYTHON_HINT, status)

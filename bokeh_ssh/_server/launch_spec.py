@@ -187,7 +187,7 @@ class Launch:
     def _check_args(self) -> None:
         """Refuse options that would take away what we need to find the server."""
         if self.package and own_options(self.words) != self.words:
-            msg = "--args cannot be given in command, where it would take away our own options"
+            msg = f"--args cannot be given in {setting('command')}, where it would take away our own options"
             raise UsageError(msg, hint='give it in args: args=["--args", "value"]')
         args = self._own_args
         for i, arg in enumerate(args):
@@ -203,7 +203,7 @@ class Launch:
                 raise UsageError(msg, hint="leave out one of the two")
             if name == "--dev" and self.dev:
                 msg = "--dev is given twice"
-                raise UsageError(msg, hint="leave it out of args")
+                raise UsageError(msg, hint=f"leave it out of {setting('args')}")
             if name in _OURS:
                 msg = f"{name} cannot be given in args"
                 raise UsageError(msg, hint=_OURS[name])
@@ -225,7 +225,7 @@ class Launch:
         given = (self.app, self.args, self.origins, self.port is not None, self.socket, self.sign, self.dev)
         if self.verbatim and any(given):
             msg = "a command that is run verbatim gets no options of ours"
-            raise UsageError(msg, hint="write all of it into command")
+            raise UsageError(msg, hint=f"write all of it into {setting('command')}")
 
     @property
     def words(self) -> tuple[str, ...]:

@@ -93,7 +93,7 @@ class ServerOptions:
         self.passages  # noqa: B018 - raises if one cannot be read
         if self.app and self.launch is False:
             msg = f"{setting('launch=False')} attaches to a server that is there, but an app was given"
-            raise UsageError(msg, hint="leave out app, or launch")
+            raise UsageError(msg, hint=f"leave out app, or {setting('launch=False')}")
         if self.server is not None:
             self._check_server()
         if self.detach and self.launch is False:
@@ -106,7 +106,10 @@ class ServerOptions:
         self._check_session_ids()
         if (self.upload or self.bring or self.dev) and not self.app:
             msg = "there is no app to be brought there, or to be developed"
-            raise UsageError(msg, hint="name one, or leave out upload, bring and dev")
+            raise UsageError(
+                msg,
+                hint=f"name one, or leave out {setting('upload')}, {setting('bring')} and {setting('dev')}",
+            )
         self.bundle  # noqa: B018 - raises if something is not there
         self.launch_spec(BOKEH_PORT)  # refuses now what it would refuse later
 
@@ -127,11 +130,15 @@ class ServerOptions:
             msg = f"ready={self.ready!r} is not the path of a page"
             raise UsageError(msg, hint='give one such as "/healthz"')
         if self.ready is not None and not self.plain:
-            msg = "ready is for a server of your own: it is known when Bokeh is ready"
-            raise UsageError(msg, hint="write {port} into command, where its port goes, or leave out ready")
+            msg = f"{setting('ready')} is for a server of your own: it is known when Bokeh is ready"
+            raise UsageError(
+                msg, hint=f"write {{port}} into {setting('command')}, where its port goes, or leave that out"
+            )
         if self.plain and (self.signed or (self.dev and not (self.upload or self.bring))):
             msg = "only Bokeh's own servers sign sessions, and are started anew (dev)"
-            raise UsageError(msg, hint="leave out signed, and dev without upload")
+            raise UsageError(
+                msg, hint=f"leave out {setting('signed')}, and {setting('dev')} without {setting('upload')}"
+            )
 
     def _check_session_ids(self) -> None:
         """Refuse what has every page open at a 403.
@@ -160,8 +167,8 @@ class ServerOptions:
         more = ("app", "args", "launch", "remote_port", "upload", "bring", "dev", "signed")
         given = next((name for name in more if getattr(self, name)), None)
         if given:
-            msg = f"server takes one that runs, but {given} was given"
-            raise UsageError(msg, hint=f"leave out {given}, or server")
+            msg = f"{setting('server')} takes one that runs, but {setting(given)} was given"
+            raise UsageError(msg, hint=f"leave out {setting(given)}, or {setting('server')}")
 
     @functools.cached_property
     def passages(self) -> tuple[tuple[Listen, Endpoint, bool], ...]:

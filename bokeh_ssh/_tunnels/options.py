@@ -48,15 +48,15 @@ class DirectOptions(Login, ServerOptions):
         if self.job is not None:
             self._check_job()
         if self.resubmit and self.batch is None:
-            msg = "resubmit is for a batch job"
-            raise UsageError(msg, hint="give batch, or leave out resubmit")
+            msg = f"{setting('resubmit')} is for a batch job"
+            raise UsageError(msg, hint=f"give {setting('batch')}, or leave that out")
         if self.queue_timeout is not None and self.batch is None and self.job is None:
             msg = f"{setting('queue_timeout')} is for a batch job"
-            raise UsageError(msg, hint=f"give batch, or leave out {setting('queue_timeout')}")
+            raise UsageError(msg, hint=f"give {setting('batch')}, or leave that out")
         for name, given in (("server", self.server), ("launch", self.launch is False), ("job", self.job)):
             if given and self.batch is not None:
-                msg = f"batch starts a server in a new job, but {name} was given"
-                raise UsageError(msg, hint=f"leave out batch, or {name}")
+                msg = f"{setting('batch')} starts a server in a new job, but {setting(name)} was given"
+                raise UsageError(msg, hint=f"leave out {setting('batch')}, or {setting(name)}")
 
     def _check_job(self) -> None:
         number = str(self.job)
