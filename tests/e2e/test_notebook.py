@@ -174,7 +174,7 @@ def test_jupyterlab_shows_and_drives_an_app(
 
 
 def test_widget_follows_the_tunnel(
-    embedded: Callable[..., Machine], tmp_path: Path, no_leaks: Any, monkeypatch: pytest.MonkeyPatch
+    embedded: Callable[..., Machine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It shows each new state by itself; its buttons stop the tunnel, have a lost one tried at once, and open
     it again, with the error where that fails."""
@@ -183,7 +183,7 @@ def test_widget_follows_the_tunnel(
     machine = embedded()
     app = apps.put(machine, "app.py", browser.APP)
     events: list[Event] = []
-    with no_leaks(), Cable(machine.host, machine.port) as cable:
+    with Cable(machine.host, machine.port) as cable:
         tunnel = tunnel_to(cable.machine(machine, tmp_path), app, on_event=events.append)
         assert tunnel._repr_mimebundle_() == {}, "no notebook"
         monkeypatch.setattr("bokeh_ssh._tunnels.notebook.is_here", lambda: True)
@@ -215,6 +215,7 @@ def test_widget_follows_the_tunnel(
         until(lambda: widget.html.count("<div>") == 2, what="the error")
         assert "127.0.0.1" in widget.html.rpartition("<div>")[2]
         assert not widget.reconnect.disabled
+    until(lambda: not [thread for thread in threading.enumerate() if "bokeh-ssh widget" in thread.name])
 
 
 def test_error_in_a_notebook_is_a_sentence(tmp_path: Path) -> None:
