@@ -129,10 +129,8 @@ def own_address(host: str) -> str:
 
 def main() -> NoReturn:
     """Find the holder, say so, and carry bytes."""
-    for number in (
-        signal.SIGUSR1,
-        signal.SIGUSR2,
-    ):  # a warning to all steps of a job is the holder's to pass on
+    # A warning to all steps of a job is the holder's to pass on.
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     text = b""
     while text[-1:] != b"\n":

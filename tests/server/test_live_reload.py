@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -130,18 +130,15 @@ def test_workers_end_with_the_server_that_they_served(
 
 
 def _page(url: str) -> str:
-    import contextlib
-
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         return apps.get(url)
     return ""
 
 
 def _open_quietly(url: str) -> None:
-    import contextlib
     from urllib.request import urlopen
 
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         urlopen(url, timeout=30).read()
 
 
