@@ -394,9 +394,9 @@ class Display:
 
 def _repeat(show: Callable[[], object], watch: bool, check: Callable[[], None]) -> None:
     """Show it, once or every second; Ctrl-C is the usual end of the latter."""
-    show()
-    check()
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(*[KeyboardInterrupt] if watch else []):
+        show()
+        check()
         while watch:
             time.sleep(_EVERY)
             show()

@@ -109,8 +109,8 @@ class JsonDisplay:
         self, find: Callable[[], Sequence[HeldTunnel]], *, watch: bool, check: Callable[[], None]
     ) -> None:
         """Print the same, once or every second."""
-        self.tunnels(find())
-        with contextlib.suppress(KeyboardInterrupt):
+        with contextlib.suppress(*[KeyboardInterrupt] if watch else []):
+            self.tunnels(find())
             while watch:
                 check()
                 time.sleep(1)

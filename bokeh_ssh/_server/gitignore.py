@@ -29,6 +29,7 @@ _NEVER = frozenset(
 )
 
 _CHUNK = 64 << 10
+_PATH_MAX = 4096  # characters
 
 
 class Ignored:
@@ -76,11 +77,16 @@ class Ignored:
 
 
 def spec(lines: Iterable[str]) -> GitIgnoreSpec:
-    """Read patterns, without those that no name fits: git passes over them, and pathspec raises."""
+    """Read patterns, without those that no name fits: git passes over them, and pathspec raises.
+
+    A line longer than any path is passed over too: pathspec takes time with the square of its brackets.
+    """
     from pathspec import GitIgnoreSpec  # most tunnels bring nothing
 
     patterns: list[Any] = []
     for line in lines:
+        if len(line) > _PATH_MAX:
+            continue
         with contextlib.suppress(ValueError, re.error):
             patterns += GitIgnoreSpec.from_lines([line]).patterns
     for pattern in patterns:

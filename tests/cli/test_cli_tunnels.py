@@ -207,6 +207,10 @@ def test_status_is_the_live_one(machine: Machine, tmp_path: Path) -> None:
                 os.write(shown._master, b"\x03")
                 assert shown.end() == 0, shown
             assert f"here -- {machine.host} (open" in shown.screen
+            with Program("status", "--watch", "--json") as watching:
+                watching.expect('"losses": 1')
+                watching.interrupt()
+                assert watching.end() == 0, watching
 
 
 @pytest.mark.parametrize("isolate", [True, False])
