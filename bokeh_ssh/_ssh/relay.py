@@ -125,7 +125,7 @@ def _count_unread(sock: socket.socket) -> int:
 
     try:
         (count,) = struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))
-    except OSError:
+    except (OSError, ValueError):  # the latter where whoever made it was interrupted, and closed it
         return 0
     return int(count)
 
