@@ -98,6 +98,9 @@ PROJECT = nox.project.load_toml(HERE / "pyproject.toml")
 #: are marked as slow. What fails there is run once more, and listed: a test that needs luck is a defect.
 SPREAD = ("-n", "6", "--dist", "loadfile", "--no-loadscope-reorder")
 OPTIONS = (*SPREAD, "--reruns", "1") if CI else (*SPREAD, "-m", "not slow")
+#: With the lowest versions: what tests the project's tools and pages is run once, by the newest, and what is
+#: tried with both an embedded server and one in a container, with the first.
+LOWEST = (*OPTIONS, "-m", "not once", "-k", "not docker") if CI else OPTIONS
 #: What is run on the Pythons between the oldest and the newest: no containers, whose Python is their own,
 #: so that no two tests share any.
 BETWEEN = (*OPTIONS, "--dist", "load", "-m", "every_python", "-k", "not docker")
@@ -173,7 +176,7 @@ def lowest(session: nox.Session) -> None:
     constraints = Path(session.virtualenv.location, "lowest.txt")
     constraints.write_text("".join(f"{line}\n" for line in _lowest()), encoding="utf-8")
     session.install(".[demo]", *_tools(session), "-c", str(constraints))
-    session.run("pytest", *(session.posargs or OPTIONS))
+    session.run("pytest", *(session.posargs or LOWEST))
 
 
 @nox.session(python=PYTHONS)

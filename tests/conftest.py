@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 
 _ENGINE: pytest.StashKey[Docker | str] = pytest.StashKey()
+_LONGEST = ("tunnels", "e2e", "benchmarks")
 
 
 @pytest.fixture
@@ -78,6 +79,11 @@ def pytest_configure() -> None:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if name == "SIGINT" else lambda *_: None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the folders whose files take longest: the last of them would run alone."""
+    items.sort(key=lambda item: item.path.parent.name not in _LONGEST)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -36,6 +36,8 @@ TINY = replace(
     delay=0.001,
 )
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def served() -> Any:

@@ -41,7 +41,10 @@ import http.server, sys
 port = int(sys.argv[sys.argv.index("--port") + 1])
 http.server.HTTPServer(("127.0.0.1", port), http.server.SimpleHTTPRequestHandler).serve_forever()
 """
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="shell programs as stand-ins")
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(os.name != "posix", reason="shell programs as stand-ins"),
+]
 
 
 def examples(page: Path) -> list[tuple[int, str]]:

@@ -19,6 +19,7 @@ if os.name != "posix":
 
 
 @pytest.mark.slow
+@pytest.mark.once
 @pytest.mark.parametrize("server", matrix.SERVERS, ids=lambda server: server.name)
 def test_page_says_what_each_server_does(server: matrix.Server, tmp_path: Path) -> None:
     """Each cell of the server's row is what comes of it: a word that is not true fails, either way."""

@@ -594,6 +594,7 @@ PAIRS = int(os.environ.get("BOKEH_SSH_PAIRS", "2000"))
 SEED = int(os.environ.get("BOKEH_SSH_SEED", "0"))
 
 
+@pytest.mark.once
 def test_many_configs_at_random(write, tmp_path: Path) -> None:
     """Two thousand configs of all keywords give what ``ssh -G`` gives, and are refused where it refuses."""
     values, criteria = known_to_ssh(write)

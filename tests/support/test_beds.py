@@ -18,7 +18,10 @@ import pytest
 from beds import Knobs, Machine, free_port, parse_listeners, until
 
 Maker = Callable[..., Machine]
-pytestmark = pytest.mark.skipif(not shutil.which("ssh"), reason="OpenSSH's ssh is not installed")
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(not shutil.which("ssh"), reason="OpenSSH's ssh is not installed"),
+]
 
 
 def ssh(machine: Machine, *args: str, timeout: float = 20) -> subprocess.CompletedProcess[str]:
