@@ -31,6 +31,7 @@ class Attempts:
 
     :ivar listeners: of those who hold connections meanwhile and ask for early attempts; called, without
         arguments, whenever :meth:`may_serve` may say something else
+    :ivar over: whether there will be no attempt any more
     """
 
     def __init__(self) -> None:
@@ -38,7 +39,7 @@ class Attempts:
         self._change = threading.Condition()
         self._active = False
         self._wanted = False
-        self._over = False
+        self.over = False
         self._began = 0.0  # when the last one began, and ended
         self._ended = 0.0
         self._under_way = False
@@ -49,7 +50,7 @@ class Attempts:
     def begin(self) -> None:
         """Note that the connection was lost, and will be tried again."""
         with self._change:
-            self._active, self._over, self._wanted, self._under_way = True, False, False, False
+            self._active, self.over, self._wanted, self._under_way = True, False, False, False
             self._began = self._ended = 0.0
             self._allowed, self._counted = float(_EARLY), time.monotonic()
         self._tell()
@@ -77,14 +78,14 @@ class Attempts:
     def stop(self) -> None:
         """Make no more: it is closed, or has failed."""
         with self._change:
-            self._active, self._over, self._under_way = False, True, False
+            self._active, self.over, self._under_way = False, True, False
             self._change.notify_all()
         self._tell()
 
     def succeed(self) -> None:
         """Note that the connection stands."""
         with self._change:
-            self._active = self._over = self._under_way = False
+            self._active = self.over = self._under_way = False
         self._tell()
 
     def fail(self) -> None:
@@ -129,14 +130,9 @@ class Attempts:
         :param since: a moment on the monotonic clock
         """
         with self._change:
-            if self._over:
+            if self.over:
                 return False
             return self._under_way or not self._active or self._began < since
-
-    @property
-    def over(self) -> bool:
-        """Whether there will be no attempt any more."""
-        return self._over
 
     def _earliest(self, now: float) -> float:
         """Return when an early attempt may begin."""

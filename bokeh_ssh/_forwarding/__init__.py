@@ -1,4 +1,4 @@
 """Ports and sockets at both ends of a forward, and who may use them.
 
-Imports ``_ssh`` and ``_core``. Begin with :mod:`local_acceptor`.
+Imports ``_ssh`` and ``_core``. Begin with :mod:`listener`.
 """

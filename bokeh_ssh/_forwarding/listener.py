@@ -1,4 +1,4 @@
-"""Listening on this machine: which ports, and how what connects is handed on (``ssh -L``).
+"""Listening on this machine: which ports, and where what connects is led (``ssh -L``).
 
 The one module that knows sshtunnel.
 """
@@ -7,21 +7,36 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
+import re
 import selectors
 import socket
 import socketserver
 import sys
 import threading
+import time
 import warnings
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from bokeh_ssh._core.endpoint import HERE, Origin, nearby
+from bokeh_ssh._core.backoff import Attempts
+from bokeh_ssh._core.endpoint import HERE, Endpoint, Origin, nearby
 from bokeh_ssh._core.errors import PortInUseError
 from bokeh_ssh._core.fork import in_child
 from bokeh_ssh._core.settings import setting
-from bokeh_ssh._ssh.relay import reset, reset_if_killed
+from bokeh_ssh._forwarding.filtered_relay import FilteredRelay
+from bokeh_ssh._forwarding.http_gate import HttpGate
+from bokeh_ssh._forwarding.http_requests import MOST, Inspector, Opened
+from bokeh_ssh._forwarding.peer_uid import GONE, UNKNOWN, PeerUidCheck
+from bokeh_ssh._forwarding.request_filter import RequestFilter
+from bokeh_ssh._forwarding.revalidator import Revalidator
+from bokeh_ssh._forwarding.site_cache import SiteCache
+from bokeh_ssh._forwarding.spare_channels import SpareChannels
+from bokeh_ssh._forwarding.static_cache import StaticCache
+from bokeh_ssh._ssh.connection import Connection, EarlyChannel
+from bokeh_ssh._ssh.relay import MakeRelay, SocketRelay, reset, reset_if_killed
 
 # Where its source is compiled, Python 3.14 warns of a "return" in a "finally" (PEP 765). That is to be on
 # nobody's screen, and to end nobody's program under -W error.
@@ -41,6 +56,26 @@ _TRIES = 20
 _SILENT = logging.Logger("sshtunnel", logging.CRITICAL + 1)
 
 Accept = Callable[[socket.socket, Origin], None]
+Tell = Callable[[str], None]
+
+_REFUSED = {
+    GONE: (
+        "refused a local connection of a program that had closed it already, with what it had sent: it could "
+        "be another user's (allow_others lets them in)"
+    ),
+    UNKNOWN: "refused a local connection: the system did not say whose it is (allow_others lets all in)",
+}
+
+#: Seconds that a new connection waits while there is no line, and a WebSocket; and the most that either does
+#: while an attempt is under way, which may wait for a person. A browser waits some 240.
+PATIENCE = 20.0
+PAGE_PATIENCE = 180.0
+_LONGEST = 240.0
+#: Connections that are held; those that come then wait in the kernel's queue.
+_MOST_HELD = 256
+_ASKS = re.compile(rb"\nupgrade:[ \t]{0,99}websocket", re.IGNORECASE)
+#: Kinds of losses that are told apart: the users of a container can be as many as there are numbers.
+_MOST_KINDS = 16
 
 
 def bind(port: int | None, *, prefer: int = 5006, address: str = "localhost") -> list[socket.socket]:
@@ -97,6 +132,338 @@ def _be_exclusive(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
 
 
+def open_acceptor(
+    stack: contextlib.ExitStack,
+    sockets: list[socket.socket],
+    tell: Tell,
+    others: bool | None,
+    attempts: Attempts,
+) -> LocalAcceptor:
+    """Make an :class:`LocalAcceptor` of bound sockets that lasts as long as ``stack``."""
+    with contextlib.ExitStack() as first:
+        for sock in sockets:
+            first.callback(sock.close)
+        acceptor = LocalAcceptor(sockets, tell, others, attempts)
+        first.pop_all()
+    stack.callback(acceptor.close)
+    return acceptor
+
+
+class LocalAcceptor:
+    """Where local connections come in: stays open while the lines that it leads to come and go.
+
+    Without a line, new connections are held, and the line is tried at once; so are those of which nothing had
+    been sent when it was lost. They are led on when it is there again. One that has waited for
+    :data:`PATIENCE` seconds, a WebSocket for :data:`PAGE_PATIENCE` (the page that wants it back gives up
+    after few attempts, so that each should last), is reset once an attempt that began then has failed.
+
+    :param sockets: bound and listening, see :func:`bind`; closed by :meth:`close`
+    :param tell: told what is refused or lost here: nobody else would notice, where a program has sent
+        something and gone
+    :param others: whether the other users of this machine are let in; None: only where a program has closed
+        its end already, so that nobody can tell whose it was, and it reads no answer. Where the system does
+        not say who connects, all are
+    :param attempts: to have a line again
+    :ivar port: the one that they share; 0 for a Unix socket
+    """
+
+    def __init__(
+        self, sockets: list[socket.socket], tell: Tell, others: bool | None, attempts: Attempts
+    ) -> None:
+        self.port = address_of(sockets[0])[1]
+        self._peer_uid_check = PeerUidCheck() if self.port and not others else None
+        self._others = others
+        self._refusals = _RefusalReporter(tell)
+        self._route: Accept | None = None
+        self._route_alive = _never
+        self._started = False
+        self._held: list[_Held] = []
+        #: What lines that were lost meanwhile have read of connections that wait for the next.
+        self._begun: weakref.WeakKeyDictionary[socket.socket, Inspector] = weakref.WeakKeyDictionary()
+        self._change = threading.Condition()
+        self._closed = False
+        self._hold_thread: threading.Thread | None = None
+        self._sockets = list(sockets)
+        self._accepted: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._attempts = attempts
+        attempts.listeners.append(self._wake_waiting)
+        self._forwarder = Forwarder(sockets, self._accept)
+        in_child(self, LocalAcceptor._abandon)
+
+    def _abandon(self) -> None:
+        for sock in (*self._sockets, *self._accepted):
+            sock.close()
+        self._closed = True
+
+    def _accept(self, sock: socket.socket, origin: Origin) -> None:
+        self._accepted.add(sock)
+        foreign_uid = self._peer_uid_check.foreign_uid(sock) if self._peer_uid_check else None
+        if foreign_uid is None or (foreign_uid == GONE and self._others is None):
+            self._route_or_hold(sock, origin, patient=True)
+            return
+        reset(sock)
+        if foreign_uid in _REFUSED:
+            self._refusals.count(_REFUSED[foreign_uid])
+        else:
+            self._refusals.report_once(
+                f"refused a local connection of user {foreign_uid} (allow_others lets other users in)"
+            )
+
+    def _route_or_hold(self, sock: socket.socket, origin: Origin, *, patient: bool = False) -> None:
+        """Lead a connection on, or hold it.
+
+        :param patient: whether this thread may wait while no more can be held: then they wait in the kernel
+        """
+        with self._change:
+            while patient and self._is_full():
+                self._change.wait()
+            route = self._route if self._route_alive() else None
+            hold = route is None and len(self._held) < _MOST_HELD and not self._closed
+            if hold and not self._attempts.over:
+                self._held.append(_Held(sock, origin, time.monotonic()))
+                if self._hold_thread is None:
+                    self._hold_thread = threading.Thread(
+                        target=self._reset_expired, name="bokeh-ssh hold", daemon=True
+                    )
+                    self._hold_thread.start()
+                self._change.notify_all()
+                self._attempts.want()
+                return
+        if route is None:
+            reset(sock)
+        else:
+            route(sock, origin)
+
+    def _is_full(self) -> bool:
+        over = self._closed or self._attempts.over or (self._route and self._route_alive())
+        return len(self._held) >= _MOST_HELD and not over
+
+    def _wake_waiting(self) -> None:
+        with self._change:
+            self._change.notify_all()
+
+    def _reset_expired(self) -> None:
+        """Reset what has waited long enough, until nothing is held."""
+        with self._change:
+            while self._held:
+                now = time.monotonic()
+                for held in list(self._held):
+                    begun = self._begun.get(held.sock)
+                    may_wait = not held.is_due(now) or held.may_wait(now, self._attempts, begun)
+                    if self._attempts.over or not may_wait:
+                        self._held.remove(held)
+                        self._change.notify_all()
+                        reset(held.sock)
+                first = min((held.until for held in self._held), default=now)
+                self._change.wait(max(0.0, first - now))
+            self._hold_thread = None
+
+    def route_to(self, accept: Accept, *, alive: Callable[[], bool]) -> None:
+        """Hand connections to ``accept``, those that are held first, as long as ``alive``.
+
+        Before it is called for the first time, connections wait in the kernel, however long.
+        """
+        while True:
+            with self._change:
+                if not self._held or not alive():  # those that came back since wait for the next line
+                    self._route, self._route_alive = accept, alive
+                    self._change.notify_all()
+                    break
+                waiting, self._held = self._held, []
+                self._change.notify_all()
+            for held in waiting:
+                accept(held.sock, held.origin)
+        if not self._started:
+            self._started = True
+            self._forwarder.start()
+
+    def hold_connections(self) -> None:
+        """Hold new connections from now on."""
+        with self._change:
+            self._route = None
+
+    @contextlib.contextmanager
+    def forwarding(
+        self,
+        connection: Connection,
+        target: Endpoint,
+        request_filter: RequestFilter | None = None,
+        check: Callable[[Callable[[bool], None]], None] | None = None,
+        cache: StaticCache | None = None,
+        *,
+        site: str = "",
+        ahead: bool = False,
+    ) -> Iterator[None]:
+        """Lead to ``target`` as seen from the connection's server, while the context lasts.
+
+        :param request_filter: judges each request; None lets all through, HTTP or not
+        :param check: has the last word on each, see :meth:`Connection.forward`
+        :param cache: answers requests for static files, and keeps those of the server
+        :param site: names the machine, the account and the server there, where what a server says may be kept
+            for it alone; empty keeps nothing that counts for one server only
+        :param ahead: whether channels are open for the next connections, see :class:`SpareChannels`
+        """
+        spare = SpareChannels(connection, target, check) if ahead else None
+        kept = revalidator = None
+        if cache:
+            revalidator = Revalidator(connection.io_loop, SpareChannels(connection, target, check, 1))
+            kept = SiteCache(cache, revalidator, site)
+
+        def accept(sock: socket.socket, origin: tuple[str, int], begun: Opened | None = None) -> None:
+            again = functools.partial(hold_again, sock, origin, begun)
+
+            def lead(unused: EarlyChannel | None) -> None:
+                make: MakeRelay = SocketRelay
+                if begun:
+                    # On a channel that is open already it goes out at once, onto a line that may be dead.
+                    repeat = (lambda: reset(sock) if connection.alive else again()) if unused else None
+                    make = functools.partial(FilteredRelay, opened=begun, cache=kept, again=repeat)
+                connection.forward(sock, target, origin, check, make, again, unused)
+
+            if spare:
+                spare.take(lead)
+                spare.fill()
+            else:
+                lead(None)
+
+        def hold_again(sock: socket.socket, origin: tuple[str, int], begun: Opened | None) -> None:
+            if begun:
+                self._begun[sock] = begun.undone()
+            self._route_or_hold(sock, origin)
+
+        def inspect(sock: socket.socket) -> Inspector:
+            assert request_filter
+            return self._begun.pop(sock, None) or Inspector(request_filter, stops=kept is not None)
+
+        gate: HttpGate | None = None
+        if request_filter:
+            full = self._forwarder.pause
+            gate = HttpGate(connection.io_loop, inspect, accept, self._route_or_hold, full, kept)
+        self.route_to(gate.check if gate else accept, alive=lambda: connection.alive)
+        try:
+            if spare:
+                spare.fill()
+            yield
+        finally:
+            self.hold_connections()
+            for each in (spare, revalidator):
+                if each:
+                    each.close()
+            for sock, origin, inspector in gate.release() if gate else ():
+                if inspector.held or inspector.unsent:
+                    self._begun[sock] = inspector
+                self._route_or_hold(sock, origin)
+
+    def close(self) -> None:
+        """Stop listening, and reset what is held; idempotent."""
+        with self._change:
+            self._closed = True
+            self._change.notify_all()
+        self._forwarder.stop()
+        if self._peer_uid_check:
+            self._peer_uid_check.close()
+        for sock in self._sockets:  # where it was never started, nobody else has closed them
+            sock.close()
+        with self._change:
+            self._route = None
+            for held in self._held:
+                reset(held.sock)
+            self._held = []
+            hold_thread = self._hold_thread
+            self._change.notify_all()
+        if hold_thread and hold_thread is not threading.current_thread():
+            hold_thread.join(2)
+        self._refusals.close()
+
+
+def _never() -> bool:
+    return False
+
+
+class _RefusalReporter:
+    """Tells what is refused or lost, in a number of events that whoever connects has no influence on."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._report = tell
+        self._counts: dict[str, int] = {}
+        self._told: dict[str, int] = {}
+        self._lock = threading.RLock()  # a signal handler may close meanwhile
+
+    def report_once(self, text: str) -> None:
+        """Report a kind, the first time."""
+        log.info("%s", text)
+        with self._lock:
+            if text in self._told or len(self._told) >= _MOST_KINDS:
+                return
+            self._told[text] = 1
+        self._report(text)
+
+    def count(self, text: str) -> None:
+        """Count one: the first, the tenth, the hundredth and so on are told at once, the rest at the end."""
+        log.info("%s", text)
+        with self._lock:
+            count = self._counts[text] = self._counts.get(text, 0) + 1
+            if str(count).strip("0") != "1":
+                return
+            self._told[text] = count
+        self._report(text if count == 1 else f"{text}: {count} by now")
+
+    def close(self) -> None:
+        """Report what was counted and not reported; idempotent."""
+        with self._lock:
+            counts, self._counts = self._counts, {}
+        for text, count in counts.items():
+            if count > self._told[text]:
+                self._report(f"{text}: {count} in all")
+
+
+class _Held:
+    """A local connection that waits for a line."""
+
+    __slots__ = ("_asked", "_came", "_over", "origin", "sock", "until")
+
+    def __init__(self, sock: socket.socket, origin: Origin, now: float) -> None:
+        self.sock = sock
+        self.origin = origin
+        self.until = now + PATIENCE  # when to look again
+        self._came = now
+        self._over = 0.0  # when its time was over
+        self._asked = False
+
+    def is_due(self, now: float) -> bool:
+        """Whether its time is over, so that it waits for an attempt at most."""
+        return bool(self._over) or now >= self.until
+
+    def may_wait(self, now: float, attempts: Attempts, begun: Inspector | None) -> bool:
+        """Look whether it may wait on: as a page's WebSocket, or while an attempt may serve it.
+
+        :param begun: has what was read of it already
+        """
+        if not self._asked:
+            self._asked = True
+            if _is_page(self.sock, begun.held if begun else b""):
+                self.until = self._came + PAGE_PATIENCE
+                if now < self.until:
+                    return True
+        if not self._over:
+            self._over = now
+            attempts.want()
+        self.until = self._came + _LONGEST  # or earlier, when an attempt has failed
+        return now < self.until and attempts.may_serve(self._over)
+
+
+def _is_page(sock: socket.socket, begun: bytes) -> bool:
+    """Check whether a connection begins with a request for a WebSocket.
+
+    :param begun: what has been read of it already
+    """
+    more = b""
+    with contextlib.suppress(OSError):  # it has sent nothing more, or is gone
+        sock.setblocking(False)
+        more = sock.recv(MOST, socket.MSG_PEEK)  # it may stand behind all cookies
+    return bool(_ASKS.search(begun + more))
+
+
 class Forwarder(sshtunnel.SSHTunnelForwarder):  # type: ignore[misc]  # sshtunnel has no types
     """sshtunnel's forwarder on a connection of ours: its listening, none of its logging in or copying.
 
@@ -113,17 +480,16 @@ class Forwarder(sshtunnel.SSHTunnelForwarder):  # type: ignore[misc]  # sshtunne
     - ``__str__``, ``__del__``: they would show secrets, and stop from the garbage collector.
 
     :param sockets: bound and listening, see :func:`bind`; closed by :meth:`stop`
-    :param transport: anything with a true ``is_active()``
     :param accept: takes each connection and its origin; must return soon
     """
 
     skip_tunnel_checkup = True
     daemon_forward_servers = True
 
-    def __init__(self, sockets: list[socket.socket], transport: Any, accept: Accept) -> None:
+    def __init__(self, sockets: list[socket.socket], accept: Accept) -> None:
         self._sockets = list(sockets)
         self._accept = accept
-        self._transport = transport
+        self._transport = _Standing()
         self._threads: list[threading.Thread] = []
         super().__init__(
             ssh_address_or_host=("localhost", 22),
@@ -166,6 +532,11 @@ class Forwarder(sshtunnel.SSHTunnelForwarder):  # type: ignore[misc]  # sshtunne
             server.server_close()
         self.is_alive = False
 
+    def pause(self, paused: bool) -> None:
+        """Let new connections wait in the system's queue, or take them again; idempotent, from any thread."""
+        for server in self._server_list:
+            server.pause(paused)
+
     def __str__(self) -> str:
         where = sorted({_name(sock) for sock in self._sockets if sock.fileno() >= 0})
         return f"<Forwarder on {', '.join(where) or 'nothing'}>"
@@ -174,17 +545,6 @@ class Forwarder(sshtunnel.SSHTunnelForwarder):  # type: ignore[misc]  # sshtunne
 
     def __del__(self) -> None:
         pass
-
-
-def make_forwarder(sockets: list[socket.socket], accept: Accept) -> Forwarder:
-    """Make a :class:`Forwarder` that logs in nowhere: the connections are none of its business."""
-    return Forwarder(sockets, _Standing(), accept)
-
-
-def pause(forwarder: Forwarder, paused: bool) -> None:
-    """Let new connections wait in the system's queue, or take them again; idempotent, from any thread."""
-    for server in forwarder._server_list:
-        server.pause(paused)
 
 
 class _Standing:
@@ -214,6 +574,7 @@ class _Server(socketserver.BaseServer):
         super().__init__(address_of(sock), handler)
         self.socket = sock
         sock.setblocking(False)  # a connection may be gone again by the time it is accepted
+        reset_if_killed(sock)  # what it accepts is made alike
         self._gone = threading.Event()
         self._paused = False
         self._wake_recv, self._wake_send = socket.socketpair()
@@ -222,7 +583,7 @@ class _Server(socketserver.BaseServer):
         in_child(self, _Server._abandon)
 
     def _abandon(self) -> None:
-        for sock in (self.socket, self._wake_recv, self._wake_send):
+        for sock in (self._wake_recv, self._wake_send):
             sock.close()
 
     @property
@@ -244,7 +605,6 @@ class _Server(socketserver.BaseServer):
                 log.warning("out of file descriptors; a connection has to wait")
                 self._gone.wait(0.1)  # the connection stays in the backlog: do not spin on it
             raise
-        reset_if_killed(sock)
         return sock, (str(address[0]), int(address[1])) if isinstance(address, tuple) else HERE
 
     def process_request(self, request: Any, client_address: Any) -> None:

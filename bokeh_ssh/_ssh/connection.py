@@ -9,10 +9,11 @@ import socket
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from bokeh_ssh._core.endpoint import HERE, Endpoint, Origin, format_endpoint
+from bokeh_ssh._core.endpoint import HERE, Endpoint, Origin, encode, format_endpoint
 from bokeh_ssh._core.errors import (
     ConnectionLostError,
     ForwardError,
@@ -23,11 +24,10 @@ from bokeh_ssh._core.errors import (
 )
 from bokeh_ssh._core.fork import in_child
 from bokeh_ssh._core.settings import setting
-from bokeh_ssh._core.waiting import wait
+from bokeh_ssh._core.waiting import clocks, wait
 from bokeh_ssh._ssh.channel import LOST, Channel, ChannelHandler
 from bokeh_ssh._ssh.io_loop import IOLoop
-from bokeh_ssh._ssh.keepalive import Keepalive
-from bokeh_ssh._ssh.messages import AGENT_REQUEST, bound_port, cancelling, listening, opening, string
+from bokeh_ssh._ssh.messages import AGENT_REQUEST, string
 from bokeh_ssh._ssh.relay import MakeRelay, SocketRelay, reset
 from bokeh_ssh._ssh.route import Hop
 from bokeh_ssh._ssh.session import Session
@@ -99,7 +99,7 @@ class Connection:
         self._jump = jump
         self._closing = threading.Event()
         self._lock = threading.RLock()  # a signal handler may close meanwhile
-        self._keepalive: Keepalive | None = None
+        self._keepalive: _Keepalive | None = None
         in_child(self, Connection._abandon)
         transport.on_end(self._on_end)
 
@@ -181,8 +181,7 @@ class Connection:
         interval = _ALIVE_INTERVAL if config.server_alive_interval is None else config.server_alive_interval
         count = config.server_alive_count or _ALIVE_COUNT
         if interval > 0:
-            self._keepalive = Keepalive(self.transport, interval, count, self._note_reason, self.name)
-            self._keepalive.start()
+            self._keepalive = _Keepalive(self, interval, count)
 
     def _note_reason(self, reason: str) -> None:
         """Note why it is about to end; the first reason counts."""
@@ -551,6 +550,106 @@ class Connection:
     def _silence(self, what: str, timeout: float) -> ConnectionLostError:
         msg = f"{what} got no answer within {timeout:g} s"
         return ConnectionLostError(msg, host=self.name, hint="the line may be down; try again")
+
+
+class _Keepalive:
+    """Asks a server regularly whether it is still there (``ServerAliveInterval``, ``ServerAliveCountMax``).
+
+    A connection whose server has not answered for ``interval * count`` seconds is given up.
+
+    After this machine slept there is no point in patience: the network is another one, or the server has
+    given us up. Then one question is asked, and its answer must come within one interval.
+
+    :param interval: seconds between two questions
+    :param count: how many may go unanswered
+    """
+
+    def __init__(self, connection: Connection, interval: float, count: int) -> None:
+        self._connection = connection
+        self._interval = interval
+        self._count = count
+        self._stopped = threading.Event()
+        self._asked: deque[tuple[float, Reply]] = deque()  # when the answer must be there, and the answer
+        name = f"bokeh-ssh keepalive {connection.name}"
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        _bound_retransmission(connection.transport, interval * count)
+        self._thread.start()
+
+    def stop(self, timeout: float) -> None:
+        """Ask no more; waits up to ``timeout`` seconds for the thread."""
+        self._stopped.set()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join(timeout)
+
+    def _run(self) -> None:
+        before = clocks()
+        due = before[0] + self._interval / 2  # when to ask next; whoever starts this has asked just now
+        while self._connection.transport.alive:
+            pause = min([due, *(until for until, _ in list(self._asked)[:1])]) - before[0]
+            if self._stopped.wait(max(0.0, pause)):
+                return
+            after = clocks()
+            slept = max(b - a for a, b in zip(before, after, strict=True)) > pause + self._interval + 1
+            before = after
+            if slept:
+                self._asked.clear()
+            while any(reply.wait(0) for _, reply in self._asked):  # a later answer tells as much
+                self._asked.popleft()
+            if self._asked and after[0] >= self._asked[0][0]:
+                self._connection.give_up(f"the server did not answer for {self._interval * self._count:g} s")
+                return
+            if slept or after[0] >= due:
+                due = after[0] + self._interval
+                patience = self._interval * (1 if slept else max(0.5, self._count - 1))
+                self._asked.append((after[0] + patience, self._connection.send_keepalive()))
+
+
+def _bound_retransmission(transport: Transport, seconds: float) -> None:
+    """Let the system give up on data that nobody acknowledges when we would: its own is 15 minutes."""
+    option = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux
+    if option is None or seconds <= 0:
+        return
+    try:
+        sock = transport.sock
+        assert isinstance(sock, socket.socket)
+        sock.setsockopt(socket.IPPROTO_TCP, option, int(seconds * 1000))
+    except OSError:  # through a jump host it is one end of a socket pair
+        pass
+
+
+# What SSH writes of endpoints: TCP is RFC 4254, section 7; sockets are OpenSSH's extension (its PROTOCOL
+# file, section 2.4).
+
+
+def _address(host: str, port: int) -> bytes:
+    raw = host.encode("utf-8", "surrogateescape")
+    return struct.pack(f">I{len(raw)}sI", len(raw), raw, port)
+
+
+def opening(target: Endpoint, origin: Origin) -> tuple[bytes, bytes]:
+    """Return the type of a channel that leads to ``target``, and what follows it in the request."""
+    if isinstance(target, str):
+        return b"direct-streamlocal@openssh.com", string(encode(target)) + bytes(8)  # two that are reserved
+    return b"direct-tcpip", _address(*target) + _address(*origin)
+
+
+def listening(where: Endpoint) -> tuple[bytes, bytes]:
+    """Return the name of the global request that has the server listen, and what follows it."""
+    if isinstance(where, str):
+        return b"streamlocal-forward@openssh.com", string(encode(where))
+    return b"tcpip-forward", _address(*where)
+
+
+def cancelling(where: Endpoint) -> tuple[bytes, bytes]:
+    """Return the name of the global request that ends that, and what follows it."""
+    kind, rest = listening(where)
+    return b"cancel-" + kind, rest
+
+
+def bound_port(answer: bytes) -> int | None:
+    """Read the port that a server chose (RFC 4254, section 7.1); None where it does not say, or nonsense."""
+    port = int.from_bytes(answer[:4], "big") if len(answer) >= 4 else 0
+    return port if 0 < port < 65536 else None
 
 
 class EarlyChannel:

@@ -46,13 +46,13 @@ from paramiko.common import (
 )
 from paramiko.message import Message
 
-from bokeh_ssh._core.endpoint import Endpoint, Origin
+from bokeh_ssh._core.endpoint import HERE, Endpoint, Origin
 from bokeh_ssh._core.waiting import wait
 from bokeh_ssh._ssh.algorithms import CIPHERS, KEX, MACS, Algorithms, Mismatch, Offer
 from bokeh_ssh._ssh.channel import LOST, MAX_PACKET, WINDOW, Channel
 from bokeh_ssh._ssh.crypto import mldsa
 from bokeh_ssh._ssh.io_loop import IOLoop
-from bokeh_ssh._ssh.messages import forwarded
+from bokeh_ssh._ssh.messages import AGENT, strings
 from bokeh_ssh._ssh.packetizer import ChannelData, InflateError, Inflater, Packetizer
 
 log = logging.getLogger("bokeh_ssh.transport")
@@ -66,7 +66,9 @@ _CONNECT_FAILED = 2
 #: kind that there is not, so that it refuses.
 _UNANSWERED = 0.4
 _NO_KIND = b"probe@bokeh-ssh"
+_uint32 = struct.Struct(">I").unpack_from
 _numbers = struct.Struct(">II").unpack_from
+_MOST_TEXT = 1024  # bytes of a name that a server may tell
 _RESOURCE_SHORTAGE = 4
 #: Bytes by which the windows of all streams of a connection may grow together: the bound of what slow
 #: readers can make us keep, on top of 2 MiB for each of them.
@@ -566,3 +568,33 @@ class Transport(_Base):
         MSG_CHANNEL_EOF: Channel.take_eof,
         MSG_CHANNEL_CLOSE: Channel.take_close,
     }
+
+
+def forwarded(kind: bytes, rest: bytes) -> tuple[Endpoint, Origin] | None:
+    """Read what a server says of a channel that it opens: which listener it is for, and who connected.
+
+    :param kind: the type of the channel
+    :param rest: what follows the packet size in its message
+    :returns: None for any other type, and for what does not parse
+    """
+    try:
+        if kind == b"forwarded-tcpip":
+            host, rest = _take(rest)
+            origin, end = _take(rest[4:])
+            return (host, _uint32(rest)[0]), (origin, _uint32(end)[0])
+        if kind == b"forwarded-streamlocal@openssh.com":
+            return _take(rest)[0], HERE
+        if kind == AGENT.encode():
+            return AGENT, HERE
+    except (struct.error, ValueError):
+        pass
+    return None
+
+
+def _take(rest: bytes) -> tuple[str, bytes]:
+    """Read a path or a name; return it and what follows."""
+    raw, rest = strings(rest, 1)
+    if len(raw) > _MOST_TEXT:
+        msg = "a name is too long"
+        raise ValueError(msg)
+    return raw.decode("utf-8", "surrogateescape"), rest

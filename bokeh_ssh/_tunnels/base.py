@@ -12,8 +12,7 @@ from bokeh_ssh._core.events import Ready
 from bokeh_ssh._core.host import Host
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.this_machine.jupyter_hub import find_hub
-from bokeh_ssh._forwarding.listener import bind
-from bokeh_ssh._forwarding.local_acceptor import LocalAcceptor, open_acceptor
+from bokeh_ssh._forwarding.listener import LocalAcceptor, bind, open_acceptor
 from bokeh_ssh._forwarding.port_ownership import monitor_port
 from bokeh_ssh._forwarding.request_filter import RequestFilter
 from bokeh_ssh._forwarding.site_cache import name_site

@@ -9,8 +9,7 @@ from bokeh_ssh._core.forward_spec import Listen, check_http, is_loopback
 from bokeh_ssh._core.host import Host, check_host, check_port
 from bokeh_ssh._core.keywords import StrPath
 from bokeh_ssh._core.settings import setting
-from bokeh_ssh._forwarding.listener import bind
-from bokeh_ssh._forwarding.local_acceptor import open_acceptor
+from bokeh_ssh._forwarding.listener import bind, open_acceptor
 from bokeh_ssh._forwarding.local_sockets import bind as bind_socket
 from bokeh_ssh._forwarding.local_sockets import check_here
 from bokeh_ssh._forwarding.remote_sockets import check_forbidden

@@ -20,9 +20,8 @@ from beds import Machine, until
 from bokeh_ssh import ConnectionLostError, Event, LocalForward, Lost, Reconnected, Reconnecting
 from bokeh_ssh._core import backoff
 from bokeh_ssh._core.backoff import Attempts
-from bokeh_ssh._forwarding import local_acceptor
-from bokeh_ssh._forwarding.listener import bind
-from bokeh_ssh._forwarding.local_acceptor import open_acceptor
+from bokeh_ssh._forwarding import listener
+from bokeh_ssh._forwarding.listener import bind, open_acceptor
 from bokeh_ssh._forwarding.request_filter import RequestFilter
 from cable import Cable
 from connections import connected
@@ -117,7 +116,7 @@ def test_nothing_is_reset_while_an_attempt_is_under_way(
     embedded: Callable[..., Machine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What has waited for its time is served by an attempt that takes longer than that."""
-    monkeypatch.setattr(local_acceptor, "PATIENCE", 0.2)
+    monkeypatch.setattr(listener, "PATIENCE", 0.2)
     with away(embedded, tmp_path) as (cable, forward, _):
         made = cable.made
         cable.cut()  # connections are taken, and nothing answers
@@ -138,7 +137,7 @@ def test_control_failed_attempt_ends_the_wait(
     embedded: Callable[..., Machine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the attempt fails that was made for it, what has waited for its time is reset."""
-    monkeypatch.setattr(local_acceptor, "PATIENCE", 0.2)
+    monkeypatch.setattr(listener, "PATIENCE", 0.2)
     with away(embedded, tmp_path) as (_, forward, events):
         with socket.create_connection((LOOPBACK, forward.local_port), timeout=30) as sock:
             with pytest.raises(ConnectionResetError):
@@ -225,8 +224,8 @@ def test_more_than_can_be_held_wait_too(
     embedded: Callable[..., Machine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, back: bool
 ) -> None:
     """Connections beyond the bound wait in the kernel's queue, and are served in turn, or reset at last."""
-    monkeypatch.setattr(local_acceptor, "_MOST_HELD", 3)
-    monkeypatch.setattr(local_acceptor, "PATIENCE", 5.0)
+    monkeypatch.setattr(listener, "_MOST_HELD", 3)
+    monkeypatch.setattr(listener, "PATIENCE", 5.0)
     with away(embedded, tmp_path) as (cable, forward, _), ExitStack() as stack:
         address = LOOPBACK, forward.local_port
         socks = [stack.enter_context(conformance.ask(address, "echo")) for _ in range(10)]
@@ -252,7 +251,7 @@ def test_attempts_are_bounded(
     embedded: Callable[..., Machine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A program that connects all the time does not have the server bothered all the time."""
-    monkeypatch.setattr(local_acceptor, "PATIENCE", 0.05)
+    monkeypatch.setattr(listener, "PATIENCE", 0.05)
     monkeypatch.setattr(backoff, "_GAP", 0.05)
     with away(embedded, tmp_path) as (_, forward, events):
 
@@ -302,7 +301,7 @@ def test_websocket_is_known_behind_many_cookies(header: bytes, is_page: bool) ->
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.sendall(head + b"\r\n" + header + b"\r\n\r\n")
-        assert local_acceptor._is_page(theirs, b"") == is_page
+        assert listener._is_page(theirs, b"") == is_page
         assert len(theirs.recv(65536)) > 40_000
 
 

@@ -21,10 +21,8 @@ import pytest
 import bokeh_ssh._ssh.relay
 from beds import Machine, until
 from bokeh_ssh import ConnectionLostError, LocalForward, Lost, RemoteForward
-from bokeh_ssh._core import fork
 from bokeh_ssh._core.backoff import Attempts
-from bokeh_ssh._forwarding.listener import bind
-from bokeh_ssh._forwarding.local_acceptor import open_acceptor
+from bokeh_ssh._forwarding.listener import LocalAcceptor, bind, open_acceptor
 from bokeh_ssh._forwarding.request_filter import RequestFilter
 from bokeh_ssh._tunnels.remote_forward import listening, to_peer
 from cable import Cable
@@ -547,12 +545,11 @@ def test_child_that_is_killed_resets_uploads(embedded: Any) -> None:
         assert isinstance(told[0], ConnectionResetError)
 
 
-def _is_let_go_of_in_children(client: socket.socket) -> bool:
-    for thing in list(fork._calls):
-        if isinstance(thing, socket.socket):
-            with suppress(OSError):
-                if thing.getpeername() == client.getsockname():
-                    return True
+def _is_let_go_of_in_children(acceptor: LocalAcceptor, client: socket.socket) -> bool:
+    for sock in list(acceptor._accepted):
+        with suppress(OSError):
+            if sock.getpeername() == client.getsockname():
+                return True
     return False
 
 
@@ -583,7 +580,7 @@ def test_fork_keeps_no_local_connection_open(embedded: Any, tmp_path: Path, stag
             elif stage == "channel asked for":
                 until(lambda: cable.held, what="the request for a channel")
             assert connection.io_loop.drain(_PATIENCE)
-            until(lambda: _is_let_go_of_in_children(sock), what="it to be accepted")
+            until(lambda: _is_let_go_of_in_children(entrance, sock), what="it to be accepted")
             pid = os.fork()
             if not pid:
                 signal.pause()

@@ -35,11 +35,10 @@ from bokeh_ssh import (
 )
 from bokeh_ssh._core import endpoint
 from bokeh_ssh._forwarding import local_sockets as localsocket
-from bokeh_ssh._ssh import messages
 from bokeh_ssh._ssh.channel import Channel
 from bokeh_ssh._ssh.connect import connect
-from bokeh_ssh._ssh.connection import Connection
-from bokeh_ssh._ssh.transport import Reply
+from bokeh_ssh._ssh.connection import Connection, bound_port, listening, opening
+from bokeh_ssh._ssh.transport import Reply, forwarded
 
 _ECHO = """
 import os, socket, sys, threading
@@ -168,7 +167,7 @@ def test_who_connects_at_once_is_let_in(
         if self.granted:  # whoever asked does not know yet
             by_path = where == "socket"
             with socket.socket(socket.AF_UNIX if by_path else socket.AF_INET) as sock:
-                sock.connect(path if by_path else ("127.0.0.1", messages.bound_port(self.payload)))
+                sock.connect(path if by_path else ("127.0.0.1", bound_port(self.payload)))
                 said.append(say(sock, b"hello"))
         return found
 
@@ -214,8 +213,8 @@ def test_longest_path_fits() -> None:
 def test_a_forwarded_socket_is_read_as_it_was_asked_for(raw: bytes) -> None:
     """The path that the server names is the one it was told, in whatever bytes."""
     path = raw.decode("utf-8", "surrogateescape")
-    rest = messages.listening(path)[1] + b"\0\0\0\0"
-    assert messages.forwarded(b"forwarded-streamlocal@openssh.com", rest) == (path, endpoint.HERE)
+    rest = listening(path)[1] + b"\0\0\0\0"
+    assert forwarded(b"forwarded-streamlocal@openssh.com", rest) == (path, endpoint.HERE)
 
 
 @given(
@@ -227,9 +226,9 @@ def test_a_forwarded_socket_is_read_as_it_was_asked_for(raw: bytes) -> None:
 )
 def test_any_bytes_for_a_forwarded_channel(host: str, port: int, kind: bytes, cut: int, junk: bytes) -> None:
     """Whatever follows the type of a forwarded channel is read, or not; it never fails, or grows."""
-    message = messages.opening((host, port), ("10.0.0.1", 1))[1]
+    message = opening((host, port), ("10.0.0.1", 1))[1]
     for rest in (junk, message[:cut] + junk, b"\xff\xff\xff\xff" + junk):
-        found = messages.forwarded(kind, rest)
+        found = forwarded(kind, rest)
         assert found is None or len(found[0]) <= 1024
 
 

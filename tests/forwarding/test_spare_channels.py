@@ -14,8 +14,7 @@ import apps
 from beds import Machine, until
 from bokeh_ssh._core.backoff import Attempts
 from bokeh_ssh._forwarding import spare_channels
-from bokeh_ssh._forwarding.listener import bind
-from bokeh_ssh._forwarding.local_acceptor import LocalAcceptor, open_acceptor
+from bokeh_ssh._forwarding.listener import LocalAcceptor, bind, open_acceptor
 from bokeh_ssh._forwarding.request_filter import RequestFilter
 from bokeh_ssh._ssh.connection import Connection, EarlyChannel
 from cable import Cable

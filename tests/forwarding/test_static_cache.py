@@ -20,8 +20,7 @@ from bokeh_ssh._core.this_machine.private_folder import find_folder
 from bokeh_ssh._forwarding import static_cache, static_store
 from bokeh_ssh._forwarding.filtered_relay import FilteredRelay
 from bokeh_ssh._forwarding.http_requests import Inspector, Opened
-from bokeh_ssh._forwarding.listener import bind
-from bokeh_ssh._forwarding.local_acceptor import open_acceptor
+from bokeh_ssh._forwarding.listener import bind, open_acceptor
 from bokeh_ssh._forwarding.request_filter import RequestFilter
 from bokeh_ssh._forwarding.static_cache import StaticCache
 from bokeh_ssh._forwarding.static_requests import StaticFile, StaticRequest, write_static_head

@@ -21,8 +21,7 @@ from beds import Machine, until
 from bokeh_ssh import Event, Launched
 from bokeh_ssh._core.backoff import Attempts
 from bokeh_ssh._core.this_machine.private_folder import find_folder
-from bokeh_ssh._forwarding.listener import bind
-from bokeh_ssh._forwarding.local_acceptor import open_acceptor
+from bokeh_ssh._forwarding.listener import bind, open_acceptor
 from bokeh_ssh._forwarding.request_filter import RequestFilter
 from bokeh_ssh._forwarding.static_cache import StaticCache
 from bokeh_ssh._forwarding.static_store import StaticStore

@@ -20,7 +20,9 @@ from bokeh_ssh._core.framing import Reader, Tail, plain
 from bokeh_ssh._core.this_machine.proc_net import find_peer, listeners
 from bokeh_ssh._server.log_parsing import AppErrors, is_windows, port_in_use, reason
 from bokeh_ssh._ssh.auth.agent import Agent, AgentError
-from bokeh_ssh._ssh.messages import AGENT, bound_port, forwarded
+from bokeh_ssh._ssh.connection import bound_port
+from bokeh_ssh._ssh.messages import AGENT
+from bokeh_ssh._ssh.transport import forwarded
 
 #: Lines as Bokeh writes them, and what an app can print between them.
 LINES = st.lists(

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 
 from beds import Machine
 from bokeh_ssh._core.backoff import Attempts
-from bokeh_ssh._forwarding.listener import bind
-from bokeh_ssh._forwarding.local_acceptor import open_acceptor
+from bokeh_ssh._forwarding.listener import bind, open_acceptor
 from bokeh_ssh._forwarding.request_filter import RequestFilter
 from bokeh_ssh._forwarding.static_cache import StaticCache
 from bokeh_ssh._forwarding.static_store import StaticStore

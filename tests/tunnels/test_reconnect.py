@@ -33,7 +33,7 @@ from bokeh_ssh import (
     Reconnecting,
     RemoteForward,
 )
-from bokeh_ssh._forwarding import local_acceptor
+from bokeh_ssh._forwarding import listener
 from cable import Cable
 from events import kinds
 from targets import check_on, target_here, target_on
@@ -205,7 +205,7 @@ def test_connections_are_held_for_a_stated_time(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that has waited long enough is reset; a page's WebSocket is given more time."""
-    monkeypatch.setattr(local_acceptor, "PATIENCE", 0.3)
+    monkeypatch.setattr(listener, "PATIENCE", 0.3)
     with cabled(machine, tmp_path) as (cable, there), forward_to(there, 1) as forward:
         cable.refuse()
         until(lambda: forward.state in ("lost", "reconnecting"), what="the loss")
@@ -219,7 +219,7 @@ def test_connections_are_held_for_a_stated_time(
                 plain.recv(1)
             with pytest.raises(TimeoutError):
                 page.recv(1)
-            monkeypatch.setattr(local_acceptor, "PAGE_PATIENCE", 0.0)
+            monkeypatch.setattr(listener, "PAGE_PATIENCE", 0.0)
     assert not [thread for thread in threading.enumerate() if thread.name == "bokeh-ssh hold"]
 
 
