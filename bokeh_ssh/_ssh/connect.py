@@ -31,8 +31,7 @@ from bokeh_ssh._ssh.auth import host_keys, login
 from bokeh_ssh._ssh.auth.key_memory import KeyMemory
 from bokeh_ssh._ssh.auth.own_server import OwnServer, OwnServerError
 from bokeh_ssh._ssh.auth.prompt_cache import PromptCache
-from bokeh_ssh._ssh.config.lookup import HostConfig
-from bokeh_ssh._ssh.config.parser import Session
+from bokeh_ssh._ssh.config.lookup import HostConfig, Session
 from bokeh_ssh._ssh.connection import Connection, Jump
 from bokeh_ssh._ssh.control_master import ControlMaster, MasterError
 from bokeh_ssh._ssh.io_loop import IOLoop

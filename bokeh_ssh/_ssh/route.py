@@ -14,8 +14,7 @@ from bokeh_ssh._core.errors import ConfigError, UsageError
 from bokeh_ssh._core.host import Host, as_paths
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._ssh.config import lookup
-from bokeh_ssh._ssh.config.lookup import HostConfig
-from bokeh_ssh._ssh.config.parser import Session
+from bokeh_ssh._ssh.config.lookup import HostConfig, Session
 from bokeh_ssh._ssh.tcp import Origin
 
 _MOST_HOPS = 8

@@ -22,9 +22,8 @@ from hypothesis import strategies as st
 from beds import until
 from bokeh_ssh._core.errors import ConfigError
 from bokeh_ssh._ssh.config import keywords, lookup, syntax
-from bokeh_ssh._ssh.config.lookup import HostConfig, load
+from bokeh_ssh._ssh.config.lookup import COMMAND, HostConfig, load
 from bokeh_ssh._ssh.config.match_exec import holds
-from bokeh_ssh._ssh.config.parser import COMMAND
 from local_runner import processes
 from skips import missing
 

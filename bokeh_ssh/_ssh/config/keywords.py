@@ -50,42 +50,6 @@ class Jump:
     port: str | None
 
 
-class Settings:
-    """What was said for each keyword: the first value, and of those that add to a list, all."""
-
-    def __init__(self) -> None:
-        self._first: dict[str, Setting[Any]] = {}
-        self._all: dict[str, list[Setting[Any]]] = {}
-        self._seen: set[tuple[str, object, bool]] = set()
-
-    def get(self, keyword: Keyword[T]) -> Setting[T] | None:
-        """Return the first value with its place; None where nothing was said."""
-        return self._first.get(keyword.name)
-
-    def value(self, keyword: Keyword[T]) -> T | None:
-        """Return the first value; None where nothing was said."""
-        said = self._first.get(keyword.name)
-        return said.value if said else None
-
-    def every(self, keyword: Keyword[T]) -> list[Setting[T]]:
-        """Return all values of a keyword that adds to a list (``LISTS``), in order."""
-        return self._all.get(keyword.name, [])
-
-    def add(self, keyword: Keyword[T], said: Setting[T]) -> None:
-        """Note a value, unless there is an earlier one."""
-        self._first.setdefault(keyword.name, said)
-
-    def append(self, keyword: Keyword[T], said: Setting[T], *, mine: bool) -> None:
-        """Add to a list, unless a file of the same kind (the user's or the system's) has done so."""
-        if (keyword.name, said.value, mine) not in self._seen:
-            self._seen.add((keyword.name, said.value, mine))
-            self._all.setdefault(keyword.name, []).append(said)
-
-    def lines(self) -> dict[str, str]:
-        """Return the file and line that gave each keyword, by its name in lower case."""
-        return {name.lower(): said.where for name, said in self._first.items() if said.where}
-
-
 def _port(text: str) -> int:
     return syntax.port(syntax.one_word(text))
 

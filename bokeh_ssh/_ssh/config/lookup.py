@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import difflib
 import getpass
+import glob
 import hashlib
+import ipaddress
 import os
 import re
 import shlex
@@ -20,16 +22,19 @@ import socket
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 from bokeh_ssh._core.errors import BokehSSHError, ConfigError, UsageError
 from bokeh_ssh._core.host import Target, format_target, parse_target
-from bokeh_ssh._core.patterns import lower
+from bokeh_ssh._core.patterns import lower, matches, matches_host, matches_list
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.text import clean
+from bokeh_ssh._core.this_machine.interfaces import list_addresses
 from bokeh_ssh._ssh.config import keywords, syntax
 from bokeh_ssh._ssh.config.canonical import Rules
 from bokeh_ssh._ssh.config.keywords import Jump, Keyword, Setting
-from bokeh_ssh._ssh.config.parser import Reader, Session
+from bokeh_ssh._ssh.config.match_exec import holds
+from bokeh_ssh._ssh.config.release import find_release
 
 USER_CONFIG = "~/.ssh/config"
 _WINDOWS = Path(os.environ.get("PROGRAMDATA", r"C:\ProgramData"), "ssh")
@@ -41,6 +46,14 @@ USER_KNOWN_HOSTS = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2")
 GLOBAL_KNOWN_HOSTS = tuple(str(SYSTEM / name) for name in ("ssh_known_hosts", "ssh_known_hosts2"))
 #: What ssh refuses in a user name that it has put together itself (ssh_valid_ruser()): it may reach a shell.
 _BAD_USER = re.compile(r"^-|[\x00-\x1f\x7f'`\";&<>|(){}]|\s-|\\$")
+#: How deep files may include each other (READCONF_MAX_DEPTH).
+_MAX_DEPTH = 16
+#: What is run on the other machine, for ``Match command``; the script itself goes over standard input.
+COMMAND = "exec /bin/sh -c"
+_PASSED_OVER = keywords.FOREIGN | {lower(name) for name in keywords.HARMLESS}
+#: What is asked of the connection: to run commands, or nothing but forwards (``ssh -N``).
+Session = Literal["exec", "none"]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -158,6 +171,61 @@ class HostConfig:
     lines: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
 
+@dataclass
+class _Position:
+    """Where reading is: the file's name, kind and depth, the line, and whether its lines count.
+
+    :param base: where relative includes are, whatever file they stand in
+    """
+
+    path: str
+    mine: bool
+    base: str
+    depth: int
+    active: bool
+    never: bool
+    line: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.path} line {self.line}"
+
+
+class Settings:
+    """What was said for each keyword: the first value, and of those that add to a list, all."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, Setting[Any]] = {}
+        self._all: dict[str, list[Setting[Any]]] = {}
+        self._seen: set[tuple[str, object, bool]] = set()
+
+    def get(self, keyword: Keyword[_T]) -> Setting[_T] | None:
+        """Return the first value with its place; None where nothing was said."""
+        return self._first.get(keyword.name)
+
+    def value(self, keyword: Keyword[_T]) -> _T | None:
+        """Return the first value; None where nothing was said."""
+        said = self._first.get(keyword.name)
+        return said.value if said else None
+
+    def every(self, keyword: Keyword[_T]) -> list[Setting[_T]]:
+        """Return all values of a keyword that adds to a list (``LISTS``), in order."""
+        return self._all.get(keyword.name, [])
+
+    def add(self, keyword: Keyword[_T], said: Setting[_T]) -> None:
+        """Note a value, unless there is an earlier one."""
+        self._first.setdefault(keyword.name, said)
+
+    def append(self, keyword: Keyword[_T], said: Setting[_T], *, mine: bool) -> None:
+        """Add to a list, unless a file of the same kind (the user's or the system's) has done so."""
+        if (keyword.name, said.value, mine) not in self._seen:
+            self._seen.add((keyword.name, said.value, mine))
+            self._all.setdefault(keyword.name, []).append(said)
+
+    def lines(self) -> dict[str, str]:
+        """Return the file and line that gave each keyword, by its name in lower case."""
+        return {name.lower(): said.where for name, said in self._first.items() if said.where}
+
+
 @dataclass(frozen=True)
 class Request:
     """What the caller asks for, who comes before the config.
@@ -206,7 +274,7 @@ def load(
     outcomes: dict[str, bool] = {}
     lookup = _Lookup(request, (), outcomes)
     config = lookup.run(files)
-    for where, criterion in lookup.reader.undecided.items():
+    for where, criterion in lookup.undecided.items():
         try:
             changes = _Lookup(request, (where,), outcomes).run(files) != config
         except BokehSSHError:
@@ -253,7 +321,11 @@ class _Lookup:
     """One alias being looked up.
 
     :param assumed: the lines with a Match that cannot be decided and is taken to hold
-    :param outcomes: of the commands of ``Match exec``, shared by all look-ups of one call
+    :param outcomes: of the commands of ``Match exec``, shared by all look-ups of one call: none is run twice
+    :ivar settings: what was said
+    :ivar undecided: those lines, as far as they have come up, and the criterion that is not known
+    :ivar unknown: keywords that nobody knows, by the file and line where they stand
+    :ivar wants_final: a ``Match final`` was seen: the files are to be read again
     """
 
     def __init__(self, request: Request, assumed: Collection[str], outcomes: dict[str, bool]) -> None:
@@ -261,10 +333,13 @@ class _Lookup:
         self.alias = request.alias
         self.host = request.alias
         self.local_user = _local_user()
-        self.reader = Reader(
-            self.alias, self._tokens_so_far, self.local_user, request.session, assumed, outcomes
-        )
-        self.settings = self.reader.settings
+        self.assumed = assumed
+        self.outcomes = outcomes
+        self.final = False
+        self.settings = Settings()
+        self.undecided: dict[str, str] = {}
+        self.unknown: dict[str, str] = {}
+        self.wants_final = False
         if request.user is not None:
             self.settings.add(keywords.USER, Setting(request.user, ""))
         if request.port is not None:
@@ -272,19 +347,184 @@ class _Lookup:
 
     def run(self, files: list[tuple[str, bool, bool]]) -> HostConfig:
         """Read the files, once or twice, and put together what they say."""
-        self._read(files, final=False)
+        self._read_all(files)
         renames = self.settings.value(keywords.CANONICALIZE_HOSTNAME) or "no"
-        self.host = self._canonical(self.reader.hostname(), renames)
-        if renames != "no" or self.reader.wants_final:
-            self._read(files, final=True)
+        self.host = self._canonical(self.hostname(), renames)
+        if renames != "no" or self.wants_final:
+            self.final = True  # the second time, for Match final (ssh_config(5))
+            self._read_all(files)
         self._check()
         return self._result()
 
-    def _read(self, files: list[tuple[str, bool, bool]], *, final: bool) -> None:
-        """Read the files; ``final`` is the second time, for ``Match final`` (ssh_config(5))."""
-        self.reader.begin(self.host, final=final)
+    def _read_all(self, files: list[tuple[str, bool, bool]]) -> None:
         for path, mine, checked in files:
-            self.reader.read(path, mine=mine, checked=checked)
+            base = "~/.ssh" if mine else str(Path(path).parent)
+            self._read(_Position(path, mine, base, depth=0, active=True, never=False), checked=checked)
+
+    def hostname(self) -> str:
+        """Return the name so far: ``HostName`` with its ``%h``, else the alias."""
+        if self.final:
+            return self.host
+        said = self.settings.get(keywords.HOSTNAME)
+        if said is None:
+            return self.alias
+        try:
+            return syntax.expand(said.value, {"h": self.alias})
+        except ValueError as exc:
+            raise self.error(said.where, f"HostName: {exc}") from exc
+
+    def _read(self, position: _Position, *, checked: bool) -> None:
+        """Read a file.
+
+        :param checked: whether nobody else may be able to write it
+        :raises ConfigError: if it cannot be read, or a line may not be passed over
+        """
+        try:
+            with Path(position.path).open(
+                encoding="utf-8-sig", errors="surrogateescape", newline="\n"
+            ) as file:
+                if checked and not _is_safe(os.fstat(file.fileno())):
+                    msg = f"{position.path} can be written by others, so that it may lead anywhere"
+                    raise ConfigError(msg, host=self.alias, hint=f"chmod go-w {position.path}")
+                lines = file.read().split("\n")
+        except IsADirectoryError:  # a glob's catch; ssh reads nothing from it either
+            return
+        except OSError as exc:
+            msg = f"{position.path} cannot be read ({exc.strerror or exc})"
+            raise ConfigError(msg, host=self.alias, hint="check its permissions") from exc
+        for position.line, line in enumerate(lines, 1):
+            split = syntax.split_keyword(line)
+            if split is None:
+                continue
+            keyword, rest = split
+            try:
+                self._take(keywords.ALIASES.get(keyword, keyword), rest, position)
+            except ValueError as exc:
+                if isinstance(exc, ConfigError):
+                    raise
+                known = keywords.KEYWORDS.get(keywords.ALIASES.get(keyword, keyword))
+                raise self.error(str(position), f"{known.name if known else keyword}: {exc}") from exc
+
+    def _take(self, name: str, rest: str, position: _Position) -> None:
+        if name in ("host", "match", "include") and not rest:
+            msg = "a value is missing"
+            raise ValueError(msg)
+        if name == "host":
+            position.active = self._hosts(syntax.split_words(rest)) and not position.never
+        elif name == "match":
+            position.active = self._match(syntax.split_words(rest), position) and not position.never
+        elif name == "include":
+            for pattern in syntax.split_words(rest):
+                self._include(pattern, position)
+        elif keyword := keywords.KEYWORDS.get(name):
+            value = keyword.read(rest)
+            if position.active:
+                self._keep(keyword, Setting(value, str(position)), position)
+        elif name not in _PASSED_OVER and not matches_list(
+            name, lower(self.settings.value(keywords.IGNORE_UNKNOWN) or "")
+        ):
+            self.unknown[str(position)] = name  # in the block of another host too: ssh would read no further
+
+    def _keep(self, keyword: Keyword[Any], said: Setting[Any], position: _Position) -> None:
+        settings = self.settings
+        jump = settings.get(keywords.PROXY_JUMP)
+        if keyword in keywords.LISTS:
+            settings.append(keyword, said, mine=position.mine)
+        elif keyword is keywords.PROXY_COMMAND and jump and jump.value:
+            pass  # whichever comes first counts
+        elif keyword is keywords.PROXY_JUMP and said.value and settings.get(keywords.PROXY_COMMAND):
+            pass
+        else:
+            settings.add(keyword, said)
+
+    def _hosts(self, patterns: list[str]) -> bool:
+        if not all(patterns):
+            msg = "a pattern is empty"
+            raise ValueError(msg)
+        # The name as it was given, upper case too: unlike Match, Host tells them apart.
+        wanted = False
+        for pattern in patterns:
+            if matches(self.host, pattern.removeprefix("!")):
+                if pattern.startswith("!"):
+                    return False
+                wanted = True
+        return wanted
+
+    def _include(self, pattern: str, position: _Position) -> None:
+        if "%" in pattern or "${" in pattern:
+            pattern = syntax.expand(pattern, self._tokens_so_far(self.hostname()), os.environ)
+        if not pattern or (pattern.startswith("~") and not position.mine):
+            msg = f"{pattern!r} is not a path"
+            raise ValueError(msg)
+        if position.depth >= _MAX_DEPTH:
+            msg = "files include each other too deeply"
+            raise ValueError(msg)
+        everything = str(Path(syntax.home(position.base), syntax.home(pattern)))
+        for path in sorted(glob.glob(everything)):  # noqa: PTH207  # Path.glob takes no absolute pattern
+            depth, never = position.depth + 1, not position.active
+            inner = _Position(path, position.mine, position.base, depth, active=position.active, never=never)
+            self._read(inner, checked=True)
+
+    def _match(self, words: list[str], position: _Position) -> bool:
+        """Return whether the criteria of a Match line hold."""
+        if not words:
+            msg = "a criterion is missing"
+            raise ValueError(msg)
+        result = True
+        unknown = ""
+        for at, (name, negated, argument) in enumerate(syntax.criteria(words)):
+            if name == "all":
+                if at > 1 or argument:
+                    msg = '"all" stands alone'
+                    raise ValueError(msg)
+                outcome = True
+            elif name in ("canonical", "final"):
+                self.wants_final |= name == "final" and not negated and not self.final
+                outcome = self.final
+            elif name == "exec":
+                if not result or position.never:  # nothing is run that decides nothing
+                    continue
+                outcome = self._exec(argument)
+            else:
+                known = self._criterion(name, argument)
+                if known is None:
+                    unknown = unknown or name
+                    continue
+                outcome = known
+            result = result and outcome != negated
+        if result and unknown and not position.never:
+            self.undecided.setdefault(str(position), unknown)
+            return str(position) in self.assumed
+        return result
+
+    def _exec(self, argument: str) -> bool:
+        command = syntax.expand(argument, self._tokens_so_far(self.hostname()))
+        if command not in self.outcomes:
+            self.outcomes[command] = holds(command)
+        return self.outcomes[command]
+
+    def _criterion(self, name: str, argument: str) -> bool | None:
+        """Return whether one criterion holds; None for one that we do not know."""
+        if name == "host":
+            return matches_host(self.hostname(), argument)
+        if name == "originalhost":
+            return matches_host(self.alias, argument)
+        if name == "user":
+            return matches_list(self.settings.value(keywords.USER) or self.local_user, argument)
+        if name == "localuser":
+            return matches_list(self.local_user, argument)
+        if name == "localnetwork":
+            return _is_in_network(argument)
+        if name == "tagged":
+            return _matches_or_both_empty(self.settings.value(keywords.TAG) or "", argument)
+        if name == "command":
+            return _matches_or_both_empty(COMMAND if self.request.session == "exec" else "", argument)
+        if name == "sessiontype":
+            given = "none" if self.request.session == "none" else self.settings.value(keywords.SESSION_TYPE)
+            return matches_list(given or self.request.session, argument)
+        if name == "version":
+            return matches_list(find_release(), argument)
+        return None
 
     def _canonical(self, host: str, mode: str) -> str:
         family = self.settings.value(keywords.ADDRESS_FAMILY) or socket.AF_UNSPEC
@@ -454,7 +694,7 @@ class _Lookup:
             revoked_host_keys=self._files(keywords.REVOKED_HOST_KEYS) or (),
             unchecked_localhost=bool(value(keywords.NO_LOCALHOST_CHECK)),
             strict_host_key_checking=bool(value(keywords.STRICT_HOST_KEY_CHECKING)),
-            warnings=tuple(_warn(where, name) for where, name in self.reader.unknown.items()),
+            warnings=tuple(_warn(where, name) for where, name in self.unknown.items()),
             lines=self.settings.lines(),
         )
 
@@ -565,3 +805,45 @@ def _local_user() -> str:
         return getpass.getuser()
     except (ImportError, KeyError, OSError):  # no account database entry and no LOGNAME
         return ""
+
+
+def _matches_or_both_empty(text: str, patterns: str) -> bool:
+    return matches_list(text, patterns) if text else not patterns
+
+
+def _is_in_network(networks: str) -> bool | None:
+    """Return whether this machine has an address in one of the networks; None if that cannot be found out.
+
+    :raises ValueError: if one of them is not a network: there are bits set that its length leaves out
+    """
+    wanted = [ipaddress.ip_network(network) for network in networks.split(",")]
+    addresses = list_addresses()
+    if addresses is None:
+        return None
+    # As with ssh, an address with a scope is in no network.
+    mine = [ipaddress.ip_address(each.address) for each in addresses if not each.scope]
+    return any(address in network for address in mine for network in wanted)
+
+
+def _is_safe(status: os.stat_result) -> bool:
+    """Return whether only the user and root can write a file; True on systems without POSIX permissions.
+
+    A group that is the user's own private one may, as in Debian's ssh: there files are made so by default.
+    """
+    if not hasattr(os, "getuid"):
+        return True
+    if status.st_uid not in (0, os.getuid()) or status.st_mode & 0o002:
+        return False
+    return not status.st_mode & 0o020 or _is_private_group(status.st_gid)
+
+
+def _is_private_group(gid: int) -> bool:
+    import grp
+    import pwd
+
+    try:
+        account = pwd.getpwuid(os.getuid())
+        members = grp.getgrgid(gid).gr_mem
+    except KeyError:
+        return False
+    return gid == account.pw_gid and all(member == account.pw_name for member in members)
