@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
 import urllib.parse
@@ -197,8 +198,8 @@ class Host(Login, _Name):  # in this order: the fields of the last base come fir
     """
 
     def __post_init__(self) -> None:
-        target = parse_target(self.name)
         convert_keywords(self)
+        target = self.target
         if self.user is not None:
             check_user(self.user)
         if self.port is not None:
@@ -224,7 +225,7 @@ class Host(Login, _Name):  # in this order: the fields of the last base come fir
 
     __copy__ = __deepcopy__
 
-    @property
+    @functools.cached_property
     def target(self) -> Target:
         """``name`` taken apart, with ``user`` and ``port`` where they were given."""
         parsed = parse_target(self.name)

@@ -22,7 +22,7 @@ from bokeh_ssh._core.errors import (
     RefusedError,
     TargetUnreachableError,
 )
-from bokeh_ssh._core.events import Authenticated, Connecting, HostKeyVerified, OnEvent, Warned, ignore
+from bokeh_ssh._core.events import Authenticated, Connecting, OnEvent, Warned, ignore
 from bokeh_ssh._core.host import Host, HostKeys
 from bokeh_ssh._core.waiting import wait
 from bokeh_ssh._ssh import algorithms
@@ -171,7 +171,7 @@ def _connect_hop(
         peer = transport.getpeername()
         key = transport.host_key_blob
         address = str(peer[0]) if proxy_connection is None and isinstance(peer, tuple) else None
-        added = host_keys.verify(
+        for event in host_keys.verify(
             hop.label,
             key,
             name=hop.known_as,
@@ -182,14 +182,8 @@ def _connect_hop(
             policy=_host_key_policy(hop),
             ask=host.prompt,
             rules=_host_key_rules(hop, address),
-        )
-        if added:
-            on_event(added)
-        on_event(
-            HostKeyVerified(
-                host=hop.label, key_type=host_keys.kind(key), fingerprint=host_keys.fingerprint(key)
-            )
-        )
+        ):
+            on_event(event)
         memory = KeyMemory(key, hop.user, minds=minds)
         try:
             methods = login.login(

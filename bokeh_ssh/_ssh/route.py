@@ -7,7 +7,7 @@ import getpass
 import os
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bokeh_ssh._core.errors import ConfigError, UsageError
@@ -27,6 +27,14 @@ class Hop:
 
     :param label: the machine as the user named it, for messages
     :param timeout: seconds for each stage of connecting
+    :ivar known_as: the name under which known_hosts has it (``HostKeyAlias``)
+    :ivar known_port: the port under which known_hosts has it; a ``HostKeyAlias`` stands there without one
+    :ivar proxy_command: the command that makes the connection, for the shell; empty where we dial
+    :ivar control_path: the socket of a connection that ``ssh`` may keep open to it; empty where ours is not
+        to use one: as with ``ssh``, which for ``ControlMaster yes`` and ``ask`` makes a new one
+    :ivar origin: from where it is dialled, and how often, where we dial it
+    :ivar own_known_hosts: the account's own files with known host keys; the first one gets new keys
+    :ivar known_hosts: all files with known host keys
     """
 
     host: Host
@@ -37,57 +45,37 @@ class Hop:
     user: str
     timeout: float
 
-    @property
-    def known_as(self) -> str:
-        """The name under which known_hosts has it (``HostKeyAlias``)."""
-        return self.config.host_key_alias or self.hostname
+    known_as: str = field(init=False)
+    known_port: int | None = field(init=False)
+    proxy_command: str = field(init=False)
+    control_path: str = field(init=False)
+    origin: Origin = field(init=False)
+    own_known_hosts: tuple[str, ...] = field(init=False)
+    known_hosts: tuple[str, ...] = field(init=False)
 
-    @property
-    def known_port(self) -> int | None:
-        """The port under which known_hosts has it; a ``HostKeyAlias`` stands there without one."""
-        return None if self.config.host_key_alias else self.port
-
-    @property
-    def proxy_command(self) -> str:
-        """The command that makes the connection, for the shell; empty where we dial."""
-        return self.config.proxy_command or ""
-
-    @property
-    def control_path(self) -> str:
-        """The socket of a connection that ``ssh`` may keep open to it; empty where ours is not to use one.
-
-        As with ``ssh``, which for ``ControlMaster yes`` and ``ask`` makes a new one.
-        """
-        usable = self.config.control_master in (None, "false", "auto", "autoask")
-        return self.config.control_path or "" if usable and os.name == "posix" else ""
-
-    @property
-    def origin(self) -> Origin:
-        """From where it is dialled, and how often, where we dial it."""
-        config = self.config
-        return Origin(
-            config.address_family or socket.AF_UNSPEC,
-            config.bind_address or "",
-            config.bind_interface or "",
-            config.connection_attempts or 1,
-        )
-
-    @property
-    def own_known_hosts(self) -> tuple[str, ...]:
-        """The account's own files with known host keys; the first one gets new keys."""
-        if self.host.known_hosts is not None:
-            return tuple(str(Path(path).expanduser()) for path in as_paths(self.host.known_hosts))
-        files = self.config.user_known_hosts
-        files = lookup.USER_KNOWN_HOSTS if files is None else files
-        return tuple(str(Path(path).expanduser()) for path in files)
-
-    @property
-    def known_hosts(self) -> tuple[str, ...]:
-        """All files with known host keys."""
-        if self.host.known_hosts is not None:
-            return self.own_known_hosts
-        files = self.config.global_known_hosts
-        return (*self.own_known_hosts, *(lookup.GLOBAL_KNOWN_HOSTS if files is None else files))
+    def __post_init__(self) -> None:
+        config, given = self.config, self.host.known_hosts
+        usable = config.control_master in (None, "false", "auto", "autoask") and os.name == "posix"
+        user, system = config.user_known_hosts, config.global_known_hosts
+        own = lookup.USER_KNOWN_HOSTS if user is None else user
+        own = tuple(str(Path(path).expanduser()) for path in (own if given is None else as_paths(given)))
+        system = () if given is not None else lookup.GLOBAL_KNOWN_HOSTS if system is None else system
+        derived = {
+            "known_as": config.host_key_alias or self.hostname,
+            "known_port": None if config.host_key_alias else self.port,
+            "proxy_command": config.proxy_command or "",
+            "control_path": config.control_path or "" if usable else "",
+            "origin": Origin(
+                config.address_family or socket.AF_UNSPEC,
+                config.bind_address or "",
+                config.bind_interface or "",
+                config.connection_attempts or 1,
+            ),
+            "own_known_hosts": own,
+            "known_hosts": (*own, *system),
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
 
 
 def find_hop(host: Host, *, through: str | None = None, session: Session = "exec") -> Hop:

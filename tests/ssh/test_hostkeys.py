@@ -167,7 +167,9 @@ def verify(key: bytes, files: list[str], *, name: str = HOST, port: int | None =
         "ask": None,
         "writable": files[0],
     }
-    return host_keys_module.verify(key=key, name=name, port=port, files=files, **{**given, **more})
+    told = host_keys_module.verify(key=key, name=name, port=port, files=files, **{**given, **more})
+    assert isinstance(told[-1], HostKeyVerified)
+    return told[0] if isinstance(told[0], HostKeyAdded) else None
 
 
 def verdict(key: bytes, files: list[str], *, name: str = HOST, port: int | None = 22) -> str:

@@ -81,7 +81,7 @@ def test_every_cipher_of_ssh_keygen(tmp_path: Path, cipher: str, kind: str, bits
     a wrong passphrase, an empty one and none do not open it."""
     path = keygen(tmp_path / "id", "-t", kind, *bits, "-Z", cipher)
     text = path.read_bytes()
-    assert inspect_key(text) == (public_half(path), True)
+    assert inspect_key(text) == (public_half(path), True, False)
     loaded = load(text, PASSPHRASE, "id")
     assert loaded.comment == "comment of id"
     assert loaded.for_paramiko().asbytes() == public_half(path)

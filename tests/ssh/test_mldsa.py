@@ -15,7 +15,7 @@ import pytest
 
 from bokeh_ssh import AlgorithmError, ChangedHostKeyError, Host, UnknownHostKeyError
 from bokeh_ssh._ssh.auth import identities, private_keys
-from bokeh_ssh._ssh.auth.key_files import KeyFile
+from bokeh_ssh._ssh.auth.identities import KeyFile
 from bokeh_ssh._ssh.connect import connect
 from bokeh_ssh._ssh.crypto import mldsa
 from bokeh_ssh._ssh.messages import string, strings

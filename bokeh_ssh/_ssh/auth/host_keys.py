@@ -23,7 +23,7 @@ from bokeh_ssh._core.errors import (
     RevokedHostKeyError,
     UnknownHostKeyError,
 )
-from bokeh_ssh._core.events import HostKeyAdded, Question
+from bokeh_ssh._core.events import HostKeyAdded, HostKeyVerified, Question
 from bokeh_ssh._core.patterns import lower
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._ssh.auth import known_hosts, public_keys, revocation_list
@@ -53,11 +53,6 @@ def fingerprint(key: bytes) -> str:
     Of a certificate, that of the key in it.
     """
     return _read_anyhow(key).fingerprint
-
-
-def kind(key: bytes) -> str:
-    """Return the type of a public key, such as ``"ssh-ed25519"``; of a certificate, that of the key in it."""
-    return _read_anyhow(key).kind
 
 
 @dataclass(frozen=True)
@@ -118,7 +113,7 @@ def verify(
     policy: Literal["strict", "ask", "accept-new"],
     ask: Callable[[Question], str | None] | None,
     rules: Rules = _NO_RULES,
-) -> HostKeyAdded | None:
+) -> list[HostKeyAdded | HostKeyVerified]:
     """Make sure that a host is the one that its key says (``ssh -o StrictHostKeyChecking``).
 
     :param host: the machine as the user named it, for messages
@@ -132,7 +127,7 @@ def verify(
     :param policy: what becomes of an unknown key: refused, asked about, or taken
     :param ask: gets a ``Question`` of kind ``"host_key"``; ``"yes"`` or the fingerprint accepts
     :param rules: what else the ssh config says
-    :returns: what was added, if it was
+    :returns: what is to be told of it
     :raises UnknownHostKeyError: if no file has it, and it was not accepted or could not be written down
     :raises ChangedHostKeyError: if the files have another key for the host
     :raises RevokedHostKeyError: if it is marked ``@revoked``, or the CA that signed it is
@@ -153,10 +148,11 @@ def verify(
     _check_revoked(host, presented, rules.revoked)
     case = _Case(host, presented, name, address, port, tuple(files), rules)
     verdict = case.judge()
+    verified = HostKeyVerified(host=host, key_type=presented.kind, fingerprint=presented.fingerprint)
     if verdict.status == "known":
         case.check_address()
         log.debug("%s: host key %s is known from %s", host, presented.fingerprint, verdict.entry)
-        return None
+        return [verified]
     if verdict.status != "unknown" or policy == "strict":
         raise case.refusal(verdict)
     if writable is None:
@@ -165,7 +161,8 @@ def verify(
         raise case.unknown("and its name cannot stand in a known_hosts file", "give it a HostKeyAlias")
     if policy == "ask":
         _confirm(case, verdict, ask)
-    return _remember(case, writable)
+    added = _remember(case, writable)
+    return [added, verified] if added else [verified]
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,14 @@ from bokeh_ssh._core.text import clean
 from bokeh_ssh._ssh.algorithms import signatures
 from bokeh_ssh._ssh.auth import kerberos
 from bokeh_ssh._ssh.auth.agent import Agent, agent_address
-from bokeh_ssh._ssh.auth.identities import PROMPTS, Identity, KeyConfig, check_keys, find_identities
-from bokeh_ssh._ssh.auth.key_files import key_type
+from bokeh_ssh._ssh.auth.identities import (
+    PROMPTS,
+    Identity,
+    KeyConfig,
+    check_keys,
+    find_identities,
+    key_type,
+)
 from bokeh_ssh._ssh.auth.key_memory import KeyMemory, fingerprint
 from bokeh_ssh._ssh.auth.private_keys import UnusableKeyError
 from bokeh_ssh._ssh.auth.public_keys import count_rsa_bits

@@ -113,25 +113,23 @@ class _Head:
     public: bytes
 
 
-def inspect_key(text: bytes | None) -> tuple[bytes | None, bool]:
-    """Return a private key file's public half, where it is readable, and whether the file is encrypted."""
+def inspect_key(text: bytes | None) -> tuple[bytes | None, bool, bool]:
+    """Look what a private key file has.
+
+    :returns: its public half, where it is readable; whether the file is encrypted; whether it is of a type
+        that is left to the agent, as those of security keys and those newer than this package are
+    """
     if not text:
-        return None, False
+        return None, False, False
     if _BEGIN not in text:
-        return None, b"ENCRYPTED" in text and not other_format(text, "")
+        return None, b"ENCRYPTED" in text and not other_format(text, ""), False
     try:
         head, _ = _split(_armoured(text))
+        kind = clean(strings(head.public, 1)[0], 100)
     except ValueError:
-        return None, False
-    return head.public, head.cipher != "none"
-
-
-def is_readable(kind: str) -> bool:
-    """Return whether the private half of a key of this type can be read, or is one that nobody uses any more.
-
-    Those of security keys and of types newer than this package are left to the agent.
-    """
-    return kind in _FIELDS or kind == "ssh-dss"
+        return None, False, False
+    left = bool(head.public) and kind not in _FIELDS and kind != "ssh-dss"  # which nobody uses any more
+    return head.public, head.cipher != "none", left
 
 
 def other_format(text: bytes, path: str) -> str:
