@@ -93,8 +93,8 @@ def test_supervisor_keeps_little_of_a_flood(
     server = bench.start(command=command, env={"FAKE": ""}, lease=100)
     session = bench.runners[-1].sessions[-1]
     if kind == "words":
-        server.client.send(do="accompany", argv=words, env={})
-        server.client.heartbeat()
+        server.send(do="accompany", argv=words, env={})
+        server.heartbeat()
         until(lambda: b'"beat"' in session.received, what="it to have begun")
     supervisor = heard(server, session, "started")[-1]["supervisor"]
     before = memory(supervisor)
@@ -126,7 +126,7 @@ def test_orders_too_long_are_skipped(bench: Bench) -> None:
     for _ in range(10):
         session.write(b"x" * _MIB)
     session.write(b'{"do": "stop"}{\n')
-    server.client.heartbeat()
+    server.heartbeat()
     until(lambda: b'"beat"' in session.received, what="an answer to what follows")
     if sys.platform == "linux":
         assert memory(supervisor) - before < 12 * _MIB

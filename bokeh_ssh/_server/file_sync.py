@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bokeh_ssh._core.errors import BokehSSHError, UploadError
 from bokeh_ssh._core.events import OnEvent, Updated, Uploading, Warned
-from bokeh_ssh._server.supervisor_client import UploadChannel
+from bokeh_ssh._server.server import UploadChannel
 from bokeh_ssh._server.upload import upload
 from bokeh_ssh._server.upload_set import Bundle, Contents, Item
 

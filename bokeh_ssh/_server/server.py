@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 import re
+import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from bokeh_ssh._core.errors import ConnectionLostError, LaunchError
-from bokeh_ssh._core.events import Launched, Launching, OnEvent, ignore
-from bokeh_ssh._core.waiting import wait
-from bokeh_ssh._server.diagnosis import refused
-from bokeh_ssh._server.launch_spec import COMPRESSION, Launch
+from bokeh_ssh._core.errors import (
+    BokehSSHError,
+    ConnectionLostError,
+    LaunchError,
+    SessionError,
+    UploadError,
+)
+from bokeh_ssh._core.events import Launched, Launching, OnEvent, ServerExited, ignore
+from bokeh_ssh._core.framing import Reader, Tail
+from bokeh_ssh._core.waiting import wait, wait_for
+from bokeh_ssh._server.bootstrap import control_client_script, supervisor_input
+from bokeh_ssh._server.diagnosis import StartFailure, refused
+from bokeh_ssh._server.launch_spec import COMPRESSION, Launch, encode_message
+from bokeh_ssh._server.local_runner import ShellRunner
+from bokeh_ssh._server.payload import payload
 from bokeh_ssh._server.server_ref import ServerRef
-from bokeh_ssh._server.server_state import Stage
-from bokeh_ssh._server.supervisor_client import HESITATION, SupervisorClient, UploadChannel
-from bokeh_ssh._ssh.runner import Runner, Session
+from bokeh_ssh._server.server_state import Secrets, ServerState, Stage
+from bokeh_ssh._server.session_ids import new_key
+from bokeh_ssh._ssh.remote_shell import exec_line
+from bokeh_ssh._ssh.runner import Runner, Session, Signals, Subsystems
+from bokeh_ssh._ssh.sftp_writer import Sftp
 
 __all__ = ["Launch", "Runner", "Server", "ServerRef", "Session"]
 
+#: Seconds that a login shell may take to say hello before it is looked why it does not.
+HESITATION = 4.0
 #: Seconds that a failed or interrupted start may spend on ending what it started.
 _ABORT = 1.5
 
@@ -29,58 +45,71 @@ class Server:
 
     It ends with :meth:`stop`; or, once the session has been down or silent for ``grace`` seconds, by itself,
     unless it was adopted again meanwhile, or is one that was left running by :meth:`detach`.
+
+    :param adopts: the server to take over; None starts one
+    :ivar host: the machine, as the user named it
+    :ivar launch: what was asked for
+    :ivar state: what the supervisor has said
+    :ivar uploads: sends files to the folder that it was given for them
+    :ivar parted: whether we left the server on purpose
     """
 
-    def __init__(self, client: SupervisorClient) -> None:
-        self.client = client
-        self._state = client.state
+    def __init__(
+        self, runner: Runner, launch: Launch, on_event: OnEvent, adopts: ServerRef | None = None
+    ) -> None:
+        self.host = runner.name
+        self.launch = launch
+        self.parted = False
+        self.state = ServerState(self.host, launch, on_event)
+        if adopts:
+            self.state.secrets = Secrets(token=adopts.token)
+        else:
+            key = launch.env.get("BOKEH_SECRET_KEY", "") or new_key() if launch.sign else ""
+            self.state.secrets = Secrets(secrets.token_hex(16), key)
+        self.uploads = UploadChannel(self, runner)
+        self._runner = runner
+        self._adopts = adopts
+        self._nonce = secrets.token_hex(16)
+        self._reader = Reader(self._nonce)
+        self._stderr = Tail()  # of what runs before the server: start files, setup
+        self._session: Session | None = None
+        self._over = False  # the session is
+        self._session_status: int | None = None
+        self._closing = threading.Event()
+        name = f"bokeh-ssh lease {self.host}"
+        self._lease_thread = threading.Thread(target=self._keep_lease, name=name, daemon=True)
 
     def __repr__(self) -> str:
-        state = "ended" if self.ended.is_set() else self._state.stage.name.lower()
+        state = "ended" if self.ended.is_set() else self.state.stage.name.lower()
         where = self.socket or f"port {self.port}"
         return f"<{type(self).__name__} of {self.host}, {where}, {state}>"
 
     # --- what is known of it
 
     @property
-    def host(self) -> str:
-        """The machine, as the user named it."""
-        return self.client.host
-
-    @property
-    def launch(self) -> Launch:
-        """What was asked for."""
-        return self.client.launch
-
-    @property
-    def uploads(self) -> UploadChannel:
-        """Sends files to the folder that it was given for them."""
-        return self.client.uploads
-
-    @property
     def port(self) -> int:
         """The port of that machine's loopback that it listens on; 0 where it is a socket."""
-        return self._state.listening.port
+        return self.state.listening.port
 
     @property
     def socket(self) -> str:
         """The path of the socket that it listens on; empty where it is a port."""
-        return self._state.listening.socket
+        return self.state.listening.socket
 
     @property
     def no_socket(self) -> str:
         """Why it is a port though the launch wanted a socket; empty otherwise."""
-        return self._state.listening.no_socket
+        return self.state.listening.no_socket
 
     @property
     def pid(self) -> int:
         """Its process id there."""
-        return self._state.listening.pid
+        return self.state.listening.pid
 
     @property
     def routes(self) -> tuple[str, ...]:
         """The paths of its apps, ready for a URL; ``"/"`` where it serves none."""
-        return self._state.listening.routes
+        return self.state.listening.routes
 
     def await_address(self, timeout: float) -> str:
         """Return the path and query that it has written as its address, once that has come; a secret.
@@ -89,89 +118,135 @@ class Server:
         :returns: empty where nothing has come, and for one of Bokeh's, which has :attr:`routes`
         """
         if timeout > 0:
-            self.client.wait_until(lambda: self._state.address, timeout)
-        return self._state.address
+            self.wait_until(lambda: self.state.address, timeout)
+        return self.state.address
 
     @property
     def versions(self) -> str:
         """Such as ``"Bokeh 3.10.2, Tornado 6.6.1"``."""
-        return self._state.listening.versions
+        return self.state.listening.versions
 
     @property
     def tls(self) -> bool:
         """Whether it says that it speaks TLS."""
-        return self._state.listening.tls
+        return self.state.listening.tls
 
     @property
     def key(self) -> str:
         """What the ids of its sessions must be signed with, a secret; empty where they need not be."""
-        return self._state.secrets.key
+        return self.state.secrets.key
 
     @property
     def doomed(self) -> str:
         """What ends it with the session, where the machine ends all that a login has started."""
-        return self._state.started.doomed
+        return self.state.started.doomed
 
     @property
     def log(self) -> tuple[str, ...]:
         """Its last lines, standard output and error together, without escape sequences."""
-        return self._state.log.lines
+        return self.state.log.lines
 
     @property
     def app_errors(self) -> tuple[str, ...]:
         """What apps raised, as Bokeh wrote it: such an app's page is blank."""
-        return self._state.log.app_errors
+        return self.state.log.app_errors
 
     @property
     def exit_status(self) -> int | None:
         """How it ended, negative for a signal; None while it runs, and where nobody could tell."""
-        return self._state.exit_status
+        return self.state.exit_status
 
     @property
     def ended(self) -> threading.Event:
         """Set once it has ended or the session is down; :attr:`lost` tells which."""
-        return self._state.ended
+        return self.state.ended
 
     @property
     def detached(self) -> bool:
         """Whether it runs on without a client, for as long as nobody stops it."""
-        return self._state.detached
+        return self.state.detached
 
     @property
     def taken(self) -> bool:
         """Whether another client has taken it over, which is one way of being lost."""
-        return self._state.taken
+        return self.state.taken
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a session that has not ended."""
+        return self._session is not None and not self._over and not self._closing.is_set()
 
     @property
     def lost(self) -> bool:
         """Whether the session went down before the server was seen to end."""
-        return self.client.lost
+        return (self._over or self.state.taken) and not self.state.exited and not self.parted
 
     @property
     def sidecar_status(self) -> dict[str, Any]:
         """What the program that runs beside it has said of itself; empty where there is none."""
-        sidecar = self._state.sidecar
+        sidecar = self.state.sidecar
         return {} if sidecar.ended else sidecar.status
 
     def on_log(self, call: Callable[[list[str]], object]) -> None:
         """Call with its lines as they come, on the connection's thread: it must not block."""
-        self._state.log.on_lines = call
+        self.state.log.on_lines = call
 
     def on_package(self, call: Callable[[str, str], object]) -> None:
         """Call, likewise, with the interpreter there and the folder of its Bokeh, while the server starts."""
-        self._state.on_package = call
+        self.state.on_package = call
 
     def on_sidecar_ended(self, call: Callable[[], object]) -> None:
         """Call, likewise, when what runs beside it ends by itself."""
-        self._state.sidecar.on_end = call
+        self.state.sidecar.on_end = call
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it has ended or the session is down; False if neither within ``timeout`` seconds."""
         return self.ended.wait(timeout)
 
+    # --- what is said to its supervisor
+
+    def send(self, **message: Any) -> None:
+        """Send the supervisor a message; nothing where there is no session. Never blocks."""
+        if self._session:
+            self._session.write(encode_message(message))
+
+    def wait_until(self, condition: Callable[[], object], timeout: float) -> None:
+        """Wait for a change that makes the condition true, or for the end of the session.
+
+        :param timeout: seconds
+        """
+        with self.state.changed:
+            wait_for(self.state.changed, lambda: condition() or self._over, timeout)
+
     def start_sidecar(self, argv: Sequence[str], env: Mapping[str, str], timeout: float) -> dict[str, Any]:
-        """Run a program beside it, see :meth:`SupervisorClient.start_sidecar`."""
-        return self.client.start_sidecar(argv, env, timeout)
+        """Run a program beside the server, in its environment; it ends with the server.
+
+        Where one runs already, nothing is started.
+
+        :param env: more variables for it
+        :param timeout: seconds until it must have said something of itself: a JSON object, on a line of its
+            standard output
+        :returns: that; empty where it has said nothing
+        """
+        sidecar = self.state.sidecar
+        with self.state.changing():
+            sidecar.status, sidecar.ended = {}, False
+        self.send(do="accompany", argv=list(argv), env=dict(env))
+        self.wait_until(lambda: sidecar.status or sidecar.ended, timeout)
+        return sidecar.status
+
+    def hold_lease(self) -> None:
+        """Tell the supervisor that we are there, from now on."""
+        self._lease_thread.start()
+
+    def heartbeat(self) -> None:
+        """Send the supervisor a sign that we are there. :meth:`hold_lease` does it often enough."""
+        if self.state.stage >= Stage.UPLOAD:
+            self.send(do="lease")
+
+    def _keep_lease(self) -> None:
+        while not self._closing.wait(max(0.1, self.launch.lease / 3)) and not self._over:
+            self.heartbeat()
 
     # --- starting
 
@@ -202,7 +277,7 @@ class Server:
         :raises LaunchError: if it does not start for another reason, or the machine is none we can run on
         :raises ConnectionLostError: if the connection goes down meanwhile
         """
-        server = cls(SupervisorClient(runner, launch, on_event))
+        server = cls(runner, launch, on_event)
         on_begin(server)
         try:
             server._start(bring)
@@ -212,26 +287,26 @@ class Server:
         return server
 
     def _start(self, bring: Callable[[UploadChannel], object]) -> None:
-        client, state = self.client, self._state
+        state = self.state
         deadline = time.monotonic() + self.launch.timeout
         state.emit(Launching(host=self.host, command=state.evidence.argv))
-        client.begin(self.launch.timeout)
-        client.hold_lease()
-        hello = client.wait_for_stage(Stage.SHELL, min(deadline, time.monotonic() + HESITATION))
+        self.begin(self.launch.timeout)
+        self.hold_lease()
+        hello = self.wait_for_stage(Stage.SHELL, min(deadline, time.monotonic() + HESITATION))
         if not hello and not self.ended.is_set() and time.monotonic() < deadline:
-            blocked = client.find_blocked_login(deadline)
+            blocked = self.find_blocked_login(deadline)
             if blocked:
                 msg = f"a start file of the login shell (such as ~/.bashrc) {blocked}"
                 hint = "have it do that on a terminal only: [ -t 0 ] || return"
                 raise LaunchError(msg, host=self.host, hint=hint, command=state.evidence.argv)
         if self.launch.brings:
-            if not client.wait_for_stage(Stage.UPLOAD, deadline):
-                raise client.failure()
-            bring(client.uploads)
-            client.send(do="go")
+            if not self.wait_for_stage(Stage.UPLOAD, deadline):
+                raise self.failure()
+            bring(self.uploads)
+            self.send(do="go")
             deadline = time.monotonic() + self.launch.timeout
-        if not client.wait_for_stage(Stage.READY, deadline):
-            raise client.failure()
+        if not self.wait_for_stage(Stage.READY, deadline):
+            raise self.failure()
         found = {"port": self.port, "socket": self.socket, "pid": self.pid, "versions": self.versions}
         compressed = any(word.partition("=")[0] == COMPRESSION for word in state.evidence.argv)
         state.emit(Launched(host=self.host, compressed=compressed, **found))  # type: ignore[arg-type]
@@ -244,6 +319,143 @@ class Server:
                     f"Bokeh cannot serve {route}: rename the app, with plain letters, digits, - and _ only"
                 )
 
+    def begin(self, timeout: float) -> None:
+        """Start a shell there that says hello, and answer it."""
+        self._session = self._runner.run(
+            exec_line(self._nonce),
+            on_stdout=self._on_stdout,
+            on_stderr=self._stderr.feed,
+            on_exit=self._on_exit,
+            timeout=max(0.1, timeout),
+        )
+        if self.launch.brings and not self._adopts:
+            self.uploads.open_ahead()  # it opens while the supervisor starts
+        self._answer_hello()
+
+    def _answer_hello(self) -> None:
+        """Send everything once the hello has come and the session is known, whichever comes last."""
+        state = self.state
+        with state.changed:
+            session = self._session
+            if session is None or state.stage is not Stage.SHELL or self._closing.is_set():
+                return
+            state.stage = Stage.PYTHON
+        if self._adopts:
+            session.write(self._adopt_order(self._adopts))
+        else:
+            known = state.secrets
+            session.write(
+                supervisor_input(
+                    self.launch,
+                    self._nonce,
+                    payload("supervisor"),
+                    known.token,
+                    known.key,
+                    directory=str(Path.cwd()) if isinstance(self._runner, ShellRunner) else "",
+                )
+            )
+
+    def _adopt_order(self, server_ref: ServerRef) -> bytes:
+        pythons = dict.fromkeys(filter(None, (server_ref.python, self.launch.python, "python3", "python")))
+        order = {
+            "do": "adopt",
+            "mark": self._nonce,
+            "id": server_ref.id,
+            "token": server_ref.token,
+            "node": server_ref.node,
+            "supervisor": server_ref.supervisor,
+            "grace": self.launch.grace,
+            "lease": self.launch.lease,
+            "timeout": 10,
+        }
+        env, text = self.launch.env, payload("control_client")
+        return control_client_script(
+            list(pythons), env, self._nonce, text, encode_message(order), server_ref.libraries
+        )
+
+    def wait_for_stage(self, stage: Stage, deadline: float) -> bool:
+        """Wait until it has come so far; False if it never will, or has not by then.
+
+        :param deadline: by ``time.monotonic()``
+        """
+        state = self.state
+        with state.changed:
+            wait_for(
+                state.changed,
+                lambda: state.stage >= stage or self._failed_or_ended(),
+                deadline - time.monotonic(),
+            )
+            return state.stage >= stage
+
+    def find_blocked_login(self, deadline: float) -> str:
+        """Find out why the login shell does not say hello; empty where it does by now, or nothing is learnt.
+
+        Another one has nothing to read. What ends, or gets past a start file, has been held up by reading;
+        what is only slow does not.
+
+        :param deadline: by ``time.monotonic()``
+        """
+        state, nonce = self.state, secrets.token_hex(16)
+        reader, seen = Reader(nonce), ""
+
+        def note(what: str) -> None:
+            nonlocal seen
+            with state.changing():
+                seen = seen or what
+
+        try:
+            session = self._runner.run(
+                exec_line(nonce),
+                on_stdout=lambda data: note("waits for input") if list(reader.feed(data)) else None,
+                on_stderr=lambda data: None,
+                on_exit=lambda status: note("runs another shell or program in place of our command"),
+                timeout=max(0.1, deadline - time.monotonic()),
+            )
+        except SessionError:  # one at a time
+            return ""
+        session.write_eof()
+        try:
+            for condition, seconds in (
+                (lambda: seen, deadline - time.monotonic()),
+                (lambda: False, HESITATION),
+            ):
+                with state.changed:
+                    wait_for(
+                        state.changed,
+                        lambda: condition() or state.stage > Stage.LOGIN or self._failed_or_ended(),  # noqa: B023
+                        seconds,
+                    )
+        finally:
+            _kill(session)
+            session.close()
+        return seen if state.stage is Stage.LOGIN and not self._failed_or_ended() else ""
+
+    def _failed_or_ended(self) -> bool:
+        return bool(self.state.evidence.failed) or self.state.exited or self._over
+
+    def failure(self, timeout: float | None = None) -> BokehSSHError:
+        """Return why it has not come further.
+
+        :param timeout: the seconds that it was given; None: the launch's own
+        """
+        state = self.state
+        if self._failed_or_ended() and not self._adopts:  # what else it wrote is on its way
+            with state.changed:
+                wait_for(state.changed, lambda: self._over, 2)
+        return StartFailure(
+            host=self.host,
+            launch=self.launch,
+            stage=state.stage,
+            evidence=state.evidence,
+            over=self._over,
+            status=self._session_status,
+            exit_status=state.exit_status,
+            memory_limit=state.memory_limit,
+            log=state.log.lines,
+            before=self._reader.noise.lines + self._stderr.lines,
+            timeout=timeout,
+        ).error()
+
     # --- coming back
 
     @property
@@ -253,13 +465,13 @@ class Server:
         None as well where the machine has no private directory to find a server by; then a server whose
         client is gone cannot be had back, and ends after ``grace`` seconds.
         """
-        return self.adoptable_ref if self._state.started.id else None
+        return self.adoptable_ref if self.state.started.id else None
 
     @property
     def adoptable_ref(self) -> ServerRef | None:
         """What :meth:`adopt` needs, as :attr:`server_ref`; where nobody finds it, what ends it."""
-        started, listening, known = self._state.started, self._state.listening, self._state.secrets
-        if self._state.stage is not Stage.READY or not (started.id or started.identity):
+        started, listening, known = self.state.started, self.state.listening, self.state.secrets
+        if self.state.stage is not Stage.READY or not (started.id or started.identity):
             return None
         return ServerRef(
             host=self.host,
@@ -312,7 +524,7 @@ class Server:
         :raises SessionError: if the account may not run commands
         :raises PythonNotFoundError: if no Python there runs any more
         """
-        server = cls(SupervisorClient(runner, launch, on_event, server_ref))
+        server = cls(runner, launch, on_event, server_ref)
         on_begin(server)
         try:
             server._adopt(timeout)
@@ -322,13 +534,12 @@ class Server:
         return server
 
     def _adopt(self, timeout: float) -> None:
-        client = self.client
         deadline = time.monotonic() + timeout
-        client.begin(timeout)
-        if not client.wait_for_stage(Stage.READY, deadline):
-            failed = self._state.evidence.failed
-            raise refused(self.host, failed) if failed else client.failure(timeout)
-        client.hold_lease()
+        self.begin(timeout)
+        if not self.wait_for_stage(Stage.READY, deadline):
+            failed = self.state.evidence.failed
+            raise refused(self.host, failed) if failed else self.failure(timeout)
+        self.hold_lease()
 
     def keep(self, timeout: float = 10) -> ServerRef:
         """Keep the server running until somebody stops it, whoever comes and goes; we stay with it meanwhile.
@@ -343,7 +554,7 @@ class Server:
         """
         server_ref = self.server_ref
         if server_ref is None:
-            why = self._state.started.nowhere or "it is not ready"
+            why = self.state.started.nowhere or "it is not ready"
             msg = f"the server cannot be left running, since nobody could find it again ({why})"
             hint = "have one of them be private, with room in it, or name another one in BOKEH_SSH_DIR"
             raise LaunchError(msg, host=self.host, hint=hint)
@@ -351,14 +562,14 @@ class Server:
             msg = f"the server cannot be left running, since it ends when the connection does ({self.doomed})"
             hint = "ask the administrator to spare your account, or run it by other means than a login"
             raise LaunchError(msg, host=self.host, hint=hint)
-        if self.client.connected:
-            self.client.send(do="detach")
-            wait(self._state.kept, timeout)
-        if not self._state.kept.is_set():
-            self.client.send(do="detach", keep=False)
+        if self.connected:
+            self.send(do="detach")
+            wait(self.state.kept, timeout)
+        if not self.state.kept.is_set():
+            self.send(do="detach", keep=False)
             msg = "the remote side did not confirm that it lets the server run on"
             raise ConnectionLostError(msg, host=self.host, hint="connect again, and see whether it is there")
-        self._state.detached = True
+        self.state.detached = True
         return server_ref
 
     def detach(self, timeout: float = 10) -> ServerRef:
@@ -373,20 +584,20 @@ class Server:
         except ConnectionLostError:
             self.close()
             raise
-        self.client.parted = True
+        self.parted = True
         self.close()
         return server_ref
 
     def cancel(self) -> None:
         """End what a start has started so far, as well as can be done within a moment; idempotent."""
-        self._state.stopping = True
+        self.state.stopping = True
         try:
-            if self.client.connected:
-                if self._state.stage >= Stage.UPLOAD:
-                    self.client.send(do="stop", patience=_ABORT / 3)
-                    wait(self._state.gone, _ABORT)
+            if self.connected:
+                if self.state.stage >= Stage.UPLOAD:
+                    self.send(do="stop", patience=_ABORT / 3)
+                    wait(self.state.gone, _ABORT)
                 else:
-                    self.client.kill()
+                    self._kill()
         finally:
             self.close()
 
@@ -400,11 +611,11 @@ class Server:
         :param timeout: seconds; KILL comes after six tenths of them
         :returns: whether the remote side has confirmed that nothing is left
         """
-        self._state.stopping = True
-        gone = self._state.gone
+        self.state.stopping = True
+        gone = self.state.gone
         try:
             if not gone.is_set():
-                self.client.send(do="stop", patience=timeout * 0.6)
+                self.send(do="stop", patience=timeout * 0.6)
                 wait(gone, timeout)
             return gone.is_set() and not self.lost
         finally:
@@ -412,4 +623,121 @@ class Server:
 
     def close(self) -> None:
         """Let go of the session; a server that still runs lives on for ``grace`` seconds. Idempotent."""
-        self.client.close()
+        self._closing.set()
+        self.uploads.close()
+        if self._session:
+            self._session.write_eof()
+            self._session.close()
+        if self._lease_thread.is_alive() and self._lease_thread is not threading.current_thread():
+            self._lease_thread.join(2)
+
+    def _kill(self) -> None:
+        """End what runs before the supervisor: a start file or setup that blocks knows no other end."""
+        if self._session:
+            _kill(self._session)
+
+    # --- what the connection brings, on its own thread
+
+    def _on_stdout(self, data: bytes) -> None:
+        for message in self._reader.feed(data):
+            self._receive(message)
+
+    def _receive(self, message: dict[str, Any]) -> None:
+        state, event = self.state, message["event"]
+        if event == "hello":
+            if state.stage is Stage.LOGIN:
+                with state.changing(Stage.SHELL):
+                    pass
+                self._answer_hello()
+            return
+        if event == "exit" or (event == "refused" and message.get("why") == "exited"):
+            self.send(do="seen")
+        state.receive(message)
+
+    def _on_exit(self, status: int | None) -> None:
+        state = self.state
+        told = state.stage is Stage.READY and not state.exited and not state.stopping and status is not None
+        told = told and not state.taken and not self.parted and not self._closing.is_set()
+        # From 128 on it is a signal, as some SSH servers tell it: what was executed was killed, and that need
+        # not be the supervisor.
+        told = told and (status or 0) < 128
+        with state.changing():
+            self._over, self._session_status = True, status
+        state.gone.set()
+        state.ended.set()
+        if told:  # the supervisor was killed, and its guardian ends the server
+            state.emit(ServerExited(host=self.host, exit_status=None))
+
+
+def _kill(session: Session) -> None:
+    if isinstance(session, Signals):
+        session.signal("KILL")
+
+
+class UploadChannel:
+    """Sends files to the folder that a supervisor has made for them.
+
+    :ivar host: the machine
+    """
+
+    def __init__(self, server: Server, runner: Runner) -> None:
+        self.host = server.host
+        self._server = server
+        self._runner = runner
+        self._opened: Sftp | None = None  # ahead
+        self._syncs = 0
+
+    @property
+    def directory(self) -> str:
+        """The path there of the folder; empty where there is none."""
+        return self._server.state.upload.directory
+
+    def open_ahead(self) -> None:
+        """Open the session that :meth:`open_sftp` will return, while there is no folder yet."""
+        self._opened = self._open()
+
+    def open_sftp(self) -> Sftp | None:
+        """Open a session to write files below :attr:`directory`; None without one. The caller closes it."""
+        opened, self._opened = self._opened, None
+        return opened or (self._open() if self.directory else None)
+
+    def _open(self) -> Sftp | None:
+        return Sftp(self._runner) if isinstance(self._runner, Subsystems) else None
+
+    def send_order(self, **message: Any) -> None:
+        """Send the supervisor what to do with a file (its ``do_put`` and the like); never blocks."""
+        self._server.send(**message)
+
+    def request_sync(self) -> int:
+        """Ask to be told when all orders so far are done; return a number for :meth:`wait_for_sync`."""
+        self._syncs += 1
+        self._server.send(do="sync", number=self._syncs)
+        return self._syncs
+
+    def wait_for_sync(self, number: int, timeout: float) -> None:
+        """Wait until what was ordered before that number is done.
+
+        :param timeout: seconds
+        :raises UploadError: if something could not be stored
+        :raises ConnectionLostError: if the connection ends, or the supervisor is silent for that long
+        """
+        state = self._server.state
+        upload, evidence = state.upload, state.evidence
+        self._server.wait_until(lambda: upload.synced >= number or upload.fault or evidence.failed, timeout)
+        with state.changed:
+            fault, upload.fault = upload.fault, ""
+        if fault:
+            msg = f"a file could not be stored in {self.directory} there ({fault})"
+            raise UploadError(msg, host=self.host, hint="see whether the disk there is full")
+        if upload.synced >= number:
+            return
+        if evidence.failed or state.exited:
+            raise self._server.failure()
+        why = f"nothing was heard for {timeout:g} s" if self._server.connected else "the connection ended"
+        msg = f"{why} while files were uploaded"
+        raise ConnectionLostError(msg, host=self.host, hint="try again")
+
+    def close(self) -> None:
+        """Close the session that was opened ahead, if nobody has taken it."""
+        if self._opened:
+            self._opened.close()

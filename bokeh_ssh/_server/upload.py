@@ -24,7 +24,7 @@ from bokeh_ssh._server.upload_set import Item
 from bokeh_ssh._ssh.sftp_writer import Sftp, SftpError
 
 if TYPE_CHECKING:
-    from bokeh_ssh._server.supervisor_client import UploadChannel
+    from bokeh_ssh._server.server import UploadChannel
 
 log = logging.getLogger("bokeh_ssh.upload")
 

@@ -21,7 +21,6 @@ from bokeh_ssh._server.local_runner import ShellRunner
 from bokeh_ssh._server.registry import list_servers, stop_server
 from bokeh_ssh._server.server import Launch, Server
 from bokeh_ssh._server.server_state import Stage
-from bokeh_ssh._server.supervisor_client import SupervisorClient
 from bokeh_ssh._ssh.connect import connect
 from bokeh_ssh._ssh.connection import Connection
 from counting import COUNTER, ask, cabled, servers, tunnel_with_events
@@ -221,7 +220,7 @@ def test_what_was_executed_is_killed_alone(bench: Bench, mark: str) -> None:
 def test_status_that_stands_for_a_signal_is_no_end_of_the_server(status: int, told: list[type]) -> None:
     """128 and a signal, as some servers tell it, is a loss: what was executed was killed, and no more."""
     events: list[Event] = []
-    client = SupervisorClient(ShellRunner(), Launch(), events.append)
+    client = Server(ShellRunner(), Launch(), events.append)
     client.state.stage = Stage.READY
     client._on_exit(status)
     assert client.lost

@@ -23,7 +23,8 @@ from bokeh_ssh._forwarding import remote_sockets
 from bokeh_ssh._remote import process_tree, run_dir
 from bokeh_ssh._remote.control_socket import remove_stale
 from bokeh_ssh._remote.run_dir import private
-from bokeh_ssh._server import payload, registry, supervisor_client
+from bokeh_ssh._server import payload, registry
+from bokeh_ssh._server import server as server_module
 from bokeh_ssh._server.registry import list_servers, stop_server
 from bokeh_ssh._server.server import Server
 from counting import COUNTER, ask, cabled, servers, tunnel_with_events
@@ -62,7 +63,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
             text = text.replace(old, new)
         return text
 
-    monkeypatch.setattr(supervisor_client, "payload", program)
+    monkeypatch.setattr(server_module, "payload", program)
     monkeypatch.setattr(registry, "payload", program)
 
 

@@ -212,7 +212,7 @@ def test_all_of_it_ends_however_the_server_does(
     elif bare:  # what no parent of ours has, and who has no environment either, nobody knows
         os.kill(first, signal.SIGKILL)
         known = {held.session.process.pid, held.supervisor, first}
-        until(lambda: processes(held.server.client._nonce) - known, what="another one")
+        until(lambda: processes(held.server._nonce) - known, what="another one")
     if how == "supervisor" or bare:
         os.kill(held.supervisor, signal.SIGKILL)
     until(lambda: len(strays(mark, bystander)) <= bare, what="they are gone")

@@ -108,7 +108,7 @@ def test_stop_ends_the_group(bench: Bench, mark: str) -> None:
     assert held.server.ended.is_set()
     assert kinds(bench, ServerExited) == []  # we ended it
     assert held.session.process.wait(20) == 0
-    assert not held.server.client._lease_thread.is_alive()
+    assert not held.server._lease_thread.is_alive()
 
 
 def test_stop_kills_what_ignores_term(bench: Bench, mark: str) -> None:
@@ -175,8 +175,8 @@ def test_client_killed_during_the_launch_ends_all_at_once(bench: Bench, mark: st
 def test_silent_client_loses_its_lease(bench: Bench, mark: str) -> None:
     """A client that vanished without closing the line is noticed by its silence."""
     held = Held(bench, mark, lease=2, grace=2)
-    held.server.client._closing.set()  # no heartbeat any more, and the line stays up
-    held.server.client._lease_thread.join(30)
+    held.server._closing.set()  # no heartbeat any more, and the line stays up
+    held.server._lease_thread.join(30)
     assert held.alive()
     held.check_gone()
     assert held.server.wait(20)
@@ -229,7 +229,7 @@ def test_log_is_bounded(bench: Bench) -> None:
     server = bench.start(command=FAKE, env={"FAKE": "flood", "FAKE_REPORT": str(bench.path / "r")})
     assert len(server.log) <= 2000
     for number in range(3):
-        server.client.state.receive({"event": "log", "lines": [f"{number} {line}" for line in range(1000)]})
+        server.state.receive({"event": "log", "lines": [f"{number} {line}" for line in range(1000)]})
     assert len(server.log) == 2000
     assert (server.log[0], server.log[-1]) == ("1 0", "2 999")
 
@@ -296,7 +296,7 @@ def test_orders_that_are_not_known_are_skipped(bench: Bench, mark: str, junk: by
     """A newer client may say things that this supervisor does not know; they change nothing."""
     held = Held(bench, mark, lease=100)
     held.session.write(junk + b"\n")
-    held.server.client.heartbeat()
+    held.server.heartbeat()
     until(lambda: held.heard("beat"), what="it answers")
     assert held.alive()
 

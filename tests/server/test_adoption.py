@@ -175,8 +175,8 @@ def test_silent_adopter_loses_its_lease(bench: Bench, mark: str) -> None:
     """One that came back and vanished without closing the line is noticed by its silence."""
     held = Held(bench, mark)
     server = adopt(bench, ticket_of(held), launch=Launch(grace=0.3, lease=0.9))
-    server.client._closing.set()  # no heartbeat any more, and the line stays up
-    server.client._lease_thread.join(30)
+    server._closing.set()  # no heartbeat any more, and the line stays up
+    server._lease_thread.join(30)
     held.check_gone()
 
 
@@ -257,7 +257,7 @@ def test_ticket_takes_it_from_a_session_that_seems_to_be_there(bench: Bench, mar
     assert kinds(bench, ServerTaken, ServerExited) == [ServerTaken]
     held.server.close()
     held.session.vanish()  # the old line goes down at last, and it is nobody's any more
-    server.client.heartbeat()
+    server.heartbeat()
     until(lambda: b'"beat"' in bench.runners[-1].sessions[-1].received, what="it answers")
     assert held.alive()
     assert held.server.stop() is False  # it is not ours to stop
@@ -273,7 +273,7 @@ def test_another_client_must_not_take_it_from_one_who_is_there(bench: Bench, mar
     assert "another client" in str(error)
     refused(bench, ServerTakenError, ServerRef(host="", id=ticket.id, token="guess"))
     assert not held.server.ended.is_set()
-    held.server.client.heartbeat()
+    held.server.heartbeat()
     until(lambda: held.heard("beat"), what="the first one still has it")
     held.session.vanish()
     server = adopt(bench, stranger)
@@ -286,8 +286,8 @@ def test_another_client_must_not_take_it_from_one_who_is_there(bench: Bench, mar
 def test_another_client_may_have_it_once_the_lease_is_over(bench: Bench, mark: str) -> None:
     """A client that is silent for longer than its lease does not keep others out."""
     held = Held(bench, mark, grace=60, lease=0.6)
-    held.server.client._closing.set()
-    held.server.client._lease_thread.join(30)
+    held.server._closing.set()
+    held.server._lease_thread.join(30)
     ticket = ServerRef(host="", id=ticket_of(held).id)
 
     def had() -> bool:
@@ -432,12 +432,12 @@ def test_place_is_private_and_holds_no_secret(bench: Bench, mark: str, place: Pa
     record = (home / "record").read_text()
     assert json.loads(record)["pid"] == held.server.pid
     assert "canary" not in record
-    assert held.server.client.state.secrets.token not in record + repr(ticket) + repr(held.server)
-    assert not processes(held.server.client.state.secrets.token)
+    assert held.server.state.secrets.token not in record + repr(ticket) + repr(held.server)
+    assert not processes(held.server.state.secrets.token)
     held.session.vanish()
     server = adopt(bench, ticket)
-    assert not processes(held.server.client.state.secrets.token)
-    assert held.server.client.state.secrets.token not in repr(server)
+    assert not processes(held.server.state.secrets.token)
+    assert held.server.state.secrets.token not in repr(server)
 
 
 def test_account_is_all_that_counts(bench: Bench, mark: str) -> None:
@@ -475,7 +475,7 @@ def test_place_that_is_not_private_is_not_used(
     make(place)
     held = Held(bench, mark)
     assert held.server.server_ref is None
-    assert why in held.server.client.state.started.nowhere
+    assert why in held.server.state.started.nowhere
     assert held.server.stop() is True
     assert place.is_symlink() or place.exists()
     (shutil.rmtree if place.is_dir() and not place.is_symlink() else os.unlink)(place)
@@ -585,7 +585,7 @@ def test_record_of_an_end_is_kept_for_a_day(
     then = time.time() - age
     os.utime(ticket.place, (then, then))
     other = Held(bench, f"{mark}-2")
-    other.server.client.heartbeat()
+    other.server.heartbeat()
     until(lambda: other.heard("beat"), what="it has looked around")
     assert Path(ticket.place).exists() is kept
     refused(bench, ServerExitedError if kept else ServerGoneError, ticket)
@@ -596,7 +596,7 @@ def test_system_need_not_tell_who_is_on_the_other_end(
 ) -> None:
     """Where sockets have no credentials, the directory's permissions do, and all works the same."""
     before = b"import socket\ndel socket.SO_PEERCRED\n" if hasattr(socket, "SO_PEERCRED") else b""
-    monkeypatch.setattr("bokeh_ssh._server.supervisor_client.payload", lambda name: before + payload(name))
+    monkeypatch.setattr("bokeh_ssh._server.server.payload", lambda name: before + payload(name))
     held = Held(bench, mark, grace=60)
     held.session.vanish()
     assert adopt(bench, ticket_of(held)).pid == held.server.pid

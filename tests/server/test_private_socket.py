@@ -156,7 +156,7 @@ def test_server_that_knows_no_sockets_gets_a_port(bench: Bench) -> None:
     assert "unrecognized arguments: --unix-socket" in server.no_socket
     with socket.create_connection(("127.0.0.1", server.port), 5):
         pass
-    assert server.client.state.evidence.argv[1:5] == ("--address", "127.0.0.1", "--port", "0")
+    assert server.state.evidence.argv[1:5] == ("--address", "127.0.0.1", "--port", "0")
     assert server.stop() is True
 
 

@@ -33,7 +33,7 @@ from bokeh_ssh import (
     Warned,
 )
 from bokeh_ssh._remote.upload_dir import UploadDir
-from bokeh_ssh._server.supervisor_client import UploadChannel
+from bokeh_ssh._server.server import UploadChannel
 from bokeh_ssh._server.upload_set import Bundle
 
 if os.name != "posix":

@@ -26,8 +26,7 @@ from beds import until
 from bokeh_ssh._core.errors import BokehSSHError
 from bokeh_ssh._core.events import Event
 from bokeh_ssh._remote import process_tree
-from bokeh_ssh._server.server import Launch, Server
-from bokeh_ssh._server.supervisor_client import UploadChannel
+from bokeh_ssh._server.server import Launch, Server, UploadChannel
 
 #: A command that starts at once in place of Bokeh.
 FAKE = (sys.executable, "-S", str(Path(__file__).with_name("fake_server.py")))
@@ -345,7 +344,7 @@ class Held:
 def heard(server: Server, session: LocalSession, event: str) -> list[dict[str, Any]]:
     """List the messages of one kind that came from a server's supervisor."""
     lines = bytes(session.received).decode("utf-8", "replace").splitlines()
-    found = (line.partition(server.client._nonce)[2] for line in lines)
+    found = (line.partition(server._nonce)[2] for line in lines)
     messages = [json.loads(text) for text in found if text.startswith("{")]
     return [message for message in messages if message["event"] == event]
 
