@@ -189,12 +189,12 @@ class ServerOptions:
             return None
         return Bundle(as_paths(self.app), as_paths(self.bring))
 
-    @property
+    @functools.cached_property
     def apps(self) -> tuple[str, ...]:
         """The apps as they are named on the other machine."""
         return self.bundle.names if self.bundle else as_paths(self.app)
 
-    @property
+    @functools.cached_property
     def words(self) -> tuple[str, ...]:
         """``command``, taken apart.
 
@@ -207,17 +207,17 @@ class ServerOptions:
         """``python`` as a text."""
         return None if self.python is None else str(self.python)
 
-    @property
+    @functools.cached_property
     def variables(self) -> dict[str, str]:
         """``env`` as texts."""
         return {name: str(value) for name, value in (self.env or {}).items()}
 
-    @property
+    @functools.cached_property
     def plain(self) -> bool:
         """Whether it is a web server of another kind than Bokeh's."""
         return is_plain(place_texts(self.words, self.variables))
 
-    @property
+    @functools.cached_property
     def page_origins(self) -> tuple[str, ...]:
         """The pages that may open WebSockets, beside the tunnel's own, as Bokeh writes them."""
         return (*self.extra_origins, "*") if self.allow_any_origin else tuple(self.extra_origins)

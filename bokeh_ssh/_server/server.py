@@ -127,11 +127,6 @@ class Server:
         return self.state.listening.versions
 
     @property
-    def tls(self) -> bool:
-        """Whether it says that it speaks TLS."""
-        return self.state.listening.tls
-
-    @property
     def key(self) -> str:
         """What the ids of its sessions must be signed with, a secret; empty where they need not be."""
         return self.state.secrets.key

@@ -13,10 +13,11 @@ from bokeh_ssh._jobs.cluster_job import ClusterJob
 from bokeh_ssh._jobs.job import Job, JobState
 from bokeh_ssh._ssh.connect import OpenStream
 from bokeh_ssh._ssh.connection import Connection
-from bokeh_ssh._tunnels.base import Tunnel, TunnelParts
+from bokeh_ssh._tunnels.base import Tunnel
 from bokeh_ssh._tunnels.lifecycle import TunnelInfo
 from bokeh_ssh._tunnels.local_session import LocalSession
 from bokeh_ssh._tunnels.options import DirectOptions, arguments_of
+from bokeh_ssh._tunnels.tunnel_parts import TunnelParts
 
 
 class DirectTunnel(Tunnel):

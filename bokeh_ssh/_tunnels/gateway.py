@@ -16,7 +16,7 @@ from bokeh_ssh._server.probe import is_answering
 from bokeh_ssh._server.server import Server
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._ssh.route import alike, goes_its_own_way
-from bokeh_ssh._tunnels.base import Tunnel, TunnelParts
+from bokeh_ssh._tunnels.base import Tunnel
 from bokeh_ssh._tunnels.gateway_endpoint import (
     RELAY_ENDS,
     GatewayEndpoint,
@@ -31,7 +31,7 @@ from bokeh_ssh._tunnels.lifecycle import TunnelInfo
 from bokeh_ssh._tunnels.local_session import LocalSession
 from bokeh_ssh._tunnels.options import GatewayOptions, Reverse, arguments_of
 from bokeh_ssh._tunnels.remote_forward import OTHER_LOOPBACK
-from bokeh_ssh._tunnels.server_acquisition import FoundServer
+from bokeh_ssh._tunnels.tunnel_parts import FoundServer, TunnelParts
 
 
 class GatewayTunnel(Tunnel):

@@ -16,7 +16,7 @@ import apps
 import browser
 from beds import Machine, until
 from bokeh_ssh import DirectTunnel, Event, GatewayTunnel, Host, Lost, Reconnected, Reconnecting, Warned
-from bokeh_ssh._tunnels import server_acquisition
+from bokeh_ssh._tunnels import tunnel_parts
 from cable import Cable
 from certificates import make_certificate
 from direct_tunnels import tunnel_to
@@ -98,9 +98,7 @@ def test_second_page_takes_no_files_over_the_line(
 ) -> None:
     """A page of a known Bokeh version, on another host and port, works without its files crossing the line
     again; without the cache they do, which is the control."""
-    monkeypatch.setattr(
-        server_acquisition, "_FAR", 60.0
-    )  # nothing is sent ahead, however busy this machine is
+    monkeypatch.setattr(tunnel_parts, "_FAR", 60.0)  # nothing is sent ahead, however busy this machine is
     sent = []
     for keywords in ({}, {}, {"cache": False}):
         machine = embedded()

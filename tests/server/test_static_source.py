@@ -27,7 +27,7 @@ from bokeh_ssh._forwarding.static_cache import StaticCache
 from bokeh_ssh._forwarding.static_store import StaticStore
 from bokeh_ssh._server.static_source import StaticSource
 from bokeh_ssh._ssh.connection import Connection
-from bokeh_ssh._tunnels import server_acquisition
+from bokeh_ssh._tunnels import tunnel_parts
 from connections import connected
 from direct_tunnels import tunnel_to
 from fakes import Listener
@@ -42,7 +42,7 @@ NAME = "bokeh.min.js"
 @pytest.fixture
 def far(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Take every line for a slow one, with nothing kept yet."""
-    monkeypatch.setattr(server_acquisition, "_FAR", -1.0)
+    monkeypatch.setattr(tunnel_parts, "_FAR", -1.0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -77,7 +77,7 @@ def test_near_line_is_left_alone(
 ) -> None:
     """On a near line a page is there at once, and nothing is sent ahead."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(server_acquisition, "_FAR", 60.0)  # this machine may be busy
+    monkeypatch.setattr(tunnel_parts, "_FAR", 60.0)  # this machine may be busy
     machine = sshd()
     with tunnel_to(machine, apps.put(machine, "sliders.py", apps.SLIDER), isolate=False):
         names = {thread.name for thread in threading.enumerate()}
@@ -90,7 +90,7 @@ def test_websockets_are_compressed_where_the_line_is_slow(
     sshd: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch, far: float, agreed: bool
 ) -> None:
     """Bokeh is told to, and says so to a page; it is not on a near line, and the event says which."""
-    monkeypatch.setattr(server_acquisition, "_FAR", far)
+    monkeypatch.setattr(tunnel_parts, "_FAR", far)
     machine, events = sshd(), list[Event]()
     app = apps.put(machine, "sliders.py", apps.SLIDER)
     with tunnel_to(machine, app, isolate=False, cache=False, on_event=events.append) as tunnel:

@@ -1,4 +1,4 @@
-"""How a tunnel gets its server: attached to, taken over, started; and taken back after a loss."""
+"""What an open tunnel consists of, and how it gets its server: attached to, taken over, started."""
 
 from __future__ import annotations
 
@@ -12,21 +12,38 @@ from bokeh_ssh._core.errors import (
     BokehSSHError,
     ForwardError,
     LaunchError,
+    LaunchTimeoutError,
     PortInUseError,
     ServerExitedError,
     ServerGoneError,
     ServerNotFoundError,
 )
-from bokeh_ssh._core.events import Attached
+from bokeh_ssh._core.events import Attached, Ready
+from bokeh_ssh._core.host import Host
 from bokeh_ssh._core.settings import setting
+from bokeh_ssh._core.this_machine.jupyter_hub import find_hub
+from bokeh_ssh._forwarding.listener import LocalAcceptor, bind, open_acceptor
 from bokeh_ssh._forwarding.port_ownership import PortOwnershipMonitor, monitor_port
+from bokeh_ssh._forwarding.request_filter import RequestFilter
+from bokeh_ssh._forwarding.site_cache import name_site
+from bokeh_ssh._forwarding.static_cache import StaticCache, open_cache
 from bokeh_ssh._server.file_sync import FileSync
 from bokeh_ssh._server.options import ANY, BOKEH_PORT, LOOPBACK, ServerOptions
-from bokeh_ssh._server.probe import HttpProbe, ask_at_once, find_route, probe_server
+from bokeh_ssh._server.probe import (
+    HttpProbe,
+    ask_at_once,
+    find_route,
+    http_get,
+    probe_server,
+    wait_until_ready,
+)
 from bokeh_ssh._server.registry import choose, list_servers
 from bokeh_ssh._server.server import Server
+from bokeh_ssh._server.static_source import StaticSource
 from bokeh_ssh._ssh.connection import Connection
-from bokeh_ssh._tunnels.lifecycle import UNREACHED
+from bokeh_ssh._tunnels.base import page_address, session_query
+from bokeh_ssh._tunnels.lifecycle import UNREACHED, TunnelInfo
+from bokeh_ssh._tunnels.local_forward import LocalPortForward
 from bokeh_ssh._tunnels.local_session import LocalSession
 
 #: Seconds of a round trip from which on a line is taken to be slow: on a nearer one a page is there at once.
@@ -243,10 +260,10 @@ class ServerAcquisition:
                     msg = f"Bokeh cannot serve an app under the name {unquote(route)!r}"
                     hint = "rename the file so that its name has letters, digits, - and _ only"
                     raise LaunchError(msg, host=connection.name, hint=hint, log=server.log)
-            if not server.socket:
+            if not isinstance(found.endpoint, str):
                 return found
             try:
-                sock = connection.open_socket(server.socket, timeout=connection.hop.timeout)
+                sock = connection.open_socket(found.endpoint, timeout=connection.hop.timeout)
             except ForwardError:
                 # It listens, as its supervisor has seen, so what is missing is the permission
                 # (AllowStreamLocalForwarding), which OpenSSH does not tell from a socket that nobody serves.
@@ -256,7 +273,7 @@ class ServerAcquisition:
             else:
                 path = "" if found.tls else self.ready_path(found)  # a server with TLS would log it
                 probe = ask_at_once(sock, path, timeout=_ANSWER)
-                self._attached = Attachment(connection, server.socket, probe, None)
+                self._attached = Attachment(connection, found.endpoint, probe, None)
                 return found
 
     def ready_path(self, found: FoundServer) -> str:
@@ -340,19 +357,20 @@ class ServerAcquisition:
             self._file_sync.sync_to(server.uploads)
         self._left_behind = False
         self._session.server = server
+        listening, server_ref, key = server.state.listening, server.server_ref, server.state.secrets.key
         self.found = FoundServer(
-            server.socket or (LOOPBACK, server.port),
-            server.port,
-            server.routes or ("/",),
-            server.key,
-            server.tls,
-            server.server_ref.id if server.server_ref else "",
+            listening.socket or (LOOPBACK, listening.port),
+            listening.port,
+            listening.routes or ("/",),
+            key,
+            listening.tls,
+            server_ref.id if server_ref else "",
             server,
         )
-        why = server.no_socket
-        if self._options.plain and server.port:
+        why = listening.no_socket
+        if self._options.plain and listening.port:
             why = "write {socket} into command in place of {port}, if it can listen on one"
-        if why and not server.key and self._options.signed is None:
+        if why and not key and self._options.signed is None:
             text = f"other users of that machine can open the server ({why})"
             self._session.life.warn(text, server.host)
         return self.found
@@ -415,3 +433,178 @@ def _has_ended(connection: Connection, server: Server) -> bool:
     except BokehSSHError:
         return False
     return not any(each.id == server_ref.id and each.state != "ended" for each in every)
+
+
+class TunnelParts:
+    """What both tunnels consist of while they are open.
+
+    :param host: the machine that is logged in to first
+    """
+
+    def __init__(self, session: LocalSession, options: ServerOptions, host: Host) -> None:
+        self._session = session
+        self._options = options
+        self._host = host
+        self._acceptor: LocalAcceptor | None = None
+        self._cache: StaticCache | None = None
+        self._may_wait = False  # whether the server takes connections that say nothing yet
+        self._tls = False  # whether the server speaks it
+        self._port_forwards: list[LocalPortForward] = []
+        self._acquisition = ServerAcquisition(session, options, self._bind, self._fetch_static)
+
+    @property
+    def info(self) -> TunnelInfo:
+        """What is known by now."""
+        found = self._acquisition.found or FoundServer("")
+        return TunnelInfo(
+            local_port=self._acceptor.port if self._acceptor else 0,
+            remote_port=found.port,
+            forwards=tuple((each.name, each.target) for each in self._port_forwards),
+            routes=found.routes,
+            key=found.key,
+            server=found.id,
+            tls=self._tls,
+            detached=found.held.detached if found.held else bool(found.endpoint),
+            grace=self._options.grace,
+            outcome=self._acquisition.outcome,
+        )
+
+    def open_local(self) -> None:
+        """Listen here for the extra forwards, and on a port that was asked for."""
+        self._acquisition.open_local()
+        if self._options.cache:
+            self._cache = open_cache(self._session.life.stack, self._session.life.warn)
+        others = self._options.allow_others
+        for listen, target, http in self._options.passages:
+            forward = LocalPortForward(
+                self._session, listen, target, others=others, http=http, cache=self._cache
+            )
+            self._port_forwards.append(forward)
+        if self._options.local_port:
+            self._bind(BOKEH_PORT)  # a port that is taken here is told before anything is dialled
+
+    def _bind(self, prefer: int) -> int:
+        """Listen on this machine, unless that is done; stays until the tunnel is closed."""
+        if self._acceptor is None:
+            life, others = self._session.life, self._options.allow_others
+            sockets = bind(self._options.local_port, prefer=prefer)
+            self._acceptor = open_acceptor(life.stack, sockets, life.warn, others, self._session.attempts)
+        return self._acceptor.port
+
+    def _fetch_static(self, connection: Connection, server: Server) -> None:
+        """Have files of BokehJS sent while the server starts, where the line is slow enough for that."""
+        if self._cache is None:
+            return
+        connection.send_keepalive()  # the shortest of several round trips is the line's
+        source = StaticSource(connection, self._cache.hashes, self._cache.expect)
+        self._session.connection_stack.callback(source.close)
+
+        def start(python: str, folder: str) -> None:
+            if is_far(connection):  # as is known by then
+                source.start(python, folder)
+
+        server.on_package(start)
+
+    def _connect_host(self, host: Host, via: Connection | None = None) -> Connection:
+        """Connect to the machine that the extra forwards are led by, and lead them there."""
+        connection = self._session.connect(host, via)
+        self._lead_forwards(connection)
+        return connection
+
+    def _lead_forwards(self, connection: Connection) -> None:
+        for forward in self._port_forwards:
+            forward.route_to(connection)
+
+    def _start_forwarding(self, connection: Connection, endpoint: Endpoint, found: FoundServer) -> Ready:
+        """Lead local connections to the server, once it has answered that way; no app is run for that.
+
+        :param endpoint: where it is found, as seen from the connection's server
+        :raises LaunchTimeoutError: if a server that we started does not answer in time
+        :raises ServerNotFoundError: if one that we attached to does not
+        :raises ForeignServerError: if what listens on the port there is another user's
+        """
+        probe = self._await_answer(connection, endpoint, found)
+        found = self._acquisition.note_address(wants_login=probe.wants_login)
+        assert self._acceptor  # a server is found for the port that its pages have here
+        session, port = self._session, self._acceptor.port
+        request_filter = RequestFilter(port, self._options.page_origins, proxied=bool(find_hub()))
+        # Sockets are in folders that nobody else may enter; a port can become another user's at any time.
+        verify = None
+        if isinstance(endpoint, tuple) and not self._options.allow_foreign:
+            attached = self._acquisition.find_attachment(connection, endpoint)
+            monitor = (attached and attached.monitor) or session.connection_stack.enter_context(
+                monitor_port(connection, endpoint[1], session.lose)
+            )
+            monitor.check_owner()
+            verify = monitor.verify if monitor.wait() else None
+        leads = self._acceptor.forwarding(
+            connection,
+            endpoint,
+            request_filter,
+            verify,
+            self._cache,
+            site=self._name_site(connection, endpoint, found),
+            ahead=self._may_wait,
+        )
+        session.connection_stack.enter_context(leads)
+        self._acquisition.keep_if_detached()
+        route = f"{found.routes[0]}{session_query(found.key)}"
+        return Ready(host=connection.name, url=page_address(port, route, tls=self._tls))
+
+    def _name_site(self, connection: Connection, endpoint: Endpoint, found: FoundServer) -> str:
+        """Name the server for whom alone files are kept; empty where they are kept for none."""
+        options = self._options
+        if options.allow_others:  # what a server shows one person it may not show another
+            return ""
+        if found.held is None:
+            return name_site(connection, str(endpoint))
+        # It listens elsewhere each time.
+        return name_site(connection, repr((options.words, options.apps, options.python_path, options.cwd)))
+
+    def _await_answer(self, connection: Connection, endpoint: Endpoint, found: FoundServer) -> HttpProbe:
+        options, launched = self._options, found.held is not None
+        path = self._acquisition.ready_path(found)
+
+        def accept(probe: HttpProbe) -> bool:
+            if options.ready:
+                return 200 <= probe.status < 400
+            # Whatever a server says, it answers: a login of its own, or a page that it does not have.
+            return (probe.status > 0 or probe.tls) and not (launched and probe.is_unavailable)
+
+        attached = self._acquisition.find_attachment(connection, endpoint)
+        probe = attached.probe if attached and (launched or not options.ready) else None
+        try:
+            if probe is None or not accept(probe):
+                probe = wait_until_ready(
+                    lambda timeout: http_get(connection, endpoint, path, timeout=timeout, tls=found.tls),
+                    timeout=options.launch_timeout if launched else 15.0,
+                    accept=accept,
+                    broken=self._session.life.check_unbroken,
+                )
+        except TimeoutError as exc:
+            msg = f"the server did not answer through the tunnel ({exc})"
+            host = self._session.life.label
+            error: BokehSSHError
+            if launched:
+                hint = f"give a longer {setting('launch_timeout')}, or see the log"
+                error = LaunchTimeoutError(msg, host=host, hint=hint, log=self._session.log)
+            else:
+                hint = "check that it runs and that it is a web server"
+                error = ServerNotFoundError(msg, host=host, hint=hint)
+            raise error from exc
+        # Known of Tornado alone: one of gunicorn's workers serves nobody else while a connection is idle.
+        self._may_wait = probe.is_bokeh
+        self._note_answer(probe, path, known=launched and not options.plain)
+        return probe
+
+    def _note_answer(self, probe: HttpProbe, path: str, *, known: bool) -> None:
+        """Take note of how the server is to be opened, and warn of what its pages will meet; once.
+
+        :param known: whether it is to have what was asked for
+        """
+        first, self._tls = not self._tls, probe.tls
+        if probe.tls and first:
+            text = f"the server speaks TLS, so its address is an https one; {probe.certificate}"
+            self._session.life.warn(f"{text} (SSH has checked the machine, and encrypts, in any case)")
+        if known and probe.status >= 400 and not probe.wants_login:
+            self._session.life.warn(f"the server answers {path} with status {probe.status}: see its log")
