@@ -36,7 +36,7 @@ from bokeh_ssh._forwarding.site_cache import SiteCache
 from bokeh_ssh._forwarding.spare_channels import SpareChannels
 from bokeh_ssh._forwarding.static_cache import StaticCache
 from bokeh_ssh._ssh.connection import Connection, EarlyChannel
-from bokeh_ssh._ssh.relay import MakeRelay, SocketRelay, reset, reset_if_killed
+from bokeh_ssh._ssh.relay import MakeRelay, SocketRelay, reset, reset_on_close
 
 # Where its source is compiled, Python 3.14 warns of a "return" in a "finally" (PEP 765). That is to be on
 # nobody's screen, and to end nobody's program under -W error.
@@ -574,7 +574,7 @@ class _Server(socketserver.BaseServer):
         super().__init__(address_of(sock), handler)
         self.socket = sock
         sock.setblocking(False)  # a connection may be gone again by the time it is accepted
-        reset_if_killed(sock)  # what it accepts is made alike
+        reset_on_close(sock, True)  # what it accepts is made alike; also where this process is killed
         self._gone = threading.Event()
         self._paused = False
         self._wake_recv, self._wake_send = socket.socketpair()
@@ -583,7 +583,7 @@ class _Server(socketserver.BaseServer):
         in_child(self, _Server._abandon)
 
     def _abandon(self) -> None:
-        for sock in (self._wake_recv, self._wake_send):
+        for sock in (self.socket, self._wake_recv, self._wake_send):
             sock.close()
 
     @property

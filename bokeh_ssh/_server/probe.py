@@ -12,7 +12,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from bokeh_ssh._core.endpoint import Endpoint, format_endpoint
@@ -38,6 +38,9 @@ class HttpProbe:
     :ivar status: 0 where it gave no HTTP answer
     :ivar tls: whether it speaks TLS
     :ivar certificate: what is to be said of its certificate; empty without TLS
+    :ivar is_bokeh: whether it can be a Bokeh server, which is a Tornado one
+    :ivar wants_login: whether a login of its own stands before its pages
+    :ivar is_unavailable: whether what answers says that what it stands for does not do so yet
     """
 
     status: int
@@ -45,21 +48,14 @@ class HttpProbe:
     location: str = ""
     tls: bool = False
     certificate: str = ""
+    is_bokeh: bool = field(init=False)
+    wants_login: bool = field(init=False)
+    is_unavailable: bool = field(init=False)
 
-    @property
-    def is_bokeh(self) -> bool:
-        """Whether it can be a Bokeh server, which is a Tornado one."""
-        return self.software.startswith("TornadoServer")
-
-    @property
-    def wants_login(self) -> bool:
-        """Whether a login of its own stands before its pages."""
-        return self.status in (302, 303, 307, 401, 403)
-
-    @property
-    def is_unavailable(self) -> bool:
-        """Whether what answers says that what it stands for does not do so yet."""
-        return self.status in (502, 503, 504)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "is_bokeh", self.software.startswith("TornadoServer"))
+        object.__setattr__(self, "wants_login", self.status in (302, 303, 307, 401, 403))
+        object.__setattr__(self, "is_unavailable", self.status in (502, 503, 504))
 
 
 def http_get(

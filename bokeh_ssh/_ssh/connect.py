@@ -28,6 +28,7 @@ from bokeh_ssh._core.waiting import wait
 from bokeh_ssh._ssh import algorithms
 from bokeh_ssh._ssh.algorithms import Mismatch
 from bokeh_ssh._ssh.auth import host_keys, login
+from bokeh_ssh._ssh.auth.identities import check_keys
 from bokeh_ssh._ssh.auth.key_memory import KeyMemory
 from bokeh_ssh._ssh.auth.own_server import OwnServer, OwnServerError
 from bokeh_ssh._ssh.auth.prompt_cache import PromptCache
@@ -79,7 +80,7 @@ def connect(
     for text in dict.fromkeys(text for hop in route for text in hop.config.warnings):
         on_event(Warned(host=route[-1].label, text=text))
     for hop in route:
-        login.check_keys(hop.host)  # a key file that is missing is told before anything is dialled
+        check_keys(hop.host)  # a key file that is missing is told before anything is dialled
 
     def connect_all(route: Sequence[Hop], jump: Jump | None) -> Connection:
         try:
@@ -158,9 +159,9 @@ def _connect_hop(
     minds: bool = False,
 ) -> Connection:
     proxy_connection = jump or via
-    prompt_cache.begin()
-    prompt = None if hop.config.batch_mode else prompt_cache.wrap(hop.host.prompt)
-    host = dataclasses.replace(hop.host, prompt=prompt)
+    host, prompt = hop.host, prompt_cache.begin(None if hop.config.batch_mode else hop.host.prompt)
+    if host.prompt is not prompt:
+        host = dataclasses.replace(host, prompt=prompt)
     through = proxy_connection.name if proxy_connection else "its ProxyCommand" if hop.proxy_command else ""
     on_event(Connecting(host=hop.label, address=hop.hostname, port=hop.port, via=through))
     files = hop.known_hosts

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from bokeh_ssh._core.endpoint import HERE, Endpoint, Origin, encode, format_endpoint
+from bokeh_ssh._core.endpoint import HERE, Endpoint, Origin, format_endpoint
 from bokeh_ssh._core.errors import (
     ConnectionLostError,
     ForwardError,
@@ -629,14 +629,14 @@ def _address(host: str, port: int) -> bytes:
 def opening(target: Endpoint, origin: Origin) -> tuple[bytes, bytes]:
     """Return the type of a channel that leads to ``target``, and what follows it in the request."""
     if isinstance(target, str):
-        return b"direct-streamlocal@openssh.com", string(encode(target)) + bytes(8)  # two that are reserved
+        return b"direct-streamlocal@openssh.com", string(target) + bytes(8)  # two that are reserved
     return b"direct-tcpip", _address(*target) + _address(*origin)
 
 
 def listening(where: Endpoint) -> tuple[bytes, bytes]:
     """Return the name of the global request that has the server listen, and what follows it."""
     if isinstance(where, str):
-        return b"streamlocal-forward@openssh.com", string(encode(where))
+        return b"streamlocal-forward@openssh.com", string(where)
     return b"tcpip-forward", _address(*where)
 
 

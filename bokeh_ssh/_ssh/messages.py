@@ -7,8 +7,9 @@ AGENT = "auth-agent@openssh.com"
 AGENT_REQUEST = b"auth-agent-req@openssh.com"
 
 
-def string(raw: bytes) -> bytes:
-    """Write bytes as a string (RFC 4251, section 5)."""
+def string(raw: bytes | str) -> bytes:
+    """Write bytes, or a path or a name as it was read, as a string (RFC 4251, section 5)."""
+    raw = raw.encode("utf-8", "surrogateescape") if isinstance(raw, str) else raw
     return len(raw).to_bytes(4, "big") + raw
 
 

@@ -78,7 +78,7 @@ class RelayChannel(Protocol):
     def close(self) -> None: ...
 
 
-def _set_linger(sock: socket.socket, on: bool) -> None:
+def reset_on_close(sock: socket.socket, on: bool) -> None:
     """Choose what a close does: a reset at once (SO_LINGER of 0 s), or what it usually does.
 
     A Unix socket has no reset, and is not changed by this: all that its peer can be told is an end.
@@ -97,19 +97,19 @@ def reset_if_killed(sock: socket.socket) -> None:
     Its peer would take an end of file for success. Such a socket is closed by :func:`finish` or
     :func:`reset`. What counts is the last copy, so a forked child closes its own at once.
     """
-    _set_linger(sock, on=True)
+    reset_on_close(sock, on=True)
     in_child(sock, socket.socket.close)
 
 
 def finish(sock: socket.socket) -> None:
     """Close a socket in such a way that what was sent arrives, and then the end."""
-    _set_linger(sock, on=False)
+    reset_on_close(sock, on=False)
     sock.close()
 
 
 def reset(sock: socket.socket) -> None:
     """Close a socket so that its peer sees a reset, not an end of file that looks like success."""
-    _set_linger(sock, on=True)
+    reset_on_close(sock, on=True)
     sock.close()
 
 

@@ -67,7 +67,7 @@ class Tunnel(Openable):
         :raises TunnelClosedError: if the tunnel is not open
         """
         port, info = self.local_port, self._info
-        return tuple(page_address(port, f"{route}{self._query()}", tls=info.tls) for route in info.routes)
+        return tuple(page_address(port, route, key=info.key, tls=info.tls) for route in info.routes)
 
     @property
     def forwards(self) -> tuple[str, ...]:
@@ -171,11 +171,13 @@ class Tunnel(Openable):
         return session_query(self._info.key)
 
 
-def page_address(port: int, route: str, *, tls: bool) -> str:
+def page_address(port: int, route: str, *, key: str, tls: bool) -> str:
     """Return the address that a browser opens, where the tunnel listens on a port here.
 
-    :param route: the path, with its query
+    :param route: the path
+    :param key: signs the id of a new session; empty where there need be none
     """
+    route += session_query(key)
     hub = None if tls else find_hub()  # its proxy speaks plain HTTP to this machine
     return hub.address(port, route) if hub else f"{'https' if tls else 'http'}://localhost:{port}{route}"
 

@@ -124,16 +124,15 @@ class LocalSession:
         :param stack: what closes it; None: with all that goes over SSH
         """
         stack = stack or self.connection_stack
-        connection = stack.enter_context(
-            connect(
-                host,
-                via=via,
-                on_event=self._on_connect_event,
-                prompt_cache=self._prompt_cache,
-                stream=stream,
-                prefer=self._peers,
-            )
+        connection = connect(
+            host,
+            via=via,
+            on_event=self._on_connect_event,
+            prompt_cache=self._prompt_cache,
+            stream=stream,
+            prefer=self._peers,
         )
+        stack.callback(connection.close)
         began = time.monotonic()
         self._connections.append(connection)
         self._peers = tuple(dict.fromkeys((*self._peers, *connection.peers)))[-_MOST_PEERS:]
@@ -262,10 +261,6 @@ class LocalSession:
 
     # The server.
 
-    def register(self, server: Server) -> None:
-        """Have its lines shown as they come."""
-        server.on_log(self.life.on_log)
-
     def on_server_event(self, event: Event) -> None:
         """Tell what became of the server; where it has ended or is another's, so has this."""
         if isinstance(event, ServerExited):
@@ -318,7 +313,7 @@ class Meter:
     def note_ready(self, connections: Sequence[Connection]) -> None:
         """Note that it stands, by these connections."""
         self._opened_at = self._opened_at or time.monotonic()
-        self._names = tuple(hop.host for hop in _hops(connections))
+        self._names = tuple(hop.name for connection in connections for hop in connection.hops)
 
     def note_closed(self) -> None:
         """Note that it is over."""

@@ -127,16 +127,17 @@ class Openable:
             ended
         :raises BokehSSHError: whatever went wrong; nothing is left open then
         """
-        self._lifecycle.await_close()
-        if self._lifecycle.state is State.FAILED and not self._events.is_here:
-            self._lifecycle.close()  # what is left of it: the port here, too
+        if self._lifecycle.state is not State.NEW:
+            self._lifecycle.await_close()
+            if self._lifecycle.state is State.FAILED and not self._events.is_here:
+                self._lifecycle.close()  # what is left of it: the port here, too
         with self._opening:
-            if self._lifecycle.state.is_open:
-                return self
-            if self._events.is_here:  # what it was told of is over
-                msg = "it has ended"
-                raise TunnelClosedError(msg, host=self._label, hint="open it again outside of on_event")
             if self._lifecycle.state is not State.NEW:
+                if self._lifecycle.state.is_open:
+                    return self
+                if self._events.is_here:  # what it was told of is over
+                    msg = "it has ended"
+                    raise TunnelClosedError(msg, host=self._label, hint="open it again outside of on_event")
                 self._lifecycle = self._new_lifecycle()
             lifecycle = self._lifecycle
             lifecycle.begin()

@@ -142,6 +142,9 @@ class PublicationParts(RemoteForwardParts):
         self._launch = launch
         self._may_be_a_port = may_be_a_port
 
+    def _begin(self, server: Server) -> None:
+        server.on_log(self._session.life.on_log)
+
     def open_local(self) -> None:
         """Start the server, or see whether it runs."""
         if self._launch is None:
@@ -150,7 +153,7 @@ class PublicationParts(RemoteForwardParts):
             return
         session = self._session
         session.server = server = Server.start(
-            ShellRunner(), self._launch, on_event=session.on_server_event, on_begin=session.register
+            ShellRunner(), self._launch, on_event=session.on_server_event, on_begin=self._begin
         )
         session.life.stack.callback(self._stop, server)
         self._target = server.socket or (LOOPBACK, server.port)

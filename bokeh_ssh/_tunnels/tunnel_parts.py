@@ -41,7 +41,7 @@ from bokeh_ssh._server.registry import choose, list_servers
 from bokeh_ssh._server.server import Server
 from bokeh_ssh._server.static_source import StaticSource
 from bokeh_ssh._ssh.connection import Connection
-from bokeh_ssh._tunnels.base import page_address, session_query
+from bokeh_ssh._tunnels.base import page_address
 from bokeh_ssh._tunnels.lifecycle import UNREACHED, TunnelInfo
 from bokeh_ssh._tunnels.local_forward import LocalPortForward
 from bokeh_ssh._tunnels.local_session import LocalSession
@@ -347,7 +347,7 @@ class ServerAcquisition:
         return self._hold(connection, server)
 
     def _register(self, server: Server, end: Callable[[], object]) -> None:
-        self._session.register(server)
+        server.on_log(self._session.life.on_log)
         self._session.connection_stack.callback(end)  # closing while it opens ends the start too
 
     def _hold(self, connection: Connection, server: Server) -> FoundServer:
@@ -548,8 +548,8 @@ class TunnelParts:
         )
         session.connection_stack.enter_context(leads)
         self._acquisition.keep_if_detached()
-        route = f"{found.routes[0]}{session_query(found.key)}"
-        return Ready(host=connection.name, url=page_address(port, route, tls=self._tls))
+        url = page_address(port, found.routes[0], key=found.key, tls=self._tls)
+        return Ready(host=connection.name, url=url)
 
     def _name_site(self, connection: Connection, endpoint: Endpoint, found: FoundServer) -> str:
         """Name the server for whom alone files are kept; empty where they are kept for none."""

@@ -84,7 +84,7 @@ def test_every_cipher_of_ssh_keygen(tmp_path: Path, cipher: str, kind: str, bits
     assert inspect_key(text) == (public_half(path), True, False)
     loaded = load(text, PASSPHRASE, "id")
     assert loaded.comment == "comment of id"
-    assert loaded.for_paramiko().asbytes() == public_half(path)
+    assert loaded.for_paramiko.asbytes() == public_half(path)
     for wrong in ("open sesame", "", None):
         with pytest.raises(WrongPassphraseError):
             load(text, wrong, "id")
@@ -107,7 +107,7 @@ def test_other_formats_of_ssh_keygen(
     """What ssh-keygen writes with ``-m`` opens too."""
     path = keygen(tmp_path / "id", "-t", kind, *bits, "-m", form, passphrase=passphrase)
     loaded = load(path.read_bytes(), passphrase or None, "id")
-    assert loaded.for_paramiko().asbytes() == public_half(path, passphrase)
+    assert loaded.for_paramiko.asbytes() == public_half(path, passphrase)
 
 
 @pytest.mark.parametrize("cipher", ["-des3", "-aes128", "-aes256"])
@@ -122,7 +122,7 @@ def test_keys_of_openssl(tmp_path: Path, cipher: str, form: tuple[str, ...]) -> 
         pytest.skip("this openssl cannot")
     path.chmod(0o600)
     loaded = load(path.read_bytes(), "secret", "id")
-    assert loaded.for_paramiko().asbytes() == public_half(path, "secret")
+    assert loaded.for_paramiko.asbytes() == public_half(path, "secret")
     with pytest.raises(WrongPassphraseError):
         load(path.read_bytes(), "wrong", "id")
 
@@ -182,7 +182,7 @@ def test_any_damage_is_an_error_of_ours(tmp_path: Path, cipher: str) -> None:
         armour = base64.encodebytes(other).strip()
         inspect_key(b"\n".join((lines[0], armour, lines[-1])))
         with contextlib.suppress(UnusableKeyError, WrongPassphraseError):
-            load(b"\n".join((lines[0], armour, lines[-1])), PASSPHRASE, "id").for_paramiko()
+            load(b"\n".join((lines[0], armour, lines[-1])), PASSPHRASE, "id")
 
 
 def test_cipher_that_nobody_knows(bed: Bed, keys: Path, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def key() -> mldsa.CompositeKey:
     """The key, opened."""
     opened = private_keys.load(FILES.joinpath("key").read_bytes(), PASSPHRASE, "key")
     assert opened.comment == "made by OpenSSH 10.6"
-    made = opened.for_paramiko()
+    made = opened.for_paramiko
     assert isinstance(made, mldsa.CompositeKey)
     return made
 

@@ -24,7 +24,6 @@ from bokeh_ssh._core.errors import (
     UnknownHostKeyError,
 )
 from bokeh_ssh._core.events import HostKeyAdded, HostKeyVerified, Question
-from bokeh_ssh._core.patterns import lower
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._ssh.auth import known_hosts, public_keys, revocation_list
 from bokeh_ssh._ssh.auth.known_hosts import Entry, Verdict
@@ -96,8 +95,9 @@ def known_algorithms(
     """
     listed = known_hosts.name_of(name, port)
     entries = [*_find(files, listed), *_ask_command(command, listed, "ORDER", None)]
-    if not any(entry.marker != "revoked" for entry in entries) and listed != lower(name):
-        entries += [entry for entry in _find(files, lower(name)) if entry.marker == "cert-authority"]
+    bare = known_hosts.name_of(name, None)
+    if not any(entry.marker != "revoked" for entry in entries) and listed != bare:
+        entries += [entry for entry in _find(files, bare) if entry.marker == "cert-authority"]
     return known_hosts.algorithms(entries)
 
 
@@ -138,7 +138,7 @@ def verify(
         msg = f"its host key cannot be trusted: {exc}"
         hint = "check that this is the right machine and port"
         raise UnknownHostKeyError(msg, host=host, hint=hint, fingerprint=fingerprint(key)) from exc
-    if presented.rsa_bits is not None and presented.rsa_bits < rules.least_rsa_bits:
+    if rules.least_rsa_bits and (presented.rsa_bits or rules.least_rsa_bits) < rules.least_rsa_bits:
         msg = (
             f"its host key has {presented.rsa_bits} bits, and RequiredRSASize asks for {rules.least_rsa_bits}"
         )
@@ -184,7 +184,7 @@ class _Case:
 
     def judge(self) -> Verdict:
         """Read the files and decide."""
-        bare = lower(self.name)
+        bare = known_hosts.name_of(self.name, None)
         entries = _find(self.files, self.listed)
         entries += _ask_command(self.rules.command, self.listed, "HOSTNAME", self.key)
         others = [] if bare == self.listed else _find(self.files, bare)

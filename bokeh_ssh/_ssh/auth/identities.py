@@ -75,18 +75,16 @@ class Identity(Protocol):
 
     :ivar label: its name in messages
     :ivar explicit: whether the caller named it
+    :ivar known: the public key or certificate, as far as it is known without asking anybody
     """
 
     label: str
     explicit: bool
+    known: bytes | None
 
     @property
     def ready(self) -> bool:
         """Whether a signature costs nothing: no person and no agent is asked."""
-
-    @property
-    def known(self) -> bytes | None:
-        """The public key or certificate, as far as it is known without asking anybody."""
 
     def public(self) -> bytes:
         """Return the public key or certificate, as sent (RFC 4253, section 6.6)."""
@@ -104,14 +102,11 @@ class ReadyKey:
     def __init__(self, key: paramiko.PKey) -> None:
         self._key = key
         self.label = "pkey"
-
-    @property
-    def known(self) -> bytes:
-        certificate = self._key.public_blob
-        return certificate.key_blob if certificate else self._key.asbytes()
+        self._blob: bytes = key.public_blob.key_blob if key.public_blob else key.asbytes()
+        self.known: bytes | None = self._blob
 
     def public(self) -> bytes:
-        return self.known
+        return self._blob
 
     def sign(self, data: bytes, algorithm: str) -> bytes:
         try:
@@ -131,12 +126,9 @@ class HeldKey:
     def __init__(self, agent: Agent, key: AgentKey, label: str | None) -> None:
         self._agent = agent
         self._key = key
+        self.known: bytes | None = key.blob
         comment = PurePath(clean(key.comment, 60)).name
         self.label = label or f"{comment or key_type(key.blob)} (agent)"
-
-    @property
-    def known(self) -> bytes:
-        return self._key.blob
 
     def public(self) -> bytes:
         return self._key.blob
@@ -175,29 +167,24 @@ class KeyFile:
         self._used: Callable[[Path, PrivateKey], object] | None = used
         self._text, self._exposed = _read_private(self.path)
         self._private: PrivateKey | None = None
-        self._key: paramiko.PKey | None = None
         self._shut: UnusableKeyError | None = None
         head, self._locked, self._for_agent = inspect_key(self._text)
         if self._for_agent:
             self._text = None
-        self._public = head or read_public(beside(self.path, ".pub"))
-        if self._public is None and self._text and not self._locked and not self._exposed:
+        self.known = head or read_public(beside(self.path, ".pub"))
+        if self.known is None and self._text and not self._locked and not self._exposed:
             # An old PEM file without a .pub beside it.
             with contextlib.suppress(UnusableKeyError):
-                self._public = self._open().asbytes()
+                self.known = self._open().for_paramiko.asbytes()
 
     @property
     def exists(self) -> bool:
         """Whether there is anything to use."""
-        return self._text is not None or self._public is not None
-
-    @property
-    def known(self) -> bytes | None:
-        return self._public
+        return self._text is not None or self.known is not None
 
     @property
     def ready(self) -> bool:
-        return self._key is not None or bool(self._text and not self._locked and not self._exposed)
+        return self._private is not None or bool(self._text and not self._locked and not self._exposed)
 
     def certificate(self) -> Certified | None:
         """Return the certificate in ``<path>-cert.pub``, which the same key signs for."""
@@ -205,18 +192,16 @@ class KeyFile:
         return Certified(self, blob, f"{self.label}-cert") if blob and is_certificate(blob) else None
 
     def public(self) -> bytes:
-        if self._public is None:
-            self._public = self._open().asbytes()
+        if self.known is None:
+            self.known = self._open().for_paramiko.asbytes()
         if (self._exposed or not self._text) and self._in_agent() is None:
             self._check_exposed()
             msg = "its private half is neither there nor in the SSH agent"
             if self._for_agent:
                 name = shlex.quote(str(self.path))
-                msg = (
-                    f"only the SSH agent can use one of its kind ({key_type(self._public)}): `ssh-add {name}`"
-                )
+                msg = f"only the SSH agent can use one of its kind ({key_type(self.known)}): `ssh-add {name}`"
             raise UnusableKeyError(msg)
-        return self._public
+        return self.known
 
     def sign(self, data: bytes, algorithm: str) -> bytes:
         if not self.ready:
@@ -229,11 +214,9 @@ class KeyFile:
                         raise UnusableKeyError(str(exc)) from exc
         key = self._open()
         used, self._used = self._used, None
-        if used and self._private:
-            used(self.path, self._private)
-        if self._private and algorithm == "ssh-rsa":
-            return self._private.sign_with_sha1(data)
-        return signature(key, data, algorithm)
+        if used:
+            used(self.path, key)
+        return key.sign(data, algorithm)
 
     def _check_exposed(self) -> None:
         if self._exposed:
@@ -242,18 +225,17 @@ class KeyFile:
 
     def _in_agent(self) -> AgentKey | None:
         held = self._agent.list_keys() if self._agent else ()
-        return next((key for key in held if key.blob == self._public), None)
+        return next((key for key in held if key.blob == self.known), None)
 
-    def _open(self) -> paramiko.PKey:
-        if self._key is None:
+    def _open(self) -> PrivateKey:
+        if self._private is None:
             self._check_exposed()
             if not self._text:
                 msg = "its private half is not there"
                 raise UnusableKeyError(msg)
             name = shlex.quote(str(self.path))
             self._private = self._unlock(self._text, name) if self._locked else load(self._text, None, name)
-            self._key = self._private.for_paramiko()
-        return self._key
+        return self._private
 
     def _unlock(self, text: bytes, name: str) -> PrivateKey:
         if self._shut:  # its certificate comes next, and nobody is to be asked twice
@@ -280,12 +262,9 @@ class Certified:
     def __init__(self, key: Identity, certificate: bytes, label: str) -> None:
         self._key = key
         self._certificate = certificate
+        self.known: bytes | None = certificate
         self.label = label
         self.explicit = key.explicit
-
-    @property
-    def known(self) -> bytes:
-        return self._certificate
 
     @property
     def ready(self) -> bool:

@@ -72,20 +72,20 @@ class PrivateKey:
     """A private key that was read.
 
     :ivar key: as cryptography has it; a ``CompositeKey``, which that does not have
+    :ivar for_paramiko: it as paramiko has it
     :ivar comment: what the file calls it; empty where it has no name
     """
 
     key: Any
+    for_paramiko: paramiko.PKey
     comment: str = ""
 
-    def for_paramiko(self) -> paramiko.PKey:
-        """Return it as paramiko's."""
-        return _as_paramiko(self.key)
-
-    def sign_with_sha1(self, data: bytes) -> bytes:
-        """Sign as ``ssh-rsa`` (RFC 4253, section 6.6), which paramiko 5 does no more."""
-        signed = self.key.sign(data, padding.PKCS1v15(), hashes.SHA1())  # noqa: S303  # the user's config asks for it
-        return string(b"ssh-rsa") + string(signed)
+    def sign(self, data: bytes, algorithm: str) -> bytes:
+        """Sign; return the signature as sent (RFC 4253, section 6.6)."""
+        if algorithm == "ssh-rsa":  # paramiko 5 does it no more
+            signed = self.key.sign(data, padding.PKCS1v15(), hashes.SHA1())  # noqa: S303  # the user's config asks for it
+            return string(b"ssh-rsa") + string(signed)
+        return signature(self.for_paramiko, data, algorithm)
 
     def for_agent(self) -> bytes:
         """Return type and numbers, as an agent takes them (draft-ietf-sshm-ssh-agent, section 3.2.2 on)."""
@@ -180,7 +180,7 @@ def load(text: bytes, passphrase: str | None, path: str) -> PrivateKey:
             raise WrongPassphraseError from exc
         msg = other_format(text, path) or "it is not a private key that can be read"
         raise UnusableKeyError(msg) from exc
-    return PrivateKey(key, clean(comment, 200))
+    return PrivateKey(key, _as_paramiko(key), clean(comment, 200))
 
 
 def _load_opened(text: bytes, _: None) -> Any:

@@ -39,20 +39,20 @@ class PromptCache:
     def __repr__(self) -> str:
         return f"<PromptCache of {len(self._kept)} answers>"
 
-    def begin(self) -> None:
-        """Begin a login: what is asked twice in it was answered wrongly the first time."""
+    def begin(self, prompt: Prompt | None) -> Prompt | None:
+        """Begin a login; return what asks ``prompt`` only for what is not known.
+
+        What is asked twice in one login was answered wrongly the first time.
+        """
         self._new = {}
         self._given = set()
+        return self._wrap(prompt) if prompt else None
 
     def keep(self) -> None:
         """Keep what was answered since: the login has worked."""
         self._kept |= self._new
 
-    def wrap(self, prompt: Prompt | None) -> Prompt | None:
-        """Make a prompt that asks ``prompt`` only for what is not known."""
-        if prompt is None:
-            return None
-
+    def _wrap(self, prompt: Prompt) -> Prompt:
         def ask(question: Question) -> str | None:
             key = (question.kind, question.host, question.text)
             if question.reusable and key not in self._given and key in self._kept:
