@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -16,7 +16,7 @@ from bokeh_ssh._core.forward_spec import Listen, check_http, parse_forward, spli
 from bokeh_ssh._core.host import as_paths, check_port
 from bokeh_ssh._core.keywords import StrPath, Word, convert_keywords
 from bokeh_ssh._core.settings import setting
-from bokeh_ssh._core.this_machine.jupyter_hub import find_hub
+from bokeh_ssh._core.this_machine.jupyter_hub import HubProxy, find_hub
 from bokeh_ssh._server.launch_spec import (
     Launch,
     is_option,
@@ -233,8 +233,25 @@ class ServerOptions:
         """The port to look for a server on."""
         return self.remote_port or BOKEH_PORT
 
-    def launch_spec(self, local_port: int) -> Launch:
-        """Say what to start for a page that will be opened at ``local_port`` here."""
+    @functools.cached_property
+    def hub(self) -> HubProxy | None:
+        """The JupyterHub by way of which pages are opened, if this program runs on one."""
+        return find_hub()
+
+    def launch_spec(
+        self,
+        local_port: int,
+        *,
+        compresses: Callable[[], bool] = lambda: False,
+        sockets: bool = True,
+        must_sign: bool = False,
+    ) -> Launch:
+        """Say what to start for a page that will be opened at ``local_port`` here.
+
+        :param compresses: see :class:`Launch`
+        :param sockets: whether the SSH server connects to them
+        :param must_sign: whether others can get to the server, wherever it listens itself
+        """
         common: dict[str, Any] = {
             "app": self.apps,
             "args": self.args,
@@ -247,15 +264,18 @@ class ServerOptions:
             "grace": self.grace,
             "timeout": self.launch_timeout,
             "brings": self.bundle is not None,
+            "compresses": compresses,
         }
         if self.plain:
             return Launch(
-                **common, socket=any("{socket}" in text for text in place_texts(self.words, self.variables))
+                **common,
+                socket=sockets
+                and any("{socket}" in text for text in place_texts(self.words, self.variables)),
             )
         # Who opens a server again that was left running may find that port taken.
         pages = nearby(local_port) if self.detach else [local_port]
         ours = [f"{name}:{page}" for page in pages for name in ("localhost", LOOPBACK)]
-        hub = find_hub()
+        hub = self.hub
         origins = (*ours, *self.page_origins, *((hub.origin,) if hub else ()))
         private = self.signed is not False
         own_ids = any(is_option(arg, "--session-ids") for arg in own_options([*map(str, self.args)]))
@@ -265,8 +285,8 @@ class ServerOptions:
         return Launch(
             **common,
             origins=origins,
-            socket=private and not self.remote_port,
-            sign=sign,
+            socket=private and sockets and not self.remote_port,
+            sign=bool(sign) if must_sign else sign,
             dev=self.dev,
             prefix=hub.root(local_port) if hub else "",
         )

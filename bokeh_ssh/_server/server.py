@@ -117,8 +117,7 @@ class Server:
         :param timeout: seconds
         :returns: empty where nothing has come, and for one of Bokeh's, which has :attr:`routes`
         """
-        if timeout > 0:
-            self.wait_until(lambda: self.state.address, timeout)
+        self.wait_until(lambda: self.state.address, timeout)
         return self.state.address
 
     @property
@@ -174,7 +173,7 @@ class Server:
     @property
     def lost(self) -> bool:
         """Whether the session went down before the server was seen to end."""
-        return (self._over or self.state.taken) and not self.state.exited and not self.parted
+        return (self._over or self.state.taken) and self.state.exit_status is None and not self.parted
 
     @property
     def sidecar_status(self) -> dict[str, Any]:
@@ -426,7 +425,7 @@ class Server:
         return seen if state.stage is Stage.LOGIN and not self._failed_or_ended() else ""
 
     def _failed_or_ended(self) -> bool:
-        return bool(self.state.evidence.failed) or self.state.exited or self._over
+        return bool(self.state.evidence.failed) or self.state.exit_status is not None or self._over
 
     def failure(self, timeout: float | None = None) -> BokehSSHError:
         """Return why it has not come further.
@@ -651,7 +650,12 @@ class Server:
 
     def _on_exit(self, status: int | None) -> None:
         state = self.state
-        told = state.stage is Stage.READY and not state.exited and not state.stopping and status is not None
+        told = (
+            state.stage is Stage.READY
+            and state.exit_status is None
+            and not state.stopping
+            and status is not None
+        )
         told = told and not state.taken and not self.parted and not self._closing.is_set()
         # From 128 on it is a signal, as some SSH servers tell it: what was executed was killed, and that need
         # not be the supervisor.
@@ -726,7 +730,7 @@ class UploadChannel:
             raise UploadError(msg, host=self.host, hint="see whether the disk there is full")
         if upload.synced >= number:
             return
-        if evidence.failed or state.exited:
+        if evidence.failed or state.exit_status is not None:
             raise self._server.failure()
         why = f"nothing was heard for {timeout:g} s" if self._server.connected else "the connection ended"
         msg = f"{why} while files were uploaded"

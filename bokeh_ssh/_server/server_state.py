@@ -238,11 +238,6 @@ class ServerState:
         self.stopping = False
         self.on_package: Callable[[str, str], object] = lambda python, folder: None
 
-    @property
-    def exited(self) -> bool:
-        """Whether the server itself was seen to end."""
-        return self.exit_status is not None
-
     @contextlib.contextmanager
     def changing(self, stage: Stage | None = None) -> Iterator[None]:
         """Notify those who wait for a change once the block has made it, and go on to a stage."""

@@ -201,9 +201,9 @@ def signatures(kind: str, line: str | None) -> tuple[str, ...]:
     return tuple(name for name in choose(line, usual, every) if name in names)
 
 
-def ca_signatures(line: str | None) -> tuple[str, ...] | None:
-    """Return what a CA may sign certificates with (CASignatureAlgorithms); None without a line."""
-    return choose(line, _PUBLIC_KEYS, _PUBLIC_KEYS) if line else None
+def ca_signatures(line: str) -> tuple[str, ...]:
+    """Return what a CA may sign certificates with, as CASignatureAlgorithms says."""
+    return choose(line, _PUBLIC_KEYS, _PUBLIC_KEYS)
 
 
 @dataclass(frozen=True)

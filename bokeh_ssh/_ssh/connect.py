@@ -142,7 +142,6 @@ def _connect_by_session(hop: Hop, master: ControlMaster, on_event: OnEvent) -> C
             raise OwnServerError(exc.message) from exc
         connection = Connection(hop, transport, ("ControlMaster",))
         stack.callback(connection.close)
-        connection.start_keepalive()
         on_event(Authenticated(host=hop.label, user=hop.user, methods=connection.methods))
         stack.pop_all()  # the last step: until then Ctrl-C closes it
     return connection
@@ -208,7 +207,6 @@ def _connect_hop(
         prompt_cache.keep()
         connection = Connection(hop, transport, methods, jump)
         stack.callback(connection.close)
-        connection.start_keepalive()
         on_event(Authenticated(host=hop.label, user=hop.user, methods=methods))
         stack.pop_all()  # the last step: until then Ctrl-C closes it
     return connection
@@ -228,7 +226,7 @@ def _host_key_rules(hop: Hop, address: str | None) -> host_keys.Rules:
 
     :param address: what was dialled; None where we did not
     """
-    config = hop.config
+    config, cas = hop.config, hop.config.algorithms.get("casignaturealgorithms")
     note = ""
     if hop.host.host_keys != _host_key_policy(hop):
         note = f"nobody is asked: StrictHostKeyChecking yes ({config.lines['stricthostkeychecking']})"
@@ -245,7 +243,7 @@ def _host_key_rules(hop: Hop, address: str | None) -> host_keys.Rules:
         hash_names=bool(config.hash_known_hosts),
         check_address=bool(config.check_host_ip),
         least_rsa_bits=config.required_rsa_size or 0,
-        ca_algorithms=algorithms.ca_signatures(config.algorithms.get("casignaturealgorithms")),
+        ca_algorithms=algorithms.ca_signatures(cas) if cas else None,
         note=note,
     )
 

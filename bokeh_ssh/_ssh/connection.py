@@ -100,8 +100,11 @@ class Connection:
         self._closing = threading.Event()
         self._lock = threading.RLock()  # a signal handler may close meanwhile
         self._keepalive: _Keepalive | None = None
+        #: The address that is connected to from this machine: the first jump host's, if there is one.
+        self.peers = jump.peers if jump else _peers(transport)
         in_child(self, Connection._abandon)
         transport.on_end(self._on_end)
+        self._start_keepalive()
 
     def _abandon(self) -> None:
         """Be closed in a forked child: not one byte of its may go out."""
@@ -125,17 +128,6 @@ class Connection:
     def alive(self) -> bool:
         """Whether the connection works, as far as is known."""
         return self.transport.alive and not self._closing.is_set()
-
-    @property
-    def peers(self) -> tuple[str, ...]:
-        """The address that is connected to from this machine: the first jump host's, if there is one."""
-        if self._jump:
-            return self._jump.peers
-        try:
-            address = self.transport.getpeername()
-        except (OSError, AttributeError):  # gone already, or the pipe of a ProxyCommand
-            return ()
-        return (str(address[0]),) if isinstance(address, tuple) and len(address) > 1 else ()
 
     @property
     def hops(self) -> tuple[Connection, ...]:
@@ -174,7 +166,7 @@ class Connection:
         for call in calls:
             call(self.reason)
 
-    def start_keepalive(self) -> None:
+    def _start_keepalive(self) -> None:
         """Start to ask regularly whether the server is still there (``ServerAliveInterval``)."""
         config = self.hop.config
         self.send_keepalive()  # its answer tells the round trip, for the windows
@@ -550,6 +542,14 @@ class Connection:
     def _silence(self, what: str, timeout: float) -> ConnectionLostError:
         msg = f"{what} got no answer within {timeout:g} s"
         return ConnectionLostError(msg, host=self.name, hint="the line may be down; try again")
+
+
+def _peers(transport: Transport) -> tuple[str, ...]:
+    try:
+        address = transport.getpeername()
+    except (OSError, AttributeError):  # gone already, or the pipe of a ProxyCommand
+        return ()
+    return (str(address[0]),) if isinstance(address, tuple) and len(address) > 1 else ()
 
 
 class _Keepalive:

@@ -21,7 +21,6 @@ from bokeh_ssh._core.errors import (
 from bokeh_ssh._core.events import Attached, Ready
 from bokeh_ssh._core.host import Host
 from bokeh_ssh._core.settings import setting
-from bokeh_ssh._core.this_machine.jupyter_hub import find_hub
 from bokeh_ssh._forwarding.listener import LocalAcceptor, bind, open_acceptor
 from bokeh_ssh._forwarding.port_ownership import PortOwnershipMonitor, monitor_port
 from bokeh_ssh._forwarding.request_filter import RequestFilter
@@ -239,13 +238,12 @@ class ServerAcquisition:
             self._follow(connection, server)
 
         while True:
-            launch = dataclasses.replace(
-                self._options.launch_spec(local_port), compresses=lambda: is_far(connection)
+            launch = self._options.launch_spec(
+                local_port,
+                compresses=lambda: is_far(connection),
+                sockets=not self._no_sockets,
+                must_sign=must_sign,
             )
-            if self._no_sockets:
-                launch = dataclasses.replace(launch, socket=False)
-            if must_sign and launch.sign:
-                launch = dataclasses.replace(launch, sign=True)
             server = Server.start(
                 connection,
                 launch,
@@ -288,7 +286,9 @@ class ServerAcquisition:
         """
         assert self.found
         held = self.found.held
-        address = held.await_address(_ADDRESS if wants_login and self._options.plain else 0.0) if held else ""
+        address = held.state.address if held else ""
+        if held and wants_login and self._options.plain:
+            address = held.await_address(_ADDRESS)
         if address:
             self.found = dataclasses.replace(self.found, routes=(address,))
         return self.found
@@ -527,7 +527,7 @@ class TunnelParts:
         found = self._acquisition.note_address(wants_login=probe.wants_login)
         assert self._acceptor  # a server is found for the port that its pages have here
         session, port = self._session, self._acceptor.port
-        request_filter = RequestFilter(port, self._options.page_origins, proxied=bool(find_hub()))
+        request_filter = RequestFilter(port, self._options.page_origins, proxied=bool(self._options.hub))
         # Sockets are in folders that nobody else may enter; a port can become another user's at any time.
         verify = None
         if isinstance(endpoint, tuple) and not self._options.allow_foreign:
