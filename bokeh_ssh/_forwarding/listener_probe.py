@@ -13,8 +13,8 @@ import socket
 
 from bokeh_ssh._core.endpoint import Endpoint, Origin
 from bokeh_ssh._core.errors import ForwardError
-from bokeh_ssh._ssh.channel import Channel, Nowhere
 from bokeh_ssh._ssh.connection import Connection
+from bokeh_ssh._ssh.transport import Channel, Nowhere
 
 #: Seconds for a word to go there and back, and round trips besides; a server that is busy may take some.
 _PATIENCE = 5.0

@@ -26,10 +26,9 @@ from bokeh_ssh._core.errors import (
     TargetUnreachableError,
 )
 from bokeh_ssh._core.settings import setting
-from bokeh_ssh._ssh.channel import Channel
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._ssh.remote_shell import begin, run_script
-from bokeh_ssh._ssh.transport import IncomingHandler
+from bokeh_ssh._ssh.transport import Channel, IncomingHandler
 
 log = logging.getLogger("bokeh_ssh.forward")
 

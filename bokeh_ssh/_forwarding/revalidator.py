@@ -11,9 +11,9 @@ import re
 from collections.abc import Callable
 
 from bokeh_ssh._forwarding.spare_channels import SpareChannels
-from bokeh_ssh._ssh.channel import Channel
 from bokeh_ssh._ssh.connection import EarlyChannel
 from bokeh_ssh._ssh.relay import Loop
+from bokeh_ssh._ssh.transport import Channel
 
 log = logging.getLogger("bokeh_ssh.forward")
 

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable
 
 from bokeh_ssh._core.endpoint import HERE, Endpoint
-from bokeh_ssh._ssh.channel import Channel
 from bokeh_ssh._ssh.connection import Connection, EarlyChannel
+from bokeh_ssh._ssh.transport import Channel
 
 #: Seconds after which it is not used any more. Tornado ends what has been idle for an hour, and a request
 #: that crosses that end on its way is lost.

@@ -225,8 +225,9 @@ class ServerOptions:
     @property
     def must_launch(self) -> bool:
         """Whether to start a server, without a look for one: there is an app, or more in the command."""
-        own = len(self.words) > 2 or not is_packaged(self.words)
-        return bool(self.apps or self.launch or (own and self.launch is None))
+        if self.apps or self.launch is not None:
+            return bool(self.apps or self.launch)
+        return len(self.words) > 2 or not is_packaged(self.words)
 
     @property
     def attach_port(self) -> int:

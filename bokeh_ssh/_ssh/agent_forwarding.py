@@ -17,10 +17,10 @@ from collections.abc import Iterator
 
 from bokeh_ssh._core.endpoint import Origin
 from bokeh_ssh._ssh.auth.agent import Agent, AgentError
-from bokeh_ssh._ssh.channel import Channel
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._ssh.messages import AGENT, string, strings
 from bokeh_ssh._ssh.session import Session
+from bokeh_ssh._ssh.transport import Channel
 
 # draft-ietf-sshm-ssh-agent, section 3.
 _FAILURE = b"\x05"

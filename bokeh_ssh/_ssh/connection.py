@@ -25,13 +25,12 @@ from bokeh_ssh._core.errors import (
 from bokeh_ssh._core.fork import in_child
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.waiting import clocks, wait
-from bokeh_ssh._ssh.channel import LOST, Channel, ChannelHandler
 from bokeh_ssh._ssh.io_loop import IOLoop
 from bokeh_ssh._ssh.messages import AGENT_REQUEST, string
 from bokeh_ssh._ssh.relay import MakeRelay, SocketRelay, reset
 from bokeh_ssh._ssh.route import Hop
 from bokeh_ssh._ssh.session import Session
-from bokeh_ssh._ssh.transport import IncomingHandler, Reply, Transport
+from bokeh_ssh._ssh.transport import LOST, Channel, ChannelHandler, IncomingHandler, Reply, Transport
 
 log = logging.getLogger("bokeh_ssh.connection")
 

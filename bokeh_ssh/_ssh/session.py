@@ -6,9 +6,9 @@ import socket
 import threading
 from collections.abc import Callable
 
-from bokeh_ssh._ssh.channel import Channel
 from bokeh_ssh._ssh.io_loop import IOLoop
 from bokeh_ssh._ssh.messages import string
+from bokeh_ssh._ssh.transport import Channel
 
 #: Seconds for an exit status and a CLOSE, after the end of what the command says.
 _AFTER_EOF = 1.0

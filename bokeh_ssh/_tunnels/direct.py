@@ -92,8 +92,8 @@ class DirectTunnel(Tunnel):
     @arguments_of(DirectOptions)
     def __init__(self, options: DirectOptions, host: Host) -> None:
         self._apps = options.apps
-        as_batch(options.batch)  # refuses now what it would refuse later
-        super().__init__(options, host, DirectParts, options, host)
+        parts = JobParts if options.batch or options.job else TunnelParts
+        super().__init__(options, host, parts, options, host)
 
     def __repr__(self) -> str:
         what = ", ".join(self._apps) or "Bokeh"
@@ -112,46 +112,43 @@ class DirectTunnel(Tunnel):
         return "queued" if waits and state in ("connecting", "reconnecting") else state
 
 
-class DirectParts(TunnelParts):
-    """What an open :class:`DirectTunnel` consists of."""
+class JobParts(TunnelParts):
+    """What an open :class:`DirectTunnel` consists of whose server runs in a batch job."""
 
     _options: DirectOptions
+    _cluster_job: ClusterJob
 
     def __init__(self, session: LocalSession, options: DirectOptions, host: Host) -> None:
         super().__init__(session, options, host)
-        self._batch = as_batch(options.batch)
         self._job: Job | None = None
-        self._cluster_job: ClusterJob | None = None
         self._ended = False  # whether the job was ended, as far as that could be
 
     @property
     def info(self) -> TunnelInfo:
         """What is known by now."""
         info = dataclasses.replace(super().info, job=self._job)
-        stays = self._cluster_job is not None and self._cluster_job.stays
-        if self._job and self._ended and not stays:
+        if self._job and self._ended and not self._cluster_job.stays:
             return dataclasses.replace(info, outcome="ended" if self._job.state.over else "unreached")
         return info
 
     def open_local(self) -> None:
         """Listen here, and prepare the batch job."""
         super().open_local()
-        if self._batch or self._options.job:
-            self._acquisition.reports = False  # the server ends with its job, of which that tells
-            self._cluster_job = ClusterJob(
-                self._batch or Batch(),
-                self._host,
-                job=self._options.job or "",
-                python=self._options.python_path,
-                grace=self._options.grace,
-                timeout=self._options.launch_timeout,
-                queue_timeout=self._options.queue_timeout,
-                resubmit=self._options.resubmit,
-                dial=self._dial,
-                on_event=self._session.life.emit,
-                on_change=self._note_job,
-            )
-            self._session.life.stack.callback(self._end_job, self._cluster_job)
+        self._acquisition.reports = False  # the server ends with its job, of which that tells
+        self._cluster_job = ClusterJob(
+            as_batch(self._options.batch) or Batch(),
+            self._host,
+            job=self._options.job or "",
+            python=self._options.python_path,
+            grace=self._options.grace,
+            timeout=self._options.launch_timeout,
+            queue_timeout=self._options.queue_timeout,
+            resubmit=self._options.resubmit,
+            dial=self._dial,
+            on_event=self._session.life.emit,
+            on_change=self._note_job,
+        )
+        self._session.life.stack.callback(self._end_job, self._cluster_job)
 
     def _dial(self, stack: contextlib.ExitStack, host: Host, stream: OpenStream | None) -> Connection:
         return self._session.connect(host, stack=stack, stream=stream)
@@ -163,18 +160,18 @@ class DirectParts(TunnelParts):
     def _note_job(self, job: Job) -> None:
         self._job = job
 
+    def _reach(self) -> Connection:
+        """Have the job run, and connect to its machine."""
+        before = self._cluster_job.submitted
+        connection = self._cluster_job.connect(self._session.connection_stack)
+        if self._cluster_job.submitted != before:
+            self._acquisition.forget_server()  # it has ended with its job
+        self._lead_forwards(connection)
+        return connection
+
     def connect_all(self) -> tuple[Ready, bool]:
         """Connect, find a server or start one, and lead there."""
-        if self._cluster_job:
-            before = self._cluster_job.submitted
-            connection = self._cluster_job.connect(self._session.connection_stack)
-            if self._cluster_job.submitted != before:
-                self._acquisition.forget_server()  # it has ended with its job
-            self._lead_forwards(connection)
-        else:
-            connection = self._connect_host(self._host)
-        found, same = self._acquisition.acquire(connection)
-        ready = self._start_forwarding(connection, found.endpoint, found)
-        if self._cluster_job and self._options.detach:
+        ready = super().connect_all()
+        if self._options.detach:
             self._cluster_job.keep_job()
-        return ready, same
+        return ready

@@ -26,11 +26,10 @@ from bokeh_ssh._forwarding.listener_probe import ListenerProbe
 from bokeh_ssh._forwarding.local_sockets import check_here
 from bokeh_ssh._forwarding.published_sockets import named_socket
 from bokeh_ssh._forwarding.remote_sockets import listening_at
-from bokeh_ssh._ssh.channel import Channel
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._ssh.relay import SocketRelay
 from bokeh_ssh._ssh.tcp import Address, resolve
-from bokeh_ssh._ssh.transport import IncomingHandler
+from bokeh_ssh._ssh.transport import Channel, IncomingHandler
 from bokeh_ssh._tunnels.lifecycle import TunnelInfo
 from bokeh_ssh._tunnels.local_session import LocalSession
 from bokeh_ssh._tunnels.openable import Openable

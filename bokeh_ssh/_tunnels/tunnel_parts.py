@@ -357,14 +357,14 @@ class ServerAcquisition:
             self._file_sync.sync_to(server.uploads)
         self._left_behind = False
         self._session.server = server
-        listening, server_ref, key = server.state.listening, server.server_ref, server.state.secrets.key
+        listening, key = server.state.listening, server.state.secrets.key
         self.found = FoundServer(
             listening.socket or (LOOPBACK, listening.port),
             listening.port,
             listening.routes or ("/",),
             key,
             listening.tls,
-            server_ref.id if server_ref else "",
+            server.state.started.id,
             server,
         )
         why = listening.no_socket
@@ -436,7 +436,7 @@ def _has_ended(connection: Connection, server: Server) -> bool:
 
 
 class TunnelParts:
-    """What both tunnels consist of while they are open.
+    """What a tunnel consists of while it is open; this one leads to the machine itself.
 
     :param host: the machine that is logged in to first
     """
@@ -504,6 +504,15 @@ class TunnelParts:
                 source.start(python, folder)
 
         server.on_package(start)
+
+    def connect_all(self) -> tuple[Ready, bool]:
+        """Connect, find a server or start one, and lead there."""
+        connection = self._reach()
+        found, same = self._acquisition.acquire(connection)
+        return self._start_forwarding(connection, found.endpoint, found), same
+
+    def _reach(self) -> Connection:
+        return self._connect_host(self._host)
 
     def _connect_host(self, host: Host, via: Connection | None = None) -> Connection:
         """Connect to the machine that the extra forwards are led by, and lead them there."""

@@ -35,10 +35,9 @@ from bokeh_ssh import (
 )
 from bokeh_ssh._core import endpoint
 from bokeh_ssh._forwarding import local_sockets as localsocket
-from bokeh_ssh._ssh.channel import Channel
 from bokeh_ssh._ssh.connect import connect
 from bokeh_ssh._ssh.connection import Connection, bound_port, listening, opening
-from bokeh_ssh._ssh.transport import Reply, forwarded
+from bokeh_ssh._ssh.transport import Channel, Reply, forwarded
 
 _ECHO = """
 import os, socket, sys, threading

@@ -14,9 +14,8 @@ from paramiko.message import Message
 
 from beds import Machine
 from bokeh_ssh import BokehSSHError, ConnectionLostError
-from bokeh_ssh._ssh.channel import MAX_PACKET
 from bokeh_ssh._ssh.packetizer import MAX_PACKET_LENGTH, InflateError, Inflater, Packetizer
-from bokeh_ssh._ssh.transport import Transport
+from bokeh_ssh._ssh.transport import MAX_PACKET, Transport
 from fake_forwards import check_alive, local_forward
 from fakes import FakeSSH, Server
 from memory import peak

@@ -33,11 +33,11 @@ from bokeh_ssh import (
     TargetUnreachableError,
     Warned,
 )
-from bokeh_ssh._ssh.channel import WINDOW, Channel
 from bokeh_ssh._ssh.connect import connect
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._ssh.io_loop import IOLoop
 from bokeh_ssh._ssh.session import Session
+from bokeh_ssh._ssh.transport import WINDOW, Channel
 from fake_forwards import check_alive, local_forward
 from fakes import FakeSSH, Listener, Server
 

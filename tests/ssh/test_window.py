@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 from paramiko.common import MSG_CHANNEL_WINDOW_ADJUST
 
-import bokeh_ssh._ssh.channel
-from bokeh_ssh._ssh.channel import MOST_WINDOW, WINDOW, Channel
-from bokeh_ssh._ssh.transport import _WINDOW_BUDGET, Transport
+import bokeh_ssh._ssh.transport
+from bokeh_ssh._ssh.transport import _WINDOW_BUDGET, MOST_WINDOW, WINDOW, Channel, Transport
 
 _ADJUST = struct.Struct(">BII")
 _PACKET = 32 * 1024
@@ -53,7 +52,7 @@ class Link:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, rtt: float, carrier: Carrier | None = None) -> None:
         self.clock = Clock()
-        monkeypatch.setattr(bokeh_ssh._ssh.channel, "time", self.clock)
+        monkeypatch.setattr(bokeh_ssh._ssh.transport, "time", self.clock)
         self.carrier = carrier or Carrier(rtt)
         self.stream = Channel(self.carrier, 0)
         self.stream._opened = True

@@ -42,7 +42,7 @@ def test_picture_of_the_way_is_true(sshd: Callable[..., Machine]) -> None:
 
 
 def test_way_of_a_connection_is_short(sshd: Callable[..., Machine]) -> None:
-    """From accepting a local connection to the request for its channel there are 7 modules at most."""
+    """From accepting a local connection to the request for its channel there are 6 modules at most."""
     machine = sshd()
     with way.traced(threads=True) as traced:
         with LocalForward(machine.host, machine.user, remote_port=machine.port, **machine.login) as forward:
@@ -51,4 +51,4 @@ def test_way_of_a_connection_is_short(sshd: Callable[..., Machine]) -> None:
                 assert sock.recv(4) == b"SSH-"
     passed = way.modules(way.first_connection(traced.calls[opened:]))
     assert passed[0] == "_forwarding.listener"
-    assert len(passed) <= 7
+    assert len(passed) <= 6

@@ -365,10 +365,10 @@ def _check_file(path: Path, name: str) -> None:
             return  # the agent may hold its private half
         msg = f"key file {clean(str(path), 300)} cannot be read ({getattr(exc, 'strerror', exc)})"
         raise UsageError(msg, host=name, hint=f"check {setting('key_filename')}") from exc
-    if foreign := other_format(text, shlex.quote(str(path))):
-        msg = f"key file {path} cannot be used: {foreign}"
-        raise UsageError(msg, host=name, hint="name the new file")
     if b"PRIVATE KEY-----" not in text:
+        if foreign := other_format(text, shlex.quote(str(path))):
+            msg = f"key file {path} cannot be used: {foreign}"
+            raise UsageError(msg, host=name, hint="name the new file")
         msg = f"key file {path} is not a private key in OpenSSH or PEM format"
         raise UsageError(msg, host=name, hint="convert it with ssh-keygen, or name another file")
 

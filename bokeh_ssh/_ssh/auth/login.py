@@ -367,8 +367,9 @@ class _Login:
         if kind in _OUTDATED:
             msg = f"it is of a kind that is not supported ({kind})"
             raise UnusableKeyError(msg)
-        bits, least = count_rsa_bits(blob), self.config.required_rsa_size or 0
-        if bits is not None and bits < least:
+        least = self.config.required_rsa_size
+        bits = count_rsa_bits(blob) if least else None
+        if least and bits and bits < least:
             msg = f"it has {bits} bits, which {self._line('RequiredRSASize', str(least))} leaves out"
             raise UnusableKeyError(msg)
         line = self.config.algorithms.get("pubkeyacceptedalgorithms")
