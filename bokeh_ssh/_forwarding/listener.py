@@ -31,7 +31,6 @@ from bokeh_ssh._forwarding.http_gate import HttpGate
 from bokeh_ssh._forwarding.http_requests import MOST, Inspector, Opened
 from bokeh_ssh._forwarding.peer_uid import GONE, UNKNOWN, PeerUidCheck
 from bokeh_ssh._forwarding.request_filter import RequestFilter
-from bokeh_ssh._forwarding.revalidator import Revalidator
 from bokeh_ssh._forwarding.site_cache import SiteCache
 from bokeh_ssh._forwarding.spare_channels import SpareChannels
 from bokeh_ssh._forwarding.static_cache import StaticCache
@@ -304,10 +303,9 @@ class LocalAcceptor:
         :param ahead: whether channels are open for the next connections, see :class:`SpareChannels`
         """
         spare = SpareChannels(connection, target, check) if ahead else None
-        kept = revalidator = None
+        kept = None
         if cache:
-            revalidator = Revalidator(connection.io_loop, SpareChannels(connection, target, check, 1))
-            kept = SiteCache(cache, revalidator, site)
+            kept = SiteCache(cache, site, connection.io_loop, SpareChannels(connection, target, check, 1))
 
         def accept(sock: socket.socket, origin: tuple[str, int], begun: Opened | None = None) -> None:
             again = functools.partial(hold_again, sock, origin, begun)
@@ -346,7 +344,7 @@ class LocalAcceptor:
             yield
         finally:
             self.hold_connections()
-            for each in (spare, revalidator):
+            for each in (spare, kept):
                 if each:
                     each.close()
             for sock, origin, inspector in gate.release() if gate else ():

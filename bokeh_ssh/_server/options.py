@@ -202,7 +202,7 @@ class ServerOptions:
         """
         return split(self.command if isinstance(self.command, str) else tuple(map(str, self.command)))
 
-    @property
+    @functools.cached_property
     def python_path(self) -> str | None:
         """``python`` as a text."""
         return None if self.python is None else str(self.python)
@@ -257,7 +257,7 @@ class ServerOptions:
             "app": self.apps,
             "args": self.args,
             "command": self.command,
-            "python": self.python,
+            "python": self.python_path,
             "setup": self.setup,
             "cwd": self.cwd,
             "env": self.variables,

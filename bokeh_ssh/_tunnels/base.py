@@ -6,7 +6,7 @@ import logging
 import webbrowser
 from typing import Any
 
-from bokeh_ssh._core.this_machine.jupyter_hub import find_hub
+from bokeh_ssh._core.this_machine.jupyter_hub import HubProxy, find_hub
 from bokeh_ssh._server.session_ids import new_session_id
 from bokeh_ssh._tunnels import bokeh_client, notebook
 from bokeh_ssh._tunnels.openable import Openable
@@ -66,8 +66,8 @@ class Tunnel(Openable):
 
         :raises TunnelClosedError: if the tunnel is not open
         """
-        port, info = self.local_port, self._info
-        return tuple(page_address(port, route, key=info.key, tls=info.tls) for route in info.routes)
+        port, info, hub = self.local_port, self._info, find_hub()
+        return tuple(page_address(port, route, info.key, hub, tls=info.tls) for route in info.routes)
 
     @property
     def forwards(self) -> tuple[str, ...]:
@@ -171,15 +171,17 @@ class Tunnel(Openable):
         return session_query(self._info.key)
 
 
-def page_address(port: int, route: str, *, key: str, tls: bool) -> str:
+def page_address(port: int, route: str, key: str, hub: HubProxy | None, *, tls: bool) -> str:
     """Return the address that a browser opens, where the tunnel listens on a port here.
 
     :param route: the path
     :param key: signs the id of a new session; empty where there need be none
+    :param hub: by way of which the page is opened, if this program runs on one
     """
     route += session_query(key)
-    hub = None if tls else find_hub()  # its proxy speaks plain HTTP to this machine
-    return hub.address(port, route) if hub else f"{'https' if tls else 'http'}://localhost:{port}{route}"
+    if hub and not tls:  # its proxy speaks plain HTTP to this machine
+        return hub.address(port, route)
+    return f"{'https' if tls else 'http'}://localhost:{port}{route}"
 
 
 def session_query(key: str) -> str:

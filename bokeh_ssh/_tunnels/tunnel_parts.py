@@ -557,7 +557,7 @@ class TunnelParts:
         )
         session.connection_stack.enter_context(leads)
         self._acquisition.keep_if_detached()
-        url = page_address(port, found.routes[0], key=found.key, tls=self._tls)
+        url = page_address(port, found.routes[0], found.key, self._options.hub, tls=self._tls)
         return Ready(host=connection.name, url=url)
 
     def _name_site(self, connection: Connection, endpoint: Endpoint, found: FoundServer) -> str:

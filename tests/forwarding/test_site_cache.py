@@ -15,7 +15,7 @@ import pytest
 from beds import Machine, until
 from bokeh_ssh import DirectTunnel, LocalForward, UsageError
 from bokeh_ssh._core.this_machine.private_folder import find_folder
-from bokeh_ssh._forwarding import revalidator
+from bokeh_ssh._forwarding import site_cache
 from bokeh_ssh._forwarding.static_requests import Address, Lasting
 from bokeh_ssh._forwarding.static_store import StaticStore
 from static_bed import Reader, led, request
@@ -262,7 +262,7 @@ def test_server_that_does_not_say_is_asked_for_the_file(
     bed: Bed, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that hangs at the question, or hangs up behind it, costs a little time and no page."""
-    monkeypatch.setattr(revalidator, "_PATIENCE", 0.3)
+    monkeypatch.setattr(site_cache, "_PATIENCE", 0.3)
     bed.site.headers["ETag"] = TAG
     with bed.open() as port, Reader(port) as reader:
         reader.ask(request(EXTENSION))
