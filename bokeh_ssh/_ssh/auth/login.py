@@ -33,6 +33,7 @@ from bokeh_ssh._ssh.auth.identities import (
     PROMPTS,
     Identity,
     KeyConfig,
+    check_keys,
     find_identities,
     key_type,
 )
@@ -142,6 +143,7 @@ def login(
     :param warn: told what works, but not as it was asked for
     :param memory: knows which key has fitted last time, and learns which one did
     :return: the methods that succeeded, in order
+    :raises UsageError: if a key named in ``host`` cannot work
     :raises PromptRequiredError: if a person had to be asked, and there is no ``host.prompt``
     :raises TooManyKeysError: if the server hung up after too many keys
     :raises KDCUnreachableError: if it was refused, and a ticket might have helped had a KDC answered
@@ -149,6 +151,7 @@ def login(
     :raises ConnectTimeoutError: if the server did not answer in time
     :raises ConnectionLostError: if the connection broke
     """
+    check_keys(host)
     address = agent_address(config.identity_agent) if host.allow_agent else None
     with contextlib.closing(Agent(address)) as agent:
         attempt = _Login(UserAuth(transport, user, timeout), host, config, agent, warn, memory)
