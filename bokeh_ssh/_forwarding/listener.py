@@ -335,7 +335,7 @@ class LocalAcceptor:
 
         gate: HttpGate | None = None
         if request_filter:
-            full = self._forwarder.pause
+            full = functools.partial(pause, self._forwarder)
             gate = HttpGate(connection.io_loop, inspect, accept, self._route_or_hold, full, kept)
         self.route_to(gate.check if gate else accept, alive=lambda: connection.alive)
         try:
@@ -530,11 +530,6 @@ class Forwarder(sshtunnel.SSHTunnelForwarder):  # type: ignore[misc]  # sshtunne
             server.server_close()
         self.is_alive = False
 
-    def pause(self, paused: bool) -> None:
-        """Let new connections wait in the system's queue, or take them again; idempotent, from any thread."""
-        for server in self._server_list:
-            server.pause(paused)
-
     def __str__(self) -> str:
         where = sorted({_name(sock) for sock in self._sockets if sock.fileno() >= 0})
         return f"<Forwarder on {', '.join(where) or 'nothing'}>"
@@ -543,6 +538,12 @@ class Forwarder(sshtunnel.SSHTunnelForwarder):  # type: ignore[misc]  # sshtunne
 
     def __del__(self) -> None:
         pass
+
+
+def pause(forwarder: Forwarder, paused: bool) -> None:
+    """Let new connections wait in the system's queue, or take them again; idempotent, from any thread."""
+    for server in forwarder._server_list:
+        server.pause(paused)
 
 
 class _Standing:
