@@ -36,6 +36,7 @@ from bokeh_ssh._ssh.auth.private_keys import (
     other_format,
     signature,
 )
+from bokeh_ssh._ssh.config.lookup import HostConfig
 
 log = logging.getLogger("bokeh_ssh.auth")
 
@@ -46,28 +47,6 @@ CERTIFICATE = "-cert-v01@openssh.com"
 _MOST_BYTES = 1 << 20
 #: NumberOfPasswordPrompts of ssh_config(5), for passwords, passphrases and rounds of questions alike.
 PROMPTS = 3
-
-
-class KeyConfig(Protocol):
-    """What the ssh config says about keys."""
-
-    @property
-    def identity_files(self) -> tuple[str, ...]: ...
-
-    @property
-    def certificate_files(self) -> tuple[str, ...]: ...
-
-    @property
-    def identities_only(self) -> bool: ...
-
-    @property
-    def identity_agent(self) -> str | None: ...
-
-    @property
-    def password_prompts(self) -> int | None: ...
-
-    @property
-    def add_keys_to_agent(self) -> tuple[str, float] | None: ...
 
 
 class Identity(Protocol):
@@ -373,7 +352,7 @@ def _check_file(path: Path, name: str) -> None:
         raise UsageError(msg, host=name, hint="convert it with ssh-keygen, or name another file")
 
 
-def find_identities(host: Host, config: KeyConfig, agent: Agent) -> Iterator[Identity]:
+def find_identities(host: Host, config: HostConfig, agent: Agent) -> Iterator[Identity]:
     """Yield the keys to offer, best first; each file and the agent is looked at when its turn comes."""
     asker = _asker(host, PROMPTS if config.password_prompts is None else config.password_prompts)
     usable = agent if host.allow_agent else None
@@ -445,7 +424,7 @@ def _agent_identities(
         yield from (HeldKey(agent, key, None) for key in held if key.blob not in labels)
 
 
-def _adder(host: Host, config: KeyConfig, agent: Agent) -> Callable[[Path, PrivateKey], None]:
+def _adder(host: Host, config: HostConfig, agent: Agent) -> Callable[[Path, PrivateKey], None]:
     """Make what adds a key file's key to the agent, as AddKeysToAgent says."""
     how, lifetime = config.add_keys_to_agent or ("no", 0.0)
 

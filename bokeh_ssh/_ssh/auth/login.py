@@ -8,8 +8,7 @@ import itertools
 import logging
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
 
 import paramiko
 
@@ -32,7 +31,6 @@ from bokeh_ssh._ssh.auth.agent import Agent, agent_address
 from bokeh_ssh._ssh.auth.identities import (
     PROMPTS,
     Identity,
-    KeyConfig,
     check_keys,
     find_identities,
     key_type,
@@ -51,6 +49,7 @@ from bokeh_ssh._ssh.auth.userauth import (
     UserAuth,
     Verdict,
 )
+from bokeh_ssh._ssh.config.lookup import HostConfig
 
 log = logging.getLogger("bokeh_ssh.auth")
 
@@ -73,56 +72,10 @@ _NO_JOB = re.compile(r"no active jobs|do not have (a|any) (running )?job|no runn
 _TOO_MANY = re.compile(r"too many auth|max(imum)? auth", re.IGNORECASE)
 
 
-class LoginConfig(KeyConfig, Protocol):
-    """What the ssh config says about logging in."""
-
-    @property
-    def hostname(self) -> str: ...
-
-    @property
-    def gssapi_authentication(self) -> bool | None: ...
-
-    @property
-    def gssapi_delegate_credentials(self) -> bool | None: ...
-
-    @property
-    def gssapi_client_identity(self) -> str | None: ...
-
-    @property
-    def gssapi_server_identity(self) -> str | None: ...
-
-    @property
-    def gssapi_trust_dns(self) -> bool: ...
-
-    @property
-    def required_rsa_size(self) -> int | None: ...
-
-    @property
-    def pubkey_authentication(self) -> bool | None: ...
-
-    @property
-    def password_authentication(self) -> bool | None: ...
-
-    @property
-    def kbd_interactive_authentication(self) -> bool | None: ...
-
-    @property
-    def preferred_authentications(self) -> tuple[str, ...] | None: ...
-
-    @property
-    def batch_mode(self) -> bool | None: ...
-
-    @property
-    def algorithms(self) -> Mapping[str, str]: ...
-
-    @property
-    def lines(self) -> Mapping[str, str]: ...
-
-
 def login(
     transport: paramiko.Transport,
     host: Host,
-    config: LoginConfig,
+    config: HostConfig,
     *,
     user: str,
     timeout: float,
@@ -173,7 +126,7 @@ class _Login:
         self,
         wire: UserAuth,
         host: Host,
-        config: LoginConfig,
+        config: HostConfig,
         agent: Agent,
         warn: Callable[[str], None],
         memory: KeyMemory | None,
@@ -592,7 +545,7 @@ class _Login:
         return ConnectionLostError(self._with_notes(text), host=self.name, hint="try again")
 
 
-def wants_kerberos(host: Host, config: LoginConfig) -> tuple[bool, bool]:
+def wants_kerberos(host: Host, config: HostConfig) -> tuple[bool, bool]:
     """Return whether the ticket is delegated, and whether it is used at all."""
     given = host.gss_deleg_creds
     delegates = bool(config.gssapi_delegate_credentials) if given is None else given
