@@ -12,7 +12,7 @@ from pathlib import Path
 
 import apps
 import way
-from beds import Machine
+from beds import Machine, until
 from bokeh_ssh import DirectTunnel, LocalForward
 
 ARCHITECTURE = Path(__file__).parents[2] / "docs" / "architecture.md"
@@ -47,6 +47,7 @@ def test_way_of_a_connection_is_short(sshd: Callable[..., Machine]) -> None:
     machine = sshd()
     with way.traced(threads=True) as traced:
         with LocalForward(machine.host, machine.user, remote_port=machine.port, **machine.login) as forward:
+            until(lambda: not forward.status().sessions, what="the look at the port to be over")
             gc.collect()  # what is left of the login is not to be ended by the thread that is looked at
             opened = len(traced.calls)
             with socket.create_connection(("127.0.0.1", forward.local_port)) as sock:
