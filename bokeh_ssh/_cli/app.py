@@ -447,7 +447,14 @@ def stop(
             autocompletion=complete_machine_or_tunnel,
         ),
     ] = None,
-    name: ServerName = None,
+    name: Annotated[
+        Optional[str],  # noqa: UP045 - evaluated at run time
+        typer.Argument(
+            metavar="NAME",
+            help="Its id, app or route, or a job's name or number, as `ls` shows them; none: the only one.",
+            show_default=False,
+        ),
+    ] = None,
     verbose: Verbose = 0,
     **keywords: Any,
 ) -> None:

@@ -204,14 +204,14 @@ class Display:
 
     def jobs(self, jobs: Sequence[ListedJob]) -> None:
         """Write a table of jobs on standard output; elsewhere than on a terminal, parted by tabs."""
-        rows = [(job.id, job.state, job.node or job.reason, job.left) for job in jobs]
+        rows = [(job.id, job.name, job.state, job.node or job.reason, job.left) for job in jobs]
         with self._lock:
             self._stop()
             console = Console(highlight=False)
             if not console.is_terminal:
                 sys.stdout.writelines("\t".join(("job", *row)) + "\n" for row in rows)
                 return
-            head = ("JOB", "STATE", "NODE OR REASON", "TIME LEFT")
+            head = ("JOB", "NAME", "STATE", "NODE OR REASON", "TIME LEFT")
             table = Table(*head, box=None, pad_edge=False, header_style="dim")
             for row in rows:
                 table.add_row(*map(Text, row))
@@ -221,7 +221,7 @@ class Display:
         """Write which job was cancelled."""
         with self._lock:
             self.stop()
-            self._write(Line("done", f"Cancelled job {job.id} on {job.host}"))
+            self._write(Line("done", f"Cancelled job {job.id} ({job.name}) on {job.host}"))
 
     def cache(self, kept: Kept) -> None:
         """Write what is kept on standard output; elsewhere than on a terminal, parted by tabs."""

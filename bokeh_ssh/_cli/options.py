@@ -527,7 +527,7 @@ BATCH = under(
     Flag("cpus", "N", "CPUs of the job."),
     Flag("memory", "SIZE", "Memory of the job, such as 32G."),
     Flag("gpus", "N", "GPUs of the job."),
-    Flag("name", "NAME", "The job's name in the queue (default: bokeh-ssh).", name="--job-name"),
+    Flag("name", "NAME", "The job's name in the queue (default: the app's).", name="--job-name"),
     Flag("extra", "OPTION", "One more option of the submit command; repeat.", name="--batch-arg"),
     Flag("scheduler", "NAME", "slurm or sge (default: the one that is there)."),
     Flag("way", "WAY", "How to get from HOST to the job: srun, tcp or back (default: what leads there)."),

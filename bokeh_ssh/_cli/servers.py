@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bokeh_ssh._core.errors import JobError
+from bokeh_ssh._core.errors import JobError, ServerNotFoundError, UsageError
 from bokeh_ssh._core.events import OnEvent, Warned
 from bokeh_ssh._core.host import as_host
 from bokeh_ssh._jobs.job import ListedJob
@@ -60,18 +60,50 @@ def find(
 def end(
     host: str, name: str | None, python: str | None, on_event: OnEvent, login: dict[str, Any]
 ) -> RemoteServer | ListedJob:
-    """End the server of that name, and all that it started, or the job of that number; return what it was.
+    """End the server of that name, and all that it started, or the job of that name or number.
 
+    :returns: what it was
     :raises ServerNotFoundError: if there is none of that name
     :raises UsageError: if there are several
     """
     with _machine(host, on_event, login) as connection:
-        if name and name.isdigit():
-            with _queue(connection, python) as queue:
-                for job in queue.jobs() if queue else ():
-                    if queue and job.id == name:
-                        queue.cancel(job)
-                        return job
-        server = choose(list_servers(connection, python=python), name, host=connection.name)
+        servers = list_servers(connection, python=python)
+        fits = [each for each in servers if name is None or name in each.names]
+        with _queue(connection, python) as queue:
+            try:
+                jobs = queue.jobs() if queue else []
+            except JobError:
+                if not fits:
+                    raise
+                jobs = []
+            job = choose_job(jobs, fits, name, host=connection.name)
+            if queue and job:
+                queue.cancel(job)
+                return job
+        server = choose(servers, name, host=connection.name)
         stop_server(connection, server, python=python)
     return server
+
+
+def choose_job(
+    jobs: Sequence[ListedJob], servers: Sequence[RemoteServer], name: str | None, *, host: str
+) -> ListedJob | None:
+    """Choose the job of that number or name, or the only one; None where only a server can be meant.
+
+    :param servers: those that the name fits
+    :raises ServerNotFoundError: if nothing has that name
+    :raises UsageError: if several have it
+    """
+    fits = [job for job in jobs if job.id == name] or [job for job in jobs if name in (None, job.name)]
+    if not jobs or any(server.id == name for server in servers) or (servers and not fits):
+        return None
+    if len(fits) == 1 and (fits[0].id == name or not servers):
+        return fits[0]
+    listed = ", ".join(f"job {job.id} {job.name}" for job in fits or jobs)
+    if not fits:
+        msg = f"there is no server or job named {name!r} of yours (there are: {listed})"
+        raise ServerNotFoundError(msg, host=host, hint=f"list them: bokeh-ssh ls {host}")
+    listed = ", ".join([listed, *(f"server {server.id}" for server in servers)])
+    what = f"named {name!r} " if name else ""
+    msg = f"there is more than one server or job {what}on {host}: {listed}"
+    raise UsageError(msg, hint="give the number or the id of the one you mean")

@@ -36,6 +36,15 @@ def expand(path: str) -> Path:
         return Path(path)
 
 
+def app_name(app: str) -> str:
+    """Return what people call an app: the last part of its path, without the ending.
+
+    >>> app_name("apps/dashboard.py")
+    'dashboard'
+    """
+    return Path(app.rstrip("/")).name.removesuffix(".py").removesuffix(".ipynb")
+
+
 _SPANS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
 
 

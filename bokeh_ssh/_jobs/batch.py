@@ -27,7 +27,7 @@ class Batch:
     :param cpus: CPUs of the server's one task
     :param memory: memory of the node, such as "32G"
     :param gpus: GPUs
-    :param name: the job's name, as others see it in the queue
+    :param name: the job's name, as others see it in the queue; None: that of its first app
     :param extra: more arguments for the scheduler's submit command, such as ``["--constraint=a100"]``
     :param way: how the login node gets to the job: "srun" (Slurm alone: no port anywhere), "tcp" (to a port
         of the job's machine), "back" (the job connects to a port of the login node); "auto": "srun" on Slurm,
@@ -42,7 +42,7 @@ class Batch:
     cpus: int | None = None
     memory: str | None = None
     gpus: int | None = None
-    name: str = "bokeh-ssh"
+    name: str | None = None
     extra: Sequence[str] = ()
     way: str = "auto"
 

@@ -42,6 +42,7 @@ _LIMIT = re.compile(r"<CE_doubleval>(\d+)")
 _WHY = re.compile(r"<QIM_message>([^<]*)</QIM_message>")
 _UID = re.compile(r"<JB_uid>(\d+)</JB_uid>")
 _NUMBER = re.compile(r"<JB_job_number>(\d+)</JB_job_number>")
+_NAME = re.compile(r"<JB_job_name>([^<]*)</JB_job_name>")
 _TASKS = re.compile(r"<RN_min>(\d+)</RN_min>\s*<RN_max>(\d+)</RN_max>\s*<RN_step>(\d+)</RN_step>")
 _CONTEXT = re.compile(rf"<VA_variable>{_CLAIM[:-1]}</VA_variable>\s*<VA_value>\w+</VA_value>")
 _UNKNOWN = "<unknown_jobs"
@@ -78,8 +79,9 @@ def submit_words(batch: Batch, nonce: str, output: str) -> list[str]:
         msg = "Grid Engine has no option for CPUs: a job takes several by a parallel environment of your site"
         raise UsageError(msg, hint=f'see qconf -spl, and give extra=["-pe smp {batch.cpus}"] without cpus')
     # Its error for a name that it does not take is of something else.
-    words = ["qsub", "-terse", "-N", re.sub(r"[^\w.-]|^(?=\d)", "_", batch.name, flags=re.A)]
-    for option, value in (("-q", batch.queue), ("-P", batch.account)):
+    name = re.sub(r"[^\w.-]|^(?=\d)", "_", batch.name, flags=re.A) if batch.name else None
+    words = ["qsub", "-terse"]
+    for option, value in (("-N", name), ("-q", batch.queue), ("-P", batch.account)):
         words += [option, value] if value is not None else []
     for resource, amount in (("h_rt", batch.time), ("h_vmem", batch.memory), ("gpu", batch.gpus)):
         words += ["-l", f"{resource}={amount}"] if amount is not None else []
@@ -269,7 +271,7 @@ jobs=$(printf '%s\\n' "$q" | sed -n 's:.*<JB_job_number>\\([0-9]*\\)<.*:\\1:p' |
 
 
 def read_list(out: str) -> list[dict[str, str]]:
-    """Read the jobs that are ours: number, state, reason, node, and the time that is left."""
+    """Read the jobs that are ours: number, name, state, reason, node, and the time that is left."""
     lists, _, details = out.partition("<detailed_job_info")
     jobs = []
     for detail in re.split(r"(?=<JB_job_number>)", details)[1:]:
@@ -281,7 +283,9 @@ def read_list(out: str) -> list[dict[str, str]]:
         if job:
             left = "" if job.ends_at is None else _format_left(job.ends_at - time.time())
             state = job.state.value
-            jobs.append({"id": job.id, "state": state, "reason": job.reason, "node": job.node, "left": left})
+            name = _NAME.search(detail)
+            fields = {"id": job.id, "name": plain(name[1]) if name else "", "state": state}
+            jobs.append({**fields, "reason": job.reason, "node": job.node, "left": left})
     return jobs
 
 

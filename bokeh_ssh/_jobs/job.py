@@ -53,6 +53,7 @@ class ListedJob:
 
     :ivar host: the login node, as the user named it
     :ivar id: the scheduler's number for it
+    :ivar name: that of its first app, or the one that it was submitted with
     :ivar state: in the scheduler's word
     :ivar reason: why it waits; empty where it runs, and where nobody knows
     :ivar node: the machine that it runs on; empty while it waits
@@ -61,6 +62,7 @@ class ListedJob:
 
     host: str
     id: str
+    name: str = ""
     state: str
     reason: str
     node: str

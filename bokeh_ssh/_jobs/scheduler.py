@@ -106,7 +106,7 @@ class Scheduler(Protocol):
         """Read the name or number of the account that has; empty where it is not told."""
 
     def read_list(self, out: str) -> list[dict[str, str]]:
-        """Read the jobs that are ours: number, state, reason, node, and the time that is left."""
+        """Read the jobs that are ours: number, name, state, reason, node, and the time that is left."""
 
 
 #: In the order in which a login node is asked for them.

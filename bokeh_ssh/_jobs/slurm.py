@@ -119,18 +119,19 @@ def submit_words(batch: Batch, nonce: str, output: str) -> list[str]:
 
 #: The command that asks, and how it lists the account's jobs; names may hold anything.
 ASK = "squeue"
-LIST = ["sh", "-c", 'squeue -h -u "$(id -un)" -o "%A|%T|%r|%B|%L|%k"']
-_LISTED = re.compile(rf"^(\d+)\|([A-Z_]+)\|([^|\n]*)\|([^|\n]*)\|([^|\n]*)\|{_CLAIM}\w+$", re.M)
+LIST = ["sh", "-c", 'squeue -h -u "$(id -un)" -o "%A|%T|%r|%B|%L|%k|%j"']
+_LISTED = re.compile(rf"^(\d+)\|([A-Z_]+)\|([^|\n]*)\|([^|\n]*)\|([^|\n]*)\|{_CLAIM}\w+\|(.*)$", re.M)
 
 
 def read_list(out: str) -> list[dict[str, str]]:
-    """Read the jobs that are ours: number, state, reason, node, and the time that is left."""
+    """Read the jobs that are ours: number, name, state, reason, node, and the time that is left."""
     jobs = []
-    for number, state, reason, node, left in _LISTED.findall(out):
+    for number, state, reason, node, left, name in _LISTED.findall(out):
         waits = read_state(state) is JobState.PENDING
         jobs.append(
             {
                 "id": number,
+                "name": plain(name),
                 "state": state,
                 "reason": plain(reason) if waits and reason != "None" else "",
                 "node": "" if waits else plain(node),

@@ -7,6 +7,7 @@ import dataclasses
 
 from bokeh_ssh._core.events import Ready
 from bokeh_ssh._core.host import Host
+from bokeh_ssh._core.text import app_name
 from bokeh_ssh._forwarding.status import StateName
 from bokeh_ssh._jobs.batch import Batch, as_batch
 from bokeh_ssh._jobs.cluster_job import ClusterJob
@@ -135,8 +136,9 @@ class JobParts(TunnelParts):
         """Listen here, and prepare the batch job."""
         super().open_local()
         self._acquisition.reports = False  # the server ends with its job, of which that tells
+        batch = as_batch(self._options.batch) or Batch()
         self._cluster_job = ClusterJob(
-            as_batch(self._options.batch) or Batch(),
+            dataclasses.replace(batch, name=batch.name or self._job_name),
             self._host,
             job=self._options.job or "",
             python=self._options.python_path,
@@ -149,6 +151,12 @@ class JobParts(TunnelParts):
             on_change=self._note_job,
         )
         self._session.life.stack.callback(self._end_job, self._cluster_job)
+
+    @property
+    def _job_name(self) -> str:
+        """The name of the first app, or ours."""
+        name = app_name(self._options.apps[0]) if self._options.apps else ""
+        return name if name.isprintable() and name else "bokeh-ssh"
 
     def _dial(self, stack: contextlib.ExitStack, host: Host, stream: OpenStream | None) -> Connection:
         return self._session.connect(host, stack=stack, stream=stream)

@@ -16,6 +16,7 @@ from bokeh_ssh._core.errors import ForwardError, ServerNotFoundError, UsageError
 from bokeh_ssh._core.events import Attached, OnEvent, Ready
 from bokeh_ssh._core.host import Host
 from bokeh_ssh._core.settings import setting
+from bokeh_ssh._core.text import app_name
 from bokeh_ssh._server.launch_spec import Launch
 from bokeh_ssh._server.local_runner import ShellRunner
 from bokeh_ssh._server.server import Server
@@ -74,7 +75,7 @@ class Publication(RemoteForward):
         elsewhere = others.get("remote_socket") is not None or "bind_address" in others
         may_be_a_port = name is None and remote_port is None and not elsewhere
         if may_be_a_port:
-            name = as_name(_stem(app[0]) if app else "bokeh")
+            name = as_name(app_name(app[0]) if app else "bokeh")
         super().__init__(
             gateway,
             user,
@@ -201,10 +202,6 @@ class PublicationParts(RemoteForwardParts):
             raise ServerNotFoundError(msg, host=host, hint=hint) from exc
         if not isinstance(target, str):
             self._session.life.emit(Attached(host=host, port=target[1]))
-
-
-def _stem(app: str) -> str:
-    return Path(app.rstrip("/")).name.removesuffix(".py").removesuffix(".ipynb")
 
 
 def _own_python(command: str, setup: Sequence[str]) -> str | None:

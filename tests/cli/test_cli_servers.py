@@ -14,6 +14,10 @@ import pytest
 
 import apps
 from beds import Machine, until
+from bokeh_ssh import ServerNotFoundError, UsageError
+from bokeh_ssh._cli.servers import choose_job
+from bokeh_ssh._jobs.job import ListedJob
+from bokeh_ssh._server.registry import RemoteServer
 from programs import OnTerminal, Program, login
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and terminals of POSIX")
@@ -76,6 +80,31 @@ def test_stop_needs_to_know_which(machine: Machine, app: str, tmp_path: Path) ->
             assert one.process.poll() is None
             one.interrupt()
             assert one.end() == 0
+
+
+def test_job_is_chosen_by_name_or_number() -> None:
+    """A number is a job's first; a name that more than one thing has ends none of them."""
+
+    def job(number: str, name: str) -> ListedJob:
+        return ListedJob(host="h", id=number, name=name, state="RUNNING", reason="", node="c1", left="1:00")
+
+    seven, eight, nine = jobs = [job("7", "dash"), job("8", "dash"), job("9", "8")]
+    server = RemoteServer(host="h", node="n", id="0a1b", state="running", apps=("dash.py",))
+    assert choose_job(jobs, [], "7", host="h") is seven
+    assert choose_job(jobs, [], "8", host="h") is eight
+    assert choose_job([nine], [], None, host="h") is nine
+    assert choose_job(jobs, [server], "0a1b", host="h") is None, "a server is meant"
+    assert choose_job([nine], [server], "dash", host="h") is None, "a server is meant"
+    assert choose_job([], [], "dash", host="h") is None, "there are no jobs to be named"
+    with pytest.raises(UsageError, match="named 'dash' on h: job 7 dash, job 8 dash"):
+        choose_job(jobs, [], "dash", host="h")
+    for name in ("dash", None):
+        with pytest.raises(UsageError, match="job 7 dash, server 0a1b"):
+            choose_job([seven], [server], name, host="h")
+    with pytest.raises(
+        ServerNotFoundError, match=r"named 'das' of yours \(there are: job 7 dash, job 8 dash"
+    ):
+        choose_job(jobs, [], "das", host="h")
 
 
 def test_list_for_other_programs_and_for_people(machine: Machine, app: str) -> None:

@@ -447,12 +447,15 @@ def test_detached_job_is_found_again(bed: SlurmBed) -> None:
     with Program("ls", f"alice@{bed.login2}", *flags) as program:
         assert program.end() == 0, program
     row = program.stdout.rstrip("\n").split("\t")
-    assert row[:4] == ["job", job.id, "RUNNING", job.node], "those alone that were started with batch"
-    assert row[4].startswith("19:")
-    with Program("stop", f"alice@{bed.login2}", other, *flags) as program:
-        assert program.end() == 1, "it is not one of those"
-    with Program("stop", f"alice@{bed.login2}", job.id, *flags) as program:
+    assert row[:5] == ["job", job.id, "dash", "RUNNING", job.node], "those alone that were started with batch"
+    assert row[5].startswith("19:")
+    for name, said in ((other, f"there are: job {job.id} dash"), ("das", "no server or job named 'das'")):
+        with Program("stop", f"alice@{bed.login2}", name, *flags) as program:
+            assert program.end() == 1, "it is not one of those"
+        assert said in program.stderr
+    with Program("stop", f"alice@{bed.login2}", "dash", *flags) as program:
         assert program.end() == 0, program
+    assert f"Cancelled job {job.id} (dash)" in program.stderr
     until(lambda: bed.queue() == [f"{other} RUNNING"], what="the job is gone")
 
 
@@ -763,7 +766,7 @@ def test_left_job_is_listed_and_stopped_on_grid_engine(bed: SlurmBed, grid: Slur
             assert again.server == tunnel.server
             with Program("ls", f"alice@{bed.login2}", *flags) as program:
                 assert program.end() == 0, program
-            assert program.stdout.split("\t")[:4] == ["job", job.id, "RUNNING", "c1"]
+            assert program.stdout.split("\t")[:5] == ["job", job.id, "dash", "RUNNING", "c1"]
             looked = look(bed, bed.login2, "--queue", "nosuch")
             assert looked["scheduler"] == ("good", "SGE 8.1.9; its master answers")
             assert "there is no queue 'nosuch' (there are main.q)" in looked["queue"][1]

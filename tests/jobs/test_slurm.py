@@ -231,12 +231,12 @@ def test_batch_refuses_what_cannot_be(keywords: dict[str, object]) -> None:
 def test_own_jobs_are_listed() -> None:
     """Those with our comment are; what somebody else's comment says is none of them."""
     out = (
-        "7|RUNNING|None|c1|19:57|bokeh-ssh:0123456789abcdef\n"
-        "8|PENDING|Resources|n/a|20:00|bokeh-ssh:fedcba9876543210\n"
-        "9|RUNNING|None|c2|19:57|(null)\n"
-        "10|RUNNING|None|c2|19:57|see bokeh-ssh:0123\n"
+        "7|RUNNING|None|c1|19:57|bokeh-ssh:0123456789abcdef|dash\n"
+        "8|PENDING|Resources|n/a|20:00|bokeh-ssh:fedcba9876543210|a|b\n"
+        "9|RUNNING|None|c2|19:57|(null)|dash\n"
+        "10|RUNNING|None|c2|19:57|see bokeh-ssh:0123|dash\n"
     )
     assert slurm.read_list(out) == [
-        {"id": "7", "state": "RUNNING", "reason": "", "node": "c1", "left": "19:57"},
-        {"id": "8", "state": "PENDING", "reason": "Resources", "node": "", "left": "20:00"},
+        {"id": "7", "name": "dash", "state": "RUNNING", "reason": "", "node": "c1", "left": "19:57"},
+        {"id": "8", "name": "a|b", "state": "PENDING", "reason": "Resources", "node": "", "left": "20:00"},
     ]
