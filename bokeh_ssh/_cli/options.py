@@ -229,6 +229,12 @@ class Command(TyperCommand):
         except Exception as exc:
             wrong: Any = exc  # typer's own, which has no public name
             name = getattr(exc, "option_name", None)
+            if name in ("--batch", "--job") and self.name == "gateway":
+                wrong.possibilities = []
+                wrong.message += (
+                    ". A job is submitted from its login node: bokeh-ssh direct --batch -J GATEWAY"
+                )
+                raise
             server = "args" in {each.name for each in self.params}
             if name and server and str(wrong).startswith("No such option") and not wrong.possibilities:
                 wrong.message += f". An option of the server goes after --: -- {name}"

@@ -184,7 +184,7 @@ def _app(
         raise UsageError(msg, hint='add gateway = "me@gateway.host", or leave it out')
     if "gateway" in keywords and _JOB & keywords.keys():
         msg = f"{file}: {min(_JOB & keywords.keys())} is for a host that is logged in to directly"
-        raise UsageError(msg, hint="name the cluster's login node as host, and no gateway")
+        raise UsageError(msg, hint="name the cluster's login node as host, and the gateway as jump")
     project_policy.check_together({**defaults, **keywords}, typed, file)
     return _rooted(keywords, file, {**defaults, **typed})
 

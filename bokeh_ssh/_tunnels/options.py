@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Concatenate, Literal, ParamSpec, TypeVar
 
@@ -128,6 +128,18 @@ class RemoteForwardOptions(Login):
         convert_keywords(self)
 
 
+#: Keywords of a DirectTunnel alone; see DirectOptions.
+_OF_JOBS = ("batch", "job", "queue_timeout", "resubmit")
+
+
+def _refuse_job(keywords: Mapping[str, object]) -> None:
+    for name in _OF_JOBS:
+        if name in keywords:
+            msg = f"{setting(name)} is for a DirectTunnel: jobs are submitted from their cluster's login node"
+            hint = f"open a DirectTunnel to that, and give what is in front of it as {setting('jump')}"
+            raise UsageError(msg, hint=hint)
+
+
 def arguments_of(
     record: Callable[_Keywords, _Record],
 ) -> Callable[[Callable[[_Made, _Record, Host], None]], Callable[Concatenate[_Made, _Keywords], None]]:
@@ -148,6 +160,8 @@ def arguments_of(
         def __init__(  # noqa: N807  # it becomes one
             self: _Made, /, *args: _Keywords.args, **keywords: _Keywords.kwargs
         ) -> None:
+            if record is GatewayOptions:
+                _refuse_job(keywords)
             options = record(*args, **keywords)
             given = {name: value for name, value in keywords.items() if name in LOGIN_KEYWORDS}
             init(self, options, as_host(getattr(options, machine), getattr(options, user), **given))

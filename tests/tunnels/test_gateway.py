@@ -200,6 +200,8 @@ def test_password_of_the_gateway_is_not_told_to_the_host() -> None:
         {"launch": True},
         {"gateway_port": -1},
         {"gateway_address": "a b"},
+        {"host": "login", "app": "a.py", "batch": "auto"},
+        {"host": "login", "job": "7"},
     ],
 )
 def test_bad_keywords_are_told(keywords: dict[str, Any]) -> None:
