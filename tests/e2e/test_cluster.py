@@ -25,6 +25,7 @@ from bokeh_ssh import (
     Closed,
     DirectTunnel,
     Event,
+    Host,
     JobEnded,
     JobEndedError,
     JobEnding,
@@ -44,7 +45,7 @@ from bokeh_ssh import (
     Warned,
 )
 from programs import Program
-from slurm_bed import SlurmBed, cluster
+from slurm_bed import JUMP_PORT, SlurmBed, cluster
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Slurm runs on Linux")
 
@@ -140,13 +141,18 @@ def check_secrets(bed: SlurmBed, job: str, node: str) -> None:
 def test_app_opens_in_a_job(bed: SlurmBed, queue: str, isolate: bool) -> None:
     """The job is submitted, the app runs in it and sees it, and the end leaves neither a job nor a file.
 
-    No machine has an SSH service but the login nodes, and those forbid forwarding.
+    No machine has an SSH service but the login nodes, and those forbid forwarding. The second time, the
+    login node is behind a jump host.
     """
     node = {"one": "c1", "two": "c2"}[queue]
+    keys = {"key_filename": bed.key_file, "known_hosts": bed.known_hosts, "ssh_config": None}
+    jump = Host(bed.login2, "alice", port=JUMP_PORT, jump=(), **keys) if queue == "two" else ()
     events: list[Event] = []
     batch = Batch(queue=queue, time="20:00", name="my dash", cpus=1, memory="600M")
     # The control: the same login without batch serves the app outside of any job, or not at all.
-    tunnel = DirectTunnel(bed.login1, "alice", **options(bed, events, batch=batch, isolate=isolate))
+    tunnel = DirectTunnel(
+        bed.login1, "alice", **options(bed, events, batch=batch, isolate=isolate, jump=jump)
+    )
     ports = bed.run(node, "cat /proc/net/tcp /proc/net/tcp6 | grep -c ' 0A '", "root")
     with tunnel:
         job = tunnel.job

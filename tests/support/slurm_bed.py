@@ -25,6 +25,8 @@ _SCRIPT = Path(__file__).parent / "slurm_bed.sh"
 _PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "sshd", "ip", "nsenter", "unshare", "runuser")
 _USERS = {"alice": 22001, "mallory": 22002}
 NODES = ("c1", "c2")
+#: Of an SSH server on the login nodes that forwards, as a jump host in front of them would.
+JUMP_PORT = 2222
 
 _CONFIG = """\
 ClusterName=tests
@@ -231,7 +233,9 @@ def _write(bed: SlurmBed) -> None:
     )
     bed.key_file.write_text(user.private.rstrip() + "\n")
     bed.key_file.chmod(0o600)
-    bed.known_hosts.write_text("".join(f"{each} {host.public}\n" for each in (bed.login1, bed.login2)))
+    bed.known_hosts.write_text(
+        "".join(f"{each},[{each}]:{JUMP_PORT} {host.public}\n" for each in (bed.login1, bed.login2))
+    )
     for name, number in _USERS.items():
         home = base / "home" / name
         (home / ".ssh").mkdir(parents=True, mode=0o700)

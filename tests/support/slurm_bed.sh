@@ -88,6 +88,8 @@ boot() { # NODE
         c*) on "$node" /usr/sbin/slurmd -N "$node" ;;
         login*)
             on "$node" /usr/sbin/sshd -f "$BASE/etc/sshd_config" -E "$BASE/run/$node.sshd"
+            # As on a gateway in front of the login nodes, which forwards.
+            on "$node" /usr/sbin/sshd -f "$BASE/etc/sshd_config" -p 2222 -o AllowTcpForwarding=yes
             ;;
     esac
 }
