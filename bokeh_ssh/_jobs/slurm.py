@@ -30,12 +30,15 @@ WARNING = 120
 #: Marks a job as looked after, in its comment, by one client's warden.
 _CLAIM = "bokeh-ssh:"
 
-#: Fields of ``squeue`` that hold no separator: state, reason, (expected) start, end, batch host. Names and
-#: comments are left out, since they may hold anything.
-_FORMAT = "%T|%r|%S|%e|%B"
+#: Fields of ``squeue`` that hold no separator: state, reason, (expected) start, end, nodes. Names and
+#: comments are left out, since they may hold anything; the batch host (%B), since of salloc's job that is the
+#: login node.
+_FORMAT = "%T|%r|%S|%e|%N"
 _ANSWER = re.compile(
     r"^(?P<state>[A-Z_]+)\|(?P<reason>[^|]*)\|(?P<start>[^|]*)\|(?P<end>[^|]*)\|(?P<node>[^|]*)$", re.M
 )
+#: Numbers of nodes in a list, of which the first one is kept.
+_NUMBERS = re.compile(r"\[([^][,-]*)(?:[,-][^][]*)?\]")
 #: What squeue says, with exit status 1, of a job that it does not know, or knows no more (MinJobAge).
 _UNKNOWN = "Invalid job id specified"
 
@@ -119,7 +122,7 @@ def submit_words(batch: Batch, nonce: str, output: str) -> list[str]:
 
 #: The command that asks, and how it lists the account's jobs; names may hold anything.
 ASK = "squeue"
-LIST = ["sh", "-c", 'squeue -h -u "$(id -un)" -o "%A|%T|%r|%B|%L|%k|%j"']
+LIST = ["sh", "-c", 'squeue -h -u "$(id -un)" -o "%A|%T|%r|%N|%L|%k|%j"']
 _LISTED = re.compile(rf"^(\d+)\|([A-Z_]+)\|([^|\n]*)\|([^|\n]*)\|([^|\n]*)\|{_CLAIM}\w+\|(.*)$", re.M)
 
 
@@ -134,7 +137,7 @@ def read_list(out: str) -> list[dict[str, str]]:
                 "name": plain(name),
                 "state": state,
                 "reason": plain(reason) if waits and reason != "None" else "",
-                "node": "" if waits else plain(node),
+                "node": "" if waits else read_first_node(node),
                 "left": plain(left),
             }
         )
@@ -224,7 +227,7 @@ def read_answer(job: str, status: int, out: str, err: str) -> Job | None:
         return Job(
             id=job,
             state=state,
-            node=plain(found["node"]) if over_or_runs and found["node"] not in ("n/a", "(null)") else "",
+            node=read_first_node(found["node"]) if over_or_runs else "",
             reason="" if over_or_runs or found["reason"] == "None" else plain(found["reason"]),
             estimated_start=None if over_or_runs else _seconds(found["start"]),
             ends_at=_seconds(found["end"]) if over_or_runs else None,
@@ -232,6 +235,16 @@ def read_answer(job: str, status: int, out: str, err: str) -> Job | None:
     if (status == 0 and not out.strip()) or _UNKNOWN in err:
         return Job(id=job, state=JobState.UNKNOWN)
     return None
+
+
+def read_first_node(nodes: str) -> str:
+    """Read the first of a list of nodes, as Slurm writes it; empty where there is none.
+
+    >>> read_first_node("rack[2-3,7]n[08-16],login1")
+    'rack2n08'
+    """
+    first = _NUMBERS.sub(r"\1", nodes).partition(",")[0]
+    return "" if first in ("n/a", "(null)") else plain(first)
 
 
 def read_state(word: str) -> JobState:

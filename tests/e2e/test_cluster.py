@@ -543,6 +543,20 @@ def test_own_job_is_entered_and_left_alone(bed: SlurmBed) -> None:
     assert not find(events, JobEnded)
 
 
+def test_allocation_of_several_nodes_is_entered(bed: SlurmBed) -> None:
+    """A job that salloc has made on a login node runs the app on its first node, and goes on."""
+    events: list[Event] = []
+    bed.run("login2", "salloc -Q --no-shell -N2 -t 10 --mem 300M")
+    job = bed.queue()[0].split()[0]
+    with DirectTunnel(bed.login1, "alice", **options(bed, events, batch=None, job=job)) as tunnel:
+        session = tunnel.pull_session()
+        assert session.document.roots[0].text.split() == [job, "c1"]  # type: ignore[attr-defined]
+        session.close()
+    assert [event.node for event in find(events, JobStarted)] == ["c1"]
+    until(lambda: not steps(bed, job), what="no step is left")
+    assert bed.queue() == [f"{job} RUNNING"]
+
+
 CLIENT = """
 import sys
 from bokeh_ssh import Batch, DirectTunnel
