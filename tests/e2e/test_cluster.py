@@ -286,6 +286,21 @@ def test_cancelled_running_job_ends_the_tunnel(bed: SlurmBed) -> None:
     until(lambda: not bed.files(node), what="nothing is left on the node")
 
 
+def test_preempted_job_is_told(bed: SlurmBed) -> None:
+    """A job that has to make room for another one ends the tunnel with that reason, and the next step."""
+    events: list[Event] = []
+    with DirectTunnel(bed.login1, "alice", **options(bed, events)) as tunnel:
+        submit = 'sbatch --parsable -p urgent -N2 --exclusive -o /dev/null --wrap "sleep 600"'
+        other = bed.run("login2", submit, "mallory").strip()
+        with pytest.raises(JobEndedError, match="make room for one of a higher priority") as caught:
+            tunnel.wait(30)
+        assert caught.value.state == "PREEMPTED"
+        assert "resubmit" in str(caught.value)
+    assert [event.state for event in find(events, JobEnded)] == ["PREEMPTED"]
+    assert not find(events, Reconnected)
+    until(lambda: bed.queue() == [f"{other} RUNNING"], what="the other job has its place")
+
+
 def test_job_that_fails_is_told_with_what_it_wrote(bed: SlurmBed) -> None:
     """A job that ends before its machine can be reached is an error with the job's own words."""
     events: list[Event] = []

@@ -54,6 +54,8 @@ SlurmdTimeout=5
 MessageTimeout=3
 InactiveLimit=0
 DefMemPerCPU=500
+PreemptType=preempt/partition_prio
+PreemptMode=CANCEL
 NodeName=c1 NodeAddr=10.77.0.11 CPUs=4 RealMemory=4000
 NodeName=c2 NodeAddr=10.77.0.12 CPUs=4 RealMemory=4000
 PartitionName=main Nodes=c1,c2 Default=YES MaxTime=1:00:00 DefaultTime=30:00 State=UP
@@ -62,6 +64,7 @@ PartitionName=one Nodes=c1 MaxTime=1:00:00 DefaultTime=30:00 State=UP
 PartitionName=two Nodes=c2 MaxTime=1:00:00 DefaultTime=30:00 State=UP
 PartitionName=down Nodes=c1 MaxTime=1:00:00 State=DOWN
 PartitionName=closed Nodes=c1 AllowGroups=root MaxTime=1:00:00 State=UP
+PartitionName=urgent Nodes=c1,c2 PriorityTier=10 GraceTime=5 MaxTime=1:00:00 State=UP
 """
 _BY_CGROUP = """\
 ProctrackType=proctrack/cgroup
