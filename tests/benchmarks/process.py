@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -39,13 +39,16 @@ class Child:
 
     :param module: its name in this package
     :param order: the JSON that it reads first
+    :param within: the command that runs it elsewhere, such as in another network
     """
 
-    def __init__(self, module: str, order: dict[str, Any], directory: Path) -> None:
+    def __init__(
+        self, module: str, order: dict[str, Any], directory: Path, within: Sequence[str] = ()
+    ) -> None:
         self._module = module
         self._log = (directory / f"{module}.log").open("a+", encoding="utf-8", errors="replace")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", f"benchmarks.{module}"],
+            [*within, sys.executable, "-m", f"benchmarks.{module}"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -210,6 +210,29 @@ TRIP_ROWS = (
 FLOATS = "far-floats-100-10"
 
 
+#: How the bytes get from a cluster's login node to a job.
+WAYS = ("srun", "tcp", "back")
+
+
+def job_rows(scale: Scale, way: str) -> list[Row]:
+    """List what is measured of one way to a batch job, beside ``ssh`` to its machine by a jump host."""
+    bulk = {"size": scale.slow, "limit": scale.limit}
+    trips = {"size": 200, "count": scale.trips, "limit": scale.limit}
+    size, peers = f"{scale.slow / 1e6:g} MB", ("ssh", "ours")
+    return [
+        Row(f"job-{way}-download", f"job, by {way}: download, {size}", (RATE,), "download", bulk, peers),
+        Row(f"job-{way}-upload", f"job, by {way}: upload, {size}", (RATE,), "upload", bulk, peers),
+        Row(
+            f"job-{way}-round-trip", f"job, by {way}: round trip", (MEDIAN, P99), "round_trips", trips, peers
+        ),
+    ]
+
+
+def dd_row(scale: Scale) -> Row:
+    """Return the row of what ``srun`` carries with no tunnel."""
+    return Row("job-dd", f"srun dd, {scale.slow / 1e6:g} MB, with no tunnel", (RATE,), peers=("raw",))
+
+
 def trip_row(key: str, title: str) -> Row:
     """Return a row of what is counted in round trips."""
     return Row(f"trips-{key}", title, (TRIPS,), peers=("ours",))
@@ -228,6 +251,8 @@ def other_rows(scale: Scale) -> list[Row]:
         *map(site_row, SITES),
         floats_row(),
         *(trip_row(key, title) for key, title, _ in TRIP_ROWS),
+        *(row for way in WAYS for row in job_rows(scale, way)),
+        dd_row(scale),
     ]
 
 
@@ -386,6 +411,14 @@ def goals(scale: Scale) -> list[Goal]:
             Goal(title, _own(f"trips-{key}", "trips"), most, False, "round trips")
             for key, title, most in TRIP_ROWS
         ),
+        Goal(
+            "job, by srun: download",
+            _across("rate", ("job-srun-download", "ours"), (dd_row(scale).key, "raw")),
+            0.9,
+            True,
+            "x srun dd",
+        ),
+        Goal("job, by tcp: download", _ratio("job-tcp-download", "rate", "ours", "ssh"), 1, True, "x ssh -J"),
     ]
 
 

@@ -14,19 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import beds
-from benchmarks import browser, facts, plot, process, report, sites, starts
+from benchmarks import browser, facts, jobs, plot, process, report, sites, starts
 from benchmarks.process import Child, PeerError
 from benchmarks.rows import (
     FORWARDS,
     LINES,
     QUICK,
     TRIP_ROWS,
+    WAYS,
     Line,
     Results,
     Row,
     Scale,
+    dd_row,
     floats_row,
     goals,
+    job_rows,
     other_rows,
     page_rows,
     rows,
@@ -237,6 +240,41 @@ class Bench:
         for site in SITES:
             if self._wanted(site_row(site)):
                 self._far_site(site)
+        self._jobs()
+
+    def _jobs(self) -> None:
+        """Measure the ways to a batch job, on a Slurm of this machine's own."""
+        ways = [way for way in WAYS if any(map(self._wanted, job_rows(self.scale, way)))]
+        dd = dd_row(self.scale)
+        if not ways and not self._wanted(dd):
+            return
+        if lacking := jobs.find_lacking():
+            self._skip(f"skipped: the rows of a job, since a Slurm of its own needs {lacking}")
+            return
+        with ExitStack() as stack:
+            bench = jobs.JobBench(stack, self._directory)
+            for _ in range(self.scale.rounds if self._wanted(dd) else 0):
+                self._note(dd, "raw", {"rate": bench.copy(self.scale.slow)})
+            for way in ways:
+                with ExitStack() as opened:
+                    self._job(way, bench, opened)
+
+    def _job(self, way: str, bench: jobs.JobBench, stack: ExitStack) -> None:
+        ports = {}
+        for peer, (module, order) in {"ours": bench.tunnel(way), "ssh": bench.ssh()}.items():
+            try:
+                ports[peer] = stack.enter_context(Child(module, order, self._directory)).hear(_START)["port"]
+            except PeerError as exc:
+                for row in job_rows(self.scale, way):
+                    self._note(row, peer, {"failed": str(exc)})
+        for row in filter(self._wanted, job_rows(self.scale, way)):
+            for number in range(self.scale.rounds):
+                for peer in self._rotated(row, number):
+                    try:
+                        found = self._load(row, ports[peer], row.words | {"verify": False})
+                    except PeerError as exc:
+                        found = {"failed": str(exc)}
+                    self._note(row, peer, found)
 
     def _note_all(self, row: Row, found: dict[str, dict[str, Any]]) -> None:
         for peer, one in found.items():

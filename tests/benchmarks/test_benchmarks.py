@@ -15,8 +15,8 @@ import pytest
 
 import beds
 import conformance
-from benchmarks import browser, delay, loads, plot, report, run, target
-from benchmarks.rows import QUICK, TITLES, Results, goals, other_rows, rows
+from benchmarks import browser, delay, jobs, loads, plot, report, run, target
+from benchmarks.rows import QUICK, TITLES, WAYS, Results, goals, job_rows, other_rows, rows
 from skips import missing
 
 TINY = replace(
@@ -85,6 +85,22 @@ def test_page_over_a_slow_line() -> None:
         "far-first-40-10": {"ours"},
         "far-panel-100-10": {"ssh", "ours"},
         "far-lab-100-10": {"ssh", "ours"},
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)  # a cluster, and a job for each way
+def test_ways_to_a_job() -> None:
+    """Each way to a batch job carries each load, beside ``ssh -J`` and ``srun`` alone."""
+    if lacking := jobs.find_lacking():
+        missing(f"a Slurm of its own needs {lacking}")
+    told: list[str] = []
+    only = [row.key for way in WAYS for row in job_rows(TINY, way)]
+    kept = run.measure(TINY, only=[*only, "job-dd"], tell=told.append)
+    assert not [line for line in told if "failed" in line]
+    assert {key: set(found) for key, found in kept["results"].items()} == {
+        **{key: {"ssh", "ours"} for key in only},
+        "job-dd": {"raw"},
     }
 
 

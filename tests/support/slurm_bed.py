@@ -175,13 +175,20 @@ class SlurmBed:
         return self.run("ctl", "sinfo -h -N -p main -t idle -o %N", "root").split() == list(NODES)
 
 
+def find_lacking() -> str:
+    """Return what this machine lacks for a cluster; empty where it has all."""
+    if sys.platform != "linux":
+        return "Linux"
+    path = os.environ["PATH"] + ":/usr/sbin:/sbin"
+    lacking = [name for name in _PROGRAMS if not shutil.which(name, path=path)]
+    return ", ".join(lacking) or ("root" if os.geteuid() else "")
+
+
 @contextmanager
 def cluster() -> Iterator[SlurmBed]:
     """Make a cluster, and end it."""
-    path = os.environ["PATH"] + ":/usr/sbin:/sbin"
-    lacking = [name for name in _PROGRAMS if not shutil.which(name, path=path)]
-    if lacking or os.geteuid() != 0:
-        missing(f"a Slurm of its own needs {', '.join(lacking) or 'root'}")
+    if lacking := find_lacking():
+        missing(f"a Slurm of its own needs {lacking}")
     number = os.getpid() % 250 + 1
     base = Path(tempfile.mkdtemp(prefix="bokeh-ssh-slurm-"))
     bed = SlurmBed(
