@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bokeh_ssh._core.errors import JobError, ServerNotFoundError, UsageError
+from bokeh_ssh._core.errors import JobError, ServerNotFoundError, SessionError, UsageError
 from bokeh_ssh._core.events import OnEvent, Warned
 from bokeh_ssh._core.host import as_host
 from bokeh_ssh._jobs.job import ListedJob
@@ -17,6 +17,9 @@ from bokeh_ssh._ssh.connect import connect
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._ssh.runner import Runner
 
+#: Where jobs cannot be listed: a machine that has the programs, and is of no cluster now, or one that takes
+#: no second session so soon (MaxSessions 1).
+_NO_JOBS = (JobError, SessionError)
 #: How this machine is called.
 HERE = "."
 
@@ -49,12 +52,12 @@ def find(
     """
     with _machine(host, on_event, login) as connection:
         servers = list_servers(connection, python=python)
-        with _queue(connection, python) as queue:
-            try:
+        try:
+            with _queue(connection, python) as queue:
                 return servers, queue.jobs() if queue else []
-            except JobError as exc:  # as on a machine that has the programs, and is of no cluster now
-                on_event(Warned(host=host, text=f"jobs cannot be listed: {exc.message}"))
-                return servers, []
+        except _NO_JOBS as exc:
+            on_event(Warned(host=host, text=f"jobs cannot be listed: {exc.message}"))
+            return servers, []
 
 
 def end(
@@ -69,13 +72,14 @@ def end(
     with _machine(host, on_event, login) as connection:
         servers = list_servers(connection, python=python)
         fits = [each for each in servers if name is None or name in each.names]
-        with _queue(connection, python) as queue:
+        with contextlib.ExitStack() as stack:
+            queue, jobs = None, []
             try:
+                queue = stack.enter_context(_queue(connection, python))
                 jobs = queue.jobs() if queue else []
-            except JobError:
+            except _NO_JOBS:
                 if not fits:
                     raise
-                jobs = []
             job = choose_job(jobs, fits, name, host=connection.name)
             if queue and job:
                 queue.cancel(job)
