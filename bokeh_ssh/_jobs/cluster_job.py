@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from bokeh_ssh._core.backoff import pause_before
 from bokeh_ssh._core.errors import (
     BokehSSHError,
     ConnectionLostError,
@@ -99,6 +100,7 @@ class ClusterJob:
     :param queue_timeout: seconds that it may wait; None: as long as it takes
     :param resubmit: whether a new job is submitted for one that has served, and reaches its time limit, loses
         its machine, or makes room for another
+    :param reconnect: whether a login that is lost while the job waits is made again
     :param dial: logs in to a machine
     :param on_event: gets JobSubmitted, JobWaiting, JobStarted, JobEnding, JobEnded and Warned
     :param on_change: gets the record of the job, whenever something in it changes
@@ -116,6 +118,7 @@ class ClusterJob:
         timeout: float,
         queue_timeout: float | None,
         resubmit: bool,
+        reconnect: bool,
         dial: Dial,
         on_event: Callable[[Event], None],
         on_change: Callable[[Job], None],
@@ -131,6 +134,7 @@ class ClusterJob:
         self._timeout = timeout
         self._queue_timeout = queue_timeout
         self._resubmit = resubmit
+        self._reconnect = reconnect
         self._dial = dial
         self._emit = on_event
         self._on_change = on_change
@@ -166,14 +170,16 @@ class ClusterJob:
         :raises JobEndedError: if it is over
         :raises BokehSSHError: if a machine cannot be reached
         """
+        losses = 0
         while True:
-            warden = self._reach_login()
-            if self._job is None:
-                if self._named:
-                    self._find_job(warden)
-                else:
-                    self._submit(warden)
             try:
+                warden = self._reach_login()
+                losses = 0
+                if self._job is None:
+                    if self._named:
+                        self._find_job(warden)
+                    else:
+                        self._submit(warden)
                 self._await_start(warden)
                 return self._reach_node(warden, connection_stack)
             except JobEndedError as exc:
@@ -182,6 +188,19 @@ class ClusterJob:
                     raise
                 self._forget_job()
                 self._emit(Warned(host=self._label, text=f"{exc.message}, so a new one is submitted"))
+            except BokehSSHError as exc:
+                # A job may wait for longer than any line lasts.
+                job = (
+                    self._job if self._reconnect and exc.temporary and not isinstance(exc, JobError) else None
+                )
+                if not job or job.state is not JobState.PENDING:
+                    raise
+                losses += 1
+                if losses == 1:
+                    text = f"{exc.message}; job {job.id} waits on, and the login node is tried again"
+                    self._emit(Warned(host=self._label, text=text))
+                wait(self._closed, pause_before(losses))
+                self._check_wanted()
 
     def _forget_job(self) -> None:
         """Begin from the start: with keys of its own, as each job has them."""

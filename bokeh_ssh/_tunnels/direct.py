@@ -146,6 +146,7 @@ class JobParts(TunnelParts):
             timeout=self._options.launch_timeout,
             queue_timeout=self._options.queue_timeout,
             resubmit=self._options.resubmit,
+            reconnect=self._options.reconnect,
             dial=self._dial,
             on_event=self._session.life.emit,
             on_change=self._note_job,
@@ -159,7 +160,10 @@ class JobParts(TunnelParts):
         return name if name.isprintable() and name else "bokeh-ssh"
 
     def _dial(self, stack: contextlib.ExitStack, host: Host, stream: OpenStream | None) -> Connection:
-        return self._session.connect(host, stack=stack, stream=stream)
+        connection = self._session.connect(host, stack=stack, stream=stream)
+        if stream is None:  # to the login node, maybe once more while the job waits
+            self._session.life.mend()
+        return connection
 
     def _end_job(self, cluster_job: ClusterJob) -> None:
         cluster_job.end()

@@ -323,6 +323,12 @@ class Lifecycle:
             self.deliver(lost)  # before anybody who waits for the end can go on
             return lost
 
+    def mend(self) -> None:
+        """Note that what broke while it opens was made again, so that the attempt under way goes on."""
+        with self.change:
+            if self.error and self.error.temporary and self.state in (State.CONNECTING, State.RECONNECTING):
+                self.error = None
+
     def retry(self) -> bool:
         """Begin an attempt to make it again; False if nobody wants it any more."""
         with self.change:

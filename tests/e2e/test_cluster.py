@@ -635,8 +635,9 @@ def test_ctrl_c_cancels_a_waiting_job(bed: SlurmBed) -> None:
         assert bed.queue() == [f"{other} RUNNING"]
 
 
-def test_lost_login_node_costs_no_server(bed: SlurmBed, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the login node goes away, the tunnel comes back through another one, to the same server."""
+@pytest.fixture
+def either(bed: SlurmBed, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A name of both login nodes, the first one first."""
     real = socket.getaddrinfo
 
     def getaddrinfo(host: str, port: int, *args: Any, **keywords: Any) -> list[Any]:
@@ -649,8 +650,13 @@ def test_lost_login_node_costs_no_server(bed: SlurmBed, monkeypatch: pytest.Monk
     key = bed.known_hosts.read_text().split(None, 1)[1].splitlines()[0]
     with bed.known_hosts.open("a") as file:
         file.write(f"login {key}\n")
+    return "login"
+
+
+def test_lost_login_node_costs_no_server(bed: SlurmBed, either: str) -> None:
+    """Where the login node goes away, the tunnel comes back through another one, to the same server."""
     events: list[Event] = []
-    with DirectTunnel("login", "alice", **options(bed, events)) as tunnel:
+    with DirectTunnel(either, "alice", **options(bed, events)) as tunnel:
         job = tunnel.job
         assert job
         bed.script("kill", "login1")
@@ -661,6 +667,25 @@ def test_lost_login_node_costs_no_server(bed: SlurmBed, monkeypatch: pytest.Monk
         assert find(events, Reconnected)[0].same_server
         assert tunnel.job == job
         assert bed.queue() == [f"{job.id} RUNNING"]
+    until(lambda: not bed.queue(), what="the job is gone")
+
+
+def test_lost_login_node_costs_no_waiting_job(bed: SlurmBed, either: str) -> None:
+    """Where the login node goes away while the job waits, it is waited for through another one."""
+    events: list[Event] = []
+    tunnel = DirectTunnel(either, "alice", **options(bed, events))
+    with blocked(bed) as other, opening(tunnel) as raised:
+        until(lambda: find(events, JobWaiting), what="it waits")
+        bed.script("kill", "login1")
+        try:
+            bed.run("ctl", f"scancel {other}", "root")
+            until(lambda: tunnel.state == "ready" or raised, timeout=60, what="it opens")
+        finally:
+            assert bed.script("boot", "login1").returncode == 0
+        assert not raised
+        assert any("waits on" in event.text for event in find(events, Warned))
+        assert len(find(events, JobSubmitted)) == 1
+        assert bed.queue() == [f"{find(events, JobSubmitted)[0].job} RUNNING"]
     until(lambda: not bed.queue(), what="the job is gone")
 
 
