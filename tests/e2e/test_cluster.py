@@ -35,6 +35,7 @@ from bokeh_ssh import (
     JobState,
     JobSubmitted,
     JobWaiting,
+    LaunchError,
     QueueTimeoutError,
     Ready,
     Reconnected,
@@ -703,6 +704,23 @@ def test_silent_scheduler_ends_nothing(bed: SlurmBed) -> None:
         bed.run("ctl", f"scancel {other}", "root")
         until(lambda: tunnel.state == "ready", timeout=60, what="it opens")
         assert not raised
+        # The app does without it.
+        bed.run("ctl", "kill $(cat /run/slurmctld.pid); sleep 1", "root")
+        tunnel.pull_session().close()
+        bed.run("ctl", "/usr/sbin/slurmctld", "root")
+        until(bed.queue, what="the controller is back")
+        assert tunnel.state == "ready"
+
+
+def test_node_without_sshd_is_told(bed: SlurmBed) -> None:
+    """A job whose machine has no program that its way needs is cancelled, with that reason."""
+    bed.run("c1", "mount --bind /dev/null /usr/sbin/sshd", "root")
+    try:
+        with pytest.raises(LaunchError, match="c1 cannot be used: there is no sshd on it"):
+            DirectTunnel(bed.login1, "alice", **options(bed, [], batch=Batch(queue="one"))).open()
+    finally:
+        bed.run("c1", "umount /usr/sbin/sshd", "root")
+    until(lambda: not bed.queue(), what="the job is gone")
 
 
 @pytest.mark.parametrize(

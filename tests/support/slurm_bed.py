@@ -95,6 +95,7 @@ UsePAM no
 StrictModes no
 PidFile none
 AllowTcpForwarding no
+MaxSessions 2
 """
 
 
