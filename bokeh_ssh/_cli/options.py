@@ -524,10 +524,10 @@ BATCH = under(
     Flag(
         "batch",
         "",
-        "Run the server in a batch job of the cluster whose login node HOST is (Slurm, Grid Engine).",
+        "Run the server in a batch job of the cluster with login node HOST (Slurm, PBS, LSF, Grid Engine).",
         first=True,
     ),
-    Flag("time", "LIMIT", "The job's time limit, as the scheduler writes it: 2:00:00."),
+    Flag("time", "LIMIT", "The job's time limit, as the scheduler writes it: 2:00:00 (LSF: 2:00)."),
     Flag("queue", "NAME", "The queue (Slurm: partition)."),
     Flag("account", "NAME", "The account or project that pays."),
     Flag("cpus", "N", "CPUs of the job."),
@@ -535,7 +535,7 @@ BATCH = under(
     Flag("gpus", "N", "GPUs of the job."),
     Flag("name", "NAME", "The job's name in the queue (default: the app's).", name="--job-name"),
     Flag("extra", "OPTION", "One more option of the submit command; repeat.", name="--batch-arg"),
-    Flag("scheduler", "NAME", "slurm or sge (default: the one that is there)."),
+    Flag("scheduler", "NAME", "slurm, pbs, lsf or sge (default: the one that is there)."),
     Flag("way", "WAY", "How to get from HOST to the job: srun, tcp or back (default: what leads there)."),
 )
 

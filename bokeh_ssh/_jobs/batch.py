@@ -11,7 +11,7 @@ from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.settings import setting
 
 #: What ``batch=`` can name: "auto" is the scheduler that the login node has.
-SCHEDULERS = ("auto", "slurm", "sge")
+SCHEDULERS = ("auto", "slurm", "sge", "pbs", "lsf")
 #: How the bytes get from the login node to the job.
 WAYS = ("auto", "srun", "tcp", "back")
 
@@ -20,8 +20,9 @@ WAYS = ("auto", "srun", "tcp", "back")
 class Batch:
     """The batch job that a server runs in; what is left out, the cluster decides.
 
-    :param scheduler: "slurm", "sge" (Grid Engine), or "auto" for the one that the login node has
-    :param time: the job's time limit as the scheduler writes it, such as "2:00:00"
+    :param scheduler: "slurm", "sge" (Grid Engine), "pbs" (OpenPBS, PBS Professional, Torque), "lsf", or
+        "auto" for the one that the login node has
+    :param time: the job's time limit as the scheduler writes it, such as "2:00:00" (LSF: "2:00")
     :param queue: the queue (Slurm: partition)
     :param account: the account or project that pays
     :param cpus: CPUs of the server's one task
@@ -49,7 +50,7 @@ class Batch:
     def __post_init__(self) -> None:
         if self.scheduler not in SCHEDULERS:
             msg = f"scheduler={self.scheduler!r} is not known"
-            raise UsageError(msg, hint='use "slurm", "sge", or "auto"')
+            raise UsageError(msg, hint='use "slurm", "sge", "pbs", "lsf", or "auto"')
         if self.way not in WAYS:
             msg = f"way={self.way!r} is not known"
             raise UsageError(msg, hint='use "srun", "tcp", "back", or "auto"')

@@ -50,32 +50,26 @@ class ClusterCheck:
             raise scheduler.no_scheduler(connection.name)
         return self._warden
 
-    @property
-    def _has_grid_engine(self) -> bool:
-        return self._warden is not None and self._warden.found == grid_engine.SUBMIT
+    def _choose(self, connection: Connection) -> tuple[Warden, scheduler.Scheduler]:
+        warden = self._reach(connection)
+        return warden, scheduler.choose(warden.found, connection.name)
 
     def _scheduler(self, connection: Connection) -> ClusterFact:
-        warden = self._reach(connection)
-        if self._has_grid_engine:
-            version = (warden.run(grid_engine.VERSION).lines or ("Grid Engine",))[0]
-            answer = warden.run(grid_engine.QUEUES)
-            if answer.status:
-                said = answer.lines[0] if answer.lines else "it says nothing"
-                return ClusterFact(False, f"{version}, whose master does not answer: {said}", "try again")
-            return ClusterFact(True, f"{version}; its master answers")
-        version = " ".join(warden.run([slurm.SUBMIT, "--version"]).out.split())
-        answer = warden.run(slurm.CONTROLLER)
+        warden, queue = self._choose(connection)
+        version = queue.read_version("\n".join(reversed(warden.run(queue.VERSION).lines)))
+        answer = warden.run(slurm.CONTROLLER if queue.NAME == slurm.NAME else queue.QUEUES)
+        master = {slurm.NAME: "controller", grid_engine.NAME: "master"}.get(queue.NAME, "server")
         if answer.status:
             said = answer.lines[0] if answer.lines else "it says nothing"
-            return ClusterFact(False, f"{version}, whose controller does not answer: {said}", "try again")
-        return ClusterFact(True, f"{version}; its controller answers")
+            return ClusterFact(False, f"{version}, whose {master} does not answer: {said}", "try again")
+        return ClusterFact(True, f"{version}; its {master} answers")
 
     def _way(self, connection: Connection) -> ClusterFact:
-        self._reach(connection)
-        if self._has_grid_engine or self._batch.way in ("tcp", "back"):
+        warden, queue = self._choose(connection)
+        if "srun" not in queue.WAYS or self._batch.way in ("tcp", "back"):
             text = "by TCP between login node and node, in one direction or the other; their home must be one"
             return ClusterFact(True, text)
-        version = self._reach(connection).run(["srun", "--version"])
+        version = warden.run(["srun", "--version"])
         if version.status:
             said = version.lines[0] if version.lines else "it says nothing"
             return ClusterFact(False, f"srun cannot be run ({said})", "ask your cluster's administrators")
@@ -87,22 +81,24 @@ class ClusterCheck:
         )
 
     def _queue(self, connection: Connection) -> ClusterFact:
-        warden = self._reach(connection)
-        if self._has_grid_engine:
-            known = warden.run(grid_engine.QUEUES).out.split()
-            wanted = (self._batch.queue or "").partition("@")[0]
-            if wanted and wanted not in known:
-                text = f"there is no queue {wanted!r} (there are {', '.join(known[:20])})"
-                return ClusterFact(False, text, "name another one with --queue")
-            return ClusterFact(True, f"there is {wanted}" if wanted else "any that takes the job")
-        answer = self._reach(connection).run(slurm.QUEUES)
+        warden, scheduler_there = self._choose(connection)
+        answer = warden.run(scheduler_there.QUEUES)
         if answer.status:
             said = answer.lines[0] if answer.lines else "it says nothing"
             return ClusterFact(False, f"the queues cannot be listed ({said})", "try again")
+        known = scheduler_there.read_queues(answer.out)
+        names = ", ".join(list(known)[:20]) or "none that you may see"
+        if scheduler_there.NAME != slurm.NAME:
+            wanted = (self._batch.queue or "").partition("@")[0]
+            if wanted and wanted not in known:
+                text = f"there is no queue {wanted!r} (there are {names})"
+                return ClusterFact(False, text, "name another one with --queue")
+            if wanted and known[wanted]:
+                return ClusterFact(False, f"{wanted} {known[wanted]}", "name another one with --queue")
+            return ClusterFact(True, f"there is {wanted}" if wanted else "any that takes the job")
         queue = slurm.read_queue(answer.out, self._batch.queue)
         if queue is None:
             what = f"no queue {self._batch.queue!r}" if self._batch.queue else "no default queue"
-            names = ", ".join(slurm.read_queues(answer.out)[:20]) or "none that you may see"
             return ClusterFact(False, f"there is {what} (there are {names})", "name another one with --queue")
         limit = queue.limit or "no limit"
         if not queue.up:
@@ -114,21 +110,15 @@ class ClusterCheck:
 
     def _job(self, connection: Connection) -> ClusterFact:
         # What it accepts may still wait for ever, which is why the queue is looked at by itself.
-        warden = self._reach(connection)
-        if self._has_grid_engine:
-            answer = warden.run(
-                [*grid_engine.submit_words(self._batch, "doctor", "/dev/null"), "-w", "v"], "true\n"
-            )
-            if answer.status:
-                text = f"Grid Engine would refuse the job: {grid_engine.refusal(answer.lines)}"
-                return ClusterFact(
-                    False, text, "check queue, account, time, memory, gpus and the other options"
-                )
-            return ClusterFact(True, "Grid Engine would take it (nothing was submitted)")
-        words = [*slurm.submit_words(self._batch, "doctor", "/dev/null"), "--test-only"]
-        answer = self._reach(connection).run(words, "#!/bin/sh\n")
+        warden, queue = self._choose(connection)
+        words = queue.test_words(self._batch)
+        if not words:
+            queue.submit_words(self._batch, "doctor", "/dev/null")  # its errors are those of a tunnel
+            return ClusterFact(True, f"{queue.TITLE} says what it takes only when a job is submitted")
+        answer = warden.run(words, "#!/bin/sh\ntrue\n")
         if answer.status:
-            text = f"Slurm would refuse the job, or never start it: {slurm.refusal(answer.lines)}"
+            never = ", or never start it" if queue.NAME == slurm.NAME else ""
+            text = f"{queue.TITLE} would refuse the job{never}: {queue.refusal(answer.lines)}"
             return ClusterFact(False, text, "check queue, account, time, memory, gpus and the other options")
-        start = slurm.read_test(answer.lines)
-        return ClusterFact(True, f"Slurm would take it (nothing was submitted){start}")
+        start = slurm.read_test(answer.lines) if queue.NAME == slurm.NAME else ""
+        return ClusterFact(True, f"{queue.TITLE} would take it (nothing was submitted){start}")

@@ -266,6 +266,7 @@ class ClusterJob:
             variable=self._scheduler.JOB_VARIABLE,
             ways=self._ways,
             step=step,
+            redirect=self._scheduler.SPOOLS,
         )
 
     def _find_job(self, warden: Warden) -> None:
@@ -377,6 +378,9 @@ class ClusterJob:
                 self._emit(Warned(host=self._label, text=f"the scheduler cannot be asked ({said})"))
             return None
         self._silent = False
+        ends = self._job.ends_at
+        if found.state is JobState.UNKNOWN and ends and time.time() > ends - _LEAST:
+            found = dataclasses.replace(found, state=JobState.TIMEOUT)  # no history is kept of it
         self._set(found)
         return found
 

@@ -26,6 +26,7 @@ WARNING = 60.0
 #: The accounting is written every 15 s.
 VERDICT = 25.0
 QUEUE_COMMAND = "qstat"
+SPOOLS = False
 
 #: Marks a job as looked after, in its context, by one client's warden.
 _CLAIM = "bokeh-ssh="
@@ -112,6 +113,21 @@ def refusal(lines: Sequence[str]) -> str:
 #: The commands that say which release it is, and which queues there are.
 VERSION = ["qstat", "-help"]
 QUEUES = ["qconf", "-sql"]
+
+
+def read_version(out: str) -> str:
+    """Read which release it is."""
+    return plain(out.strip().partition("\n")[0]) or TITLE
+
+
+def read_queues(out: str) -> dict[str, str]:
+    """Read the names of the queues; whether they start jobs is not in it."""
+    return dict.fromkeys(map(plain, out.split()), "")
+
+
+def test_words(batch: Batch) -> list[str]:
+    """Return the command that says whether it would take a job, and submits none."""
+    return [*submit_words(batch, "doctor", "/dev/null"), "-w", "v"]
 
 
 def _script(text: str, *words: str) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from bokeh_ssh._core.errors import SubmitError
 from bokeh_ssh._core.settings import setting
-from bokeh_ssh._jobs import grid_engine, slurm
+from bokeh_ssh._jobs import grid_engine, lsf, pbs, slurm
 from bokeh_ssh._jobs.batch import Batch
 from bokeh_ssh._jobs.job import Job
 
@@ -42,6 +42,18 @@ class Scheduler(Protocol):
     @property
     def VERDICT(self) -> float:  # noqa: N802
         """Seconds that it may take to say how a job ended."""
+
+    @property
+    def SPOOLS(self) -> bool:  # noqa: N802
+        """Whether what a job writes is brought at its end only: its script has to write a file itself."""
+
+    @property
+    def VERSION(self) -> Sequence[str]:  # noqa: N802
+        """The command that says which release it is."""
+
+    @property
+    def QUEUES(self) -> Sequence[str]:  # noqa: N802
+        """The command that lists the queues; it fails where the scheduler does not answer."""
 
     @property
     def LIST(self) -> Sequence[str]:  # noqa: N802
@@ -105,12 +117,21 @@ class Scheduler(Protocol):
     def read_canceller(self, out: str) -> str:
         """Read the name or number of the account that has; empty where it is not told."""
 
+    def read_version(self, out: str) -> str:
+        """Read which release it is."""
+
+    def read_queues(self, out: str) -> dict[str, str]:
+        """Read the names of the queues, each with why it starts no jobs now; empty where it does."""
+
+    def test_words(self, batch: Batch) -> list[str]:
+        """Return the command that says whether it would take a job, and submits none; none without one."""
+
     def read_list(self, out: str) -> list[dict[str, str]]:
         """Read the jobs that are ours: number, name, state, reason, node, and the time that is left."""
 
 
 #: In the order in which a login node is asked for them.
-KNOWN: tuple[Scheduler, ...] = (slurm, grid_engine)
+KNOWN: tuple[Scheduler, ...] = (slurm, grid_engine, lsf, pbs)
 
 
 def programs(name: str = "auto") -> list[str]:

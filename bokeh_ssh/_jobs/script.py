@@ -27,6 +27,7 @@ def job_script(
     variable: str,
     ways: Sequence[str],
     step: bool = False,
+    redirect: bool = False,
 ) -> str:
     """Write the script.
 
@@ -37,6 +38,7 @@ def job_script(
     :param variable: what tells a job its number
     :param ways: how the bytes may get there
     :param step: whether it runs beside a job's own script
+    :param redirect: whether the script has to put it there itself
     """
     order = json.dumps(
         {
@@ -52,6 +54,12 @@ def job_script(
     # exec: a signal for the job reaches the script's own process alone.
     # The warning of a job with a short time may come now; what is ignored stays so until the program listens.
     lines = ["#!/bin/sh", "trap '' USR1", "unset PYTHONPATH PYTHONHOME"]
+    if redirect and output:
+        before, _, after = output.partition("%j")
+        lines += [
+            f'f={word(before)}"${{{variable}%%.*}}"{word(after)}',
+            '(: >>"$f") 2>/dev/null && exec >>"$f" 2>&1',  # by itself, exec would end the shell
+        ]
     lines += [
         f"for p in {' '.join(map(word, pythons))}; do",
         f"  \"$p\" -S -c '{_CHECK}' </dev/null >/dev/null 2>&1 && break",

@@ -22,6 +22,8 @@ JOB_VARIABLE = "SLURM_JOB_ID"
 WAYS = ("srun",)
 VERDICT = 60.0
 QUEUE_COMMAND = "squeue --me"
+SPOOLS = False
+VERSION = [SUBMIT, "--version"]
 
 #: The job's number in what ``sbatch --parsable`` says; a start file or a plugin may say more.
 _JOB = re.compile(r"^(\d+)(?:;[\w.-]+)?$", re.M)
@@ -301,9 +303,17 @@ def overlaps(version: str) -> bool:
     return found is None or (int(found[1]), int(found[2])) >= _OVERLAP
 
 
-def read_queues(out: str) -> list[str]:
-    """List the names of the queues."""
-    return list(dict.fromkeys(plain(found["name"].rstrip("*")) for found in _QUEUE.finditer(out)))
+def read_version(out: str) -> str:
+    """Read which release it is."""
+    return plain(" ".join(out.split()))
+
+
+def read_queues(out: str) -> dict[str, str]:
+    """Read the names of the queues, each with why it starts no jobs now; empty where it does."""
+    return {
+        plain(found["name"].rstrip("*")): "" if found["state"] == "up" else f"is {found['state']}"
+        for found in _QUEUE.finditer(out)
+    }
 
 
 def read_queue(out: str, name: str | None) -> Queue | None:
@@ -335,6 +345,11 @@ def read_time(text: str) -> int | None:
     if len(parts) > len(units):
         return None
     return int(days or 0) * 86400 + sum(int(part) * unit for part, unit in zip(parts, units, strict=False))
+
+
+def test_words(batch: Batch) -> list[str]:
+    """Return the command that says whether it would take a job, and submits none."""
+    return [*submit_words(batch, "doctor", "/dev/null"), "--test-only"]
 
 
 def read_test(lines: Sequence[str]) -> str:

@@ -109,7 +109,7 @@ class JobHolder:
         self.grace = float(order["grace"])
         self.client_key = str(order["client_key"])
         self.output = str(order.get("output", ""))
-        self.job = os.environ.get(str(order["job"]), "")
+        self.job = os.environ.get(str(order["job"]), "").partition(".")[0]  # PBS: with the server's name
         self.ways = list(order["ways"])
         self.step = os.environ.get("SLURM_STEP_ID", "") if order["step"] else ""
         if self.step:

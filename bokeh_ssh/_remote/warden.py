@@ -33,11 +33,15 @@ if TYPE_CHECKING:
 #: A job's number, alone in a line; with a cluster's name behind it, as ``sbatch --parsable`` says it.
 _NUMBER = re.compile(r"^(\d+)(?:;[\w.-]+)?$", re.M)
 #: What a scheduler needs to be set, beside the PATH.
-_SETTING = re.compile(r"PATH|SGE_(ROOT|CELL|CLUSTER_NAME|QMASTER_PORT|EXECD_PORT)|SLURM_CONF|MUNGE_SOCKET")
+_SETTING = re.compile(
+    r"PATH|SGE_(ROOT|CELL|CLUSTER_NAME|QMASTER_PORT|EXECD_PORT)|SLURM_CONF|MUNGE_SOCKET"
+    r"|PBS_(CONF_FILE|EXEC|SERVER|DEFAULT)|LSF_(ENVDIR|SERVERDIR|BINDIR|LIBDIR)"
+)
 #: What people set for their own commands, which changes what ours do and say.
 _MISLEADING = re.compile(
     r"SQUEUE_|SCANCEL_|SACCT_|SRUN_|SLURM_(?!CONF$)"
     r"|SBATCH_(ARRAY_INX|WAIT|CLUSTERS|DEBUG)$|SGE_(LONG_QNAMES|SINGLE_LINE)$"
+    r"|PBS_(DPREFIX|QSTAT_\w+)$|BSUB_(BLOCK|CHK_RESREQ|QUIET2?|STDERR)$|LSB_(BJOBS_\w+|HMS)$"
 )
 _LONGEST = 1 << 20  # characters of an answer that are passed on
 _TIMEOUT = 30.0  # seconds for a command, where the order has no time

@@ -1,0 +1,360 @@
+"""LSF's commands and what they say: IBM Spectrum LSF from 10.1 on. Text only.
+
+Nobody has tried it with a real LSF: it follows the manual, and what others have recorded.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import time
+from collections.abc import Sequence
+
+from bokeh_ssh._core.errors import UsageError
+from bokeh_ssh._core.framing import plain
+from bokeh_ssh._core.settings import setting
+from bokeh_ssh._jobs.batch import Batch, check_extra
+from bokeh_ssh._jobs.job import Job, JobState
+
+NAME = "lsf"
+TITLE = "LSF"
+#: Slurm's wrappers for people who are used to LSF have a bsub and a bjobs too.
+SUBMIT = "bqueues"
+JOB_VARIABLE = "LSB_JOBID"
+WAYS = ("tcp", "back")
+#: It is told in whole minutes.
+WARNING = 120.0
+VERDICT = 25.0
+QUEUE_COMMAND = "bjobs"
+#: What a job writes is brought at its end, when nobody is there to remove it.
+SPOOLS = True
+VERSION = ["lsid"]
+QUEUES = ["bqueues", "-w"]
+
+#: Marks a job as looked after, in its description, by one client's warden.
+_CLAIM = "bokeh-ssh:"
+#: Fields that hold no separator, but for the reasons, in which it is no harm: those are cut off.
+_FORMAT = "jobid stat exec_host runtimelimit run_time exit_code user job_description pend_reason exit_reason"
+_FIELDS = _FORMAT.split()
+_BJOBS = f"LC_ALL=C bjobs -noheader -o \"{_FORMAT} delimiter='|'\""
+_LINE = re.compile(r"^\d+(\|[^|\n]*){9}", re.M)
+_UNKNOWN = "is not found"
+_NONE = '*"No unfinished job found"* | *"No job found"*'
+
+_SIZE = re.compile(r"(\d{1,15})\s?([KMGT]?)(?:i?B)?", re.I)
+_NUMBER = re.compile(r"(\d{1,12})(?:\.\d{0,6})?")
+_CLOCK = re.compile(r"(\d{1,9}):(\d{2}):(\d{2})")
+
+_WAITING = ("PEND", "PSUSP", "PROV", "WAIT")
+#: UNKWN: the machine does not answer, and the job may run on it.
+_RUNNING = ("RUN", "USUSP", "SSUSP", "UNKWN")
+#: Why LSF has ended a job; all others failed.
+_TERMS = {
+    "TERM_RUNLIMIT": JobState.TIMEOUT,
+    "TERM_DEADLINE": JobState.TIMEOUT,
+    "TERM_MEMLIMIT": JobState.OUT_OF_MEMORY,
+    "TERM_SWAP": JobState.OUT_OF_MEMORY,
+    "TERM_OWNER": JobState.CANCELLED,
+    "TERM_FORCE_OWNER": JobState.CANCELLED,
+    "TERM_ADMIN": JobState.CANCELLED,
+    "TERM_FORCE_ADMIN": JobState.CANCELLED,
+    "TERM_BUCKET_KILL": JobState.CANCELLED,
+    "TERM_PREEMPT": JobState.PREEMPTED,
+    "TERM_ZOMBIE": JobState.NODE_FAIL,
+    "TERM_REMOVE_HUNG_JOB": JobState.NODE_FAIL,
+}
+_NEVER = {
+    "Dependency condition invalid or never satisfied": "what it depends on has failed",
+}
+
+_RESUBMIT = f"start it again, or give {setting('resubmit=True')}, which does so"
+_ENDS = {
+    JobState.COMPLETED: ("the job ended by itself", "start it again"),
+    JobState.FAILED: ("the job failed", "see what LSF says of it (bhist -l)"),
+    JobState.CANCELLED: ("the job was cancelled", "start it again, unless that was you"),
+    JobState.TIMEOUT: ("the job reached its time limit", f"give a longer time; {_RESUBMIT}"),
+    JobState.OUT_OF_MEMORY: ("the job used more memory than it has", "start it again with more memory"),
+    JobState.NODE_FAIL: ("the job's machine failed", _RESUBMIT),
+    JobState.PREEMPTED: ("the job had to make room for one of a higher priority", _RESUBMIT),
+    JobState.UNKNOWN: ("the job is over, and the scheduler does not know how it ended", "start it again"),
+}
+
+_TERMINAL = "the job has a program of its own, and no terminal"
+_REFUSED = {
+    "-K": "the job's end would be waited for before its start",
+    "-I": _TERMINAL,
+    "-XF": _TERMINAL,
+    "-J": "the name is a setting of its own, and a server runs in one job, not in an array of them",
+    "-r": "a job that starts again by itself has nobody who waits for it; resubmit submits a new one",
+    "-pack": "a server runs in one job",
+}
+
+#: A size without a unit is in what the cluster's lsf.conf says, or in KB.
+_SUBMIT = """\
+size=$1
+shift
+if [ -n "$size" ]; then
+    unit=$(sed -n 's/^ *LSF_UNIT_FOR_LIMITS *= *"\\{0,1\\}\\([A-Za-z]*\\).*/\\1/p' "$LSF_ENVDIR/lsf.conf" \\
+        2>/dev/null | tail -n 1)
+    case $unit in
+        [Mm]*) by=1024 ;;
+        [Gg]*) by=1048576 ;;
+        [Tt]*) by=1073741824 ;;
+        *) by=1 ;;
+    esac
+    set -- "$@" -M "$(((size + by - 1) / by))"
+fi
+said=$("$@") || { status=$?; printf '%s\\n' "$said"; exit $status; }
+printf '%s\\n' "$said" | sed -n 's/^Job <\\([0-9]\\{1,\\}\\)> is submitted.*/\\1/p'"""
+
+
+def _script(text: str, *words: str) -> list[str]:
+    return ["sh", "-c", text, "sh", *words]
+
+
+def submit_words(batch: Batch, nonce: str, output: str) -> list[str]:
+    """Return the command that submits a script on its standard input."""
+    check_extra(batch.extra, _REFUSED)
+    # An array would be one by its name.
+    words = ["bsub", "-J", re.sub(r"[^\w.-]", "_", batch.name, flags=re.A)]
+    for option, value in (("-q", batch.queue), ("-P", batch.account), ("-W", batch.time)):
+        words += [option, value] if value is not None else []
+    if batch.cpus is not None:
+        words += ["-n", str(batch.cpus), "-R", "span[hosts=1]"]
+    words += ["-gpu", f"num={batch.gpus}"] if batch.gpus is not None else []
+    for word in batch.extra:
+        words += shlex.split(word)
+    words += ["-rn", "-wa", "USR1", "-wt", str(int(WARNING // 60)), "-o", "/dev/null"]
+    return _script(_SUBMIT, _kilobytes(batch.memory), *words, "-Jd", _CLAIM + nonce)
+
+
+def _kilobytes(memory: str | None) -> str:
+    """Return a size in KB; one without a unit is in bytes, as those of other schedulers are not.
+
+    :raises UsageError: if it has no unit, or is none
+    """
+    if memory is None:
+        return ""
+    found = _SIZE.fullmatch(memory)
+    if not found or not found[2]:
+        msg = f"memory={memory!r} is not a size with its unit"
+        raise UsageError(msg, hint='give one such as "32G", from which LSF\'s own unit is made')
+    return str(int(found[1]) * 1024 ** "KMGT".index(found[2].upper()))
+
+
+def read_submitted(out: str) -> str:
+    """Read the job's number in what the script made of ``bsub``'s answer; empty where there is none."""
+    found = re.search(r"^(\d+)$", out, re.M)
+    return found[1] if found else ""
+
+
+def refusal(lines: Sequence[str]) -> str:
+    """Choose the lines of what ``bsub`` said that tell why it refused; a site's own check says it before."""
+    ours = [line for line in lines if set(line) - set("-*= ")]
+    errors = [line for line in ours if "Job not submitted" in line and "esub" not in line]
+    return "; ".join(errors) or " / ".join(ours) or "it said nothing"
+
+
+def ask_words(job: str) -> list[str]:
+    """Return the command that asks what a job does; LSF knows it for an hour after its end."""
+    return _script(f'{_BJOBS} "$1"', job)
+
+
+def _rows(out: str) -> list[dict[str, str]]:
+    found = []
+    for line in _LINE.finditer(out):
+        values = [plain(value) for value in line[0].split("|")]
+        found.append(
+            {name: "" if value == "-" else value for name, value in zip(_FIELDS, values, strict=True)}
+        )
+    return found
+
+
+def read_answer(job: str, status: int, out: str, err: str) -> Job | None:
+    """Read what that said; None where it could not be asked, which says nothing of the job."""
+    row = next((each for each in _rows(out) if each["jobid"] == job), None)
+    if row is None:
+        return Job(id=job, state=JobState.UNKNOWN) if f"<{job}> {_UNKNOWN}" in f"{out}{err}" else None
+    state = _read_state(row)
+    if state is JobState.PENDING:
+        reason = row["pend_reason"].rstrip("; ")
+        return Job(id=job, reason=reason or ("suspended" if row["stat"] == "PSUSP" else ""))
+    node = row["exec_host"].partition(":")[0].rpartition("*")[2]
+    limit, used = read_time(row["runtimelimit"], 60), read_time(row["run_time"], 1)
+    ends = None if state is not JobState.RUNNING or limit is None else time.time() + limit - (used or 0)
+    return Job(id=job, state=state, node=node, ends_at=ends)
+
+
+def _read_state(row: dict[str, str]) -> JobState:
+    word = row["stat"]
+    if word in _WAITING:
+        return JobState.PENDING
+    if word in _RUNNING:
+        return JobState.RUNNING
+    if word == "DONE":
+        return JobState.COMPLETED
+    if word == "ZOMBI":  # it was to be ended, and its machine does not answer
+        return JobState.NODE_FAIL
+    if word != "EXIT":
+        return JobState.COMPLETING
+    term = row["exit_reason"].partition(":")[0].strip()
+    if term in _TERMS:
+        return _TERMS[term]
+    # 140: USR2, which comes at the run limit alone.
+    return JobState.TIMEOUT if row["exit_code"] == "140" else JobState.FAILED
+
+
+def read_time(text: str, unit: int) -> float | None:
+    """Read a time in seconds; a number has a unit, unless the site has LSF write ``H:M:S``.
+
+    >>> read_time("1440.0", 60), read_time("16038 second(s)", 1), read_time("00:10:00", 60)
+    (86400.0, 16038.0, 600.0)
+    """
+    clock = _CLOCK.match(text)
+    if clock:
+        return float(int(clock[1]) * 3600 + int(clock[2]) * 60 + int(clock[3]))
+    number = _NUMBER.match(text)
+    return float(number[0]) * unit if number else None
+
+
+def why_never(reason: str) -> str:
+    """Say why a job that waits for this reason can never start; empty where waiting may help."""
+    return next((why for known, why in _NEVER.items() if reason.startswith(known)), "")
+
+
+def owner_words(job: str) -> list[str]:
+    """Return the command that lists the jobs of a number, several of an array, and whose they are."""
+    text = f"""\
+said=$({_BJOBS} -u all "$1") || exit
+printf '%s\\n' "$said" | while IFS='|' read -r job stat host limit time code user mark rest; do
+    printf '%s %s %s\\n' "$job" "$(id -u "$user")" "${{mark:--}}"
+done"""
+    return _script(text, job)
+
+
+def read_owners(out: str) -> list[tuple[str, str, bool]]:
+    """Read the number of each job, that of its user, and whether we have submitted it."""
+    found = re.findall(r"^(\d+) (\d+) (.*)$", out, re.M)
+    return [(number, user, mark.startswith(_CLAIM)) for number, user, mark in found]
+
+
+def is_unknown(err: str) -> bool:
+    """Return whether it says that it does not know the job, or knows it no more."""
+    return _UNKNOWN in err
+
+
+def cancel_words(job: str) -> list[str]:
+    """Return the command that cancels a job; one that is over, or not known, counts as cancelled."""
+    text = """\
+said=$(LC_ALL=C bkill "$1" 2>&1) && exit
+status=$?
+printf '%s\\n' "$said"
+case $said in *"No matching job found"* | *"already finished"*) exit 0 ;; *) exit $status ;; esac"""
+    return _script(text, job)
+
+
+def claim_words(job: str, nonce: str) -> list[str]:
+    """Return the command that makes another warden the one that looks after a job."""
+    return ["bmod", "-Jd", _CLAIM + nonce, job]
+
+
+def guard(nonce: str) -> dict[str, object]:
+    """Say how a warden sees that a job still waits and is its own to cancel; see ``_remote.warden``."""
+    text = f"""\
+said=$({_BJOBS} "$1" 2>&1) || case $said in *"{_UNKNOWN}"*) exit 0 ;; *) exit 1 ;; esac
+printf '%s\\n' "$said" | while IFS='|' read -r job stat host limit time code user mark rest; do
+    printf '%s %s\\n' "$stat" "$mark"
+done"""
+    return {
+        "check": _script(text, "{job}"),
+        "waits": list(_WAITING),
+        "mine": _CLAIM + nonce,
+        "claim": _CLAIM,
+        "cancel": cancel_words("{job}"),
+    }
+
+
+def stream_words(job: str, node: str) -> list[str]:
+    """Return nothing: no command of LSF's joins a job that a script holds, byte by byte."""
+    return []
+
+
+def holder_words(job: str, node: str, script: str) -> list[str]:
+    """Return nothing, likewise."""
+    return []
+
+
+def end_holder_words(job: str, step: str) -> list[str]:
+    """Return nothing, likewise."""
+    return []
+
+
+def describe_end(job: Job, batch: Batch, canceller: str = "") -> tuple[str, str]:
+    """Say how a job ended, and the next step."""
+    why, hint = _ENDS.get(job.state, _ENDS[JobState.UNKNOWN])
+    if job.state is JobState.CANCELLED and canceller:
+        why = f"{why} by {canceller}"
+    if job.state is JobState.OUT_OF_MEMORY and batch.memory:
+        why = f"{why} ({batch.memory})"
+    if job.state is JobState.NODE_FAIL and job.node:
+        why = f"{why} ({job.node})"
+    return why, hint
+
+
+def canceller_words(job: str) -> list[str]:
+    """Return the command that asks who has cancelled a job."""
+    return _script('LC_ALL=C bhist -l "$1" | tr -d "\\n" | tr -s " "', job)
+
+
+def read_canceller(out: str) -> str:
+    """Read the name of the account that has; empty where it is not told."""
+    found = re.search(r"requested by user or administrator <([\w.-]+)>", out)
+    return found[1] if found else ""
+
+
+LIST = _script(
+    f"""\
+said=$({_BJOBS} 2>&1) || case $said in {_NONE}) exit 0 ;; *) printf '%s\\n' "$said"; exit 1 ;; esac
+printf '%s\\n' "$said\""""
+)
+
+
+def read_list(out: str) -> list[dict[str, str]]:
+    """Read the jobs that are ours: number, state, reason, node, and the time that is left."""
+    jobs = []
+    for row in _rows(out):
+        job = read_answer(row["jobid"], 0, out, "")
+        if job and row["job_description"].startswith(_CLAIM):
+            left = "" if job.ends_at is None else format_left(job.ends_at - time.time())
+            state = job.state.value
+            jobs.append({"id": job.id, "state": state, "reason": job.reason, "node": job.node, "left": left})
+    return jobs
+
+
+def format_left(seconds: float) -> str:
+    """Write a time as ``H:M:S``."""
+    minutes, second = divmod(max(0, int(seconds)), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{second:02}"
+
+
+def read_version(out: str) -> str:
+    """Read which release it is."""
+    found = re.search(r"LSF[^\n,\d]{0,40}(\d[\w.]*)", out)
+    return f"LSF {plain(found[1])}" if found else TITLE
+
+
+def read_queues(out: str) -> dict[str, str]:
+    """Read the names of the queues, each with why it starts no jobs now; empty where it does."""
+    queues = {}
+    for line in out.splitlines():
+        name, _, status, *_ = (*line.split(), "", "", "")
+        is_open, _, active = status.partition(":")
+        if is_open in ("Open", "Closed"):
+            stopped = "" if active == "Active" else "is not active: jobs would wait"
+            queues[plain(name)] = "takes no jobs" if is_open == "Closed" else stopped
+    return queues
+
+
+def test_words(batch: Batch) -> list[str]:
+    """Return nothing: LSF takes a job, or refuses it, and tries nothing."""
+    return []

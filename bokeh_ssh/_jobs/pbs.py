@@ -1,0 +1,387 @@
+"""PBS's commands and what they say: OpenPBS, PBS Professional, and Torque where it differs. Text only.
+
+Comments name what is unlike the manual. Which of them it is, ``qsub --version`` tells.
+"""
+
+from __future__ import annotations
+
+import calendar
+import re
+import shlex
+import time
+from collections.abc import Sequence
+
+from bokeh_ssh._core.errors import UsageError
+from bokeh_ssh._core.framing import plain
+from bokeh_ssh._core.settings import setting
+from bokeh_ssh._jobs.batch import Batch, check_extra
+from bokeh_ssh._jobs.job import Job, JobState
+
+NAME = "pbs"
+TITLE = "PBS"
+#: Grid Engine, and Slurm's wrappers for people who are used to PBS, have a qsub too.
+SUBMIT = "qmgr"
+JOB_VARIABLE = "PBS_JOBID"
+WAYS = ("tcp", "back")
+#: It sends TERM at the limit, and nothing before.
+WARNING = 0.0
+VERDICT = 25.0
+QUEUE_COMMAND = "qstat"
+#: What a job writes is brought at its end, when nobody is there to remove it.
+SPOOLS = True
+VERSION = ["qstat", "--version"]
+QUEUES = ["qstat", "-Q", "-f"]
+
+#: Marks a job as looked after by one client's warden, in the one attribute that has no use for a job whose
+#: errors go where its output goes, and that can be altered: the path for them.
+_CLAIM = "bokeh-ssh-"
+#: The client's dates, which it prints in the time zone that it runs in.
+_UTC = "TZ=UTC0 LC_ALL=C; export TZ LC_ALL; "
+_GONE = '*"Unknown Job"* | *"has finished"*'
+
+_MARK = re.compile(rf"/{_CLAIM}[0-9a-z]+$")
+_DATE = re.compile(r"[A-Z][a-z]{2} ([A-Z][a-z]{2}) +(\d{1,2}) (\d{2}):(\d{2}):(\d{2}) (\d{4})")
+_TIME = re.compile(r"\d{1,9}(:\d{1,9}){0,3}")
+_ATTRIBUTE = re.compile(r"^    (\S+) = (.*)$", re.M)
+
+_WAITING = ("Q", "H", "W", "T")
+_RUNNING = ("R", "S", "U", "B")
+_OVER = ("F", "X", "C")  # C: Torque
+#: What MOM says of a job that it has ended: OpenPBS from 20 on, Torque (``exit_status`` in small letters).
+_KILLED = {
+    "Exit_status": {-29: JobState.TIMEOUT, -27: JobState.OUT_OF_MEMORY, -26: JobState.OUT_OF_MEMORY},
+    "exit_status": {-11: JobState.TIMEOUT, -10: JobState.OUT_OF_MEMORY},
+}
+_BY_SIGNAL = (265, 271)  # 256 + KILL, 256 + TERM
+_DELETED, _FAILED = "91", "93"
+
+_RESUBMIT = f"start it again, or give {setting('resubmit=True')}, which does so"
+_ENDS = {
+    JobState.COMPLETED: ("the job ended by itself", "start it again"),
+    JobState.FAILED: ("the job failed", "see what your cluster's PBS says of it (qstat -x -f, tracejob)"),
+    JobState.CANCELLED: ("the job was cancelled", "start it again, unless that was you"),
+    JobState.TIMEOUT: ("the job reached its time limit", f"give a longer time; {_RESUBMIT}"),
+    JobState.OUT_OF_MEMORY: ("the job used more memory than it has", "start it again with more memory"),
+    JobState.NODE_FAIL: ("the job's machine failed", _RESUBMIT),
+    JobState.UNKNOWN: ("the job is over, and the scheduler does not know how it ended", "start it again"),
+}
+
+_ARRAY = "a server runs in one job, not in an array of them"
+_TERMINAL = "the job has a program of its own, and no terminal"
+_REFUSED = {
+    "-J": _ARRAY,
+    "-t": _ARRAY,
+    "-I": _TERMINAL,
+    "-X": _TERMINAL,
+    "-z": "the job's number would not be told",
+    "-C": "nothing in the script is for PBS",
+}
+
+#: Which PBS it is decides how the resources are asked for.
+_SUBMIT = """\
+pro=$1 torque=$2
+shift 2
+case $(qsub --version 2>&1) in
+    *pbs_version* | *PBSPro*) ;;
+    *ersion:*) pro=$torque ;;
+    *) echo "qsub: this qsub is not that of PBS" >&2; exit 1 ;;
+esac
+[ -z "$pro" ] || set -- "$@" -l "$pro"
+said=$("$@") || { status=$?; printf '%s\\n' "$said"; exit $status; }
+printf '%s\\n' "$said" | sed -n 's/^\\([0-9]\\{1,\\}\\)\\..*/\\1/p'"""
+
+
+def _script(text: str, *words: str) -> list[str]:
+    return ["sh", "-c", text, "sh", *words]
+
+
+def submit_words(batch: Batch, nonce: str, output: str) -> list[str]:
+    """Return the command that submits a script on its standard input."""
+    check_extra(batch.extra, _REFUSED)
+    for word in batch.extra:
+        if word.startswith("-W") and "block" in word:
+            msg = f"{word!r} in extra cannot work: the job's end would be waited for before its start"
+            raise UsageError(msg, hint="leave it out; submit such a job by yourself")
+    words = ["qsub", "-N", re.sub(r"[^\w.-]|^(?=[\d.-])", "_", batch.name, flags=re.A)]
+    for option, value in (("-q", batch.queue), ("-A", batch.account)):
+        words += [option, value] if value is not None else []
+    words += ["-l", f"walltime={batch.time}"] if batch.time is not None else []
+    for word in batch.extra:
+        words += shlex.split(word)
+    # A job that starts again by itself has nobody who waits for it.
+    words += ["-S", "/bin/sh", "-r", "n", "-j", "oe", "-o", "/dev/null", "-e", f"/{_CLAIM}{nonce}"]
+    return _script(_SUBMIT, *_resources(batch), *words)
+
+
+def _resources(batch: Batch) -> tuple[str, str]:
+    """Say what the job wants of its machine, as OpenPBS and as Torque have it."""
+    if batch.cpus is None and batch.memory is None and batch.gpus is None:
+        return "", ""
+    pro, torque, rest = "select=1", "nodes=1", ""
+    if batch.cpus is not None:
+        pro, torque = f"{pro}:ncpus={batch.cpus}", f"{torque}:ppn={batch.cpus}"
+    if batch.gpus is not None:
+        pro, torque = f"{pro}:ngpus={batch.gpus}", f"{torque}:gpus={batch.gpus}"
+    if batch.memory is not None:
+        pro, rest = f"{pro}:mem={batch.memory}", f",mem={batch.memory}"
+    return pro, torque + rest
+
+
+def read_submitted(out: str) -> str:
+    """Read the job's number in what the script made of ``qsub``'s answer; empty where there is none."""
+    found = re.search(r"^(\d+)$", out, re.M)
+    return found[1] if found else ""
+
+
+def refusal(lines: Sequence[str]) -> str:
+    """Choose the line of what ``qsub`` said that tells why it refused."""
+    errors = [line.partition("qsub:")[2].strip() for line in lines if "qsub:" in line]
+    return "; ".join(errors) or " / ".join(lines) or "it said nothing"
+
+
+def ask_words(job: str) -> list[str]:
+    """Return the command that asks what a job does; of one that is over, the history, where it is kept."""
+    text = f"""\
+{_UTC}said=$(qstat -f "$1" 2>&1)
+status=$?
+case $said in *"has finished"*) said=$(qstat -x -f "$1" 2>&1); status=$? ;; esac
+printf '%s\\n' "$said"
+exit $status"""
+    return _script(text, job)
+
+
+def _attributes(out: str) -> dict[str, str]:
+    """Read the attributes of a job; a long line goes on in the next, after a tab. The first one counts."""
+    found: dict[str, str] = {}
+    for name, value in _ATTRIBUTE.findall(out.replace("\n\t", "")):
+        found.setdefault(name, value)
+    return found
+
+
+def read_answer(job: str, status: int, out: str, err: str) -> Job | None:
+    """Read what that said; None where it could not be asked, which says nothing of the job."""
+    known = _attributes(out)
+    letter = known.get("job_state", "")
+    if status or not letter:
+        return Job(id=job, state=JobState.UNKNOWN) if "Unknown Job" in out else None
+    state = read_state(letter)
+    if state is JobState.PENDING:
+        return Job(id=job, reason=_read_reason(letter, known), estimated_start=_estimate(known))
+    node = plain(known.get("exec_host", "").partition("/")[0])
+    if state is not JobState.RUNNING:
+        return Job(id=job, state=_read_end(known) if letter in _OVER else state, node=node)
+    start = read_date(known.get("stime") or known.get("start_time", ""))
+    limit = read_time(known.get("Resource_List.walltime", ""))
+    ends = start + limit if start is not None and limit is not None else None
+    return Job(id=job, state=state, node=node, ends_at=ends)
+
+
+def read_state(letter: str) -> JobState:
+    """Read a state; how a job ended is not in it."""
+    if letter in _WAITING or letter == "M":  # M: went to another server, which is not asked
+        return JobState.PENDING
+    return JobState.RUNNING if letter in _RUNNING else JobState.COMPLETING
+
+
+def _read_reason(letter: str, known: dict[str, str]) -> str:
+    said = plain(known.get("comment", ""))
+    return said or {"H": "held", "W": "its time to start has not come", "M": "moved"}.get(letter, "")
+
+
+def _estimate(known: dict[str, str]) -> float | None:
+    return read_date(known.get("estimated.start_time", ""))
+
+
+def _read_end(known: dict[str, str]) -> JobState:
+    name = "exit_status" if "exit_status" in known else "Exit_status"
+    try:
+        status = int(known.get(name, ""))
+    except ValueError:  # its machine has not told one; or it has never run
+        lost = known.get("substate") == _FAILED and "stime" in known
+        return JobState.NODE_FAIL if lost else JobState.CANCELLED
+    if status in _KILLED[name]:
+        return _KILLED[name][status]
+    used = read_time(known.get("resources_used.walltime", ""))
+    limit = read_time(known.get("Resource_List.walltime", ""))
+    if used is not None and limit is not None and used >= limit and status:
+        return JobState.TIMEOUT
+    if known.get("substate") == _DELETED or status in _BY_SIGNAL:
+        return JobState.CANCELLED
+    return JobState.FAILED if status else JobState.COMPLETED
+
+
+def read_date(text: str) -> float | None:
+    """Read a date as the client prints it in UTC, in seconds since the epoch; None where it is none.
+
+    >>> read_date("Sun Nov 29 12:34:56 2026")
+    1795955696.0
+    """
+    found = _DATE.fullmatch(text)
+    if not found:
+        return None
+    try:
+        month = list(calendar.month_abbr).index(found[1])
+    except ValueError:
+        return None
+    return float(calendar.timegm((int(found[6]), month, *map(int, found.groups()[1:5]))))
+
+
+def read_time(text: str) -> int | None:
+    """Read a time as PBS writes it, ``[[H:]M:]S``, in seconds; None where it is none.
+
+    >>> read_time("2:00:00")
+    7200
+    """
+    if not _TIME.fullmatch(text):
+        return None
+    parts = [int(part) for part in reversed(text.split(":"))]
+    return sum(part * unit for part, unit in zip(parts, (1, 60, 3600, 86400), strict=False))
+
+
+def why_never(reason: str) -> str:
+    """Say why a job that waits for this reason can never start; empty where waiting may help."""
+    return "no machine has what it wants" if reason.startswith("Can Never Run") else ""
+
+
+def owner_words(job: str) -> list[str]:
+    """Return the command that says whose a job is; of an array, once for each of its jobs."""
+    text = f"""\
+said=$(LC_ALL=C qstat -f "$1" 2>&1) || {{
+    array=$(qstat -t "$1[]" 2>/dev/null) || {{ printf '%s\\n' "$said" >&2; exit 1; }}
+    printf '%s\\n' "$array" | sed -n "s/^$1\\\\[[0-9].*/$1 0 -/p"
+    exit 0
+}}
+said=$(printf '%s\\n' "$said" | tr -d '\\n\\t')
+owner=$(printf '%s\\n' "$said" | sed -n 's/.*    Job_Owner = \\([^@ ]*\\)@.*/\\1/p')
+mark=$(printf '%s\\n' "$said" | sed -n 's:.*    Error_Path = [^ ]*/\\({_CLAIM}[0-9a-z]*\\).*:\\1:p')
+printf '%s %s %s\\n' "$1" "$(id -u "$owner")" "${{mark:--}}\""""
+    return _script(text, job)
+
+
+def read_owners(out: str) -> list[tuple[str, str, bool]]:
+    """Read the number of each job, that of its user, and whether we have submitted it."""
+    found = re.findall(r"^(\d+) (\d+) (\S+)$", out, re.M)
+    return [(number, user, mark.startswith(_CLAIM)) for number, user, mark in found]
+
+
+def is_unknown(err: str) -> bool:
+    """Return whether it says that it does not know the job, or that it is over."""
+    return "Unknown Job" in err or "has finished" in err
+
+
+def cancel_words(job: str) -> list[str]:
+    """Return the command that cancels a job; one that is over, or not known, counts as cancelled."""
+    text = f"""\
+said=$(LC_ALL=C qdel "$1" 2>&1) && exit
+status=$?
+printf '%s\\n' "$said"
+case $said in {_GONE} | *COMPLETE*) exit 0 ;; *) exit $status ;; esac"""
+    return _script(text, job)
+
+
+def claim_words(job: str, nonce: str) -> list[str]:
+    """Return the command that makes another warden the one that looks after a job."""
+    return ["qalter", "-e", f"/{_CLAIM}{nonce}", job]
+
+
+def guard(nonce: str) -> dict[str, object]:
+    """Say how a warden sees that a job still waits and is its own to cancel; see ``_remote.warden``."""
+    text = f"""\
+said=$(LC_ALL=C qstat -f "$1" 2>&1) || case $said in {_GONE}) exit 0 ;; *) exit 1 ;; esac
+said=$(printf '%s\\n' "$said" | tr -d '\\n\\t')
+state=$(printf '%s\\n' "$said" | sed -n 's/.*    job_state = \\([A-Z]\\).*/\\1/p')
+mark=$(printf '%s\\n' "$said" | sed -n 's:.*    Error_Path = [^ ]*/\\({_CLAIM}[0-9a-z]*\\).*:\\1:p')
+printf '%s %s\\n' "$state" "$mark\""""
+    return {
+        "check": _script(text, "{job}"),
+        "waits": list(_WAITING),
+        "mine": _CLAIM + nonce,
+        "claim": _CLAIM,
+        "cancel": cancel_words("{job}"),
+    }
+
+
+def stream_words(job: str, node: str) -> list[str]:
+    """Return nothing: no command of PBS's joins a job that a script holds."""
+    return []
+
+
+def holder_words(job: str, node: str, script: str) -> list[str]:
+    """Return nothing, likewise."""
+    return []
+
+
+def end_holder_words(job: str, step: str) -> list[str]:
+    """Return nothing, likewise."""
+    return []
+
+
+def describe_end(job: Job, batch: Batch, canceller: str = "") -> tuple[str, str]:
+    """Say how a job ended, and the next step."""
+    why, hint = _ENDS.get(job.state, _ENDS[JobState.UNKNOWN])
+    if job.state is JobState.CANCELLED and canceller:
+        why = f"{why} by {canceller}"
+    if job.state is JobState.OUT_OF_MEMORY and batch.memory:
+        why = f"{why} ({batch.memory})"
+    if job.state is JobState.NODE_FAIL and job.node:
+        why = f"{why} ({job.node})"
+    return why, hint
+
+
+def canceller_words(job: str) -> list[str]:
+    """Return the command that asks who has deleted a job; OpenPBS tells, where it keeps a history."""
+    return _script('qstat -x -f "$1" | tr -d "\\n\\t"', job)
+
+
+def read_canceller(out: str) -> str:
+    """Read the name of the account that has; empty where it is not told."""
+    found = re.search(r" and terminated by ([\w.-]+)@", out)
+    return found[1] if found else ""
+
+
+LIST = _script(
+    f"""\
+{_UTC}jobs=$(qselect -u "$(id -un)") || exit 1
+[ -z "$jobs" ] || qstat -f $jobs 2>/dev/null || :"""  # one of them may have gone in between
+)
+
+
+def read_list(out: str) -> list[dict[str, str]]:
+    """Read the jobs that are ours: number, state, reason, node, and the time that is left."""
+    jobs = []
+    for text in re.split(r"^Job Id: ", out, flags=re.M)[1:]:
+        number = re.match(r"\d+", text)
+        job = read_answer(number[0], 0, text, "") if number else None
+        if job and _MARK.search(_attributes(text).get("Error_Path", "")):
+            left = "" if job.ends_at is None else format_left(job.ends_at - time.time())
+            state = job.state.value
+            jobs.append({"id": job.id, "state": state, "reason": job.reason, "node": job.node, "left": left})
+    return jobs
+
+
+def format_left(seconds: float) -> str:
+    """Write a time as ``H:M:S``."""
+    minutes, second = divmod(max(0, int(seconds)), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{second:02}"
+
+
+def read_version(out: str) -> str:
+    """Read which release it is."""
+    found = re.search(r"pbs_version = (\S+)", out) or re.search(r"ersion: (\S+)", out)
+    return f"{'OpenPBS' if 'pbs_version' in out else 'Torque'} {plain(found[1])}" if found else TITLE
+
+
+def read_queues(out: str) -> dict[str, str]:
+    """Read the names of the queues, each with why it starts no jobs now; empty where it does."""
+    queues = {}
+    for text in re.split(r"^Queue: ", out, flags=re.M)[1:]:
+        known = _attributes(text)
+        name = plain(text.partition("\n")[0])
+        refused = "takes no jobs" if known.get("enabled") == "False" else ""
+        queues[name] = refused or ("is stopped: jobs would wait" if known.get("started") == "False" else "")
+    return queues
+
+
+def test_words(batch: Batch) -> list[str]:
+    """Return nothing: PBS takes a job, or refuses it, and tries nothing."""
+    return []
