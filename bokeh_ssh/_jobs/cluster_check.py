@@ -30,6 +30,7 @@ class ClusterCheck:
         self._batch = batch
         self._pythons = pythons
         self._warden: Warden | None = None
+        self._found: scheduler.Scheduler | None = None
         self.missing = False
 
     @property
@@ -52,7 +53,8 @@ class ClusterCheck:
 
     def _choose(self, connection: Connection) -> tuple[Warden, scheduler.Scheduler]:
         warden = self._reach(connection)
-        return warden, scheduler.choose(warden.found, connection.name)
+        self._found = self._found or scheduler.choose(warden, connection.name)
+        return warden, self._found
 
     def _scheduler(self, connection: Connection) -> ClusterFact:
         warden, queue = self._choose(connection)

@@ -224,7 +224,8 @@ class ClusterJob:
             stack.close()
             self._check_wanted()
         self._warden = warden
-        self._scheduler = scheduler.choose(warden.found, self._label)
+        if self._job is None:
+            self._scheduler = scheduler.choose(warden, self._label)
         if self._batch.way == "srun" and "srun" not in self._scheduler.WAYS:
             msg = f"{self._scheduler.TITLE} has no srun"
             raise UsageError(msg, host=self._label, hint='leave out way, or give "tcp" or "back"')

@@ -20,6 +20,7 @@ class JobList:
     def __init__(self, connection: Connection, python: str | None) -> None:
         self._host = connection.name
         pythons = [python] if python else ["python3", "python"]
+        self._scheduler = scheduler.KNOWN[0]
         self._warden = Warden(connection, pythons, 0.0, scheduler.programs())
 
     def jobs(self) -> list[ListedJob]:
@@ -29,16 +30,16 @@ class JobList:
         """
         if not self._warden.found:
             return []
-        queue = scheduler.choose(self._warden.found, self._host)
-        answer = self._run(queue.LIST)
-        return [ListedJob(host=self._host, **fields) for fields in queue.read_list(answer.out)]
+        self._scheduler = scheduler.choose(self._warden, self._host)
+        answer = self._run(self._scheduler.LIST)
+        return [ListedJob(host=self._host, **fields) for fields in self._scheduler.read_list(answer.out)]
 
     def cancel(self, job: ListedJob) -> None:
-        """Cancel one.
+        """Cancel one of :meth:`jobs`.
 
         :raises JobError: if the scheduler does not do it
         """
-        self._run(scheduler.choose(self._warden.found, self._host).cancel_words(job.id))
+        self._run(self._scheduler.cancel_words(job.id))
 
     def close(self) -> None:
         """End its session."""

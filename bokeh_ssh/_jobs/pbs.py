@@ -1,6 +1,7 @@
 """PBS's commands and what they say: OpenPBS, PBS Professional, and Torque where it differs. Text only.
 
-Comments name what is unlike the manual. Which of them it is, ``qsub --version`` tells.
+What it really does was tried with OpenPBS 23.06; Torque's part follows its manual. Which of them it is,
+``qsub --version`` tells.
 """
 
 from __future__ import annotations
@@ -49,7 +50,12 @@ _RUNNING = ("R", "S", "U", "B")
 _OVER = ("F", "X", "C")  # C: Torque
 #: What MOM says of a job that it has ended: OpenPBS from 20 on, Torque (``exit_status`` in small letters).
 _KILLED = {
-    "Exit_status": {-29: JobState.TIMEOUT, -27: JobState.OUT_OF_MEMORY, -26: JobState.OUT_OF_MEMORY},
+    "Exit_status": {
+        -29: JobState.TIMEOUT,
+        -27: JobState.OUT_OF_MEMORY,
+        -26: JobState.OUT_OF_MEMORY,
+        -20: JobState.NODE_FAIL,
+    },
     "exit_status": {-11: JobState.TIMEOUT, -10: JobState.OUT_OF_MEMORY},
 }
 _BY_SIGNAL = (265, 271)  # 256 + KILL, 256 + TERM

@@ -10,6 +10,7 @@ from bokeh_ssh._core.settings import setting
 from bokeh_ssh._jobs import grid_engine, lsf, pbs, slurm
 from bokeh_ssh._jobs.batch import Batch
 from bokeh_ssh._jobs.job import Job
+from bokeh_ssh._jobs.warden import Warden
 
 
 class Scheduler(Protocol):
@@ -139,15 +140,17 @@ def programs(name: str = "auto") -> list[str]:
     return [each.SUBMIT for each in KNOWN if name in ("auto", each.NAME)]
 
 
-def choose(found: str, host: str) -> Scheduler:
-    """Return the scheduler that a login node has, by the program that was found there.
+def choose(warden: Warden, host: str) -> Scheduler:
+    """Return the scheduler that a login node has; of several with programs there, the first that answers.
 
-    :raises SubmitError: if none was
+    :raises SubmitError: if there is none
     """
-    for each in KNOWN:
-        if found == each.SUBMIT:
-            return each
-    raise no_scheduler(host)
+    there = [each for each in KNOWN if each.SUBMIT in warden.found]
+    if not there:
+        raise no_scheduler(host)
+    if len(there) == 1:
+        return there[0]
+    return next((each for each in there if not warden.run(each.QUEUES).status), there[0])
 
 
 def no_scheduler(host: str) -> SubmitError:

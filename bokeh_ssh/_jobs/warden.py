@@ -37,7 +37,7 @@ class Warden:
 
     :param grace: seconds that a job which waits outlives its client
     :param programs: those to look for
-    :ivar found: the first of them that is there; empty where none is
+    :ivar found: those of them that are there
     :ivar path: the PATH that has them
     """
 
@@ -50,7 +50,7 @@ class Warden:
         order = {"grace": grace, "programs": list(programs)}
         self._program.start(connection, order, connection.hop.timeout)
         found = self._program.expect(("found",), COMMAND_TIMEOUT + _MARGIN)
-        self.found = str(found["program"])
+        self.found = [str(each) for each in found["programs"]]
         self.path = str(found["path"])
 
     @property

@@ -86,8 +86,8 @@ class Warden:
         names = [str(name) for name in head["programs"]]
         if not any(map(shutil.which, names)):
             os.environ.update(login_settings(names))
-        program = next(filter(shutil.which, names), "")
-        self.send("found", program=program, path=os.environ.get("PATH", ""))
+        found = [name for name in names if shutil.which(name)]
+        self.send("found", programs=found, path=os.environ.get("PATH", ""))
 
     def send(self, event: str, **facts: object) -> None:
         """Say something to the client; that it is gone is noticed elsewhere."""

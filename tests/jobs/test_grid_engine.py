@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
-from bokeh_ssh import Batch, Job, JobState, SubmitError, UsageError
-from bokeh_ssh._jobs import grid_engine, scheduler
+from bokeh_ssh import Batch, Job, JobState, UsageError
+from bokeh_ssh._jobs import grid_engine
 from bokeh_ssh._remote.warden import still_waits
 
 pytestmark = pytest.mark.every_python
@@ -183,12 +183,3 @@ def test_scripts_are_for_any_shell(words: list[str]) -> None:
     assert subprocess.run(
         words, capture_output=True, env={"PATH": "/nowhere"}, executable="/bin/sh", check=False
     ).returncode
-
-
-def test_scheduler_is_chosen_by_its_program() -> None:
-    """PBS has a qsub too; Grid Engine alone has qconf."""
-    assert scheduler.choose("qconf", "there").NAME == "sge"
-    assert scheduler.choose("sbatch", "there").NAME == "slurm"
-    assert scheduler.programs("sge") == ["qconf"]
-    with pytest.raises(SubmitError, match="no scheduler"):
-        scheduler.choose("", "there")

@@ -132,7 +132,7 @@ def test_times_are_compared(time: str | None, limit: str, longer: bool) -> None:
 def test_queues_are_read() -> None:
     """The default queue has a star in what sinfo says; a queue is listed once for each state of its nodes."""
     out = "main*|up|1:00:00\nmain*|up|1:00:00\ndown|down|1:00:00\nlong|up|infinite\n"
-    assert slurm.read_queues(out) == ["main", "down", "long"]
+    assert slurm.read_queues(out) == {"main": "", "down": "is down", "long": ""}
     assert slurm.read_queue(out, None) == ("main", "up", "1:00:00")
     assert slurm.read_queue(out, "long") == ("long", "up", "")
     down = slurm.read_queue(out, "down")

@@ -1,0 +1,55 @@
+"""Which scheduler a login node has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import pytest
+
+from bokeh_ssh import SubmitError
+from bokeh_ssh._jobs import scheduler
+from bokeh_ssh._jobs.warden import Answer, Warden
+
+pytestmark = pytest.mark.every_python
+
+
+class LoginNode:
+    """What has these programs, of which some answer."""
+
+    def __init__(self, found: list[str], answers: str = "") -> None:
+        self.found = found
+        self._answers = answers
+
+    def run(self, words: Sequence[str], **more: Any) -> Answer:
+        """Run one of them."""
+        return Answer(0 if words[0] == self._answers else 1, "", "")
+
+
+@pytest.mark.parametrize(
+    ("found", "answers", "name"),
+    [
+        (["qconf"], "", "sge"),
+        (["sbatch"], "", "slurm"),
+        (["bqueues"], "", "lsf"),
+        (["qmgr"], "", "pbs"),
+        (["sbatch", "qmgr"], "qstat", "pbs"),
+        (["sbatch", "qconf", "bqueues"], "sinfo", "slurm"),
+        (["sbatch", "qmgr"], "nothing", "slurm"),
+    ],
+)
+def test_scheduler_is_the_one_that_answers(found: list[str], answers: str, name: str) -> None:
+    """Several have a qsub, and a bsub may be Slurm's: programs that one alone has tell them apart.
+
+    Where several are there, such as the remains of an older one, the first that answers is taken.
+    """
+    there = cast(Warden, LoginNode(found, answers))
+    assert name == scheduler.choose(there, "there").NAME
+
+
+def test_machine_without_a_scheduler_is_told() -> None:
+    """It is an error that lists what was looked for; a name looks for one alone."""
+    with pytest.raises(SubmitError, match="Slurm's sbatch, Grid Engine's qconf, LSF's bqueues, PBS's qmgr"):
+        scheduler.choose(cast(Warden, LoginNode([])), "there")
+    assert scheduler.programs("pbs") == ["qmgr"]
+    assert len(scheduler.programs()) == 4
