@@ -58,12 +58,13 @@ class ClusterCheck:
 
     def _scheduler(self, connection: Connection) -> ClusterFact:
         warden, queue = self._choose(connection)
-        version = queue.read_version("\n".join(reversed(warden.run(queue.VERSION).lines)))
+        said = warden.run(queue.VERSION)
+        version = queue.read_version(said.out or said.err)
         answer = warden.run(slurm.CONTROLLER if queue.NAME == slurm.NAME else queue.QUEUES)
         master = {slurm.NAME: "controller", grid_engine.NAME: "master"}.get(queue.NAME, "server")
         if answer.status:
-            said = answer.lines[0] if answer.lines else "it says nothing"
-            return ClusterFact(False, f"{version}, whose {master} does not answer: {said}", "try again")
+            why = answer.lines[0] if answer.lines else "it says nothing"
+            return ClusterFact(False, f"{version}, whose {master} does not answer: {why}", "try again")
         return ClusterFact(True, f"{version}; its {master} answers")
 
     def _way(self, connection: Connection) -> ClusterFact:

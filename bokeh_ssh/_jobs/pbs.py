@@ -83,12 +83,13 @@ _REFUSED = {
     "-C": "nothing in the script is for PBS",
 }
 
-#: Which PBS it is decides how the resources are asked for.
+#: Which PBS it is decides how the resources are asked for. Without ``-f``, OpenPBS's qsub leaves a process
+#: for a minute, through which the next one submits, and fails if the server was started again in between.
 _SUBMIT = """\
 pro=$1 torque=$2
 shift 2
 case $(qsub --version 2>&1) in
-    *pbs_version* | *PBSPro*) ;;
+    *pbs_version* | *PBSPro*) set -- "$@" -f ;;
     *ersion:*) pro=$torque ;;
     *) echo "qsub: this qsub is not that of PBS" >&2; exit 1 ;;
 esac
