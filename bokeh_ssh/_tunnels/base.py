@@ -128,7 +128,8 @@ class Tunnel(Openable):
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
         """Be that with buttons beside it, and kept up to date, where the kernel has ipywidgets."""
-        self._widget = self._widget or notebook.make_widget(self)
+        if self._widget is None or self._widget.is_gone:
+            self._widget = notebook.make_widget(self)
         return self._widget.mimebundle() if self._widget else {}
 
     def pull_session(self, **kwargs: Any) -> Any:

@@ -20,6 +20,8 @@ from bokeh_ssh._tunnels.openable import follow_state
 
 #: Seconds that a connection to the tunnel's own port stays.
 _KNOCK = 2.0
+#: What shows a widget in a page: before its release 8, ipywidgets does not put it into a bundle by itself.
+_VIEW = "application/vnd.jupyter.widget-view+json"
 _DOTS = {"ready": "#2b8a3e", "failed": "#c92a2a", "closed": "#868e96", "new": "#868e96"}
 
 
@@ -71,17 +73,24 @@ class StatusWidget:
         """What is shown above the buttons."""
         return str(self._text.value)
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether it was closed, as ``ipywidgets.Widget.close_all`` does, and can be shown no more."""
+        return self._box.comm is None
+
     def mimebundle(self) -> dict[str, Any]:
         """Return what is displayed; where the page shows no widgets, it is the tunnel as text."""
         self._update()
-        bundle = self._box._repr_mimebundle_()
-        return {**bundle, "text/html": self.html, "text/plain": repr(self._tunnel)}
+        view = {"version_major": 2, "version_minor": 0, "model_id": self._box.model_id}
+        return {_VIEW: view, "text/html": self.html, "text/plain": repr(self._tunnel)}
 
     def _note_change(self) -> None:
         self._updates.put(None)
 
     def _update(self, _: None = None) -> None:
         state = self._tunnel.state
+        if state == "ready":
+            self._error = ""
         self.reconnect.disabled = state not in ("lost", "new", "closed", "failed")
         self.stop.disabled = state in ("new", "closed", "failed")
         shown = self._tunnel._repr_html_()

@@ -215,6 +215,13 @@ def test_widget_follows_the_tunnel(
         until(lambda: widget.html.count("<div>") == 2, what="the error")
         assert "127.0.0.1" in widget.html.rpartition("<div>")[2]
         assert not widget.reconnect.disabled
+        cable.mend()
+        with tunnel:  # from a cell
+            shows("ready")
+            assert widget.html.count("<div>") == 1, "an error that is over"
+        importlib.import_module("ipywidgets").Widget.close_all()
+        assert "closed" in tunnel._repr_mimebundle_()["text/html"]
+        assert tunnel._widget is not widget
     until(lambda: not [thread for thread in threading.enumerate() if "bokeh-ssh widget" in thread.name])
 
 
