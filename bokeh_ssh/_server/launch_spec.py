@@ -186,10 +186,16 @@ class Launch:
 
     def _check_args(self) -> None:
         """Refuse options that would take away what we need to find the server."""
-        if self.package and own_options(self.words) != self.words:
-            msg = f"--args cannot be given in {setting('command')}, where it would take away our own options"
+        own = self._command_options
+        before = list(own_options(own))
+        if "--" in before or len(before) < len(own):
+            name = "--" if "--" in before else "--args"
+            msg = f"{name} cannot be given in {setting('command')}, where it would take away our own options"
             raise UsageError(msg, hint='give it in args: args=["--args", "value"]')
-        args = self._own_args
+        self._check_options("command", own)
+        self._check_options("args", self._own_args)
+
+    def _check_options(self, where: str, args: tuple[str, ...]) -> None:
         for i, arg in enumerate(args):
             name, equals, value = arg.partition("=")
             if not self.plain:  # of another kind of server it is not known what it takes for what
@@ -205,7 +211,7 @@ class Launch:
                 msg = "--dev is given twice"
                 raise UsageError(msg, hint=f"leave it out of {setting('args')}")
             if name in _OURS:
-                msg = f"{name} cannot be given in args"
+                msg = f"{name} cannot be given in {where}"
                 raise UsageError(msg, hint=_OURS[name])
 
     def _check_place(self) -> None:
@@ -289,22 +295,40 @@ class Launch:
         return (self.python or "python3", *known[1:]) if self.package else tuple(known)
 
     @property
+    def _options(self) -> tuple[str, ...]:
+        return (*self._command_options, *self._own_args)
+
+    @property
     def _uses_tls(self) -> bool:
-        return any(arg.partition("=")[0] in ("--ssl-certfile", "--ssl-keyfile") for arg in self._own_args)
+        return any(arg.partition("=")[0] in ("--ssl-certfile", "--ssl-keyfile") for arg in self._options)
 
     @property
     def _own_args(self) -> tuple[str, ...]:
         """``args`` without what is the app's own."""
         return tuple(own_options(self.args))
 
-    def _value(self, option: str) -> str:
+    @property
+    def _command_options(self) -> tuple[str, ...]:
+        """What the command of one of Bokeh's servers has after ``serve``."""
+        words = self.words
+        if self.plain or self.verbatim or "serve" not in words:
+            return ()
+        return words[words.index("serve") + 1 :]
+
+    def _value(self, option: str, args: tuple[str, ...]) -> str:
         """Return what ``args`` say for an option; the last one counts."""
-        value, args = "", self._own_args
+        value = ""
         for i, arg in enumerate(args):
             name, equals, text = arg.partition("=")
             if name == option:
                 value = text if equals else "".join(args[i + 1 : i + 2])
         return value
+
+    @property
+    def _root(self) -> str:
+        """The path that all pages are under; what comes last on the command line counts."""
+        given = self._value("--prefix", self._own_args) or self.prefix
+        return given or self._value("--prefix", self._command_options)
 
     def spec(self, mark: str, token: str = "", key: str = "") -> bytes:
         """Return the supervisor's first message: a line of JSON.
@@ -321,8 +345,8 @@ class Launch:
             "apps": list(self.app),
             "brings": self.brings,
             "inside": self.cwd is None,
-            "prefix": self._value("--prefix") or self.prefix,
-            "glob": "--glob" in self._own_args,
+            "prefix": self._root,
+            "glob": "--glob" in self._options,
             "socket": self.socket,
             "plain": self.plain,
             "port": self.port or 0,

@@ -227,6 +227,15 @@ class ServerOptions:
         """Whether to start a server, without a look for one: there is an app, or more in the command."""
         if self.apps or self.launch is not None:
             return bool(self.apps or self.launch)
+        return self._has_own_command
+
+    @property
+    def names_app_in_command(self) -> bool:
+        """Whether only the command knows which apps a Bokeh server has."""
+        return self._has_own_command and not self.apps and not self.plain
+
+    @property
+    def _has_own_command(self) -> bool:
         return len(self.words) > 2 or not is_packaged(self.words)
 
     @property

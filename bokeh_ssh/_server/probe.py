@@ -6,14 +6,13 @@ import contextlib
 import dataclasses
 import http.client
 import logging
-import re
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from bokeh_ssh._core.endpoint import Endpoint, format_endpoint
 from bokeh_ssh._core.errors import (
@@ -140,15 +139,20 @@ def _get_by_tls(connection: Connection, target: Endpoint, path: str, timeout: fl
     return dataclasses.replace(answer, tls=True, certificate=found.certificate)
 
 
-def find_route(connection: Connection, target: Endpoint, *, timeout: float, tls: bool = False) -> str:
-    """Find the path of a server's app; ``"/"`` where it serves none or several, or wants a login first."""
+def find_route(
+    connection: Connection, target: Endpoint, *, timeout: float, root: str = "/", tls: bool = False
+) -> str:
+    """Find the path of a server's app; ``root`` where it serves none or several, or wants a login first.
+
+    :param root: what all of its pages are under
+    """
     try:
-        location = urlsplit(http_get(connection, target, "/", timeout=timeout, tls=tls).location)
+        location = urlsplit(http_get(connection, target, root, timeout=timeout, tls=tls).location)
     except (OSError, ValueError, ForwardError):
-        return "/"
+        return root
     if location.query or location.netloc:  # it leads to the login, and what it is to lead back to
-        return "/"
-    return location.path if re.fullmatch(r"/[\w./~-]+", location.path, re.ASCII) else "/"
+        return root
+    return quote(location.path, safe="/~%") if location.path.startswith("/") else root
 
 
 def probe_port(connection: Connection, port: int, *, timeout: float) -> HttpProbe | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -252,6 +253,8 @@ class ServerAcquisition:
                 bring=self._file_sync.upload_all if self._file_sync else _nothing,
             )
             found = self._hold(connection, server)
+            if self._options.names_app_in_command and found.routes[0].endswith("/"):
+                found = self._find_route(connection, found)
             for route in found.routes:
                 if "%" in route:
                     # Bokeh compares the address as the browser encodes it with the name as it is: always 404.
@@ -273,6 +276,14 @@ class ServerAcquisition:
                 probe = ask_at_once(sock, path, timeout=_ANSWER)
                 self._attached = Attachment(connection, found.endpoint, probe, None)
                 return found
+
+    def _find_route(self, connection: Connection, found: FoundServer) -> FoundServer:
+        """Have the server say where its app is, which only its command knows."""
+        with contextlib.suppress(ForwardError):  # no sockets here, which is looked at next
+            where, root, timeout = found.endpoint, found.routes[0], connection.hop.timeout
+            route = find_route(connection, where, timeout=timeout, root=root, tls=found.tls)
+            self.found = found = dataclasses.replace(found, routes=(route,))
+        return found
 
     def ready_path(self, found: FoundServer) -> str:
         """Return the path of what is asked for to see whether a server answers; no app is run for that."""
@@ -603,7 +614,9 @@ class TunnelParts:
             raise error from exc
         # Known of Tornado alone: one of gunicorn's workers serves nobody else while a connection is idle.
         self._may_wait = probe.is_bokeh
-        self._note_answer(probe, path, known=launched and not options.plain)
+        # Several apps of a command's own have an index in their place, and nothing else there.
+        own = options.names_app_in_command and found.routes[0].endswith("/")
+        self._note_answer(probe, path, known=launched and not options.plain and not own)
         return probe
 
     def _note_answer(self, probe: HttpProbe, path: str, *, known: bool) -> None:

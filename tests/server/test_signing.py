@@ -172,6 +172,14 @@ def test_beginning_of_an_option_counts_as_the_option() -> None:
         Launch(sign="port", args=("--session-i=unsigned",))
     with pytest.raises(UsageError, match="--args cannot be given in command"):
         Launch(command="bokeh serve --args")
+    for words in (
+        "python -m panel serve app.py --args x",
+        "env X=1 bokeh serve app.py --port 5",
+        "bokeh serve -- x",
+    ):
+        with pytest.raises(UsageError, match=r"-- |--args |--port "):
+            Launch(command=words)
+    assert Launch(command="srun --port 5 bokeh serve app.py")  # not Bokeh's option
     signs = ServerOptions(args=["--args", "--session-ids=x"]).launch_spec(5006)
     assert signs.sign == "port"
     assert not ServerOptions(args=["--session-ids=unsigned"]).launch_spec(5006).sign  # the control

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
+from urllib.parse import urlsplit
 
 import bokeh
 import pytest
@@ -32,6 +33,7 @@ from bokeh_ssh import (
     ServerNotFoundError,
     TunnelClosedError,
     UsageError,
+    Warned,
 )
 from bokeh_ssh._server import options
 from direct_tunnels import port_of, serve_on, tunnel_to
@@ -184,9 +186,28 @@ def test_command_with_an_app_in_it_is_started(
         command = ["bokeh", "serve", app]
         with tunnel_to(machine, command=command, local_port=0, isolate=False) as tunnel:
             assert tunnel.remote_port == 0, "a server of its own, on a socket"
-            apps.drive(f"{tunnel.url.rstrip('/')}/sliders")
+            apps.drive(tunnel.url)
         with tunnel_to(machine, command="bokeh serve", local_port=0, isolate=False) as tunnel:
             assert tunnel.remote_port == port_of(running)
+
+
+def test_command_says_where_its_apps_are(embedded: Callable[..., Machine]) -> None:
+    """However the app is named in it, the address is the app's, and nothing is warned of; of several it is
+    their index."""
+    machine = embedded()
+    app, other = (apps.put(machine, name, apps.SLIDER) for name in ("one.py", "two.py"))
+    events: list[Event] = []
+    words = ["env", "X=1", machine.python, "-m", "bokeh", "serve", app]
+    with tunnel_to(machine, command=words, isolate=False, on_event=events.append) as tunnel:
+        assert urlsplit(tunnel.url).path == "/one"
+    command = f"bokeh serve {app} {other} --prefix /my"
+    with tunnel_to(machine, command=command, isolate=False, on_event=events.append) as tunnel:
+        assert urlsplit(tunnel.url).path == "/my/"
+        assert "two" in apps.get(tunnel.url)
+    assert not [event for event in events if isinstance(event, Warned)]
+    spaced = apps.put(machine, "my app.py", apps.SLIDER)
+    with pytest.raises(LaunchError, match="my app"):
+        tunnel_to(machine, command=["bokeh", "serve", spaced], isolate=False).open()
 
 
 def test_nothing_to_attach_to_is_told(machine: Machine, no_leaks: Any) -> None:
