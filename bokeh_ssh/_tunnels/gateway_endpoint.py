@@ -45,7 +45,7 @@ _GIVING_UP = 2.0
 
 
 class NotPublishedError(ServerNotFoundError):
-    """Nothing is published under that name."""
+    """Nothing is published under that name, or what is does not answer."""
 
 
 @dataclass(frozen=True)
@@ -78,16 +78,19 @@ def find_published(gateway: Connection, name: str | None) -> GatewayEndpoint | N
     name = name or next(iter(names), None)
     if name is None:
         return None
-    path, is_bokeh = names.get(name, ""), False
+    path, is_bokeh, silent = names.get(name, ""), False, False
     try:
         is_bokeh = bool(path) and http_get(gateway, path, "/metadata", timeout=gateway.hop.timeout).is_bokeh
     except (TargetUnreachableError, OSError):
-        path = ""
+        silent = True
     if not path:
         there = f" (there are: {', '.join(sorted(names))})" if names.keys() - {name} else ""
         msg = f"nothing is published under the name {name!r}{there}"
         hint = f"on the Bokeh host, run: bokeh-ssh publish app.py --gateway {gateway.name} --name {name}"
         raise NotPublishedError(msg, host=gateway.name, hint=hint)
+    if silent:
+        msg = f"what is published under the name {name!r} does not answer"
+        raise NotPublishedError(msg, host=gateway.name, hint="see whether its server runs on the Bokeh host")
     if not is_bokeh:
         msg = f"what is published under the name {name!r} is not a Bokeh server"
         raise ServerNotFoundError(
@@ -113,7 +116,7 @@ def await_published(
                 raise
             if not told:
                 told = True
-                on_wait(f"{exc.message} yet; it is opened as soon as it is")
+                on_wait(f"{exc.message} yet; it is waited for")
         if not gateway.alive:
             raise gateway.lost_error()
         wait(threading.Event(), pause)

@@ -13,7 +13,7 @@ import pytest
 
 import apps
 from attacks import attack
-from beds import Knobs, Machine, Running, until
+from beds import Knobs, Machine, Running, free_port, until
 from bokeh_ssh import (
     Event,
     ForeignServerError,
@@ -107,8 +107,13 @@ def test_two_names_are_two_things(machine: Machine) -> None:
                     assert tunnel.detached
                 with pytest.raises(SocketInUseError):
                     RemoteForward(gateway, name="one", local_port=first.local_port).open()
-            with pytest.raises(ServerNotFoundError, match="'two'"):
+            with pytest.raises(ServerNotFoundError, match="nothing is published under the name 'two'"):
                 GatewayTunnel(gateway, name="two", launch_timeout=0.1).open()
+            with (
+                RemoteForward(gateway, name="early", local_port=free_port()),
+                pytest.raises(ServerNotFoundError, match="'early' does not answer"),
+            ):
+                GatewayTunnel(gateway, name="early", launch_timeout=0.1).open()
 
 
 def test_publication_is_waited_for_and_its_end_is_noticed(embedded: Callable[..., Machine]) -> None:
