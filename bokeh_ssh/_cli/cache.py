@@ -41,6 +41,6 @@ def examine(*, clear: bool) -> Kept:
             msg, hint="set XDG_CACHE_HOME (on Windows LOCALAPPDATA) to a folder of yours"
         ) from exc
     except OSError as exc:
-        msg = f"the files in {store.folder} cannot be removed ({exc.strerror or exc})"
+        msg = f"{exc.filename or store.folder} cannot be removed ({exc.strerror or exc})"
         raise UsageError(msg, hint="see to whom it belongs, and remove it yourself") from exc
     return Kept(str(store.folder), usage.files, usage.size, clear)

@@ -603,6 +603,7 @@ def test_certificate_problem_is_told(keys: Keys, tmp_path: Path) -> None:
     for name, why in (
         ("cert-expired", "expired"),
         ("cert-other", "for other names"),
+        ("cert-any", "for no host's name"),
         ("cert-user", "not a host"),
     ):
         with pytest.raises(UnknownHostKeyError, match=f"its certificate is {why}"):

@@ -75,6 +75,8 @@ class Certificate:
             return "not yet valid"
         if now >= self.content.valid_before:
             return "expired"
+        if not self.content.valid_principals:  # for any host, says OpenSSH 9; for none, says 10
+            return "for no host's name; ssh-keygen -n gives it one"
         principals = (principal.decode("utf-8", "replace") for principal in self.content.valid_principals)
         if not any(matches(name, principal) for principal in principals):
             return "for other names"
