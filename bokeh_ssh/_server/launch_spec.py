@@ -276,8 +276,9 @@ class Launch:
         options += ["--session-token-expiration", str(max(300, session))]
         options += signed if self.sign is True else []
         options += ["--prefix", self.prefix] if self.prefix else []
-        # The lowest level: while a message is compressed, the server does nothing else.
-        options += [COMPRESSION, "1", "--websocket-compression-mem-level", "8"] if self.compresses() else []
+        if "serve" in self.words and self.compresses():  # a script of one's own may not know it, near or far
+            # The lowest level: while a message is compressed, the server does nothing else.
+            options += [COMPRESSION, "1", "--websocket-compression-mem-level", "8"]
         for origin in self.origins:
             options += ["--allow-websocket-origin", origin]
         # The caller's options come last: of two the last one counts, and --args swallows all that follow.

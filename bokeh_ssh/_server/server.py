@@ -22,7 +22,7 @@ from bokeh_ssh._core.framing import Reader, Tail
 from bokeh_ssh._core.waiting import wait, wait_for
 from bokeh_ssh._server.bootstrap import control_client_script, supervisor_input
 from bokeh_ssh._server.diagnosis import StartFailure, refused
-from bokeh_ssh._server.launch_spec import COMPRESSION, Launch, encode_message
+from bokeh_ssh._server.launch_spec import COMPRESSION, Launch, encode_message, is_option, own_options
 from bokeh_ssh._server.local_runner import ShellRunner
 from bokeh_ssh._server.payload import payload
 from bokeh_ssh._server.server_ref import ServerRef
@@ -302,7 +302,7 @@ class Server:
         if not self.wait_for_stage(Stage.READY, deadline):
             raise self.failure()
         found = {"port": self.port, "socket": self.socket, "pid": self.pid, "versions": self.versions}
-        compressed = any(word.partition("=")[0] == COMPRESSION for word in state.evidence.argv)
+        compressed = any(is_option(word, COMPRESSION) for word in own_options(state.evidence.argv))
         state.emit(Launched(host=self.host, compressed=compressed, **found))  # type: ignore[arg-type]
         if self.doomed:
             state.warn(f"the server ends when the connection does ({self.doomed}), so a loss ends it")

@@ -20,7 +20,7 @@ from bokeh_ssh._forwarding import port_ownership
 from bokeh_ssh._remote import process_tree, readiness
 from bokeh_ssh._server.bootstrap import supervisor_input
 from bokeh_ssh._server.diagnosis import StartFailure, refused
-from bokeh_ssh._server.launch_spec import Launch
+from bokeh_ssh._server.launch_spec import COMPRESSION, Launch
 from bokeh_ssh._server.log_parsing import AppErrors, is_windows, port_in_use, reason
 from bokeh_ssh._server.server_state import Evidence, ServerState, Stage
 from bokeh_ssh._ssh.remote_shell import encode, exec_line, exec_script
@@ -146,6 +146,12 @@ def test_args_of_the_app_are_its_own() -> None:
     """After --args anything goes, and --log-level may ask for more lines."""
     args = ("--log-level", "debug", "--args", "--port", "1", "--log-level", "error")
     assert tuple(options(Launch(app=("a.py",), args=args))[-7:]) == args
+
+
+def test_compression_is_asked_of_bokeh_alone() -> None:
+    """On a slow line a script of one's own gets no option more than on a fast one."""
+    for command, asked in (("bokeh serve", True), ("env X=1 panel serve a.py", True), ("./mine", False)):
+        assert (COMPRESSION in Launch(command=command, compresses=lambda: True).argv()) == asked
 
 
 def test_options_come_before_the_apps_and_args_last() -> None:
