@@ -326,10 +326,11 @@ class Launch:
         return value
 
     @property
-    def _root(self) -> str:
-        """The path that all pages are under; what comes last on the command line counts."""
+    def root(self) -> str:
+        """The path that all pages are under, empty or with a slash in front: what comes last counts."""
         given = self._value("--prefix", self._own_args) or self.prefix
-        return given or self._value("--prefix", self._command_options)
+        given = given or self._value("--prefix", self._command_options)
+        return "/" + given.strip("/") if given.strip("/") else ""
 
     def spec(self, mark: str, token: str = "", key: str = "") -> bytes:
         """Return the supervisor's first message: a line of JSON.
@@ -346,7 +347,7 @@ class Launch:
             "apps": list(self.app),
             "brings": self.brings,
             "inside": self.cwd is None,
-            "prefix": self._root,
+            "prefix": self.root,
             "glob": "--glob" in self._options,
             "socket": self.socket,
             "plain": self.plain,

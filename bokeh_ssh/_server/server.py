@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 import threading
 import time
@@ -25,7 +24,7 @@ from bokeh_ssh._server.diagnosis import StartFailure, refused
 from bokeh_ssh._server.launch_spec import COMPRESSION, Launch, encode_message, is_option, own_options
 from bokeh_ssh._server.local_runner import ShellRunner
 from bokeh_ssh._server.payload import payload
-from bokeh_ssh._server.server_ref import ServerRef
+from bokeh_ssh._server.server_ref import ServerRef, is_servable
 from bokeh_ssh._server.server_state import Secrets, ServerState, Stage
 from bokeh_ssh._server.session_ids import new_key
 from bokeh_ssh._ssh.remote_shell import exec_line
@@ -307,8 +306,7 @@ class Server:
         if self.doomed:
             state.warn(f"the server ends when the connection does ({self.doomed}), so a loss ends it")
         for route in self.routes:
-            if not re.fullmatch(r"[\w./~-]+", route, re.ASCII):
-                # Bokeh 3.10 takes the route for a regular expression, and matches it with the quoted path.
+            if not is_servable(route, self.launch.root):
                 state.warn(
                     f"Bokeh cannot serve {route}: rename the app, with plain letters, digits, - and _ only"
                 )

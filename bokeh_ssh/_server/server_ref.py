@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
-#: Left as they are in a URL's path (RFC 3986, pchar), since browsers leave them too.
-_UNQUOTED = "/!$&'()*+,;=:@~"
+#: Left as they are in a URL's path (RFC 3986, pchar), since browsers leave them too; what is quoted stays so.
+_UNQUOTED = "/!$&'()*+,;=:@~%"
 
 
 def as_paths(routes: Iterable[str]) -> tuple[str, ...]:
@@ -17,6 +17,19 @@ def as_paths(routes: Iterable[str]) -> tuple[str, ...]:
     ('/a%20b',)
     """
     return tuple(quote(route, safe=_UNQUOTED) for route in routes if route.startswith("/"))
+
+
+def is_servable(route: str, root: str) -> bool:
+    """Return whether Bokeh answers at the route of an app.
+
+    It takes a route for a regular expression, and matches that with the path as the browser has quoted it.
+
+    :param root: what comes before the app's own name; it was quoted by whoever gave it
+
+    >>> is_servable("/user/a%20b/app", "/user/a%20b"), is_servable("/a%20b", ""), is_servable("/a+b", "")
+    (True, False, False)
+    """
+    return not set("%()*+$") & set(route.removeprefix(root))
 
 
 @dataclass(frozen=True, kw_only=True)

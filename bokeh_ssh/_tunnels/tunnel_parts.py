@@ -39,6 +39,7 @@ from bokeh_ssh._server.probe import (
 )
 from bokeh_ssh._server.registry import choose, list_servers
 from bokeh_ssh._server.server import Server
+from bokeh_ssh._server.server_ref import is_servable
 from bokeh_ssh._server.static_source import StaticSource
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._tunnels.base import page_address
@@ -245,6 +246,12 @@ class ServerAcquisition:
                 sockets=not self._no_sockets,
                 must_sign=must_sign,
             )
+            if "%" in launch.prefix:
+                text = (
+                    f"jupyter-server-proxy 4.6 quotes the % of {launch.prefix} once more, so the hub "
+                    "does not lead to the pages: use ssh -L to this port instead"
+                )
+                self._session.life.warn(text, connection.name)
             server = Server.start(
                 connection,
                 launch,
@@ -256,8 +263,7 @@ class ServerAcquisition:
             if self._options.names_app_in_command and found.routes[0].endswith("/"):
                 found = self._find_route(connection, found)
             for route in found.routes:
-                if "%" in route:
-                    # Bokeh compares the address as the browser encodes it with the name as it is: always 404.
+                if not (self._options.plain or is_servable(route, launch.root)):
                     msg = f"Bokeh cannot serve an app under the name {unquote(route)!r}"
                     hint = "rename the file so that its name has letters, digits, - and _ only"
                     raise LaunchError(msg, host=connection.name, hint=hint, log=server.log)

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
+import apps
 import browser
 from beds import Machine, until
+from bokeh_ssh import Event, Warned
 from bokeh_ssh._core.this_machine.jupyter_hub import find_hub
 from direct_tunnels import tunnel_to
 from skips import missing
@@ -26,7 +28,7 @@ from skips import missing
 def user_server(folder: Path) -> Iterator[str]:
     """Run a Jupyter server with its proxy at the path where a hub has it; gives its site."""
     log = folder / "jupyter.log"
-    words = ["--ServerApp.base_url=/user/me/", "--ServerApp.token=", "--ServerApp.password=", "--port=0"]
+    words = ["--ServerApp.base_url=/user/me@x/", "--ServerApp.token=", "--ServerApp.password=", "--port=0"]
     with log.open("w") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "jupyter_server", "--no-browser", "--allow-root", *words],
@@ -35,7 +37,7 @@ def user_server(folder: Path) -> Iterator[str]:
         try:
             found = until(
                 lambda: (
-                    re.search(r"http://localhost:\d+(?=/user/me/)", log.read_text())
+                    re.search(r"http://localhost:\d+(?=/user/me@x/)", log.read_text())
                     or process.poll() is not None
                 ),
                 timeout=60,
@@ -61,14 +63,25 @@ def test_pages_are_opened_by_way_of_the_hub(
     app = tmp_path / "app.py"
     app.write_text(browser.APP)
     with user_server(tmp_path) as site, browser.chromium() as make:
-        monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/me/")
-        for known in (f"{site}/user/me/", ""):
+        monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/me@x/")
+        for known in (f"{site}/user/me@x/", ""):
             monkeypatch.setenv("JUPYTERHUB_PUBLIC_URL", known)
             with tunnel_to(here, str(app)) as tunnel:
-                path = f"/user/me/proxy/absolute/{tunnel.local_port}/app"
+                path = f"/user/me@x/proxy/absolute/{tunnel.local_port}/app"
                 assert tunnel.url == (site + path if known else path)
                 make().open(site + path).move()
                 check_filter(tunnel.local_port, path)
+
+
+def test_path_that_the_proxy_alters_is_told(here: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the user's name has to be quoted, the app answers at the hub's path, which the proxy does not ask
+    for: that is said, and nothing of the app's name."""
+    monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/joe%20doe/")
+    app, events = apps.put(here, "app.py", browser.APP), list[Event]()
+    with tunnel_to(here, app, on_event=events.append) as tunnel:
+        assert "Bokeh" in apps.get(f"http://localhost:{tunnel.local_port}{tunnel.url}")
+    (warned,) = (event.text for event in events if isinstance(event, Warned))
+    assert "quotes the %" in warned
 
 
 def check_filter(port: int, path: str) -> None:
