@@ -36,7 +36,8 @@ EXPECTED = {
     "/plain": 200,
 }
 for name in NAMES:
-    Path(f"{name}.py").write_text("from bokeh.io import curdoc\nfrom bokeh.models import Div\ncurdoc().add_root(Div())\n")
+    text = "from bokeh.io import curdoc\nfrom bokeh.models import Div\ncurdoc().add_root(Div())\n"
+    Path(f"{name}.py").write_text(text)
 
 
 def ask(port, path):

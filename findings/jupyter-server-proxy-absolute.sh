@@ -3,9 +3,9 @@
 #
 # It is documented to pass the whole path on as it is, for servers that are told their prefix (Bokeh's --prefix,
 # Streamlit's --server.baseUrlPath). Where the base_url has a quoted character, as that of a JupyterHub user whose name
-# is not plain ("joe doe": /user/joe%20doe/), its % is quoted once more: such a server is asked for a prefix that it does
-# not have, and every page is its 404. And %2B comes through as a plain +, so what tells the two apart asks for another
-# file. /proxy/PORT/..., without the prefix, keeps %20 as it was.
+# is not plain ("joe doe": /user/joe%20doe/), its % is quoted once more: such a server is asked for a prefix that it
+# does not have, and every page is its 404. And %2B comes through as a plain +, so what tells the two apart asks for
+# another file. /proxy/PORT/..., without the prefix, keeps %20 as it was.
 #
 # Seen, with --ServerApp.base_url=/user/joe%20doe/ (what the browser asks for -> what the server behind gets):
 #
