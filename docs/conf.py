@@ -40,7 +40,8 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_default_options = {
     "members": True,
-    "inherited-members": "Exception, BaseException",
+    # What a base class of ours or of Python documents is not said again at each class.
+    "inherited-members": "BokehSSHError, Exception, BaseException, str",
 }
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 80

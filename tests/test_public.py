@@ -148,7 +148,9 @@ def test_conda_recipe_asks_for_what_the_package_asks_for() -> None:
 
 def test_map_shows_every_room() -> None:
     """The map of the code for contributors has every module, and none that is no more."""
-    text = Path(__file__).parents[1].joinpath("docs", "architecture.md").read_text(encoding="utf-8")
+    docs = Path(__file__).parents[1] / "docs"
+    pages = [docs / "architecture.md", *docs.glob("architecture/*.md")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     named = set(re.findall(r"`(_[a-z]+(?:\.\w+)+)`", text))
     paths = (path.relative_to(PACKAGE) for path in PACKAGE.glob("_*/**/*.py") if path.stem != "__init__")
     modules = {".".join(path.with_suffix("").parts) for path in paths}

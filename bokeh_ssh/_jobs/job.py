@@ -1,4 +1,4 @@
-"""A batch job as it is known here: its states, and a record."""
+"""What is known here about a batch job: its state, as a record."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 class JobState(str, enum.Enum):
     """The state of a job, in Slurm's words; states of other schedulers are translated into them."""
 
-    PENDING = "PENDING"  # waits
+    PENDING = "PENDING"  #: It waits in the queue.
     RUNNING = "RUNNING"
-    COMPLETING = "COMPLETING"  # it is over, and not yet told how
+    COMPLETING = "COMPLETING"  #: It has ended; how is not known yet.
     COMPLETED = "COMPLETED"
     FAILED = "FAILED"
     CANCELLED = "CANCELLED"
@@ -19,11 +19,11 @@ class JobState(str, enum.Enum):
     OUT_OF_MEMORY = "OUT_OF_MEMORY"
     NODE_FAIL = "NODE_FAIL"
     PREEMPTED = "PREEMPTED"
-    UNKNOWN = "UNKNOWN"  # the scheduler knows the job no more
+    UNKNOWN = "UNKNOWN"  #: The scheduler does not know the job any more.
 
     @property
     def over(self) -> bool:
-        """Whether the job has ended, and how is known."""
+        """Whether the job has ended, and it is known how."""
         return self not in (JobState.PENDING, JobState.RUNNING, JobState.COMPLETING)
 
 
@@ -32,11 +32,12 @@ class Job:
     """The batch job of a tunnel.
 
     :ivar id: the scheduler's number for it
-    :ivar state: what it does, see :class:`JobState`
+    :ivar state: see :class:`JobState`
     :ivar node: the machine it runs on; empty while it waits
-    :ivar reason: why it waits, in the scheduler's word; empty where it has none
-    :ivar estimated_start: when the scheduler expects it to start, in seconds since the epoch; None: no word
-    :ivar ends_at: when its time limit ends it, likewise; None while it waits
+    :ivar reason: why it waits, in the scheduler's word; empty if the scheduler gives no reason
+    :ivar estimated_start: when the scheduler expects it to start, in seconds since the epoch; None if it does
+        not say
+    :ivar ends_at: when its time limit ends it, in seconds since the epoch; None while it waits
     """
 
     id: str
