@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bokeh_ssh._cli.messages import describe_error, next_step
+from bokeh_ssh._cli.options import as_flag
 from bokeh_ssh._core.errors import (
     BokehSSHError,
     ConnectionLostError,
@@ -29,6 +30,7 @@ from bokeh_ssh._core.errors import (
 )
 from bokeh_ssh._core.events import Authenticated, Connecting, Event, HostKeyAdded, HostKeyVerified, Warned
 from bokeh_ssh._core.host import Host
+from bokeh_ssh._core.settings import word
 from bokeh_ssh._core.waiting import wait
 from bokeh_ssh._forwarding.listener import bind
 from bokeh_ssh._forwarding.listener_probe import ListenerProbe
@@ -134,7 +136,7 @@ def _cluster_checks(
             if cluster.missing:  # that is told already
                 return None
             fact = look(connection)
-            return Finding(name, "good" if fact.good else "bad", fact.text, fact.hint)
+            return Finding(name, "good" if fact.good else "bad", fact.text, word(fact.hint, as_flag))
 
         return find
 

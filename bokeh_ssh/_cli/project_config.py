@@ -24,6 +24,7 @@ from bokeh_ssh._cli.options import GATEWAY, KINDS, QUEUE, START, TUNNEL
 from bokeh_ssh._cli.user_config import check_shape
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.file_reader import FLAGS
+from bokeh_ssh._core.settings import as_toml
 from bokeh_ssh._jobs.batch import Batch
 
 if sys.version_info >= (3, 11):
@@ -228,8 +229,8 @@ def _as_batch(value: Any, file: Path) -> Batch | None:
     try:
         return Batch(**fields)
     except (UsageError, TypeError) as exc:
-        msg = f"{file}: batch: {exc.message if isinstance(exc, UsageError) else exc}"
-        raise UsageError(msg, hint=getattr(exc, "hint", None)) from exc
+        message, hint = exc.in_words(as_toml) if isinstance(exc, UsageError) else (str(exc), "")
+        raise UsageError(f"{file}: batch: {message}", hint=hint) from exc
 
 
 def _rooted(keywords: dict[str, Any], file: Path, typed: Mapping[str, Any]) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def check_value(key: str, value: Any, file: object) -> None:
         raise _error(f"{key} {exc}", exc.hint, file) from None
     except UsageError as exc:
         message, hint = exc.in_words(as_toml)
-        raise _error(f"{key}: {message}", hint, file) from exc
+        raise _error(message if message.startswith(key) else f"{key}: {message}", hint, file) from exc
 
 
 def check_together(keywords: Mapping[str, Any], typed: Mapping[str, Any], file: object) -> None:

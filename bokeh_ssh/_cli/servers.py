@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from bokeh_ssh._cli.messages import describe_error
 from bokeh_ssh._core.errors import JobError, ServerNotFoundError, SessionError, UsageError
 from bokeh_ssh._core.events import OnEvent, Warned
 from bokeh_ssh._core.host import as_host
@@ -56,7 +57,7 @@ def find(
             with _queue(connection, python) as queue:
                 return servers, queue.jobs() if queue else []
         except _NO_JOBS as exc:
-            on_event(Warned(host=host, text=f"jobs cannot be listed: {exc.message}"))
+            on_event(Warned(host=host, text=f"jobs cannot be listed: {describe_error(exc)}"))
             return servers, []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from bokeh_ssh._core.errors import UsageError
+from bokeh_ssh._core.settings import set_to, setting
 
 #: ``(host, port)``, or the path of a Unix socket; of which machine, the place where it is used tells.
 Endpoint = tuple[str, int] | str
@@ -48,14 +49,14 @@ def check_path(path: str, name: str, *, longest: int = LONGEST_PATH) -> None:
     :raises UsageError: if it is relative, is a folder, is too long, or has a NUL or a line end
     """
     if not isinstance(path, str) or not path.startswith("/") or path.endswith("/"):
-        msg = f"{name}={path!r} is not the absolute path of a socket"
+        msg = f"{set_to(name, path)} is not the absolute path of a socket"
         raise UsageError(msg, hint="give a path that starts with /, in a folder that only you may enter")
     if "\0" in path or "\n" in path:
-        msg = f"{name}={path!r} has a character that no socket's path may have"
+        msg = f"{set_to(name, path)} has a character that no socket's path may have"
         raise UsageError(msg, hint="choose another path")
     length = len(encode(path))
     if length > longest:
-        msg = f"{name} has {length} bytes; a Unix socket's path may have {longest}"
+        msg = f"{setting(name)} has {length} bytes; a Unix socket's path may have {longest}"
         raise UsageError(msg, hint=f"choose a shorter path than {path}")
 
 
@@ -65,9 +66,9 @@ def check_instead(socket: object, name: str, **others: tuple[object, object]) ->
     :param others: each keyword's value and its default, by its name
     :raises UsageError: if one of them was given too
     """
-    given = [other for other, (value, default) in others.items() if value != default]
-    if socket is not None and given:
-        msg = f"{name}= and {given[0]}= cannot be given together"
+    more = [other for other, (value, default) in others.items() if value != default]
+    if socket is not None and more:
+        msg = f"{setting(f'{name}=')} and {setting(f'{more[0]}=')} cannot be given together"
         raise UsageError(msg, hint="a socket takes the place of host and port")
 
 
@@ -77,7 +78,7 @@ def check_name(name: object) -> None:
     :raises UsageError: if it has anything but letters, digits, dots, dashes and underscores, or too many
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        msg = f"name={name!r} cannot be published under"
+        msg = f"nothing can be published under {set_to('name', name)}"
         raise UsageError(msg, hint="use up to 40 letters, digits, dots, dashes and underscores")
 
 

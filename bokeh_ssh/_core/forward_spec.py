@@ -5,6 +5,7 @@ from __future__ import annotations
 from bokeh_ssh._core.endpoint import Endpoint
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.host import parse_port
+from bokeh_ssh._core.settings import setting
 
 #: Where it listens: an address (None is loopback, "" or "*" all) and a port, or the path of a socket.
 Listen = tuple[str | None, int] | str
@@ -35,7 +36,9 @@ def check_http(listen: Listen) -> None:
     """
     if isinstance(listen, str) or not is_loopback(listen[0]):
         msg = "a forward to a web server listens on a loopback port only"
-        raise UsageError(msg, hint="leave out http=True (or /http), or the address or socket to listen on")
+        raise UsageError(
+            msg, hint=f"leave out {setting('http=True')} (or /http), or the address or socket to listen on"
+        )
 
 
 def is_loopback(address: str | None) -> bool:

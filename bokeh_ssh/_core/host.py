@@ -14,6 +14,7 @@ from typing import Any, Literal
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.events import Prompt
 from bokeh_ssh._core.keywords import StrPath, convert_keywords
+from bokeh_ssh._core.settings import set_to
 
 HostKeys = Literal["strict", "ask", "accept-new"]
 
@@ -134,7 +135,7 @@ def check_port(port: object, name: str, *, zero: bool = True) -> None:
     :raises UsageError: if it is not an int from 0 (1 where ``zero`` is False) to 65535
     """
     if isinstance(port, bool) or not isinstance(port, int) or not (0 if zero else 1) <= port <= 65535:
-        msg = f"{name}={port!r} is not a port number"
+        msg = f"{set_to(name, port)} is not a port number"
         raise UsageError(msg, hint=f"give a number from {0 if zero else 1} to 65535")
 
 
@@ -205,10 +206,10 @@ class Host(Login, _Name):  # in this order: the fields of the last base come fir
         if self.port is not None:
             check_port(self.port, "port", zero=False)
         if self.host_keys not in ("strict", "ask", "accept-new"):
-            msg = f"host_keys={self.host_keys!r} is not known"
+            msg = f"{set_to('host_keys', self.host_keys)} is not known"
             raise UsageError(msg, host=target.host, hint='use "strict", "ask" or "accept-new"')
         if self.timeout is not None and not self.timeout > 0:
-            msg = f"timeout={self.timeout!r} is not a time"
+            msg = f"{set_to('timeout', self.timeout)} is not a time"
             raise UsageError(msg, host=target.host, hint="give seconds above 0, or None for the default")
 
     def __reduce__(self) -> Any:

@@ -13,6 +13,7 @@ from pathlib import PurePath
 from typing import Any, Literal, Union, get_args, get_origin
 
 from bokeh_ssh._core.errors import UsageError
+from bokeh_ssh._core.settings import set_to, setting
 
 #: A path here or there: a text, or what has one (``pathlib.Path``).
 StrPath = str | os.PathLike[str]
@@ -47,8 +48,10 @@ def convert_keywords(record: Any) -> None:
             object.__setattr__(record, each.name, _convert(value, hints[each.name]))
         except _MismatchError:
             kind, hint = _name_kind(hints[each.name])
-            shown = repr(value) if each.repr else f"of type {type(value).__name__}"
-            msg = f"{each.name}={shown} is not {kind}"
+            what = set_to(each.name, value)
+            if not each.repr:  # it may be a secret
+                what = f"{setting(each.name)} of type {type(value).__name__}"
+            msg = f"{what} is not {kind}"
             raise UsageError(msg, hint=hint) from None
 
 

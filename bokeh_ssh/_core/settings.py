@@ -12,6 +12,8 @@ from collections.abc import Callable
 #: What marks one in a sentence: characters for private use. A text of others that has them is worded too, at
 #: worst: nothing is done with what it names.
 _BEGIN, _END = "\ue000", "\ue001"
+#: What stands before a value that was given, which is shown as Python writes it.
+_GIVEN = "\ue002"
 _MARKED = re.compile(f"{_BEGIN}([a-z_]+)(?:=([^{_END}]*))?{_END}")
 
 #: Words a setting: its name; its value, empty where only the name with "=" is meant, None without that.
@@ -21,6 +23,15 @@ Wording = Callable[[str, "str | None"], str]
 def setting(words: str) -> str:
     """Mark a setting in a sentence: ``name``, ``name=`` or ``name=value``; texts stand without quotes."""
     return f"{_BEGIN}{words}{_END}"
+
+
+def set_to(name: str, value: object) -> str:
+    """Mark a setting in a sentence with the value that it was given, which is shown as Python writes it.
+
+    >>> [word(set_to("port", "a"), wording) for wording in (as_keyword, as_toml, lambda *_: "--port")]
+    ["port='a'", "port = 'a'", "--port 'a'"]
+    """
+    return setting(f"{name}={_GIVEN}{value!r}")
 
 
 def as_keyword(name: str, value: str | None) -> str:
@@ -52,7 +63,15 @@ def word(text: str, wording: Wording) -> str:
     >>> word(f"start one with {setting('launch=True')}", as_toml)
     'start one with launch = true'
     """
-    return _MARKED.sub(lambda found: wording(found[1], found[2]), text)
+    return _MARKED.sub(lambda found: _word_one(found[1], found[2], wording), text)
+
+
+def _word_one(name: str, value: str | None, wording: Wording) -> str:
+    if value is None or not value.startswith(_GIVEN):
+        return wording(name, value)
+    head = wording(name, "")
+    between = "" if head.endswith("=") else " = " if head == name else " "
+    return f"{head}{between}{value[1:]}"
 
 
 def first_setting(*texts: str) -> str | None:

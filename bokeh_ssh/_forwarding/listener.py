@@ -60,9 +60,12 @@ Tell = Callable[[str], None]
 _REFUSED = {
     GONE: (
         "refused a local connection of a program that had closed it already, with what it had sent: it could "
-        "be another user's (allow_others lets them in)"
+        "be another user's (allow_others or --allow-others lets them in)"
     ),
-    UNKNOWN: "refused a local connection: the system did not say whose it is (allow_others lets all in)",
+    UNKNOWN: (
+        "refused a local connection: the system did not say whose it is (allow_others or --allow-others lets "
+        "all in)"
+    ),
 }
 
 #: Seconds that a new connection waits while there is no line, and a WebSocket; and the most that either does
@@ -205,7 +208,8 @@ class LocalAcceptor:
             self._refusals.count(_REFUSED[foreign_uid])
         else:
             self._refusals.report_once(
-                f"refused a local connection of user {foreign_uid} (allow_others lets other users in)"
+                f"refused a local connection of user {foreign_uid} "
+                "(allow_others or --allow-others lets other users in)"
             )
 
     def _route_or_hold(self, sock: socket.socket, origin: Origin, *, patient: bool = False) -> None:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import get_type_hints
 
 from bokeh_ssh._core.errors import UsageError
-from bokeh_ssh._core.settings import setting
+from bokeh_ssh._core.settings import set_to, setting
 
 #: What ``batch=`` can name: "auto" is the scheduler that the login node has.
 SCHEDULERS = ("auto", "slurm", "sge", "pbs", "lsf")
+#: What to look at where a scheduler refuses a job.
+CHECK_HINT = "check " + ", ".join(map(setting, ("queue", "account", "time", "memory", "gpus", "extra")))
 #: How the bytes get from the login node to the job.
 WAYS = ("auto", "srun", "tcp", "back")
 
@@ -49,28 +51,29 @@ class Batch:
 
     def __post_init__(self) -> None:
         if self.scheduler not in SCHEDULERS:
-            msg = f"scheduler={self.scheduler!r} is not known"
+            msg = f"{set_to('scheduler', self.scheduler)} is not known"
             raise UsageError(msg, hint='use "slurm", "sge", "pbs", "lsf", or "auto"')
         if self.way not in WAYS:
-            msg = f"way={self.way!r} is not known"
+            msg = f"{set_to('way', self.way)} is not known"
             raise UsageError(msg, hint='use "srun", "tcp", "back", or "auto"')
         if isinstance(self.extra, str):
-            msg = "extra is one string"
-            raise UsageError(msg, hint='give a list: extra=["--constraint=a100"]')
+            msg = f"{setting('extra')} is one string"
+            raise UsageError(msg, hint='give a list: ["--constraint=a100"]')
         object.__setattr__(self, "extra", tuple(self.extra))
         for name in ("time", "queue", "account", "memory", "name"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, str) and value and value.isprintable()):
-                msg = f"{name}={value!r} is not a word for a scheduler"
+                what = f"the job's name {value!r}" if name == "name" else set_to(name, value)
+                msg = f"{what} is not a word for a scheduler"
                 raise UsageError(msg, hint="give a string without control characters, or leave it out")
         for name in ("cpus", "gpus"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                msg = f"{name}={value!r} is not a number of them"
+                msg = f"{set_to(name, value)} is not a number of them"
                 raise UsageError(msg, hint="give a number from 1, or leave it out")
         for word in self.extra:
             if not isinstance(word, str) or not word.startswith("-") or "\0" in word:
-                msg = f"{word!r} in extra is not an option of the submit command"
+                msg = f"{word!r} in {setting('extra')} is not an option of the submit command"
                 raise UsageError(msg, hint='write each option with its value: "--constraint=a100"')
 
 
@@ -86,7 +89,7 @@ def check_extra(extra: Sequence[str], refused: Mapping[str, str]) -> None:
             same = option.startswith(name) and len(name) > 3 if option.startswith("--") else name == option
             attached = len(option) == 2 and word.startswith(option)
             if same or attached:
-                msg = f"{word!r} in extra cannot work: {why}"
+                msg = f"{word!r} in {setting('extra')} cannot work: {why}"
                 raise UsageError(msg, hint="leave it out; submit such a job by yourself")
 
 
@@ -103,5 +106,5 @@ def as_batch(value: object) -> Batch | None:
         return value
     if isinstance(value, str):
         return Batch(scheduler=value)
-    msg = f"batch={value!r} is neither a scheduler's name nor a Batch"
+    msg = f"{set_to('batch', value)} is neither a scheduler's name nor a Batch"
     raise UsageError(msg, hint=f"give {setting('batch=auto')}, or Batch(...)")

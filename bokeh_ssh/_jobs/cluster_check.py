@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from bokeh_ssh._jobs import grid_engine, scheduler, slurm
-from bokeh_ssh._jobs.batch import Batch
+from bokeh_ssh._jobs.batch import CHECK_HINT, Batch
 from bokeh_ssh._jobs.warden import Warden
 from bokeh_ssh._ssh.connection import Connection
 
@@ -122,6 +122,6 @@ class ClusterCheck:
         if answer.status:
             never = ", or never start it" if queue.NAME == slurm.NAME else ""
             text = f"{queue.TITLE} would refuse the job{never}: {queue.refusal(answer.lines)}"
-            return ClusterFact(False, text, "check queue, account, time, memory, gpus and the other options")
+            return ClusterFact(False, text, CHECK_HINT)
         start = slurm.read_test(answer.lines) if queue.NAME == slurm.NAME else ""
         return ClusterFact(True, f"{queue.TITLE} would take it (nothing was submitted){start}")

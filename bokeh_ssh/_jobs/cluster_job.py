@@ -43,7 +43,7 @@ from bokeh_ssh._core.host import Host
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.waiting import wait
 from bokeh_ssh._jobs import scheduler
-from bokeh_ssh._jobs.batch import Batch
+from bokeh_ssh._jobs.batch import CHECK_HINT, Batch
 from bokeh_ssh._jobs.job import Job, JobState
 from bokeh_ssh._jobs.job_login import JobLogin
 from bokeh_ssh._jobs.job_news import JobNews
@@ -250,8 +250,7 @@ class ClusterJob:
         job = self._scheduler.read_submitted(answer.out) if answer.status == 0 else ""
         if not job:
             msg = f"the scheduler refuses the job: {self._scheduler.refusal(answer.lines)}"
-            hint = "check queue, account, time, memory, gpus and extra"
-            raise SubmitError(msg, host=self._label, hint=hint, said=answer.lines)
+            raise SubmitError(msg, host=self._label, hint=CHECK_HINT, said=answer.lines)
         self._submitted_at = time.monotonic()
         self._asked = self._submitted_at - _LEAST + _FIRST
         self.submitted += 1

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.framing import plain
+from bokeh_ssh._core.settings import setting
 from bokeh_ssh._jobs.batch import Batch, check_extra
 from bokeh_ssh._jobs.job import Job, JobState
 
@@ -61,7 +62,7 @@ _ENDS = {
     JobState.CANCELLED: ("the job was cancelled", "start it again, unless that was you"),
     JobState.TIMEOUT: (
         "the job reached its time limit",
-        "give a longer time; start it again, or give resubmit=True, which does so",
+        f"give a longer {setting('time')}; start it again, or give {setting('resubmit=True')}, which does so",
     ),
     JobState.UNKNOWN: ("the job is over, and the scheduler does not know how it ended", "start it again"),
 }
@@ -78,7 +79,8 @@ def submit_words(batch: Batch, nonce: str, output: str) -> list[str]:
     check_extra(batch.extra, _REFUSED)
     if batch.cpus and batch.cpus > 1 and not any(word.startswith("-pe ") for word in batch.extra):
         msg = "Grid Engine has no option for CPUs: a job takes several by a parallel environment of your site"
-        raise UsageError(msg, hint=f'see qconf -spl, and give extra=["-pe smp {batch.cpus}"] without cpus')
+        pe = f'"-pe smp {batch.cpus}" in {setting("extra")}'
+        raise UsageError(msg, hint=f"see qconf -spl, and give {pe}, without {setting('cpus')}")
     # Its error for a name that it does not take is of something else.
     name = re.sub(r"[^\w.-]|^(?=\d)", "_", batch.name, flags=re.A) if batch.name else None
     words = ["qsub", "-terse"]

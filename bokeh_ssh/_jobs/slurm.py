@@ -69,8 +69,11 @@ _ENDS = {
     JobState.COMPLETED: ("the job ended by itself", "start it again"),
     JobState.FAILED: ("the job failed", "see what your cluster's accounting (sacct -j) says of it"),
     JobState.CANCELLED: ("the job was cancelled", "start it again, unless that was you"),
-    JobState.TIMEOUT: ("the job reached its time limit", f"give a longer time; {_RESUBMIT}"),
-    JobState.OUT_OF_MEMORY: ("the job used more memory than it has", "start it again with more memory"),
+    JobState.TIMEOUT: ("the job reached its time limit", f"give a longer {setting('time')}; {_RESUBMIT}"),
+    JobState.OUT_OF_MEMORY: (
+        "the job used more memory than it has",
+        f"start it again with more {setting('memory')}",
+    ),
     JobState.NODE_FAIL: ("the job's machine failed", _RESUBMIT),
     JobState.PREEMPTED: ("the job had to make room for one of a higher priority", _RESUBMIT),
     JobState.UNKNOWN: ("the job is over, and the scheduler does not know how it ended", "start it again"),
@@ -84,7 +87,8 @@ _REFUSED = {
     "-a": _ARRAY,
     "--clusters": _CLUSTER,
     "-M": _CLUSTER,
-    "--requeue": "a job that starts again by itself has nobody who waits for it; resubmit submits a new one",
+    "--requeue": "a job that starts again by itself has nobody who waits for it; "
+    f"{setting('resubmit=True')} submits a new one",
     "--wait": _WAIT,
     "-W": _WAIT,
     "--test-only": "nothing would be submitted",

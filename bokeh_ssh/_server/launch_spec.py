@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.host import check_port
-from bokeh_ssh._core.settings import setting
+from bokeh_ssh._core.settings import set_to, setting
 from bokeh_ssh._server.payload import payload
 
 #: The oldest Bokeh whose options and log lines we rely on, and the oldest Python the supervisor runs on.
@@ -36,6 +36,8 @@ UNSET = ("BOKEH_ALLOW_WS_ORIGIN", "BOKEH_LOG_LEVEL", "BOKEH_PY_LOG_LEVEL")
 
 #: Where a command of the caller's own takes its port, or the path of its socket.
 _PLACES = ("{port}", "{socket}")
+#: How callers know what is called otherwise here.
+_KEYWORDS = {"timeout": "launch_timeout", "origins": "extra_origins"}
 #: Commands that are modules of a Python package.
 _PACKAGED = (("bokeh", "serve"), ("panel", "serve"))
 
@@ -48,10 +50,10 @@ def split(command: str | Sequence[str]) -> tuple[str, ...]:
     try:
         words = tuple(shlex.split(command) if isinstance(command, str) else command)
     except ValueError as exc:
-        msg = f"command={command!r} has unbalanced quotes"
+        msg = f"{set_to('command', command)} has unbalanced quotes"
         raise UsageError(msg, hint="give a list of words") from exc
     if not words or not words[0]:
-        msg = "command is empty"
+        msg = f"{setting('command')} is empty"
         raise UsageError(msg, hint='give "bokeh serve", "panel serve" or your own')
     return words
 
@@ -173,10 +175,10 @@ class Launch:
         for name in ("grace", "timeout", "lease", "watch"):
             seconds = getattr(self, name)
             if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < 1e9:
-                msg = f"{name}={seconds!r} is not a time"
+                msg = f"{set_to(_KEYWORDS.get(name, name), seconds)} is not a time"
                 raise UsageError(msg, hint="give seconds, 0 or more")
         if self.port is not None:
-            check_port(self.port, "port")
+            check_port(self.port, "remote_port")
         if self.python == "" or self.cwd == "" or "" in self.app:
             msg = "a path is empty"
             raise UsageError(msg, hint="leave it out, or give a path of the remote machine")
@@ -191,7 +193,7 @@ class Launch:
         if "--" in before or len(before) < len(own):
             name = "--" if "--" in before else "--args"
             msg = f"{name} cannot be given in {setting('command')}, where it would take away our own options"
-            raise UsageError(msg, hint='give it in args: args=["--args", "value"]')
+            raise UsageError(msg, hint=f"give it in {setting('args')}, as an option of the server")
         self._check_options("command", own)
         self._check_options("args", self._own_args)
 
@@ -211,7 +213,7 @@ class Launch:
                 msg = "--dev is given twice"
                 raise UsageError(msg, hint=f"leave it out of {setting('args')}")
             if name in _OURS:
-                msg = f"{name} cannot be given in {where}"
+                msg = f"{name} cannot be given in {setting(where)}"
                 raise UsageError(msg, hint=_OURS[name])
 
     def _check_place(self) -> None:
@@ -226,8 +228,10 @@ class Launch:
                 msg = "the command has no place for the port" if not both else "the command has two places"
                 raise UsageError(msg, hint="write {port} into it, or {socket}")
             if self.sign is True or self.origins or self.dev:
-                msg = "only Bokeh's own servers sign sessions, take origins, and are started anew (dev)"
-                raise UsageError(msg, hint="leave that out, or leave {port} and {socket} out of the command")
+                msg = f"only Bokeh's own servers sign sessions, take origins, and restart by {setting('dev')}"
+                raise UsageError(
+                    msg, hint=f"leave that out, or leave {{port}} and {{socket}} out of {setting('command')}"
+                )
         given = (self.app, self.args, self.origins, self.port is not None, self.socket, self.sign, self.dev)
         if self.verbatim and any(given):
             msg = "a command that is run verbatim gets no options of ours"
@@ -380,7 +384,9 @@ def _check_text(name: str, values: Iterable[object]) -> None:
         except UnicodeEncodeError:
             fine = False
         if not fine:  # the value itself may be a secret
-            msg = f"{name} has something that is not text, or has a NUL character"
+            msg = (
+                f"{setting(_KEYWORDS.get(name, name))} has something that is not text, or has a NUL character"
+            )
             raise UsageError(msg, hint="no program can be given that")
 
 

@@ -15,7 +15,7 @@ from bokeh_ssh._core.events import OnEvent
 from bokeh_ssh._core.forward_spec import Listen, check_http, parse_forward, split_http
 from bokeh_ssh._core.host import as_paths, check_port
 from bokeh_ssh._core.keywords import StrPath, Word, convert_keywords
-from bokeh_ssh._core.settings import setting
+from bokeh_ssh._core.settings import set_to, setting
 from bokeh_ssh._core.this_machine.jupyter_hub import HubProxy, find_hub
 from bokeh_ssh._server.launch_spec import (
     Launch,
@@ -82,8 +82,8 @@ class ServerOptions:
     def __post_init__(self) -> None:
         for name in ("args", "extra_origins"):
             if isinstance(getattr(self, name), str):
-                msg = f"{name} is one string"
-                raise UsageError(msg, hint=f'give a list: {name}=["--option", "value"]')
+                msg = f"{setting(name)} is one string"
+                raise UsageError(msg, hint=f'give a list: {setting(name + "=")}["--option", "value"]')
         convert_keywords(self)
         for name in ("local_port", "remote_port"):
             if getattr(self, name) is not None:
@@ -93,14 +93,15 @@ class ServerOptions:
         self.passages  # noqa: B018 - raises if one cannot be read
         if self.app and self.launch is False:
             msg = f"{setting('launch=False')} attaches to a server that is there, but an app was given"
-            raise UsageError(msg, hint=f"leave out app, or {setting('launch=False')}")
+            raise UsageError(msg, hint=f"leave out the app, or {setting('launch=False')}")
         if self.server is not None:
             self._check_server()
         if self.detach and self.launch is False:
-            msg = f"detach leaves a server that was started here, but {setting('launch=False')} starts none"
+            attaches = setting("launch=False")
+            msg = f"{setting('detach')} leaves a server that was started here, but {attaches} starts none"
             raise UsageError(msg, hint="leave out one of the two: what was there already stays anyway")
         if self.signed not in (None, True, False):
-            msg = f"signed={self.signed!r} is not known"
+            msg = f"{set_to('signed', self.signed)} is not known"
             raise UsageError(msg, hint="use True, False, or None for where it is needed")
         self._check_plain()
         self._check_session_ids()
@@ -127,7 +128,7 @@ class ServerOptions:
         if self.ready is not None and not (
             isinstance(self.ready, str) and re.fullmatch(r"/[!-~]*", self.ready)
         ):
-            msg = f"ready={self.ready!r} is not the path of a page"
+            msg = f"{set_to('ready', self.ready)} is not the path of a page"
             raise UsageError(msg, hint='give one such as "/healthz"')
         if self.ready is not None and not self.plain:
             msg = f"{setting('ready')} is for a server of your own: it is known when Bokeh is ready"
@@ -135,7 +136,7 @@ class ServerOptions:
                 msg, hint=f"write {{port}} into {setting('command')}, where its port goes, or leave that out"
             )
         if self.plain and (self.signed or (self.dev and not (self.upload or self.bring))):
-            msg = "only Bokeh's own servers sign sessions, and are started anew (dev)"
+            msg = f"only Bokeh's own servers sign sessions, and restart by {setting('dev')}"
             raise UsageError(
                 msg, hint=f"leave out {setting('signed')}, and {setting('dev')} without {setting('upload')}"
             )
@@ -152,7 +153,7 @@ class ServerOptions:
                 msg = "with --session-ids external-signed every page opens at a 403, as nobody signs its id"
                 hint = (
                     f"give {setting('signed=True')}, which signs them "
-                    "here (with BOKEH_SECRET_KEY of env, if it is there)"
+                    "here (with BOKEH_SECRET_KEY of the server's environment, if it is there)"
                 )
                 raise UsageError(msg, hint=hint)
 
@@ -162,7 +163,7 @@ class ServerOptions:
         :raises UsageError: if there is something
         """
         if not isinstance(self.server, str) or not self.server:
-            msg = f"server={self.server!r} names none"
+            msg = f"{set_to('server', self.server)} names none"
             raise UsageError(msg, hint=f'give an id, an app or a route, or "{ANY}" for the only one there')
         more = ("app", "args", "launch", "remote_port", "upload", "bring", "dev", "signed")
         given = next((name for name in more if getattr(self, name)), None)

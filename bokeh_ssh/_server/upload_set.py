@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bokeh_ssh._core.errors import UploadError, UsageError
 from bokeh_ssh._core.file_reader import Reading
+from bokeh_ssh._core.settings import setting
 from bokeh_ssh._server.gitignore import Ignored
 
 
@@ -103,7 +104,7 @@ def _found(path: str) -> Path:
         raise UsageError(msg, hint="go to another one, or give the whole path") from exc
     if not root.exists():
         msg = f"there is no {path!r} here to be brought there"
-        raise UsageError(msg, hint="give a path of this machine, or leave out upload")
+        raise UsageError(msg, hint=f"give a path of this machine, or leave out {setting('upload')}")
     if not root.is_dir() and not root.is_file():
         msg = f"{path!r} is neither a file nor a folder"
         raise UsageError(msg, hint="only those can be brought there")

@@ -9,7 +9,7 @@ from bokeh_ssh._core.endpoint import Endpoint, check_name
 from bokeh_ssh._core.errors import ConnectionLostError, ServerNotFoundError, UsageError
 from bokeh_ssh._core.events import Ready, ReverseForwarded
 from bokeh_ssh._core.host import Host, check_port, parse_target
-from bokeh_ssh._core.settings import setting
+from bokeh_ssh._core.settings import set_to, setting
 from bokeh_ssh._forwarding.published_sockets import Spot, private_socket
 from bokeh_ssh._server.options import LOOPBACK
 from bokeh_ssh._server.probe import is_answering
@@ -76,19 +76,20 @@ class GatewayTunnel(Tunnel):
     def __init__(self, options: GatewayOptions, gateway: Host) -> None:
         label = gateway.target.host
         if options.reverse not in get_args(Reverse):
-            msg = f"reverse={options.reverse!r} is not known"
+            msg = f"{set_to('reverse', options.reverse)} is not known"
             raise UsageError(msg, host=label, hint='use "auto", "host" or "relay"')
         if options.gateway_port is not None:
             check_port(options.gateway_port, "gateway_port")
         alone = options.host is None
         if alone and (options.must_launch or options.args or options.server or options.detach):
             msg = "there is no host to start a server on, or to find one"
-            hint = f"give {setting('host=')}, or publish the app from the Bokeh host and leave out app"
+            hint = f"give {setting('host=')}, or publish the app from the Bokeh host and leave out the app"
             raise UsageError(msg, host=label, hint=hint)
         if options.name is not None:
             check_name(options.name)
             if not alone or options.gateway_port is not None:
-                msg = f"name finds what is published already, but a {'port' if alone else 'host'} was given"
+                what = "port" if alone else "host"
+                msg = f"{setting('name')} finds what is published already, but a {what} was given"
                 raise UsageError(msg, host=label, hint="leave out one of the two")
         if options.forward_agent and (alone or options.reverse == "relay"):
             msg = f"{setting('forward_agent')} is for a host that logs in to the gateway, " + (

@@ -16,7 +16,7 @@ from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.events import OnEvent
 from bokeh_ssh._core.host import LOGIN_KEYWORDS, Host, Login, as_host
 from bokeh_ssh._core.keywords import StrPath, convert_keywords
-from bokeh_ssh._core.settings import setting
+from bokeh_ssh._core.settings import set_to, setting
 from bokeh_ssh._jobs.batch import Batch, as_batch
 from bokeh_ssh._server.options import BOKEH_PORT, LOOPBACK, ServerOptions
 
@@ -43,7 +43,7 @@ class DirectOptions(Login, ServerOptions):
         super().__post_init__()
         object.__setattr__(self, "batch", as_batch(self.batch))
         if self.queue_timeout is not None and not self.queue_timeout > 0:
-            msg = f"queue_timeout={self.queue_timeout!r} is no time to wait"
+            msg = f"{set_to('queue_timeout', self.queue_timeout)} is no time to wait"
             raise UsageError(msg, hint="give seconds, or leave it out to wait as long as it takes")
         if self.job is not None:
             self._check_job()
@@ -61,7 +61,7 @@ class DirectOptions(Login, ServerOptions):
     def _check_job(self) -> None:
         number = str(self.job)
         if isinstance(self.job, bool) or not number.isascii() or not number.isdigit() or len(number) > 20:
-            msg = f"job={self.job!r} is not the number of a job"
+            msg = f"{set_to('job', self.job)} is not the number of a job"
             hint = "give digits only; of an array, the number that squeue -o %A lists for one of its jobs"
             raise UsageError(msg, hint=hint)
         object.__setattr__(self, "job", number)

@@ -91,8 +91,8 @@ class Publication(RemoteForward):
         if app:
             given = "local_host" if local_host is not None else "local_socket" if self.local_socket else ""
             if given:
-                msg = f"{given} says where a server already listens, but an app was given"
-                raise UsageError(msg, hint=f"leave out app, or {given}")
+                msg = f"{setting(given)} says where a server already listens, but an app was given"
+                raise UsageError(msg, hint=f"leave out the app, or {setting(given)}")
             # The other half takes the same number on the person's machine, or one nearby.
             pages = nearby(remote_port or BOKEH_PORT)
             origins = [f"{name}:{page}" for page in pages for name in ("localhost", "127.0.0.1")]

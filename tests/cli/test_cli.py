@@ -326,6 +326,36 @@ def test_settings_are_worded_for_who_reads_them() -> None:
     assert bokeh_ssh.UsageError("launch=True was said by another machine").setting is None
 
 
+@pytest.mark.parametrize(
+    ("keywords", "python", "flag", "toml"),
+    [
+        ({"local_port": 99999}, "local_port=99999 is", "--local-port 99999 is", "local_port = 99999 is"),
+        ({"command": "a 'b"}, 'command="a \'b" has', '--command "a \'b" has', 'command = "a \'b" has'),
+        ({"command": ""}, "command is empty", "--command is empty", "command is empty"),
+        ({"launch_timeout": -1}, "launch_timeout=-1 is", "--launch-timeout -1 is", "launch_timeout = -1 is"),
+        ({"ready": "up"}, "ready='up' is", "--ready 'up' is", "ready = 'up' is"),
+        ({"detach": True, "launch": False}, "detach leaves", "--detach leaves", "detach leaves"),
+        ({"args": ["--port", "1"], "app": "a.py"}, "given in args", "given in --args", "given in args"),
+        ({"queue_timeout": 0}, "queue_timeout=0 is", "--queue-timeout 0 is", "queue_timeout = 0 is"),
+        ({"host_keys": "no"}, "host_keys='no' is", "--host-keys 'no' is", "host_keys = 'no' is"),
+        ({"job": "x"}, "job='x' is", "--job 'x' is", "job = 'x' is"),
+        ({"upload": "yes"}, "upload='yes' is", "--upload 'yes' is", "upload = 'yes' is"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_setting_that_was_given_is_worded_too(
+    keywords: dict[str, Any], python: str, flag: str, toml: str
+) -> None:
+    """An error that shows what was given for a setting names that as a flag, or as a project's file does."""
+    with pytest.raises(bokeh_ssh.UsageError) as caught:
+        bokeh_ssh.DirectTunnel("remote.host", **keywords)
+    error = caught.value
+    assert python in error.message
+    assert flag in error.in_words(flagtable.as_flag)[0]
+    assert toml in error.in_words(as_toml)[0]
+    assert error.setting == next(iter(keywords))
+
+
 def test_project_is_told_in_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What cannot work is worded as the project's file has it, and as a flag where it was typed."""
     monkeypatch.chdir(tmp_path)
