@@ -28,6 +28,7 @@ from bokeh_ssh._cli.messages import (
     TUNNEL_HEAD,
     Line,
     describe,
+    describe_end,
     describe_error,
     next_step,
     row,
@@ -39,7 +40,18 @@ from bokeh_ssh._cli.messages import (
 from bokeh_ssh._cli.options import as_flag
 from bokeh_ssh._cli.tunnels.registry import HeldTunnel
 from bokeh_ssh._core.errors import BokehSSHError
-from bokeh_ssh._core.events import AppFailed, Event, Prompt, Question, Ready, Uploading
+from bokeh_ssh._core.events import (
+    AppFailed,
+    Closed,
+    Event,
+    Lost,
+    Prompt,
+    Question,
+    Ready,
+    Reconnected,
+    ServerExited,
+    Uploading,
+)
 from bokeh_ssh._core.settings import Wording, word
 from bokeh_ssh._core.text import clean
 from bokeh_ssh._jobs.job import ListedJob
@@ -91,6 +103,7 @@ class Display:
         self._opened = time.monotonic()  # when it all began
         self._interrupted = False
         self._part = 0.0  # of what is being brought there, that has arrived
+        self._broken: Event | None = None  # what has ended that worked
         self.ready = ""
         self.wording: Wording = as_flag
         self._advise_app = advise_app
@@ -108,7 +121,11 @@ class Display:
             self.ready = event.url
         if isinstance(event, Uploading):
             self._part = event.sent / event.size if 0 < event.sent < event.size else 0.0
-        line = describe(event)
+        if isinstance(event, (Lost, ServerExited)):
+            self._broken = self._broken or event
+        elif isinstance(event, (Ready, Reconnected)):
+            self._broken = None
+        line = describe_end(event, self._broken) if isinstance(event, Closed) else describe(event)
         if line is None:
             return
         with self._lock:

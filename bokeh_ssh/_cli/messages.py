@@ -31,6 +31,7 @@ from bokeh_ssh._core.events import (
     Reconnected,
     Reconnecting,
     ReverseForwarded,
+    ServerExited,
     ServerResponsive,
     ServerUnresponsive,
     Updated,
@@ -49,9 +50,9 @@ LONGEST = 1000
 _SHOWN = 5  # names in one line
 _WAITING = "Waiting for Bokeh to answer all the way"
 _ENDS = {
-    "ended": "its server has ended",
-    "left": "its server keeps running",
-    "unreached": "its server ends by itself",
+    "ended": "the server has ended",
+    "left": "the server keeps running",
+    "unreached": "the server ends by itself",
 }
 
 
@@ -241,6 +242,17 @@ def _(event: Warned) -> Line:
 def _(event: Closed) -> Line:
     what = _ENDS.get(event.server, "")
     return Line("note", f"Closed the connection to {event.host}" + (f"; {what}" if what else ""))
+
+
+def describe_end(event: Closed, before: Event | None) -> Line | None:
+    """Say that it is closed, but not again what the loss before it, or the error after it, says.
+
+    :param before: the :class:`Lost` or :class:`ServerExited` since when nothing works; None where all works
+    """
+    if before is None:
+        return describe(event)
+    what = "" if isinstance(before, ServerExited) else _ENDS.get(event.server, "")
+    return Line("note", what[0].upper() + what[1:]) if what else None
 
 
 def _clock(when: float) -> str:

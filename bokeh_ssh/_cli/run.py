@@ -48,7 +48,7 @@ def hold(
         stays = getattr(thing, "detached", False)
         if not leave:
             foreground.display.hint(
-                "Ctrl-C ends the tunnel; the server runs on." if stays else "Ctrl-C ends it."
+                "Ctrl-C ends the tunnel; the server keeps running." if stays else "Ctrl-C ends it."
             )
 
     raise typer.Exit(foreground.hold(make, announce_and_tell))

@@ -292,9 +292,9 @@ class Reconnected(Event):
 class Closed(Event):
     """The tunnel ended; everything it started was ended too, as far as it could be reached.
 
-    :param server: what became of the remote server: ``"ended"``; ``"left"``: it was there before, and runs
-        on; ``"unreached"``: it could not be told to end, and does so by itself within its grace time; empty
-        where there was none
+    :param server: what became of the remote server: ``"ended"``; ``"left"``: it keeps running, because it ran
+        before, or was detached; ``"unreached"``: it could not be told to end, and ends by itself within its
+        grace time; empty if there was none, or if it is not known
     """
 
     server: str = ""

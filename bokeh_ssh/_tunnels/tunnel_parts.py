@@ -200,7 +200,7 @@ class ServerAcquisition:
         # Only now: were that machine this one, our own listener would have answered. The server's own port,
         # since without more options its pages may come from no other.
         local_port = self._bind(port)
-        self.outcome = "left"
+        self._expect_left()
         if self.found:
             return self.found
         self.found = FoundServer(endpoint, port, (route,), tls=probe.tls)
@@ -213,6 +213,15 @@ class ServerAcquisition:
             self._session.life.warn(text, connection.name)
         return self.found
 
+    def _expect_left(self) -> None:
+        """Say that the server that was found keeps running, for as long as the connection to it works."""
+        self.outcome = "left"
+        self._session.connection_stack.callback(self._lose_sight)
+
+    def _lose_sight(self) -> None:
+        if not self._session.life.leaving:
+            self.outcome = ""
+
     def find_attachment(self, connection: Connection, endpoint: Endpoint) -> Attachment | None:
         """Return what is known of an endpoint that was asked over that very connection."""
         attached = self._attached
@@ -223,7 +232,7 @@ class ServerAcquisition:
     def attach_published(self, gateway: Connection, where: Endpoint, name: str) -> FoundServer:
         """Attach to a server that is published on a gateway by name."""
         self._bind(BOKEH_PORT)
-        self.outcome = "left"
+        self._expect_left()
         if self.found is None:
             route = find_route(gateway, where, timeout=gateway.hop.timeout)
             self.found = FoundServer(where, routes=(route,))

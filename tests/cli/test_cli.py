@@ -390,7 +390,7 @@ def test_direct_from_start_to_end(machine: Machine, app: str, marker: str) -> No
         "Launching the server",
         "Started Bokeh",
         "Ready",
-        "Closed the connection to 127.0.0.1; its server has ended",
+        "Closed the connection to 127.0.0.1; the server has ended",
     ]
     places = [program.stderr.find(stage) for stage in stages]
     assert -1 not in places, program
@@ -609,7 +609,8 @@ def test_line_that_is_not_made_again_ends_it(machine: Machine, app: str, tmp_pat
             program.address()
             cable.pull()
             assert program.end() == 1, program
-    assert "the SSH connection was lost" in program.stderr
+    assert program.stderr.count("the SSH connection was lost") == 1
+    assert "Closed the connection" not in program.stderr, "the error has said so"
 
 
 def test_publish_and_gateway(machine: Machine, app: str, marker: str) -> None:
@@ -636,6 +637,32 @@ def test_publish_and_gateway(machine: Machine, app: str, marker: str) -> None:
     assert published.stdout == f"{host}:{port}\n"
     gone(machine, marker)
     until(lambda: not is_open(int(port)))
+
+
+def test_end_of_what_was_published_is_told_once(
+    machine: Machine, app: str, marker: str, tmp_path: Path
+) -> None:
+    """A gateway's tunnel whose publication has ended says so once, and does not say at its own end that the
+    server keeps running; a publication that loses the gateway says what failed, and what of its server."""
+    with Cable(machine.host, machine.port) as cable:
+        there = cable.machine(machine, tmp_path)
+        with Program("publish", app, "-g", there.host, "--no-reconnect", *login(there)) as published:
+            published.address()
+            words = ["gateway", machine.host, "--name", marker, "--local-port", "0", *login(machine)]
+            with Program(*words) as opened:
+                opened.address()
+                cable.pull()
+                assert published.end() == 1, published
+                opened.expect("it is opened as soon as it is")
+                opened.interrupt()
+                assert opened.end() == 0, opened
+    last = [line for line in published.stderr.splitlines() if line]
+    assert last[-3] == "The server has ended"
+    assert "the SSH connection was lost" in last[-2]
+    assert published.stderr.count("connection was lost") == 1
+    assert "Closed" not in published.stderr + opened.stderr
+    assert opened.stderr.count("is gone") == 1
+    assert "keeps running" not in opened.stderr.partition("is gone")[2]
 
 
 def test_publish_killed_takes_its_server_along(machine: Machine, app: str, marker: str) -> None:

@@ -209,10 +209,10 @@ def test_farewell_of_what_was_there_before(machine: Machine, app: str) -> None:
             program.address()
             program.interrupt()
             assert program.end() == 0, program
-        assert "its server keeps running" in program.stderr
+        assert "the server keeps running" in program.stderr
         first.interrupt()
         assert first.end() == 0
-    assert "its server has ended" in first.stderr
+    assert "the server has ended" in first.stderr
 
 
 @pytest.mark.parametrize(

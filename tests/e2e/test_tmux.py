@@ -96,6 +96,6 @@ def test_tunnel_in_tmux(
     pane.press("C-c")
     shown = pane.expect(r"code=\d")
     assert "code=0" in shown
-    assert "its server has ended" in shown
+    assert "the server has ended" in shown
     lines = [line for line in shown.splitlines() if line.strip()]
     assert not [line for line in lines if re.search("[⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏]", line)], shown
