@@ -101,3 +101,28 @@ def test_nothing_is_reached_and_no_value_is_shown(tmp_path: Path) -> None:
 def test_plans(command: str, keywords: dict[str, object], lines: list[str]) -> None:
     """Each command has its recipe; what ssh cannot do is in comments."""
     assert [line for line in plan(command, "h", keywords) if not line.startswith("#")] == lines
+
+
+@pytest.mark.parametrize(
+    ("keywords", "begins"),
+    [
+        (
+            {"command": "panel serve"},
+            ["# attach to the server on port 5006 there; only if none", "# started"],
+        ),
+        ({"command": "panel serve", "launch": True}, ["# started"]),
+        ({"command": "panel serve a.py"}, ["# started"]),
+        ({"command": "jupyter lab --port={port}"}, ["# started"]),
+        ({"command": "panel serve", "launch": False}, ["# attach to the server on port 5006 there; none is"]),
+        ({"server": "dash"}, ["# bokeh-ssh ls h shows"]),
+    ],
+)
+def test_plan_says_whether_a_server_is_looked_for_first(
+    keywords: dict[str, object], begins: list[str]
+) -> None:
+    """Without an app, a server that answers is used: the plan says so, else it starts one."""
+    lines = plan("direct", "h", keywords)
+    for line, begin in zip(lines, begins, strict=False):
+        assert line.startswith(begin)
+    runs = any("panel" in line or "jupyter" in line for line in lines if not line.startswith("#"))
+    assert runs == (begins == ["# started"])

@@ -9,6 +9,8 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from bokeh_ssh._server.launch_spec import is_packaged, split
+
 _PORT = 5006
 
 
@@ -95,13 +97,24 @@ def _start(target: str, keywords: Mapping[str, Any], port: int) -> list[str]:
     return [*lines, f"{ssh_words(target, keywords)} {shlex.quote(_server(keywords, port))}"]
 
 
+def _get(target: str, keywords: Mapping[str, Any], port: int) -> list[str]:
+    """Write how the server is started, or looked for first; as the options of the tunnels decide that."""
+    words, launch = split(keywords.get("command", "bokeh serve")), keywords.get("launch")
+    own = len(words) > 2 or not is_packaged(words)
+    if keywords.get("app") or launch or (own and launch is None):
+        return _start(target, keywords, port)
+    if launch is False:
+        return [f"# attach to the server on port {port} there; none is started"]
+    look = f"# attach to the server on port {port} there; only if none answers, start one:"
+    return [look, *(line if line.startswith("#") else f"# {line}" for line in _start(target, keywords, port))]
+
+
 def _direct(target: str, keywords: Mapping[str, Any]) -> list[str]:
     port = keywords.get("remote_port") or _PORT
     here = keywords.get("local_port") or _PORT
-    starts = keywords.get("app") or keywords.get("launch") or keywords.get("command")
-    lines = _start(target, keywords, port) if starts else []
-    if not starts:
-        lines.append(f"# a server on port {port} there; started if there is none, but with --attach")
+    if keywords.get("server"):
+        return _attach(target, keywords)
+    lines = _get(target, keywords, port)
     extra = [word for spec in keywords.get("forwards") or () for word in ("-L", str(spec))]
     return [*lines, ssh_words(target, keywords, "-N", "-L", f"{here}:localhost:{port}", *extra)]
 
@@ -121,7 +134,7 @@ def _gateway(target: str, keywords: Mapping[str, Any]) -> list[str]:
     host = keywords.get("host")
     if host:
         login = {**keywords, "jump": (*(keywords.get("jump") or ()), target)}
-        lines += _start(str(host), login, keywords.get("remote_port") or _PORT)
+        lines += _get(str(host), login, keywords.get("remote_port") or _PORT)
         back = f"{port}:localhost:{keywords.get('remote_port') or _PORT}"
         address = str(keywords.get("gateway_address") or target)
         lines.append(f"# on {host}, or through this machine (--reverse relay):")
