@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from bokeh_ssh._cli.completion import complete_host, complete_machine_or_tunnel, complete_tunnel
+from bokeh_ssh._cli.completion import (
+    complete_host,
+    complete_machine_or_tunnel,
+    complete_server,
+    complete_tunnel,
+)
 from bokeh_ssh._cli.hints import with_command
 from bokeh_ssh._cli.notify_ready import announce as tell_supervisor
 from bokeh_ssh._cli.options import (
@@ -102,11 +107,12 @@ Apps = Annotated[
     Optional[list[str]],  # noqa: UP045 - evaluated at run time
     typer.Argument(metavar="APP", help="Apps to serve: paths on the Bokeh host.", show_default=False),
 ]
+_SERVER_HELP = "Its id, app or route, as `ls` shows them; none: the only one."
 ServerName = Annotated[
     Optional[str],  # noqa: UP045 - evaluated at run time
     typer.Argument(
         metavar="NAME",
-        help="Its id, app or route, as `ls` shows them; none: the only one.",
+        help=_SERVER_HELP,
         show_default=False,
     ),
 ]
@@ -453,6 +459,7 @@ def stop(
             metavar="NAME",
             help="Its id, app or route, or a job's name or number, as `ls` shows them; none: the only one.",
             show_default=False,
+            autocompletion=complete_server,
         ),
     ] = None,
     verbose: Verbose = 0,

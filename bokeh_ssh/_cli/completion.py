@@ -1,12 +1,15 @@
-"""The aliases of the ssh config, for a shell that completes a host's name. Never fails: it finds less."""
+"""What a half-typed word can become, for a shell: hosts, tunnels, servers. Never fails: it finds less."""
 
 from __future__ import annotations
 
 import contextlib
 import glob
-from pathlib import Path
+from pathlib import Path, PurePath
+
+import typer
 
 from bokeh_ssh._core.errors import BokehSSHError
+from bokeh_ssh._core.host import parse_target
 from bokeh_ssh._ssh.config.syntax import all_words, split_keyword
 
 _MOST_FILES = 50
@@ -46,6 +49,18 @@ def complete_tunnel(incomplete: str) -> list[str]:
 def complete_machine_or_tunnel(incomplete: str) -> list[str]:
     """List both hosts and tunnels."""
     return [*complete_tunnel(incomplete), *complete_host(incomplete)]
+
+
+def complete_server(context: typer.Context, incomplete: str) -> list[str]:
+    """List the apps of the tunnels that lead from this machine to the host that was typed; nobody logs in."""
+    from bokeh_ssh._cli.tunnels.registry import find_tunnels
+
+    try:
+        host = parse_target(context.params.get("host") or "").host
+        apps = {PurePath(app).stem for tunnel in find_tunnels() if tunnel.host == host for app in tunnel.apps}
+    except BokehSSHError:
+        return []
+    return sorted(app for app in apps if app.startswith(incomplete))
 
 
 def _read(file: Path, found: dict[str, None]) -> list[Path]:

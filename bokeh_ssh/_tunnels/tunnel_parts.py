@@ -219,7 +219,8 @@ class ServerAcquisition:
         self._session.connection_stack.callback(self._lose_sight)
 
     def _lose_sight(self) -> None:
-        if not self._session.life.leaving:
+        life = self._session.life
+        if life.error or not life.leaving:
             self.outcome = ""
 
     def find_attachment(self, connection: Connection, endpoint: Endpoint) -> Attachment | None:

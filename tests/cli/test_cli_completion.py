@@ -89,3 +89,27 @@ def test_shells_complete(
     assert found in done.stdout, done
     assert not_found not in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_servers_of_open_tunnels_are_completed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After ``stop HOST`` the apps of the tunnels to that host are completed, without a login."""
+    from typer.main import get_command
+
+    from bokeh_ssh._cli.app import app
+    from bokeh_ssh._cli.tunnels import registry
+    from bokeh_ssh._cli.tunnels.registry import HeldTunnel
+
+    held = [
+        HeldTunnel(1, host="node17", apps=("a/dashboard.py", "map.py")),
+        HeldTunnel(2, "", "other", ("data",)),
+    ]
+    monkeypatch.setattr(registry, "find_tunnels", lambda: held)
+    stop = get_command(app).commands["stop"]  # type: ignore[attr-defined]  # it is a group
+    name = next(each for each in stop.params if each.name == "name")
+    for typed, begun, found in (
+        ("me@node17:22", "d", ["dashboard"]),
+        ("node17", "", ["dashboard", "map"]),
+        ("", "", []),
+    ):
+        context = stop.make_context("stop", [typed] if typed else [], resilient_parsing=True)
+        assert [each.value for each in name.shell_complete(context, begun)] == found
