@@ -15,7 +15,7 @@
     │   └── RevokedHostKeyError
     ├── AuthenticationError         the login was refused
     │   ├── TooManyKeysError        the server hung up before the right key's turn
-    │   ├── KDCUnreachableError     a Kerberos ticket might have helped, but no KDC could be asked for it
+    │   ├── KDCUnreachableError     no KDC could be asked for a Kerberos ticket, which might have helped
     │   └── PromptRequiredError     a question had to be asked, and nobody can be asked
     ├── SessionError                logged in, but no command may be run
     ├── ForwardError
@@ -28,24 +28,24 @@
     │   ├── PythonNotFoundError
     │   ├── BokehNotFoundError
     │   ├── LaunchTimeoutError
-    │   └── UploadError             the app could not be brought there
+    │   └── UploadError             the app could not be uploaded
     ├── JobError                    a cluster's scheduler and its batch job
     │   ├── SubmitError             the scheduler refused the job
     │   ├── JobNeverStartsError     it accepted the job, which can never start
-    │   ├── QueueTimeoutError       the job has waited for as long as it was to
-    │   └── JobEndedError           the job is over
+    │   ├── QueueTimeoutError       the job waited for longer than it was to
+    │   └── JobEndedError           the job has ended
     ├── ServerNotFoundError         nothing to attach to
-    │   └── ServerGoneError         the server that was there is no more
+    │   └── ServerGoneError         the server that was there has ended
     ├── ServerTakenError            another client holds the server
     ├── ForeignServerError          somebody else's server listens there
     ├── ServerExitedError           the remote Bokeh server ended by itself
     ├── AppAccessError              the Bokeh server does not let this program in
-    ├── ConnectionLostError         the line went down
+    ├── ConnectionLostError         the SSH connection was lost
     └── TunnelClosedError           used before it was opened, or after it was closed
 
-Who is to blame is in the branch: ``UsageError`` and ``TunnelClosedError`` are the caller's, the rest is
-the world's, with the cause in ``__cause__``. Those that may pass by themselves have ``temporary`` set; a
-tunnel that is being made again tries on after one of them, and ends with any other.
+Who is to blame is in the branch: ``UsageError`` and ``TunnelClosedError`` are the caller's fault, the others
+are not, and have the cause in ``__cause__``. Errors that may pass by themselves have ``temporary`` set: a
+tunnel that reconnects tries again after one of them, and ends with any other.
 """
 
 from __future__ import annotations
@@ -64,17 +64,17 @@ class BokehSSHError(Exception):
     """Anything that goes wrong in bokeh_ssh.
 
     :param message: what failed, as a sentence without a full stop
-    :param host: the machine it failed on, as the user named it; None where no machine is involved
+    :param host: the machine on which it failed, as the user named it; None if no machine is involved
     :param hint: the next step, as a sentence without a full stop
-    :ivar setting: the setting that it is about, if it names one, such as ``"launch_timeout"``: a keyword, and
-        so a flag of the command line and a setting of a project's file
+    :ivar setting: the setting that it names, such as ``"launch_timeout"``: a keyword, and so a flag of the
+        command line and a setting in a project's file; None if it names none
 
     The text is ``host: message; hint``. No attribute ever holds a secret.
     """
 
-    #: Where on the way it failed; a word for programs and for the progress display.
+    #: The stage at which it failed; a word for programs and for the progress display.
     stage: ClassVar[str] = "use"
-    #: Whether the same may work a little later, with nothing done about it.
+    #: Whether the same may work a little later without any change.
     temporary: ClassVar[bool] = False
 
     message: str = field(kw_only=False)
@@ -90,12 +90,12 @@ class BokehSSHError(Exception):
         super().__init__(self.message)
 
     def advise(self, hint: str) -> None:
-        """Give it another next step."""
+        """Replace the hint."""
         self.sentences = (self.sentences[0], hint)
         self.hint = self.in_words(as_keyword)[1]
 
     def in_words(self, wording: Wording) -> tuple[str, str]:
-        """Return message and hint with each setting worded so; without a hint that is empty."""
+        """Return message and hint as ``wording`` words settings; without a hint, that is empty."""
         message, hint = self.sentences
         return word(message, wording), word(hint, wording)
 
@@ -104,10 +104,10 @@ class BokehSSHError(Exception):
         return f"{text}; {self.hint}" if self.hint else text
 
     def _render_traceback_(self) -> list[str]:
-        """Be a sentence in a notebook, with the cell's line, where IPython asks for what to show.
+        """Return a sentence and the cell's line, which IPython shows in place of the traceback.
 
-        After ``%xmode Plain``, or any other than the default, ``%tb`` shows it whole, with where a child
-        process was. ``Verbose`` is not what is advised: it shows the values of arguments.
+        After ``%xmode Plain``, or any other than the default, ``%tb`` shows the traceback, with that of a
+        child process. ``Verbose`` is not what is advised: it shows the values of arguments.
         """
         shell: Any = sys.modules["IPython"].get_ipython()
         if shell.InteractiveTB.mode != "Context":
@@ -134,7 +134,7 @@ class UsageError(BokehSSHError, ValueError):
 
 
 class ConfigError(UsageError):
-    """An ssh config says something that changes who we connect to and that we do not support."""
+    """A line of an ssh config changes who we connect to, and is not supported."""
 
     stage = "config"
 
@@ -168,7 +168,7 @@ class AlgorithmError(ProtocolError):
 
     :ivar kind: which of these: ``"cipher"``, ``"MAC"``, ``"key exchange"`` or ``"kind of host key"``
     :ivar theirs: what the server has
-    :ivar ours: what it was asked for: all that there is here, or what the ssh config leaves of that
+    :ivar ours: what we have: everything that is supported, or what the ssh config leaves of that
     """
 
     temporary = False
@@ -197,7 +197,7 @@ class UnknownHostKeyError(HostKeyError):
 
 
 class ChangedHostKeyError(HostKeyError):
-    """The machine's key is not the one in known_hosts: somebody may be in between."""
+    """The machine's key is not the one in known_hosts: somebody may be intercepting the connection."""
 
 
 class RevokedHostKeyError(HostKeyError):
@@ -209,7 +209,7 @@ class AuthenticationError(BokehSSHError):
     """The login was refused.
 
     :ivar tried: the methods tried, in order, such as ``("publickey id_ed25519", "password")``
-    :ivar allowed: the methods that the server would still have taken
+    :ivar allowed: the methods that the server would still have accepted
     """
 
     stage = "login"
@@ -260,7 +260,7 @@ class PortInUseError(ForwardError):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class SocketInUseError(ForwardError):
-    """A Unix socket is served by another program, or something that is no socket of ours is in its place.
+    """Another program listens on the Unix socket, or something else has its path.
 
     :ivar path: where it is
     :ivar side: ``"local"`` (this machine) or ``"remote"``
@@ -275,15 +275,15 @@ class SocketInUseError(ForwardError):
 class ForwardingRefusedError(ForwardError):
     """The SSH server forbids the forward.
 
-    AllowTcpForwarding, PermitOpen and PermitListen are the settings for ports, AllowStreamLocalForwarding the
-    one for Unix sockets.
+    Its settings for ports are AllowTcpForwarding, PermitOpen and PermitListen; for Unix sockets it is
+    AllowStreamLocalForwarding.
     """
 
 
 class GatewayExposedError(ForwardError):
     """The gateway opened the port to its network, or the socket to its other users; it was closed again.
 
-    ``GatewayPorts yes`` does the one, a folder that everybody may write to the other.
+    The cause for a port is ``GatewayPorts yes``, for a socket a folder that everybody may write to.
     """
 
 
@@ -298,7 +298,7 @@ class LaunchError(BokehSSHError):
     """The remote server did not start.
 
     :ivar log: the last lines that it wrote, standard output and error together
-    :ivar exit_status: its exit status, negative for a signal; None where it did not exit
+    :ivar exit_status: its exit status, negative for a signal; None if it did not exit
     :ivar command: what was run
     """
 
@@ -328,16 +328,16 @@ class LaunchTimeoutError(LaunchError):
 
 
 class UploadError(LaunchError):
-    """The app that was to be brought there could not be read here, or not be stored there."""
+    """The app to upload could not be read here, or could not be stored there."""
 
     stage = "upload"
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class JobError(BokehSSHError):
-    """A batch job does not do what it was submitted for.
+    """Something is wrong with a cluster's scheduler or the batch job.
 
-    :ivar job: the scheduler's number for it; empty where there is none
+    :ivar job: the scheduler's number for it; empty if there is none
     """
 
     stage = "job"
@@ -377,7 +377,7 @@ class QueueTimeoutError(JobError):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class JobEndedError(JobError):
-    """The job is over, and all that ran in it.
+    """The job has ended, with everything that ran in it.
 
     :ivar state: how it ended: ``"TIMEOUT"``, ``"OUT_OF_MEMORY"``, ``"NODE_FAIL"``, ``"PREEMPTED"``,
         ``"CANCELLED"``, ``"FAILED"``, ``"COMPLETED"``, or ``"UNKNOWN"``
@@ -392,20 +392,20 @@ class JobEndedError(JobError):
 
 
 class ServerNotFoundError(BokehSSHError):
-    """Nothing that could be attached to answers on the port."""
+    """No server to attach to answers on the port."""
 
     stage = "attach"
     temporary = True
 
 
 class ServerGoneError(ServerNotFoundError):
-    """The server that was there is no more: stopped, out of its grace time, or the machine restarted."""
+    """The server that was there has ended: stopped, its grace time over, or the machine restarted."""
 
     temporary = False
 
 
 class ServerTakenError(BokehSSHError):
-    """Another client holds the server, and nobody said that it is to be taken away from it."""
+    """Another client uses the server, and taking it over was not asked for."""
 
     stage = "attach"
 
@@ -441,9 +441,9 @@ def describe_kill(limit: int) -> str:
 class ServerExitedError(BokehSSHError):
     """The remote Bokeh server ended by itself.
 
-    :ivar exit_status: negative for a signal; None where it is not known
-    :ivar memory_limit: where it was killed since its machine, or its job, had no more memory: the limit in
-        bytes, 0 where none is known; else None
+    :ivar exit_status: negative for a signal; None if it is not known
+    :ivar memory_limit: if it was killed because its machine, or its job, had no more memory: the limit in
+        bytes, or 0 if that is not known; else None
     :ivar log: the last lines that it wrote
     """
 
@@ -476,13 +476,13 @@ class ServerExitedError(BokehSSHError):
 
 
 class AppAccessError(BokehSSHError):
-    """The Bokeh server wants a login of its own, or a signed session, before it opens an app."""
+    """The Bokeh server requires a login of its own, or a signed session, to open an app."""
 
     stage = "app"
 
 
 class ConnectionLostError(BokehSSHError):
-    """The SSH connection went down: ended by the server, cut, or silent for too long."""
+    """The SSH connection was lost: ended by the server, cut, or silent for too long."""
 
     stage = "connection"
     temporary = True

@@ -1,4 +1,4 @@
-"""What is told while a tunnel opens, lives and ends, and what is asked: plain records.
+"""The events of a tunnel, and the questions to a person: plain records.
 
 Records only, so that they can be shown, logged, or sent to another process unchanged.
 """
@@ -33,7 +33,7 @@ class Connecting(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class HostKeyAdded(Event):
-    """An unknown host key was accepted, as asked, and remembered in ``path``."""
+    """An unknown host key was accepted, as ``host_keys`` says, and added to ``path``."""
 
     key_type: str
     fingerprint: str
@@ -42,7 +42,7 @@ class HostKeyAdded(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class HostKeyVerified(Event):
-    """The machine was reached, and has shown that it is the right one. No credential was sent yet."""
+    """The machine was reached and its host key is the right one. No credential has been sent yet."""
 
     key_type: str
     fingerprint: str
@@ -50,9 +50,9 @@ class HostKeyVerified(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Authenticated(Event):
-    """The login succeeded, with these methods in order (two where the server wants two).
+    """The login succeeded, with these methods in order (two if the server wants two).
 
-    :param methods: as SSH names them; ``("ControlMaster",)`` where ``ssh`` was logged in already
+    :param methods: as SSH names them; ``("ControlMaster",)`` if a connection of ``ssh`` was used
     """
 
     user: str
@@ -68,10 +68,11 @@ class JobSubmitted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class JobWaiting(Event):
-    """The job is queued. Told at first, and when one of the two changes.
+    """The job is queued. Reported at first, and whenever ``reason`` or ``estimated_start`` changes.
 
-    :param reason: why it waits, in the scheduler's word; empty where it has not said
-    :param estimated_start: when the scheduler expects to start it, in seconds since the epoch; None: no word
+    :param reason: why it waits, in the scheduler's word; empty if it has not said
+    :param estimated_start: when the scheduler expects to start it, in seconds since the epoch; None if it
+        does not say
     """
 
     job: str
@@ -83,7 +84,7 @@ class JobWaiting(Event):
 class JobStarted(Event):
     """The job runs on ``node``.
 
-    :param ends_at: when its time limit ends it, in seconds since the epoch; None: not known
+    :param ends_at: when its time limit ends it, in seconds since the epoch; None if not known
     """
 
     job: str
@@ -93,7 +94,7 @@ class JobStarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class JobReached(Event):
-    """The machine of a batch job is reached; again, where another way was taken than before.
+    """The machine of a batch job is reached; reported again when it is reached in another way.
 
     :param node: that machine
     :param way: how the login node gets there, see :class:`Batch`
@@ -108,8 +109,8 @@ class JobReached(Event):
 class JobEnding(Event):
     """The job will end soon: 10 and 2 minutes before its time limit, and when the scheduler warns it.
 
-    :param seconds: until its time limit; None where a warning came that has nothing to do with that
-    :param warned: whether it is told since the scheduler has warned the job
+    :param seconds: until its time limit; None if the warning is about something else
+    :param warned: whether the reason is a warning of the scheduler
     """
 
     job: str
@@ -139,9 +140,9 @@ class Launching(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Uploading(Event):
-    """The app is being brought there: of ``size`` bytes in ``files``, ``sent`` have arrived.
+    """The app is being uploaded: of ``size`` bytes in ``files`` files, ``sent`` have arrived.
 
-    Told at the start, with 0, at the end, and in between at most ten times a second.
+    Reported at the start, with 0, at the end, and in between at most ten times a second.
     """
 
     files: int
@@ -151,7 +152,7 @@ class Uploading(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Updated(Event):
-    """Changes of the app were brought there (``dev=True``): ``changed`` and ``removed`` are paths in it."""
+    """Changes of the app were uploaded (``dev=True``): ``changed`` and ``removed`` are paths in it."""
 
     changed: tuple[str, ...]
     removed: tuple[str, ...] = ()
@@ -159,10 +160,10 @@ class Updated(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Launched(Event):
-    """The remote server listens: on ``port`` of its own loopback, or on ``socket``, a path there.
+    """The remote server listens: on ``port`` of its loopback interface, or on ``socket``, a path there.
 
-    :param compressed: whether it compresses what pages get over their WebSockets: where a round trip takes
-        more than 10 ms, or you have asked for it
+    :param compressed: whether it compresses what it sends to pages over WebSockets: if a round trip takes
+        more than 10 ms, or you asked for it
     """
 
     port: int
@@ -174,12 +175,12 @@ class Launched(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Attached(Event):
-    """A server that was already there: found on ``port``, or one of your own that was left running.
+    """A running server is used: one that answers on ``port``, or one of your own that was left running.
 
-    :param port: on that machine; 0 where it listens on a socket
-    :param name: what it was published under
-    :param id: what names it there, where it is one of your own
-    :param pid: its process there, likewise
+    :param port: its port on that machine; 0 if it listens on a socket
+    :param name: the name that it was published under
+    :param id: its id there, if it is one of your own
+    :param pid: its process there, if it is one of your own
     """
 
     port: int = 0
@@ -192,8 +193,8 @@ class Attached(Event):
 class ReverseForwarded(Event):
     """The gateway's ``port``, or private ``socket``, leads to the server.
 
-    :param by: who dialled: "host" or "relay"
-    :param reason: why it was not the host, where it could have been
+    :param by: who opened it: "host" or "relay"
+    :param reason: why it was the relay, if it could have been the host
     """
 
     by: str
@@ -204,7 +205,7 @@ class ReverseForwarded(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Ready(Event):
-    """The whole way was tried and works; ``url`` opens it. What is secret in it is not in the ``repr``."""
+    """The tunnel works from end to end; ``url`` opens it. The ``repr`` does not show what is secret in it."""
 
     url: str
 
@@ -216,10 +217,11 @@ class Ready(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class AppFailed(Event):
-    """The app's own code raised: its page is blank. ``traceback`` is what it wrote.
+    """The app's own code raised an exception, so its page is blank. ``traceback`` is what it wrote.
 
-    With ``reload``, it was changed (``dev=True``) and cannot run as it is. The server runs on with the app as
-    it was; if it listens on a port, and the files compile, it has ended, and the next change starts it.
+    With ``reload``, it was changed (``dev=True``) and the new version cannot run. The server keeps running
+    with the old one; if it listens on a port, and the files compile, it has ended, and starts with the next
+    change.
     """
 
     traceback: str
@@ -230,7 +232,7 @@ class AppFailed(Event):
 class ServerUnresponsive(Event):
     """The remote server process exists but does not answer.
 
-    :param reason: ``"stopped"``: it does not run; ``"busy"``: it runs, and has answered nothing for a while
+    :param reason: ``"stopped"``: its process is stopped; ``"busy"``: it runs, but does not answer
     """
 
     reason: str = "stopped"
@@ -245,7 +247,7 @@ class ServerResponsive(Event):
 class ServerExited(Event):
     """The remote server ended by itself; ``exit_status`` is negative for a signal.
 
-    :param memory_limit: where it was killed for memory, as :class:`ServerExitedError` has it
+    :param memory_limit: if it was killed for memory, as in :class:`ServerExitedError`; else None
     """
 
     exit_status: int | None
@@ -254,22 +256,22 @@ class ServerExited(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ServerTaken(Event):
-    """Another client has taken the remote server over; it runs on, and is no longer ours."""
+    """Another client has taken the remote server over; it keeps running, and is no longer ours."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lost(Event):
-    """What stood is down; :class:`Reconnecting` follows where it is made again, and nothing else does."""
+    """The connection is lost. :class:`Reconnecting` follows if the tunnel reconnects."""
 
     reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reconnecting(Event):
-    """The connection is made again in ``delay`` seconds.
+    """The tunnel will try to reconnect in ``delay`` seconds.
 
-    :param attempt: 1 for the first one after a loss
-    :param reason: why it was lost, or why the attempt before this one failed
+    :param attempt: its number, 1 for the first one after a loss
+    :param reason: why the connection was lost, or why the previous attempt failed
     """
 
     attempt: int
@@ -281,8 +283,8 @@ class Reconnecting(Event):
 class Reconnected(Event):
     """It works again, at the same local address.
 
-    :param same_server: whether the remote server is the one from before, with its sessions; False where it
-        had ended and was started anew. True where no server was started by us
+    :param same_server: whether the remote server is the same as before, with its sessions; False if it had
+        ended and a new one was started. True if no server was started by the tunnel
     """
 
     same_server: bool
@@ -315,8 +317,8 @@ class Question:
         ``"add_key"`` (AddKeysToAgent ask of the ssh config: ``"yes"`` adds the key)
     :param host: the machine it is about
     :param text: the question itself
-    :param echo: whether the answer may be shown while it is typed
-    :param instructions: what the server wants said before the question
+    :param echo: whether the answer may be shown as it is typed
+    :param instructions: text of the server to show before the question
     :param reusable: whether the answer will do for the next login too: a password or a passphrase, not a code
     """
 

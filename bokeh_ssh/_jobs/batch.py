@@ -20,7 +20,7 @@ WAYS = ("auto", "srun", "tcp", "back")
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """The batch job that a server runs in; what is left out, the cluster decides.
+    """The batch job that a server runs in; the cluster decides about whatever is left out.
 
     :param scheduler: "slurm", "sge" (Grid Engine), "pbs" (OpenPBS, PBS Professional, Torque), "lsf", or
         "auto" for the one that the login node has
@@ -30,12 +30,12 @@ class Batch:
     :param cpus: CPUs of the server's one task
     :param memory: memory of the node, such as "32G"
     :param gpus: GPUs
-    :param name: the job's name, as others see it in the queue; None: that of its first app
+    :param name: the job's name in the queue; None: that of its first app
     :param extra: more arguments for the scheduler's submit command, such as ``["--constraint=a100"]``
     :param way: how the login node gets to the job: "srun" (Slurm alone: no port anywhere), "tcp" (to a port
         of the job's machine), "back" (the job connects to a port of the login node); "auto": "srun" on Slurm,
-        elsewhere "tcp", or "back" where that is refused. The last two need a home that both machines have
-    :raises UsageError: if a value cannot be one
+        elsewhere "tcp", or "back" if that is refused. "tcp" and "back" need a home that both machines share
+    :raises UsageError: if a value is not valid
     """
 
     scheduler: str = "auto"

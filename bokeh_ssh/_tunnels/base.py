@@ -43,26 +43,26 @@ class Tunnel(Openable):
 
     @property
     def server(self) -> str | None:
-        """What names the server among those of your account there, for ``server=`` of a later tunnel.
+        """The id of the server among those of your account there, for ``server=`` of a later tunnel.
 
-        None where it was only found, or where the machine has no private directory to find it by.
+        None if the tunnel attached to it, or if that machine has no private directory.
         """
         return self._info.server or None
 
     @property
     def detached(self) -> bool:
-        """Whether the server runs on when the tunnel is closed: left on purpose, or not started here."""
+        """Whether the server keeps running when the tunnel is closed: detached, or not started here."""
         return self._info.detached
 
     @property
     def urls(self) -> tuple[str, ...]:
         """The addresses to open, one for each app.
 
-        Where this program runs on a JupyterHub, they lead by way of its jupyter-server-proxy, and are only
-        paths where the hub's name is not known. Programs there use ``http://localhost:{local_port}``.
+        If this program runs on a JupyterHub, they go through its jupyter-server-proxy, and are only paths if
+        the hub's name is not known. Programs there use ``http://localhost:{local_port}``.
 
-        Where the server answers only to signed sessions, each address carries the id of a new one: it opens
-        one page, for whoever has it.
+        If the server accepts only signed sessions, each address contains the id of a new one: it opens one
+        page, for anybody who has it.
 
         :raises TunnelClosedError: if the tunnel is not open
         """
@@ -71,7 +71,7 @@ class Tunnel(Openable):
 
     @property
     def forwards(self) -> tuple[str, ...]:
-        """What ``forwards=`` has opened here: an address such as ``localhost:6006`` each, in their order.
+        """The local addresses that ``forwards=`` has opened, such as ``localhost:6006``, in their order.
 
         :raises TunnelClosedError: if the tunnel is not open
         """
@@ -88,16 +88,16 @@ class Tunnel(Openable):
 
     @property
     def log(self) -> tuple[str, ...]:
-        """The last lines of the server that this tunnel started; empty where it attached to one."""
+        """The last lines of the server that this tunnel started; empty if it attached to one."""
         return self._lifecycle.session.log
 
     def show(self, *, inline: bool | None = None, height: int | str = 600) -> bool | None:
-        """Show the first app: in the cell of a notebook, elsewhere in the browser.
+        """Show the first app: in a notebook in its cell, elsewhere in the browser.
 
         :param inline: False opens the browser from a notebook too
-        :param height: of the frame in the cell: pixels, or what CSS takes
-        :returns: None in a cell; else whether a browser was found, and can be led there without telling
-            others the address
+        :param height: the height of the frame in the cell: pixels, or a length of CSS
+        :returns: None in a cell; else whether a browser was found that can open the address without showing
+            it to others
         """
         if notebook.is_here() if inline is None else inline:
             notebook.display(notebook.frame(self.url, height))
@@ -137,16 +137,16 @@ class Tunnel(Openable):
 
         It works in a notebook too, where Bokeh's own does not.
 
-        :param kwargs: passed on, such as ``session_id`` or ``arguments``
+        :param kwargs: arguments of Bokeh's function, such as ``session_id`` or ``arguments``
         :raises UsageError: if Bokeh is not installed here, or its version is too far from the server's
         """
         return bokeh_client.pull(self._client_url, self._info.key, **kwargs)
 
     def push_session(self, document: Any = None, **kwargs: Any) -> Any:
-        """Open a session with a document of this program's (``bokeh.client.push_session``), likewise.
+        """Open a session with a document of this program (``bokeh.client.push_session``).
 
-        :param document: None takes the current one (``curdoc()``)
-        :param kwargs: passed on, such as ``session_id``
+        :param document: None uses the current one (``curdoc()``)
+        :param kwargs: arguments of Bokeh's function, such as ``session_id``
         :raises UsageError: as :meth:`pull_session`
         """
         return bokeh_client.push(self._client_url, self._info.key, document, **kwargs)

@@ -1,4 +1,4 @@
-"""Situation one: the Bokeh server's machine can be logged in to."""
+"""A tunnel to a machine that can be logged in to: the Bokeh server runs there."""
 
 from __future__ import annotations
 
@@ -32,61 +32,62 @@ class DirectTunnel(Tunnel):
         alias, or a :class:`Host`
     :param user: the login name
     :param app: an app or several to serve: paths on that machine
-    :param batch: run the server in a batch job of the cluster whose login node ``host`` is: "slurm", "auto"
+    :param batch: run the server in a batch job of the cluster whose login node is ``host``: "slurm", "auto"
         for the scheduler that is found there, or a :class:`Batch`; see ``job``. The tunnel waits for the job
-        as long as that takes (``launch_timeout`` counts from its start), and cancels it at the end; if this
+        for as long as it takes (``launch_timeout`` counts from its start), and cancels it at the end; if this
         program is killed, the job ends ``grace`` seconds later, whether it runs or waits
     :param queue_timeout: seconds that the job may wait in the queue; None: as long as it takes
     :param job: the number of a job of yours that runs or waits there, on Slurm also one that was not started
-        with ``batch``: the server is found or started in that, and the job is not cancelled at the end
+        with ``batch``: the server is found or started in this job, which is not cancelled at the end
     :param resubmit: when the job reaches its time limit, loses its machine, or has to make room for another,
-        submit a new one, and open the app in that at the same local address; pages have to be loaded again
+        submit a new one, and open the app in it at the same local address; pages have to be reloaded
     :param args: more options for ``bokeh serve``
     :param command: "bokeh serve", "panel serve", or a command of your own that takes Bokeh's options. With
-        ``{port}`` or ``{socket}`` in it, for where it is to listen, it is any web server:
-        ``"streamlit run --server.port={port}"``; ``app`` and ``args`` are put behind that
-    :param ready: for such a server, the path of a page that it answers when it is ready; None: any answer
-    :param python: the interpreter whose Bokeh is used; None takes the first on the PATH that has it
+        ``{port}`` or ``{socket}`` in it, in place of where it listens, it can be any web server:
+        ``"streamlit run --server.port={port}"``; ``app`` and ``args`` are appended
+    :param ready: for such a server, the path of a page that answers when it is ready; None: any answer
+    :param python: the interpreter whose Bokeh is used; None uses the first on the PATH that has it
     :param setup: shell lines to run first, such as "conda activate viz"
     :param cwd: the directory to run in
     :param env: environment variables for the server
-    :param upload: ``app`` names files or folders of this machine, which are brought there, without what git
-        ignores, into a private folder that ends with the server; it runs in there unless ``cwd`` is given
-    :param bring: more files and folders to bring along, to lie beside the app; this uploads the app too
-    :param dev: the server is started anew when the app's files change, and open pages are loaded again; with
-        ``upload`` they are those here, and a change is brought there as it is saved
-    :param local_port: None prefers 5006 (the server's own port when attaching) and takes a free one where
-        that is taken; 0 takes any free one; a number takes exactly that one or raises
+    :param upload: ``app`` names files or folders of this machine, which are uploaded, without what git
+        ignores, into a private folder that is removed when the server ends; the server runs in it unless
+        ``cwd`` is given
+    :param bring: more files and folders to upload, beside the app; this uploads the app too
+    :param dev: restart the server when the app's files change, and reload open pages; with ``upload`` the
+        files are those on this machine, and each change is uploaded when it is saved
+    :param local_port: None uses 5006 (the server's own port when attaching), or a free one if that is taken;
+        0 uses any free one; a number uses exactly that one or raises
     :param forwards: more ports that are forwarded while the tunnel is open, as ``ssh -L`` writes them:
-        ``"6006:localhost:6006"``, with ``/http`` behind it where a web server is (as ``http`` of
+        ``"6006:localhost:6006"``, with ``/http`` appended if a web server is there (as ``http`` of
         :class:`LocalForward`); see the tunnel's ``forwards``
-    :param remote_port: None takes any free one for a server that is started; a number exactly that one
-    :param launch: None attaches to a server that answers on ``remote_port`` (5006) and starts one where
+    :param remote_port: the port of a server that is started; None uses a private socket, or any free port
+    :param launch: None attaches to a server that answers on ``remote_port`` (5006) and starts one if
         none does; True always starts one, False never; with an ``app`` one is always started
     :param server: take over one of your servers that runs there: its id, app or route, as ``bokeh-ssh ls``
         shows them, or "*" for the only one
-    :param detach: leave the server running at the end, on purpose, until ``server=`` or ``bokeh-ssh stop``;
-        one that was left so stays so. With ``batch``, the job stays too, until its time limit; come back with
-        ``job`` and ``server``
-    :param grace: seconds that a server started here outlives a client that has vanished; leaving the
-        ``with`` ends it at once
+    :param detach: leave the server running at the end, until ``bokeh-ssh stop``; a later tunnel takes it over
+        with ``server``, and leaves it running too. With ``batch``, the job keeps running too, until its time
+        limit; return to it with ``job`` and ``server``
+    :param grace: seconds that the server keeps running after its client has vanished; leaving the ``with``
+        ends it at once
     :param launch_timeout: seconds for the server to become ready
-    :param extra_origins: more ``host:port`` whose pages may embed the app: may open WebSockets to it
+    :param extra_origins: more ``host:port`` whose pages may embed the app, that is, open WebSockets to it
     :param allow_foreign: attach to a server of another user
-    :param allow_others: let the other users of this machine open the local port, as ``ssh -L`` does; where
-        the system does not tell who connects (other than Linux), ``signed=True`` keeps them out
+    :param allow_others: let the other users of this machine open the local port, as ``ssh -L`` does; if the
+        system does not tell who connects (other than Linux), ``signed=True`` keeps them out
     :param allow_any_origin: let the pages of every site open WebSockets to the server, and so use the app as
-        you could; otherwise only its own may, and those of ``extra_origins``, whatever kind of server it is
-    :param signed: True has a server that is started answer only to sessions whose id is signed here; None
-        does so where it listens on a port, and not on a private socket; False leaves it open to the other
-        users of its machine, on a port
-    :param cache: keep static files that servers send in this account's cache folder, and answer from there
-        the next time: those of BokehJS whichever server it is, those of Bokeh's extensions such as Panel if
-        the server has the same, what a server calls immutable for that server; see ``bokeh-ssh cache``
-    :param reconnect: make a connection that was lost again, at the same local address and to the same server
-    :param isolate: hold the SSH side in a child process, so that a program that computes cannot slow it
-    :param on_event: takes the progress events
-    :param port: and the others of a login, up to ``compression``: as for :class:`Host`
+        you can; otherwise only its own pages may, and those of ``extra_origins``, for any kind of server
+    :param signed: True: a server that is started accepts only sessions whose id is signed here; None: the
+        same if it listens on a port, and not on a private socket; False: it listens on a port that the other
+        users of its machine can open
+    :param cache: keep static files in this account's cache folder, and use them the next time: those of
+        BokehJS for every server, those of Bokeh's extensions such as Panel if the server has the same, files
+        that a server calls immutable for that server; see ``bokeh-ssh cache``
+    :param reconnect: reconnect when the connection is lost, at the same local address and to the same server
+    :param isolate: run the SSH side in a child process, so that a program that computes cannot slow it down
+    :param on_event: is called with each event
+    :param port: this and the other keywords of a login, up to ``compression``, are those of :class:`Host`
     :raises UsageError: if an argument cannot work
     """
 

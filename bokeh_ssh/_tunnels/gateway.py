@@ -42,8 +42,8 @@ class GatewayTunnel(Tunnel):
     - ``GatewayTunnel(gateway, user)``: the Bokeh host publishes by itself (``bokeh-ssh publish``, or
       :class:`RemoteForward`); this is the local half.
     - ``GatewayTunnel(gateway, user, host=..., app=...)``: the host is reached through the gateway.
-    - ``GatewayTunnel(gateway, user, host=Host(..., jump=()), app=...)``: the host is reached by a way of its
-      own (a VPN, a second route, the ssh config's ProxyJump).
+    - ``GatewayTunnel(gateway, user, host=Host(..., jump=()), app=...)``: the host is reached by another route
+      (a VPN, a second network, the ssh config's ProxyJump).
 
     >>> tunnel = GatewayTunnel("gateway.example.org", "me")
     >>> tunnel.state
@@ -52,23 +52,23 @@ class GatewayTunnel(Tunnel):
     :param gateway: the machine in between: a name, an address, ``user@host:port``, an ssh config alias, or
         a :class:`Host`
     :param user: the login name on the gateway
-    :param host: the Bokeh host. A name is logged in to with the gateway's user, keys and policies, but not
-        with its password; give a :class:`Host` for its own
+    :param host: the Bokeh host. For a name, the login uses the gateway's user, keys and policies, but not its
+        password; give a :class:`Host` for another login
     :param app: an app or several to serve: paths on the Bokeh host
     :param reverse: who opens the gateway's port: the Bokeh host itself ("host", needs bokeh_ssh and a login
         there), this machine ("relay"), or the host if it can ("auto")
-    :param name: for the local half, what it was published under; None takes the only one. What is not there
-        yet is waited for, as long as ``launch_timeout``; what is gone later on, as long as it takes
-    :param gateway_port: the port on the gateway; None takes what is published by name, or else 5006, for the
-        local half; otherwise a socket that only this account there may use, and a free port where that cannot
-        be had
-    :param gateway_address: ``host:port`` of the gateway as seen from the Bokeh host, where that differs
-    :param forward_agent: lend this machine's SSH agent to the Bokeh host while that logs in to the gateway
-        (like ``ssh -A``, but for that one login)
-    :param detach: as for :class:`DirectTunnel`; the server's place on the gateway is left too, under a
-        :attr:`name`, where the host can keep it: with bokeh_ssh, and a login of its own
-    :param allow_exposed: go on where a gateway with ``GatewayPorts yes`` opens the port to its network
-    :param args: and all others: as for :class:`DirectTunnel` and :class:`Host`
+    :param name: for the local half, the name that the server was published under; None uses the only one.
+        The tunnel waits for it for ``launch_timeout`` seconds, and if it is gone later, for as long as it
+        takes
+    :param gateway_port: the port on the gateway; None: for the local half, what is published by name, or else
+        5006; otherwise a socket that only your account there can use, or a free port if that is not possible
+    :param gateway_address: ``host:port`` of the gateway as seen from the Bokeh host, if that differs
+    :param forward_agent: forward this machine's SSH agent to the Bokeh host while it logs in to the gateway
+        (like ``ssh -A``, but only for that login)
+    :param detach: as for :class:`DirectTunnel`; the server also stays published on the gateway, under a
+        :attr:`name`, if the host can do that: with bokeh_ssh, and its own login
+    :param allow_exposed: accept a gateway that opens the port to its network (``GatewayPorts yes``)
+    :param args: this and all others are as for :class:`DirectTunnel` and :class:`Host`
     :raises UsageError: if an argument cannot work
     """
 
