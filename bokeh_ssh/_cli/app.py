@@ -196,9 +196,9 @@ def attach(
     verbose: Verbose = 0,
     **keywords: Any,
 ) -> None:
-    """Open a server of yours that runs on HOST: left running, or waiting for somebody to come back.
+    """Open a server of yours that runs on HOST: a detached one, or one that waits for its client to return.
 
-    It is as if this command had started it; one that was left running goes on running at the end.
+    At the end a detached server keeps running; another one ends, as if this command had started it.
     """
     take_no_args(context)
 
@@ -229,7 +229,7 @@ def gateway(
     verbose: Verbose = 0,
     **keywords: Any,
 ) -> None:
-    """Open a Bokeh server through a port of GATEWAY; without --host, what was published there.
+    """Open a Bokeh server through a port of GATEWAY; without --host, a server that was published there.
 
     Like `ssh -NR 5006:localhost:5006 GATEWAY` on the Bokeh host and `ssh -NL ...` to it here.
     """
@@ -348,7 +348,7 @@ def publish(
     verbose: Verbose = 0,
     **keywords: Any,
 ) -> None:
-    """On the Bokeh host: serve APP, or take the server that runs, and publish it on a gateway.
+    """On the Bokeh host: serve APP, or use a running server, and publish it on a gateway.
 
     Like `bokeh serve APP` and `ssh -NR 5006:localhost:5006 GATEWAY`.
     """
@@ -395,7 +395,7 @@ def forward(
     verbose: Verbose = 0,
     **keywords: Any,
 ) -> None:
-    """Forward one port, Bokeh's or not: give --remote-port, or -L or -R as to ssh.
+    """Forward one port, Bokeh's or not: give --remote-port, or -L or -R as for ssh.
 
     Like `ssh -N -L` and `ssh -N -R`.
     """
@@ -416,9 +416,9 @@ def forward(
 @app.command("ls", cls=Command, epilog=_examples("ls", "ls me@host", "ls ."))
 @takes(*VISIT, *OUTPUT)
 def list_(context: typer.Context, host: Machine = None, verbose: Verbose = 0, **keywords: Any) -> None:
-    """List your servers on HOST, in use, left running, or waiting; without HOST, the tunnels of this machine.
+    """List your servers on HOST, in use, detached, or waiting; without HOST, the tunnels of this machine.
 
-    Like `ps` there, for what bokeh-ssh has started.
+    Like `ps` there, for the servers that bokeh-ssh has started.
     """
     take_no_args(context)
 
@@ -465,7 +465,7 @@ def stop(
     verbose: Verbose = 0,
     **keywords: Any,
 ) -> None:
-    """End a tunnel of this machine; or one of your servers on HOST, and all that it started, or a job."""
+    """End a tunnel of this machine; or one of your servers on HOST, with all that it started; or a job."""
     take_no_args(context)
 
     def end_it(foreground: Foreground) -> None:
@@ -506,9 +506,9 @@ def status(
     verbose: Verbose = 0,
     **keywords: Any,
 ) -> None:
-    """Show what the tunnels of this machine do: each machine on the way with its round trip, and the traffic.
+    """Show the tunnels of this machine: each machine on the route with its round trip, and the traffic.
 
-    Also how long each has been open, and how many losses of the connection it has survived.
+    Also how long each has been open, and how often it has reconnected.
     """
     take_no_args(context)
 
@@ -531,7 +531,7 @@ def cache(
     verbose: Verbose = 0,
     **keywords: Any,
 ) -> None:
-    """Show where static files of servers are kept on this machine, how many, and how large they are."""
+    """Show where static files of servers are kept on this machine, their number and their size."""
     take_no_args(context)
 
     def look(foreground: Foreground) -> None:

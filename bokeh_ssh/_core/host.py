@@ -141,7 +141,7 @@ def check_port(port: object, name: str, *, zero: bool = True) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Login:
-    """The login keywords; what each does is said at :class:`Host`."""
+    """The login keywords, which are documented at :class:`Host`."""
 
     port: int | None = None
     password: str | None = field(default=None, repr=False)
@@ -169,33 +169,34 @@ class _Name:
 
 @dataclass(frozen=True)
 class Host(Login, _Name):  # in this order: the fields of the last base come first
-    """A machine and how to log in to it; can be given wherever a host name can.
+    """A machine and how to log in to it; accepted wherever a host name is.
 
     :param name: a host name, an address, ``user@host:port``, or a ``Host`` alias of the ssh config
-    :param user: the login name (``ssh -l``); None takes it from ``name``, the ssh config, or this account
-    :param port: None takes it from ``name``, the ssh config, or 22 (``ssh -p``)
-    :param password: for the password method and a single hidden keyboard-interactive question
-    :param pkey: a ready ``paramiko.PKey``, tried first
+    :param user: the login name (``ssh -l``); None uses that of ``name``, the ssh config, or this account
+    :param port: the SSH server's port (``ssh -p``); None uses that of ``name``, the ssh config, or 22
+    :param password: the password, also for a single hidden keyboard-interactive question
+    :param pkey: a ``paramiko.PKey``, tried first
     :param key_filename: a private key file or several, tried next (``ssh -i``)
-    :param passphrase: for encrypted key files
+    :param passphrase: the passphrase of encrypted key files
     :param allow_agent: whether to ask the SSH agent
     :param look_for_keys: whether to try ``~/.ssh/id_*``
-    :param gss_auth: whether to log in with a Kerberos ticket; None takes GSSAPIAuthentication from the ssh
+    :param gss_auth: whether to log in with a Kerberos ticket; None uses GSSAPIAuthentication of the ssh
         config, or False
-    :param gss_deleg_creds: whether the machine gets a Kerberos ticket of yours to act with, for the file
-        systems and machines that ask for one there (``ssh -K``); turns ``gss_auth`` on. None takes
-        GSSAPIDelegateCredentials from the ssh config, or False
-    :param timeout: seconds for each stage of connecting: reaching the machine and each answer of the login;
-        None takes ConnectTimeout from the ssh config, or 15
-    :param known_hosts: the file of known host keys, or several, the first of which gets new ones; None takes
+    :param gss_deleg_creds: whether to delegate your Kerberos ticket to the machine, for file systems and
+        other machines that require one there (``ssh -K``); turns ``gss_auth`` on. None uses
+        GSSAPIDelegateCredentials of the ssh config, or False
+    :param timeout: seconds for each stage of connecting: reaching the machine, and each answer of the login;
+        None uses ConnectTimeout of the ssh config, or 15
+    :param known_hosts: the file of known host keys, or several, the first of which gets new keys; None uses
         those of the ssh config, or ``~/.ssh/known_hosts``, and the system's (``-o UserKnownHostsFile``)
     :param host_keys: an unknown host key is refused ("strict"), asked about ("ask") or added
         ("accept-new"); a changed one is always refused (``-o StrictHostKeyChecking``)
     :param ssh_config: path of the ssh config; None reads none (``ssh -F``)
-    :param jump: a target or a list of them to go through (``ssh -J``); None takes the ssh config's
-        ProxyJump; ``()`` goes directly, whatever the ssh config says
-    :param prompt: answers passwords, passphrases, codes and unknown host keys; None never asks
-    :param compression: SSH compression, for slow lines (``ssh -C``)
+    :param jump: a target or a list of them to go through (``ssh -J``); None uses the ssh config's
+        ProxyJump; ``()`` connects directly, whatever the ssh config says
+    :param prompt: is called to ask for passwords, passphrases, codes and about unknown host keys; None asks
+        nobody
+    :param compression: SSH compression, for slow connections (``ssh -C``)
     """
 
     def __post_init__(self) -> None:

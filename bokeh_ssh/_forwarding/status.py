@@ -12,11 +12,11 @@ StateName = Literal["new", "connecting", "queued", "ready", "lost", "reconnectin
 
 @dataclass(frozen=True)
 class HopStatus:
-    """One machine on the way.
+    """One machine on the route.
 
-    :ivar host: as it was named
-    :ivar state: ``"open"``, or ``"lost"`` where there is no connection to it now
-    :ivar round_trip: seconds from here and back, the shortest of the last few; None where not known
+    :ivar host: its name, as it was given
+    :ivar state: ``"open"``, or ``"lost"`` if there is no connection to it now
+    :ivar round_trip: seconds there and back, the shortest of the last few; None if not known
     """
 
     host: str
@@ -26,15 +26,15 @@ class HopStatus:
 
 @dataclass(frozen=True)
 class TunnelStatus:
-    """What a tunnel or forward does at one moment; see ``tunnel.status()``.
+    """The state of a tunnel or forward at one moment; see ``tunnel.status()``.
 
     :ivar state: as ``tunnel.state``
-    :ivar hops: the machines that are logged in to, in their order from here
-    :ivar uptime: seconds since it was open for the first time; 0 before that
-    :ivar received: bytes that have come to this machine over SSH, with what SSH itself needs
-    :ivar sent: bytes that have gone out
-    :ivar sessions: connections that it carries now, of browsers and other programs
-    :ivar losses: how often the connection was lost and made again
+    :ivar hops: the machines that it logs in to, in their order from here
+    :ivar uptime: seconds since it was first open; 0 before that
+    :ivar received: bytes received over SSH, including those of SSH itself
+    :ivar sent: bytes sent over SSH
+    :ivar sessions: connections of browsers and other programs that are open now
+    :ivar losses: how often it has reconnected after a loss
     """
 
     state: StateName
@@ -47,7 +47,7 @@ class TunnelStatus:
 
     @property
     def rate(self) -> float:
-        """Bytes a second in both directions since it was open for the first time."""
+        """Bytes per second in both directions, since it was first open."""
         return (self.received + self.sent) / self.uptime if self.uptime else 0.0
 
 

@@ -114,24 +114,25 @@ class LocalForward(Openable):
         a :class:`Host`
     :param user: the login name
     :param remote_port: the target's port; this or ``remote_socket`` must be given
-    :param remote_socket: the absolute path of a Unix socket on ``host`` in place of a port there
-    :param local_port: 0 takes any free one; a number takes exactly that one; None prefers 5006
+    :param remote_socket: the absolute path of a Unix socket on ``host``, instead of a port
+    :param local_port: 0 uses any free one; a number uses exactly that one; None prefers 5006
     :param remote_host: the target, as seen from ``host``
     :param bind_address: where to listen on this machine; anything but loopback opens the port to others
-    :param allow_others: whether the other users of this machine get in. None refuses them, as far as the
-        system knows them: a program that has sent something and closed at once may be anybody's, and is let
-        in; it reads no answer. False refuses those as well, and tells each. True lets all in, as ``ssh -L``
-        does; and so it is where the system does not tell who connects (other than Linux)
-    :param local_socket: a path to listen on in place of a port here. Only this account may connect to it; it
-        is removed at the end, and so is one that another program has left there
-    :param http: the target is a web server: each request is judged as a tunnel's are, so that no page of
-        another site gets to it, and static files that may be kept are (see ``cache``)
-    :param cache: with ``http``: keep static files that the server calls immutable, and those whose hash it
-        tells, in this account's cache folder, and answer from there the next time; see ``bokeh-ssh cache``
-    :param reconnect: make a connection that was lost again; the local port stays meanwhile
-    :param isolate: run it in a child process, so that a program that computes cannot slow it
-    :param on_event: takes the progress events
-    :param port: and the others of a login, up to ``compression``: as for :class:`Host`
+    :param allow_others: whether other users of this machine can connect. None refuses them, as far as the
+        system knows them: a program that sends something and closes at once may belong to anybody, and is
+        accepted, since it reads no answer. False refuses such programs too, with a warning. True accepts
+        everybody, as ``ssh -L`` does. On systems other than Linux, which do not tell who connects, everybody
+        is accepted
+    :param local_socket: the path of a Unix socket to listen on, instead of a port. Only this account can
+        connect to it. It is removed at the end; one that another program has left behind is replaced
+    :param http: the target is a web server: requests are checked as in a tunnel, so that pages of other sites
+        cannot use it, and static files are kept (see ``cache``)
+    :param cache: with ``http``: keep static files that the server calls immutable, or whose hash it sends, in
+        this account's cache folder, and use them the next time; see ``bokeh-ssh cache``
+    :param reconnect: reconnect when the connection is lost; the local port stays open meanwhile
+    :param isolate: run it in a child process, so that a program that computes cannot slow it down
+    :param on_event: is called with each event
+    :param port: this and the other keywords of a login, up to ``compression``, are those of :class:`Host`
     :raises UsageError: if an argument cannot work
     """
 

@@ -101,16 +101,16 @@ class Openable:
 
     @property
     def state(self) -> StateName:
-        """What it does.
+        """The state that it is in.
 
-        "new", "connecting", "ready", "lost" (down, and waiting to try again), "reconnecting" (trying),
-        "closed" or "failed" (it ended by itself; :meth:`wait` raises why).
+        "new", "connecting", "ready", "lost" (waiting to reconnect), "reconnecting", "closed" or "failed" (it
+        ended by itself; :meth:`wait` raises the reason).
         """
         state: StateName = self._lifecycle.state.value
         return state
 
     def status(self) -> TunnelStatus:
-        """Return what it does now: its machines, their round trips, what it has carried, and since when.
+        """Return its machines, their round trips, the bytes that it has carried, and since when it is open.
 
         >>> from bokeh_ssh import LocalForward
         >>> LocalForward("example.org", remote_port=8888).status()
@@ -119,13 +119,13 @@ class Openable:
         return dataclasses.replace(self._lifecycle.session.status(), state=self.state)
 
     def open(self: _Self) -> _Self:
-        """Open it; does nothing if it is open. After :meth:`close` it opens anew, but not from ``on_event``.
+        """Open it; does nothing if it is open. After :meth:`close` it opens again, but not from ``on_event``.
 
-        When it returns, ``on_event`` has taken all that was told meanwhile, unless that takes more than 5 s.
+        When it returns, ``on_event`` has been called for all events so far, unless that takes more than 5 s.
 
         :raises TunnelClosedError: if it was closed meanwhile, in ``on_event`` too; in ``on_event``, if it has
             ended
-        :raises BokehSSHError: whatever went wrong; nothing is left open then
+        :raises BokehSSHError: if something went wrong; nothing is left open then
         """
         if self._lifecycle.state is not State.NEW:
             self._lifecycle.await_close()
@@ -145,19 +145,19 @@ class Openable:
         return self
 
     def close(self) -> None:
-        """Close it, and end what it started, everywhere; idempotent, from any thread.
+        """Close it, and end everything that it started; idempotent, from any thread.
 
-        Where another thread closes it already, waits until that is done, so that a program may end then. In
-        ``on_event`` it works too; an opening that is under way then raises :exc:`TunnelClosedError`.
+        If another thread is closing it, waits until that is done, so the program may end afterwards. It can
+        be called in ``on_event`` too; a running :meth:`open` then raises :exc:`TunnelClosedError`.
         """
         self._lifecycle.close()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it ends; a line that is made again is no end. Ctrl-C closes it, and the wait returns.
+        """Wait until it ends; reconnecting does not end it. Ctrl-C closes it, and the wait returns.
 
         :param timeout: seconds; None waits for ever
-        :returns: False if it still lives after ``timeout`` seconds
-        :raises BokehSSHError: why it ended, if it was not closed by us
+        :returns: False if it is still open after ``timeout`` seconds
+        :raises BokehSSHError: the reason, if it ended by itself
         """
         return self._lifecycle.wait(timeout)
 
@@ -189,9 +189,9 @@ class Openable:
         closing.result()
 
     async def ended(self) -> None:
-        """Wait until it ends, as :meth:`wait` does, while other tasks run; cancelling ends the wait alone.
+        """Wait until it ends, as :meth:`wait` does, while other tasks run; cancelling ends only the wait.
 
-        :raises BokehSSHError: why it ended, if it was not closed by us
+        :raises BokehSSHError: the reason, if it ended by itself
         """
         import asyncio
 

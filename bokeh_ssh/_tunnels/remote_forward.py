@@ -204,7 +204,7 @@ def is_exposed(proof: ListenerProbe, port: int) -> bool:
 class RemoteForward(Openable):
     """Open a port on a gateway that leads to a target as seen from here (``ssh -N -R``).
 
-    This is what the Bokeh host runs so that a gateway which cannot reach it can serve it.
+    The Bokeh host runs this for a gateway that cannot reach it.
 
     >>> forward = RemoteForward("gateway.example.org", "me")
     >>> forward.remote_port
@@ -213,22 +213,22 @@ class RemoteForward(Openable):
     :param gateway: the machine to log in to, see :class:`LocalForward`
     :param user: the login name
     :param remote_port: the port on the gateway; 0 takes any free one
-    :param remote_socket: the absolute path of a Unix socket on the gateway in place of a port. Only the
-        account there may connect to it; it is removed at the end, and so is one that nobody serves any more,
-        where a command may be run there
+    :param remote_socket: the absolute path of a Unix socket on the gateway instead of a port. Only the
+        account there can connect to it. It is removed at the end; one at which nobody listens any more is
+        replaced, if commands can be run there
     :param name: publish it under this name: on a socket in your private directory there, where
-        ``GatewayTunnel(gateway, name=...)`` of the same account finds it, and nobody else
+        only ``GatewayTunnel(gateway, name=...)`` of the same account finds it
     :param local_port: the port to connect to, as seen from here
     :param local_host: the host to connect to, as seen from here
-    :param local_socket: the path of a Unix socket here to connect to in place of a port
+    :param local_socket: the path of a Unix socket here to connect to, instead of a port
     :param bind_address: where the gateway listens; anything but loopback opens the port to its network,
         if its GatewayPorts allows it
-    :param allow_exposed: go on where a gateway with ``GatewayPorts yes`` opens a loopback port to its
-        network, or where others there may use the socket
-    :param reconnect: make a connection that was lost again, and have the gateway listen on the same port
-    :param isolate: run it in a child process, so that a program that computes cannot slow it
-    :param on_event: takes the progress events
-    :param port: and the others of a login, up to ``compression``: as for :class:`Host`
+    :param allow_exposed: accept a gateway that opens a loopback port to its network (``GatewayPorts yes``),
+        or whose other users can use the socket
+    :param reconnect: reconnect when the connection is lost, and have the gateway listen on the same port
+    :param isolate: run it in a child process, so that a program that computes cannot slow it down
+    :param on_event: is called with each event
+    :param port: this and the other keywords of a login, up to ``compression``, are those of :class:`Host`
     :raises UsageError: if an argument cannot work
     """
 
