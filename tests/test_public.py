@@ -436,7 +436,7 @@ def test_host_is_plain_data_without_secrets_in_its_repr() -> None:
         assert other == host
         assert other.password == SECRET
     for secret in (host, Host("example.org", jump=[inner])):
-        with pytest.raises(TypeError, match="is not pickled"):
+        with pytest.raises(TypeError, match="cannot be pickled"):
             pickle.dumps(secret)
     things = [host, [host], LocalForward(host, remote_port=1), RemoteForward(host), DirectTunnel(host)]
     things += [GatewayTunnel(inner, host=host)]

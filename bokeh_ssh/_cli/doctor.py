@@ -273,8 +273,8 @@ def _check_round_trip(connection: Connection) -> Finding:
         connection.ping(connection.hop.timeout)
     took = connection.transport.rtt * 1000
     if took > _SLOW:
-        hint = "the first page takes a dozen of these; --compression helps where the line is thin as well"
-        return Finding("round trip", "note", f"{took:.0f} ms, which is felt", hint)
+        hint = "the first page takes a dozen round trips; --compression helps if the bandwidth is low too"
+        return Finding("round trip", "note", f"{took:.0f} ms, which is noticeable", hint)
     return Finding("round trip", "good", f"{took:.1f} ms")
 
 
@@ -386,7 +386,7 @@ def _check_loss(connection: Connection, server: Server) -> Finding:
 
 
 def _lost(why: str) -> Finding:
-    text = f"a server is started anew, and none can be left running (--detach): {why}"
+    text = f"a new server is started, and none can be left running (--detach): {why}"
     return Finding("after a loss", "note", text, "ask the administrator, or run the server by other means")
 
 

@@ -243,8 +243,8 @@ def _rooted(keywords: dict[str, Any], file: Path, typed: Mapping[str, Any]) -> d
     for key in ("app", "bring") if brings else ():
         for path in keywords.get(key, ()):
             if not _is_inside(path, folder):
-                msg = f"{file}: {key} = {path!r} leads out of {folder}, and is not brought along"
-                raise UsageError(msg, hint="name what is in the project, or bring it on the command line")
+                msg = f"{file}: {key} = {path!r} leads out of {folder}, and is not uploaded"
+                raise UsageError(msg, hint="name a path in the project, or use --bring on the command line")
         if key in keywords:
             keywords[key] = tuple(str(folder / path) for path in keywords[key])
     return keywords

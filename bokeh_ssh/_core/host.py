@@ -217,7 +217,9 @@ class Host(Login, _Name):  # in this order: the fields of the last base come fir
         # A pickle is a file before long, or goes to another program.
         secret = next((n for n in ("password", "passphrase", "pkey") if getattr(self, n) is not None), None)
         if secret:
-            msg = f"a Host with a {secret} is not pickled; make it anew where it is needed, or use prompt"
+            msg = (
+                f"a Host with a {secret} cannot be pickled; make a new one where it is needed, or use prompt"
+            )
             raise TypeError(msg)
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return _host, (fields,)

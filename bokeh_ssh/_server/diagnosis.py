@@ -115,7 +115,7 @@ class StartFailure:
                 )
             return self._make(LaunchError, msg, hint, status)
         if at == "cwd":
-            msg = f"there is no directory {self.launch.cwd!r} to run in, or it may not be entered"
+            msg = f"there is no directory {self.launch.cwd!r} to run in, or your account cannot enter it"
             return self._make(LaunchError, msg, f"give {setting('cwd=')} a directory of that machine", status)
         if at == "spawn":
             msg = f"{self.evidence.argv[0]!r} could not be started ({failed.get('text', '')})"
@@ -209,7 +209,7 @@ class StartFailure:
                 msg, host=self.host, hint="log in with a terminal once, which asks for a new one"
             )
         if self.stage is Stage.LOGIN and (not said or _NO_TERMINAL.search(said) or _START_FILE.search(said)):
-            msg = f"the login shell ended before our command (exit status {status}): {said or 'no word'}"
+            msg = f"the login shell ended before our command (exit status {status}): {said or 'no output'}"
             hint = (
                 "a start file (such as ~/.bashrc) may exit, or run something else in its place (exec tmux): "
                 "have it do that on a terminal only; an account without "

@@ -83,9 +83,8 @@ class FileSync:
             unsettled = still | (unsettled & grown)
         self._on_event(Uploading(host=to.host, files=files, size=size, sent=size))
         if unsettled:
-            text = (
-                f"what is there may be out of date: changed while it was brought: {_names(sorted(unsettled))}"
-            )
+            names = _names(sorted(unsettled))
+            text = f"changed during the upload, so what was uploaded may be out of date: {names}"
             self._on_event(Warned(host=to.host, text=text))
 
     def _note(self, items: dict[str, Item], unsettled: set[str], removed: Iterable[str] = ()) -> None:
@@ -176,7 +175,7 @@ class FileSync:
                     with self._change:
                         self._dirty = True
         except UploadError as exc:
-            self._on_event(Warned(host=to.host, text=f"a change was not brought there: {exc.message}"))
+            self._on_event(Warned(host=to.host, text=f"a change was not uploaded: {exc.message}"))
         except BokehSSHError:
             pass  # the line is down, as others tell; keep() comes again when it is back
 
@@ -184,7 +183,7 @@ class FileSync:
         left = [each for each in contents.left_out if each not in self._warned]
         self._warned = set(contents.left_out)
         if left:
-            text = f"left out of what is brought there: {_names(left)}"
+            text = f"not uploaded: {_names(left)}"
             self._on_event(Warned(host=to.host, text=text))
 
 

@@ -99,14 +99,16 @@ class ServerOptions:
         if self.detach and self.launch is False:
             attaches = setting("launch=False")
             msg = f"{setting('detach')} leaves a server that was started here, but {attaches} starts none"
-            raise UsageError(msg, hint="leave out one of the two: what was there already stays anyway")
+            raise UsageError(
+                msg, hint="leave out one of the two: a server that was not started here keeps running anyway"
+            )
         if self.signed not in (None, True, False):
             msg = f"{set_to('signed', self.signed)} is not known"
             raise UsageError(msg, hint="use True, False, or None for where it is needed")
         self._check_plain()
         self._check_session_ids()
         if (self.upload or self.bring or self.dev) and not self.app:
-            msg = "there is no app to be brought there, or to be developed"
+            msg = "there is no app to upload or to watch"
             raise UsageError(
                 msg,
                 hint=f"name one, or leave out {setting('upload')}, {setting('bring')} and {setting('dev')}",

@@ -382,11 +382,11 @@ class ServerState:
         why = plain(str(message["why"]))
         if why:
             self.warn(
-                f"the private directory there was removed, and cannot be made again ({why}), so after a loss "
-                "the server is started anew"
+                f"the private directory there was removed, and cannot be made again ({why}), so after a lost "
+                "connection a new server is started"
             )
         if message.get("bare") is True:
-            self.warn("what was brought there has been removed: open it again if pages fail")
+            self.warn("the uploaded files have been removed: open it again if pages fail")
 
     def _handle_detached(self, _: dict[str, Any]) -> None:
         self.kept.set()

@@ -103,11 +103,11 @@ def _found(path: str) -> Path:
         msg = f"{path!r} cannot be looked for: the current directory cannot be looked at ({exc.strerror})"
         raise UsageError(msg, hint="go to another one, or give the whole path") from exc
     if not root.exists():
-        msg = f"there is no {path!r} here to be brought there"
+        msg = f"there is no {path!r} on this machine to upload"
         raise UsageError(msg, hint=f"give a path of this machine, or leave out {setting('upload')}")
     if not root.is_dir() and not root.is_file():
         msg = f"{path!r} is neither a file nor a folder"
-        raise UsageError(msg, hint="only those can be brought there")
+        raise UsageError(msg, hint="only those can be uploaded")
     return root
 
 

@@ -44,7 +44,7 @@ _PING = 2.0
 _CROWDED = 5.0
 _RETRY = 0.05
 #: As OpenSSH's server does since 9.2 where its administrator says so; it gives no reason.
-_UNUSED = "the line went down while nothing used it: perhaps by an UnusedConnectionTimeout of the server"
+_UNUSED = "it was closed while nothing used it, perhaps by the server's UnusedConnectionTimeout"
 #: A port that hardly anything listens on (tcpmux).
 _NO_PORT = 1
 _PROHIBITED = 1
@@ -540,7 +540,7 @@ class Connection:
 
     def _silence(self, what: str, timeout: float) -> ConnectionLostError:
         msg = f"{what} got no answer within {timeout:g} s"
-        return ConnectionLostError(msg, host=self.name, hint="the line may be down; try again")
+        return ConnectionLostError(msg, host=self.name, hint="the connection may be down; try again")
 
 
 def _peers(transport: Transport) -> tuple[str, ...]:

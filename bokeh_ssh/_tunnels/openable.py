@@ -90,8 +90,8 @@ class Openable:
 
     def __reduce__(self) -> NoReturn:
         msg = (
-            f"a {type(self).__name__} is not pickled, since its connection is this process's: make it anew "
-            "where it is needed, or pass its url or local_port on"
+            f"a {type(self).__name__} cannot be pickled, since its connection belongs to this process: make "
+            "a new one where it is needed, or pass its url or local_port on"
         )
         raise TypeError(msg)
 

@@ -154,7 +154,7 @@ def listening(
     except PortInUseError as exc:
         if not again:
             raise
-        msg = f"port {where[1]} is not free yet: it is held for the line that was lost, or somebody took it"
+        msg = f"port {where[1]} is not free yet: the lost connection still holds it, or somebody took it"
         raise ConnectionLostError(msg, host=connection.name, hint=exc.sentences[1]) from exc
     try:
         try:

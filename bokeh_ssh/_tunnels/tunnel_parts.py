@@ -368,7 +368,7 @@ class ServerAcquisition:
         except (ServerGoneError, ServerExitedError) as exc:
             if self._options.server is not None:
                 raise
-            text = f"{exc.message}, so it is started anew; pages that were open have to be loaded again"
+            text = f"{exc.message}, so a new one is started; open pages have to be reloaded"
             self._session.life.warn(text, connection.name)
             return None
         return self._hold(connection, server)
@@ -422,7 +422,7 @@ class ServerAcquisition:
             self.outcome = "left"
             if _has_ended(connection, server):
                 self.outcome = "ended"
-                text = "the server was to run on, and has ended with its session: see bokeh-ssh doctor"
+                text = "the server was detached, but has ended with its session: see bokeh-ssh doctor"
                 self._session.life.warn(text)
         elif not server.stop() and server.lost:
             self._report_left_behind(server)

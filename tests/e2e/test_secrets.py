@@ -170,7 +170,7 @@ def test_host_with_a_secret_is_not_pickled(name: str) -> None:
     """A pickle has no secret in it: making one is refused, and names the next step; copies are fine."""
     secret: Any = object() if name == "pkey" else "canary"
     host = Host("example.org", "me", **{name: secret})
-    with pytest.raises(TypeError, match=f"Host with a {name} is not pickled.*prompt"):
+    with pytest.raises(TypeError, match=f"Host with a {name} cannot be pickled.*prompt"):
         pickle.dumps(host)
     assert copy.deepcopy(host) == copy.copy(host) == host
     plain = Host("example.org", "me", port=2222, jump=("gate",))

@@ -277,7 +277,7 @@ def test_place_that_cannot_be_made_again_is_told(bench: Bench, mark: str, place:
 
     until(warnings, what="it to be told")
     assert "private directory" in warnings()[0]
-    assert "started anew" in warnings()[0]
+    assert "a new server is started" in warnings()[0]
     assert held.alive()
     with pytest.raises(BokehSSHError):
         held.server.keep(1)

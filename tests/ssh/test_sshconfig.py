@@ -948,11 +948,11 @@ def test_harmless_keywords_change_nothing(name: str, write) -> None:
 
 
 MISSPELT = {
-    "ProxyJmp gate\n": "'proxyjmp' is no keyword of ssh_config(5), and is passed over; did you mean "
+    "ProxyJmp gate\n": "'proxyjmp' is not a keyword of ssh_config(5), and is ignored; did you mean "
     "ProxyJump?",
     "Host b\n  IdentitiyFile /x\n": "did you mean IdentityFile?",
     "Hsot *\n": "did you mean Host?",
-    "Banana split\n": "'banana' is no keyword of ssh_config(5), and is passed over; IgnoreUnknown names",
+    "Banana split\n": "'banana' is not a keyword of ssh_config(5), and is ignored; IgnoreUnknown names",
     "IgnoreUnknown Use*\nBanana x\n": "'banana'",
     "Banana x\nIgnoreUnknown *\n": "'banana'",
     "Host b\n IgnoreUnknown *\nHost *\n Banana x\n": "'banana'",

@@ -122,5 +122,5 @@ def test_pickling_what_is_opened_is_refused_in_a_sentence(
     cls: Any, record: Any, needed: dict[str, Any]
 ) -> None:
     """What is opened belongs to its process, and says so."""
-    with pytest.raises(TypeError, match=rf"^a {cls.__name__} is not pickled"):
+    with pytest.raises(TypeError, match=rf"^a {cls.__name__} cannot be pickled"):
         pickle.dumps(cls(**needed))

@@ -790,7 +790,7 @@ def _warn(where: str, name: str) -> str:
     known |= {each: keyword.name for each, keyword in keywords.KEYWORDS.items()}
     near = difflib.get_close_matches(name, known, 1, 0.7)
     meant = f"did you mean {known[near[0]]}?" if near else "IgnoreUnknown names those that may be"
-    return f"{where}: {clean(name, 60)!r} is no keyword of ssh_config(5), and is passed over; {meant}"
+    return f"{where}: {clean(name, 60)!r} is not a keyword of ssh_config(5), and is ignored; {meant}"
 
 
 def _local_user() -> str:
