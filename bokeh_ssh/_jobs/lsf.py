@@ -34,10 +34,11 @@ QUEUES = ["bqueues", "-w"]
 #: Marks a job as looked after, in its description, by one client's warden.
 _CLAIM = "bokeh-ssh:"
 #: Fields that hold no separator, but for the reasons, in which it is no harm: those are cut off.
-_FORMAT = "jobid stat exec_host runtimelimit run_time exit_code user job_description pend_reason exit_reason"
+_FORMAT = "jobid stat exec_host runtimelimit run_time exit_code user job_name job_description"
+_FORMAT += " pend_reason exit_reason"
 _FIELDS = _FORMAT.split()
 _BJOBS = f"LC_ALL=C bjobs -noheader -o \"{_FORMAT} delimiter='|'\""
-_LINE = re.compile(r"^\d+(\|[^|\n]*){9}", re.M)
+_LINE = re.compile(r"^\d+(\|[^|\n]*){10}", re.M)
 _UNKNOWN = "is not found"
 _NONE = '*"No unfinished job found"* | *"No job found"*'
 
@@ -116,8 +117,9 @@ def submit_words(batch: Batch, nonce: str, output: str) -> list[str]:
     """Return the command that submits a script on its standard input."""
     check_extra(batch.extra, _REFUSED)
     # An array would be one by its name.
-    words = ["bsub", "-J", re.sub(r"[^\w.-]", "_", batch.name, flags=re.A)]
-    for option, value in (("-q", batch.queue), ("-P", batch.account), ("-W", batch.time)):
+    name = re.sub(r"[^\w.-]", "_", batch.name, flags=re.A) if batch.name else None
+    words = ["bsub"]
+    for option, value in (("-J", name), ("-q", batch.queue), ("-P", batch.account), ("-W", batch.time)):
         words += [option, value] if value is not None else []
     if batch.cpus is not None:
         words += ["-n", str(batch.cpus), "-R", "span[hosts=1]"]
@@ -320,14 +322,14 @@ printf '%s\\n' "$said\""""
 
 
 def read_list(out: str) -> list[dict[str, str]]:
-    """Read the jobs that are ours: number, state, reason, node, and the time that is left."""
+    """Read the jobs that are ours: number, name, state, reason, node, and the time that is left."""
     jobs = []
     for row in _rows(out):
         job = read_answer(row["jobid"], 0, out, "")
         if job and row["job_description"].startswith(_CLAIM):
             left = "" if job.ends_at is None else format_left(job.ends_at - time.time())
-            state = job.state.value
-            jobs.append({"id": job.id, "state": state, "reason": job.reason, "node": job.node, "left": left})
+            fields = {"id": job.id, "name": row["job_name"], "state": job.state.value}
+            jobs.append({**fields, "reason": job.reason, "node": job.node, "left": left})
     return jobs
 
 

@@ -109,8 +109,9 @@ def submit_words(batch: Batch, nonce: str, output: str) -> list[str]:
         if word.startswith("-W") and "block" in word:
             msg = f"{word!r} in extra cannot work: the job's end would be waited for before its start"
             raise UsageError(msg, hint="leave it out; submit such a job by yourself")
-    words = ["qsub", "-N", re.sub(r"[^\w.-]|^(?=[\d.-])", "_", batch.name, flags=re.A)]
-    for option, value in (("-q", batch.queue), ("-A", batch.account)):
+    name = re.sub(r"[^\w.-]|^(?=[\d.-])", "_", batch.name, flags=re.A) if batch.name else None
+    words = ["qsub"]
+    for option, value in (("-N", name), ("-q", batch.queue), ("-A", batch.account)):
         words += [option, value] if value is not None else []
     words += ["-l", f"walltime={batch.time}"] if batch.time is not None else []
     for word in batch.extra:
@@ -354,15 +355,16 @@ LIST = _script(
 
 
 def read_list(out: str) -> list[dict[str, str]]:
-    """Read the jobs that are ours: number, state, reason, node, and the time that is left."""
+    """Read the jobs that are ours: number, name, state, reason, node, and the time that is left."""
     jobs = []
     for text in re.split(r"^Job Id: ", out, flags=re.M)[1:]:
         number = re.match(r"\d+", text)
         job = read_answer(number[0], 0, text, "") if number else None
-        if job and _MARK.search(_attributes(text).get("Error_Path", "")):
+        known = _attributes(text)
+        if job and _MARK.search(known.get("Error_Path", "")):
             left = "" if job.ends_at is None else format_left(job.ends_at - time.time())
-            state = job.state.value
-            jobs.append({"id": job.id, "state": state, "reason": job.reason, "node": job.node, "left": left})
+            fields = {"id": job.id, "name": plain(known.get("Job_Name", "")), "state": job.state.value}
+            jobs.append({**fields, "reason": job.reason, "node": job.node, "left": left})
     return jobs
 
 

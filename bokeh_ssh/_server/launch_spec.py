@@ -101,6 +101,24 @@ def own_options(args: Sequence[str]) -> Sequence[str]:
     return args[: next(ends, len(args))]
 
 
+def has_option(argv: Sequence[str], option: str) -> bool:
+    """Return whether a server's command line has an option."""
+    return any(is_option(word, option) for word in own_options(argv))
+
+
+def is_servable(route: str, root: str) -> bool:
+    """Return whether Bokeh answers at the route of an app.
+
+    It takes a route for a regular expression, and matches that with the path as the browser has quoted it.
+
+    :param root: what comes before the app's own name; it was quoted by whoever gave it
+
+    >>> is_servable("/user/a%20b/app", "/user/a%20b"), is_servable("/a%20b", ""), is_servable("/a+b", "")
+    (True, False, False)
+    """
+    return not set("%()*+$") & set(route.removeprefix(root))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Launch:
     """A server to start on the remote machine. Paths are that machine's; ``~/`` is the home there.
@@ -335,6 +353,11 @@ class Launch:
         given = self._value("--prefix", self._own_args) or self.prefix
         given = given or self._value("--prefix", self._command_options)
         return "/" + given.strip("/") if given.strip("/") else ""
+
+    def find_unservable(self, routes: Sequence[str]) -> str:
+        """Return the first route at which Bokeh does not answer; empty where there is none."""
+        found = (route for route in routes if not self.plain and not is_servable(route, self.root))
+        return next(found, "")
 
     def spec(self, mark: str, token: str = "", key: str = "") -> bytes:
         """Return the supervisor's first message: a line of JSON.

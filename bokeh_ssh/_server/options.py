@@ -235,7 +235,7 @@ class ServerOptions:
     @property
     def names_app_in_command(self) -> bool:
         """Whether only the command knows which apps a Bokeh server has."""
-        return self._has_own_command and not self.apps and not self.plain
+        return not self.apps and not self.plain and self._has_own_command
 
     @property
     def _has_own_command(self) -> bool:

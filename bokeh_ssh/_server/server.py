@@ -21,10 +21,10 @@ from bokeh_ssh._core.framing import Reader, Tail
 from bokeh_ssh._core.waiting import wait, wait_for
 from bokeh_ssh._server.bootstrap import control_client_script, supervisor_input
 from bokeh_ssh._server.diagnosis import StartFailure, refused
-from bokeh_ssh._server.launch_spec import COMPRESSION, Launch, encode_message, is_option, own_options
+from bokeh_ssh._server.launch_spec import COMPRESSION, Launch, encode_message, has_option
 from bokeh_ssh._server.local_runner import ShellRunner
 from bokeh_ssh._server.payload import payload
-from bokeh_ssh._server.server_ref import ServerRef, is_servable
+from bokeh_ssh._server.server_ref import ServerRef
 from bokeh_ssh._server.server_state import Secrets, ServerState, Stage
 from bokeh_ssh._server.session_ids import new_key
 from bokeh_ssh._ssh.remote_shell import exec_line
@@ -301,15 +301,13 @@ class Server:
         if not self.wait_for_stage(Stage.READY, deadline):
             raise self.failure()
         found = {"port": self.port, "socket": self.socket, "pid": self.pid, "versions": self.versions}
-        compressed = any(is_option(word, COMPRESSION) for word in own_options(state.evidence.argv))
+        compressed = has_option(state.evidence.argv, COMPRESSION)
         state.emit(Launched(host=self.host, compressed=compressed, **found))  # type: ignore[arg-type]
         if self.doomed:
             state.warn(f"the server ends when the connection does ({self.doomed}), so a loss ends it")
-        for route in self.routes:
-            if not is_servable(route, self.launch.root):
-                state.warn(
-                    f"Bokeh cannot serve {route}: rename the app, with plain letters, digits, - and _ only"
-                )
+        if route := self.launch.find_unservable(self.routes):
+            text = f"Bokeh cannot serve {route}: rename the app, with plain letters, digits, - and _ only"
+            state.warn(text)
 
     def begin(self, timeout: float) -> None:
         """Start a shell there that says hello, and answer it."""

@@ -19,19 +19,6 @@ def as_paths(routes: Iterable[str]) -> tuple[str, ...]:
     return tuple(quote(route, safe=_UNQUOTED) for route in routes if route.startswith("/"))
 
 
-def is_servable(route: str, root: str) -> bool:
-    """Return whether Bokeh answers at the route of an app.
-
-    It takes a route for a regular expression, and matches that with the path as the browser has quoted it.
-
-    :param root: what comes before the app's own name; it was quoted by whoever gave it
-
-    >>> is_servable("/user/a%20b/app", "/user/a%20b"), is_servable("/a%20b", ""), is_servable("/a+b", "")
-    (True, False, False)
-    """
-    return not set("%()*+$") & set(route.removeprefix(root))
-
-
 @dataclass(frozen=True, kw_only=True)
 class ServerRef:
     """A server on a machine, and the right to have it back. Can be pickled.

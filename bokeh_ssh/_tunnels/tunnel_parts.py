@@ -39,7 +39,6 @@ from bokeh_ssh._server.probe import (
 )
 from bokeh_ssh._server.registry import choose, list_servers
 from bokeh_ssh._server.server import Server
-from bokeh_ssh._server.server_ref import is_servable
 from bokeh_ssh._server.static_source import StaticSource
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._tunnels.base import page_address
@@ -270,13 +269,12 @@ class ServerAcquisition:
                 bring=self._file_sync.upload_all if self._file_sync else _nothing,
             )
             found = self._hold(connection, server)
-            if self._options.names_app_in_command and found.routes[0].endswith("/"):
+            if found.routes[0].endswith("/") and self._options.names_app_in_command:
                 found = self._find_route(connection, found)
-            for route in found.routes:
-                if not (self._options.plain or is_servable(route, launch.root)):
-                    msg = f"Bokeh cannot serve an app under the name {unquote(route)!r}"
-                    hint = "rename the file so that its name has letters, digits, - and _ only"
-                    raise LaunchError(msg, host=connection.name, hint=hint, log=server.log)
+            if route := launch.find_unservable(found.routes):
+                msg = f"Bokeh cannot serve an app under the name {unquote(route)!r}"
+                hint = "rename the file so that its name has letters, digits, - and _ only"
+                raise LaunchError(msg, host=connection.name, hint=hint, log=server.log)
             if not isinstance(found.endpoint, str):
                 return found
             try:
@@ -631,7 +629,7 @@ class TunnelParts:
         # Known of Tornado alone: one of gunicorn's workers serves nobody else while a connection is idle.
         self._may_wait = probe.is_bokeh
         # Several apps of a command's own have an index in their place, and nothing else there.
-        own = options.names_app_in_command and found.routes[0].endswith("/")
+        own = found.routes[0].endswith("/") and options.names_app_in_command
         self._note_answer(probe, path, known=launched and not options.plain and not own)
         return probe
 

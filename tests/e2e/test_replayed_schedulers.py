@@ -83,7 +83,7 @@ def test_app_runs_in_a_job_until_its_time_limit(replayed: tuple[str, Replayed], 
         words += ["-i", str(login["key_filename"]), "--known-hosts", str(login["known_hosts"]), "-F", "none"]
         with Program("ls", *words, "--python", sys.executable) as program:
             assert program.end() == 0, program
-        assert re.search("^job\t1234\tRUNNING\tlocalhost\t0:", program.stdout, re.M), program
+        assert re.search(r"^job\t1234\t[\w-]+\tRUNNING\tlocalhost\t0:", program.stdout, re.M), program
         there.reach_limit()
         with pytest.raises(JobEndedError, match="the job reached its time limit"):
             tunnel.wait(30)

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.every_python
 
 def line(stat: str, *, host: str = "-", code: str = "-", pend: str = "-", why: str = "-") -> str:
     """Write a line of ``bjobs``."""
-    return f"861487|{stat}|{host}|1440.0|16038 second(s)|{code}|alice|bokeh-ssh:abc|{pend}|{why}\n"
+    return f"861487|{stat}|{host}|1440.0|16038 second(s)|{code}|alice|dash|bokeh-ssh:abc|{pend}|{why}\n"
 
 
 def test_running_job_is_read() -> None:
@@ -116,7 +116,8 @@ def test_silence_is_no_end() -> None:
 def test_own_jobs_are_listed() -> None:
     """Those with our mark in their description are."""
     (job,) = lsf.read_list(line("RUN", host="n7") + line("RUN").replace("bokeh-ssh:abc", "mine"))
-    assert (job["id"], job["state"], job["node"], job["left"][:3]) == ("861487", "RUNNING", "n7", "19:")
+    assert [*job.values()][:2] == ["861487", "dash"]
+    assert (job["state"], job["node"], job["left"][:3]) == ("RUNNING", "n7", "19:")
     assert lsf.read_owners("1234 22001 bokeh-ssh:abc\n9 1 -\n") == [
         ("1234", "22001", True),
         ("9", "1", False),

@@ -136,9 +136,9 @@ def test_silence_is_no_end() -> None:
 
 def test_own_jobs_are_listed() -> None:
     """Those with our mark are."""
-    assert [(job["id"], job["node"]) for job in pbs.read_list(RUNNING + TORQUE.format("R", ""))] == [
-        ("1234", "localhost")
-    ]
+    assert [
+        (job["id"], job["name"], job["node"]) for job in pbs.read_list(RUNNING + TORQUE.format("R", ""))
+    ] == [("1234", "bokeh-ssh", "localhost")]
     assert pbs.read_owners("1234 22001 bokeh-ssh-abc\n") == [("1234", "22001", True)]
     assert len(pbs.read_owners("16 0 -\n16 0 -\n16 0 -\n")) == 3
 

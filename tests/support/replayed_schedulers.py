@@ -67,9 +67,9 @@ LSF = {
     "queues": "QUEUE_NAME      PRIO STATUS          MAX JL/U JL/P JL/H NJOBS  PEND   RUN  SUSP  RSV PJOBS\n"
     "normal           30  Open:Active       -    -    -    -     0     0     0     0    0     0\n",
     "submitted": "Job <1234> is submitted to default queue <normal>.\n",
-    "waiting": "1234|PEND|-|20.0|0 second(s)|-|alice|@MARK@|New job is waiting for scheduling;|-\n",
-    "running": "1234|RUN|4*localhost|20.0|3 second(s)|-|alice|@MARK@|-|-\n",
-    "over": "1234|EXIT|localhost|20.0|1205 second(s)|140|alice|@MARK@|-|"
+    "waiting": "1234|PEND|-|20.0|0 second(s)|-|alice|dash|@MARK@|New job is waiting for scheduling;|-\n",
+    "running": "1234|RUN|4*localhost|20.0|3 second(s)|-|alice|dash|@MARK@|-|-\n",
+    "over": "1234|EXIT|localhost|20.0|1205 second(s)|140|alice|dash|@MARK@|-|"
     "TERM_RUNLIMIT: job killed after reaching LSF run time limit\n",
 }
 _COMMANDS = {
