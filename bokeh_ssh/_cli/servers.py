@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bokeh_ssh._cli.messages import describe_error
-from bokeh_ssh._core.errors import JobError, ServerNotFoundError, SessionError, UsageError
+from bokeh_ssh._core.errors import BokehSSHError, JobError, ServerNotFoundError, SessionError, UsageError
 from bokeh_ssh._core.events import OnEvent, Warned
 from bokeh_ssh._core.host import as_host
 from bokeh_ssh._jobs.job import ListedJob
@@ -57,8 +57,12 @@ def find(
             with _queue(connection, python) as queue:
                 return servers, queue.jobs() if queue else []
         except _NO_JOBS as exc:
-            on_event(Warned(host=host, text=f"jobs cannot be listed: {describe_error(exc)}"))
+            _warn_no_jobs(host, on_event, exc)
             return servers, []
+
+
+def _warn_no_jobs(host: str, on_event: OnEvent, error: BokehSSHError) -> None:
+    on_event(Warned(host=host, text=f"jobs cannot be listed: {describe_error(error)}"))
 
 
 def end(
@@ -78,9 +82,9 @@ def end(
             try:
                 queue = stack.enter_context(_queue(connection, python))
                 jobs = queue.jobs() if queue else []
-            except _NO_JOBS:
+            except _NO_JOBS as exc:
                 if not fits:
-                    raise
+                    _warn_no_jobs(host, on_event, exc)
             job = choose_job(jobs, fits, name, host=connection.name)
             if queue and job:
                 queue.cancel(job)

@@ -25,6 +25,7 @@ from bokeh_ssh._core.errors import (
     JobNeverStartsError,
     LaunchError,
     QueueTimeoutError,
+    SessionError,
     SubmitError,
     TunnelClosedError,
     UsageError,
@@ -170,7 +171,7 @@ class ClusterJob:
         :raises JobEndedError: if it is over
         :raises BokehSSHError: if a machine cannot be reached
         """
-        losses = 0
+        losses, renewed = 0, False
         while True:
             try:
                 warden = self._reach_login()
@@ -188,6 +189,12 @@ class ClusterJob:
                     raise
                 self._forget_job()
                 self._emit(Warned(host=self._label, text=f"{exc.message}, so a new one is submitted"))
+            except SessionError:
+                # What led to another job's machine may still have one of few sessions (MaxSessions).
+                if renewed or not self._way:
+                    raise
+                renewed = True
+                self._login_stack.close()
             except BokehSSHError as exc:
                 # A job may wait for longer than any line lasts.
                 job = (

@@ -653,7 +653,7 @@ def test_end_of_what_was_published_is_told_once(
                 opened.address()
                 cable.pull()
                 assert published.end() == 1, published
-                opened.expect("it is opened as soon as it is")
+                opened.expect("it is waited for")
                 opened.interrupt()
                 assert opened.end() == 0, opened
     last = [line for line in published.stderr.splitlines() if line]

@@ -71,7 +71,7 @@ def test_batch_job_of_a_project(tmp_path: Path) -> None:
     ("line", "said"),
     [
         ("batch = 3", "neither true, nor a scheduler's name, nor a table"),
-        ('batch = "pbs"', "'pbs' is not known"),
+        ('batch = "nqs"', "'nqs' is not known"),
         ('batch = { tiem = "1:00" }', "batch has no 'tiem'"),
         ("batch = { gpus = 0 }", "gpus = 0 is not a number of them"),
         ('batch = { extra = "--mem=0" }', "extra is one string"),

@@ -434,7 +434,7 @@ def test_loss_on_one_side_of_a_relay_is_no_end(embedded: Any) -> None:
     ):
         assert read_exactly(sock, 100_000) == DATA[:100_000]
         [stream] = gateway.transport._channels.values()
-        send_eof = stream._carrier.send_now
+        send_eof = stream._transport.send_now
 
         def watch(packet: Any) -> None:
             if isinstance(packet, bytes):

@@ -336,7 +336,7 @@ def test_what_was_brought_is_removed(bench: Bench) -> None:
         return [event.text for event in bench.events if isinstance(event, Warned)]
 
     until(warnings, what="it to be told")
-    assert "brought" in warnings()[0]
+    assert "uploaded files" in warnings()[0]
 
 
 def _is_led_in(path: Path) -> bool:

@@ -62,7 +62,7 @@ class Running:
         return message
 
     def submit(self) -> None:
-        assert self.hear()["program"] == "sbatch"
+        assert self.hear()["programs"] == ["sbatch"]
         self.say(do="run", id=1, argv=["sbatch"], input="the script", guard=slurm.guard("f00"))
         answer = self.hear()
         assert (answer["event"], answer["status"], answer["out"]) == ("ran", 0, "17\n")

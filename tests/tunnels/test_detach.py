@@ -348,7 +348,7 @@ def test_commands_leave_and_find_again(here: Machine) -> None:
         first.expect("bokeh-ssh attach")
         first.interrupt()
         assert first.end() == 0, first
-    assert "the server runs on" in first.stderr
+    assert "the server keeps running" in first.stderr
     assert servers(here, app)
     with Program("attach", here.host, *login(here)) as second:
         assert second.address() == address

@@ -86,7 +86,7 @@ def test_server_that_has_ended_is_started_anew(machine: Machine, tmp_path: Path)
             [back] = [event for event in events if isinstance(event, Reconnected)]
             assert not back.same_server
             [warned] = [event for event in events if isinstance(event, Warned)]
-            assert "anew" in warned.text
+            assert "a new one is started" in warned.text
             assert tunnel.url == url
             assert ask(tunnel).startswith("seen 1 by ")
             assert len(servers(machine, app)) == 1
