@@ -473,7 +473,7 @@ def test_what_is_not_there_is_refused_at_once(tmp_path: Path, monkeypatch: pytes
         ({"app": "none.py", "upload": True}, "there is no 'none.py' on this machine"),
         ({"app": ["a/x.py", "b/x.py"], "upload": True}, "both be 'x.py' there"),
         ({"app": "a/x.py", "bring": "none"}, "there is no 'none' on this machine"),
-        ({"upload": True}, "no app to be brought"),
+        ({"upload": True}, "no app to upload"),
         ({"dev": True}, "no app"),
         ({"app": os.devnull, "upload": True}, "neither a file nor a folder"),
         ({"app": "a/x.py", "dev": True, "args": ["--dev"]}, "given twice"),
