@@ -14,7 +14,7 @@ from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.framing import plain
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._jobs.batch import Batch, check_extra
-from bokeh_ssh._jobs.job import Job, JobState
+from bokeh_ssh._jobs.job import Job, JobState, explain_end, format_left
 
 NAME = "sge"
 TITLE = "Grid Engine"
@@ -264,8 +264,7 @@ def end_holder_words(job: str, step: str) -> list[str]:
 
 def describe_end(job: Job, batch: Batch, canceller: str = "") -> tuple[str, str]:
     """Say how a job ended, and the next step."""
-    why, hint = _ENDS.get(job.state, _ENDS[JobState.UNKNOWN])
-    return (f"{why} by {canceller}" if canceller else why), hint
+    return explain_end(_ENDS, job, batch.memory, canceller)
 
 
 def canceller_words(job: str) -> list[str]:
@@ -299,14 +298,9 @@ def read_list(out: str) -> list[dict[str, str]]:
             continue
         job = read_answer(listed["job"], 0, f"{listed[0]}<detailed_job_info>{detail}", "")
         if job:
-            left = "" if job.ends_at is None else _format_left(job.ends_at - time.time())
+            left = "" if job.ends_at is None else format_left(job.ends_at - time.time())
             state = job.state.value
             name = _NAME.search(detail)
             fields = {"id": job.id, "name": plain(name[1]) if name else "", "state": state}
             jobs.append({**fields, "reason": job.reason, "node": job.node, "left": left})
     return jobs
-
-
-def _format_left(seconds: float) -> str:
-    minutes, second = divmod(max(0, int(seconds)), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{second:02}"

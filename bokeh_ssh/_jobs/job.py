@@ -1,8 +1,9 @@
-"""What is known here about a batch job: its state, as a record."""
+"""What is known here about a batch job: its state, as a record; and how its time and its end are worded."""
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -68,3 +69,27 @@ class ListedJob:
     reason: str
     node: str
     left: str
+
+
+def format_left(seconds: float) -> str:
+    """Write the time that is left as ``H:M:S``."""
+    minutes, second = divmod(max(0, int(seconds)), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{second:02}"
+
+
+def explain_end(
+    ends: Mapping[JobState, tuple[str, str]], job: Job, memory: str | None, canceller: str
+) -> tuple[str, str]:
+    """Say how a job ended, with who, how much or where, and the next step.
+
+    :param ends: both for each state, and for one that is not known
+    :param memory: what the job had asked for
+    :param canceller: the account that has cancelled it; empty where that is not told
+    """
+    why, hint = ends.get(job.state, ends[JobState.UNKNOWN])
+    details = {
+        JobState.CANCELLED: f" by {canceller}" if canceller else "",
+        JobState.OUT_OF_MEMORY: f" ({memory})" if memory else "",
+        JobState.NODE_FAIL: f" ({job.node})" if job.node else "",
+    }
+    return why + details.get(job.state, ""), hint

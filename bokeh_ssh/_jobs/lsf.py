@@ -14,7 +14,7 @@ from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.framing import plain
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._jobs.batch import Batch, check_extra
-from bokeh_ssh._jobs.job import Job, JobState
+from bokeh_ssh._jobs.job import Job, JobState, explain_end, format_left
 
 NAME = "lsf"
 TITLE = "LSF"
@@ -293,14 +293,7 @@ def end_holder_words(job: str, step: str) -> list[str]:
 
 def describe_end(job: Job, batch: Batch, canceller: str = "") -> tuple[str, str]:
     """Say how a job ended, and the next step."""
-    why, hint = _ENDS.get(job.state, _ENDS[JobState.UNKNOWN])
-    if job.state is JobState.CANCELLED and canceller:
-        why = f"{why} by {canceller}"
-    if job.state is JobState.OUT_OF_MEMORY and batch.memory:
-        why = f"{why} ({batch.memory})"
-    if job.state is JobState.NODE_FAIL and job.node:
-        why = f"{why} ({job.node})"
-    return why, hint
+    return explain_end(_ENDS, job, batch.memory, canceller)
 
 
 def canceller_words(job: str) -> list[str]:
@@ -331,12 +324,6 @@ def read_list(out: str) -> list[dict[str, str]]:
             fields = {"id": job.id, "name": row["job_name"], "state": job.state.value}
             jobs.append({**fields, "reason": job.reason, "node": job.node, "left": left})
     return jobs
-
-
-def format_left(seconds: float) -> str:
-    """Write a time as ``H:M:S``."""
-    minutes, second = divmod(max(0, int(seconds)), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{second:02}"
 
 
 def read_version(out: str) -> str:

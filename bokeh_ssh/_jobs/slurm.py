@@ -13,7 +13,7 @@ from typing import NamedTuple
 from bokeh_ssh._core.framing import plain
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._jobs.batch import Batch, check_extra
-from bokeh_ssh._jobs.job import Job, JobState
+from bokeh_ssh._jobs.job import Job, JobState, explain_end
 
 NAME = "slurm"
 TITLE = "Slurm"
@@ -372,14 +372,7 @@ def describe_end(job: Job, batch: Batch, canceller: str = "") -> tuple[str, str]
 
     :param canceller: who has cancelled it, where that is known
     """
-    why, hint = _ENDS[job.state]
-    if job.state is JobState.CANCELLED and canceller:
-        why = f"{why} by {canceller}"
-    if job.state is JobState.OUT_OF_MEMORY and batch.memory:
-        why = f"{why} ({batch.memory})"
-    if job.state is JobState.NODE_FAIL and job.node:
-        why = f"{why} ({job.node})"
-    return why, hint
+    return explain_end(_ENDS, job, batch.memory, canceller)
 
 
 def canceller_words(job: str) -> list[str]:
