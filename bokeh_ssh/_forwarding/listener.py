@@ -32,10 +32,11 @@ from bokeh_ssh._forwarding.http_requests import MOST, Inspector, Opened
 from bokeh_ssh._forwarding.peer_uid import GONE, UNKNOWN, PeerUidCheck
 from bokeh_ssh._forwarding.request_filter import RequestFilter
 from bokeh_ssh._forwarding.site_cache import SiteCache
-from bokeh_ssh._forwarding.spare_channels import SpareChannels
+from bokeh_ssh._forwarding.spare_channels import Check, SpareChannels
 from bokeh_ssh._forwarding.static_cache import StaticCache
-from bokeh_ssh._ssh.connection import Connection, EarlyChannel
+from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._ssh.relay import MakeRelay, SocketRelay, reset, reset_on_close
+from bokeh_ssh._ssh.transport import EarlyChannel
 
 # Where its source is compiled, Python 3.14 warns of a "return" in a "finally" (PEP 765). That is to be on
 # nobody's screen, and to end nobody's program under -W error.
@@ -291,7 +292,7 @@ class LocalAcceptor:
         connection: Connection,
         target: Endpoint,
         request_filter: RequestFilter | None = None,
-        check: Callable[[Callable[[bool], None]], None] | None = None,
+        check: Check | None = None,
         cache: StaticCache | None = None,
         *,
         site: str = "",
@@ -341,10 +342,10 @@ class LocalAcceptor:
         if request_filter:
             full = functools.partial(pause, self._forwarder)
             gate = HttpGate(connection.io_loop, inspect, accept, self._route_or_hold, full, kept)
+        if spare:  # for those that are held, first of all
+            spare.fill()
         self.route_to(gate.check if gate else accept, alive=lambda: connection.alive)
         try:
-            if spare:
-                spare.fill()
             yield
         finally:
             self.hold_connections()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import secrets
 import threading
 from collections.abc import Callable, Iterator
@@ -42,9 +43,16 @@ class PortOwnershipMonitor:
     Made by :func:`monitor_port`. It begins on a thread of its own, since that takes two round trips.
 
     :param on_taken: told when the port becomes another user's; on the connection's thread
+    :param before: watched over the same port, over a connection that was lost
     """
 
-    def __init__(self, connection: Connection, port: int, on_taken: Callable[[BokehSSHError], None]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        port: int,
+        on_taken: Callable[[BokehSSHError], None],
+        before: PortOwnershipMonitor | None = None,
+    ) -> None:
         self._connection = connection
         self._host = connection.name
         self._port = port
@@ -57,6 +65,8 @@ class PortOwnershipMonitor:
         self._said: set[str] = set()
         self._me = -1
         self._first: frozenset[Listener] = frozenset()
+        self._before = before._first if before else self._first
+        self._stayed = False  # whether the first look has found a listener from before
         self._sees = False
         self._error: BokehSSHError | None = None
         self._begun = False
@@ -137,9 +147,16 @@ class PortOwnershipMonitor:
             return None
         return next((owner for owner, _ in now if owner != self._me), None)
 
-    def verify(self, verdict: Verdict) -> None:
-        """Look at the port, and tell; returns at once."""
+    def verify(self, verdict: Verdict, opened_at: float = math.inf) -> None:
+        """Look at the port, and tell; returns at once.
+
+        :param opened_at: when the channel was confirmed that is to be used. Where that was before the first
+            look, and the same listener has been there since the connection before, no other is needed
+        """
         with self._change:
+            if self._stayed and self._session and opened_at < self._session.replied_at:
+                verdict(True)
+                return
             session = None if self._ended else self._session
             number = str(next(self._numbers))
             if session:
@@ -165,6 +182,7 @@ class PortOwnershipMonitor:
                 self._me = int(text)
             elif event == "looked":
                 self._first = self._read(text)
+                self._stayed = bool(self._first & self._before)
             elif event == "seen":
                 number, _, rows = text.partition(";")
                 verdict = self._asked.pop(number, None)
@@ -207,13 +225,17 @@ class PortOwnershipMonitor:
 
 @contextlib.contextmanager
 def monitor_port(
-    connection: Connection, port: int, on_taken: Callable[[BokehSSHError], None]
+    connection: Connection,
+    port: int,
+    on_taken: Callable[[BokehSSHError], None],
+    before: PortOwnershipMonitor | None = None,
 ) -> Iterator[PortOwnershipMonitor]:
     """Watch over the port while the context lasts; begins in the background.
 
     :param on_taken: told when the port becomes another user's; on the connection's thread
+    :param before: watched over the same port, over a connection that was lost
     """
-    monitor = PortOwnershipMonitor(connection, port, on_taken)
+    monitor = PortOwnershipMonitor(connection, port, on_taken, before)
     monitor.begin()
     try:
         yield monitor

@@ -25,9 +25,9 @@ from bokeh_ssh._forwarding.static_requests import (
     write_static_head,
     write_unchanged_head,
 )
-from bokeh_ssh._ssh.connection import Connection, EarlyChannel
+from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._ssh.relay import Loop
-from bokeh_ssh._ssh.transport import Channel
+from bokeh_ssh._ssh.transport import Channel, EarlyChannel
 
 #: Gets an answer, head first, or None where only the server has one.
 Use = Callable[["list[memoryview] | None"], None]

@@ -10,18 +10,23 @@ import collections
 import threading
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from bokeh_ssh._core.endpoint import HERE, Endpoint
-from bokeh_ssh._ssh.connection import Connection, EarlyChannel
-from bokeh_ssh._ssh.transport import Channel
+from bokeh_ssh._ssh.connection import Connection
+from bokeh_ssh._ssh.transport import Channel, EarlyChannel
 
 #: Seconds after which it is not used any more. Tornado ends what has been idle for an hour, and a request
 #: that crosses that end on its way is lost.
 _MOST_AGE = 1800.0
 #: One for a page, and one for its WebSocket, which follows within a round trip.
-_COUNT = 2
+SPARE = 2
 
-Check = Callable[[Callable[[bool], None]], None]
+
+class Check(Protocol):
+    """Has the last word on a channel, see :meth:`Connection.forward`; may be told when it was confirmed."""
+
+    def __call__(self, verdict: Callable[[bool], None], opened_at: float = ..., /) -> None: ...
 
 
 class SpareChannels:
@@ -32,7 +37,7 @@ class SpareChannels:
     """
 
     def __init__(
-        self, connection: Connection, target: Endpoint, check: Check | None, count: int = _COUNT
+        self, connection: Connection, target: Endpoint, check: Check | None, count: int = SPARE
     ) -> None:
         self._connection = connection
         self._target = target
@@ -63,7 +68,7 @@ class SpareChannels:
         with self._lock:
             while self._unused and early is None:
                 early = self._unused.popleft()
-                if not early.untouched or time.monotonic() - early.since > _MOST_AGE:
+                if not early.untouched or time.monotonic() - early.channel.opened_at > _MOST_AGE:
                     self._over = self._over or early.has_data  # it speaks first, which is old news by now
                     early.channel.close()
                     early = None
@@ -85,7 +90,7 @@ class SpareChannels:
     def _on_open(self, channel: Channel) -> None:
         early = EarlyChannel(channel)
         if self._check:
-            self._check(lambda fine: self._add(early, fit=fine))
+            self._check(lambda fine: self._add(early, fit=fine), channel.opened_at)
         else:
             self._add(early)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import ipaddress
 import random
 import socket
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from bokeh_ssh._core.endpoint import HERE, Endpoint
 from bokeh_ssh._core.errors import (
     AlgorithmError,
     AuthenticationError,
@@ -33,7 +35,7 @@ from bokeh_ssh._ssh.auth.key_memory import KeyMemory
 from bokeh_ssh._ssh.auth.own_server import OwnServer, OwnServerError
 from bokeh_ssh._ssh.auth.prompt_cache import PromptCache
 from bokeh_ssh._ssh.config.lookup import HostConfig, Session
-from bokeh_ssh._ssh.connection import Connection, Jump
+from bokeh_ssh._ssh.connection import Connection, Jump, opening
 from bokeh_ssh._ssh.control_master import ControlMaster, MasterError
 from bokeh_ssh._ssh.io_loop import IOLoop
 from bokeh_ssh._ssh.proxy_command import ProxySocket
@@ -61,6 +63,7 @@ def connect(
     stream: OpenStream | None = None,
     prefer: Sequence[str] = (),
     session: Session = "exec",
+    ahead: Sequence[Endpoint | None] = (),
 ) -> Connection:
     """Connect and log in, through all hops (``ssh``), or through what ``ssh`` keeps open to one of them.
 
@@ -73,6 +76,8 @@ def connect(
     :param prefer: addresses that were reached before: of a name with several, as login nodes have, the one
         that leads to the same machine again is dialled first
     :param session: whether commands are run on it, or nothing is but forwards (``ssh -N``)
+    :param ahead: what channels will be wanted to, as often as they will, and None for a session: they are
+        asked for with the login, where that is known to succeed
     :raises BokehSSHError: whatever went wrong, by stage; nothing is left open
     """
     route = find_route(host, via=via.hop.hostname if via else None, session=session)
@@ -84,13 +89,11 @@ def connect(
 
     def connect_all(route: Sequence[Hop], jump: Jump | None) -> Connection:
         try:
-            for hop in route:
+            for number, hop in enumerate(route, 1):
                 open_stream = stream or _dialler(hop, jump or via, prefer)
-                try:
-                    connection = _connect_hop(hop, jump, via, on_event, prompt_cache, open_stream)
-                except _ObjectionError:  # it is asked for its methods first from now on
-                    connection = _connect_hop(hop, jump, via, on_event, prompt_cache, open_stream, minds=True)
-                jump = connection
+                wanted = [(each.hostname, each.port) for each in route[number : number + 1]] or ahead
+                args = hop, jump, via, on_event, prompt_cache, open_stream, wanted
+                jump = connection = _with_care(functools.partial(_connect_hop, *args))
         except BaseException:
             if jump:
                 jump.close()
@@ -111,7 +114,24 @@ def connect(
 
 
 class _ObjectionError(Exception):
-    """The server has hung up at a login that began with a key."""
+    """The server has hung up at a login that began with a key.
+
+    :ivar care: with how much the next is to be made, see :class:`KeyMemory`
+    """
+
+    def __init__(self, care: int) -> None:
+        super().__init__(care)
+        self.care = care
+
+
+def _with_care(connect_hop: Callable[[int], Connection]) -> Connection:
+    """Connect, again with more care where the server minds."""
+    care = 0
+    while True:
+        try:
+            return connect_hop(care)
+        except _ObjectionError as exc:
+            care = exc.care
 
 
 def _find_master(hop: Hop) -> ControlMaster | None:
@@ -154,8 +174,8 @@ def _connect_hop(
     on_event: OnEvent,
     prompt_cache: PromptCache,
     stream: OpenStream,
-    *,
-    minds: bool = False,
+    ahead: Sequence[Endpoint | None],
+    care: int,
 ) -> Connection:
     proxy_connection = jump or via
     host, prompt = hop.host, prompt_cache.begin(None if hop.config.batch_mode else hop.host.prompt)
@@ -184,7 +204,7 @@ def _connect_hop(
             rules=_host_key_rules(hop, address),
         ):
             on_event(event)
-        memory = KeyMemory(key, hop.user, minds=minds)
+        memory = KeyMemory(key, hop.user, care=care)
         try:
             methods = login.login(
                 transport,
@@ -194,22 +214,30 @@ def _connect_hop(
                 timeout=hop.timeout,
                 warn=lambda text: on_event(Warned(host=hop.label, text=text)),
                 memory=memory,
+                ahead=(lambda: transport.ask_ahead(map(_request, ahead))) if ahead else None,
             )
         except (AuthenticationError, ConnectionLostError) as exc:
             if not memory.unanswered:
                 raise
             memory.note_objection()
-            raise _ObjectionError from exc
+            raise _ObjectionError(1 if memory.ahead else 2) from exc
         except ConnectTimeoutError:
             if memory.unanswered:  # the line, or the server: the next login asks first
                 memory.forget()
             raise
+        if memory.refused:
+            transport.drop_ahead()
         prompt_cache.keep()
         connection = Connection(hop, transport, methods, jump)
         stack.callback(connection.close)
         on_event(Authenticated(host=hop.label, user=hop.user, methods=methods))
         stack.pop_all()  # the last step: until then Ctrl-C closes it
     return connection
+
+
+def _request(wanted: Endpoint | None) -> tuple[bytes, bytes]:
+    """Return what a channel to an endpoint is asked for with, or a session."""
+    return (b"session", b"") if wanted is None else opening(wanted, HERE)
 
 
 def _host_key_policy(hop: Hop) -> HostKeys:

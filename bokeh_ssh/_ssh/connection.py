@@ -30,7 +30,7 @@ from bokeh_ssh._ssh.messages import AGENT_REQUEST, string
 from bokeh_ssh._ssh.relay import MakeRelay, SocketRelay, reset
 from bokeh_ssh._ssh.route import Hop
 from bokeh_ssh._ssh.session import Session
-from bokeh_ssh._ssh.transport import LOST, Channel, ChannelHandler, IncomingHandler, Reply, Transport
+from bokeh_ssh._ssh.transport import LOST, Channel, EarlyChannel, IncomingHandler, Reply, Transport
 
 log = logging.getLogger("bokeh_ssh.connection")
 
@@ -485,14 +485,15 @@ class Connection:
     ) -> Channel | tuple[int, str]:
         """Open a channel; the stream, or the code and text of the refusal."""
         answered = threading.Event()
-        refusal: list[tuple[int, str]] = []
+        answers: list[Channel | tuple[int, str]] = []
 
         def opened(channel: Channel) -> None:
             handler.opened(channel)
+            answers.append(channel)
             answered.set()
 
         def refused(code: int, text: str) -> None:
-            refusal.append((code, text))
+            answers.append((code, text))
             answered.set()
 
         channel = self.transport.request_channel(kind, payload, opened, refused)
@@ -502,9 +503,10 @@ class Connection:
         except BaseException:
             channel.close()
             raise
-        if refusal and refusal[0][0] == LOST:
+        answer = answers[0]
+        if isinstance(answer, tuple) and answer[0] == LOST:
             raise self.lost_error()
-        return refusal[0] if refusal else channel
+        return answer
 
     def refusal(self, code: int, text: str, target: Endpoint) -> ForwardError:
         """Make the error for a channel to ``target`` that was refused with this reason."""
@@ -649,60 +651,6 @@ def bound_port(answer: bytes) -> int | None:
     """Read the port that a server chose (RFC 4254, section 7.1); None where it does not say, or nonsense."""
     port = int.from_bytes(answer[:4], "big") if len(answer) >= 4 else 0
     return port if 0 < port < 65536 else None
-
-
-class EarlyChannel:
-    """A channel that nobody uses yet; what comes on it is kept, within its window.
-
-    :ivar since: when it was opened, by ``time.monotonic()``
-    :ivar has_data: whether the far side has sent something
-    """
-
-    def __init__(self, channel: Channel) -> None:
-        self.channel = channel
-        self.since = time.monotonic()
-        self.has_data = False
-        self._calls: list[Callable[[ChannelHandler], None]] = []
-        self._handler: ChannelHandler | None = None
-        self._lock = threading.RLock()  # the transport's thread brings, any thread hands over
-        channel.attach(self)
-
-    @property
-    def untouched(self) -> bool:
-        """Whether the far side has neither sent anything nor ended it."""
-        return not self._calls
-
-    def hand_over(self, handler: ChannelHandler) -> None:
-        """Pass another handler what came, and all that follows."""
-        with self._lock:
-            for call in self._calls:
-                call(handler)
-            self._handler = handler
-            if self.channel.handler is self:  # else it has ended, and that was handed over
-                self.channel.handler = handler
-
-    def _keep(self, call: Callable[[ChannelHandler], None]) -> None:
-        with self._lock:
-            if self._handler:  # handed over while this was on its way here
-                call(self._handler)
-            else:
-                self._calls.append(call)
-
-    def on_data(self, parts: list[memoryview]) -> None:
-        self.has_data = True
-        self._keep(lambda handler: handler.on_data(parts))
-
-    def on_eof(self) -> None:
-        self._keep(lambda handler: handler.on_eof())
-
-    def on_close(self) -> None:
-        self._keep(lambda handler: handler.on_close())
-
-    def on_lost(self) -> None:
-        self._keep(lambda handler: handler.on_lost())
-
-    def on_window(self) -> None:
-        pass  # whoever comes after asks how much it may send
 
 
 class _RelayOnOpen:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable
 
 from bokeh_ssh._ssh.io_loop import IOLoop
@@ -18,6 +19,7 @@ class Session:
     """An exec channel (RFC 4254, section 6.5). Made by ``Connection.run``.
 
     :ivar replied: set when the server has said whether it runs the command
+    :ivar replied_at: when that was, by ``time.monotonic()``
     :ivar ended: set when the channel is gone, however it ended
     """
 
@@ -40,12 +42,13 @@ class Session:
         self._lock = threading.RLock()  # a signal handler may close while its thread writes
         self.accepted = False
         self.replied = threading.Event()
+        self.replied_at = 0.0
         self.ended = threading.Event()
 
     def opened(self, channel: Channel) -> None:
         """Take the stream that was opened for it."""
         self._channel = channel
-        channel.handler = self
+        channel.attach(self)
 
     def write(self, data: bytes) -> None:
         """Queue bytes for the command's standard input; never blocks, from any thread."""
@@ -124,7 +127,7 @@ class Session:
             self._channel.credit(count)
 
     def on_reply(self, ok: bool) -> None:
-        self.accepted = ok
+        self.accepted, self.replied_at = ok, time.monotonic()
         self.replied.set()
 
     def on_exit(self, status: int) -> None:

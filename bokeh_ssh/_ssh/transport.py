@@ -29,7 +29,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import paramiko
@@ -250,6 +250,7 @@ class Channel:
     :param on_open: called on the transport thread when the far side has confirmed it
     :param on_refused: called there with the reason code and text of RFC 4254, section 5.1, when it has
         not; :data:`LOST` means that the connection died first
+    :ivar opened_at: when it was confirmed, by ``time.monotonic()``
     """
 
     __slots__ = (
@@ -267,6 +268,7 @@ class Channel:
         "number",
         "on_open",
         "on_refused",
+        "opened_at",
         "remote_number",
         "window",
     )
@@ -286,6 +288,7 @@ class Channel:
         self.handler: ChannelHandler = _NOWHERE
         self.max_packet = 0
         self._opened = False
+        self.opened_at = 0.0
         self._granted = 0  # written by the transport thread alone
         self._sent = 0  # written by the loop's thread alone
         self.window = ReceiveWindow(transport)
@@ -362,7 +365,10 @@ class Channel:
         )
 
     def attach(self, handler: ChannelHandler) -> None:
-        """Pass what arrives from here on to ``handler``."""
+        """Pass what arrives from here on to ``handler``, and what has been kept so far."""
+        if isinstance(self.handler, EarlyChannel):
+            self.handler.hand_over(handler)
+            return
         self.handler = handler
         if self._close_received:  # the connection died meanwhile, and told nobody
             handler.on_lost()
@@ -382,6 +388,11 @@ class Channel:
         """Whether we have asked for it, and the far side has yet to answer."""
         return self.on_open is not None and not self._opened
 
+    @property
+    def over(self) -> bool:
+        """Whether either side has closed it."""
+        return self._close_sent or self._close_received
+
     # Receiving: the transport thread.
 
     def set_remote(self, number: int, window: int, max_packet: int) -> None:
@@ -392,6 +403,7 @@ class Channel:
 
     def confirmed(self) -> None:
         """Report to the opener that the far side has confirmed."""
+        self.opened_at = time.monotonic()
         with self._order:
             self._opened = True
             given_up = self._close_sent
@@ -493,6 +505,107 @@ class Channel:
         if not waits:  # else the sink has something yet, and calls close() when it has not
             self.window.give_back()
         self._transport.forget(self)
+
+
+class EarlyChannel:
+    """A channel that nobody uses yet; what comes on it is kept, within its window.
+
+    :ivar has_data: whether the far side has sent something
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.has_data = False
+        self._calls: list[Callable[[ChannelHandler], None]] = []
+        self._handler: ChannelHandler | None = None
+        self._lock = threading.RLock()  # the transport's thread brings, any thread hands over
+        channel.attach(self)
+
+    @property
+    def untouched(self) -> bool:
+        """Whether the far side has neither sent anything nor ended it."""
+        return not self._calls
+
+    def hand_over(self, handler: ChannelHandler) -> None:
+        """Pass another handler what came, and all that follows."""
+        with self._lock:
+            for call in self._calls:
+                call(handler)
+            self._handler = handler
+            if self.channel.handler is self:  # else it has ended, and that was handed over
+                self.channel.handler = handler
+
+    def _keep(self, call: Callable[[ChannelHandler], None]) -> None:
+        with self._lock:
+            if self._handler:  # handed over while this was on its way here
+                call(self._handler)
+            else:
+                self._calls.append(call)
+
+    def on_data(self, parts: list[memoryview]) -> None:
+        self.has_data = True
+        self._keep(lambda handler: handler.on_data(parts))
+
+    def on_eof(self) -> None:
+        self._keep(lambda handler: handler.on_eof())
+
+    def on_close(self) -> None:
+        self._keep(lambda handler: handler.on_close())
+
+    def on_lost(self) -> None:
+        self._keep(lambda handler: handler.on_lost())
+
+    def on_window(self) -> None:
+        pass  # whoever comes after asks how much it may send
+
+
+class AskedChannel:
+    """A channel that is asked for together with the login, for whoever wants such a one afterwards.
+
+    :ivar request: its type, and what follows that in the request
+    :ivar channel: what is asked for
+    :ivar answered: whether the far side has said something to it
+    """
+
+    def __init__(self, request: tuple[bytes, bytes]) -> None:
+        self.request = request
+        self.channel: Channel | None = None
+        self.answered = False
+        self._opened: Channel | None = None
+        self._refusal = (0, "")
+        self._told: tuple[Callable[[Channel], None], Callable[[int, str], None]] | None = None
+        self._lock = threading.RLock()  # the transport's thread answers, any thread takes it
+
+    def take(
+        self, on_open: Callable[[Channel], None], on_refused: Callable[[int, str], None]
+    ) -> Channel | None:
+        """Have the answer told, at once if it is there; None where the far side has closed it meanwhile."""
+        with self._lock:
+            if not self.answered:
+                self._told = on_open, on_refused
+            elif self._opened is None:
+                on_refused(*self._refusal)
+            elif self._opened.over:
+                return None
+            else:
+                on_open(self._opened)
+        return self.channel
+
+    def opened(self, channel: Channel) -> None:
+        """Take it that the far side has confirmed it."""
+        with self._lock:
+            self.answered, self._opened = True, channel
+            if self._told:
+                self._told[0](channel)
+            else:
+                EarlyChannel(channel)
+
+    def refused(self, code: int, text: str) -> None:
+        """Take it that the far side has refused it."""
+        with self._lock:
+            self.answered, self._refusal = True, (code, text)
+            if self._told:
+                self._told[1](code, text)
 
 
 def _signal_number(name: str) -> int:
@@ -599,6 +712,8 @@ class Transport(_Base):
         self._window_lock = threading.Lock()
         self._round_trips: collections.deque[float] = collections.deque(maxlen=8)
         self._listeners: dict[Endpoint, IncomingHandler] = {}
+        self._ahead: dict[tuple[bytes, bytes], collections.deque[AskedChannel]] = {}
+        self._unanswered: list[AskedChannel] = []  # as far as is known
         self._ended = threading.Event()
 
     @property
@@ -785,6 +900,8 @@ class Transport(_Base):
         if reply:  # otherwise nobody has asked
             reply.unknown = unknown
             self._round_trips.append(time.monotonic() - reply.asked)
+            if self._unanswered and len(self._round_trips) > 1:
+                self._ask_again()
             if ok and reply.granted:
                 reply.granted(payload)
             reply.set(ok=ok, payload=payload)
@@ -845,7 +962,59 @@ class Transport(_Base):
         on_open: Callable[[Channel], None],
         on_refused: Callable[[int, str], None],
     ) -> Channel:
-        """Ask for a channel (RFC 4254, section 5.1); returns at once, the callbacks tell."""
+        """Ask for a channel (RFC 4254, section 5.1); returns at once, the callbacks tell.
+
+        One that was asked for ahead is taken first: then it may be the caller's thread that is told.
+        """
+        asked = self._ahead.get((kind, payload))
+        if asked:
+            with contextlib.suppress(IndexError):  # another thread has taken the last
+                if channel := asked.popleft().take(on_open, on_refused):
+                    return channel
+        return self._request_channel(kind, payload, on_open, on_refused)
+
+    def ask_ahead(self, requests: Iterable[tuple[bytes, bytes]]) -> None:
+        """Ask for channels that will be wanted, before the server has said that we are logged in.
+
+        It passes them to the service that the login is for (RFC 4252, section 5.3). With compression that
+        begins once we are logged in (``zlib@openssh.com``), nothing can be sent before it says so.
+
+        :param requests: of each its type, and what follows that in the request
+        """
+        for request in requests if self.local_compression == "none" else ():
+            asked = AskedChannel(request)
+            asked.channel = self._request_channel(*request, asked.opened, asked.refused)
+            self._ahead.setdefault(request, collections.deque()).append(asked)
+            self._unanswered.append(asked)
+
+    def drop_ahead(self) -> None:
+        """Forget them: we are not logged in."""
+        asked, self._unanswered = self._unanswered, []
+        self._ahead.clear()
+        for each in asked:
+            if each.channel:
+                each.channel.close()
+                self.forget(each.channel)
+
+    def _ask_again(self) -> None:
+        """Ask once more for what was lost by a server that forgets what comes together with a login.
+
+        Others have answered by now, the second time that they answer something else; but for targets that
+        take their time.
+        """
+        lost, self._unanswered = [each for each in self._unanswered if not each.answered], []
+        for each in lost:
+            if each.channel:
+                each.channel.close()
+            each.channel = self._request_channel(*each.request, each.opened, each.refused)
+
+    def _request_channel(
+        self,
+        kind: bytes,
+        payload: bytes,
+        on_open: Callable[[Channel], None],
+        on_refused: Callable[[int, str], None],
+    ) -> Channel:
         channel = Channel(self, self._numbers.take(), on_open, on_refused)
         head = struct.pack(">BI", MSG_CHANNEL_OPEN, len(kind)) + kind
         self._channels[channel.number] = channel

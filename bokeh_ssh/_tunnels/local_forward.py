@@ -228,7 +228,7 @@ class LocalForwardParts:
     def connect_all(self) -> tuple[Ready, bool]:
         """Connect, and lead there."""
         assert self._forward
-        connection = self._session.connect(self._host)
+        connection = self._session.connect(self._host, ahead=(self._target,))
         self._forward.route_to(connection)
         here = self._socket or f"{self._options.bind_address}:{self._forward.port}"
         return Ready(host=connection.name, url=here), True

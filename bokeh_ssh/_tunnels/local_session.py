@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from bokeh_ssh._core.backoff import Attempts, pause_before
+from bokeh_ssh._core.endpoint import Endpoint
 from bokeh_ssh._core.errors import BokehSSHError, ConnectionLostError, ServerExitedError, ServerTakenError
 from bokeh_ssh._core.events import (
     Event,
@@ -118,10 +119,12 @@ class LocalSession:
         *,
         stack: contextlib.ExitStack | None = None,
         stream: OpenStream | None = None,
+        ahead: Sequence[Endpoint | None] = (),
     ) -> Connection:
         """Connect and log in, with what a person has answered before; when it is lost, so is this.
 
         :param stack: what closes it; None: with all that goes over SSH
+        :param ahead: what channels will be wanted to, and None for a session
         """
         stack = stack or self.connection_stack
         connection = connect(
@@ -131,6 +134,7 @@ class LocalSession:
             prompt_cache=self._prompt_cache,
             stream=stream,
             prefer=self._peers,
+            ahead=ahead,
         )
         stack.callback(connection.close)
         began = time.monotonic()

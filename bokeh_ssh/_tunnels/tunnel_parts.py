@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
@@ -26,6 +26,7 @@ from bokeh_ssh._forwarding.listener import LocalAcceptor, bind, open_acceptor
 from bokeh_ssh._forwarding.port_ownership import PortOwnershipMonitor, monitor_port
 from bokeh_ssh._forwarding.request_filter import RequestFilter
 from bokeh_ssh._forwarding.site_cache import name_site
+from bokeh_ssh._forwarding.spare_channels import SPARE
 from bokeh_ssh._forwarding.static_cache import StaticCache, open_cache
 from bokeh_ssh._server.file_sync import FileSync
 from bokeh_ssh._server.options import ANY, BOKEH_PORT, LOOPBACK, ServerOptions
@@ -34,6 +35,7 @@ from bokeh_ssh._server.probe import (
     ask_at_once,
     find_route,
     http_get,
+    probe_port,
     probe_server,
     wait_until_ready,
 )
@@ -101,6 +103,7 @@ class ServerAcquisition:
     :ivar found: the server, once there is one
     :ivar outcome: what became of it, see :class:`Closed`
     :ivar reports: whether it reports a server that could not be told to end
+    :ivar wanted: what channels will be wanted to once we are logged in, and None for a session
     """
 
     def __init__(
@@ -120,10 +123,12 @@ class ServerAcquisition:
         self._no_sockets = False  # whether the SSH server connects nobody to sockets
         self._left_behind = False
         self.reports = True
+        self.wanted: list[Endpoint | None] = []
         self._attached: Attachment | None = None
 
     def open_local(self) -> None:
         """Begin to watch the files that the server is to have."""
+        self.wanted = self._list_wanted()
         # Said once all is closed: the thread that connects again may be leaving the server behind just now.
         self._session.life.stack.callback(self._report_if_left_behind)
         if self._options.bundle:
@@ -137,16 +142,28 @@ class ServerAcquisition:
         :param must_sign: whether others can get to the server, wherever it listens itself
         :returns: the server, and whether it is the one from before
         """
+        found, same = None, True
         if self.found and self.found.held:
             found = self._readopt(connection, self.found.held)
-            return (found, True) if found else (self._launch(connection, must_sign), False)
-        if self._options.server is not None:
-            return self._take_over(connection, self._options.server), False
-        if not self._options.must_launch:
+        elif self._options.server is not None:
+            found, same = self._take_over(connection, self._options.server), False
+        elif not self._options.must_launch:
             found = self._attach(connection)
-            if found:
-                return found, True
-        return self._launch(connection, must_sign), False
+        if found is None:
+            found, same = self._launch(connection, must_sign), False
+        self.wanted = self._list_wanted()
+        return found, same
+
+    def _list_wanted(self) -> list[Endpoint | None]:
+        options, found = self._options, self.found
+        again = 1 if options.plain else 1 + SPARE
+        if found and found.held:
+            return [None, *[found.endpoint] * again]
+        if options.server is not None or options.must_launch:
+            return [None]
+        looks = again if found else 2  # at first, its app's path is asked for too
+        watch = [] if options.allow_foreign else [None]
+        return [*[("localhost", options.attach_port)] * looks, *watch]
 
     def forget_server(self) -> None:
         """Have the next one started, and none looked for: the machine that it was on is gone."""
@@ -181,9 +198,13 @@ class ServerAcquisition:
         options, timeout = self._options, connection.hop.timeout
         monitor = None
         if not options.allow_foreign:  # it looks while the server is asked
-            watch = monitor_port(connection, port, self._session.lose)
+            before = self._attached.monitor if self._attached else None
+            watch = monitor_port(connection, port, self._session.lose, before)
             monitor = self._session.connection_stack.enter_context(watch)
-        probe, route = probe_server(connection, port, timeout=timeout)
+        if self.found:
+            probe, route = probe_port(connection, port, timeout=timeout), ""
+        else:
+            probe, route = probe_server(connection, port, timeout=timeout)
         if probe is None or not probe.is_bokeh:
             if monitor:
                 monitor.close()
@@ -537,11 +558,14 @@ class TunnelParts:
         return self._start_forwarding(connection, found.endpoint, found), same
 
     def _reach(self) -> Connection:
-        return self._connect_host(self._host)
+        return self._connect_host(self._host, ahead=self._acquisition.wanted)
 
-    def _connect_host(self, host: Host, via: Connection | None = None) -> Connection:
+    def _connect_host(
+        self, host: Host, via: Connection | None = None, ahead: Sequence[Endpoint | None] = ()
+    ) -> Connection:
         """Connect to the machine that the extra forwards are led by, and lead them there."""
-        connection = self._session.connect(host, via)
+        ahead = (*(forward.target for forward in self._port_forwards), *ahead)
+        connection = self._session.connect(host, via, ahead=ahead)
         self._lead_forwards(connection)
         return connection
 

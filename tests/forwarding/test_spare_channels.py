@@ -16,7 +16,8 @@ from bokeh_ssh._core.backoff import Attempts
 from bokeh_ssh._forwarding import spare_channels
 from bokeh_ssh._forwarding.listener import LocalAcceptor, bind, open_acceptor
 from bokeh_ssh._forwarding.request_filter import RequestFilter
-from bokeh_ssh._ssh.connection import Connection, EarlyChannel
+from bokeh_ssh._ssh.connection import Connection
+from bokeh_ssh._ssh.transport import EarlyChannel
 from cable import Cable
 from connections import connected
 from direct_tunnels import port_of, serve_on, tunnel_to

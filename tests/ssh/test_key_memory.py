@@ -298,11 +298,14 @@ def _run(name: str, key: Key, folder: Path) -> Iterator[Any]:
 def test_other_servers_take_it(
     name: str, key: Key, tmp_path: Path, account: object, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Servers of other kinds take a login that begins with the key, each of those that are here."""
+    """Servers of other kinds take a login that begins with the key, and requests with it."""
     with _run(name, key, tmp_path) as machine:
         caplog.set_level(logging.DEBUG, "bokeh_ssh")
         for first in (True, False):
             caplog.clear()
-            with connect(Host(machine.host, machine.user, **machine.login)) as connection:
+            with connect(Host(machine.host, machine.user, **machine.login), ahead=[None]) as connection:
                 assert connection.methods == ("publickey",)
+                words = {"on_stdout": len, "on_stderr": len, "on_exit": bool, "timeout": 10}
+                assert connection.run("true", **words).ended.wait(10)
             assert (": none refused=" in caplog.text) == first
+    assert remembered()[0].read_text().endswith(" alone\n")

@@ -2,6 +2,7 @@
 
 A login that knows it begins with that key, and does not ask first which methods there are. Only a key that
 would be offered anyway is, and none is offered twice, so that a server counts no more of them than before.
+Where nothing but the key was needed, the channels that are wanted are asked for with it.
 """
 
 from __future__ import annotations
@@ -23,13 +24,16 @@ log = logging.getLogger("bokeh_ssh.auth")
 _FOLDER = "logins"
 #: Logins that are remembered; those that were longest ago are forgotten.
 _MOST = 500
-_TEXT = re.compile(r"(?P<key>[0-9a-f]{64}|-) (?P<algorithm>[a-z0-9@._-]{1,64})\n", re.IGNORECASE)
+_TEXT = re.compile(
+    r"(?P<key>[0-9a-f]{64}|-) (?P<algorithm>[a-z0-9@._-]{1,64})(?P<more>| alone| waits)\n", re.IGNORECASE
+)
 _MINDS = "- none\n"
+_WAITS = " waits\n"
 #: A pipe of that name is not waited for.
 _READ_FLAGS = (
     os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 )
-#: Seconds that a server which hung up at such a login is asked for its methods first.
+#: Seconds that a server which hung up at such a login is treated with more care.
 _MINDING = 7 * 86400.0
 
 
@@ -38,44 +42,59 @@ class KnownKey(NamedTuple):
 
     :ivar key: SHA-256 of the public key or certificate, in hexadecimal digits
     :ivar algorithm: by which it has signed
+    :ivar more: " alone" where nothing else was needed; " waits" where the server hung up when channels were
+        asked for with it
     """
 
     key: str
     algorithm: str
+    more: str = ""
 
 
 class KeyMemory:
     """What is remembered of one account on one server. None of its methods raises.
 
     :param host_key: as the server sent it, verified
-    :param minds: whether the server is known to mind, whatever could be written down
+    :param care: whatever could be written down: 1 asks for nothing together with the login, 2 for the methods
+        first
     :ivar unanswered: whether a login has begun with the key, and the server has not answered
+    :ivar ahead: whether channels were asked for with it
+    :ivar refused: whether it was not enough this time
     """
 
-    def __init__(self, host_key: bytes, user: str, *, minds: bool = False) -> None:
+    def __init__(self, host_key: bytes, user: str, *, care: int = 0) -> None:
         self.unanswered = False
-        self._minds = minds
+        self.ahead = self.refused = False
+        self._care = care
         self._name = hashlib.sha256(b"%b\0%b" % (host_key, user.encode("utf-8", "replace"))).hexdigest()
         self._known: KnownKey | None = None
 
     def recall(self) -> KnownKey | None:
         """Return the key that fitted; None where there is none, or the server minds."""
         found = _TEXT.fullmatch(self._read()[0])
-        if self._minds or found is None or found["key"] == "-":
+        if self._care > 1 or found is None or found["key"] == "-":
             return None
-        self._known = KnownKey(found["key"], found["algorithm"])
+        self._known = KnownKey(found["key"], found["algorithm"], found["more"])
         return self._known
 
-    def keep(self, blob: bytes, algorithm: str) -> None:
+    @property
+    def may_ask_ahead(self) -> bool:
+        """Whether channels may be asked for with the key."""
+        return self._care == 0 and self._known is not None and self._known.more == " alone"
+
+    def keep(self, blob: bytes, algorithm: str, *, alone: bool) -> None:
         """Remember a key that has fitted, unless the server minds.
 
         :param blob: the public key or certificate
+        :param alone: whether nothing else was needed
         """
-        known = KnownKey(fingerprint(blob), algorithm)
         text, age = self._read()
-        minds = self._minds or (text == _MINDS and abs(age) <= _MINDING)
+        lately = abs(age) <= _MINDING
+        waits = self._care == 1 or (text.endswith(_WAITS) and lately)
+        known = KnownKey(fingerprint(blob), algorithm, " waits" if waits else " alone" if alone else "")
+        minds = self._care > 1 or (text == _MINDS and lately)
         if known != self._known and not minds:
-            self._write(f"{known.key} {known.algorithm}\n")
+            self._write(f"{known.key} {known.algorithm}{known.more}\n")
 
     def forget(self) -> None:
         """Forget the key that fitted: another way was needed."""
@@ -84,9 +103,12 @@ class KeyMemory:
                 self._path().unlink()
 
     def note_objection(self) -> None:
-        """Remember that the server hung up when a login began with the key."""
+        """Remember that the server hung up when a login began with the key, or at what came with it."""
         self.unanswered = False
-        self._write(_MINDS)
+        if self.ahead and self._known:
+            self._write(f"{self._known.key} {self._known.algorithm}{_WAITS}")
+        else:
+            self._write(_MINDS)
 
     def _read(self) -> tuple[str, float]:
         """Return what stands there, and for how many seconds; empty where that is not to be used."""

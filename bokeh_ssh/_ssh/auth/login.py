@@ -81,6 +81,7 @@ def login(
     timeout: float,
     warn: Callable[[str], None] = log.warning,
     memory: KeyMemory | None = None,
+    ahead: Callable[[], None] | None = None,
 ) -> tuple[str, ...]:
     """Log in as ``user`` on a transport whose keys are exchanged and whose host key is verified.
 
@@ -95,6 +96,8 @@ def login(
         also for the KDC
     :param warn: told what works, but not as it was asked for
     :param memory: knows which key has fitted last time, and learns which one did
+    :param ahead: asks for what will be wanted once we are logged in; called with a login that is expected to
+        succeed, so perhaps never
     :return: the methods that succeeded, in order
     :raises UsageError: if a key named in ``host`` cannot work
     :raises PromptRequiredError: if a person had to be asked, and there is no ``host.prompt``
@@ -107,7 +110,7 @@ def login(
     check_keys(host)
     address = agent_address(config.identity_agent) if host.allow_agent else None
     with contextlib.closing(Agent(address)) as agent:
-        attempt = _Login(UserAuth(transport, user, timeout), host, config, agent, warn, memory)
+        attempt = _Login(UserAuth(transport, user, timeout), host, config, agent, warn, memory, ahead)
         try:
             return attempt.run()
         except NoAnswerError as exc:
@@ -130,8 +133,10 @@ class _Login:
         agent: Agent,
         warn: Callable[[str], None],
         memory: KeyMemory | None,
+        ahead: Callable[[], None] | None,
     ) -> None:
         self._memory = memory
+        self._ahead = ahead
         self._fitting: tuple[bytes, str] | None = None  # the first key that was taken, and its algorithm
         self.userauth = wire
         self.warn = warn
@@ -174,7 +179,7 @@ class _Login:
         log.debug("%s: logged in with %s", self.name, method)
         methods = (*self.passed, method)
         if self._memory and self._fitting and methods[0] == "publickey":
-            self._memory.keep(*self._fitting)
+            self._memory.keep(*self._fitting, alone=len(methods) == 1)
         elif self._memory:
             self._memory.forget()
         return methods
@@ -201,12 +206,14 @@ class _Login:
         try:
             self.userauth.begin()
             memory.unanswered = True
-            reply = self._offer(found, known.algorithm)
+            memory.ahead = memory.may_ask_ahead and self._ahead is not None
+            reply = self._offer(found, known.algorithm, self._ahead if memory.ahead else None)
         except UnusableKeyError as exc:
             memory.unanswered = False
             self._skip(found, exc)
             return None
         memory.unanswered = False
+        memory.refused = not isinstance(reply, Accepted)
         return reply
 
     def _enabled(self) -> dict[str, Callable[[], Verdict | None]]:
@@ -315,7 +322,9 @@ class _Login:
                 return reply
         return None
 
-    def _offer(self, identity: Identity, prefer: str = "") -> Verdict | None:
+    def _offer(
+        self, identity: Identity, prefer: str = "", then: Callable[[], None] | None = None
+    ) -> Verdict | None:
         blob = identity.public()
         if blob in self._seen:
             return None
@@ -345,7 +354,7 @@ class _Login:
             if isinstance(reply, (Accepted, Refused)):
                 self._seen.add(blob)
                 return reply
-        reply = self.userauth.prove(algorithm, blob, identity.sign)
+        reply = self.userauth.prove(algorithm, blob, identity.sign, then)
         self._seen.add(blob)
         if self._fitting is None and (isinstance(reply, Accepted) or reply.partial):
             self._fitting = (blob, algorithm)

@@ -167,12 +167,21 @@ class UserAuth(AuthHandler):
         self._offered = blob
         return self._send_and_wait(message, self.timeout)
 
-    def prove(self, algorithm: str, blob: bytes, sign: Callable[[bytes, str], bytes]) -> Verdict:
-        """Log in with a key; ``sign`` gets what to sign and the algorithm."""
+    def prove(
+        self,
+        algorithm: str,
+        blob: bytes,
+        sign: Callable[[bytes, str], bytes],
+        then: Callable[[], object] | None = None,
+    ) -> Verdict:
+        """Log in with a key; ``sign`` gets what to sign and the algorithm.
+
+        :param then: sends what is to follow the request at once
+        """
         message = self._request("publickey").add_boolean(True).add_string(algorithm).add_string(blob)
         signed = Message().add_string(self.transport.session_id or b"").asbytes() + message.asbytes()
         message.add_string(sign(signed, algorithm))
-        return self._verdict(self._send_and_wait(message, self.timeout))
+        return self._verdict(self._send_and_wait(message, self.timeout, then))
 
     def choose_algorithm(self, ours: Sequence[str]) -> str | None:
         """Choose one of the ways in which a key may sign.
@@ -237,10 +246,14 @@ class UserAuth(AuthHandler):
         message = Message().add_byte(bytes((MSG_USERAUTH_REQUEST,)))
         return message.add_string(_encoded(self.user)).add_string("ssh-connection").add_string(method)
 
-    def _send_and_wait(self, message: Message, timeout: float) -> Reply:
+    def _send_and_wait(
+        self, message: Message, timeout: float, then: Callable[[], object] | None = None
+    ) -> Reply:
         deadline = time.monotonic() + timeout
         self._waiting = True
         self._send(message)
+        if then:
+            then()
         while (left := deadline - time.monotonic()) > 0:
             heed()
             try:

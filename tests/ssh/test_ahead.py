@@ -1,0 +1,223 @@
+"""What is wanted once we are logged in is asked for with the login, where that is known to succeed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import asyncssh
+import pytest
+from asyncssh.constants import MSG_CHANNEL_OPEN, MSG_GLOBAL_REQUEST, MSG_USERAUTH_REQUEST
+
+import beds
+from auth_servers import USER, Bed, Rules, Sshd, make_key
+from beds import Key, Knobs
+from bokeh_ssh import ConnectionLostError, Host
+from bokeh_ssh._core.this_machine.private_folder import find_folder
+from bokeh_ssh._ssh.auth.userauth import UserAuth
+from bokeh_ssh._ssh.connect import connect
+from bokeh_ssh._ssh.connection import Connection
+from fakes import Listener
+
+LOOPBACK = "127.0.0.1"
+
+
+class Target:
+    """Speaks first, and says how many have come."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def answer(self, sock: Any, number: int) -> None:
+        self.count += 1
+        sock.sendall(b"%d" % self.count)
+        sock.recv(1)
+
+
+@pytest.fixture
+def enter(account: object, tmp_path: Path) -> Callable[..., Connection]:
+    """Log in with keys of these names, to a server on loopback."""
+
+    def log_in(port: int, *names: str, **keywords: Any) -> Connection:
+        words = {"ssh_config": None, "allow_agent": False, "look_for_keys": False, "timeout": 10}
+        known = {"known_hosts": str(tmp_path / "known"), "host_keys": "accept-new"}
+        keys = [str(tmp_path / name) for name in names]
+        host = Host(
+            LOOPBACK, USER, port=port, key_filename=keys, **words, **known, **keywords.pop("login", {})
+        )
+        return connect(host, **keywords)
+
+    return log_in
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """List how many channels each login has asked for before the server's word."""
+    counts: list[int] = []
+    usual = UserAuth._on_success
+
+    def count(self: UserAuth, message: Any) -> None:
+        counts.append(len(self.transport._channels))  # type: ignore[attr-defined]
+        usual(self, message)
+
+    monkeypatch.setattr(UserAuth, "_on_success", count)
+    return counts
+
+
+def remembered() -> str:
+    """Return what is written down of the one server, behind its key."""
+    (path,) = find_folder("logins").iterdir()
+    return path.read_text()[64:]
+
+
+def run(connection: Connection, command: str) -> bytes:
+    """Return what a command says."""
+    said: list[bytes] = []
+    session = connection.run(
+        command, on_stdout=said.append, on_stderr=said.append, on_exit=lambda status: None, timeout=10
+    )
+    assert session.ended.wait(10)
+    return b"".join(said)
+
+
+@pytest.mark.parametrize("newest", [False, True])
+def test_second_login_asks_with_the_key(
+    enter: Callable[..., Connection], asked: list[int], key: Key, tmp_path: Path, newest: bool
+) -> None:
+    """A session and a channel are there with the login; what came on it is kept, and the next is new."""
+    folder = os.environ.get("OPENSSH_NEWEST", "")
+    if newest and not folder:
+        pytest.skip("there is no newer OpenSSH here")
+    target = Target()
+    with (
+        Listener(target.answer) as listener,
+        beds.local_sshd(key, tmp_path, {}, newest=folder if newest else "") as machine,
+    ):
+        where = LOOPBACK, listener.port
+        for count in (0, 2):
+            with enter(machine.port, machine.key_path.name, ahead=[where, None]) as connection:
+                assert run(connection, "echo here") == b"here\n"
+                before = target.count
+                for _ in range(2):
+                    with connection.open_socket(where, timeout=10) as sock:
+                        sock.settimeout(10)
+                        assert int(sock.recv(9)) >= before
+            assert asked.pop() == count
+        assert target.count == 4
+
+
+def test_key_that_fits_no_more_takes_nothing_along(
+    enter: Callable[..., Connection], asked: list[int], tmp_path: Path
+) -> None:
+    """Another key logs in on the same connection, and what is wanted is asked for anew."""
+    keys = [make_key(tmp_path / name) for name in "ab"]
+    target = Target()
+    with (
+        contextlib.closing(Sshd(tmp_path, keys[:1])) as sshd,
+        Listener(target.answer) as listener,
+    ):
+        where = LOOPBACK, listener.port
+        for _ in range(2):
+            enter(sshd.port, "a", ahead=[where]).close()
+        (tmp_path / "authorized").write_bytes(keys[1].export_public_key())
+        with enter(sshd.port, "a", "b", ahead=[where, None]) as connection:
+            assert not connection.transport._channels
+            assert run(connection, "echo here") == b"here\n"
+            with connection.open_socket(where, timeout=10) as sock:
+                assert int(sock.recv(9)) == 2
+        with enter(sshd.port, "b", ahead=[None], login={"compression": True}) as connection:
+            assert run(connection, "echo here") == b"here\n"
+        assert asked == [0, 1, 2, 0]
+        assert sshd.connections == 4
+
+
+def test_second_factor_takes_nothing_along(
+    enter: Callable[..., Connection], asked: list[int], tmp_path: Path
+) -> None:
+    """Where the key is one of two methods, nothing is asked for with it."""
+    key = make_key(tmp_path / "a")
+    rules = Rules
+    bed = Bed(lambda: rules(("publickey", "password"), keys=(key,)))
+    with contextlib.closing(bed):
+        for _ in range(2):
+            enter(bed.port, "a", ahead=[None], login={"password": "right"}).close()
+    assert asked == [0, 0]
+
+
+def test_server_that_minds_is_spared(
+    enter: Callable[..., Connection], asked: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that hangs up at a request before it has judged the key: logged in without, for a week."""
+    key = make_key(tmp_path / "a")
+    handlers = asyncssh.SSHServerConnection._packet_handlers
+    usual = handlers[MSG_USERAUTH_REQUEST]
+
+    def hesitate(conn: Any, *args: Any) -> Any:
+        return None if len(bed.seen) == 2 else usual(conn, *args)
+
+    bed = Bed(lambda: Rules(("publickey",), keys=(key,)))
+    with contextlib.closing(bed):
+        enter(bed.port, "a", ahead=[None]).close()
+        assert remembered().endswith(" alone\n")
+        monkeypatch.setitem(handlers, MSG_USERAUTH_REQUEST, hesitate)
+        for _ in range(2):
+            enter(bed.port, "a", ahead=[None]).close()
+            assert remembered().endswith(" waits\n")
+        assert asked == [0, 0, 0]
+        assert len(bed.seen) == 4
+        (path,) = find_folder("logins").iterdir()
+        os.utime(path, (0, time.time() - 8 * 86400))
+        for _ in range(2):
+            enter(bed.port, "a", ahead=[None]).close()
+        assert asked[3:] == [0, 1]
+
+
+def test_server_that_loses_what_came_with_the_login(
+    enter: Callable[..., Connection],
+    asked: list[int],
+    key: Key,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is asked once more when it has answered two other questions, of which the login sends one."""
+    handlers = asyncssh.SSHServerConnection._packet_handlers
+    usual = handlers[MSG_CHANNEL_OPEN], handlers[MSG_GLOBAL_REQUEST]
+    reads: set[int] = set()
+
+    def lose(conn: Any, *args: Any) -> Any:
+        return usual[0](conn, *args) if id(conn) in reads else None
+
+    def read(conn: Any, *args: Any) -> Any:
+        reads.add(id(conn))
+        return usual[1](conn, *args)
+
+    monkeypatch.setitem(handlers, MSG_CHANNEL_OPEN, lose)
+    monkeypatch.setitem(handlers, MSG_GLOBAL_REQUEST, read)
+    with beds.embedded(Knobs(), key, tmp_path) as machine:
+        for _ in range(2):
+            with enter(machine.port, machine.key_path.name, ahead=[None]) as connection:
+                assert connection.ping(10)
+                assert run(connection, "echo here") == b"here\n"
+    assert asked == [0, 1]
+
+
+def test_line_that_is_lost_ends_the_wait(
+    enter: Callable[..., Connection], asked: list[int], key: Key, tmp_path: Path
+) -> None:
+    """Whoever takes a channel that was asked for with the login hears of a line that went down since."""
+    target = Target()
+    with Listener(target.answer) as listener, beds.embedded(Knobs(), key, tmp_path) as machine:
+        where = LOOPBACK, listener.port
+        for _ in range(2):
+            connection = enter(machine.port, machine.key_path.name, ahead=[where])
+            connection.give_up("the test ends it")
+            lost = threading.Event()
+            connection.on_lost(lambda reason, lost=lost: lost.set())  # type: ignore[misc]
+            assert lost.wait(10)
+            with pytest.raises(ConnectionLostError), connection:
+                connection.open_socket(where, timeout=10)
