@@ -362,7 +362,7 @@ def _forward_goals(scale: Scale, prefix: str, flag: str) -> Iterable[Goal]:
     yield against("downloads", "rate", "ssh", 1)
     at_once = f"{'-R: ' if prefix else ''}16 downloads at once"
     yield Goal(at_once, _own(f"{prefix}downloads", "spread"), 2, at_least=False, unit="slowest : fastest")
-    yield against("round-trip", "median", "ssh", 1, at_least=False)
+    yield against("round-trip", "median", "ssh", 1.3, at_least=False)
     yield against("round-trip", "p99", "ssh", 1.2, at_least=False)
     yield against("opens", "rate", "ssh", 2)
     yield against("opens", "rate", "asyncssh", 1.2)
