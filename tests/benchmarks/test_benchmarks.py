@@ -15,8 +15,8 @@ import pytest
 
 import beds
 import conformance
-from benchmarks import browser, delay, jobs, loads, plot, report, run, target
-from benchmarks.rows import QUICK, TITLES, WAYS, Results, goals, job_rows, other_rows, rows
+from benchmarks import browser, delay, jobs, loads, plot, report, run, starts, target
+from benchmarks.rows import FLOATS, QUICK, TITLES, TRIP_ROWS, WAYS, Results, goals, job_rows, other_rows, rows
 from skips import missing
 
 TINY = replace(
@@ -58,7 +58,15 @@ def test_every_peer_here_carries_every_byte(tmp_path: Path) -> None:
     told: list[str] = []
     peers = ("raw", "ssh", "ours", "ours-isolated")
     only = ("download", "upload", "downloads", "round-trip", "opens", "hold")
-    only += ("remote-download", "remote-upload", "remote-hold", "slow", "busy-download", "attach")
+    only += (
+        "remote-download",
+        "remote-upload",
+        "remote-hold",
+        "slow",
+        "busy-download",
+        "attach",
+        "far-round-trip",
+    )
     kept = run.measure(TINY, only=only, peers=peers, tell=told.append)
     assert not [line for line in told if "failed" in line]
     assert set(kept["results"]) == set(only)
@@ -70,14 +78,16 @@ def test_every_peer_here_carries_every_byte(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)  # a browser, and seconds for each page through ssh
-def test_page_over_a_slow_line() -> None:
+def test_page_over_a_slow_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """A browser opens a page over a line of 40 ms and 10 Mbit/s: through ``ssh``, through a tunnel that finds
-    the server, and through one that launches it; and the pages of other servers, through a forward."""
+    the server, and through one that launches it; the pages of other servers, through a forward; and one with
+    data, of which there is little here."""
     if beds.find_sshd() is None or browser.find() is None:
         missing("OpenSSH's sshd or Chromium is not installed")
     run = pytest.importorskip("benchmarks.run", reason="the benchmark reads /proc and sends POSIX signals")
+    monkeypatch.setattr(starts, "FLOATS", starts.FLOATS.replace("1_250_000", "1_250"))
     told: list[str] = []
-    only = ("far-seen-40-10", "far-first-40-10", "far-panel-100-10", "far-lab-100-10")
+    only = ("far-seen-40-10", "far-first-40-10", "far-panel-100-10", "far-lab-100-10", FLOATS)
     kept = run.measure(TINY, only=only, tell=told.append)
     assert not [line for line in told if "failed" in line]
     assert {key: set(found) for key, found in kept["results"].items()} == {
@@ -85,6 +95,7 @@ def test_page_over_a_slow_line() -> None:
         "far-first-40-10": {"ours"},
         "far-panel-100-10": {"ssh", "ours"},
         "far-lab-100-10": {"ssh", "ours"},
+        FLOATS: {"ssh", "ours"},
     }
 
 
@@ -102,6 +113,22 @@ def test_ways_to_a_job() -> None:
         **{key: {"ssh", "ours"} for key in only},
         "job-dd": {"raw"},
     }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_round_trips_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them is opened over a line with a delay, and over one without."""
+    if beds.find_sshd() is None:
+        missing("OpenSSH's sshd is not installed")
+    run = pytest.importorskip("benchmarks.run", reason="the benchmark reads /proc and sends POSIX signals")
+    monkeypatch.setattr(run, "_TRIP", 20.0)
+    monkeypatch.setattr(run, "_OFTEN", 2)
+    told: list[str] = []
+    only = [f"trips-{key}" for key, *_ in TRIP_ROWS]
+    kept = run.measure(TINY, only=only, tell=told.append)
+    assert not [line for line in told if "failed" in line]
+    assert {key: set(found) for key, found in kept["results"].items()} == {key: {"ours"} for key in only}
 
 
 @pytest.mark.parametrize(

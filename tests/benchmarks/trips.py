@@ -62,8 +62,9 @@ def _have_back(words: dict[str, Any], login: dict[str, Any]) -> float:
         cable.pull()
         while len(dialled) < 2:
             time.sleep(0.001)
-        apps.open_websocket(tunnel.url, page)
-        return time.monotonic() - dialled[1]
+        answered: list[float] = []
+        apps.exchange(tunnel.url, page, lambda: answered.append(time.monotonic()))
+        return answered[0] - dialled[1]
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Callable
 
 from websockets.sync.client import connect
 
@@ -72,8 +73,13 @@ def open_websocket(url: str, page: str) -> dict[str, object]:
     return exchange(url, page)[0]
 
 
-def exchange(url: str, page: str) -> tuple[dict[str, object], str]:
-    """Open a page's websocket; gives the server's first message, and what extensions it has agreed to."""
+def exchange(
+    url: str, page: str, on_answer: Callable[[], object] = lambda: None
+) -> tuple[dict[str, object], str]:
+    """Open a page's websocket; gives the server's first message, and what extensions it has agreed to.
+
+    :param on_answer: called when that message has come; ending the websocket takes a round trip more
+    """
     found = re.search(r'"token":"([^"]+)"', page)
     assert found, page[:500]
     origin = re.match(r"https?://[^/]+", url)
@@ -84,7 +90,9 @@ def exchange(url: str, page: str) -> tuple[dict[str, object], str]:
     ) as ws:
         assert ws.response
         agreed = ws.response.headers.get("Sec-WebSocket-Extensions", "")
-        return dict(json.loads(ws.recv(timeout=20))), agreed
+        answer = ws.recv(timeout=20)
+        on_answer()
+        return dict(json.loads(answer)), agreed
 
 
 def drive(url: str) -> None:
