@@ -19,9 +19,9 @@ from auth_servers import USER, Bed, Rules, Sshd, make_key
 from beds import Key, Knobs
 from bokeh_ssh import ConnectionLostError, Host
 from bokeh_ssh._core.this_machine.private_folder import find_folder
-from bokeh_ssh._ssh.auth.userauth import UserAuth
 from bokeh_ssh._ssh.connect import connect
 from bokeh_ssh._ssh.connection import Connection
+from bokeh_ssh._ssh.transport import Transport
 from fakes import Listener
 
 LOOPBACK = "127.0.0.1"
@@ -57,15 +57,21 @@ def enter(account: object, tmp_path: Path) -> Callable[..., Connection]:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """List how many channels each login has asked for before the server's word."""
+    """List how many channels each login has asked for that was successful in the end."""
     counts: list[int] = []
-    usual = UserAuth._on_success
+    open_ahead: dict[int, int] = {}
+    ask, start = Transport.ask_ahead, Connection._start_keepalive
 
-    def count(self: UserAuth, message: Any) -> None:
-        counts.append(len(self.transport._channels))  # type: ignore[attr-defined]
-        usual(self, message)
+    def count(self: Transport, wanted: Any) -> None:
+        ask(self, wanted)
+        open_ahead[id(self)] = len(self._channels)
 
-    monkeypatch.setattr(UserAuth, "_on_success", count)
+    def note(self: Connection) -> None:
+        counts.append(open_ahead.pop(id(self.transport), 0))
+        start(self)
+
+    monkeypatch.setattr(Transport, "ask_ahead", count)
+    monkeypatch.setattr(Connection, "_start_keepalive", note)
     return counts
 
 
@@ -172,9 +178,8 @@ def test_server_that_minds_is_spared(
         assert len(bed.seen) == 4
         (path,) = find_folder("logins").iterdir()
         os.utime(path, (0, time.time() - 8 * 86400))
-        for _ in range(2):
-            enter(bed.port, "a", ahead=[None]).close()
-        assert asked[3:] == [0, 1]
+        enter(bed.port, "a", ahead=[None]).close()
+        assert remembered().endswith(" alone\n")  # tried again the next time
 
 
 def test_server_that_loses_what_came_with_the_login(
