@@ -208,7 +208,7 @@ def test_server_that_loses_what_came_with_the_login(
             with enter(machine.port, machine.key_path.name, ahead=[None]) as connection:
                 assert connection.ping(10)
                 assert run(connection, "echo here") == b"here\n"
-    assert asked == [0, 1]
+    assert asked in ([0, 1], [0, 0])  # older ones may hang up, before they have judged the key
 
 
 def test_line_that_is_lost_ends_the_wait(
