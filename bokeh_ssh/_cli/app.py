@@ -40,6 +40,7 @@ from bokeh_ssh._cli.options import (
     TUNNEL,
     VISIT,
     Command,
+    as_flag,
     take_batch,
     takes,
     words_of,
@@ -56,6 +57,7 @@ from bokeh_ssh._cli.run import (
 )
 from bokeh_ssh._cli.std_streams import OutputError, standing
 from bokeh_ssh._cli.user_config import weakens
+from bokeh_ssh._core.settings import surface
 from bokeh_ssh._version import __version__
 
 if TYPE_CHECKING:
@@ -611,7 +613,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     :param argv: the words after the program's name; None takes this program's own
     """
     code: str | int | None = 0
-    with standing() as streams:
+    with standing() as streams, surface(as_flag):
         try:
             _run(list(sys.argv[1:] if argv is None else argv))
         except SystemExit as exc:

@@ -703,7 +703,11 @@ def as_flag(name: str, value: str | None) -> str:
 
     >>> as_flag("launch", "False"), as_flag("host_keys", "accept-new"), as_flag("remote_port", "")
     ('--attach', '--host-keys accept-new', '--remote-port')
+    >>> as_flag("args", None)  # --arg is for what cannot be written so
+    "the server's options after --"
     """
+    if name == "args":
+        return "the server's options after --"
     known = _NAMES.get(name)
     if known is None:
         return as_keyword(name, value)

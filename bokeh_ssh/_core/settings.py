@@ -7,7 +7,8 @@ pattern guesses at words.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 #: What marks one in a sentence: characters for private use. A text of others that has them is worded too, at
 #: worst: nothing is done with what it names.
@@ -64,6 +65,32 @@ def word(text: str, wording: Wording) -> str:
     'start one with launch = true'
     """
     return _MARKED.sub(lambda found: _word_one(found[1], found[2], wording), text)
+
+
+_surface: Wording = as_keyword
+
+
+@contextmanager
+def surface(wording: Wording) -> Iterator[None]:
+    """Word settings so in what this process shows beside errors: the pages that it answers with, warnings.
+
+    An error keeps the setting as data instead, since it may be shown by another program.
+    """
+    global _surface
+    before, _surface = _surface, wording
+    try:
+        yield
+    finally:
+        _surface = before
+
+
+def shown(text: str) -> str:
+    """Return a sentence as this process words it.
+
+    >>> shown(f"give {setting('jump')}")
+    'give jump'
+    """
+    return word(text, _surface)
 
 
 def _word_one(name: str, value: str | None, wording: Wording) -> str:

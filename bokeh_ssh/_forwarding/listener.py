@@ -25,7 +25,7 @@ from bokeh_ssh._core.backoff import Attempts
 from bokeh_ssh._core.endpoint import HERE, Endpoint, Origin, nearby
 from bokeh_ssh._core.errors import PortInUseError
 from bokeh_ssh._core.fork import in_child
-from bokeh_ssh._core.settings import setting
+from bokeh_ssh._core.settings import setting, shown
 from bokeh_ssh._forwarding.filtered_relay import FilteredRelay
 from bokeh_ssh._forwarding.http_gate import HttpGate
 from bokeh_ssh._forwarding.http_requests import MOST, Inspector, Opened
@@ -61,11 +61,11 @@ Tell = Callable[[str], None]
 _REFUSED = {
     GONE: (
         "refused a local connection of a program that had closed it already, with what it had sent: it could "
-        "be another user's (allow_others or --allow-others lets them in)"
+        f"be another user's ({setting('allow_others=True')} lets them in)"
     ),
     UNKNOWN: (
-        "refused a local connection: the system did not say whose it is (allow_others or --allow-others lets "
-        "all in)"
+        "refused a local connection: the system did not say whose it is "
+        f"({setting('allow_others=True')} lets all in)"
     ),
 }
 
@@ -206,11 +206,11 @@ class LocalAcceptor:
             return
         reset(sock)
         if foreign_uid in _REFUSED:
-            self._refusals.count(_REFUSED[foreign_uid])
+            self._refusals.count(shown(_REFUSED[foreign_uid]))
         else:
+            allow = shown(setting("allow_others=True"))
             self._refusals.report_once(
-                f"refused a local connection of user {foreign_uid} "
-                "(allow_others or --allow-others lets other users in)"
+                f"refused a local connection of user {foreign_uid} ({allow} lets other users in)"
             )
 
     def _route_or_hold(self, sock: socket.socket, origin: Origin, *, patient: bool = False) -> None:

@@ -13,6 +13,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bokeh_ssh._core.settings import setting, shown
+
 #: ``uri-host [ ":" port ]`` (RFC 9110, section 7.2), and nothing else: with a ``@``, a ``/`` or something
 #: behind a ``]``, two programs may read two names.
 _HOST = re.compile(r"(?:(?P<name>[A-Za-z0-9._-]+)|\[(?P<address>[0-9A-Fa-f:.]+)\])(?::(?P<port>[0-9]{1,5}))?")
@@ -29,6 +31,7 @@ class RequestFilter:
 
     :param port: the port here
     :param origins: ``host:port`` of the pages that may talk to the server besides; ``*`` is any
+    :param origins_setting: the setting that adds to these; empty if none does
     :param proxied: whether a web server here passes requests on (jupyter-server-proxy), with the name that
         its own pages have. What a page has led here past it names our port: a browser says each but 80 and
         443.
@@ -36,6 +39,7 @@ class RequestFilter:
 
     port: int
     origins: tuple[str, ...] = ()
+    origins_setting: str = ""
     proxied: bool = False
 
     def find_fault(self, method: str, target: str, headers: Sequence[tuple[str, str]]) -> str:
@@ -69,7 +73,8 @@ class RequestFilter:
             return ""
         for name, value in headers:
             if name in ("origin", "sec-websocket-origin") and not self._may_talk(value, hosts):
-                return f"pages of {value[:200]!r} may not open WebSockets here (extra_origins)"
+                how = self.origins_setting and shown(f" ({setting(self.origins_setting)} lets them)")
+                return f"pages of {value[:200]!r} may not open WebSockets here{how}"
         return ""
 
     def _is_ours(self, host: str) -> bool:

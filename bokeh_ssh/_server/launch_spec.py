@@ -211,7 +211,7 @@ class Launch:
         if "--" in before or len(before) < len(own):
             name = "--" if "--" in before else "--args"
             msg = f"{name} cannot be given in {setting('command')}, where it would take away our own options"
-            raise UsageError(msg, hint=f"give it in {setting('args')}, as an option of the server")
+            raise UsageError(msg, hint=f"give it in {setting('args')}: they are options of the server")
         self._check_options("command", own)
         self._check_options("args", self._own_args)
 

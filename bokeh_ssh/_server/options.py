@@ -170,7 +170,7 @@ class ServerOptions:
         more = ("app", "args", "launch", "remote_port", "upload", "bring", "dev", "signed")
         given = next((name for name in more if getattr(self, name)), None)
         if given:
-            msg = f"{setting('server')} takes one that runs, but {setting(given)} was given"
+            msg = f"{setting('server')} takes over one that runs, and does not go with {setting(given)}"
             raise UsageError(msg, hint=f"leave out {setting(given)}, or {setting('server')}")
 
     @functools.cached_property

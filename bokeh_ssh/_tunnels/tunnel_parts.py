@@ -585,7 +585,9 @@ class TunnelParts:
         found = self._acquisition.note_address(wants_login=probe.wants_login)
         assert self._acceptor  # a server is found for the port that its pages have here
         session, port = self._session, self._acceptor.port
-        request_filter = RequestFilter(port, self._options.page_origins, proxied=bool(self._options.hub))
+        request_filter = RequestFilter(
+            port, self._options.page_origins, "extra_origins", proxied=bool(self._options.hub)
+        )
         # Sockets are in folders that nobody else may enter; a port can become another user's at any time.
         verify = None
         if isinstance(endpoint, tuple) and not self._options.allow_foreign:

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -335,7 +336,7 @@ def test_settings_are_worded_for_who_reads_them() -> None:
         ({"launch_timeout": -1}, "launch_timeout=-1 is", "--launch-timeout -1 is", "launch_timeout = -1 is"),
         ({"ready": "up"}, "ready='up' is", "--ready 'up' is", "ready = 'up' is"),
         ({"detach": True, "launch": False}, "detach leaves", "--detach leaves", "detach leaves"),
-        ({"args": ["--port", "1"], "app": "a.py"}, "given in args", "given in --args", "given in args"),
+        ({"args": ["--port", "1"], "app": "a.py"}, "given in args", "options after --", "given in args"),
         ({"queue_timeout": 0}, "queue_timeout=0 is", "--queue-timeout 0 is", "queue_timeout = 0 is"),
         ({"host_keys": "no"}, "host_keys='no' is", "--host-keys 'no' is", "host_keys = 'no' is"),
         ({"job": "x"}, "job='x' is", "--job 'x' is", "job = 'x' is"),
@@ -378,6 +379,10 @@ def test_direct_from_start_to_end(machine: Machine, app: str, marker: str) -> No
         url = program.address()
         apps.drive(url)
         assert machine.pids(marker)
+        foreign = urllib.request.Request(url, headers={"Upgrade": "websocket", "Origin": "http://a.example"})
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(foreign, timeout=10)
+        assert b"(--extra-origins lets them)" in refused.value.read()
         program.interrupt()
         assert program.end() == 0, program
     assert program.stdout == f"{url}\n"

@@ -18,6 +18,8 @@ import apps
 import conformance
 from beds import Machine, until
 from bokeh_ssh import LocalForward
+from bokeh_ssh._cli.options import as_flag
+from bokeh_ssh._core.settings import surface
 from bokeh_ssh._forwarding import http_gate
 from bokeh_ssh._forwarding.filtered_relay import FilteredRelay
 from bokeh_ssh._forwarding.http_gate import HttpGate
@@ -124,6 +126,16 @@ def test_origins_of_websockets(origin: str, verdict: str) -> None:
     assert judge(RequestFilter(5006, ("page.example:8000",)), head(*lines)) == verdict
     assert judge(RequestFilter(5006, ("*",)), head(*lines)) == "pass"
     assert judge(RequestFilter(5006), head(lines[0], lines[2])) == "pass"  # any page may ask; it cannot read
+
+
+def test_refused_origin_names_the_setting_as_this_surface_does() -> None:
+    """The 403 page names a keyword in a program, a flag on the command line, and nothing where none helps."""
+    upgrade = [("host", "localhost:5006"), ("upgrade", "websocket"), ("origin", "http://evil.example")]
+    guard = RequestFilter(5006, origins_setting="extra_origins")
+    assert guard.find_fault("GET", "/ws", upgrade).endswith("here (extra_origins lets them)")
+    with surface(as_flag):
+        assert guard.find_fault("GET", "/ws", upgrade).endswith("here (--extra-origins lets them)")
+    assert RequestFilter(5006).find_fault("GET", "/ws", upgrade).endswith("may not open WebSockets here")
 
 
 def test_scripts_pass() -> None:
