@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from bokeh_ssh._core.errors import SessionError
 from bokeh_ssh._jobs import grid_engine, scheduler, slurm
 from bokeh_ssh._jobs.batch import CHECK_HINT, Batch
+from bokeh_ssh._jobs.job_stream import check_session
 from bokeh_ssh._jobs.warden import Warden
 from bokeh_ssh._ssh.connection import Connection
 
@@ -69,6 +71,10 @@ class ClusterCheck:
 
     def _way(self, connection: Connection) -> ClusterFact:
         warden, queue = self._choose(connection)
+        try:
+            check_session(connection)
+        except SessionError as exc:
+            return ClusterFact(False, exc.message, exc.hint or "")
         if "srun" not in queue.WAYS or self._batch.way in ("tcp", "back"):
             text = "by TCP between login node and node, in one direction or the other; their home must be one"
             return ClusterFact(True, text)

@@ -48,7 +48,7 @@ from bokeh_ssh._jobs.batch import CHECK_HINT, Batch
 from bokeh_ssh._jobs.job import Job, JobState
 from bokeh_ssh._jobs.job_login import JobLogin
 from bokeh_ssh._jobs.job_news import JobNews
-from bokeh_ssh._jobs.job_stream import open_job_stream
+from bokeh_ssh._jobs.job_stream import check_session, open_job_stream
 from bokeh_ssh._jobs.script import job_script
 from bokeh_ssh._jobs.warden import Warden
 from bokeh_ssh._ssh.connect import OpenStream
@@ -177,6 +177,7 @@ class ClusterJob:
                 warden = self._reach_login()
                 losses = 0
                 if self._job is None:
+                    check_session(warden.connection)  # before anything waits for hours
                     if self._named:
                         self._find_job(warden)
                     else:

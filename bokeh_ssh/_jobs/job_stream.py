@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bokeh_ssh._core.errors import ConnectionLostError, LaunchError
+from bokeh_ssh._core.errors import ConnectionLostError, LaunchError, SessionError
 from bokeh_ssh._core.framing import Reader, Tail, plain
-from bokeh_ssh._core.waiting import wait_for
+from bokeh_ssh._core.waiting import wait, wait_for
 from bokeh_ssh._server.bootstrap import control_client_script
 from bokeh_ssh._server.launch_spec import encode_message
 from bokeh_ssh._server.payload import payload
@@ -27,6 +28,34 @@ _CLEAR = (
     "for v in $(env | sed -n 's/^\\(S[LR]U[RN]M\\{0,1\\}_[A-Z0-9_]*\\)=.*/\\1/p'); do "
     '[ "$v" = SLURM_CONF ] || unset "$v"; done; '
 )
+
+
+def check_session(connection: Connection) -> None:
+    """Check that a stream could be opened beside the session of the warden.
+
+    :raises SessionError: if the login node has no further session for us
+    """
+    ended = threading.Event()
+    with _telling_of_sessions():
+        session = connection.run(
+            "true",
+            on_stdout=lambda data: None,
+            on_stderr=lambda data: None,
+            on_exit=lambda status: ended.set(),
+            timeout=connection.hop.timeout,
+        )
+    wait(ended, connection.hop.timeout)  # only then is it free for the stream
+    session.close()
+
+
+@contextlib.contextmanager
+def _telling_of_sessions() -> Iterator[None]:
+    try:
+        yield
+    except SessionError as exc:
+        msg = f"a job needs two sessions on one connection, and there is no second one: {exc.message}"
+        hint = "ask the administrator for MaxSessions 2 or more, or name another login node"
+        raise SessionError(msg, host=exc.host, hint=hint) from exc
 
 
 def open_job_stream(
@@ -57,16 +86,18 @@ def open_job_stream(
     :returns: a socket to it, and what the job told: ``host_key``, ``user``, ``node``, and the ``way``
     :raises ConnectionLostError: if the command fails: the job may be over, or the scheduler not there
     :raises LaunchError: if there can be no SSH server
+    :raises SessionError: if the login node has no session for it
     """
     start = _Start(mark, shared="srun" not in ways)
     deadline = time.monotonic() + timeout
-    session = start.session = connection.run(
-        exec_line(mark),
-        on_stdout=start.on_stdout,
-        on_stderr=start.errors.feed,
-        on_exit=start.on_exit,
-        timeout=connection.hop.timeout,
-    )
+    with _telling_of_sessions():
+        session = start.session = connection.run(
+            exec_line(mark),
+            on_stdout=start.on_stdout,
+            on_stderr=start.errors.feed,
+            on_exit=start.on_exit,
+            timeout=connection.hop.timeout,
+        )
     try:
         start.wait("hello", deadline)
         command = shlex.join([*words, *_SHELL])

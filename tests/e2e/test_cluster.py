@@ -40,6 +40,7 @@ from bokeh_ssh import (
     Ready,
     Reconnected,
     ServerExitedError,
+    SessionError,
     SubmitError,
     TunnelClosedError,
     UsageError,
@@ -431,6 +432,18 @@ def test_doctor_looks_at_the_scheduler(bed: SlurmBed) -> None:
     assert "there is no queue 'nosuch' (there are main, short, one" in wrong["queue"][1]
     assert wrong["job"][0] == "bad"
     assert not bed.queue()
+
+
+def test_second_session_is_asked_for_first(bed: SlurmBed) -> None:
+    """Where a login node takes no second session, no job is submitted, and doctor says so too."""
+    events: list[Event] = []
+    with pytest.raises(SessionError, match="a job needs two sessions") as caught:
+        DirectTunnel(bed.login1, "alice", **options(bed, events, port=JUMP_PORT)).open()
+    assert "MaxSessions" in str(caught.value)
+    assert not find(events, JobSubmitted)
+    verdict, text = look(bed, bed.login1, "-p", str(JUMP_PORT))["way"]
+    assert verdict == "bad"
+    assert "a job needs two sessions" in text
 
 
 def test_detached_job_is_found_again(bed: SlurmBed) -> None:

@@ -25,7 +25,7 @@ _SCRIPT = Path(__file__).parent / "slurm_bed.sh"
 _PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "sshd", "ip", "nsenter", "unshare", "runuser")
 _USERS = {"alice": 22001, "mallory": 22002}
 NODES = ("c1", "c2")
-#: Of an SSH server on the login nodes that forwards, as a jump host in front of them would.
+#: Of an SSH server on the login nodes that forwards, as a jump host does, and takes one session.
 JUMP_PORT = 2222
 
 _CONFIG = """\

@@ -88,8 +88,9 @@ boot() { # NODE
         c*) on "$node" /usr/sbin/slurmd -N "$node" ;;
         login*)
             on "$node" /usr/sbin/sshd -f "$BASE/etc/sshd_config" -E "$BASE/run/$node.sshd"
-            # As on a gateway in front of the login nodes, which forwards.
-            on "$node" /usr/sbin/sshd -f "$BASE/etc/sshd_config" -p 2222 -o AllowTcpForwarding=yes
+            # As on a gateway in front of the login nodes, which forwards, and runs little.
+            on "$node" /usr/sbin/sshd -f "$BASE/etc/sshd_config" -p 2222 -o AllowTcpForwarding=yes \
+                -o MaxSessions=1
             ;;
     esac
 }
