@@ -28,7 +28,7 @@ import select
 import socket
 import time
 
-from bokeh_ssh._remote.run_dir import node, remove_tree, usable
+from bokeh_ssh._remote.run_dir import node, remove_tree, unsafe, usable
 
 TYPE_CHECKING = False  # typing costs milliseconds of a start and is not needed to run
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ def make_meeting_place(job: str, place: str) -> str:
 
     :raises OSError: if it cannot be made
     """
-    path = meeting_place(job)
-    if not usable(path):
+    path = meeting_place(job)  # there are no sockets in it, so the home's name may be long
+    if not unsafe(path):
         remove_tree(path)
     os.mkdir(path, 0o700)
     os.chmod(path, 0o700)
@@ -105,7 +105,7 @@ def answers(job: str) -> bool:
 def clear_job_place(job: str) -> None:
     """Remove what a holder has left that was killed: a job may have one after another."""
     for path in job_places(job):
-        if not usable(path):
+        if not unsafe(path):
             remove_tree(path)
 
 

@@ -28,7 +28,7 @@ from bokeh_ssh._remote.job_place import (
     read_record,
     write_record,
 )
-from bokeh_ssh._remote.run_dir import usable
+from bokeh_ssh._remote.run_dir import unsafe
 
 TYPE_CHECKING = False  # typing costs milliseconds of a start and is not needed to run
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def find(order: dict[str, Any]) -> str:
     if "srun" in order["ways"]:
         return find_job_place(order["job"])
     place = meeting_place(order["job"])
-    return place if not usable(place) and read_record(place) else ""
+    return place if not unsafe(place) and read_record(place) else ""
 
 
 def reach(order: dict[str, Any], place: str, record: dict[str, Any]) -> tuple[socket.socket, str]:

@@ -96,8 +96,8 @@ def private() -> Iterator[None]:
         os.umask(before)
 
 
-def usable(path: str) -> str:
-    """Say why a directory may not be used; empty where it is ours alone and a socket in it can be named."""
+def unsafe(path: str) -> str:
+    """Say why a directory may not be trusted; empty where it is ours alone."""
     if path[:1] != "/" or path == "/":
         return "is no absolute path"
     try:
@@ -111,8 +111,14 @@ def usable(path: str) -> str:
         return "belongs to another user"
     if stat.S_IMODE(found.st_mode) & 0o777 != 0o700:
         return f"has mode {stat.S_IMODE(found.st_mode):o}, not 700"
-    if above:
-        return above
+    return above
+
+
+def usable(path: str) -> str:
+    """Say why a directory may not be used; empty where it is ours alone and a socket in it can be named."""
+    fault = unsafe(path)
+    if fault:
+        return fault
     if len(os.fsencode(path)) + 1 + 8 + 1 + len(CONTROL) > LONGEST:
         return "has too long a name for sockets"
     return ""
