@@ -295,8 +295,7 @@ class ClusterJob:
             raise JobEndedError(msg, host=self._label, hint=hint, job=self._named, state="UNKNOWN")
         if len(found) > 1:
             msg = f"job {self._named} is an array of {len(found)} jobs"
-            hint = "name one of them by a number of its own, as squeue -o %A lists them (Slurm)"
-            raise JobError(msg, host=self._label, hint=hint, job=self._named)
+            raise JobError(msg, host=self._label, hint=self._scheduler.OF_ARRAY, job=self._named)
         number, owner, ours = found[0]
         if owner != warden.run(["id", "-u"]).out.strip():
             msg = f"job {self._named} is another user's"

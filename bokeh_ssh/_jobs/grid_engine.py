@@ -27,6 +27,7 @@ WARNING = 60.0
 #: The accounting is written every 15 s.
 VERDICT = 25.0
 QUEUE_COMMAND = "qstat"
+OF_ARRAY = "start one that is no array: Grid Engine gives the jobs of one no numbers of their own"
 SPOOLS = False
 
 #: Marks a job as looked after, in its context, by one client's warden.

@@ -26,6 +26,7 @@ WAYS = ("tcp", "back")
 WARNING = 120.0
 VERDICT = 25.0
 QUEUE_COMMAND = "bjobs"
+OF_ARRAY = "start one that is no array: LSF gives the jobs of one no numbers of their own"
 #: What a job writes is brought at its end, when nobody is there to remove it.
 SPOOLS = True
 VERSION = ["lsid"]

@@ -28,6 +28,7 @@ WAYS = ("tcp", "back")
 WARNING = 0.0
 VERDICT = 25.0
 QUEUE_COMMAND = "qstat"
+OF_ARRAY = "start one that is no array: PBS gives the jobs of one no numbers of their own"
 #: What a job writes is brought at its end, when nobody is there to remove it.
 SPOOLS = True
 VERSION = ["qstat", "--version"]

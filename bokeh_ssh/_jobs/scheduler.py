@@ -64,6 +64,10 @@ class Scheduler(Protocol):
     def QUEUE_COMMAND(self) -> str:  # noqa: N802
         """What a person types to see them."""
 
+    @property
+    def OF_ARRAY(self) -> str:  # noqa: N802
+        """What to do instead of entering an array of jobs."""
+
     def submit_words(self, batch: Batch, nonce: str, output: str) -> list[str]:
         """Return the command that submits a script on its standard input; ``%j`` in ``output`` is the job."""
 

@@ -22,6 +22,7 @@ JOB_VARIABLE = "SLURM_JOB_ID"
 WAYS = ("srun",)
 VERDICT = 60.0
 QUEUE_COMMAND = "squeue --me"
+OF_ARRAY = "name one of its jobs by the number of its own that squeue --me -o '%A %i' lists"
 SPOOLS = False
 VERSION = [SUBMIT, "--version"]
 

@@ -62,7 +62,7 @@ class DirectOptions(Login, ServerOptions):
         number = str(self.job)
         if isinstance(self.job, bool) or not number.isascii() or not number.isdigit() or len(number) > 20:
             msg = f"{set_to('job', self.job)} is not the number of a job"
-            hint = "give digits only; of an array, the number that squeue -o %A lists for one of its jobs"
+            hint = "give digits only, as bokeh-ssh ls lists them"
             raise UsageError(msg, hint=hint)
         object.__setattr__(self, "job", number)
 

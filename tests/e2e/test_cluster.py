@@ -526,7 +526,7 @@ def test_job_that_cannot_be_entered_is_told(bed: SlurmBed) -> None:
     assert "there is no job 99999" in refusal("99999")
     assert f"job {other} is another user's" in refusal(other)
     until(lambda: len(bed.queue()) == 4, what="all of them run")
-    assert f"job {array} is an array of 2 jobs" in refusal(array)
+    assert re.search(f"job {array} is an array of 2 jobs; name one .*squeue", refusal(array))
     bed.run("login1", f"scancel {own}")
     until(lambda: f"{own} RUNNING" not in bed.queue(), what="it is over")
     assert "the job was cancelled" in refusal(own)

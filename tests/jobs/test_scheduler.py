@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Sequence
+from importlib import resources
 from typing import Any, cast
 
 import pytest
@@ -10,6 +13,8 @@ import pytest
 from bokeh_ssh import SubmitError
 from bokeh_ssh._jobs import scheduler
 from bokeh_ssh._jobs.warden import Answer, Warden
+
+_DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef
 
 pytestmark = pytest.mark.every_python
 
@@ -53,3 +58,17 @@ def test_machine_without_a_scheduler_is_told() -> None:
         scheduler.choose(cast(Warden, LoginNode([])), "there")
     assert scheduler.programs("pbs") == ["qmgr"]
     assert len(scheduler.programs()) == 4
+
+
+@pytest.mark.parametrize("module", ["cluster_job", "job_list", "job_news", "job_stream", "script", "warden"])
+def test_what_is_said_of_all_schedulers_names_no_ones_command(module: str) -> None:
+    """Each scheduler has its own words for what only one of them has, such as its commands."""
+    commands = re.compile(r"\b(sbatch|squeue|scancel|q(stat|del|sub|mgr|conf)|b(jobs|kill|sub|queues))\b")
+    text = resources.files("bokeh_ssh").joinpath("_jobs", f"{module}.py").read_text("utf-8")
+    tree = ast.parse(text)
+    docs = {ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, _DOCUMENTED)}
+    words = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    assert not [
+        word for word in words if isinstance(word, str) and commands.search(word) and word not in docs
+    ]
+    assert all(("squeue" in each.OF_ARRAY) == (each is scheduler.slurm) for each in scheduler.KNOWN)
