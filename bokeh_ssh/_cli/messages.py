@@ -90,7 +90,8 @@ def describe(event: Event) -> Line | None:
 @describe.register
 def _(event: Connecting) -> Line:
     via = f" through {event.via}" if event.via else ""
-    return Line("begin", f"Connecting to {event.host}, port {event.port}{via}")
+    port = f", port {event.port}" if event.port else ""
+    return Line("begin", f"Connecting to {event.host}{port}{via}")
 
 
 @describe.register

@@ -23,6 +23,7 @@ class Event:
 class Connecting(Event):
     """A connection to ``host`` is being opened, through ``via`` if that is not empty.
 
+    :param port: the port on it; 0 for the machine of a batch job, of which no port is connected to
     :param via: a machine, ``"its ProxyCommand"``, or the ControlMaster of ``ssh`` that is used
     """
 

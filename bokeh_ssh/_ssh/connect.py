@@ -61,6 +61,7 @@ def connect(
     on_event: OnEvent = ignore,
     prompt_cache: PromptCache | None = None,
     stream: OpenStream | None = None,
+    stream_by: str = "",
     prefer: Sequence[str] = (),
     session: Session = "exec",
     ahead: Sequence[Endpoint | None] = (),
@@ -73,6 +74,7 @@ def connect(
     :param prompt_cache: answers for a person where it can, and learns what worked
     :param stream: opens the way to the host, where that is no TCP connection: gets the seconds that it may
         take, returns a connected socket; a host that is reached so has no jump host and no ProxyCommand
+    :param stream_by: the machine that the stream goes through
     :param prefer: addresses that were reached before: of a name with several, as login nodes have, the one
         that leads to the same machine again is dialled first
     :param session: whether commands are run on it, or nothing is but forwards (``ssh -N``)
@@ -81,6 +83,8 @@ def connect(
     :raises BokehSSHError: whatever went wrong, by stage; nothing is left open
     """
     route = find_route(host, via=via.hop.hostname if via else None, session=session)
+    if stream:
+        route = [dataclasses.replace(hop, by=stream_by) for hop in route]
     prompt_cache = prompt_cache or PromptCache()
     for text in dict.fromkeys(text for hop in route for text in hop.config.warnings):
         on_event(Warned(host=route[-1].label, text=text))
@@ -181,8 +185,10 @@ def _connect_hop(
     host, prompt = hop.host, prompt_cache.begin(None if hop.config.batch_mode else hop.host.prompt)
     if host.prompt is not prompt:
         host = dataclasses.replace(host, prompt=prompt)
-    through = proxy_connection.name if proxy_connection else "its ProxyCommand" if hop.proxy_command else ""
-    on_event(Connecting(host=hop.label, address=hop.hostname, port=hop.port, via=through))
+    program = "its ProxyCommand" if hop.proxy_command else ""
+    through = proxy_connection.name if proxy_connection else hop.by or program
+    port = 0 if hop.by else hop.port
+    on_event(Connecting(host=hop.label, address=hop.hostname, port=port, via=through))
     files = hop.known_hosts
     command = hop.config.known_hosts_command
     known = host_keys.known_algorithms(hop.known_as, hop.known_port, files, command)
@@ -343,7 +349,7 @@ def _open_socket(
     try:
         return proxy_connection.open_socket((hop.hostname, hop.port), timeout=timeout)
     except TargetUnreachableError as exc:
-        msg = f"{proxy_connection.name} cannot connect to {hop.hostname} port {hop.port}"
+        msg = f"{proxy_connection.name} cannot connect to {hop.where}"
         hint = f"check the name as {proxy_connection.name} sees it, and that an SSH server runs there"
         raise RefusedError(msg, host=hop.label, hint=hint) from exc
 
@@ -351,7 +357,7 @@ def _open_socket(
 def _handshake_error(
     hop: Hop, transport: Transport, cause: BaseException | None, *, finished: bool, hung_up: bool
 ) -> BokehSSHError:
-    where = f"{hop.hostname} port {hop.port}"
+    where = hop.where
     said = transport.preamble[0].strip()[:80] if transport.preamble else ""
     if hung_up:
         msg = f"{where} hung up before its version" + (f" ({said})" if said else "")

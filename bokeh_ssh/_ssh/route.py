@@ -27,6 +27,7 @@ class Hop:
 
     :param label: the machine as the user named it, for messages
     :param timeout: seconds for each stage of connecting
+    :param by: the machine through which a stream leads there, in place of a connection to a port of it
     :ivar known_as: the name under which known_hosts has it (``HostKeyAlias``)
     :ivar known_port: the port under which known_hosts has it; a ``HostKeyAlias`` stands there without one
     :ivar proxy_command: the command that makes the connection, for the shell; empty where we dial
@@ -44,6 +45,7 @@ class Hop:
     port: int
     user: str
     timeout: float
+    by: str = ""
 
     known_as: str = field(init=False)
     known_port: int | None = field(init=False)
@@ -76,6 +78,11 @@ class Hop:
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)
+
+    @property
+    def where(self) -> str:
+        """The machine and its port, if one is connected to, for messages."""
+        return self.hostname if self.by else f"{self.hostname} port {self.port}"
 
 
 def find_hop(host: Host, *, through: str | None = None, session: Session = "exec") -> Hop:

@@ -161,7 +161,7 @@ class JobParts(TunnelParts):
         return name if name.isprintable() and name else "bokeh-ssh"
 
     def _dial(self, stack: contextlib.ExitStack, host: Host, stream: OpenStream | None) -> Connection:
-        connection = self._session.connect(host, stack=stack, stream=stream)
+        connection = self._session.connect(host, stack=stack, stream=stream, stream_by=self._host.target.host)
         if stream is None:  # to the login node, maybe once more while the job waits
             self._session.life.mend()
         return connection

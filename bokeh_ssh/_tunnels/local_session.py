@@ -119,6 +119,7 @@ class LocalSession:
         *,
         stack: contextlib.ExitStack | None = None,
         stream: OpenStream | None = None,
+        stream_by: str = "",
         ahead: Sequence[Endpoint | None] = (),
     ) -> Connection:
         """Connect and log in, with what a person has answered before; when it is lost, so is this.
@@ -133,6 +134,7 @@ class LocalSession:
             on_event=self._on_connect_event,
             prompt_cache=self._prompt_cache,
             stream=stream,
+            stream_by=stream_by,
             prefer=self._peers,
             ahead=ahead,
         )

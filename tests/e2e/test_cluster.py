@@ -23,6 +23,7 @@ from bokeh_ssh import (
     Batch,
     BokehSSHError,
     Closed,
+    Connecting,
     DirectTunnel,
     Event,
     Host,
@@ -174,6 +175,8 @@ def test_app_opens_in_a_job(bed: SlurmBed, queue: str, isolate: bool) -> None:
         assert looked.count("Permission denied") == 2
         assert bed.files(node)
         check_secrets(bed, job.id, node)
+    ways = [(event.host, event.port, event.via) for event in find(events, Connecting)]
+    assert ways[-1] == (node, 0, bed.login1), "no port of it is connected to"
     kinds = [type(event) for event in events]
     assert kinds.index(JobSubmitted) < kinds.index(JobStarted) < kinds.index(Ready) < kinds.index(JobEnded)
     assert tunnel.job
