@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bokeh_ssh._core.errors import BokehSSHError, ConnectError, LaunchError
+from bokeh_ssh._core.errors import BokehSSHError, ConnectError, LaunchError, ServerNotFoundError
 from bokeh_ssh._core.settings import setting
 
 #: The last line of a traceback about a file that is not there, and about a module.
@@ -61,6 +61,10 @@ def advise(error: BokehSSHError, apps: Sequence[str], typed: Mapping[str, Any]) 
     elif isinstance(error, LaunchError) and "does not exist" in error.message and not typed.get("upload"):
         here = [app for app in apps if Path(app).exists()]
         hint = f"{here[0]} is on this machine: upload it with {setting('upload=True')}" if here else ""
+    elif (
+        isinstance(error, ServerNotFoundError) and "no server named" in error.message and not typed.get("job")
+    ):
+        hint = f"{error.hint}; one in a batch job is opened with {setting('job=')}, by name or number"
     if hint:
         error.advise(hint)
 

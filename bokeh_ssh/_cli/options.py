@@ -553,7 +553,11 @@ QUEUE = under(
 
 JOB = under(
     "In a batch job",
-    Flag("job", "ID", "Run the server in this job of yours, which runs or waits; it stays at the end."),
+    Flag(
+        "job",
+        "ID",
+        "Run the server in this job, by number or name, which runs or waits; it stays at the end.",
+    ),
 )
 
 #: What opens a server that runs.

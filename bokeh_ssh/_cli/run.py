@@ -119,8 +119,10 @@ def announce_urls(browse: bool, host: str = "") -> Callable[[Foreground, Any], N
         for name, target in info_of(tunnel).forwards:
             foreground.display.hint(f"{name} leads to {format_endpoint(target)} there")
         if host and tunnel.server and tunnel.detached:
-            name = f"{shlex.quote(host)} {tunnel.server}"
-            foreground.display.hint(f"Again: bokeh-ssh attach {name}    For good: bokeh-ssh stop {name}")
+            machine, job = shlex.quote(host), getattr(tunnel, "job", None)
+            again, name = (f"--job {job.id}", job.id) if job else (tunnel.server, tunnel.server)
+            again, stop = f"bokeh-ssh attach {machine} {again}", f"bokeh-ssh stop {machine} {name}"
+            foreground.display.hint(f"Again: {again}    For good: {stop}")
         if browse:
             show(foreground.display, lambda: tunnel.show(inline=False))
 

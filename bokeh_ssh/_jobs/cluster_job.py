@@ -92,8 +92,8 @@ class ClusterJob:
     """A batch job on a cluster whose login node is reached by SSH.
 
     :param batch: what to submit
-    :param job: the number of a job that is there, in place of one that is submitted; it is never cancelled.
-        In one that we have not submitted, our holder runs as a step beside what runs in it
+    :param job: the number or the name of a job that is there, in place of one that is submitted; it is never
+        cancelled. In one that we have not submitted, our holder runs as a step beside what runs in it
     :param host: the login node
     :param python: an interpreter there and on the nodes; None takes ``python3`` or ``python``
     :param grace: seconds that the job outlives a client that has vanished, while it waits and while it runs
@@ -283,6 +283,8 @@ class ClusterJob:
         :raises JobEndedError: if the scheduler does not know it, or knows it no more
         :raises JobError: if it is another user's, or several
         """
+        if not self._named.isdigit():
+            self._named = self._find_number(warden, self._named)
         answer = warden.run(self._scheduler.owner_words(self._named))
         found = self._scheduler.read_owners(answer.out)
         if not found and answer.status and not self._scheduler.is_unknown(answer.err):
@@ -311,6 +313,27 @@ class ClusterJob:
             raise JobError(msg, host=self._label, hint=hint, job=self._named)
         self._submitted_at = time.monotonic()
         self._set(Job(id=number))
+
+    def _find_number(self, warden: Warden, name: str) -> str:
+        """Find the number of the job of that name, among those that were submitted by bokeh_ssh.
+
+        :raises JobError: if there is none, or more than one, or the scheduler does not answer
+        """
+        answer = warden.run(self._scheduler.LIST)
+        if answer.status:
+            said = answer.lines[0] if answer.lines else "it says nothing"
+            msg = f"the scheduler cannot be asked for job {name!r} ({said})"
+            raise JobError(msg, host=self._label, hint="try again")
+        jobs = [(each["id"], each["name"]) for each in self._scheduler.read_list(answer.out)]
+        fits = [number for number, called in jobs if called == name]
+        if len(fits) == 1:
+            return fits[0]
+        there = ", ".join(f"{number} {called}" for number, called in jobs) or "none"
+        msg = f"there is no job named {name!r} that was started with {setting('batch')} (there are: {there})"
+        if fits:
+            msg = f"there is more than one job named {name!r}: {', '.join(fits)}"
+        hint = "give the number of the one that you mean" if fits else f"see {self._scheduler.QUEUE_COMMAND}"
+        raise JobError(msg, host=self._label, hint=hint)
 
     def _expand_home(self, warden: Warden, path: str) -> str:
         home = warden.run(["sh", "-c", 'printf "%s\\n" "$HOME"']).out.strip()

@@ -38,7 +38,8 @@ class DirectTunnel(Tunnel):
         program is killed, the job ends ``grace`` seconds later, whether it runs or waits
     :param queue_timeout: seconds that the job may wait in the queue; None: as long as it takes
     :param job: the number of a job of yours that runs or waits there, on Slurm also one that was not started
-        with ``batch``: the server is found or started in this job, which is not cancelled at the end
+        with ``batch``; or the name of one that was, which is its app's, unless it was given another: the
+        server is found or started in this job, which is not cancelled at the end
     :param resubmit: when the job reaches its time limit, loses its machine, or has to make room for another,
         submit a new one, and open the app in it at the same local address; pages have to be reloaded
     :param args: more options for ``bokeh serve``

@@ -59,12 +59,11 @@ class DirectOptions(Login, ServerOptions):
                 raise UsageError(msg, hint=f"leave out {setting('batch')}, or {setting(name)}")
 
     def _check_job(self) -> None:
-        number = str(self.job)
-        if isinstance(self.job, bool) or not number.isascii() or not number.isdigit() or len(number) > 20:
-            msg = f"{set_to('job', self.job)} is not the number of a job"
-            hint = "give digits only, as bokeh-ssh ls lists them"
-            raise UsageError(msg, hint=hint)
-        object.__setattr__(self, "job", number)
+        job = str(self.job)
+        if isinstance(self.job, bool) or not job.strip() or not job.isprintable():
+            msg = f"{set_to('job', self.job)} is not the number or the name of a job"
+            raise UsageError(msg, hint="give one that bokeh-ssh ls lists")
+        object.__setattr__(self, "job", job)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -450,7 +450,7 @@ def test_second_session_is_asked_for_first(bed: SlurmBed) -> None:
 
 
 def test_detached_job_is_found_again(bed: SlurmBed) -> None:
-    """A job that is left stays with its server, longer than ``grace``; another client gets in by number.
+    """A job that is left stays with its server, longer than ``grace``; another gets in by number or name.
 
     With a ``grace`` that is shorter than the way from the job's start to its first client.
     """
@@ -475,7 +475,9 @@ def test_detached_job_is_found_again(bed: SlurmBed) -> None:
         session.close()
         until(lambda: time.monotonic() - left > 3, what="more than the grace time")
         # A second app in the same job; its end is not the job's.
-        with DirectTunnel(bed.login1, "alice", **options(bed, events, batch=None, job=job.id)) as second:
+        with DirectTunnel(bed.login1, "alice", **options(bed, events, batch=None, job="dash")) as second:
+            assert second.job
+            assert second.job.id == job.id
             assert second.server not in (None, server)
         assert bed.queue() == [f"{job.id} RUNNING"]
         assert again.state == "ready"
@@ -527,6 +529,7 @@ def test_job_that_cannot_be_entered_is_told(bed: SlurmBed) -> None:
     array = bed.run("login1", f'{submit} --array=1-2 --wrap "sleep 600"').strip()
     own = bed.run("login1", f'{submit} --wrap "sleep 600"').strip()
     assert "there is no job 99999" in refusal("99999")
+    assert "there is no job named 'wrap' that was started with batch (there are: none)" in refusal("wrap")
     assert f"job {other} is another user's" in refusal(other)
     until(lambda: len(bed.queue()) == 4, what="all of them run")
     assert re.search(f"job {array} is an array of 2 jobs; name one .*squeue", refusal(array))
@@ -746,7 +749,7 @@ def test_node_without_sshd_is_told(bed: SlurmBed) -> None:
         ({"batch": 5}, "batch=5 is not a text"),
         ({"batch": "auto", "launch": False, "app": None}, "but launch was given"),
         ({"batch": "auto", "job": "7"}, "but job was given"),
-        ({"job": "7_3"}, "not the number of a job"),
+        ({"job": "7\n3"}, "not the number or the name of a job"),
         ({"job": "7", "resubmit": True}, "resubmit is for a batch job"),
         ({"queue_timeout": 5.0}, "queue_timeout is for a batch job"),
         ({"resubmit": True}, "resubmit is for a batch job"),
