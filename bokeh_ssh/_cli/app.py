@@ -18,8 +18,9 @@ from bokeh_ssh._cli.completion import (
     complete_machine_or_tunnel,
     complete_server,
     complete_tunnel,
+    find_aliases,
 )
-from bokeh_ssh._cli.hints import with_command
+from bokeh_ssh._cli.hints import check_order, with_command
 from bokeh_ssh._cli.notify_ready import announce as tell_supervisor
 from bokeh_ssh._cli.options import (
     ATTACH,
@@ -174,6 +175,7 @@ def direct(
     def make(foreground: Foreground) -> Openable:
         from bokeh_ssh._tunnels.direct import DirectTunnel
 
+        check_order(host)
         take_batch(keywords)
         return DirectTunnel(host, app=apps or None, **common(foreground), **keywords)
 
@@ -634,9 +636,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(words: list[str]) -> None:
     # The parser would mix what follows "--" into the apps; it is for bokeh serve, word for word.
-    words = with_command(
-        words, [each.name or each.callback.__name__ for each in app.registered_commands if each.callback]
-    )
+    commands = [each.name or each.callback.__name__ for each in app.registered_commands if each.callback]
+    words = with_command(words, commands, lambda word: word in find_aliases())
     end = words.index("--") if "--" in words else len(words)
     rest = {"obj": {"args": words[end + 1 :], "words": words[:end]}, "prog_name": "bokeh-ssh"}
     if "--json" not in words[:end]:

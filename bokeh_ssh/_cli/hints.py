@@ -4,37 +4,77 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bokeh_ssh._core.errors import BokehSSHError, ConnectError, LaunchError, ServerNotFoundError
+from bokeh_ssh._core.errors import (
+    BokehSSHError,
+    ConnectError,
+    LaunchError,
+    ResolveError,
+    ServerNotFoundError,
+    UsageError,
+)
 from bokeh_ssh._core.settings import setting
 
 #: The last line of a traceback about a file that is not there, and about a module.
 _NO_FILE = re.compile(r"^FileNotFoundError: .*'(?P<name>[^'\n]+)'\s*$", re.MULTILINE)
 _NO_MODULE = re.compile(r"^ModuleNotFoundError: No module named '(?P<name>\w+)", re.MULTILINE)
 
+#: An app that is none: where a server listens that runs already.
+_ADDRESS = re.compile(r"https?://|([\w.-]+:)?[0-9]+$", re.ASCII)
+_ORDER = "name the machine first, as in: bokeh-ssh HOST app.py"
+#: What other programs begin with, in place of a machine.
+_VERBS = ("bokeh", "panel", "ssh", "python", "serve", "run", "open", "connect", "start")
+#: What other programs call options of ours, or what has no need of one here.
+_HABITS = {
+    "-N": "Leave it out: no command of yours runs there anyway.",
+    "-n": "Leave it out: no command of yours runs there anyway.",
+    "-T": "Leave it out: no terminal is opened there anyway.",
+    "-o": "Write it into ~/.ssh/config, or into a file that -F names.",
+    "--allow-websocket-origin": "Pages from here are allowed by themselves; others with --extra-origins.",
+    "--autoreload": "It is --dev here.",
+    "--reload": "It is --dev here.",
+    "--no-browser": "Leave it out: only --show opens a browser.",
+    "--no-show": "Leave it out: only --show opens a browser.",
+}
+#: What asks for help and for the version.
+_HELP = {"help": "--help", "version": "--version", "-V": "--version"}
 #: What may stand before a command.
 _TOP = ("-h", "--help", "--version", "--install-completion", "--show-completion")
 
 
-def with_command(words: Sequence[str], commands: Collection[str]) -> list[str]:
+def with_command(
+    words: Sequence[str], commands: Collection[str], is_alias: Callable[[str], bool] = lambda word: False
+) -> list[str]:
     """Return the words of a command line with ``direct`` in front where they begin with a machine or a flag.
+
+    :param is_alias: whether a word is a machine of the ssh config
 
     >>> with_command(["me@host", "app.py"], ["direct", "gateway"])
     ['direct', 'me@host', 'app.py']
     >>> with_command(["gatewy", "me@host"], ["direct", "gateway"])
     ['gatewy', 'me@host']
+    >>> with_command(["help", "direct"], ["direct", "gateway"])
+    ['direct', '--help']
     """
     first = words[0] if words else ""
     if not first or first in commands or first.partition("=")[0] in _TOP:
         return list(words)
+    if first in _HELP and all(word in commands for word in words[1:]):
+        return [*words[1:], _HELP[first]]
     if not first.startswith("-"):
         alone = all(word.startswith("-") for word in words[1:]) and not set("@.:") & set(first)
-        if alone or difflib.get_close_matches(first, commands, n=1, cutoff=0.75):
+        near = bool(difflib.get_close_matches(first, commands, n=1, cutoff=0.75))
+        if (alone or near) and not is_alias(first):
             return list(words)  # a word that may be meant as a command is no machine
     return ["direct", *words]
+
+
+def explain_option(name: str) -> str:
+    """Return what to do in place of an option that other programs have; empty where that is not known."""
+    return _HABITS.get(name, "")
 
 
 def nearest(name: str, names: Collection[str]) -> str:
@@ -58,6 +98,13 @@ def advise(error: BokehSSHError, apps: Sequence[str], typed: Mapping[str, Any]) 
             f"{setting('port=')} is the SSH server's; for the app's port, use "
             f"{setting('remote_port=')} there or {setting('local_port=')} here"
         )
+    elif isinstance(error, ResolveError) and (error.host in _VERBS or _is_app(error.host or "")):
+        hint = _ORDER
+    elif isinstance(error, LaunchError) and any(_ADDRESS.match(app) for app in apps):
+        hint = (
+            f"{apps[0]} is no app; a server that runs there already is opened without one, with "
+            f"{setting('remote_port=')}"
+        )
     elif isinstance(error, LaunchError) and "does not exist" in error.message and not typed.get("upload"):
         here = [app for app in apps if Path(app).exists()]
         hint = f"{here[0]} is on this machine: upload it with {setting('upload=True')}" if here else ""
@@ -67,6 +114,20 @@ def advise(error: BokehSSHError, apps: Sequence[str], typed: Mapping[str, Any]) 
         hint = f"{error.hint}; one in a batch job is opened with {setting('job=')}, by name or number"
     if hint:
         error.advise(hint)
+
+
+def check_order(host: str) -> None:
+    """Refuse an app of this machine in the place of the host: some top-level domain is called ``py``.
+
+    :raises UsageError: if it is one
+    """
+    if _is_app(host) and Path(host).is_file():
+        msg = f"{host} is a file here, and no machine"
+        raise UsageError(msg, hint=_ORDER)
+
+
+def _is_app(name: str) -> bool:
+    return name.endswith((".py", ".ipynb"))
 
 
 def advise_app(traceback: str, apps: Sequence[str], typed: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ import typer
 from typer.core import TyperArgument, TyperCommand, TyperOption
 
 from bokeh_ssh._cli.completion import complete_host
+from bokeh_ssh._cli.hints import explain_option
 from bokeh_ssh._cli.user_config import merge, read_config, read_environment
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.settings import Wording, as_keyword, as_toml
@@ -235,9 +236,13 @@ class Command(TyperCommand):
                     ". A job is submitted from its login node: bokeh-ssh direct --batch -J GATEWAY"
                 )
                 raise
-            server = "args" in {each.name for each in self.params}
-            if name and server and str(wrong).startswith("No such option") and not wrong.possibilities:
-                wrong.message += f". An option of the server goes after --: -- {name}"
+            if name and str(wrong).startswith("No such option"):
+                server = "args" in {each.name for each in self.params}
+                if habit := explain_option(name):
+                    wrong.message += f". {habit}"
+                    wrong.possibilities = []
+                elif server and not wrong.possibilities:
+                    wrong.message += f". An option of the server goes after --: -- {name}"
             raise
 
     def get_help_option(self, ctx: Any) -> TyperOption | None:

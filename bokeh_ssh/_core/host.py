@@ -14,7 +14,7 @@ from typing import Any, Literal
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.events import Prompt
 from bokeh_ssh._core.keywords import StrPath, convert_keywords
-from bokeh_ssh._core.settings import set_to
+from bokeh_ssh._core.settings import set_to, setting
 
 HostKeys = Literal["strict", "ask", "accept-new"]
 
@@ -105,7 +105,8 @@ def parse_port(digits: str, text: str) -> int:
     if digits.isascii() and digits.isdigit() and 0 < int(digits) < 65536:
         return int(digits)
     msg = f"{text!r} has no valid port"
-    raise UsageError(msg, hint="a port is a number from 1 to 65535")
+    apart = "" if digits[:1].isdigit() else ", and a path is given apart from the host"
+    raise UsageError(msg, hint=f"a port is a number from 1 to 65535{apart}")
 
 
 def check_host(host: str) -> None:
@@ -115,7 +116,8 @@ def check_host(host: str) -> None:
     """
     if not host or host.startswith("-") or _BAD_HOST.search(host):
         msg = f"{host!r} is not a host name"
-        raise UsageError(msg, hint="give a host name, an address or an alias of your ssh config")
+        address = f"; the port of a server that runs there is {setting('remote_port=')}" * ("://" in host)
+        raise UsageError(msg, hint=f"give a host name, an address or an alias of your ssh config{address}")
 
 
 def check_user(user: str) -> None:

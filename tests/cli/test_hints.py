@@ -71,6 +71,58 @@ def test_slip_of_the_hand_is_no_machine() -> None:
     assert "Connecting" not in program.stderr
 
 
+def test_alias_alone_is_a_machine(account: Path) -> None:
+    """An alias of the ssh config is a machine with nothing behind it too, as for ``ssh``; and one that is
+    nearly a command."""
+    config = f"Host box stpo\n  HostName 127.0.0.1\n  Port {free_port()}\n"
+    (account / ".ssh" / "config").write_text(config)
+    for words in (["box"], ["stpo", "--quiet"]):
+        with Program(*words) as program:
+            assert program.end() == 1, program
+        assert "cannot connect to 127.0.0.1" in program.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["app.py", "me@127.0.0.1"], "name the machine first"),
+        (["serve", "127.0.0.1", "app.py"], "name the machine first"),
+        (["127.0.0.1:app.py"], "a path is given apart from the host"),
+        (["http://127.0.0.1:5006/app"], "--remote-port"),
+        (["127.0.0.1", "-N"], "Leave it out"),
+        (["127.0.0.1", "app.py", "--autoreload"], "It is --dev here"),
+        (["127.0.0.1", "app.py", "--allow-websocket-origin=*"], "--extra-origins"),
+    ],
+)
+def test_habits_of_other_programs_are_answered(
+    words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ``scp``, ``ssh``, ``bokeh serve`` and browsers take is told how it is said here."""
+    monkeypatch.chdir(tmp_path)
+    Path("app.py").touch()
+    with Program(*words, env={"COLUMNS": "200"}) as program:
+        assert program.end() != 0, program
+    assert told in program.stderr
+    assert ("Connecting" in program.stderr) == (words[0] == "serve")
+
+
+@pytest.mark.parametrize("app", ["5006", "localhost:5006", "http://localhost:5006/app"])
+def test_address_in_place_of_an_app_is_told(machine: Machine, app: str) -> None:
+    """An address that runs already is opened by its port."""
+    with Program("direct", machine.host, app, *login(machine)) as program:
+        assert program.end() == 1, program
+    assert "is no app" in program.stderr
+    assert "--remote-port" in program.stderr
+
+
+@pytest.mark.parametrize("word", ["help", "version", "-V"])
+def test_help_and_version_have_other_names(word: str) -> None:
+    """Words of other programs for both."""
+    with Program(word, *(["stop"] if word == "help" else [])) as program:
+        assert program.end() == 0, program
+    assert ("bokeh-ssh stop" if word == "help" else "bokeh-ssh 0") in program.stdout
+
+
 @pytest.mark.parametrize(("command", "server"), [("direct", True), ("publish", True), ("ls", False)])
 def test_option_of_the_server_is_told_where_it_goes(command: str, server: bool) -> None:
     """An option that is none of ours may be the server's; it goes after ``--``."""
