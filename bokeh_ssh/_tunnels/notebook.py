@@ -8,6 +8,7 @@ import importlib
 import socket
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from html import escape
 from typing import Any
@@ -22,6 +23,10 @@ from bokeh_ssh._tunnels.openable import follow_state
 _KNOCK = 2.0
 #: What shows a widget in a page: before its release 8, ipywidgets does not put it into a bundle by itself.
 _VIEW = "application/vnd.jupyter.widget-view+json"
+#: States in which nothing is carried.
+_OVER = ("new", "closed", "failed")
+#: Seconds between two updates of the figures.
+_PERIOD = 3.0
 _DOTS = {"ready": "#2b8a3e", "failed": "#c92a2a", "closed": "#868e96", "new": "#868e96"}
 
 
@@ -39,13 +44,47 @@ def summary(text: str, state: str, url: str, status: TunnelStatus | None = None)
         shown = escape(url.partition("?")[0])
         link = f', <a href="{escape(url)}" target="_blank" rel="noopener noreferrer">{shown}</a>'
     more = ""
-    if status and status.uptime and state not in ("closed", "failed"):
+    if status and status.uptime and state not in _OVER:
         more = f"<br>{escape(describe_way(status))}<br>{escape(describe_traffic(status))}"
     return f"<div>{dot} {escape(text)}: {escape(state)}{link}{more}</div>"
 
 
+class _Refresher:
+    """Has the figures of the widgets follow: one thread for all, while a tunnel of one is open."""
+
+    def __init__(self) -> None:
+        self._change = threading.Condition()
+        self._watched: weakref.WeakSet[StatusWidget] = weakref.WeakSet()
+        self._thread: threading.Thread | None = None
+
+    def watch(self, widget: StatusWidget, wanted: bool) -> None:
+        """Have it updated regularly, or no more."""
+        with self._change:
+            if not wanted:
+                self._watched.discard(widget)
+                self._change.notify_all()
+                return
+            self._watched.add(widget)
+            if self._thread is None or not self._thread.is_alive():  # as in a fork
+                self._thread = threading.Thread(target=self._run, name="bokeh-ssh widgets", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            with self._change:
+                if self._change.wait_for(lambda: not self._watched, _PERIOD):
+                    self._thread = None
+                    return
+                for widget in list(self._watched):
+                    widget.refresh()
+                del widget  # it may be forgotten by all others
+
+
+_refresher = _Refresher()
+
+
 class StatusWidget:
-    """A tunnel in a cell that follows its state, with a button to stop it and one to have it back.
+    """A tunnel in a cell that follows its state and its figures, with buttons to stop it and to have it back.
 
     No thread waits for a change: each update has one of its own, and so has what a button does, since the
     kernel's runs the cells.
@@ -65,7 +104,7 @@ class StatusWidget:
         self._box = widgets.VBox([self._text, widgets.HBox([self.reconnect, self.stop])])
         self._updates = Dispatcher(self._update, "bokeh-ssh widget", "the widget")
         self._updates.finish()  # its thread ends as soon as nothing waits
-        follow_state(tunnel, self._note_change)
+        follow_state(tunnel, self.refresh)
         self._update()
 
     @property
@@ -84,15 +123,17 @@ class StatusWidget:
         view = {"version_major": 2, "version_minor": 0, "model_id": self._box.model_id}
         return {_VIEW: view, "text/html": self.html, "text/plain": repr(self._tunnel)}
 
-    def _note_change(self) -> None:
+    def refresh(self) -> None:
+        """Show the tunnel as it is now, soon; never waits."""
         self._updates.put(None)
 
     def _update(self, _: None = None) -> None:
         state = self._tunnel.state
         if state == "ready":
             self._error = ""
-        self.reconnect.disabled = state not in ("lost", "new", "closed", "failed")
-        self.stop.disabled = state in ("new", "closed", "failed")
+        _refresher.watch(self, state not in _OVER and not self.is_gone)
+        self.reconnect.disabled = state not in ("lost", *_OVER)
+        self.stop.disabled = state in _OVER
         shown = self._tunnel._repr_html_()
         self._text.value = shown + (f"<div>{escape(self._error)}</div>" if self._error else "")
 
@@ -103,7 +144,7 @@ class StatusWidget:
                 act()
             except BokehSSHError as exc:
                 self._error = str(exc)
-            self._note_change()
+            self.refresh()
 
         threading.Thread(target=work, name=f"bokeh-ssh widget {name}", daemon=True).start()
 

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -176,8 +177,8 @@ def test_jupyterlab_shows_and_drives_an_app(
 def test_widget_follows_the_tunnel(
     embedded: Callable[..., Machine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It shows each new state by itself; its buttons stop the tunnel, have a lost one tried at once, and open
-    it again, with the error where that fails."""
+    """It shows each new state and its figures by itself; its buttons stop the tunnel, have a lost one tried
+    at once, and open it again, with the error where that fails."""
     if not importlib.util.find_spec("ipywidgets"):
         missing("ipywidgets is not installed")
     machine = embedded()
@@ -187,6 +188,7 @@ def test_widget_follows_the_tunnel(
         tunnel = tunnel_to(cable.machine(machine, tmp_path), app, on_event=events.append)
         assert tunnel._repr_mimebundle_() == {}, "no notebook"
         monkeypatch.setattr("bokeh_ssh._tunnels.notebook.is_here", lambda: True)
+        monkeypatch.setattr("bokeh_ssh._tunnels.notebook._PERIOD", 0.1)
         assert "new" in tunnel._repr_mimebundle_()["text/html"]
         widget = tunnel._widget
         assert widget
@@ -198,6 +200,10 @@ def test_widget_follows_the_tunnel(
         widget.reconnect.click()
         shows("ready")
         assert (widget.reconnect.disabled, widget.stop.disabled) == (True, False)
+        before = widget.html
+        with urllib.request.urlopen(tunnel.url) as answer:
+            answer.read()
+        until(lambda: widget.html != before, what="the figures to follow")
         cable.refuse()
         shows("lost")
         until(lambda: any(isinstance(event, Reconnecting) and event.delay > 2.9 for event in events))
