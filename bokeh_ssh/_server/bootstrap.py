@@ -16,12 +16,17 @@ command line. Standard input is only written once the hello has come, so that a 
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 
 from bokeh_ssh._server.launch_spec import OLDEST_BOKEH, OLDEST_PYTHON, Launch, not_an_option
 from bokeh_ssh._ssh.remote_shell import READ, encode
+
+#: The name of a command or a function, and what may stand before one.
+_NAME = re.compile(r"[A-Za-z_][\w.-]*", re.ASCII)
+_RESERVED = frozenset("if then elif else while until do ! time".split())
 
 #: Where PYTHONPATH is while a Python of ours starts.
 KEPT = "BOKEH_SSH_PYTHONPATH"
@@ -151,14 +156,21 @@ def script(launch: Launch, steps: tuple[str, ...], mark: str, directory: str = "
 
 def _import_functions(step: str) -> list[str]:
     """Write what takes commands that are not found from an interactive shell, where people have them."""
-    words = [part.split(None, 1)[0] for part in re.split(r"[;&|\n]+", step) if part.split()]
-    names = dict.fromkeys(word for word in words if re.fullmatch(r"[A-Za-z_][\w.-]*", word, re.ASCII))
+    names = dict.fromkeys(
+        name for name in map(_first_command, re.split(r"[;&|(){}`\n]+", step)) if _NAME.fullmatch(name)
+    )
     checks = [f"command -v {name} >/dev/null 2>&1" for name in names]
     return (
         [f'if [ -n "${{BASH_VERSION-}}" ] && ! {{ {" && ".join(checks)}; }}; then', _IMPORT, "fi"]
         if checks
         else []
     )
+
+
+def _first_command(part: str) -> str:
+    """Return the command that a part of a shell line runs; empty where there is none."""
+    words = itertools.dropwhile(lambda word: word in _RESERVED or "=" in word, part.split())
+    return next(words, "")
 
 
 def _early(env: Mapping[str, str]) -> list[str]:
@@ -186,14 +198,15 @@ set +e +u; ( : >&2 ) || exec 2>/dev/null
 unalias -a 2>/dev/null
 unset -f cd command exec export printf test python python3 2>/dev/null"""
 
-#: What ~/.bashrc defines below its guard for shells that are not interactive: functions, aliases, and what
-#: they need. Such a shell has nothing to read and no terminal, and is asked once.
+#: What ~/.bashrc defines below its guard for shells that are not interactive: functions, aliases, and the
+#: variables that they need. Such a shell has nothing to read and no terminal, and is asked once. It lists what
+#: is bash's own too, which is refused without a word.
 _IMPORT = """\
 if [ -z "${bokeh_ssh_i-}" ]; then
-  bokeh_ssh_s='echo bokeh-ssh functions; export -p; declare -f; alias -p'
+  bokeh_ssh_s='echo bokeh-ssh functions; declare -p; declare -f; alias -p'
   bokeh_ssh_i=$(exec 3<&- 4>&-; bash -ic "$bokeh_ssh_s" </dev/null 2>/dev/null)
   case $bokeh_ssh_i in *'bokeh-ssh functions'*)
-    shopt -s expand_aliases; eval "${bokeh_ssh_i##*bokeh-ssh functions}" ;;
+    shopt -s expand_aliases; eval "${bokeh_ssh_i#*bokeh-ssh functions}" 2>/dev/null ;;
   esac
   bokeh_ssh_i=done
 fi"""

@@ -15,13 +15,14 @@ from direct_tunnels import tunnel_to
 if TYPE_CHECKING:
     from docker_bed import Container
 
-#: A guard such as Debian's, and functions below it, which need a variable.
+#: A guard such as Debian's, and functions below it, which need variables that are not exported.
 GUARDED = """
 case $- in *i*) ;; *) return ;; esac
 exec 2>/dev/null
 echo "a greeting"
-export TOOL_ROOT=/opt/tools
-workon() { export CHOSEN="$TOOL_ROOT/$1"; }
+TOOL_ROOT=/opt
+declare -A PLACES=([tools]=tools)
+workon() { export CHOSEN="$TOOL_ROOT/${PLACES[tools]}/$1"; }
 alias viz='workon viz'
 """
 
@@ -89,6 +90,8 @@ def test_functions_of_interactive_shells(machine: Container) -> None:
     write(machine, ".bash_profile", ". ~/.bashrc\n")
     assert report(machine, "~/report.py", setup=["cd /tmp && workon viz"], cwd="/usr") == "/opt/tools/viz/usr"
     assert report(machine, "~/report.py", setup=["cd /tmp", "viz"]) == "/opt/tools/viz/tmp"
+    setup = "if [ -d /tmp ]; then cd /tmp; PURPOSE=test workon viz; fi"
+    assert report(machine, "~/report.py", setup=setup) == "/opt/tools/viz/tmp"
     assert "interactive" in failure(machine, LaunchError, setup="no-such-tool activate viz")
 
 
