@@ -223,13 +223,12 @@ def _connect_hop(
                 ahead=(lambda: transport.ask_ahead(map(_request, ahead))) if ahead else None,
             )
         except (AuthenticationError, ConnectionLostError) as exc:
-            if not memory.unanswered:
+            if not memory.objected:
                 raise
-            memory.note_objection()
-            raise _ObjectionError(1 if memory.ahead else 2) from exc
+            raise _ObjectionError(memory.note_objection()) from exc
         except ConnectTimeoutError:
-            if memory.unanswered:  # the line, or the server: the next login asks first
-                memory.forget()
+            if memory.unanswered:  # the line, or the server: the next login is made with more care
+                memory.note_objection()
             raise
         if memory.refused:
             transport.drop_ahead()

@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from asyncssh.constants import MSG_CHANNEL_OPEN, MSG_GLOBAL_REQUEST, MSG_USERAUT
 import beds
 from auth_servers import USER, Bed, Rules, Sshd, make_key
 from beds import Key, Knobs
-from bokeh_ssh import ConnectionLostError, Host
+from bokeh_ssh import ConnectionLostError, ConnectTimeoutError, Host, Question
 from bokeh_ssh._core.this_machine.private_folder import find_folder
+from bokeh_ssh._ssh.auth.userauth import UserAuth
 from bokeh_ssh._ssh.connect import connect
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._ssh.transport import Transport
@@ -47,9 +49,8 @@ def enter(account: object, tmp_path: Path) -> Callable[..., Connection]:
         words = {"ssh_config": None, "allow_agent": False, "look_for_keys": False, "timeout": 10}
         known = {"known_hosts": str(tmp_path / "known"), "host_keys": "accept-new"}
         keys = [str(tmp_path / name) for name in names]
-        host = Host(
-            LOOPBACK, USER, port=port, key_filename=keys, **words, **known, **keywords.pop("login", {})
-        )
+        words |= known | keywords.pop("login", {})
+        host = Host(LOOPBACK, USER, port=port, key_filename=keys, **words)
         return connect(host, **keywords)
 
     return log_in
@@ -59,15 +60,15 @@ def enter(account: object, tmp_path: Path) -> Callable[..., Connection]:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """List how many channels each login has asked for that was successful in the end."""
     counts: list[int] = []
-    open_ahead: dict[int, int] = {}
+    open_ahead: weakref.WeakKeyDictionary[Transport, int] = weakref.WeakKeyDictionary()
     ask, start = Transport.ask_ahead, Connection._start_keepalive
 
     def count(self: Transport, wanted: Any) -> None:
         ask(self, wanted)
-        open_ahead[id(self)] = len(self._channels)
+        open_ahead[self] = len(self._channels)
 
     def note(self: Connection) -> None:
-        counts.append(open_ahead.pop(id(self.transport), 0))
+        counts.append(open_ahead.pop(self.transport, 0))
         start(self)
 
     monkeypatch.setattr(Transport, "ask_ahead", count)
@@ -180,6 +181,67 @@ def test_server_that_minds_is_spared(
         os.utime(path, (0, time.time() - 8 * 86400))
         enter(bed.port, "a", ahead=[None]).close()
         assert remembered().endswith(" alone\n")  # tried again the next time
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("methods", [("publickey",), ("publickey", "password")])
+def test_server_that_hangs_up_once_the_key_is_not_enough(
+    enter: Callable[..., Connection],
+    asked: list[int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    methods: tuple[str, ...],
+    known: bool,
+) -> None:
+    """It is logged in to anew, with another key or a password too; it is known to hang up, or found to."""
+    keys = [make_key(tmp_path / name) for name in "ab"]
+    rules = [Rules(("publickey",), keys=(keys[0],))]
+    bed = Bed(lambda: rules.pop(0) if rules else Rules(methods, keys=(keys[2 - len(methods)],)))
+    questions: list[str] = []
+
+    def answer(question: Question) -> str:
+        questions.append(question.text)
+        return "right"
+
+    if not known:
+        monkeypatch.setattr(UserAuth, "passes_over", True)
+    login = {"prompt": answer} if known else {"password": "right"}
+    with contextlib.closing(bed):
+        for _ in range(3):
+            with enter(bed.port, "a", "b", ahead=[None], login=login) as connection:
+                count = len(connection.methods)
+        assert asked == [0, 0, 0]
+        assert len(bed.seen) == 4
+    assert count == len(methods)
+    assert len(questions) == (2 if known and count == 2 else 0)
+    assert "alone" not in remembered() or count == 1
+
+
+def test_server_that_falls_silent_is_spared(
+    enter: Callable[..., Connection], asked: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a login with requests gets no answer, the next ones go without."""
+    key = make_key(tmp_path / "a")
+    handlers = asyncssh.SSHServerConnection._packet_handlers
+    usual = handlers[MSG_USERAUTH_REQUEST]
+
+    def hear(conn: Any, *args: Any) -> Any:
+        if len(bed.seen) != 2:
+            return usual(conn, *args)
+        conn._auth_complete = True  # else it hangs up at the next message
+        return None
+
+    bed = Bed(lambda: Rules(("publickey",), keys=(key,)))
+    with contextlib.closing(bed):
+        enter(bed.port, "a", ahead=[None]).close()
+        monkeypatch.setitem(handlers, MSG_USERAUTH_REQUEST, hear)
+        monkeypatch.setitem(handlers, MSG_CHANNEL_OPEN, lambda *args: None)
+        with pytest.raises(ConnectTimeoutError):
+            enter(bed.port, "a", ahead=[None], login={"timeout": 1})
+        for _ in range(2):
+            enter(bed.port, "a", ahead=[None]).close()
+        assert asked == [0, 0, 0]
+    assert remembered().endswith(" waits\n")
 
 
 def test_server_that_loses_what_came_with_the_login(

@@ -60,11 +60,12 @@ class KeyMemory:
     :ivar unanswered: whether a login has begun with the key, and the server has not answered
     :ivar ahead: whether channels were asked for with it
     :ivar refused: whether it was not enough this time
+    :ivar objected: whether the server hung up at the key, or at what came with it
     """
 
     def __init__(self, host_key: bytes, user: str, *, care: int = 0) -> None:
         self.unanswered = False
-        self.ahead = self.refused = False
+        self.ahead = self.refused = self.objected = False
         self._care = care
         self._name = hashlib.sha256(b"%b\0%b" % (host_key, user.encode("utf-8", "replace"))).hexdigest()
         self._known: KnownKey | None = None
@@ -102,13 +103,23 @@ class KeyMemory:
             with contextlib.suppress(OSError, FolderError):
                 self._path().unlink()
 
-    def note_objection(self) -> None:
-        """Remember that the server hung up when a login began with the key, or at what came with it."""
-        self.unanswered = False
-        if self.ahead and self._known:
+    def note_end(self) -> None:
+        """Take it that the connection has ended during the login."""
+        self.objected = self.unanswered or (self.ahead and self.refused)
+
+    def note_objection(self) -> int:
+        """Remember that the server minds a login that begins with the key, or what came with it.
+
+        :returns: with how much care the next is to be made
+        """
+        if self.refused:  # it only minds what comes with a key that does not fit
+            self.forget()
+        elif self.ahead and self._known:
             self._write(f"{self._known.key} {self._known.algorithm}{_WAITS}")
+            return 1
         else:
             self._write(_MINDS)
+        return 2
 
     def _read(self) -> tuple[str, float]:
         """Return what stands there, and for how many seconds; empty where that is not to be used."""

@@ -214,6 +214,8 @@ class _Login:
             return None
         memory.unanswered = False
         memory.refused = not isinstance(reply, Accepted)
+        if memory.refused and memory.ahead and not self.userauth.passes_over:
+            raise EndedError  # soon, when somebody may have been asked something in vain
         return reply
 
     def _enabled(self) -> dict[str, Callable[[], Verdict | None]]:
@@ -536,8 +538,10 @@ class _Login:
         words = clean(last_words, 300)
         hung_up = bool(words) or cause is None or isinstance(cause, EOFError)
         why = words or ("no reason was given" if hung_up else clean(str(cause), 300))
-        if _TOO_MANY.search(words) and self._memory:
-            self._memory.unanswered = False  # it has counted the key, and minds nothing else
+        if self._memory and _TOO_MANY.search(words):
+            self._memory.forget()  # it has counted the key, and minds nothing else
+        elif self._memory:
+            self._memory.note_end()
         if _TOO_MANY.search(words) and self._keys_tried > 1:
             text = (
                 f"login as {self.userauth.user} was refused: too many keys ({', '.join(self.tried)}): {why}"

@@ -133,6 +133,11 @@ class UserAuth(AuthHandler):
         """The last banners (RFC 4252, section 5.4) and instructions without a question, fit to be shown."""
         return "\n".join(self._said)
 
+    @property
+    def passes_over(self) -> bool:
+        """Whether the server is known to pass over what comes too early; others hang up."""
+        return "OpenSSH" in self.transport.remote_version
+
     def news(self) -> str:
         """Return what has been said since this was last asked."""
         said = [self._fresh.popleft() for _ in range(len(self._fresh))]
