@@ -47,7 +47,8 @@ import threading
 
 SSH = [
     "ssh", "-F", "none", "-i", "id", "-p", sys.argv[1], "-o", "StrictHostKeyChecking=accept-new", "-o",
-    "UserKnownHostsFile=known", "-o", "ExitOnForwardFailure=yes", "-o", "ConnectionAttempts=5", f"{getpass.getuser()}@127.0.0.1",
+    "UserKnownHostsFile=known", "-o", "ExitOnForwardFailure=yes", "-o", "ConnectionAttempts=5",
+    f"{getpass.getuser()}@127.0.0.1",
 ]
 
 
@@ -84,8 +85,8 @@ for flag in ("-L", "-R"):
         up = ssh.stdout.readline() == "up\n"
         seen = [heard("127.0.0.1", taken), heard("::1", taken)] if up else []
         said = " ".join(ssh.communicate("end\n", timeout=30)[1].split())
-        spec = f"{flag} {listen}PORT:..."
-        print(f"{spec:22} {ssh.returncode:<5} {'   '.join(seen)}   ssh: {said.replace(str(taken), 'PORT') or 'nothing'}")
+        spec, words = f"{flag} {listen}PORT:...", said.replace(str(taken), "PORT") or "nothing"
+        print(f"{spec:22} {ssh.returncode:<5} {'   '.join(seen)}   ssh: {words}")
         if listen == "127.0.0.1:":
             bad |= up or ssh.returncode != 255
         else:
