@@ -26,7 +26,7 @@ from bokeh_ssh._ssh.remote_shell import READ, encode
 
 #: The name of a command or a function, and what may stand before one.
 _NAME = re.compile(r"[A-Za-z_][\w.-]*", re.ASCII)
-_RESERVED = frozenset("if then elif else while until do ! time".split())
+_RESERVED = frozenset({"if", "then", "elif", "else", "while", "until", "do", "!", "time"})
 
 #: Where PYTHONPATH is while a Python of ours starts.
 KEPT = "BOKEH_SSH_PYTHONPATH"
@@ -199,8 +199,8 @@ unalias -a 2>/dev/null
 unset -f cd command exec export printf test python python3 2>/dev/null"""
 
 #: What ~/.bashrc defines below its guard for shells that are not interactive: functions, aliases, and the
-#: variables that they need. Such a shell has nothing to read and no terminal, and is asked once. It lists what
-#: is bash's own too, which is refused without a word.
+#: variables that they need. Such a shell has nothing to read and no terminal, and is asked once. It lists
+#: what is bash's own too, which is refused without a word.
 _IMPORT = """\
 if [ -z "${bokeh_ssh_i-}" ]; then
   bokeh_ssh_s='echo bokeh-ssh functions; declare -p; declare -f; alias -p'
