@@ -31,10 +31,9 @@ class Tunnel(Openable):
 
     @property
     def remote_port(self) -> int:
-        """The port of the Bokeh server (of the gateway, where only the gateway is known).
+        """The port of the Bokeh server, or of the gateway if only that is known.
 
-        0 where it listens on a Unix socket that only your account there may use: the default for a server
-        that is started.
+        0 if it listens on a private Unix socket, as a server does by default that was started here.
 
         :raises TunnelClosedError: if the tunnel is not open
         """
@@ -58,8 +57,8 @@ class Tunnel(Openable):
     def urls(self) -> tuple[str, ...]:
         """The addresses to open, one for each app.
 
-        If this program runs on a JupyterHub, they go through its jupyter-server-proxy, and are only paths if
-        the hub's name is not known. Programs there use ``http://localhost:{local_port}``.
+        On a JupyterHub they lead through jupyter-server-proxy, and are only paths if the hub's name is not
+        known.
 
         If the server accepts only signed sessions, each address contains the id of a new one: it opens one
         page, for anybody who has it.
@@ -92,12 +91,11 @@ class Tunnel(Openable):
         return self._lifecycle.session.log
 
     def show(self, *, inline: bool | None = None, height: int | str = 600) -> bool | None:
-        """Show the first app: in a notebook in its cell, elsewhere in the browser.
+        """Show the first app: in the cell of a notebook, or else in the browser.
 
         :param inline: False opens the browser from a notebook too
         :param height: the height of the frame in the cell: pixels, or a length of CSS
-        :returns: None in a cell; else whether a browser was found that can open the address without showing
-            it to others
+        :returns: None in a cell; else whether a browser was opened
         """
         if notebook.is_here() if inline is None else inline:
             notebook.display(notebook.frame(self.url, height))
@@ -105,7 +103,10 @@ class Tunnel(Openable):
         return self._browse()
 
     def _browse(self) -> bool:
-        """Open the first app in the browser, whose command line every account of this machine can read."""
+        """Open the first app in the browser, whose command line every account of this machine can read.
+
+        :returns: whether a browser was found that can open the address without showing it to others
+        """
         url = self.url
         if "?" not in url:  # it has no session's id in it
             return webbrowser.open(url)
@@ -161,7 +162,7 @@ class Tunnel(Openable):
     def server_document(self, **kwargs: Any) -> str:
         """Return the ``<script>`` that embeds the first app in a page (``bokeh.embed.server_document``).
 
-        The page's own origin must be allowed with ``extra_origins=``.
+        Allow the page's origin with ``extra_origins=``.
 
         :raises UsageError: if Bokeh is not installed here
         """

@@ -34,8 +34,8 @@ class DirectTunnel(Tunnel):
     :param app: an app or several to serve: paths on that machine
     :param batch: run the server in a batch job of the cluster whose login node is ``host``: "slurm", "auto"
         for the scheduler that is found there, or a :class:`Batch`; see ``job``. The tunnel waits for the job
-        for as long as it takes (``launch_timeout`` counts from its start), and cancels it at the end; if this
-        program is killed, the job ends ``grace`` seconds later, whether it runs or waits
+        (``launch_timeout`` counts from its start), and cancels it at the end; if this program is killed, the
+        job ends ``grace`` seconds later
     :param queue_timeout: seconds that the job may wait in the queue; None: as long as it takes
     :param job: the number of a job of yours that runs or waits there, on Slurm also one that was not started
         with ``batch``; or the name of one that was, which is its app's, unless it was given another: the
@@ -82,9 +82,8 @@ class DirectTunnel(Tunnel):
     :param signed: True: a server that is started accepts only sessions whose id is signed here; None: the
         same if it listens on a port, and not on a private socket; False: it listens on a port that the other
         users of its machine can open
-    :param cache: keep static files in this account's cache folder, and use them the next time: those of
-        BokehJS for every server, those of Bokeh's extensions such as Panel if the server has the same, files
-        that a server calls immutable for that server; see ``bokeh-ssh cache``
+    :param cache: keep the static files of pages in this account's cache folder, and use them the next time;
+        see ``bokeh-ssh cache``
     :param reconnect: reconnect when the connection is lost, at the same local address and to the same server
     :param isolate: run the SSH side in a child process, so that a program that computes cannot slow it down
     :param on_event: is called with each event
