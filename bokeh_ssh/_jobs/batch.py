@@ -1,4 +1,4 @@
-"""What a person asks of a scheduler, as a record. No sockets, no scheduler's words."""
+"""What a user asks of a scheduler, as a record. No sockets, and no scheduler's own options."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WAYS = ("auto", "srun", "tcp", "back")
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """The batch job that a server runs in; the cluster decides about whatever is left out.
+    """The batch job that a server runs in; the cluster's defaults apply to what is left out.
 
     :param scheduler: "slurm", "sge" (Grid Engine), "pbs" (OpenPBS, PBS Professional, Torque), "lsf", or
         "auto" for the one that the login node has
@@ -78,7 +78,7 @@ class Batch:
 
 
 def check_extra(extra: Sequence[str], refused: Mapping[str, str]) -> None:
-    """Refuse options that would make something else of the job than one that somebody waits for.
+    """Refuse options that would turn the job into something that a tunnel cannot wait for.
 
     :param refused: why, by option; a short one may have its value behind it, a long one may be cut short
     :raises UsageError: if there is one of them

@@ -1,4 +1,4 @@
-"""What ``bokeh-ssh doctor --batch`` looks at on a login node: nothing is submitted."""
+"""What ``bokeh-ssh doctor --batch`` checks on a login node. Nothing is submitted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bokeh_ssh._ssh.connection import Connection
 
 
 class ClusterFact(NamedTuple):
-    """One thing that was seen; ``hint`` says what to do about what is not good."""
+    """One result of a check; ``hint`` says how to fix it if it is not good."""
 
     good: bool
     text: str
@@ -37,7 +37,7 @@ class ClusterCheck:
 
     @property
     def checks(self) -> dict[str, Callable[[Connection], ClusterFact]]:
-        """What is looked at, in this order."""
+        """The checks, in this order."""
         return {"scheduler": self._scheduler, "way": self._way, "queue": self._queue, "job": self._job}
 
     def close(self) -> None:

@@ -163,10 +163,10 @@ class ClusterJob:
     # Opening, and opening again after a loss.
 
     def connect(self, connection_stack: contextlib.ExitStack) -> Connection:
-        """Return an SSH connection to the job's machine; submit the job before, and wait for its start.
+        """Submit the job, wait for its start, and return an SSH connection to its machine.
 
         :raises SubmitError: if the scheduler refuses the job
-        :raises JobNeverStartsError: if no waiting would start it
+        :raises JobNeverStartsError: if waiting would never start it
         :raises QueueTimeoutError: if it has waited for too long
         :raises JobEndedError: if it is over
         :raises BokehSSHError: if a machine cannot be reached
@@ -211,7 +211,7 @@ class ClusterJob:
                 self._check_wanted()
 
     def _forget_job(self) -> None:
-        """Begin from the start: with keys of its own, as each job has them."""
+        """Start again with new keys, which each job has."""
         self._key = JobLogin(self._stack, self._host)
         self._nonce = secrets.token_hex(8)
         self._job = None
@@ -219,7 +219,7 @@ class ClusterJob:
         self._marks = list(_MARKS)
 
     def _reach_login(self) -> Warden:
-        """Return the warden on the login node; log in, and start one, where there is none."""
+        """Return the warden on the login node; log in and start one if there is none."""
         self._check_wanted()
         if self._warden and self._warden.alive:
             return self._warden
@@ -278,9 +278,9 @@ class ClusterJob:
         )
 
     def _find_job(self, warden: Warden) -> None:
-        """Find the job that was named, and see that it is the account's own.
+        """Find the job that was named, and check that it belongs to the account.
 
-        :raises JobEndedError: if the scheduler does not know it, or knows it no more
+        :raises JobEndedError: if the scheduler does not know it, or has forgotten it
         :raises JobError: if it is another user's, or several
         """
         if not self._named.isdigit():
@@ -392,7 +392,7 @@ class ClusterJob:
             self._emit(JobStarted(host=self._label, job=job.id, node=job.node, ends_at=job.ends_at))
 
     def _ask(self, warden: Warden, pause: float) -> Job | None:
-        """Ask what the job does, ``pause`` seconds after it was asked last; None where it cannot be asked."""
+        """Ask what the job does, ``pause`` seconds after the last time; None if that cannot be asked."""
         assert self._job
         left = self._asked + pause - time.monotonic()
         if left > 0 and wait(warden.connection.lost, left):
@@ -415,7 +415,7 @@ class ClusterJob:
         return found
 
     def _queue_left(self) -> float:
-        """Return for how many seconds the job may wait on."""
+        """Return for how many more seconds the job may wait."""
         if self._queue_timeout is None:
             return float("inf")
         return self._submitted_at + self._queue_timeout - time.monotonic()
@@ -434,7 +434,7 @@ class ClusterJob:
             self._on_change(job)
 
     def _ended(self, warden: Warden, job: Job) -> JobEndedError:
-        """Make the error for a job that is over, and tell of it."""
+        """Make the error for a job that is over, and report its end."""
         canceller = self._find_canceller(warden, job) if job.state is JobState.CANCELLED else ""
         why, hint = self._scheduler.describe_end(job, self._batch, canceller)
         # A holder whose machine has failed does not remove it.
@@ -446,7 +446,7 @@ class ClusterJob:
         return JobEndedError(msg, host=self._label, hint=hint, job=job.id, state=job.state.value, log=lines)
 
     def _find_canceller(self, warden: Warden, job: Job) -> str:
-        """Find out who has cancelled the job; empty where nobody knows."""
+        """Find out who cancelled the job; empty if nobody knows."""
         try:
             answer = warden.run(self._scheduler.canceller_words(job.id), timeout=_ACCOUNTING)
             number = self._scheduler.read_canceller(answer.out) if answer.status == 0 else ""

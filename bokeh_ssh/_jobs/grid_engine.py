@@ -100,13 +100,13 @@ def submit_words(batch: Batch, nonce: str, output: str) -> list[str]:
 
 
 def read_submitted(out: str) -> str:
-    """Read the job's number in what ``qsub -terse`` said; empty where there is none."""
+    """Read the job's number in ``qsub -terse``'s answer; empty if there is none."""
     found = re.search(r"^(\d+)$", out, re.M)
     return found[1] if found else ""
 
 
 def refusal(lines: Sequence[str]) -> str:
-    """Choose the line of what ``qsub`` said that tells why it refused."""
+    """Choose the line of ``qsub``'s answer that says why it refused."""
     errors = [
         line.partition("Unable to run job:")[2].strip() for line in lines if "Unable to run job:" in line
     ]
@@ -150,7 +150,7 @@ esac"""
 
 
 def read_answer(job: str, status: int, out: str, err: str) -> Job | None:
-    """Read what that said; None where it could not be asked, which says nothing of the job."""
+    """Read that command's answer; None if the scheduler could not be asked, whatever the job does."""
     if status:
         return None
     found = next((each for each in _LISTED.finditer(out) if each["job"] == job), None)
@@ -198,7 +198,7 @@ def _read_end(out: str) -> JobState:
 
 
 def why_never(reason: str) -> str:
-    """Say why a job that waits for this reason can never start; empty where waiting may help."""
+    """Say why a job that waits for this reason can never start; empty if waiting may help."""
     return "Grid Engine could not start it, and does not try again" if reason.startswith("Eqw") else ""
 
 
@@ -228,7 +228,7 @@ def cancel_words(job: str) -> list[str]:
 
 
 def claim_words(job: str, nonce: str) -> list[str]:
-    """Return the command that makes another warden the one that looks after a job."""
+    """Return the command that makes another warden look after a job."""
     return ["qalter", "-ac", _CLAIM + nonce, job]
 
 
@@ -254,12 +254,12 @@ def stream_words(job: str, node: str) -> list[str]:
 
 
 def holder_words(job: str, node: str, script: str) -> list[str]:
-    """Return nothing, likewise."""
+    """Return nothing, for the same reason."""
     return []
 
 
 def end_holder_words(job: str, step: str) -> list[str]:
-    """Return nothing, likewise."""
+    """Return nothing, for the same reason."""
     return []
 
 
@@ -269,12 +269,12 @@ def describe_end(job: Job, batch: Batch, canceller: str = "") -> tuple[str, str]
 
 
 def canceller_words(job: str) -> list[str]:
-    """Return the command that asks who has deleted a job; some releases tell."""
+    """Return the command that asks who deleted a job; some releases know."""
     return ["qacct", "-j", job]
 
 
 def read_canceller(out: str) -> str:
-    """Read the name of the account that has deleted a job; empty where it is not told."""
+    """Read the name of the account that has deleted a job; empty if that is not known."""
     found = re.search(r"^deleted_by\s+([\w.-]+)\s*$", out, re.M)
     return found[1] if found and found[1] not in ("NONE", "undefined") else ""
 
@@ -289,7 +289,7 @@ jobs=$(printf '%s\\n' "$q" | sed -n 's:.*<JB_job_number>\\([0-9]*\\)<.*:\\1:p' |
 
 
 def read_list(out: str) -> list[dict[str, str]]:
-    """Read the jobs that are ours: number, name, state, reason, node, and the time that is left."""
+    """Read bokeh_ssh's jobs: number, name, state, reason, node, and the time that is left."""
     lists, _, details = out.partition("<detailed_job_info")
     jobs = []
     for detail in re.split(r"(?=<JB_job_number>)", details)[1:]:

@@ -80,7 +80,7 @@ def format_left(seconds: float) -> str:
 def explain_end(
     ends: Mapping[JobState, tuple[str, str]], job: Job, memory: str | None, canceller: str
 ) -> tuple[str, str]:
-    """Say how a job ended, with who, how much or where, and the next step.
+    """Say how a job ended, with the account, the memory or the node, and the next step.
 
     :param ends: both for each state, and for one that is not known
     :param memory: what the job had asked for

@@ -12,7 +12,7 @@ from bokeh_ssh._ssh.connection import Connection
 
 
 class JobList:
-    """What an account has in the queue, on a machine that may have no scheduler.
+    """An account's jobs in the queue, on a machine that may have no scheduler.
 
     :param python: an interpreter there; None takes the first that runs
     """
@@ -24,7 +24,7 @@ class JobList:
         self._warden = Warden(connection, pythons, 0.0, scheduler.programs())
 
     def jobs(self) -> list[ListedJob]:
-        """List those that were submitted by bokeh_ssh; none where there is no scheduler.
+        """List the jobs that bokeh_ssh submitted; none if there is no scheduler.
 
         :raises JobError: if the scheduler does not answer
         """

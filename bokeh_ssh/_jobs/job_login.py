@@ -16,7 +16,7 @@ _CURVE_BITS = 256
 
 
 class JobLogin:
-    """What logs in to one job; the private key stays in this process.
+    """The login to one job; its private key stays in this process.
 
     :param like: the machine whose timeout and compression are taken
     """
@@ -34,7 +34,7 @@ class JobLogin:
         return f"{self._key.get_name()} {self._key.get_base64()}"
 
     def host(self, node: str, user: str) -> Host:
-        """Return how to log in to the node, once :meth:`trust` knows its key."""
+        """Return the login to the node, once :meth:`trust` knows its host key."""
         return Host(
             node,
             user,

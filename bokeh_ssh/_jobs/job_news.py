@@ -1,4 +1,4 @@
-"""What the holder of a job tells while it runs, and the clock: both warn of the job's end."""
+"""Warnings of a job's end, from its holder and from the clock."""
 
 from __future__ import annotations
 

@@ -146,13 +146,13 @@ def _kilobytes(memory: str | None) -> str:
 
 
 def read_submitted(out: str) -> str:
-    """Read the job's number in what the script made of ``bsub``'s answer; empty where there is none."""
+    """Read the job's number in what the script made of ``bsub``'s answer; empty if there is none."""
     found = re.search(r"^(\d+)$", out, re.M)
     return found[1] if found else ""
 
 
 def refusal(lines: Sequence[str]) -> str:
-    """Choose the lines of what ``bsub`` said that tell why it refused; a site's own check says it before."""
+    """Choose the lines of ``bsub``'s answer that say why it refused; a site's own check says it before."""
     ours = [line for line in lines if set(line) - set("-*= ")]
     errors = [line for line in ours if "Job not submitted" in line and "esub" not in line]
     return "; ".join(errors) or " / ".join(ours) or "it said nothing"
@@ -174,7 +174,7 @@ def _rows(out: str) -> list[dict[str, str]]:
 
 
 def read_answer(job: str, status: int, out: str, err: str) -> Job | None:
-    """Read what that said; None where it could not be asked, which says nothing of the job."""
+    """Read that command's answer; None if the scheduler could not be asked, whatever the job does."""
     row = next((each for each in _rows(out) if each["jobid"] == job), None)
     if row is None:
         return Job(id=job, state=JobState.UNKNOWN) if f"<{job}> {_UNKNOWN}" in f"{out}{err}" else None
@@ -221,7 +221,7 @@ def read_time(text: str, unit: int) -> float | None:
 
 
 def why_never(reason: str) -> str:
-    """Say why a job that waits for this reason can never start; empty where waiting may help."""
+    """Say why a job that waits for this reason can never start; empty if waiting may help."""
     return next((why for known, why in _NEVER.items() if reason.startswith(known)), "")
 
 
@@ -236,13 +236,13 @@ done"""
 
 
 def read_owners(out: str) -> list[tuple[str, str, bool]]:
-    """Read the number of each job, that of its user, and whether we have submitted it."""
+    """Read each job's number, its user's number, and whether bokeh_ssh submitted it."""
     found = re.findall(r"^(\d+) (\d+) (.*)$", out, re.M)
     return [(number, user, mark.startswith(_CLAIM)) for number, user, mark in found]
 
 
 def is_unknown(err: str) -> bool:
-    """Return whether it says that it does not know the job, or knows it no more."""
+    """Return whether it says that it does not know the job, or has forgotten it."""
     return _UNKNOWN in err
 
 
@@ -257,7 +257,7 @@ case $said in *"No matching job found"* | *"already finished"*) exit 0 ;; *) exi
 
 
 def claim_words(job: str, nonce: str) -> list[str]:
-    """Return the command that makes another warden the one that looks after a job."""
+    """Return the command that makes another warden look after a job."""
     return ["bmod", "-Jd", _CLAIM + nonce, job]
 
 
@@ -283,12 +283,12 @@ def stream_words(job: str, node: str) -> list[str]:
 
 
 def holder_words(job: str, node: str, script: str) -> list[str]:
-    """Return nothing, likewise."""
+    """Return nothing, for the same reason."""
     return []
 
 
 def end_holder_words(job: str, step: str) -> list[str]:
-    """Return nothing, likewise."""
+    """Return nothing, for the same reason."""
     return []
 
 
@@ -298,12 +298,12 @@ def describe_end(job: Job, batch: Batch, canceller: str = "") -> tuple[str, str]
 
 
 def canceller_words(job: str) -> list[str]:
-    """Return the command that asks who has cancelled a job."""
+    """Return the command that asks who cancelled a job."""
     return _script('LC_ALL=C bhist -l "$1" | tr -d "\\n" | tr -s " "', job)
 
 
 def read_canceller(out: str) -> str:
-    """Read the name of the account that has; empty where it is not told."""
+    """Read the name of the account that cancelled it; empty if that is not known."""
     found = re.search(r"requested by user or administrator <([\w.-]+)>", out)
     return found[1] if found else ""
 
@@ -316,7 +316,7 @@ printf '%s\\n' "$said\""""
 
 
 def read_list(out: str) -> list[dict[str, str]]:
-    """Read the jobs that are ours: number, name, state, reason, node, and the time that is left."""
+    """Read bokeh_ssh's jobs: number, name, state, reason, node, and the time that is left."""
     jobs = []
     for row in _rows(out):
         job = read_answer(row["jobid"], 0, out, "")

@@ -137,13 +137,13 @@ def _resources(batch: Batch) -> tuple[str, str]:
 
 
 def read_submitted(out: str) -> str:
-    """Read the job's number in what the script made of ``qsub``'s answer; empty where there is none."""
+    """Read the job's number in what the script made of ``qsub``'s answer; empty if there is none."""
     found = re.search(r"^(\d+)$", out, re.M)
     return found[1] if found else ""
 
 
 def refusal(lines: Sequence[str]) -> str:
-    """Choose the line of what ``qsub`` said that tells why it refused."""
+    """Choose the line of ``qsub``'s answer that says why it refused."""
     errors = [line.partition("qsub:")[2].strip() for line in lines if "qsub:" in line]
     return "; ".join(errors) or " / ".join(lines) or "it said nothing"
 
@@ -168,7 +168,7 @@ def _attributes(out: str) -> dict[str, str]:
 
 
 def read_answer(job: str, status: int, out: str, err: str) -> Job | None:
-    """Read what that said; None where it could not be asked, which says nothing of the job."""
+    """Read that command's answer; None if the scheduler could not be asked, whatever the job does."""
     known = _attributes(out)
     letter = known.get("job_state", "")
     if status or not letter:
@@ -220,7 +220,7 @@ def _read_end(known: dict[str, str]) -> JobState:
 
 
 def read_date(text: str) -> float | None:
-    """Read a date as the client prints it in UTC, in seconds since the epoch; None where it is none.
+    """Read a date as the client prints it in UTC, in seconds since the epoch; None if it is not one.
 
     >>> read_date("Sun Nov 29 12:34:56 2026")
     1795955696.0
@@ -236,7 +236,7 @@ def read_date(text: str) -> float | None:
 
 
 def read_time(text: str) -> int | None:
-    """Read a time as PBS writes it, ``[[H:]M:]S``, in seconds; None where it is none.
+    """Read a time as PBS writes it, ``[[H:]M:]S``, in seconds; None if it is not one.
 
     >>> read_time("2:00:00")
     7200
@@ -248,7 +248,7 @@ def read_time(text: str) -> int | None:
 
 
 def why_never(reason: str) -> str:
-    """Say why a job that waits for this reason can never start; empty where waiting may help."""
+    """Say why a job that waits for this reason can never start; empty if waiting may help."""
     return "no machine has what it wants" if reason.startswith("Can Never Run") else ""
 
 
@@ -268,7 +268,7 @@ printf '%s %s %s\\n' "$1" "$(id -u "$owner")" "${{mark:--}}\""""
 
 
 def read_owners(out: str) -> list[tuple[str, str, bool]]:
-    """Read the number of each job, that of its user, and whether we have submitted it."""
+    """Read each job's number, its user's number, and whether bokeh_ssh submitted it."""
     found = re.findall(r"^(\d+) (\d+) (\S+)$", out, re.M)
     return [(number, user, mark.startswith(_CLAIM)) for number, user, mark in found]
 
@@ -289,7 +289,7 @@ case $said in {_GONE} | *COMPLETE*) exit 0 ;; *) exit $status ;; esac"""
 
 
 def claim_words(job: str, nonce: str) -> list[str]:
-    """Return the command that makes another warden the one that looks after a job."""
+    """Return the command that makes another warden look after a job."""
     return ["qalter", "-e", f"/{_CLAIM}{nonce}", job]
 
 
@@ -316,12 +316,12 @@ def stream_words(job: str, node: str) -> list[str]:
 
 
 def holder_words(job: str, node: str, script: str) -> list[str]:
-    """Return nothing, likewise."""
+    """Return nothing, for the same reason."""
     return []
 
 
 def end_holder_words(job: str, step: str) -> list[str]:
-    """Return nothing, likewise."""
+    """Return nothing, for the same reason."""
     return []
 
 
@@ -331,12 +331,12 @@ def describe_end(job: Job, batch: Batch, canceller: str = "") -> tuple[str, str]
 
 
 def canceller_words(job: str) -> list[str]:
-    """Return the command that asks who has deleted a job; OpenPBS tells, where it keeps a history."""
+    """Return the command that asks who deleted a job; OpenPBS knows if it keeps a history."""
     return _script('qstat -x -f "$1" | tr -d "\\n\\t"', job)
 
 
 def read_canceller(out: str) -> str:
-    """Read the name of the account that has; empty where it is not told."""
+    """Read the name of the account that cancelled it; empty if that is not known."""
     found = re.search(r" and terminated by ([\w.-]+)@", out)
     return found[1] if found else ""
 
@@ -349,7 +349,7 @@ LIST = _script(
 
 
 def read_list(out: str) -> list[dict[str, str]]:
-    """Read the jobs that are ours: number, name, state, reason, node, and the time that is left."""
+    """Read bokeh_ssh's jobs: number, name, state, reason, node, and the time that is left."""
     jobs = []
     for text in re.split(r"^Job Id: ", out, flags=re.M)[1:]:
         number = re.match(r"\d+", text)

@@ -72,34 +72,34 @@ class Scheduler(Protocol):
         """Return the command that submits a script on its standard input; ``%j`` in ``output`` is the job."""
 
     def read_submitted(self, out: str) -> str:
-        """Read the job's number in what that said; empty where there is none."""
+        """Read the job's number in that command's answer; empty if there is none."""
 
     def refusal(self, lines: Sequence[str]) -> str:
-        """Choose from what it said why it refused the job."""
+        """Choose the line of its answer that says why it refused the job."""
 
     def guard(self, nonce: str) -> dict[str, object]:
         """Say how a warden sees that a job still waits and is its own to cancel; see ``_remote.warden``."""
 
     def claim_words(self, job: str, nonce: str) -> list[str]:
-        """Return the command that makes another warden the one that looks after a job."""
+        """Return the command that makes another warden look after a job."""
 
     def ask_words(self, job: str) -> list[str]:
         """Return the command that asks what a job does."""
 
     def read_answer(self, job: str, status: int, out: str, err: str) -> Job | None:
-        """Read what that said; None where it could not be asked, which says nothing of the job."""
+        """Read that command's answer; None if the scheduler could not be asked, whatever the job does."""
 
     def why_never(self, reason: str) -> str:
-        """Say why a job that waits for this reason can never start; empty where waiting may help."""
+        """Say why a job that waits for this reason can never start; empty if waiting may help."""
 
     def owner_words(self, job: str) -> list[str]:
         """Return the command that lists the jobs of a number, several of an array, and whose they are."""
 
     def read_owners(self, out: str) -> list[tuple[str, str, bool]]:
-        """Read the number of each job, that of its user, and whether we have submitted it."""
+        """Read each job's number, its user's number, and whether bokeh_ssh submitted it."""
 
     def is_unknown(self, err: str) -> bool:
-        """Return whether it says that it does not know the job, or knows it no more."""
+        """Return whether it says that it does not know the job, or has forgotten it."""
 
     def cancel_words(self, job: str) -> list[str]:
         """Return the command that cancels a job."""
@@ -117,10 +117,10 @@ class Scheduler(Protocol):
         """Say how a job ended, and the next step."""
 
     def canceller_words(self, job: str) -> list[str]:
-        """Return the command that asks who has cancelled a job."""
+        """Return the command that asks who cancelled a job."""
 
     def read_canceller(self, out: str) -> str:
-        """Read the name or number of the account that has; empty where it is not told."""
+        """Read the name or number of the account that cancelled it; empty if that is not known."""
 
     def read_version(self, out: str) -> str:
         """Read which release it is."""
@@ -132,7 +132,7 @@ class Scheduler(Protocol):
         """Return the command that says whether it would take a job, and submits none; none without one."""
 
     def read_list(self, out: str) -> list[dict[str, str]]:
-        """Read the jobs that are ours: number, name, state, reason, node, and the time that is left."""
+        """Read bokeh_ssh's jobs: number, name, state, reason, node, and the time that is left."""
 
 
 #: In the order in which a login node is asked for them.

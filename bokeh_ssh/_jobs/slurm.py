@@ -134,7 +134,7 @@ _LISTED = re.compile(rf"^(\d+)\|([A-Z_]+)\|([^|\n]*)\|([^|\n]*)\|([^|\n]*)\|{_CL
 
 
 def read_list(out: str) -> list[dict[str, str]]:
-    """Read the jobs that are ours: number, name, state, reason, node, and the time that is left."""
+    """Read bokeh_ssh's jobs: number, name, state, reason, node, and the time that is left."""
     jobs = []
     for number, state, reason, node, left, name in _LISTED.findall(out):
         waits = read_state(state) is JobState.PENDING
@@ -157,13 +157,13 @@ def owner_words(job: str) -> list[str]:
 
 
 def read_owners(out: str) -> list[tuple[str, str, bool]]:
-    """Read the number of each job, that of its user, and whether we have submitted it."""
+    """Read each job's number, its user's number, and whether bokeh_ssh submitted it."""
     found = re.findall(r"^(\d+)\|(\d+)\|(.*)$", out, re.M)
     return [(number, user, comment.startswith(_CLAIM)) for number, user, comment in found]
 
 
 def is_unknown(err: str) -> bool:
-    """Return whether squeue says that it does not know the job, or knows it no more."""
+    """Return whether squeue says that it does not know the job, or has forgotten it."""
     return _UNKNOWN in err
 
 
@@ -178,7 +178,7 @@ def cancel_words(job: str) -> list[str]:
 
 
 def claim_words(job: str, nonce: str) -> list[str]:
-    """Return the command that makes another warden the one that looks after a job."""
+    """Return the command that makes another warden look after a job."""
     return ["scontrol", "update", f"JobId={job}", f"Comment={claim(nonce)}"]
 
 
@@ -219,13 +219,13 @@ def end_holder_words(job: str, step: str) -> list[str]:
 
 
 def read_submitted(out: str) -> str:
-    """Read the job's number in what ``sbatch`` said; empty where there is none."""
+    """Read the job's number in ``sbatch``'s answer; empty if there is none."""
     found = _JOB.search(out)
     return found[1] if found else ""
 
 
 def read_answer(job: str, status: int, out: str, err: str) -> Job | None:
-    """Read what ``squeue`` said; None where it could not be asked, which says nothing of the job."""
+    """Read ``squeue``'s answer; None if it could not be asked, whatever the job does."""
     # The last line is squeue's: start files may say something before.
     found = next(reversed(list(_ANSWER.finditer(out))), None)
     if status == 0 and found:
@@ -245,7 +245,7 @@ def read_answer(job: str, status: int, out: str, err: str) -> Job | None:
 
 
 def read_first_node(nodes: str) -> str:
-    """Read the first of a list of nodes, as Slurm writes it; empty where there is none.
+    """Read the first of a list of nodes, as Slurm writes it; empty if there is none.
 
     >>> read_first_node("rack[2-3,7]n[08-16],login1")
     'rack2n08'
@@ -273,7 +273,7 @@ def _seconds(word: str) -> float | None:
 
 
 def why_never(reason: str) -> str:
-    """Say why a job that waits for this reason can never start; empty where waiting may help."""
+    """Say why a job that waits for this reason can never start; empty if waiting may help."""
     known = _NEVER.get(reason, "")
     return known or ("it wants more than one job may have" if _PER_JOB.fullmatch(reason) else "")
 
@@ -322,7 +322,7 @@ def read_queues(out: str) -> dict[str, str]:
 
 
 def read_queue(out: str, name: str | None) -> Queue | None:
-    """Read a queue, the default one without a name; None where there is none."""
+    """Read a queue, the default one without a name; None if there is none."""
     for found in _QUEUE.finditer(out):
         if found["name"].rstrip("*") == name if name else found["name"].endswith("*"):
             limit = "" if found["limit"] in ("infinite", "n/a") else found["limit"]
@@ -377,17 +377,17 @@ def describe_end(job: Job, batch: Batch, canceller: str = "") -> tuple[str, str]
 
 
 def canceller_words(job: str) -> list[str]:
-    """Return the command that asks who has cancelled a job: the accounting knows, where there is one."""
+    """Return the command that asks who cancelled a job: the accounting knows, if there is one."""
     return ["sacct", "-n", "-X", "-P", "-j", job, "-o", "State"]
 
 
 def read_canceller(out: str) -> str:
-    """Read the number of the account that has cancelled a job; empty where it is not told."""
+    """Read the number of the account that has cancelled a job; empty if that is not known."""
     found = re.search(r"^CANCELLED by (\d+)$", out, re.M)
     return found[1] if found else ""
 
 
 def refusal(lines: Sequence[str]) -> str:
-    """Choose the line of what ``sbatch`` said that tells why it refused; the first one has the value."""
+    """Choose the line of ``sbatch``'s answer that says why it refused; the first one has the value."""
     errors = [line.partition("error:")[2].strip() for line in lines if "error:" in line]
     return "; ".join(errors) or " / ".join(lines) or "it said nothing"

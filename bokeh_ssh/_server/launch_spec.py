@@ -43,7 +43,7 @@ _PACKAGED = (("bokeh", "serve"), ("panel", "serve"))
 
 
 def split(command: str | Sequence[str]) -> tuple[str, ...]:
-    """Take a command apart.
+    """Split a command into words.
 
     :raises UsageError: if it is empty or has unbalanced quotes
     """
@@ -59,12 +59,12 @@ def split(command: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def is_packaged(words: tuple[str, ...]) -> bool:
-    """Return whether it is run as a module of the Python there."""
+    """Return whether it runs as a module of that machine's Python."""
     return words[:2] in _PACKAGED
 
 
 def is_plain(words: tuple[str, ...]) -> bool:
-    """Return whether it is a web server of another kind: its command says where the port or the socket goes.
+    """Return whether it is not a Bokeh server: its command has a place for the port or the socket.
 
     >>> is_plain(("streamlit", "run", "--server.port={port}")), is_plain(("panel", "serve"))
     (True, False)
@@ -73,7 +73,7 @@ def is_plain(words: tuple[str, ...]) -> bool:
 
 
 def place_texts(words: tuple[str, ...], env: Mapping[str, str]) -> tuple[str, ...]:
-    """Return what may say where a server listens: its command, and its variables where that is no Bokeh's.
+    """Return the texts with a place for the port: the command, and if it is not Bokeh's the variables.
 
     >>> place_texts(("npm", "start"), {"PORT": "{port}"})
     ('npm', 'start', '{port}')
@@ -82,7 +82,7 @@ def place_texts(words: tuple[str, ...], env: Mapping[str, str]) -> tuple[str, ..
 
 
 def is_option(word: str, option: str) -> bool:
-    """Return whether a word of a command line is an option, or may be: Bokeh's parser takes beginnings too.
+    """Return whether a word is an option, or the beginning of one: Bokeh's parser accepts that too.
 
     >>> is_option("--addr=0.0.0.0", "--address"), is_option("--prefix", "--port")
     (True, False)
@@ -92,7 +92,7 @@ def is_option(word: str, option: str) -> bool:
 
 
 def own_options(args: Sequence[str]) -> Sequence[str]:
-    """Return what comes before the app's own arguments, which ``--args`` begins.
+    """Return what comes before ``--args`` and the app's own arguments.
 
     >>> own_options(["--glob", "--args", "--port"])
     ['--glob']
@@ -109,9 +109,9 @@ def has_option(argv: Sequence[str], option: str) -> bool:
 def is_servable(route: str, root: str) -> bool:
     """Return whether Bokeh answers at the route of an app.
 
-    It takes a route for a regular expression, and matches that with the path as the browser has quoted it.
+    It uses a route as a regular expression, and matches it with the path as the browser has quoted it.
 
-    :param root: what comes before the app's own name; it was quoted by whoever gave it
+    :param root: what comes before the app's own name; it is already quoted
 
     >>> is_servable("/user/a%20b/app", "/user/a%20b"), is_servable("/a%20b", ""), is_servable("/a+b", "")
     (True, False, False)
@@ -205,7 +205,7 @@ class Launch:
         self.words  # noqa: B018 - raises if the command cannot be taken apart
 
     def _check_args(self) -> None:
-        """Refuse options that would take away what we need to find the server."""
+        """Refuse options that would keep us from finding the server."""
         own = self._command_options
         before = list(own_options(own))
         if "--" in before or len(before) < len(own):
@@ -235,7 +235,7 @@ class Launch:
                 raise UsageError(msg, hint=_OURS[name])
 
     def _check_place(self) -> None:
-        """Refuse what would say twice, or nowhere, where it listens."""
+        """Refuse to have no place, or two, for where it listens."""
         if self.socket and self.port is not None:
             msg = "a server listens on a socket or on a port, not on both"
             raise UsageError(msg, hint="leave out one")
@@ -355,7 +355,7 @@ class Launch:
         return "/" + given.strip("/") if given.strip("/") else ""
 
     def find_unservable(self, routes: Sequence[str]) -> str:
-        """Return the first route at which Bokeh does not answer; empty where there is none."""
+        """Return the first route at which Bokeh does not answer; empty if there is none."""
         found = (route for route in routes if not self.plain and not is_servable(route, self.root))
         return next(found, "")
 
@@ -414,7 +414,7 @@ def _check_text(name: str, values: Iterable[object]) -> None:
 
 
 def not_an_option(path: str) -> str:
-    """Return a path that nobody takes for an option."""
+    """Return a path that no program reads as an option."""
     return f"./{path}" if path.startswith("-") else path
 
 

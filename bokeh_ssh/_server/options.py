@@ -1,4 +1,4 @@
-"""What is to run on the Bokeh host, and how it is found: the keywords that both tunnels share, checked."""
+"""The keywords that both tunnels share, checked: what runs on the Bokeh host, and how it is found."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def _is_true(value: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerOptions:
-    """The keywords that both tunnels share; what each does is said at :class:`DirectTunnel`.
+    """The keywords that both tunnels share; :class:`DirectTunnel` explains each.
 
-    Checked when it is made. Lists become tuples then, and one text where several may stand a tuple of one.
+    Creating it checks them. Lists become tuples, and a single text becomes a tuple if several are allowed.
 
     :raises UsageError: if something cannot work
     """
@@ -123,7 +123,7 @@ class ServerOptions:
         return value if name in ("command", "setup") else (value,)  # those are taken apart there
 
     def _check_plain(self) -> None:
-        """Refuse what does not go with the kind of server.
+        """Refuse settings that do not fit the kind of server.
 
         :raises UsageError: if there is something
         """
@@ -144,7 +144,7 @@ class ServerOptions:
             )
 
     def _check_session_ids(self) -> None:
-        """Refuse what has every page open at a 403.
+        """Refuse options with which every page would get a 403.
 
         :raises UsageError: if it does
         """
@@ -160,7 +160,7 @@ class ServerOptions:
                 raise UsageError(msg, hint=hint)
 
     def _check_server(self) -> None:
-        """Refuse what says how to start or find a server beside one that is named.
+        """Refuse settings for starting or finding a server if one is named.
 
         :raises UsageError: if there is something
         """
@@ -187,7 +187,7 @@ class ServerOptions:
 
     @functools.cached_property
     def bundle(self) -> Bundle | None:
-        """What is brought to the other machine; None where nothing is."""
+        """The files to upload; None if there are none."""
         if not (self.upload or self.bring):
             return None
         return Bundle(as_paths(self.app), as_paths(self.bring))
@@ -199,7 +199,7 @@ class ServerOptions:
 
     @functools.cached_property
     def words(self) -> tuple[str, ...]:
-        """``command``, taken apart.
+        """``command``, split into words.
 
         :raises UsageError: if it is empty or has unbalanced quotes
         """
@@ -217,7 +217,7 @@ class ServerOptions:
 
     @functools.cached_property
     def plain(self) -> bool:
-        """Whether it is a web server of another kind than Bokeh's."""
+        """Whether it is not a Bokeh server."""
         return is_plain(place_texts(self.words, self.variables))
 
     @functools.cached_property
@@ -227,14 +227,14 @@ class ServerOptions:
 
     @property
     def must_launch(self) -> bool:
-        """Whether to start a server, without a look for one: there is an app, or more in the command."""
+        """Whether to start a server without looking for one: there is an app, or one in the command."""
         if self.apps or self.launch is not None:
             return bool(self.apps or self.launch)
         return self._has_own_command
 
     @property
     def names_app_in_command(self) -> bool:
-        """Whether only the command knows which apps a Bokeh server has."""
+        """Whether only the command says which apps a Bokeh server has."""
         return not self.apps and not self.plain and self._has_own_command
 
     @property
@@ -248,7 +248,7 @@ class ServerOptions:
 
     @functools.cached_property
     def hub(self) -> HubProxy | None:
-        """The JupyterHub by way of which pages are opened, if this program runs on one."""
+        """The JupyterHub through which pages are opened, if this program runs on one."""
         return find_hub()
 
     def launch_spec(
@@ -259,7 +259,7 @@ class ServerOptions:
         sockets: bool = True,
         must_sign: bool = False,
     ) -> Launch:
-        """Say what to start for a page that will be opened at ``local_port`` here.
+        """Return what to start for pages at ``local_port`` of this machine.
 
         :param compresses: see :class:`Launch`
         :param sockets: whether the SSH server connects to them

@@ -1,6 +1,6 @@
-"""The keywords of what people open, as records: signature, checks of types and flags come from these.
+"""The keywords of tunnels and forwards, as records: signatures, type checks and flags come from these.
 
-The records do without paramiko, so that the command line can read its flags off them.
+The records do not import paramiko, so the command line can make its flags from them quickly.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def _refuse_job(keywords: Mapping[str, object]) -> None:
 def arguments_of(
     record: Callable[_Keywords, _Record],
 ) -> Callable[[Callable[[_Made, _Record, Host], None]], Callable[Concatenate[_Made, _Keywords], None]]:
-    """Let a constructor take the arguments of a record, for callers, type checkers and editors.
+    """Give a constructor the signature of a record, for callers, type checkers and editors.
 
     It gets the record, checked, and the machine to log in to: the record's first argument with the login
     keywords.

@@ -1,4 +1,4 @@
-"""What an open tunnel consists of, and how it gets its server: attached to, taken over, started."""
+"""The parts of an open tunnel, and how it gets its server: attached to, taken over or started."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class FoundServer:
 
 @dataclass(frozen=True)
 class Attachment:
-    """Where a server listens, as it has just been seen over a connection.
+    """Where a server listens, as just seen over a connection.
 
     :ivar endpoint: a path, or a port of that machine
     :ivar probe: what answered; None where nothing did
@@ -96,7 +96,7 @@ class Attachment:
 
 
 class ServerAcquisition:
-    """Finds a server or starts one as the keywords say, follows it, and ends it if it is to end.
+    """Finds or starts a server as the keywords say, follows it, and ends it at the end if it should.
 
     :param bind: has the tunnel listen on this machine, unless it does; gets the port to prefer, returns which
     :param follow: gets a server that is about to start
@@ -127,7 +127,7 @@ class ServerAcquisition:
         self._attached: Attachment | None = None
 
     def open_local(self) -> None:
-        """Begin to watch the files that the server is to have."""
+        """Start to watch the files to upload."""
         self.wanted = self._list_wanted()
         # Said once all is closed: the thread that connects again may be leaving the server behind just now.
         self._session.life.stack.callback(self._report_if_left_behind)
@@ -137,7 +137,7 @@ class ServerAcquisition:
                 self._session.life.stack.enter_context(self._file_sync.watching())
 
     def acquire(self, connection: Connection, *, must_sign: bool = False) -> tuple[FoundServer, bool]:
-        """Return the server from before, or find or start one.
+        """Return the server from before the loss, or find or start one.
 
         :param must_sign: whether others can get to the server, wherever it listens itself
         :returns: the server, and whether it is the one from before
@@ -166,7 +166,7 @@ class ServerAcquisition:
         return [*[("localhost", options.attach_port)] * looks, *watch]
 
     def forget_server(self) -> None:
-        """Have the next one started, and none looked for: the machine that it was on is gone."""
+        """Start a new server next time, without looking for one: its machine is gone."""
         self.found = None
         self._left_behind = False
 
@@ -372,7 +372,7 @@ class ServerAcquisition:
         return found
 
     def _readopt(self, connection: Connection, before: Server) -> FoundServer | None:
-        """Take back the server from before the loss; None where it has ended, and is to be started again."""
+        """Take back the server from before the loss; None if it has ended, and a new one is needed."""
         server_ref = before.adoptable_ref
         if server_ref is None:  # it was lost while it started, and ends by itself: nobody had seen it
             return None
@@ -424,13 +424,13 @@ class ServerAcquisition:
     # Letting go.
 
     def keep_if_detached(self) -> None:
-        """Have the server run on at the end, where that is wanted."""
+        """Keep the server running at the end if that is wanted."""
         held = self.found.held if self.found else None
         if self._options.detach and held and not held.detached:
             held.keep()
 
     def _release(self, connection: Connection, server: Server) -> None:
-        """End the server; or leave it for its grace where the connection is to be made again."""
+        """End the server; or leave it for its grace time if the connection will be made again."""
         if not self.found or server is not self.found.held:  # another one was started in its place
             server.close()
         elif not self._session.life.leaving:
@@ -461,7 +461,7 @@ class ServerAcquisition:
 
 
 def is_far(connection: Connection) -> bool:
-    """Return whether the line is slow, as far as is known by now."""
+    """Return whether the line is slow, as far as is known."""
     return connection.transport.rtt > _FAR
 
 
@@ -470,7 +470,7 @@ def _nothing(_: object) -> None:
 
 
 def _has_ended(connection: Connection, server: Server) -> bool:
-    """Return whether a server that was left is gone; False where that cannot be seen within a moment."""
+    """Return whether a server that was left is gone; False if that cannot be seen quickly."""
     server_ref = server.server_ref
     try:
         if server_ref is None or not connection.alive or not connection.ping(_GLANCE):
@@ -482,7 +482,7 @@ def _has_ended(connection: Connection, server: Server) -> bool:
 
 
 class TunnelParts:
-    """What a tunnel consists of while it is open; this one leads to the machine itself.
+    """The parts of a tunnel while it is open; this one leads to the machine itself.
 
     :param host: the machine that is logged in to first
     """
@@ -500,7 +500,7 @@ class TunnelParts:
 
     @property
     def info(self) -> TunnelInfo:
-        """What is known by now."""
+        """What is known so far."""
         found = self._acquisition.found or FoundServer("")
         return TunnelInfo(
             local_port=self._acceptor.port if self._acceptor else 0,
@@ -516,7 +516,7 @@ class TunnelParts:
         )
 
     def open_local(self) -> None:
-        """Listen here for the extra forwards, and on a port that was asked for."""
+        """Listen on this machine for the extra forwards, and on a port that was asked for."""
         self._acquisition.open_local()
         if self._options.cache:
             self._cache = open_cache(self._session.life.stack, self._session.life.warn)
@@ -530,7 +530,7 @@ class TunnelParts:
             self._bind(BOKEH_PORT)  # a port that is taken here is told before anything is dialled
 
     def _bind(self, prefer: int) -> int:
-        """Listen on this machine, unless that is done; stays until the tunnel is closed."""
+        """Listen on this machine, unless it does already, until the tunnel is closed."""
         if self._acceptor is None:
             life, others = self._session.life, self._options.allow_others
             sockets = bind(self._options.local_port, prefer=prefer)
@@ -538,7 +538,7 @@ class TunnelParts:
         return self._acceptor.port
 
     def _fetch_static(self, connection: Connection, server: Server) -> None:
-        """Have files of BokehJS sent while the server starts, where the line is slow enough for that."""
+        """Fetch files of BokehJS while the server starts, if the line is slow enough for that to help."""
         if self._cache is None:
             return
         connection.send_keepalive()  # the shortest of several round trips is the line's
@@ -552,7 +552,7 @@ class TunnelParts:
         server.on_package(start)
 
     def connect_all(self) -> tuple[Ready, bool]:
-        """Connect, find a server or start one, and lead there."""
+        """Connect, find or start a server, and forward to it."""
         connection = self._reach()
         found, same = self._acquisition.acquire(connection)
         return self._start_forwarding(connection, found.endpoint, found), same
@@ -563,7 +563,7 @@ class TunnelParts:
     def _connect_host(
         self, host: Host, via: Connection | None = None, ahead: Sequence[Endpoint | None] = ()
     ) -> Connection:
-        """Connect to the machine that the extra forwards are led by, and lead them there."""
+        """Connect to the machine that the extra forwards go through, and route them over it."""
         ahead = (*(forward.target for forward in self._port_forwards), *ahead)
         connection = self._session.connect(host, via, ahead=ahead)
         self._lead_forwards(connection)
@@ -574,7 +574,7 @@ class TunnelParts:
             forward.route_to(connection)
 
     def _start_forwarding(self, connection: Connection, endpoint: Endpoint, found: FoundServer) -> Ready:
-        """Lead local connections to the server, once it has answered that way; no app is run for that.
+        """Forward local connections to the server, once it has answered that way; this runs no app.
 
         :param endpoint: where it is found, as seen from the connection's server
         :raises LaunchTimeoutError: if a server that we started does not answer in time
@@ -612,7 +612,7 @@ class TunnelParts:
         return Ready(host=connection.name, url=url)
 
     def _name_site(self, connection: Connection, endpoint: Endpoint, found: FoundServer) -> str:
-        """Name the server for whom alone files are kept; empty where they are kept for none."""
+        """Name the server that files are kept for; empty if none are kept for a single server."""
         options = self._options
         if options.allow_others:  # what a server shows one person it may not show another
             return ""
@@ -660,7 +660,7 @@ class TunnelParts:
         return probe
 
     def _note_answer(self, probe: HttpProbe, path: str, *, known: bool) -> None:
-        """Take note of how the server is to be opened, and warn of what its pages will meet; once.
+        """Note how the server is opened, and warn once of what its pages will meet.
 
         :param known: whether it is to have what was asked for
         """
