@@ -33,6 +33,7 @@ from bokeh_ssh._cli.options import (
     JOB,
     LOGGED,
     LOGIN,
+    ORIGINS,
     OUTPUT,
     QUEUE,
     REMOTE,
@@ -305,7 +306,10 @@ def up(
         own = {name: value for name, value in defaults.items() if not weakens(name, value)}
         settings = load(which, typed=keywords, defaults=own)
         foreground.display.note(f"As {settings.path} says")
-        foreground.display.wording = words_of({*settings.keywords} - keywords.keys())
+        of_project = {*settings.keywords} - keywords.keys()
+        foreground.display.wording = words_of(of_project)
+        for name in of_project:
+            ORIGINS.pop(name, None)
         every = {**own, **settings.keywords, **common(foreground), **keywords}
         wanted[0] = bool(every.pop("show", False)) or show
         gateway = every.pop("gateway", None)

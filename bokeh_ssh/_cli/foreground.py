@@ -19,6 +19,7 @@ from typing import Any
 
 from bokeh_ssh._cli.display import Display, flush
 from bokeh_ssh._cli.json_output import JsonDisplay
+from bokeh_ssh._cli.options import ORIGINS
 from bokeh_ssh._cli.output_queue import OutputQueue
 from bokeh_ssh._cli.prompts import find_prompt
 from bokeh_ssh._cli.std_streams import OutputError, current
@@ -26,6 +27,7 @@ from bokeh_ssh._cli.tunnels.background import Leave
 from bokeh_ssh._cli.tunnels.control import answering
 from bokeh_ssh._core.errors import BokehSSHError, UsageError
 from bokeh_ssh._core.events import Event, Prompt, Question
+from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.text import clean
 from bokeh_ssh._tunnels.openable import Openable, follow_log, names_of
 from bokeh_ssh._tunnels.redirect_page import remove_all
@@ -197,6 +199,9 @@ class Foreground:
         self._let_out(patience=None)
         code = MISUSED if isinstance(error, UsageError) else FAILED
         self.advise(error)
+        if error.setting in ORIGINS:
+            source = f"{setting(error.setting)} comes from {ORIGINS[error.setting]}"
+            error.advise("; ".join(filter(None, (error.sentences[1], source))))
         self.display.error(error, code, trace=self._verbose > 1)
         return code
 

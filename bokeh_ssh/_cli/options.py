@@ -20,7 +20,7 @@ from typer.core import TyperArgument, TyperCommand, TyperOption
 
 from bokeh_ssh._cli.completion import complete_host
 from bokeh_ssh._cli.hints import explain_option
-from bokeh_ssh._cli.user_config import merge, read_config, read_environment
+from bokeh_ssh._cli.user_config import PREFIX, merge, path_of_config, read_config, read_environment
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.settings import Wording, as_keyword, as_toml
 from bokeh_ssh._jobs.batch import TYPES as BATCH_TYPES
@@ -50,6 +50,10 @@ _TYPES = BATCH_TYPES | {name: kind for record in _RECORDS for name, kind in get_
 #: What is typed for each keyword; list[str] can be repeated, bool has no value.
 KINDS = {name: _typed_as(kind) for name, kind in _TYPES.items()}
 KINDS |= {"command": str, "known_hosts": str, "batch": bool}  # one text, though Python takes several
+
+
+#: Where settings of this command come from that were not typed: variables, and the person's file.
+ORIGINS: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -190,6 +194,11 @@ def _with_defaults(
         only = JOB_ONLY | ({"name"} if "account" in table else set())
         for name in () if batch else only & defaults.keys():
             del defaults[name]
+    ORIGINS.clear()
+    ORIGINS.update(dict.fromkeys(file, str(path_of_config())))
+    ORIGINS.update((name, f"{PREFIX}{name.upper()}") for name in environment)
+    for name in typed:
+        ORIGINS.pop(name, None)
     return merge(typed, environment, convert), merge({}, file, convert)
 
 

@@ -124,6 +124,9 @@ def _parse(file: Path, text: str) -> dict[str, Any] | None:
         return table
     tool = table.get("tool")
     found = tool.get("bokeh-ssh") if isinstance(tool, dict) else None
+    if found is None and isinstance(tool, dict) and "bokeh_ssh" in tool:
+        msg = f"{file} has [tool.bokeh_ssh]"
+        raise UsageError(msg, hint="write [tool.bokeh-ssh], with a hyphen")
     if found is not None and not isinstance(found, dict):
         msg = f"{file}: tool.bokeh-ssh is no table"
         raise UsageError(msg, hint="write [tool.bokeh-ssh]")

@@ -23,7 +23,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-_PREFIX = "BOKEH_SSH_"
+#: What names of variables begin with.
+PREFIX = "BOKEH_SSH_"
 #: What our own programs set; no settings.
 _OURS = frozenset(
     {"DIR", "READY_FD", "WITHIN", "SEARCH", "PYTHONPATH", "SUPERVISOR", "PUBLICATION", "PROGRAMS"}
@@ -58,11 +59,15 @@ def weakens(name: str, value: Any) -> bool:
 def check_shape(key: str, value: Any, kind: Any, file: object) -> Any:
     """Return a value of a TOML file as a keyword takes it: lists as tuples, and one text as a list of one.
 
+    Words for the server may be numbers.
+
     :raises UsageError: if it is something else
     """
     types, what, example = _SHAPES.get(kind, _SHAPES[str])
     if list in types and isinstance(value, str):
         value = [value]
+    if key == "args" and isinstance(value, list):
+        value = [str(word) if type(word) in (int, float) else word for word in value]
     texts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     if type(value) not in types or not all(isinstance(text, str) for text in texts):
         msg = f"{file}: {key} is not {what}"
@@ -91,14 +96,14 @@ def read_environment(
     """
     found = {}
     for name, text in (os.environ if environ is None else environ).items():
-        key = name[len(_PREFIX) :].lower()
-        if not name.startswith(_PREFIX) or name[len(_PREFIX) :] in _OURS or not text:
+        key = name[len(PREFIX) :].lower()
+        if not name.startswith(PREFIX) or name[len(PREFIX) :] in _OURS or not text:
             continue
         if key in kinds:
             found[key] = _parse(name, text, kinds[key])
         elif key not in known and (meant := nearest(key, known)):
             msg = f"the environment has {name}, which is no setting"
-            raise UsageError(msg, hint=f"did you mean {_PREFIX}{meant.upper()}?")
+            raise UsageError(msg, hint=f"did you mean {PREFIX}{meant.upper()}?")
     return found
 
 
@@ -115,7 +120,7 @@ def _parse(name: str, text: str, kind: Any) -> Any:
             msg = f"{name}={text} is not a number"
             raise UsageError(msg, hint=f"write {name}={'5006' if kind is int else '60'}") from exc
     if kind == list[str]:
-        if name == f"{_PREFIX}ARGS":
+        if name == f"{PREFIX}ARGS":
             try:
                 return shlex.split(text)
             except ValueError as exc:
@@ -151,8 +156,9 @@ def read_config(
         for raw, value in settings.items():
             key = raw.replace("-", "_")
             if key not in known:
-                meant = nearest(key, known)
+                meant = nearest(key, [*commands, *known] if isinstance(value, dict) else known)
                 msg = f"{path}: there is no setting {raw!r}"
+                meant = f"[{meant}]" if meant in commands else meant
                 hint = f"did you mean {meant}?" if meant else "each is a flag, as in local_port = 5010"
                 raise UsageError(msg, hint=hint)
             checked = check_shape(raw, value, dict[str, str] if key == "env" else known[key], path)

@@ -50,7 +50,7 @@ def convert_keywords(record: Any) -> None:
             kind, hint = _name_kind(hints[each.name])
             what = set_to(each.name, value)
             if not each.repr:  # it may be a secret
-                what = f"{setting(each.name)} of type {type(value).__name__}"
+                what = f"{setting(each.name)} of type {_name_type(value)}"
             msg = f"{what} is not {kind}"
             raise UsageError(msg, hint=hint) from None
 
@@ -109,6 +109,18 @@ def _path_text(value: Any) -> str:
     text = value.as_posix() if isinstance(value, PurePath) else _accept(value, hasattr(value, "__fspath__"))
     text = os.fspath(text)
     return str(_accept(text, isinstance(text, str)))
+
+
+def _name_type(value: Any) -> str:
+    """Return the type of a value, with those of what it contains.
+
+    >>> _name_type(["a", None]), _name_type({"A": True}), _name_type(5)
+    ('list[str, NoneType]', 'dict[str, bool]', 'int')
+    """
+    items = list(value) if isinstance(value, (list, tuple, dict)) else []
+    items += value.values() if isinstance(value, dict) else ()
+    names = dict.fromkeys(type(item).__name__ for item in items)
+    return type(value).__name__ + (f"[{', '.join(names)}]" if names else "")
 
 
 def _name_kind(hint: Any) -> tuple[str, str]:

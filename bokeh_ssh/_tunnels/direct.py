@@ -141,7 +141,7 @@ class JobParts(TunnelParts):
         self._cluster_job = ClusterJob(
             dataclasses.replace(batch, name=batch.name or self._job_name),
             self._host,
-            job=self._options.job or "",
+            job=str(self._options.job or ""),
             python=self._options.python_path,
             grace=self._options.grace,
             timeout=self._options.launch_timeout,

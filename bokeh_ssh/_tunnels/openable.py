@@ -12,10 +12,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from bokeh_ssh._core.dispatcher import Dispatcher, parked
-from bokeh_ssh._core.errors import TunnelClosedError
+from bokeh_ssh._core.errors import TunnelClosedError, UsageError
 from bokeh_ssh._core.events import Event, ignore
 from bokeh_ssh._core.fork import in_child
 from bokeh_ssh._core.host import Host
+from bokeh_ssh._core.settings import set_to
 from bokeh_ssh._forwarding.status import StateName, TunnelStatus
 from bokeh_ssh._ssh.auth.prompt_cache import PromptCache
 from bokeh_ssh._tunnels.child_process import ChildSession, is_possible
@@ -159,6 +160,9 @@ class Openable:
         :returns: False if it is still open after ``timeout`` seconds
         :raises BokehSSHError: the reason, if it ended by itself
         """
+        if timeout is not None and not isinstance(timeout, (int, float)):
+            msg = f"{set_to('timeout', timeout)} is not a time"  # type: ignore[unreachable]  # as typed
+            raise UsageError(msg, hint="give seconds, or None to wait for ever")
         return self._lifecycle.wait(timeout)
 
     def __enter__(self: _Self) -> _Self:

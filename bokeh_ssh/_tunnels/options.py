@@ -37,10 +37,13 @@ class DirectOptions(Login, ServerOptions):
     batch: str | Batch | None = None
     queue_timeout: float | None = None
     resubmit: bool = False
-    job: str | None = None
+    job: str | int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.user and self.user.endswith((".py", ".ipynb")) and not self.app:
+            msg = f"{set_to('user', self.user)} is the second argument, and looks like an app"
+            raise UsageError(msg, hint=f"give the app by its name: {set_to('app', self.user)}")
         object.__setattr__(self, "batch", as_batch(self.batch))
         if self.queue_timeout is not None and not self.queue_timeout > 0:
             msg = f"{set_to('queue_timeout', self.queue_timeout)} is no time to wait"

@@ -111,6 +111,12 @@ env = { THREADS = "4" }
         "host": "node17", "app": ("big.py", "other.py"), "jump": ("gate",), "env": {"THREADS": "4"}, **common,
     }  # fmt: skip
     assert load(None, tmp_path).keywords == {"host": "h", **common}
+    write(tmp_path, 'host = "h"\napp = "a.py"\nargs = ["--num-procs", 2]')
+    assert load(None, tmp_path).keywords["args"] == ("--num-procs", "2")
+    (tmp_path / "bokeh-ssh.toml").unlink()
+    write(tmp_path, '[tool.bokeh_ssh]\nhost = "h"', "pyproject.toml")
+    with pytest.raises(UsageError, match=r"write \[tool.bokeh-ssh\]"):
+        load(None, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +134,7 @@ env = { THREADS = "4" }
         ('host = "h"\nsetup = [1]', "setup is not a list"),
         ('host = "h"\nenv = ["A"]', "env is not a table"),
         ("host = 5", "host is not a text"),
+        ('host = "h"\nargs = ["--x", true]', "args is not a list of texts"),
         ('host = "h"\napps = "x"', "no table of tables"),
         ('host = "h"\nforward_agent = true', "forward_agent has no place"),
         ('host = "h"\nallow-others = true', "allow_others has no place"),

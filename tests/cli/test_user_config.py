@@ -132,6 +132,7 @@ def test_project_gets_nothing_that_weakens_a_check(
         ("local_port = 'x'", 0o600, "local_port is not a number"),
         ("password = 'x'", 0o600, "there is no setting 'password'"),
         ("local_port = ", 0o600, "is no TOML"),
+        ("[dircet]\nupload = true", 0o600, "did you mean [direct]?"),
         ("local_port = 1", 0o622, "chmod go-w"),
     ],
 )
@@ -158,6 +159,19 @@ def test_variable_that_cannot_be(name: str, text: str, said: str) -> None:
     with pytest.raises(bokeh_ssh.UsageError, match=said):
         read_environment(kinds, kinds, {name: text})
     assert read_environment(kinds, kinds, {"BOKEH_SSH_DIR": "/x", "OTHER": "1", name: ""}) == {}
+
+
+def test_error_says_where_its_setting_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nobody typed is named with its source: the variable, else the file; what was typed has none."""
+    path = write('host_keys = "accpet"\n')
+    for source in (str(path), "BOKEH_SSH_HOST_KEYS"):
+        with Program("direct", "h", "app.py") as program:
+            assert program.end() == 2
+        assert f"--host-keys comes from {source}" in " ".join(program.stderr.split())
+        monkeypatch.setenv("BOKEH_SSH_HOST_KEYS", "accpet")
+    with Program("direct", "h", "app.py", "--host-keys", "acept") as program:
+        assert program.end() == 2
+    assert "comes from" not in program.stderr
 
 
 def test_batch_settings_wait_for_batch(given: dict[str, Any]) -> None:

@@ -124,3 +124,18 @@ def test_pickling_what_is_opened_is_refused_in_a_sentence(
     """What is opened belongs to its process, and says so."""
     with pytest.raises(TypeError, match=rf"^a {cls.__name__} cannot be pickled"):
         pickle.dumps(cls(**needed))
+
+
+def test_slips_in_python_are_told() -> None:
+    """An app as the second argument, which is the user; an item of a list; a time that is a text. A job's
+    number may be one."""
+    with pytest.raises(UsageError, match=r"looks like an app; give the app by its name: app='app.py'"):
+        DirectTunnel("h", "app.py")
+    DirectTunnel("h", "me.py", "app.py")
+    with pytest.raises(UsageError, match=r"args of type list\[str, NoneType\] is not a list of texts"):
+        DirectTunnel("h", app="app.py", args=["--x", None])  # type: ignore[list-item]
+    with pytest.raises(UsageError, match="timeout='5' is not a time; give seconds"):
+        DirectTunnel("h", app="app.py").wait("5")  # type: ignore[arg-type]
+    DirectTunnel("h", app="app.py", job=4711)
+    with pytest.raises(UsageError, match="is not the number of a job"):
+        DirectTunnel("h", app="app.py", job=-1)
