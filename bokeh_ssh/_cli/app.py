@@ -17,7 +17,6 @@ from bokeh_ssh._cli.completion import (
     complete_host,
     complete_machine_or_tunnel,
     complete_server,
-    complete_tunnel,
     find_aliases,
 )
 from bokeh_ssh._cli.hints import check_order, with_command
@@ -503,9 +502,9 @@ def status(
         Optional[str],  # noqa: UP045 - evaluated at run time
         typer.Argument(
             metavar="TUNNEL",
-            help="Its port, address, process id or app; none: all.",
+            help="Its port, address, process id or app, or a HOST for all to that; none: all.",
             show_default=False,
-            autocompletion=complete_tunnel,
+            autocompletion=complete_machine_or_tunnel,
         ),
     ] = None,
     watch: Annotated[
@@ -521,12 +520,9 @@ def status(
     take_no_args(context)
 
     def look(foreground: Foreground) -> None:
-        from bokeh_ssh._cli.tunnels.registry import choose, find_tunnels
+        from bokeh_ssh._cli.tunnels.registry import find_named
 
-        def find() -> list[Any]:
-            return [choose(find_tunnels(), name)] if name else find_tunnels()
-
-        foreground.display.statuses(find, watch=watch, check=foreground.check)
+        foreground.display.statuses(lambda: find_named(name), watch=watch, check=foreground.check)
 
     do(look, verbose, keywords)
 

@@ -179,13 +179,14 @@ def test_folder_of_others_is_not_used(machine: Machine, monkeypatch: pytest.Monk
 
 def test_status_is_the_live_one(machine: Machine, tmp_path: Path) -> None:
     """``status`` has each hop with its round trip, what was carried, and connections that are open; after a
-    loss also that; in words for people, and in columns elsewhere."""
+    loss also that; in words for people, and in columns elsewhere. A tunnel is named by its machine too."""
     with Cable(machine.host, machine.port) as cable:
         with Program(*forward(cable.machine(machine, tmp_path))) as program:
             address = program.address()
             with socket.create_connection(("localhost", int(address.rpartition(":")[2]))) as sock:
                 sock.recv(4)
                 [tunnel] = told("status", address)
+                assert [each["pid"] for each in told("status", machine.host)] == [tunnel["pid"]]
                 status = tunnel["status"]
                 [hop] = status["hops"]
                 assert (hop["host"], hop["state"]) == (machine.host, "open")

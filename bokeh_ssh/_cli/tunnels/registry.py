@@ -135,6 +135,18 @@ def choose(tunnels: Sequence[HeldTunnel], name: str | None) -> HeldTunnel:
     raise UsageError(msg, hint="name its process id or its port")
 
 
+def find_named(name: str | None) -> list[HeldTunnel]:
+    """List the tunnels to that machine, else the one of that name; without a name, all.
+
+    :raises BokehSSHError: as :func:`choose`
+    """
+    tunnels = find_tunnels()
+    if not name:
+        return tunnels
+    host = name.rpartition("@")[2]
+    return [each for each in tunnels if each.host == host] or [choose(tunnels, name)]
+
+
 def ended_here(name: str | None) -> HeldTunnel | None:
     """End the tunnel that is named so, or the only one; return it, or None where a machine must be meant.
 
