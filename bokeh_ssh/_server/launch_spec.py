@@ -40,6 +40,15 @@ _PLACES = ("{port}", "{socket}")
 _KEYWORDS = {"timeout": "launch_timeout", "origins": "extra_origins"}
 #: Commands that are modules of a Python package.
 _PACKAGED = (("bokeh", "serve"), ("panel", "serve"))
+#: What says where they listen, for servers that are none of Bokeh's.
+_LISTENS = {
+    "jupyter": "--no-browser --port {port}",
+    "voila": "--no-browser --port {port}",
+    "streamlit": "--server.headless=true --server.port={port}",
+    "marimo": "--headless --port {port}",
+    "gunicorn": "--bind unix:{socket}",
+    **dict.fromkeys(("tensorboard", "shiny", "uvicorn", "mlflow", "flask"), "--port {port}"),
+}
 
 
 def split(command: str | Sequence[str]) -> tuple[str, ...]:
@@ -200,9 +209,21 @@ class Launch:
         if self.python == "" or self.cwd == "" or "" in self.app:
             msg = "a path is empty"
             raise UsageError(msg, hint="leave it out, or give a path of the remote machine")
+        self._check_kind()
         self._check_args()
         self._check_place()
         self.words  # noqa: B018 - raises if the command cannot be taken apart
+
+    def _check_kind(self) -> None:
+        """Refuse a server that is known to be none of Bokeh's, where its command does not say where it is."""
+        if self.verbatim or self.plain:
+            return
+        program = self.words[2 if self.words[1:2] == ("-m",) and len(self.words) > 2 else 0]
+        name = program.rpartition("/")[2]
+        place = _LISTENS.get("jupyter" if name.startswith("jupyter") else name)
+        if place:
+            msg = f"{setting('command')} does not say where {name} is to listen"
+            raise UsageError(msg, hint=f"add {place} to it, in place of a port of your own")
 
     def _check_args(self) -> None:
         """Refuse options that would keep us from finding the server."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -512,3 +513,21 @@ def test_words_that_look_secret_are_masked() -> None:
         "D",
     ]
     assert readiness.mask("", "--session-token-expiration=600") == "--session-token-expiration=600"
+
+
+@pytest.mark.parametrize(
+    ("command", "place"),
+    [
+        ("jupyter lab", "--port {port}"),
+        ("/opt/bin/jupyter-lab --port 8888", "--port {port}"),
+        ("python3 -m streamlit run app.py", "--server.port={port}"),
+        ("gunicorn app:server", "--bind unix:{socket}"),
+    ],
+)
+def test_other_servers_are_told_how_they_say_where_they_listen(command: str, place: str) -> None:
+    """A server that is known to be none of Bokeh's is refused at once without a place for its port; with one
+    it is taken, and so is what is not known."""
+    with pytest.raises(UsageError, match=f"add .*{re.escape(place)} to it"):
+        Launch(command=command)
+    Launch(command=f"{command.partition(' --port')[0]} {place}")
+    Launch(command="my-jupyter lab")
