@@ -10,6 +10,7 @@ import typer
 
 from bokeh_ssh._core.errors import BokehSSHError
 from bokeh_ssh._core.host import parse_target
+from bokeh_ssh._core.text import expand
 from bokeh_ssh._ssh.config.syntax import all_words, split_keyword
 
 _MOST_FILES = 50
@@ -18,14 +19,13 @@ _MOST_FILES = 50
 def find_aliases(path: str = "~/.ssh/config") -> list[str]:
     """List the names after ``Host`` that are no patterns, in the config and in what it includes."""
     found: dict[str, None] = {}
-    with contextlib.suppress(RuntimeError):  # there is no home for "~"
-        waiting = [Path(path).expanduser()]
-        seen: set[Path] = set()
-        while waiting and len(seen) < _MOST_FILES:
-            file = waiting.pop(0)
-            if file not in seen:
-                seen.add(file)
-                waiting += _read(file, found)
+    waiting = [expand(path)]
+    seen: set[Path] = set()
+    while waiting and len(seen) < _MOST_FILES:
+        file = waiting.pop(0)
+        if file not in seen:
+            seen.add(file)
+            waiting += _read(file, found)
     return list(found)
 
 
@@ -78,6 +78,6 @@ def _read(file: Path, found: dict[str, None]) -> list[Path]:
             elif keyword == "include":
                 for word in all_words(rest):
                     # As ssh: what is not absolute is beside the account's own config.
-                    pattern = Path("~/.ssh").expanduser() / Path(word).expanduser()
+                    pattern = expand("~/.ssh") / expand(word)
                     included += map(Path, sorted(glob.glob(str(pattern))))  # noqa: PTH207  # Path.glob takes no absolute pattern
     return included

@@ -17,6 +17,7 @@ from typing import Any
 
 from bokeh_ssh._cli.hints import nearest
 from bokeh_ssh._core.errors import UsageError
+from bokeh_ssh._core.this_machine.home import find_home
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -78,11 +79,10 @@ def check_shape(key: str, value: Any, kind: Any, file: object) -> Any:
 def path_of_config() -> Path | None:
     """Return where the person's file is, or would be; None where there is no home."""
     base = os.environ.get("XDG_CONFIG_HOME", "")
-    try:
-        home = Path(base) if base.startswith("/") else Path("~/.config").expanduser()
-    except RuntimeError:
-        return None
-    return home / "bokeh-ssh" / "config.toml"
+    if base.startswith("/"):
+        return Path(base, "bokeh-ssh", "config.toml")
+    home = find_home()
+    return home and home / ".config" / "bokeh-ssh" / "config.toml"
 
 
 def read_environment(

@@ -14,6 +14,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from bokeh_ssh._core.this_machine.home import expand_home
+
 #: What our package needs to run: where these are is looked in, wherever it is.
 _NEEDED = ("cryptography", "h11", "paramiko", "pathspec", "rich", "sshtunnel", "typer")
 #: Carries :func:`hand_over` to a program that has no pipe for it; what is in it is no secret.
@@ -80,7 +82,7 @@ def _here() -> str:
 
 def _avoided(here: str) -> set[str]:
     """Find where a person keeps files of their own: the current directory, the home, that of the program."""
-    found = [os.path.expanduser("~"), here]
+    found = [expand_home("~"), here]
     main = getattr(sys.modules.get("__main__"), "__file__", None)
     if isinstance(main, str):
         main = os.path.join(here, main)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import unicodedata
 from pathlib import Path
 
+from bokeh_ssh._core.this_machine.home import expand_home
+
 #: "Cc" moves the cursor and colours the terminal, "Cf" turns the reading direction, "Cs" cannot be printed,
 #: "Zl" and "Zp" are line ends that no editor shows as such.
 _UNFIT = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
@@ -30,10 +32,7 @@ def clean(raw: bytes | str, limit: int, *, lines: bool = False, tail: bool = Fal
 
 def expand(path: str) -> Path:
     """Put the home directory for ``~``; a ``~`` whose home is not known stays."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        return Path(path)
+    return Path(expand_home(path))
 
 
 def app_name(app: str) -> str:

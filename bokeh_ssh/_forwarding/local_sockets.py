@@ -11,6 +11,7 @@ import sys
 from bokeh_ssh._core.endpoint import LONGEST_PATH, check_path
 from bokeh_ssh._core.errors import ForwardError, SocketInUseError, UsageError
 from bokeh_ssh._core.settings import setting
+from bokeh_ssh._core.this_machine.home import expand_home
 
 #: ``sun_path`` without its NUL: 108 bytes on Linux, 104 on the BSDs and macOS.
 _LONGEST = LONGEST_PATH if sys.platform.startswith("linux") else 103
@@ -32,7 +33,7 @@ def check_here(path: str | os.PathLike[str], name: str) -> str:
     text = os.fspath(path)
     if isinstance(text, str) and text and "\0" not in text:
         trail = "/" if text.endswith("/") else ""
-        text = os.path.abspath(os.path.expanduser(text)) + trail  # noqa: PTH100, PTH111  # PathLike gives str
+        text = os.path.abspath(expand_home(text)) + trail  # noqa: PTH100  # PathLike gives str
     check_path(text, name, longest=_LONGEST)
     return text
 

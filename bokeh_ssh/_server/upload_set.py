@@ -11,6 +11,7 @@ from pathlib import Path
 from bokeh_ssh._core.errors import UploadError, UsageError
 from bokeh_ssh._core.file_reader import Reading
 from bokeh_ssh._core.settings import setting
+from bokeh_ssh._core.text import expand
 from bokeh_ssh._server.gitignore import Ignored
 
 
@@ -98,7 +99,7 @@ class Bundle:
 def _found(path: str) -> Path:
     try:
         # Not resolved: a link keeps the name it was given.
-        root = Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100
+        root = Path(os.path.abspath(expand(path)))  # noqa: PTH100
     except OSError as exc:
         msg = f"{path!r} cannot be looked for: the current directory cannot be looked at ({exc.strerror})"
         raise UsageError(msg, hint="go to another one, or give the whole path") from exc

@@ -8,11 +8,11 @@ import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from bokeh_ssh._core.errors import ConfigError, UsageError
 from bokeh_ssh._core.host import Host, as_paths
 from bokeh_ssh._core.settings import setting
+from bokeh_ssh._core.text import expand
 from bokeh_ssh._ssh.config import lookup
 from bokeh_ssh._ssh.config.lookup import HostConfig, Session
 from bokeh_ssh._ssh.tcp import Origin
@@ -60,7 +60,7 @@ class Hop:
         usable = config.control_master in (None, "false", "auto", "autoask") and os.name == "posix"
         user, system = config.user_known_hosts, config.global_known_hosts
         own = lookup.USER_KNOWN_HOSTS if user is None else user
-        own = tuple(str(Path(path).expanduser()) for path in (own if given is None else as_paths(given)))
+        own = tuple(str(expand(path)) for path in (own if given is None else as_paths(given)))
         system = () if given is not None else lookup.GLOBAL_KNOWN_HOSTS if system is None else system
         derived = {
             "known_as": config.host_key_alias or self.hostname,

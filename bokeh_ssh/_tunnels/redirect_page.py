@@ -23,6 +23,8 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
+from bokeh_ssh._core.text import expand
+
 #: Seconds that a browser has to start, and to read it.
 _STAYS = 60.0
 #: Seconds after which one that is found is nobody's any more.
@@ -130,7 +132,7 @@ def _make_folder() -> Path:
 def _parents() -> Iterator[Path]:
     """List where it may be, the best first: where the browser sees it, and it is gone after the login."""
     if any(Path(place, name).exists() for place in _SNAPS for name in _BROWSERS):
-        yield Path(os.path.expanduser("~"))  # noqa: PTH111 - Path.home() fails where there is none
+        yield expand("~")
     runtime = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
     if runtime.is_absolute() and _is_ours(runtime, private=True):
         yield runtime

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pwd
 import subprocess
 import sys
 import time
@@ -163,6 +164,7 @@ def test_home_that_cannot_be_written_into(tmp_path: Path, monkeypatch: pytest.Mo
         ("linux", {}, "{home}/.cache/bokeh-ssh/static"),
         ("linux", {"XDG_CACHE_HOME": "/var/c"}, "/var/c/bokeh-ssh/static"),
         ("linux", {"XDG_CACHE_HOME": "relative"}, "{home}/.cache/bokeh-ssh/static"),
+        ("linux", {"HOME": ""}, "{own}/.cache/bokeh-ssh/static"),
         ("darwin", {}, "{home}/Library/Caches/bokeh-ssh/static"),
         ("win32", {"LOCALAPPDATA": "/app/local"}, "/app/local/bokeh-ssh/Cache/static"),
         ("win32", {"LOCALAPPDATA": ""}, "{home}/AppData/Local/bokeh-ssh/Cache/static"),
@@ -175,7 +177,7 @@ def test_it_is_where_caches_are(
     monkeypatch.setattr(sys, "platform", system)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert find_folder("static") == Path(folder.format(home=account))
+    assert find_folder("static") == Path(folder.format(home=account, own=pwd.getpwuid(os.getuid()).pw_dir))
 
 
 _MANY = """

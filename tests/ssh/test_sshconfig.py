@@ -21,9 +21,11 @@ from hypothesis import strategies as st
 
 from beds import until
 from bokeh_ssh._core.errors import ConfigError
+from bokeh_ssh._core.host import Host
 from bokeh_ssh._ssh.config import keywords, lookup, syntax
 from bokeh_ssh._ssh.config.lookup import COMMAND, HostConfig, load
 from bokeh_ssh._ssh.config.match_exec import holds
+from bokeh_ssh._ssh.route import find_hop
 from local_runner import processes
 from skips import missing
 
@@ -864,6 +866,22 @@ def test_no_home(write, account: Path, tmp_path: Path, monkeypatch: pytest.Monke
             load(write(f"{line}\n"), "a")
     with pytest.raises(ConfigError, match="no ssh config ~nobody-here/x"):
         load("~nobody-here/x", "a")
+    hop = find_hop(Host("a", "u", ssh_config=None))
+    assert hop.own_known_hosts[0] == "~/.ssh/known_hosts"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="HOME is a Unix variable")
+@pytest.mark.parametrize("value", [None, "", "relative"])
+def test_home_of_the_account(write, monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
+    """With HOME missing, empty or relative the home is that of the account database, as with ssh."""
+    path = write("UserKnownHostsFile ~/x %d/y\nIdentityAgent ~/z\nControlPath ~/c\n")
+    monkeypatch.delenv("HOME")
+    if value is not None:
+        monkeypatch.setenv("HOME", value)
+    check_same(path, "a")
+    home = pwd.getpwuid(os.getuid()).pw_dir
+    hop = find_hop(Host("a", "u", ssh_config=None, known_hosts="~/k"))
+    assert hop.known_hosts == (f"{home}/k",)
 
 
 def test_without_posix(write, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from bokeh_ssh._cli.tunnels.registry import is_alive
 from bokeh_ssh._core.errors import UsageError
+from bokeh_ssh._core.this_machine.home import find_home
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -152,11 +153,13 @@ def _wait(pid: int, ready: int) -> NoReturn:
 def _make_folder() -> Path:
     """Make the folder of logs, and remove what is old."""
     base = os.environ.get("XDG_STATE_HOME", "")
-    try:
-        home = Path(base) if base.startswith("/") else Path("~/.local/state").expanduser()
-    except RuntimeError as exc:
-        raise OSError(str(exc)) from exc
-    folder = home / "bokeh-ssh"
+    home = find_home()
+    if not base.startswith("/"):
+        if home is None:
+            msg = "this account has no home directory"
+            raise OSError(msg)
+        base = str(home / ".local" / "state")
+    folder = Path(base, "bokeh-ssh")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for path in folder.glob("*.log*"):
         with contextlib.suppress(OSError, ValueError):

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bokeh_ssh._core.errors import ForwardError, UsageError
+from bokeh_ssh._core.this_machine.home import find_home
 from bokeh_ssh._forwarding.local_sockets import bind
 
 log = logging.getLogger("bokeh_ssh")
@@ -49,9 +50,9 @@ def folders() -> list[Path]:
     if named:
         return [Path(f"{named}-tunnels")]
     found = [Path(f"/tmp/bokeh-ssh-{os.geteuid()}-tunnels")]  # noqa: S108 - see is_private
-    with contextlib.suppress(RuntimeError):  # there is no home
+    if home := find_home():
         node = platform.node().partition(".")[0] or "node"  # a home may be many machines'
-        found.append(Path(f"~/.bokeh-ssh-tunnels-{node}").expanduser())
+        found.append(home / f".bokeh-ssh-tunnels-{node}")
     return found
 
 

@@ -8,6 +8,8 @@ import stat
 import sys
 from pathlib import Path
 
+from bokeh_ssh._core.this_machine.home import find_home
+
 
 class FolderError(Exception):
     """There is no folder that may be used; its text says why."""
@@ -28,8 +30,8 @@ def find_folder(name: str) -> Path:
         parts = ("bokeh-ssh", name)
         home_parts = ("Library", "Caches") if sys.platform == "darwin" else (".cache",)
     if not Path(top).is_absolute():  # the specification has one that is not ignored
-        home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() fails where there is none
-        if not Path(home).is_absolute():
+        home = find_home()
+        if home is None:
             msg = "this account has no home directory"
             raise FolderError(msg)
         top = str(Path(home, *home_parts))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import getopt
-import os
 import re
 import shlex
 import socket
@@ -13,6 +12,7 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from bokeh_ssh._core.patterns import lower
+from bokeh_ssh._core.this_machine.home import expand_home
 
 _T = TypeVar("_T")
 
@@ -208,7 +208,7 @@ def home(path: str) -> str:
 
     :raises ValueError: if there is none
     """
-    expanded = os.path.expanduser(path)  # noqa: PTH111  # a Path would rewrite the rest, too
+    expanded = expand_home(path)
     if expanded.startswith("~"):
         msg = f"there is no home directory for {path}"
         raise ValueError(msg)
