@@ -312,12 +312,16 @@ def _handshake(
                 return transport
             cause = transport.get_exception()
             hung_up = finished and _hung_up(transport, cause)
-            ended = sock.ended() if isinstance(sock, ProxySocket) and hung_up else ""
-            if ended:
+            error = _handshake_error(hop, transport, cause, finished=finished, hung_up=hung_up)
+            status, ended = sock.ended() if isinstance(sock, ProxySocket) and hung_up else (None, "")
+            if status is not None and not transport.preamble:
                 msg = f"its ProxyCommand ended before an SSH server answered ({ended})"
                 hint = "run that line of your ssh config in a shell, with the host and port put in"
-                raise ConnectError(msg, host=hop.label, hint=hint) from cause
-        error = _handshake_error(hop, transport, cause, finished=finished, hung_up=hung_up)
+                if status:
+                    raise ConnectError(msg, host=hop.label, hint=hint) from cause
+                # As nc does where a full server hangs up.
+                hint += "; if that works, the server may be full (MaxStartups): try again later"
+                error = RefusedError(msg, host=hop.label, hint=hint)
         pause = random.uniform(0.2, 0.6) * 2**attempt  # noqa: S311  # jitter, not a secret
         penalized = any(line.startswith(_PENALTY) for line in transport.preamble)
         if penalized or not hung_up or attempt == _HANG_UP_RETRIES or time.monotonic() + pause > deadline:

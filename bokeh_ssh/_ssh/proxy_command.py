@@ -59,9 +59,9 @@ class ProxySocket(socket.socket):
         made._program = program
         return made
 
-    def ended(self) -> str:
-        """Say how the program failed, with its last words, once it has; empty where it did well, or runs."""
-        return self._program.ended() if self._program else ""
+    def ended(self) -> tuple[int | None, str]:
+        """Return the program's status once it has ended, else None; and what is to be said of its end."""
+        return self._program.ended() if self._program else (None, "")
 
     def close(self) -> None:
         super().close()
@@ -118,14 +118,14 @@ class _Program:
                 sock.sendall(data)
             sock.shutdown(socket.SHUT_RDWR)
 
-    def ended(self) -> str:
+    def ended(self) -> tuple[int | None, str]:
         try:
             status = self._popen.wait(_PATIENCE)
         except subprocess.TimeoutExpired:
-            return ""
+            return None, ""
         self._listener.join(_PATIENCE)
         said = " / ".join(self._said.lines[-2:])
-        return f"status {status}" + (f": {said}" if said else "") if status else ""
+        return status, f"status {status}" + (f": {said}" if said else "")
 
     def end(self) -> None:
         if os.getpid() != self._owner:

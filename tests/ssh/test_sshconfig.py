@@ -713,7 +713,7 @@ def test_others_can_write(account: Path, tmp_path: Path) -> None:
         ("Match novel x\n Match novel y\n  Port 3\n", "line 2: Match novel is not supported"),
         ("Match novel\n Port 9\n Include /no/such\n", "line 1: Match novel is not supported"),
         ("Match !novel x\n RefuseConnection no\n", "line 1: Match novel is not supported"),
-        ("ProxyUseFdpass yes\n", "line 1: ProxyUseFdpass is not supported"),
+        ("ProxyUseFdpass yes\nProxyCommand x\n", "line 1: ProxyUseFdpass is not supported"),
         ("ConnectionAttempts 0\n", "line 1: ConnectionAttempts: 0"),
         ("User %r\n", "line 1: User: the token %r"),
         ("User u-%C\n", "line 1: User: the token %C"),
@@ -740,6 +740,8 @@ def test_told(text: str, what: str, write) -> None:
     "text",
     [
         "Host b\n ProxyCommand nc\n",
+        "ProxyUseFdpass yes\n",
+        "ProxyUseFdpass yes\nProxyCommand none\n",
         "ProxyCommand NONE\n",
         "ProxyJump c\nProxyCommand nc\nProxyUseFdpass yes\n",
         "Match host b exec false\n User u\n",

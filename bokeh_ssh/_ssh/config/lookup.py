@@ -633,12 +633,7 @@ class _Lookup:
         if refused := self.settings.get(keywords.REFUSE_CONNECTION):
             raise self.error(refused.where, f"RefuseConnection: {refused.value}", "choose another host")
         fdpass = self.settings.get(keywords.PROXY_USE_FDPASS)
-        if (
-            fdpass
-            and fdpass.value
-            and self.request.jump is None
-            and (self._command() or self._jumps() is None)
-        ):
+        if fdpass and fdpass.value and self._command():
             # A command that would hand a descriptor over instead of copying.
             raise self.error(fdpass.where, "ProxyUseFdpass is not supported", "remove it, or use ProxyJump")
         attempts = self.settings.get(keywords.CONNECTION_ATTEMPTS)
