@@ -99,10 +99,10 @@ def make_sshd(tmp_path: Path) -> Iterator[Callable[..., Sshd]]:
     """Start real sshds: ``make_sshd([keys], "Option value")``."""
     with contextlib.ExitStack() as stack:
 
-        def make(authorized: list[Any], *options: str) -> Sshd:
+        def make(authorized: list[Any], *options: str, newest: str = "") -> Sshd:
             folder = tmp_path / f"sshd{len(list(tmp_path.iterdir()))}"
             folder.mkdir()
-            return stack.enter_context(contextlib.closing(Sshd(folder, authorized, *options)))
+            return stack.enter_context(contextlib.closing(Sshd(folder, authorized, *options, newest=newest)))
 
         yield make
 
@@ -210,6 +210,17 @@ def test_several_keys_one_connection(make_sshd: Callable[..., Sshd], keys: Path)
     assert enter(server.port, key_filename=[keys / "a", keys / "b", keys / "c"]) == ("publickey",)
     assert server.connections == 1
     assert server.log().count("Failed publickey") == 2
+
+
+def test_key_files_of_others_as_many_as_with_ssh(make_sshd: Callable[..., Sshd], keys: Path) -> None:
+    """Where sshd counts questions less than signatures (since 10), as many key files are tried as by ssh."""
+    newest = os.environ.get("OPENSSH_NEWEST", "")
+    if not newest:
+        pytest.skip("there is no newer OpenSSH here")
+    made = [make_key(keys / f"key{number}") for number in range(5)]
+    server = make_sshd([made[-1]], "MaxAuthTries 3", newest=newest)
+    config = Config(identity_files=tuple(str(keys / f"key{number}") for number in range(5)))
+    assert enter(server.port, config) == ("publickey",)
 
 
 def test_default_keys_in_ssh_order(make_bed: Callable[..., Bed], account: Path) -> None:

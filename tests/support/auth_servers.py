@@ -70,7 +70,7 @@ def make_key(
 class Sshd:
     """sshd in inetd mode: each connection has a process of its own, so that nothing needs a fixed port."""
 
-    def __init__(self, folder: Path, authorized: list[Any], *options: str) -> None:
+    def __init__(self, folder: Path, authorized: list[Any], *options: str, newest: str = "") -> None:
         if SSHD is None:
             reason = "OpenSSH's sshd is not on this machine"
             (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
@@ -90,8 +90,14 @@ class Sshd:
             "LogLevel VERBOSE",
             "PidFile none",
         ]
+        if newest:  # it is made of several programs, looked for where the distribution puts them
+            config += [
+                f"SshdSessionPath {newest}/lib/openssh/sshd-session",
+                f"SshdAuthPath {newest}/lib/openssh/sshd-auth",
+            ]
         (folder / "sshd_config").write_text("\n".join(config) + "\n")
-        self._command = [SSHD, "-i", "-e", "-f", str(folder / "sshd_config")]
+        program = f"{newest}/sbin/sshd" if newest else SSHD
+        self._command = [program, "-i", "-e", "-f", str(folder / "sshd_config")]
         self._log = folder / "sshd.log"
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]

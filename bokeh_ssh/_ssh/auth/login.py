@@ -350,8 +350,9 @@ class _Login:
             raise UnusableKeyError(msg)
         self._note_try(f"publickey {identity.label}")
         self._keys_tried += 1
-        if not identity.ready:
-            # As with ssh, nobody is asked for a passphrase or a touch that would be in vain.
+        if not identity.ready or self._keys_tried > 1:
+            # As with ssh, nobody is asked for a passphrase or a touch that would be in vain; and since 10,
+            # sshd counts a refused signature towards MaxAuthTries as it does two refused questions.
             reply = self.userauth.offer(algorithm, blob)
             if isinstance(reply, (Accepted, Refused)):
                 self._seen.add(blob)
