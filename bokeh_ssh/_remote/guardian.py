@@ -107,11 +107,11 @@ def _guard(
     """Begin, tell what there is to tell until the supervisor is killed, and then end all."""
     os.setpgid(0, 0)  # what is sent to the server's group, or to the session's, is not for us
     adopts = adopts and process_tree.adopt()
-    wake, wakes = os.pipe()
-    for fd in (wake, wakes):
-        os.set_blocking(fd, False)
-    signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
     try:
+        wake, wakes = os.pipe()
+        for fd in (wake, wakes):
+            os.set_blocking(fd, False)
+        signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
         child = begin()
     except OSError as exc:
         os.write(tells, b"-%d\n" % (exc.errno or 0))

@@ -51,7 +51,7 @@ def start(argv: list[bytes], env: dict[bytes, bytes], group: int, outputs: list[
 
 def let_go(*kept: int) -> list[int]:
     """Let go of all descriptors but these, whose new numbers are given; the session must not be held open."""
-    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in kept]
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in kept]
     null = os.open(os.devnull, os.O_RDWR)
     for number in range(3):
         os.dup2(null, number)
