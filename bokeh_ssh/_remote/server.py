@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import errno
 import json
 import os
 import re
@@ -33,6 +34,8 @@ CHUNK = 1 << 16  # bytes read at once, and the longest line before it is cut
 LINES = 1000  # lines kept of the log
 TAIL = 1 << 18  # characters kept of the log, which is what one who comes later is told; 1 MiB at most
 LAST = 100  # lines of the log in the record of a server that ended while nobody was there
+#: Errors of a machine, or an account, that has no more of something.
+SCARCE = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 #: What argparse, click and others say of an option that they do not know.
 NO_SUCH_OPTION = re.compile(r"(?i)(unrecognized|unknown|no such) (argument|option)s?\b.{0,40}--unix-socket")
 #: What Bokeh says where its environment or a config file names a certificate.
@@ -219,7 +222,10 @@ class Server:
             self.write_record()
             self.client.send("started", **self.started)
         except OSError as exc:
-            self.fail("spawn", 127, os.strerror(exc.errno or 0), argv=shown)
+            why = os.strerror(exc.errno or 0)
+            if exc.errno == errno.ENOENT and "/" in shown[0] and os.path.exists(shown[0]):
+                why = "its first line names a program that is not there, or ends in a carriage return"
+            self.fail("spawn", 127, why, argv=shown, scarce=exc.errno in SCARCE)
         for fd in ends:
             os.close(fd)
 

@@ -36,7 +36,17 @@ _EXPIRED = re.compile(
 _NO_TERMINAL = re.compile(r"(?i)not a (terminal|tty)|connected to a terminal|inappropriate ioctl|no tty")
 #: A shell's complaint about a line of a start file: `/home/me/.bashrc: line 3: exec: tmux: not found`.
 _START_FILE = re.compile(r"(rc|profile|login|env|config\.fish)(:| \()(\s?line )?\s?\d+")
+#: A shell or Python for which the account, or the machine, has no more processes, memory or files.
+_SCARCE = re.compile(
+    r"(?i)cannot fork|fork: |cannot allocate memory|memoryerror|can't start new thread|too many open files"
+)
+_SCARCE_HINT = (
+    "see what of yours runs there (ps -u $USER) and what is allowed (ulimit -a); "
+    "end something, or ask for more"
+)
 _NOT_EXECUTABLE = 126  # as a shell says it
+#: What Bokeh says before it looks at its certificate, and nothing once that is done.
+_TLS = "Configuring for SSL termination"
 _PYTHON_HINT = (
     f"give {setting('python=')} the path of one, or {setting('setup=')} "
     'what makes one available ("conda activate NAME")'
@@ -123,6 +133,8 @@ class StartFailure:
                 f"give {setting('command=')} a program of that machine, "
                 f"or {setting('setup=')} what puts it on the PATH there"
             )
+            if failed.get("scarce"):
+                hint = _SCARCE_HINT
             return self._make(LaunchError, msg, hint, status)
         if at == "socket":
             msg = f"there is no place for its socket ({failed.get('text', '')})"
@@ -137,8 +149,9 @@ class StartFailure:
         if at == "python":
             wanted = repr(self.launch.python) if self.launch.python else "python3 or python"
             if status == _NOT_EXECUTABLE and self.launch.python:
-                msg = f"{wanted} is there, but your account may not run it"
-                return self._make(PythonNotFoundError, msg, _PYTHON_HINT, status)
+                msg = f"{wanted} is there, but is no program that your account may run"
+                hint = f"give {setting('python=')} a program, such as bin/python in that folder"
+                return self._make(PythonNotFoundError, msg, hint, status)
             return self._make(PythonNotFoundError, f"there is no {wanted}", _PYTHON_HINT, status)
         msg = f"the shell ended early (exit status {status})"
         return self._make(LaunchError, msg, "a start file of the login shell may end it", status)
@@ -170,13 +183,18 @@ class StartFailure:
         if self.memory_limit is not None:
             msg = f"the server ended before it listened: {describe_kill(self.memory_limit)}"
             return self._make(LaunchError, msg, MEMORY_HINT, status)
-        hint = "see its log below"
+        hint = "see its log below" if self.log else "run it there by hand; it must not go into the background"
         if status == 2:
             hint = f"check {setting('args')}"
         elif "BOKEH_SECRET_KEY" in why:
             hint = f"give {setting('signed=True')}, which makes a key and has it signed with"
         elif "does not exist" in why:
             hint = f"app is a path of that machine; a relative one starts at {setting('cwd')}, or at the home"
+        elif any(_TLS in line for line in self.log):
+            hint = (
+                "see whether the certificate's file is there, and has its key in it (else --ssl-keyfile); "
+                f"BOKEH_SSL_PASSWORD in {setting('env=')} opens a key with a password"
+            )
         if self._may_lack_place:
             hint = _PLACE_HINT
         return self._make(LaunchError, f"the server ended before it listened ({how}): {why}", hint, status)
@@ -208,6 +226,9 @@ class StartFailure:
             return SessionError(
                 msg, host=self.host, hint="log in with a terminal once, which asks for a new one"
             )
+        if self.stage is Stage.LOGIN and "/etc/nologin exists" in said:
+            msg = f"the machine takes no logins at the moment: {said}"
+            return SessionError(msg, host=self.host, hint="it may be under maintenance: try again later")
         if self.stage is Stage.LOGIN and (not said or _NO_TERMINAL.search(said) or _START_FILE.search(said)):
             msg = f"the login shell ended before our command (exit status {status}): {said or 'no output'}"
             hint = (
@@ -238,6 +259,12 @@ class StartFailure:
             )
             return self._make(LaunchError, msg, hint, status)
         msg = f"Python ended before it ran anything (exit status {status}): {said or 'it said nothing'}"
+        if _SCARCE.search(said):
+            msg = f"there are not enough processes, memory or files left to run Python: {said}"
+            return self._make(LaunchError, msg, _SCARCE_HINT, status)
+        if any("PYTHONHOME = '" in line for line in self.before):
+            hint = f"PYTHONHOME is set there, for another Python: {setting('setup')} can unset it"
+            return self._make(PythonNotFoundError, msg, hint, status)
         return self._make(PythonNotFoundError, msg, _PYTHON_HINT, status)
 
 

@@ -18,6 +18,7 @@ from bokeh_ssh._core.errors import (
 )
 from bokeh_ssh._core.events import Launched, Launching, OnEvent, ServerExited, ignore
 from bokeh_ssh._core.framing import Reader, Tail
+from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.waiting import wait, wait_for
 from bokeh_ssh._server.bootstrap import control_client_script, supervisor_input
 from bokeh_ssh._server.diagnosis import StartFailure, refused
@@ -289,8 +290,13 @@ class Server:
         if not hello and not self.ended.is_set() and time.monotonic() < deadline:
             blocked = self.find_blocked_login(deadline)
             if blocked:
-                msg = f"a start file of the login shell (such as ~/.bashrc) {blocked}"
-                hint = "have it do that on a terminal only: [ -t 0 ] || return"
+                said = " / ".join((self._reader.noise.lines + self._stderr.lines)[-3:])
+                msg = f"a start file (such as ~/.bashrc), or what the login itself runs, {blocked}"
+                hint = (
+                    "have the start file do that on a terminal only: [ -t 0 ] || return; an account without "
+                    f"commands can attach ({setting('launch=False')})"
+                )
+                msg += f": {said}" if said else ""
                 raise LaunchError(msg, host=self.host, hint=hint, command=state.evidence.argv)
         if self.launch.brings:
             if not self.wait_for_stage(Stage.UPLOAD, deadline):

@@ -43,6 +43,8 @@ _PING = 2.0
 #: Seconds for which a Unix socket with more connections than it accepts is tried again, and between tries.
 _CROWDED = 5.0
 _RETRY = 0.05
+#: What forbids as much as sshd_config, and belongs to the account.
+_OF_KEY = ", unless it is your key's own line in authorized_keys there (restrict, no-port-forwarding)"
 #: As OpenSSH's server does since 9.2 where its administrator says so; it gives no reason.
 _UNUSED = "it was closed while nothing used it, perhaps by the server's UnusedConnectionTimeout"
 #: A port that hardly anything listens on (tcpmux).
@@ -311,7 +313,7 @@ class Connection:
         except ForwardingRefusedError as exc:
             msg = "the SSH server forbids forwarding, to sockets and to ports"
             raise ForwardingRefusedError(
-                msg, host=self.name, hint="ask the administrator for AllowTcpForwarding"
+                msg, host=self.name, hint=f"ask the administrator for AllowTcpForwarding{_OF_KEY}"
             ) from exc
         except ForwardError:
             pass
@@ -438,7 +440,7 @@ class Connection:
             raise ForwardError(msg, host=self.name, hint=f"choose a {setting('remote_port')}")
         if ok and bound:
             return address, bound
-        hint = "ask the administrator for AllowTcpForwarding and PermitListen"
+        hint = f"ask the administrator for AllowTcpForwarding and PermitListen{_OF_KEY}"
         if port:
             # The refusal has no reason in it; whether another port is to be had tells which it was.
             free, payload = self._global_request(*listening((address, 0)), timeout)
@@ -517,7 +519,9 @@ class Connection:
             said = "" if code == _PROHIBITED else f" ({text})"
             msg = f"the server forbids forwarding to {where}{said}"
             names = "AllowStreamLocalForwarding" if is_path else "AllowTcpForwarding and PermitOpen"
-            return ForwardingRefusedError(msg, host=self.name, hint=f"ask the administrator for {names}")
+            return ForwardingRefusedError(
+                msg, host=self.name, hint=f"ask the administrator for {names}{_OF_KEY}"
+            )
         if code == _UNKNOWN_TYPE:
             msg = f"the server cannot forward to {where}, or to any other {'socket' if is_path else 'port'}"
             hint = "use a port in place of the socket" if is_path else "its SSH program has no forwards"

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from bokeh_ssh._core.errors import LaunchError, SessionError, UsageError
+from bokeh_ssh._core.errors import LaunchError, PythonNotFoundError, SessionError, UsageError
 from bokeh_ssh._core.events import Event
 from bokeh_ssh._core.framing import Reader, Tail, plain
 from bokeh_ssh._forwarding import port_ownership
@@ -359,6 +359,26 @@ def test_account_without_shell_is_a_session_error_with_its_text() -> None:
     ).error()
     assert isinstance(found, SessionError)
     assert said[0] in str(found)
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "hint"),
+    [
+        ("/bin/sh: 1: Cannot fork", LaunchError, "ulimit"),
+        ("-bash: fork: retry: Resource temporarily unavailable", LaunchError, "ulimit"),
+        ("  PYTHONHOME = '/opt/other'", PythonNotFoundError, "unset"),
+        ("  PYTHONHOME = (not set)", PythonNotFoundError, "python="),
+    ],
+)
+def test_python_is_not_blamed_for_its_surroundings(said: str, kind: type[LaunchError], hint: str) -> None:
+    """A limit of the account, and a variable that a start file sets, are named as what keeps Python from
+    running."""
+    launch, evidence = Launch(), Evidence(())
+    found = StartFailure(
+        host="h", launch=launch, stage=Stage.PYTHON, evidence=evidence, over=True, status=1, before=(said,)
+    ).error()
+    assert type(found) is kind
+    assert hint in str(found.hint)
 
 
 def test_launch_error_shows_log_status_and_command() -> None:

@@ -263,9 +263,10 @@ def test_port_in_use_is_its_own_error(bench: Bench) -> None:
     [
         ({"app": ("nowhere.py",)}, 1, ["does not exist", "nowhere.py", "cwd"]),
         ({"args": ("--zzz",)}, 2, ["unrecognized arguments: --zzz", "check args"]),
+        ({"args": ("--ssl-certfile", "gone.pem")}, 1, ["the certificate's file is there", "--ssl-keyfile"]),
         ({"app": ("broken.py",)}, 1, ["Invalid syntax in 'broken.py'", "SyntaxError"]),
     ],
-    ids=["missing app", "bad flag", "syntax error"],
+    ids=["missing app", "bad flag", "no certificate", "syntax error"],
 )
 def test_bokeh_that_refuses_says_why(
     bench: Bench, launch: dict[str, Any], status: int, words: list[str]
@@ -359,7 +360,7 @@ def test_python_that_may_not_be_run(bench: Bench) -> None:
     python = bench.script("python", "#!/bin/sh\n")
     Path(python).chmod(0o644)
     error = bench.fails(PythonNotFoundError, python=python)
-    assert f"{python!r} is there, but your account may not run it" in str(error)
+    assert f"{python!r} is there, but is no program that your account may run" in str(error)
     assert "there is no" not in str(error)
 
 
@@ -395,6 +396,20 @@ def test_command_missing(bench: Bench) -> None:
     error = bench.fails(LaunchError, command="no-such-serve --x")
     assert "'no-such-serve' could not be started (No such file or directory)" in str(error)
     assert error.command[:2] == ("no-such-serve", "--x")
+
+
+def test_command_that_cannot_be_started(bench: Bench) -> None:
+    """A script from Windows, and an account that may open no more files, are told as that, and a server that
+    goes into the background as one that ended."""
+    script = bench.script("serve", "#!/bin/sh\r\nexec true\r\n")
+    error = bench.fails(LaunchError, command=script)
+    assert "carriage return" in str(error)
+    error = bench.fails(LaunchError, command="sleep 60", setup="ulimit -n 13")
+    assert "Too many open files" in str(error)
+    assert "ulimit" in str(error.hint)
+    error = bench.fails(LaunchError, command="sh -c 'exit 0'")
+    assert "wrote nothing" in str(error)
+    assert "below" not in str(error)
 
 
 def test_directory_missing(bench: Bench) -> None:
@@ -588,10 +603,15 @@ def test_windows_is_told_at_once(bench: Bench, make: Callable[[Bench], str]) -> 
 
 
 def test_account_that_runs_no_commands(bench: Bench) -> None:
-    """nologin and forced commands are a SessionError with their own words, long before the deadline."""
+    """nologin and forced commands are a SessionError with their own words, long before the deadline; so is a
+    menu told, which waits for its user."""
     shell = bench.script("nologin", "#!/bin/sh\necho This account is currently not available.\nexit 1\n")
     error = bench.fails(SessionError, bench.runner(shell), timeout=60)
     assert "This account is currently not available." in str(error)
+    menu = bench.script("menu", "#!/bin/sh\necho 1: mail, 2: quit\nread choice\n")
+    error = bench.fails(LaunchError, bench.runner(menu), timeout=60)
+    assert "what the login itself runs, runs another" in str(error)
+    assert "1: mail, 2: quit" in str(error)
 
 
 # --- deadlines and interruption
