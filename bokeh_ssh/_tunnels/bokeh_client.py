@@ -6,11 +6,13 @@ Bokeh is imported at the first use: it is not needed for a tunnel.
 from __future__ import annotations
 
 import contextlib
+import email.utils
 import functools
 import http.client
 import importlib
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +23,8 @@ from bokeh_ssh._server.session_ids import new_session_id, token_of
 
 #: Seconds for the server to say whether it wants a login.
 _PATIENCE = 10.0
+#: Seconds by which clocks may differ: tokens of sessions are good for 300.
+_CLOCKS = 120.0
 
 
 def pull(url: str, key: str, **keywords: Any) -> Any:
@@ -65,9 +69,9 @@ def _access(url: str, session: Any) -> Iterator[None]:
     :raises UsageError: in the second
     """
     path = urlsplit(url).path
-    status = _status(url, f"{path.rstrip('/')}/metadata")
+    status, ahead = _ask(url, f"{path.rstrip('/')}/metadata")
     if status == 404 and path == "/":  # no app is there, which its page would run
-        status = _status(url, path)
+        status, ahead = _ask(url, path)
     if status in (302, 303, 307, 401, 403):  # asked first: tornado leaves open what a redirect has met
         msg = f"the server wants a login of its own before it opens {path} (status {status})"
         raise AppAccessError(msg, hint="log in with a browser, at the tunnel's url")
@@ -81,6 +85,11 @@ def _access(url: str, session: Any) -> Iterator[None]:
                 "where its own settings have session ids signed, start "
                 f"it with {setting('signed=True')}; or see its log"
             )
+            if ahead > _CLOCKS:
+                hint = (
+                    f"its clock is {ahead / 60:.0f} minutes ahead of this machine's, so that what it is "
+                    "shown has run out: set the wrong one right"
+                )
             raise AppAccessError(msg, hint=hint) from exc
         raise
     except Exception as exc:  # such as KeyError and DeserializationError, as a document's form has changed
@@ -103,8 +112,11 @@ def _check_versions(session: Any, cause: Exception) -> None:
         raise UsageError(msg, hint=hint) from cause
 
 
-def _status(url: str, path: str) -> int:
-    """Return the status that a path of a server has; 0 where no answer comes."""
+def _ask(url: str, path: str) -> tuple[int, float]:
+    """Return the status that a path of a server has, and by how many seconds its clock is ahead of ours.
+
+    Both are 0 where no answer comes.
+    """
     where = urlsplit(url)
     client: http.client.HTTPConnection
     if where.scheme == "https":
@@ -114,9 +126,14 @@ def _status(url: str, path: str) -> int:
     with contextlib.closing(client):
         try:
             client.request("GET", path)
-            return client.getresponse().status
+            answer = client.getresponse()
         except (OSError, http.client.HTTPException):
-            return 0
+            return 0, 0.0
+        try:
+            date = email.utils.parsedate_to_datetime(answer.getheader("Date", "")).timestamp()
+        except (TypeError, ValueError, OverflowError):
+            return answer.status, 0.0
+        return answer.status, date - time.time()
 
 
 def _unchecked() -> ssl.SSLContext:

@@ -39,6 +39,14 @@ class LoginHandler(RequestHandler):
         self.redirect("http://" + host + self.get_argument("next", "/"))
 """
 
+#: An app that moves the clock of its server.
+AN_HOUR_AHEAD = """
+import calendar, time
+timegm, now = calendar.timegm, time.time
+calendar.timegm = lambda *args: timegm(*args) + 3600
+time.time = lambda: now() + 3600
+"""
+
 
 class Visitor:
     """Somebody with a browser's cookies."""
@@ -179,6 +187,20 @@ def test_variables_that_sign_sessions(embedded: Callable[..., Machine]) -> None:
     with tunnel_to(there, app) as tunnel:
         assert "Bokeh" in apps.get(tunnel.url)
         with pytest.raises(AppAccessError, match="signed=True"):
+            tunnel.pull_session()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # tornado leaves what was refused unclosed
+        gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore:There is no current event loop")  # Bokeh's own client
+def test_clock_that_is_wrong_is_named(embedded: Callable[..., Machine]) -> None:
+    """A server whose clock is an hour ahead opens no session for a script: told as that, not as a login."""
+    machine = embedded()
+    app = apps.put(machine, "sliders.py", AN_HOUR_AHEAD + apps.SLIDER)
+    with tunnel_to(machine, app) as tunnel:
+        apps.get(tunnel.url)  # runs it
+        with pytest.raises(AppAccessError, match="60 minutes ahead"):
             tunnel.pull_session()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # tornado leaves what was refused unclosed
