@@ -173,8 +173,14 @@ def relay(
     :raises BokehSSHError: as :func:`listening`
     """
     handler = to_peer(request.gateway, request.host, request.target)
-    words = {"allow_exposed": request.allow_exposed, "again": again}
-    with listening(request.gateway, request.wanted, handler, on_lost=on_lost, **words) as where:
+    with listening(
+        request.gateway,
+        request.wanted,
+        handler,
+        allow_exposed=request.allow_exposed,
+        again=again,
+        on_lost=on_lost,
+    ) as where:
         yield GatewayEndpoint(where, "relay", reason=reason)
 
 

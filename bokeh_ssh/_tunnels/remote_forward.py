@@ -129,12 +129,14 @@ def listening(
     allow_exposed: bool,
     again: bool = False,
     on_lost: Callable[[BokehSSHError], object] | None = None,
+    on_stranger: Callable[[int], object] | None = None,
 ) -> Iterator[Endpoint]:
     """Ask the connection's server to listen while the context lasts; yield where, with the real port.
 
     :param again: it listened there for us before the line was lost. An SSH server may hold on to that until
         it notices: it has to give up a socket; a port may be free a little later
     :param on_lost: told where a socket was removed there, and cannot be made again
+    :param on_stranger: told the port where somebody else has it on ::1, which many programs try first
     :raises ConnectionLostError: that port is still taken
     :raises PortInUseError: the port is taken there; also where the server says that it listens, but what
         connects there does not come here
@@ -158,7 +160,8 @@ def listening(
         raise ConnectionLostError(msg, host=connection.name, hint=exc.sentences[1]) from exc
     try:
         try:
-            _check_reach(connection, proof, str(bound[0]), int(bound[1]), again=again)
+            with _looking_aside(proof, int(bound[1]), on_stranger):
+                _check_reach(connection, proof, str(bound[0]), int(bound[1]), again=again)
             if not allow_exposed and bound[0] in (LOOPBACK, "localhost"):
                 _check_exposed(connection, proof, int(bound[1]))
         finally:
@@ -167,6 +170,30 @@ def listening(
         yield bound
     finally:
         connection.unlisten(bound)
+
+
+@contextlib.contextmanager
+def _looking_aside(
+    proof: ListenerProbe, port: int, on_stranger: Callable[[int], object] | None
+) -> Iterator[None]:
+    """Look meanwhile who has the port on ::1."""
+    found: list[bool | None] = []
+
+    def look() -> None:
+        with contextlib.suppress(BokehSSHError, OSError):  # the line goes down: others meet that too
+            found.append(proof.reaches(("::1", port)))
+
+    thread = threading.Thread(target=look, name="bokeh-ssh ::1", daemon=True)
+    if on_stranger is None:
+        yield
+        return
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+    if found == [False]:
+        on_stranger(port)
 
 
 def _check_reach(
@@ -184,6 +211,10 @@ def _check_reach(
     if again:
         raise ConnectionLostError(msg, host=connection.name, hint=hint)
     raise PortInUseError(msg, host=connection.name, hint=hint, port=port, side="remote")
+
+
+#: Addresses of which "localhost" is a name there.
+_BOTH = (LOOPBACK, "localhost")
 
 
 def _check_exposed(connection: Connection, proof: ListenerProbe, port: int) -> None:
@@ -319,6 +350,13 @@ class RemoteForwardParts:
     def open_local(self) -> None:
         """Open nothing here."""
 
+    def _warn(self, port: int) -> None:
+        text = (
+            f"somebody else listens on [::1]:{port} there, which is tried first for localhost by many "
+            f"programs: connect to 127.0.0.1:{port}, or choose another {setting('remote_port')}"
+        )
+        self._session.life.warn(text)
+
     def connect_all(self) -> tuple[Ready, bool]:
         """Connect, and have the gateway listen."""
         connection = self._session.connect(self._gateway)
@@ -336,6 +374,7 @@ class RemoteForwardParts:
                 allow_exposed=self._options.allow_exposed,
                 again=self._again,
                 on_lost=self._session.lose,
+                on_stranger=None if self._again or self._options.bind_address not in _BOTH else self._warn,
             )
         )
         self._again = True

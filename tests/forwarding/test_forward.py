@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 import conformance
 from beds import Machine, parse_listeners, until
 from bokeh_ssh import (
+    Event,
     ForwardingRefusedError,
     GatewayExposedError,
     LocalForward,
@@ -104,6 +106,19 @@ def test_target_that_is_down_is_a_warning(machine: Machine) -> None:
         address = ("127.0.0.1", forward.local_port)
         with socket.create_connection(address, timeout=20) as sock, pytest.raises(ConnectionResetError):
             sock.recv(1)
+
+
+def test_port_that_somebody_has_on_the_other_loopback_is_told(embedded: Callable[..., Machine]) -> None:
+    """Whoever connects to "localhost" on the gateway may get to somebody else on ::1: a warning says so."""
+    machine = embedded()
+    events: list[Event] = []
+    with target_here() as target, socket.create_server(("::1", 0), family=socket.AF_INET6) as other:
+        threading.Thread(target=lambda: other.accept()[0].close(), daemon=True).start()
+        port = other.getsockname()[1]
+        words = {"remote_port": port, "local_port": target, "local_host": "127.0.0.1", **machine.login}
+        with RemoteForward(machine.host, machine.user, on_event=events.append, **words):
+            conformance.check_echo(("127.0.0.1", port))
+            until(lambda: [it for it in events if isinstance(it, Warned) and f"[::1]:{port}" in it.text])
 
 
 def test_remote_port_taken_is_told_and_the_connection_lives(machine: Machine) -> None:
