@@ -102,7 +102,7 @@ class StaticStore:
             return None
         try:
             status = os.fstat(number)
-            usable = stat.S_ISREG(status.st_mode) and status.st_size <= MOST_BYTES + _MOST_BESIDE
+            usable = _is_own(status) and status.st_size <= MOST_BYTES + _MOST_BESIDE
             read = check(_read_whole(number, status.st_size)) if usable else None
             if read is not None:
                 self._note_use(path, status.st_mtime)
@@ -279,6 +279,12 @@ class StaticWriter:
             self._begun.unlink()
 
 
+def _is_own(status: os.stat_result) -> bool:
+    """Return whether nobody else has written a file; its folder may have been open to others for a while."""
+    mine = not hasattr(os, "geteuid") or (status.st_uid == os.geteuid() and not status.st_mode & 0o022)
+    return stat.S_ISREG(status.st_mode) and mine
+
+
 def _read_whole(number: int, size: int) -> bytes:
     """Read a file, and notice where it has another size by now."""
     parts = []
@@ -306,6 +312,6 @@ def _unpack(data: bytes, address: Address) -> tuple[Lasting, bytes] | None:
         said = json.loads(head)
         lines, varies = tuple(map(str, said["lines"])), tuple((str(a), str(b)) for a, b in said["varies"])
         answer = Lasting(lines, varies, float(said["since"]), int(said["lasts"]))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         return None
     return (answer, content) if said["key"] == address.key else None

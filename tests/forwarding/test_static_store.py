@@ -92,6 +92,20 @@ def test_folder_of_another_user_is_not_used(store: StaticStore, account: Path, w
             call()
 
 
+@posix
+def test_file_that_others_could_write_is_not_used(store: StaticStore) -> None:
+    """A file of another user, or open to others, is removed: the folder was not always private."""
+    file = keep(store, b"content")
+    (path,) = store.folder.iterdir()
+    path.chmod(0o620)
+    assert store.load(file) is None
+    assert store.usage() == Usage(0, 0)
+    if os.geteuid() == 0:  # only root can give files away
+        keep(store, b"content")
+        os.chown(path, 65534, 65534)
+        assert store.load(file) is None
+
+
 def test_least_recently_used_give_way(account: Path) -> None:
     """Together the files have no more bytes than they may; those that were used last stay."""
     store = StaticStore(find_folder("static"), most=250)
