@@ -390,8 +390,8 @@ class Channel:
 
     @property
     def over(self) -> bool:
-        """Whether either side has closed it."""
-        return self._close_sent or self._close_received
+        """Whether either side has closed it, or the far side sends nothing more."""
+        return self._close_sent or self._close_received or self._eof_received
 
     # Receiving: the transport thread.
 
@@ -579,13 +579,14 @@ class AskedChannel:
     def take(
         self, on_open: Callable[[Channel], None], on_refused: Callable[[int, str], None]
     ) -> Channel | None:
-        """Have the answer told, at once if it is there; None where the far side has closed it meanwhile."""
+        """Have the answer told, at once if it is there; None where the far side has ended it meanwhile."""
         with self._lock:
             if not self.answered:
                 self._told = on_open, on_refused
             elif self._opened is None:
                 on_refused(*self._refusal)
             elif self._opened.over:
+                self._opened.close()
                 return None
             else:
                 on_open(self._opened)
