@@ -273,6 +273,30 @@ def test_server_that_loses_what_came_with_the_login(
     assert asked in ([0, 1], [0, 0])  # older ones may hang up, before they have judged the key
 
 
+def test_channel_that_has_ended_is_not_used(
+    enter: Callable[..., Connection], asked: list[int], key: Key, tmp_path: Path
+) -> None:
+    """Where the target has ended the connection before anybody took it, another one is made."""
+    ends = [False, True, False]  # at the first connection of the second login
+
+    def answer(sock: Any, number: int) -> None:
+        if ends.pop():
+            return
+        sock.sendall(b"here")
+        sock.recv(1)
+
+    with Listener(answer) as listener, beds.local_sshd(key, tmp_path, {}) as machine:
+        where = LOOPBACK, listener.port
+        for _ in range(2):
+            with enter(machine.port, machine.key_path.name, ahead=[where]) as connection:
+                for channel in list(connection.transport._channels.values()):
+                    beds.until(lambda channel=channel: channel.over)  # type: ignore[misc]
+                with connection.open_socket(where, timeout=10) as sock:
+                    sock.settimeout(10)
+                    assert sock.recv(9) == b"here"
+    assert asked == [0, 1]
+
+
 def test_line_that_is_lost_ends_the_wait(
     enter: Callable[..., Connection], asked: list[int], key: Key, tmp_path: Path
 ) -> None:
