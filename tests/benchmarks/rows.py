@@ -202,6 +202,7 @@ def rows(scale: Scale) -> list[Row]:
 #: What is counted in round trips, with the one for TCP: its key, what it is, and the most.
 TRIP_ROWS = (
     ("launch", "launch: until ready", 9.0),
+    ("upload", "upload and launch: until ready", 11.0),
     ("attach", "attach: until open", 5.0),
     ("forward", "forward: until open", 5.0),
     ("jump", "forward through one jump host", 9.0),  # that of one hop, and 4 as its login takes with TCP

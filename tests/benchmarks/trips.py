@@ -26,8 +26,8 @@ def _make(words: dict[str, Any], login: dict[str, Any], **more: Any) -> Any:
     if words["kind"] in ("forward", "jump"):
         return bokeh_ssh.LocalForward(*where, remote_port=words["target"], **login)
     server: dict[str, Any] = {"remote_port": words["target"], "launch": False}
-    if words["kind"] == "launch":
-        server = {"app": words["app"], "python": sys.executable}
+    if words["kind"] in ("launch", "upload"):
+        server = {"app": words["app"], "python": sys.executable, "upload": words["kind"] == "upload"}
     return bokeh_ssh.DirectTunnel(*where, local_port=0, isolate=False, **server, **login, **more)
 
 
