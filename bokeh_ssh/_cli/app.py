@@ -6,6 +6,7 @@ Nothing of the library that needs paramiko is imported before a command runs.
 
 from __future__ import annotations
 
+import copy
 import shlex
 import sys
 from collections.abc import Sequence
@@ -636,14 +637,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(words: list[str]) -> None:
     # The parser would mix what follows "--" into the apps; it is for bokeh serve, word for word.
-    commands = [each.name or each.callback.__name__ for each in app.registered_commands if each.callback]
-    words = with_command(words, commands, lambda word: word in find_aliases())
+    named = {each.name or each.callback.__name__: each for each in app.registered_commands if each.callback}
+    words = with_command(words, list(named), lambda word: word in find_aliases())
+    asked = app
+    if words and words[0] in named:  # typer would prepare all the others and their flags too
+        asked = copy.copy(app)
+        asked.registered_commands = [named[words[0]]]
     end = words.index("--") if "--" in words else len(words)
     rest = {"obj": {"args": words[end + 1 :], "words": words[:end]}, "prog_name": "bokeh-ssh"}
     if "--json" not in words[:end]:
-        app(args=words[:end], **rest)
+        asked(args=words[:end], **rest)
     try:
-        code = app(args=words[:end], standalone_mode=False, **rest)
+        code = asked(args=words[:end], standalone_mode=False, **rest)
     except Exception as exc:
         say = getattr(exc, "format_message", None)  # typer's own errors, by whatever name it has for them
         if say is None:
