@@ -339,7 +339,7 @@ def test_settings_are_worded_for_who_reads_them() -> None:
         ({"args": ["--port", "1"], "app": "a.py"}, "given in args", "options after --", "given in args"),
         ({"queue_timeout": 0}, "queue_timeout=0 is", "--queue-timeout 0 is", "queue_timeout = 0 is"),
         ({"host_keys": "no"}, "host_keys='no' is", "--host-keys 'no' is", "host_keys = 'no' is"),
-        ({"job": "x"}, "job='x' is", "--job 'x' is", "job = 'x' is"),
+        ({"job": " "}, "job=' ' is", "--job ' ' is", "job = ' ' is"),
         ({"upload": "yes"}, "upload='yes' is", "--upload 'yes' is", "upload = 'yes' is"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -382,7 +382,8 @@ def test_direct_from_start_to_end(machine: Machine, app: str, marker: str) -> No
         foreign = urllib.request.Request(url, headers={"Upgrade": "websocket", "Origin": "http://a.example"})
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(foreign, timeout=10)
-        assert b"(--extra-origins lets them)" in refused.value.read()
+        with refused.value as answer:
+            assert b"(--extra-origins lets them)" in answer.read()
         program.interrupt()
         assert program.end() == 0, program
     assert program.stdout == f"{url}\n"
