@@ -103,6 +103,7 @@ class ClusterJob:
         its machine, or makes room for another
     :param reconnect: whether a login that is lost while the job waits is made again
     :param dial: logs in to a machine
+    :param pass_over: has it log in to another login node of that name from now on; whether that may help
     :param on_event: gets JobSubmitted, JobWaiting, JobStarted, JobEnding, JobEnded and Warned
     :param on_change: gets the record of the job, whenever something in it changes
     :ivar submitted: how many jobs were submitted
@@ -121,6 +122,7 @@ class ClusterJob:
         resubmit: bool,
         reconnect: bool,
         dial: Dial,
+        pass_over: Callable[[Connection], bool],
         on_event: Callable[[Event], None],
         on_change: Callable[[Job], None],
     ) -> None:
@@ -137,6 +139,7 @@ class ClusterJob:
         self._resubmit = resubmit
         self._reconnect = reconnect
         self._dial = dial
+        self._pass_over = pass_over
         self._emit = on_event
         self._on_change = on_change
         self._stack = contextlib.ExitStack()
@@ -223,10 +226,19 @@ class ClusterJob:
         self._check_wanted()
         if self._warden and self._warden.alive:
             return self._warden
-        self._login_stack.close()
-        stack = self._login_stack = contextlib.ExitStack()
-        connection = self._dial(stack, self._host, None)
-        warden = Warden(connection, self._pythons, self._grace, scheduler.programs(self._batch.scheduler))
+        while True:
+            self._login_stack.close()
+            stack = self._login_stack = contextlib.ExitStack()
+            connection = self._dial(stack, self._host, None)
+            try:
+                programs = scheduler.programs(self._batch.scheduler)
+                warden = Warden(connection, self._pythons, self._grace, programs)
+                break
+            except SessionError as exc:  # such as /etc/nologin: nothing runs on this one
+                if not self._pass_over(connection):
+                    raise
+                text = f"{exc.message}; another login node is tried"
+                self._emit(Warned(host=self._label, text=text))
         stack.callback(warden.close)
         if self._closed.is_set():  # by another thread, just now
             stack.close()
@@ -390,6 +402,18 @@ class ClusterJob:
             if job.ends_at:  # what is told now need not be told again
                 self._marks = [each for each in _MARKS if each < job.ends_at - time.time()]
             self._emit(JobStarted(host=self._label, job=job.id, node=job.node, ends_at=job.ends_at))
+
+    def check_end(self) -> None:
+        """Ask, after a connection to its machine was lost, whether the job is over.
+
+        :raises JobEndedError: if it is, with the reason
+        """
+        until = time.monotonic() + _VERDICT
+        with contextlib.suppress(ConnectionLostError):  # the login node's, which is told as it is
+            while self._warden and self._warden.alive and self._job and time.monotonic() < until:
+                job = self._ask(self._warden, _LEAST)
+                if job and job.state is not JobState.RUNNING:
+                    self._await_start(self._warden)  # raises how it ended
 
     def _ask(self, warden: Warden, pause: float) -> Job | None:
         """Ask what the job does, ``pause`` seconds after the last time; None if that cannot be asked."""

@@ -63,6 +63,7 @@ def connect(
     stream: OpenStream | None = None,
     stream_by: str = "",
     prefer: Sequence[str] = (),
+    avoid: Sequence[str] = (),
     session: Session = "exec",
     ahead: Sequence[Endpoint | None] = (),
 ) -> Connection:
@@ -77,6 +78,7 @@ def connect(
     :param stream_by: the machine that the stream goes through
     :param prefer: addresses that were reached before: of a name with several, as login nodes have, the one
         that leads to the same machine again is dialled first
+    :param avoid: addresses of machines that were of no use: they are dialled last
     :param session: whether commands are run on it, or nothing is but forwards (``ssh -N``)
     :param ahead: what channels will be wanted to, as often as they will, and None for a session: they are
         asked for with the login, where that is known to succeed
@@ -94,7 +96,7 @@ def connect(
     def connect_all(route: Sequence[Hop], jump: Jump | None) -> Connection:
         try:
             for number, hop in enumerate(route, 1):
-                open_stream = stream or _dialler(hop, jump or via, prefer)
+                open_stream = stream or _dialler(hop, jump or via, prefer, avoid)
                 wanted = [(each.hostname, each.port) for each in route[number : number + 1]] or ahead
                 args = hop, jump, via, on_event, prompt_cache, open_stream, wanted
                 jump = connection = _with_care(functools.partial(_connect_hop, *args))
@@ -338,17 +340,20 @@ def _hung_up(transport: Transport, cause: BaseException | None) -> bool:
     return broke and silent and not transport.remote_version
 
 
-def _dialler(hop: Hop, proxy_connection: Jump | None, prefer: Sequence[str]) -> OpenStream:
-    return lambda timeout: _open_socket(hop, proxy_connection, prefer, timeout)
+def _dialler(
+    hop: Hop, proxy_connection: Jump | None, prefer: Sequence[str], avoid: Sequence[str]
+) -> OpenStream:
+    return lambda timeout: _open_socket(hop, proxy_connection, prefer, avoid, timeout)
 
 
 def _open_socket(
-    hop: Hop, proxy_connection: Jump | None, prefer: Sequence[str], timeout: float
+    hop: Hop, proxy_connection: Jump | None, prefer: Sequence[str], avoid: Sequence[str], timeout: float
 ) -> socket.socket:
     if proxy_connection is None and hop.proxy_command:
         return ProxySocket.start(hop.proxy_command, name=hop.label)
     if proxy_connection is None:
-        return dial(hop.hostname, hop.port, name=hop.label, timeout=timeout, prefer=prefer, origin=hop.origin)
+        order = {"prefer": prefer, "avoid": avoid}
+        return dial(hop.hostname, hop.port, name=hop.label, timeout=timeout, origin=hop.origin, **order)
     try:
         return proxy_connection.open_socket((hop.hostname, hop.port), timeout=timeout)
     except TargetUnreachableError as exc:

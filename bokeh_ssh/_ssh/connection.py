@@ -103,6 +103,8 @@ class Connection:
         self._keepalive: _Keepalive | None = None
         #: The address that is connected to from this machine: the first jump host's, if there is one.
         self.peers = jump.peers if jump else _peers(transport)
+        #: The machine's own address, where it is connected to from this machine.
+        self.address = "" if jump else next(iter(self.peers), "")
         in_child(self, Connection._abandon)
         transport.on_end(self._on_end)
         self._start_keepalive()

@@ -146,6 +146,7 @@ def dial(
     name: str,
     timeout: float,
     prefer: Sequence[str] = (),
+    avoid: Sequence[str] = (),
     origin: Origin = ANYWHERE,
 ) -> socket.socket:
     """Connect to ``host``; a dead address beside a live one costs a quarter of a second.
@@ -153,6 +154,7 @@ def dial(
     :param name: the host as the user named it, for messages
     :param timeout: seconds for the look-up and the connection together, and for each further attempt
     :param prefer: addresses to begin with, in this order, where the host has them
+    :param avoid: addresses to try last
     :param origin: from where to dial, and how often
     :returns: a connected, non-inheritable socket with TCP_NODELAY
     :raises ResolveError: the name has no address
@@ -163,7 +165,8 @@ def dial(
     deadline = time.monotonic() + timeout
     addresses = resolve(host, port, name=name, timeout=timeout, family=origin.family)
     order = {address: number for number, address in enumerate(prefer)}
-    addresses.sort(key=lambda address: order.get(address[1][0], len(order)))
+    order |= dict.fromkeys(avoid, len(order) + 1)
+    addresses.sort(key=lambda address: order.get(address[1][0], len(prefer)))
     for left in range(origin.attempts - 1, -1, -1):
         try:
             return _dial_once(addresses, f"{host} port {port}", name, timeout, deadline, origin)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 
+from bokeh_ssh._core.errors import ConnectionLostError
 from bokeh_ssh._core.events import Ready
 from bokeh_ssh._core.host import Host
 from bokeh_ssh._core.text import app_name
@@ -123,6 +124,7 @@ class JobParts(TunnelParts):
     def __init__(self, session: LocalSession, options: DirectOptions, host: Host) -> None:
         super().__init__(session, options, host)
         self._job: Job | None = None
+        self._stood = False
         self._ended = False  # whether the job was ended, as far as that could be
 
     @property
@@ -149,6 +151,7 @@ class JobParts(TunnelParts):
             resubmit=self._options.resubmit,
             reconnect=self._options.reconnect,
             dial=self._dial,
+            pass_over=self._session.pass_over,
             on_event=self._session.life.emit,
             on_change=self._note_job,
         )
@@ -184,7 +187,13 @@ class JobParts(TunnelParts):
 
     def connect_all(self) -> tuple[Ready, bool]:
         """Connect, find a server or start one, and lead there."""
-        ready = super().connect_all()
+        try:
+            ready = super().connect_all()
+        except ConnectionLostError:
+            if not self._stood:  # else the job is asked for when it is connected to again
+                self._cluster_job.check_end()
+            raise
+        self._stood = True
         if self._options.detach:
             self._cluster_job.keep_job()
         return ready

@@ -34,6 +34,7 @@ from bokeh_ssh._server.server import Server
 from bokeh_ssh._ssh.auth.prompt_cache import PromptCache
 from bokeh_ssh._ssh.connect import OpenStream, connect
 from bokeh_ssh._ssh.connection import Connection
+from bokeh_ssh._ssh.tcp import resolve
 from bokeh_ssh._tunnels.lifecycle import GIVING_UP, Lifecycle, Opening, TunnelInfo
 
 log = logging.getLogger("bokeh_ssh")
@@ -84,6 +85,7 @@ class LocalSession:
         self._connections: list[Connection] = []
         self._direct: list[Connection] = []  # those that no other one of them carries
         self._meter = Meter()
+        self._useless: tuple[str, ...] = ()  # addresses of machines that took a login, and ran nothing
         self._peers: tuple[str, ...] = ()  # addresses of the machines that it has reached from here
         self.connection_stack = contextlib.ExitStack()
         self._answered = False  # whether the attempt under way has met the server
@@ -136,6 +138,7 @@ class LocalSession:
             stream=stream,
             stream_by=stream_by,
             prefer=self._peers,
+            avoid=self._useless,
             ahead=ahead,
         )
         stack.callback(connection.close)
@@ -148,6 +151,19 @@ class LocalSession:
             stack.callback(self._stop_counting, connection)
         connection.on_lost(lambda _: self._on_lost(connection, began))
         return connection
+
+    def pass_over(self, connection: Connection) -> bool:
+        """Have another machine of that name connected to from now on, where there is one.
+
+        :returns: whether there is one that has not been of no use yet
+        """
+        hop, here = connection.hop, connection.address
+        self._useless = (*self._useless, here)[-_MOST_PEERS:]
+        self._peers = tuple(peer for peer in self._peers if peer != here)
+        if not here:
+            return False
+        found = resolve(hop.hostname, hop.port, name=hop.label, timeout=hop.timeout, family=hop.origin.family)
+        return any(end[0] not in self._useless for _, end in found)
 
     def _on_lost(self, connection: Connection, began: float) -> None:
         # A server that ends what nobody uses does so again: without the count, every few seconds for ever.

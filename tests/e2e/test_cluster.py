@@ -318,7 +318,7 @@ def test_job_that_fails_is_told_with_what_it_wrote(bed: SlurmBed) -> None:
 
 
 def test_end_is_told_before_it_comes(bed: SlurmBed) -> None:
-    """The time limit is told of 10 and 2 minutes before, as it is by then, and so is Slurm's warning."""
+    """The time limit is told of 10 and 2 minutes before, as it is by then; so are a warning and the end."""
     events: list[Event] = []
     batch = Batch(time="20:00")
     with DirectTunnel(bed.login1, "alice", **options(bed, events, batch=batch)) as tunnel:
@@ -340,6 +340,14 @@ def test_end_is_told_before_it_comes(bed: SlurmBed) -> None:
         assert last.warned
         assert 30 < last.seconds < 120
         assert tunnel.state == "ready"
+        # Slurm looks every 30 s only.
+        bed.run("ctl", f"scontrol update JobId={job.id} EndTime=now+1", "root")
+        with pytest.raises(
+            JobEndedError, match=r"reached its time limit .*TIMEOUT.*; give a longer time"
+        ) as caught:
+            tunnel.wait(60)
+        assert caught.value.state == "TIMEOUT"
+    assert not find(events, Reconnected)
 
 
 def test_new_job_takes_the_place_of_one_that_is_over(bed: SlurmBed) -> None:
@@ -404,6 +412,44 @@ def test_server_that_is_killed_for_memory_is_told(bed: SlurmBed) -> None:
         assert caught.value.memory_limit == 300 << 20
         assert caught.value.exit_status == -signal.SIGKILL
     until(lambda: not bed.queue(), what="the job is gone")
+
+
+def test_job_that_is_over_before_its_app_is_told(bed: SlurmBed) -> None:
+    """What ends the job while the server starts, such as too little memory for it, is the error."""
+    if not bed.by_cgroup:
+        pytest.skip("memory limits need control groups that can be written")
+    batch = Batch(time="20:00", memory="10M")
+    with pytest.raises(JobEndedError, match="more memory than it has \\(10M\\)") as caught:
+        DirectTunnel(bed.login1, "alice", **options(bed, [], batch=batch)).open()
+    assert caught.value.state == "OUT_OF_MEMORY"
+    assert not bed.queue()
+
+
+def test_way_that_breaks_costs_no_server(bed: SlurmBed) -> None:
+    """A way that ends amid an answer resets it, which nobody takes for the whole; then the server is back."""
+    events: list[Event] = []
+    size = 16 << 20
+    bed.run("login1", f"head -c {size} /dev/zero >large.bin")
+    command = f"{sys.executable} -m http.server --bind 127.0.0.1 {{port}}"
+    more = {"app": None, "command": command}
+    with DirectTunnel(bed.login1, "alice", **options(bed, events, **more)) as tunnel:
+        assert tunnel.local_port
+
+        def ask() -> http.client.HTTPResponse:
+            connection = http.client.HTTPConnection("localhost", tunnel.local_port or 0, timeout=30)
+            connection.request("GET", "/large.bin")
+            return connection.getresponse()
+
+        with contextlib.closing(ask()) as answer:
+            assert len(answer.read(1 << 20)) == 1 << 20
+            bed.run("login1", "pkill -9 -u alice -x srun", "root")
+            with pytest.raises(ConnectionResetError):
+                answer.read()
+        until(lambda: find(events, Reconnected), timeout=30, what="it is back")
+        assert find(events, Reconnected)[0].same_server
+        with contextlib.closing(ask()) as answer:
+            assert len(answer.read()) == size, "the control: nothing breaks it"
+    bed.run("login1", "rm large.bin")
 
 
 def login(bed: SlurmBed) -> list[str]:
@@ -707,6 +753,25 @@ def test_lost_login_node_costs_no_waiting_job(bed: SlurmBed, either: str) -> Non
         assert len(find(events, JobSubmitted)) == 1
         assert bed.queue() == [f"{find(events, JobSubmitted)[0].job} RUNNING"]
     until(lambda: not bed.queue(), what="the job is gone")
+
+
+def test_login_node_that_runs_nothing_is_passed_over(bed: SlurmBed, either: str) -> None:
+    """Where a login node takes the login and runs nothing, as with /etc/nologin, the job goes to another."""
+    events: list[Event] = []
+    for node in ("login1", "login2"):
+        bed.run(node, "mount --bind /usr/sbin/nologin /bin/bash", "root")
+    try:
+        said = "This account is currently not available"
+        with pytest.raises(SessionError, match=said):
+            DirectTunnel(either, "alice", **options(bed, events)).open()
+        assert len(find(events, Connecting)) == 2, "the control: none of them runs anything"
+        bed.run("login2", "umount /bin/bash", "root")
+        with DirectTunnel(either, "alice", **options(bed, events)):
+            assert len(find(events, JobSubmitted)) == 1
+        assert said in find(events, Warned)[-1].text
+    finally:
+        for node in ("login1", "login2"):
+            bed.run(node, "umount /bin/bash", "root")
 
 
 def test_silent_scheduler_ends_nothing(bed: SlurmBed) -> None:
