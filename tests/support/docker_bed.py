@@ -6,6 +6,7 @@ left it behind, by the next run. Ports are published on 127.0.0.1 only.
 
 from __future__ import annotations
 
+import functools
 import gc
 import hashlib
 import importlib.util
@@ -34,6 +35,7 @@ from beds import PASSWORD, Key, Knobs, Machine, Result, has_banner, until
 CONTEXT = Path(__file__).parent / "image"
 LABEL = "bokeh_ssh.tests"
 PYTHON = "/opt/bokeh/bin/python"
+ALICE = 1000  # the first account that Debian makes
 
 
 @dataclass
@@ -398,21 +400,27 @@ def download_wheels(arch: str) -> Path:
     return wheels
 
 
+@functools.cache
 def _package() -> bytes:
-    """Pack the bokeh_ssh that is tested here."""
+    """Pack the bokeh_ssh that is tested here; in folders of alice's, where Python keeps what it compiles."""
     spec = importlib.util.find_spec("bokeh_ssh")
     assert spec
     assert spec.submodule_search_locations
     (place,) = spec.submodule_search_locations
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for path in sorted(Path(place).rglob("*")):
-            if path.is_file() and "__pycache__" not in path.parts:
-                info = tar.gettarinfo(path, f"bokeh_ssh/{path.relative_to(place).as_posix()}")
-                info.uid = info.gid = 0
-                info.mode = 0o644
-                with path.open("rb") as file:
-                    tar.addfile(info, file)
+        for path in (Path(place), *sorted(Path(place).rglob("*"))):
+            if "__pycache__" in path.parts:
+                continue
+            info = tar.gettarinfo(path, Path("bokeh_ssh", path.relative_to(place)).as_posix())
+            if path.is_dir():
+                info.uid, info.gid, info.mode = ALICE, ALICE, 0o755
+                tar.addfile(info)
+                continue
+            info.uid = info.gid = 0
+            info.mode = 0o644
+            with path.open("rb") as file:
+                tar.addfile(info, file)
     return buffer.getvalue()
 
 
