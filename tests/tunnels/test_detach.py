@@ -399,4 +399,4 @@ def test_publication_in_the_background(here: Machine) -> None:
     run("stop", "counter")
     until(lambda: not servers(here, app), what="the server to end too")
     with pytest.raises(ServerNotFoundError, match="counter"):
-        GatewayTunnel(gateway, name="counter").open()
+        GatewayTunnel(gateway, name="counter", launch_timeout=1).open()
