@@ -32,7 +32,8 @@ def pull(url: str, key: str, **keywords: Any) -> Any:
 
     :param key: what session ids have to be signed with; empty where they need not be
     :raises UsageError: if Bokeh is not installed here, or cannot read what the server's version sends
-    :raises AppAccessError: if the server wants a login of its own, or a signed session that we cannot sign
+    :raises AppAccessError: if the server wants a login of its own, or a signed session that we cannot sign,
+        or the connection is lost, as by a document of more than ``max_message_size`` bytes
     """
     session = _session(url, key, keywords)
     with _access(url, session):
@@ -63,10 +64,10 @@ def embed(url: str, query: str, **keywords: Any) -> str:
 
 @contextlib.contextmanager
 def _access(url: str, session: Any) -> Iterator[None]:
-    """Say why the server does not let us in, or is not understood, where that is why Bokeh fails.
+    """Say why the server does not let us in, ends the connection or is not understood, where Bokeh fails.
 
-    :raises AppAccessError: in the first case
-    :raises UsageError: in the second
+    :raises AppAccessError: in the first two cases
+    :raises UsageError: in the third
     """
     path = urlsplit(url).path
     status, ahead = _ask(url, f"{path.rstrip('/')}/metadata")
@@ -93,6 +94,14 @@ def _access(url: str, session: Any) -> Iterator[None]:
             raise AppAccessError(msg, hint=hint) from exc
         raise
     except Exception as exc:  # such as KeyError and DeserializationError, as a document's form has changed
+        if session.error_reason is not None:  # lost: Bokeh would wait for ever for an answer
+            msg = f"the connection to the server was lost before the document of {path} was there"
+            hint = (
+                "a document of more than 20 MiB needs max_message_size=, in bytes, and to be pushed also the "
+                "server's --websocket-max-message-size; or see its log"
+            )
+            session.close()
+            raise AppAccessError(msg, hint=hint) from exc
         _check_versions(session, exc)
         raise
 
@@ -160,6 +169,8 @@ def _session_class(session: Any, key: str) -> Any:
     """Make a class of client sessions; a ``key`` signs their tokens, whatever the key of this process is."""
 
     class Session(session):  # type: ignore[misc]  # Bokeh is imported at run time
+        _opened: Any = None
+
         def __init__(self, *, websocket_url: str, **keywords: Any) -> None:
             super().__init__(websocket_url=websocket_url, **keywords)
             if websocket_url.startswith("wss:"):
@@ -170,16 +181,26 @@ def _session_class(session: Any, key: str) -> Any:
         def token(self) -> str:
             return token_of(self.id, key) if key else str(super().token)
 
+        def connect(self) -> None:
+            """Connect to the server."""
+            super().connect()
+            self._opened = self._connection._socket  # which Bokeh leaves open where the connection is lost
+
         def close(self, why: str = "closed") -> None:
             """Close the connection to the server."""
             loop = self._connection.io_loop
-            close = super().close
+
+            def close() -> None:
+                super(Session, self).close(why)
+                if self._opened is not None:
+                    self._opened.close(1000, why)
+
             if not isinstance(loop, _loop_class()):
-                close(why)
+                close()
                 return
 
             async def closing() -> None:
-                close(why)
+                close()
 
             # Bokeh closes it while no loop runs, for which tornado asks asyncio for one. There is none after
             # asyncio.run(), and from Python 3.14 on there never is.

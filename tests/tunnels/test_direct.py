@@ -16,6 +16,7 @@ import pytest
 import apps
 from beds import Machine, free_port, until
 from bokeh_ssh import (
+    AppAccessError,
     AppFailed,
     Attached,
     BokehNotFoundError,
@@ -71,7 +72,8 @@ def test_open_server_is_on_loopback_alone(machine: Machine) -> None:
 
 @pytest.mark.filterwarnings("ignore:There is no current event loop")  # Bokeh's own client
 def test_tunnel_has_the_session_here(machine: Machine) -> None:
-    """``pull_session`` and ``server_document`` work on the tunnel itself, with any local port."""
+    """``pull_session`` and ``server_document`` work on the tunnel itself, with any local port. A document
+    that is too large is an error with what to do, and is not waited for."""
     app = apps.put(machine, "sliders.py", apps.SLIDER)
     with tunnel_to(machine, app, local_port=0) as tunnel:
         session = tunnel.pull_session()
@@ -79,6 +81,8 @@ def test_tunnel_has_the_session_here(machine: Machine) -> None:
             assert session.document.select_one({"name": "slider"}).value == 1
         finally:
             session.close()
+        with pytest.raises(AppAccessError, match="max_message_size="):
+            tunnel.pull_session(max_message_size=100)
         assert f"localhost:{tunnel.local_port}/sliders" in tunnel.server_document()
 
 
