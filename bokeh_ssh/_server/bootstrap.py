@@ -206,7 +206,8 @@ if [ -z "${bokeh_ssh_i-}" ]; then
   bokeh_ssh_s='echo bokeh-ssh functions; declare -p; declare -f; alias -p'
   bokeh_ssh_i=$(exec 3<&- 4>&-; bash -ic "$bokeh_ssh_s" </dev/null 2>/dev/null)
   case $bokeh_ssh_i in *'bokeh-ssh functions'*)
-    shopt -s expand_aliases; eval "${bokeh_ssh_i#*bokeh-ssh functions}" 2>/dev/null ;;
+    shopt -s expand_aliases; eval "${bokeh_ssh_i#*bokeh-ssh functions}" 2>/dev/null
+    command cd . ;;  # $PWD may be where a start file went
   esac
   bokeh_ssh_i=done
 fi"""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 GUARDED = """
 case $- in *i*) ;; *) return ;; esac
 exec 2>/dev/null
+cd /usr/lib
 echo "a greeting"
 TOOL_ROOT=/opt
 declare -A PLACES=([tools]=tools)
@@ -89,7 +90,8 @@ def test_functions_of_interactive_shells(machine: Container) -> None:
     write(machine, ".bashrc", GUARDED)
     write(machine, ".bash_profile", ". ~/.bashrc\n")
     assert report(machine, "~/report.py", setup=["cd /tmp && workon viz"], cwd="/usr") == "/opt/tools/viz/usr"
-    assert report(machine, "~/report.py", setup=["cd /tmp", "viz"]) == "/opt/tools/viz/tmp"
+    setup = ["cd /tmp", "viz", 'CHOSEN="$CHOSEN:$PWD"']
+    assert report(machine, "~/report.py", setup=setup) == "/opt/tools/viz:/tmp/tmp"
     setup = "if [ -d /tmp ]; then cd /tmp; PURPOSE=test workon viz; fi"
     assert report(machine, "~/report.py", setup=setup) == "/opt/tools/viz/tmp"
     assert "interactive" in failure(machine, LaunchError, setup="no-such-tool activate viz")
