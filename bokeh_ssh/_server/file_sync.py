@@ -57,10 +57,9 @@ class FileSync:
 
         def tell(sent: int) -> None:
             nonlocal told
-            if time.monotonic() - told >= _TELLING:
+            if before + sent < size and time.monotonic() - told >= _TELLING:  # all of it is told at the end
                 told = time.monotonic()
-                part = min(before + sent, size)
-                self._on_event(Uploading(host=to.host, files=files, size=size, sent=part))
+                self._on_event(Uploading(host=to.host, files=files, size=size, sent=before + sent))
 
         tell(0)
         unsettled = upload(to, contents.items.values(), told=tell, files=to.open_sftp())

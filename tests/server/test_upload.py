@@ -127,6 +127,7 @@ def test_folder_is_brought_and_served_and_removed(
     assert listing(machine, "my_app") == {}
     told = [event for event in events if isinstance(event, Uploading)]
     assert (told[0].sent, told[-1].sent, told[0].files) == (0, told[0].size, 5)
+    assert [event.sent == event.size for event in told].count(True) == 1
     assert told[0].size == sum(path.stat().st_size for path in Path("my_app").rglob("*[!n]") if _sent(path))
     [left] = [event.text for event in events if isinstance(event, Warned)]
     assert "my_app/outer (a link that leads elsewhere)" in left
