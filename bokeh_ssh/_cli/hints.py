@@ -23,7 +23,7 @@ _NO_FILE = re.compile(r"^FileNotFoundError: .*'(?P<name>[^'\n]+)'\s*$", re.MULTI
 _NO_MODULE = re.compile(r"^ModuleNotFoundError: No module named '(?P<name>\w+)", re.MULTILINE)
 
 #: An app that is none: where a server listens that runs already.
-_ADDRESS = re.compile(r"https?://|([\w.-]+:)?[0-9]+$", re.ASCII)
+_ADDRESS = re.compile(r"^(?:https?://|(?:[\w.-]+:)?[0-9]+$)", re.ASCII)
 _ORDER = "name the machine first, as in: bokeh-ssh HOST app.py"
 #: What other programs begin with, in place of a machine.
 _VERBS = ("bokeh", "panel", "ssh", "python", "serve", "run", "open", "connect", "start")
