@@ -26,7 +26,7 @@ from bokeh_ssh._core.errors import (
 from bokeh_ssh._core.framing import plain
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._server.launch_spec import OLDEST_BOKEH, OLDEST_PYTHON, Launch
-from bokeh_ssh._server.log_parsing import is_windows, port_in_use, reason
+from bokeh_ssh._server.log_parsing import is_windows, port_in_use, port_told, reason
 from bokeh_ssh._server.server_state import Evidence, Stage, read_memory
 
 #: What OpenSSH and PAM say of a password that has run out, and programs where there is no terminal.
@@ -213,6 +213,10 @@ class StartFailure:
             msg = f"the server did not say within {seconds} that it listens"
             more = f"give a longer {setting('launch_timeout')}, or see its log"
             hint = _PLACE_HINT if self._may_lack_place else more
+            port = port_told(self.log) if self.launch.plain else None
+            if port is not None and port != self.launch.port:
+                more = f"see that {setting('command')} has it listen on {{port}}"
+                hint = f"its log speaks of port {port}: {more}"
         return self._make(LaunchTimeoutError, msg, hint, None)
 
     def _of_session(self, status: int) -> BokehSSHError:

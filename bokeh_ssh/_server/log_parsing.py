@@ -16,6 +16,7 @@ _RECORD = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ ")
 _FAILED = "Error running application handler"
 #: In the first line of what is written of an app that was changed and cannot run (``dev``).
 RELOAD = "after a change:"
+_PORT = re.compile(r"https?://[\w.\[\]*-]{0,255}:(\d{1,5})(?!\d)")
 _WINDOWS = re.compile(r"""CommandNotFoundException|["'«]\s?exec\s?["'»]|\bMicrosoft Windows\b|\bcmd\.exe\b""")
 
 
@@ -97,6 +98,11 @@ def reason(log: Iterable[str]) -> str:
 def port_in_use(log: Iterable[str]) -> bool:
     """Whether the server said that its port is taken."""
     return any(re.search(r"port \d+ is already in use", line, re.IGNORECASE) for line in log)
+
+
+def port_told(log: Iterable[str]) -> int | None:
+    """Find the port of the first address in what a server has written."""
+    return next((int(found[1]) for found in map(_PORT.search, log) if found), None)
 
 
 def is_windows(text: Iterable[str]) -> bool:

@@ -142,12 +142,14 @@ def test_server_that_is_never_ready_is_told(machine: Machine) -> None:
 
 
 def test_port_of_another_server_is_not_taken_for_its_own(machine: Machine) -> None:
-    """A server that does not get its port, and does not end, is not ready because another one is there."""
+    """A server that does not get its port, and does not end, is not ready because another one is there. The
+    error names the port that its log tells."""
     path = apps.put(machine, "server.py", SERVER)
     with tunnel_to(machine, (machine.python, "-u", path, "{port}")) as other:
         taken = other.remote_port
-        waits = (machine.python, "-c", "import time; time.sleep(60)", "{port}")
-        with pytest.raises(LaunchTimeoutError):
+        code = "import time; print('it is at http://0.0.0.0:8050/', flush=True); time.sleep(60)"
+        waits = (machine.python, "-c", code, "{port}")
+        with pytest.raises(LaunchTimeoutError, match="its log speaks of port 8050"):
             tunnel_to(machine, waits, remote_port=taken, launch_timeout=3).open()
         assert get(other.url).startswith("it is ")  # the control
 
