@@ -63,7 +63,7 @@ class DirectOptions(Login, ServerOptions):
 
     def _check_job(self) -> None:
         job = str(self.job)
-        if isinstance(self.job, bool) or not job.strip() or not job.isprintable():
+        if isinstance(self.job, bool) or not job.strip() or not job.isprintable() or job.startswith("-"):
             msg = f"{set_to('job', self.job)} is not the number or the name of a job"
             raise UsageError(msg, hint="give one that bokeh-ssh ls lists")
         object.__setattr__(self, "job", job)

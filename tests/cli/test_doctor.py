@@ -123,7 +123,7 @@ def test_way_of_its_own_is_told(embedded: Callable[..., Machine], tmp_path: Path
 def test_name_that_means_nothing(tmp_path: Path) -> None:
     """A config that cannot be followed is told as what it is."""
     config = tmp_path / "config"
-    config.write_text("Host it\n  ProxyUseFdpass yes\n")
+    config.write_text("Host it\n  ProxyCommand nc %h %p\n  ProxyUseFdpass yes\n")
     with Program("doctor", "it", "-F", str(config)) as program:
         assert program.end() == 1, program
     assert "bad\tname\t" in program.stdout

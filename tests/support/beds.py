@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import getpass
+import importlib.metadata
 import itertools
 import os
 import re
@@ -33,6 +34,9 @@ _T = TypeVar("_T")
 
 #: The password of every account in a container, and what the embedded server takes.
 PASSWORD = "correct horse battery staple"
+
+#: How many logins may be made anew: an older asyncssh may hang up, once, at what is requested with one.
+MADE_ANEW = int(tuple(map(int, importlib.metadata.version("asyncssh").split(".")[:2])) < (2, 24))
 
 
 def until(condition: Callable[[], _T], *, timeout: float = 30, what: str = "") -> _T:

@@ -137,5 +137,5 @@ def test_slips_in_python_are_told() -> None:
     with pytest.raises(UsageError, match="timeout='5' is not a time; give seconds"):
         DirectTunnel("h", app="app.py").wait("5")  # type: ignore[arg-type]
     DirectTunnel("h", app="app.py", job=4711)
-    with pytest.raises(UsageError, match="is not the number of a job"):
+    with pytest.raises(UsageError, match="is not the number or the name of a job"):
         DirectTunnel("h", app="app.py", job=-1)

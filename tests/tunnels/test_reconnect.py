@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import conformance
-from beds import PASSWORD, Key, Knobs, Machine, free_port, until
+from beds import MADE_ANEW, PASSWORD, Key, Knobs, Machine, free_port, until
 from bokeh_ssh import (
     BokehSSHError,
     ChangedHostKeyError,
@@ -121,7 +121,7 @@ def test_line_that_breaks_is_made_again(
             until(lambda: kinds(events)[-1] is Reconnected, what="the line to be back")
             assert (forward.state, forward.local_port) == ("ready", local)
             echo(local)
-            assert cable.made == 2
+            assert 2 <= cable.made <= 2 + MADE_ANEW
         until(lambda: kinds(events)[-1] is Closed)
         assert kinds(events) == [Ready, Lost, Reconnecting, Reconnected, Closed]
 
@@ -378,7 +378,7 @@ def test_listener_that_fails_does_not_stop_it(machine: Machine, tmp_path: Path) 
 
     with cabled(machine, tmp_path) as (cable, there), forward_to(there, 1, on_event=on_event) as forward:
         cable.pull()
-        until(lambda: cable.made == 2 and forward.state == "ready", what="the line to be back")
+        until(lambda: cable.made >= 2 and forward.state == "ready", what="the line to be back")
 
 
 def test_temporary_errors_are_those_that_may_pass() -> None:
