@@ -72,6 +72,7 @@ def whole() -> Iterator[SlurmBed]:
 def bed(whole: SlurmBed) -> Iterator[SlurmBed]:
     """Offer the cluster with nothing in its queue; afterwards nothing may be left on any machine."""
     whole.settle()
+    whole.clear()
     yield whole
     whole.settle()
 
@@ -596,7 +597,7 @@ def test_own_job_is_entered_and_left_alone(bed: SlurmBed) -> None:
     # What is set for people's own srun garbles none of ours.
     bed.run("login1", "echo 'export SLURM_LABELIO=1 SLURM_STDINMODE=none' >.bashrc")
     with blocked(bed) as other:
-        submit = "sbatch --parsable -t 10 --mem 300M -o /dev/null --signal=USR2@60"
+        submit = "sbatch --parsable -t 10 --mem 600M -o /dev/null --signal=USR2@60"
         job = bed.run("login1", f'{submit} --wrap "srun --overlap sleep 600"').strip()
         entering = {"batch": None, "job": job, "launch_timeout": 30.0}
         tunnel = DirectTunnel(bed.login1, "alice", **options(bed, events, **entering))

@@ -165,6 +165,12 @@ class SlurmBed:
         found = self.run(node, "find /tmp -mindepth 1 -user alice; ls -A /home/alice", "root").splitlines()
         return [each for each in found if "bokeh-ssh" in each.replace(str(self.base), "")]
 
+    def clear(self) -> None:
+        """Remove what a test that failed has left on the nodes, or each one after it would fail too."""
+        for node in ("c1", "c2"):
+            found = "find /tmp -mindepth 1 -maxdepth 1 -user alice -name 'bokeh-ssh*' -exec rm -rf {} +"
+            self.run(node, found, "root")
+
     def settle(self) -> None:
         """End all jobs, and wait until both nodes take one."""
         self.run("ctl", "scancel -u alice; scancel -u mallory", "root")
