@@ -369,11 +369,12 @@ def tcp_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 def test_program_that_sends_and_closes_at_once(sshd: Callable[..., Machine], banner: int) -> None:
     """What it sent is delivered, though it never read what the target had to say."""
     machine = sshd()
-    go, got = threading.Event(), threading.Event()
+    begun, go, got = threading.Event(), threading.Event(), threading.Event()
     seen: list[bytes] = []
 
     def handle(sock: socket.socket, number: int) -> None:
         assert sock.recv(1) == b"h"
+        begun.set()
         assert go.wait(_PATIENCE)
         for _ in range(10):
             sock.sendall(bytes(banner // 10))
@@ -383,7 +384,7 @@ def test_program_that_sends_and_closes_at_once(sshd: Callable[..., Machine], ban
     with Listener(handle) as target, connected(machine) as connection, tcp_pair() as (ours, theirs):
         connection.forward(theirs, (_LOOPBACK, target.port), ("127.0.0.1", 1))
         ours.sendall(b"h")
-        until(lambda: target.count, what="the target")
+        assert begun.wait(_PATIENCE)
         connection.io_loop.chunk = connection.io_loop.chunk[:4096]  # it takes several turns to read all of it
         held, release = threading.Event(), threading.Event()
         connection.io_loop.post(lambda: held.set() or release.wait(_PATIENCE))  # type: ignore[func-returns-value]
