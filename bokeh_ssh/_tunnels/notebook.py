@@ -75,9 +75,9 @@ class _Refresher:
                 if self._change.wait_for(lambda: not self._watched, _PERIOD):
                     self._thread = None
                     return
-                for widget in list(self._watched):
-                    widget.refresh()
-                del widget  # it may be forgotten by all others
+                watched = list(self._watched)
+            while watched:  # without the lock: whoever changes a tunnel's state may want it
+                watched.pop().refresh()
 
 
 _refresher = _Refresher()
