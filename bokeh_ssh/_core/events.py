@@ -73,7 +73,7 @@ class JobWaiting(Event):
 
     :param reason: why it waits, in the scheduler's word; empty if it has not said
     :param estimated_start: when the scheduler expects to start it, in seconds since the epoch; None if it
-        does not say
+        does not say, or has said a time that has passed
     """
 
     job: str

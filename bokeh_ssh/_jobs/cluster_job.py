@@ -435,6 +435,8 @@ class ClusterJob:
         ends = self._job.ends_at
         if found.state is JobState.UNKNOWN and ends and time.time() > ends - _LEAST:
             found = dataclasses.replace(found, state=JobState.TIMEOUT)  # no history is kept of it
+        if found.estimated_start and found.estimated_start <= time.time():
+            found = dataclasses.replace(found, estimated_start=None)  # worked out a while ago
         self._set(found)
         return found
 

@@ -37,7 +37,7 @@ class Job:
     :ivar node: the machine it runs on; empty while it waits
     :ivar reason: why it waits, in the scheduler's word; empty if the scheduler gives no reason
     :ivar estimated_start: when the scheduler expects it to start, in seconds since the epoch; None if it does
-        not say
+        not say, or has said a time that has passed
     :ivar ends_at: when its time limit ends it, in seconds since the epoch; None while it waits
     """
 
