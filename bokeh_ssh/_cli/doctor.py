@@ -28,7 +28,15 @@ from bokeh_ssh._core.errors import (
     ServerGoneError,
     UsageError,
 )
-from bokeh_ssh._core.events import Authenticated, Connecting, Event, HostKeyAdded, HostKeyVerified, Warned
+from bokeh_ssh._core.events import (
+    Authenticated,
+    Connecting,
+    Event,
+    HostKeyAdded,
+    HostKeyVerified,
+    TouchRequested,
+    Warned,
+)
 from bokeh_ssh._core.host import Host
 from bokeh_ssh._core.settings import word
 from bokeh_ssh._core.waiting import wait
@@ -105,7 +113,7 @@ def examine(
     met: list[Finding] = []
     prompt_cache = PromptCache()
     try:
-        connection = connect(host, on_event=_Meeting(met).on_event, prompt_cache=prompt_cache)
+        connection = connect(host, on_event=_Meeting(met, begin).on_event, prompt_cache=prompt_cache)
     except BokehSSHError as exc:
         yield from met
         yield _bad(_stage(exc), exc)
@@ -116,7 +124,10 @@ def examine(
             """Return the connection; a new one, logged in to as before, where a check has cost the last."""
             nonlocal connection
             if not connection.alive:
-                connection = lines.enter_context(connect(host, prompt_cache=prompt_cache))
+                again = _Meeting([], begin)
+                connection = lines.enter_context(
+                    connect(host, on_event=again.on_event, prompt_cache=prompt_cache)
+                )
             return connection
 
         lines.enter_context(connection)
@@ -211,8 +222,9 @@ def _stage(error: BokehSSHError) -> str:
 class _Meeting:
     """Turns the events of connecting into findings."""
 
-    def __init__(self, found: list[Finding]) -> None:
+    def __init__(self, found: list[Finding], begin: Callable[[str], None]) -> None:
         self._found = found
+        self._begin = begin
         self._began = time.monotonic()
 
     def on_event(self, event: Event) -> None:
@@ -232,6 +244,8 @@ class _Meeting:
             text = f"that of {event.host} is known ({event.key_type} {event.fingerprint})"
             self._found.append(Finding("host key", "good", text))
             self._began = time.monotonic()
+        elif isinstance(event, TouchRequested):
+            self._begin(f"Touch the security key of {event.key}")
         elif isinstance(event, Authenticated):
             text = f"{event.user} is logged in to {event.host} by {' and '.join(event.methods)}{took}"
             self._found.append(Finding("login", "good", text))

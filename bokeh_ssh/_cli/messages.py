@@ -34,6 +34,7 @@ from bokeh_ssh._core.events import (
     ServerExited,
     ServerResponsive,
     ServerUnresponsive,
+    TouchRequested,
     Updated,
     Uploading,
     Warned,
@@ -104,6 +105,11 @@ def _(event: HostKeyAdded) -> Line:
 def _(event: HostKeyVerified) -> Line:
     text = f"Reached {event.host}; its host key is known ({event.key_type})"
     return Line("done", text, then=f"Logging in to {event.host}")
+
+
+@describe.register
+def _(event: TouchRequested) -> Line:
+    return Line("note", f"Touch the security key, to log in to {event.host} with {event.key}", loud=True)
 
 
 @describe.register

@@ -15,6 +15,7 @@
     │   └── RevokedHostKeyError
     ├── AuthenticationError         the login was refused
     │   ├── TooManyKeysError        the server hung up before the right key's turn
+    │   ├── SecurityKeyAbsentError  the key's device was not plugged in, or not touched
     │   ├── KDCUnreachableError     no KDC could be asked for a Kerberos ticket, which might have helped
     │   └── PromptRequiredError     a question had to be asked, and nobody can be asked
     ├── SessionError                logged in, but no command may be run
@@ -220,6 +221,12 @@ class AuthenticationError(BokehSSHError):
 
 class KDCUnreachableError(AuthenticationError):
     """No Kerberos server (KDC) could be asked for a ticket for the machine, and no other method logged in."""
+
+    temporary = True
+
+
+class SecurityKeyAbsentError(AuthenticationError):
+    """A security key (FIDO) was not plugged in or not touched in time, and no other method logged in."""
 
     temporary = True
 

@@ -50,6 +50,16 @@ class HostKeyVerified(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TouchRequested(Event):
+    """The login waits until somebody touches the security key that ``key`` is in, at most for a minute.
+
+    :param key: the key file, or what the agent calls the key
+    """
+
+    key: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Authenticated(Event):
     """The login succeeded, with these methods in order (two if the server wants two).
 

@@ -24,7 +24,7 @@ from bokeh_ssh._core.errors import (
     RefusedError,
     TargetUnreachableError,
 )
-from bokeh_ssh._core.events import Authenticated, Connecting, OnEvent, Warned, ignore
+from bokeh_ssh._core.events import Authenticated, Connecting, OnEvent, TouchRequested, Warned, ignore
 from bokeh_ssh._core.host import Host, HostKeys
 from bokeh_ssh._core.waiting import wait
 from bokeh_ssh._ssh import algorithms
@@ -221,6 +221,7 @@ def _connect_hop(
                 user=hop.user,
                 timeout=hop.timeout,
                 warn=lambda text: on_event(Warned(host=hop.label, text=text)),
+                touch=lambda key: on_event(TouchRequested(host=hop.label, key=key)),
                 memory=memory,
                 ahead=(lambda: transport.ask_ahead(map(_request, ahead))) if ahead else None,
             )

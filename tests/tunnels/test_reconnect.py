@@ -402,6 +402,7 @@ def test_temporary_errors_are_those_that_may_pass() -> None:
         "ProtocolError",
         "RefusedError",
         "ResolveError",
+        "SecurityKeyAbsentError",
         "ServerNotFoundError",
         "SocketInUseError",
         "TargetUnreachableError",

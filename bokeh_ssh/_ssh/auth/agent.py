@@ -26,7 +26,7 @@ from paramiko.message import Message
 from paramiko.ssh_exception import SSHException
 
 from bokeh_ssh._core.text import expand
-from bokeh_ssh._ssh.messages import string
+from bokeh_ssh._ssh.messages import string, strings
 
 #: Seconds for an agent to say which keys it has: it needs nobody's help for that.
 LIST_TIMEOUT = 3.0
@@ -40,6 +40,8 @@ _ADD_ID_CONSTRAINED = b"\x19"
 _SUCCESS = 6
 _LIFETIME = b"\x01"
 _CONFIRM = b"\x02"
+#: A security key's: the agent's own library talks to the device (OpenSSH's PROTOCOL.agent, section 6).
+_DEVICE = b"\xff" + string("sk-provider@openssh.com") + string("internal")
 _MOST_KEYS = 2048
 #: Waits are cut into such slices, since Ctrl-C does not interrupt a wait on Windows.
 _SLICE = 0.5
@@ -132,13 +134,15 @@ class Agent:
     def add(self, private: bytes, comment: str, *, lifetime: float = 0, confirm: bool = False) -> None:
         """Have the agent hold a key (``ssh-add``).
 
-        :param private: type and numbers of the key, as the agent and key files have them
+        :param private: type and numbers of the key, as the agent and key files have them; with one of a
+            security key, the agent talks to the device by itself
         :param lifetime: seconds after which the agent forgets it; 0 has no end
         :param confirm: whether it asks before each use
         :raises AgentError: if it does not take the key, or does not answer
         """
         limits = _LIFETIME + int(lifetime).to_bytes(4, "big") if lifetime else b""
         limits += _CONFIRM if confirm else b""
+        limits += _DEVICE if strings(private, 1)[0].startswith(b"sk-") else b""
         head = _ADD_ID_CONSTRAINED if limits else _ADD_IDENTITY
         named = string(comment.encode("utf-8", "surrogateescape"))
         kind, _ = self._request(head + private + named + limits, LIST_TIMEOUT)

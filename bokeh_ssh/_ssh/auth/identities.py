@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import binascii
 import contextlib
+import functools
 import logging
 import os
 import shlex
@@ -37,6 +38,7 @@ from bokeh_ssh._ssh.auth.private_keys import (
     signature,
 )
 from bokeh_ssh._ssh.config.lookup import HostConfig
+from bokeh_ssh._ssh.crypto.security_key import DeviceError, SecurityKey
 
 log = logging.getLogger("bokeh_ssh.auth")
 
@@ -127,6 +129,8 @@ class KeyFile:
 
     :param passphrases: yields what may open it; asks a person where there is one
     :param used: called with the path and the key once, before the file's key signs
+    :param pins: yields what may be the PIN of the security key that the key is in
+    :param ended: whether nobody waits for its touch any more
     """
 
     def __init__(
@@ -137,12 +141,16 @@ class KeyFile:
         agent: Agent | None,
         passphrases: Callable[[Path], Iterator[str]],
         used: Callable[[Path, PrivateKey], object],
+        pins: Callable[[Path], Iterator[str]] = lambda _: iter(()),
+        ended: Callable[[], bool] = lambda: False,
     ) -> None:
         self.path = private_path(path)
         self.label = clean(self.path.name, 100)
         self.explicit = explicit
         self._agent = agent
         self._passphrases = passphrases
+        self._pins = pins
+        self._ended = ended
         self._used: Callable[[Path, PrivateKey], object] | None = used
         self._text, self._exposed = _read_private(self.path)
         self._private: PrivateKey | None = None
@@ -151,6 +159,7 @@ class KeyFile:
         if self._for_agent:
             self._text = None
         self.known = head or read_public(beside(self.path, ".pub"))
+        self._touched = bool(self.known and key_type(self.known).startswith("sk-"))
         if self.known is None and self._text and not self._locked and not self._exposed:
             # An old PEM file without a .pub beside it.
             with contextlib.suppress(UnusableKeyError):
@@ -163,6 +172,8 @@ class KeyFile:
 
     @property
     def ready(self) -> bool:
+        if self._touched:
+            return False
         return self._private is not None or bool(self._text and not self._locked and not self._exposed)
 
     def certificate(self) -> Certified | None:
@@ -179,6 +190,7 @@ class KeyFile:
             if self._for_agent:
                 name = shlex.quote(str(self.path))
                 msg = f"only the SSH agent can use one of its kind ({key_type(self.known)}): `ssh-add {name}`"
+                msg += ", or `pip install fido2`" if self._touched else ""
             raise UnusableKeyError(msg)
         return self.known
 
@@ -195,6 +207,11 @@ class KeyFile:
         used, self._used = self._used, None
         if used:
             used(self.path, key)
+        if isinstance(key.key, SecurityKey):
+            try:
+                return key.key.sign(data, lambda: self._pins(self.path), self._ended)
+            except DeviceError as exc:
+                raise UnusableKeyError(str(exc), locked=exc.locked, absent=exc.absent) from exc
         return key.sign(data, algorithm)
 
     def _check_exposed(self) -> None:
@@ -352,17 +369,24 @@ def _check_file(path: Path, name: str) -> None:
         raise UsageError(msg, host=name, hint="convert it with ssh-keygen, or name another file")
 
 
-def find_identities(host: Host, config: HostConfig, agent: Agent) -> Iterator[Identity]:
-    """Yield the keys to offer, best first; each file and the agent is looked at when its turn comes."""
-    asker = _asker(host, PROMPTS if config.password_prompts is None else config.password_prompts)
+def find_identities(
+    host: Host, config: HostConfig, agent: Agent, ended: Callable[[], bool] = lambda: False
+) -> Iterator[Identity]:
+    """Yield the keys to offer, best first; each file and the agent is looked at when its turn comes.
+
+    :param ended: whether the login that they are for is over: nobody waits for a touch then
+    """
+    tries = PROMPTS if config.password_prompts is None else config.password_prompts
+    asker = _asker(host, "Enter passphrase", host.passphrase, tries)
+    pins = _asker(host, "Enter PIN", None, tries)
     usable = agent if host.allow_agent else None
     used = _adder(host, config, agent)
 
     def files(paths: Sequence[str], *, explicit: bool) -> list[KeyFile]:
-        found = (
-            KeyFile(path, explicit=explicit, agent=usable, passphrases=asker, used=used) for path in paths
+        make = functools.partial(
+            KeyFile, explicit=explicit, agent=usable, passphrases=asker, used=used, pins=pins, ended=ended
         )
-        return [file for file in found if file.exists]
+        return [file for file in map(make, paths) if file.exists]
 
     explicit: list[Identity] = [] if host.pkey is None else [ReadyKey(host.pkey)]
     named = files(host.key_files, explicit=True)
@@ -446,14 +470,14 @@ def _adder(host: Host, config: HostConfig, agent: Agent) -> Callable[[Path, Priv
     return add
 
 
-def _asker(host: Host, tries: int) -> Callable[[Path], Iterator[str]]:
-    """Make what yields passphrases for a key file: the one given, then a person's answers."""
+def _asker(host: Host, what: str, given: str | None, tries: int) -> Callable[[Path], Iterator[str]]:
+    """Make what yields secrets for a key file: the one given, then a person's answers."""
 
-    def passphrases(path: Path) -> Iterator[str]:
-        if host.passphrase is not None:
-            yield host.passphrase
+    def secrets(path: Path) -> Iterator[str]:
+        if given is not None:
+            yield given
         for _ in range(tries if host.prompt else 0):
-            text = f"Enter passphrase for key '{clean(str(path), 300)}': "
+            text = f"{what} for key '{clean(str(path), 300)}': "
             answer = host.prompt and host.prompt(
                 Question(kind="passphrase", host=host.target.host, text=text, reusable=True)
             )
@@ -461,4 +485,4 @@ def _asker(host: Host, tries: int) -> Callable[[Path], Iterator[str]]:
                 return
             yield answer
 
-    return passphrases
+    return secrets

@@ -19,6 +19,7 @@ from bokeh_ssh._core.errors import (
     ConnectTimeoutError,
     KDCUnreachableError,
     PromptRequiredError,
+    SecurityKeyAbsentError,
     TooManyKeysError,
 )
 from bokeh_ssh._core.events import Question
@@ -80,6 +81,7 @@ def login(
     user: str,
     timeout: float,
     warn: Callable[[str], None] = log.warning,
+    touch: Callable[[str], None] = log.warning,
     memory: KeyMemory | None = None,
     ahead: Callable[[], None] | None = None,
 ) -> tuple[str, ...]:
@@ -95,6 +97,7 @@ def login(
         and the answer to a password or a code at least 120 s, since the server may be waiting for a phone;
         also for the KDC
     :param warn: told what works, but not as it was asked for
+    :param touch: told which key waits for a touch of its security key
     :param memory: knows which key has fitted last time, and learns which one did
     :param ahead: asks for what will be wanted once we are logged in; called with a login that is expected to
         succeed, so perhaps never
@@ -102,6 +105,7 @@ def login(
     :raises UsageError: if a key named in ``host`` cannot work
     :raises PromptRequiredError: if a person had to be asked, and there is no ``host.prompt``
     :raises TooManyKeysError: if the server hung up after too many keys
+    :raises SecurityKeyAbsentError: if it was refused, and a security key was not plugged in or not touched
     :raises KDCUnreachableError: if it was refused, and a ticket might have helped had a KDC answered
     :raises AuthenticationError: if the login was refused, or a question declined
     :raises ConnectTimeoutError: if the server did not answer in time
@@ -110,7 +114,7 @@ def login(
     check_keys(host)
     address = agent_address(config.identity_agent) if host.allow_agent else None
     with contextlib.closing(Agent(address)) as agent:
-        attempt = _Login(UserAuth(transport, user, timeout), host, config, agent, warn, memory, ahead)
+        attempt = _Login(UserAuth(transport, user, timeout), host, config, agent, warn, touch, memory, ahead)
         try:
             return attempt.run()
         except NoAnswerError as exc:
@@ -132,6 +136,7 @@ class _Login:
         config: HostConfig,
         agent: Agent,
         warn: Callable[[str], None],
+        touch: Callable[[str], None],
         memory: KeyMemory | None,
         ahead: Callable[[], None] | None,
     ) -> None:
@@ -140,6 +145,7 @@ class _Login:
         self._fitting: tuple[bytes, str] | None = None  # the first key that was taken, and its algorithm
         self.userauth = wire
         self.warn = warn
+        self._touch = touch
         self.agent = agent
         self.config = config
         self.prompts = PROMPTS if config.password_prompts is None else config.password_prompts
@@ -152,10 +158,13 @@ class _Login:
         self.notes: list[str] = []
         self._fresh_notes: list[str] = []  # not yet shown to a person
         self._delegates, self._uses_kerberos = wants_kerberos(host, config)
+        self._absent = False  # a security key
         self._no_ticket: kerberos.KerberosError | None = None
         self._kerberos_tried = False
         self._methods = self._enabled()
-        self._identities: Iterator[Identity] = find_identities(host, config, agent)
+        self._identities: Iterator[Identity] = find_identities(
+            host, config, agent, lambda: not wire.transport.is_active()
+        )
         self._keys_tried = 0
         self._seen: set[bytes] = set()  # keys that the server has judged
         self._unasked = ""  # what a person had to be asked, had there been one
@@ -357,6 +366,8 @@ class _Login:
             if isinstance(reply, (Accepted, Refused)):
                 self._seen.add(blob)
                 return reply
+        if kind.startswith("sk-"):
+            self._touch(identity.label)
         reply = self.userauth.prove(algorithm, blob, identity.sign, then)
         self._seen.add(blob)
         if self._fitting is None and (isinstance(reply, Accepted) or reply.partial):
@@ -366,6 +377,7 @@ class _Login:
     def _skip(self, identity: Identity, why: UnusableKeyError) -> None:
         log.debug("%s: key %s not used: %s", self.name, identity.label, why)
         self.notes.append(f"key {identity.label} was not used: {why}")
+        self._absent = self._absent or why.absent
         if not why.locked:
             self._fresh_notes.append(self.notes[-1])
         if not why.locked or self.host.prompt is not None:
@@ -529,6 +541,10 @@ class _Login:
                 PromptRequiredError, text, "give password= or passphrase=, or a prompt= that can ask"
             )
         advice = _advice(self.allowed)
+        if self._absent:
+            return self._error(
+                SecurityKeyAbsentError, text, f"plug in the security key and touch it, or {advice}"
+            )
         if self._no_ticket is None:
             return self._error(AuthenticationError, text, advice)
         kind = KDCUnreachableError if self._no_ticket.temporary else AuthenticationError

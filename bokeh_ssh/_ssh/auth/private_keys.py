@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from paramiko.pkey import OPENSSH_AUTH_MAGIC
 
 from bokeh_ssh._core.text import clean
-from bokeh_ssh._ssh.crypto import mldsa
+from bokeh_ssh._ssh.crypto import mldsa, security_key
 from bokeh_ssh._ssh.crypto.chacha20_poly1305 import TAG, ChaCha20Poly1305
 from bokeh_ssh._ssh.messages import string, strings
 
@@ -56,11 +56,13 @@ class UnusableKeyError(Exception):
     """A key cannot be used; the text says why. Never leaves the package.
 
     :ivar locked: it only lacks its passphrase
+    :ivar absent: it is in a security key that was not plugged in, or not touched
     """
 
-    def __init__(self, message: str, *, locked: bool = False) -> None:
+    def __init__(self, message: str, *, locked: bool = False, absent: bool = False) -> None:
         super().__init__(message)
         self.locked = locked
+        self.absent = absent
 
 
 class WrongPassphraseError(Exception):
@@ -71,7 +73,7 @@ class WrongPassphraseError(Exception):
 class PrivateKey:
     """A private key that was read.
 
-    :ivar key: as cryptography has it; a ``CompositeKey``, which that does not have
+    :ivar key: as cryptography has it; a ``CompositeKey`` or a ``SecurityKey``, which that does not have
     :ivar for_paramiko: it as paramiko has it
     :ivar comment: what the file calls it; empty where it has no name
     """
@@ -89,7 +91,7 @@ class PrivateKey:
 
     def for_agent(self) -> bytes:
         """Return type and numbers, as an agent takes them (draft-ietf-sshm-ssh-agent, section 3.2.2 on)."""
-        if isinstance(self.key, mldsa.CompositeKey):
+        if isinstance(self.key, (mldsa.CompositeKey, security_key.SecurityKey)):
             return self.key.fields
         text = self.key.private_bytes(*_OPENSSH_FORM)
         _, private = _split(_armoured(text))
@@ -128,8 +130,12 @@ def inspect_key(text: bytes | None) -> tuple[bytes | None, bool, bool]:
         kind = clean(strings(head.public, 1)[0], 100)
     except ValueError:
         return None, False, False
-    left = bool(head.public) and kind not in _FIELDS and kind != "ssh-dss"  # which nobody uses any more
+    left = bool(head.public) and not _is_supported(kind) and kind != "ssh-dss"  # which nobody uses any more
     return head.public, head.cipher != "none", left
+
+
+def _is_supported(kind: str) -> bool:
+    return kind in _FIELDS or (kind in security_key.NAMES and security_key.is_available())
 
 
 def other_format(text: bytes, path: str) -> str:
@@ -188,6 +194,8 @@ def _load_opened(text: bytes, _: None) -> Any:
     kind, rest = strings(_split(_armoured(text))[1][8:], 1)
     if kind == mldsa.NAME.encode():
         return mldsa.CompositeKey(private=strings(rest, 2)[1])
+    if clean(kind, 100) in security_key.NAMES:
+        return security_key.SecurityKey(security_key.split(_split(_armoured(text))[1][8:])[0])
     return serialization.load_ssh_private_key(text, None)
 
 
@@ -221,7 +229,7 @@ def _opened(text: bytes, secret: bytes | None, path: str) -> tuple[bytes, bytes]
         if len(private) < 8 or private[:4] != private[4:8]:
             raise WrongPassphraseError if head.cipher != "none" else ValueError
         kind = clean(strings(private[8:], 1)[0], 100)
-        if kind not in _FIELDS:
+        if not _is_supported(kind):
             msg = f"it is of a kind that is not supported ({kind})"
             raise UnusableKeyError(msg)
         fields, comment = _fields(private)
@@ -239,6 +247,8 @@ def _opened(text: bytes, secret: bytes | None, path: str) -> tuple[bytes, bytes]
 def _fields(private: bytes) -> tuple[bytes, bytes]:
     """Return the type and the numbers of a decrypted key, and its comment."""
     kind, rest = strings(private[8:], 1)
+    if clean(kind, 100) in security_key.NAMES:
+        return security_key.split(private[8:])
     parts = strings(rest, _FIELDS[clean(kind, 100)] + 1)
     return b"".join(map(string, (kind, *parts[:-2]))), parts[-2]
 
@@ -285,7 +295,7 @@ def _mode(cipher: str, iv: bytes, tag: bytes) -> Any:
 
 def _as_paramiko(key: object) -> paramiko.PKey:
     cls: type[paramiko.PKey]
-    if isinstance(key, mldsa.CompositeKey):
+    if isinstance(key, (mldsa.CompositeKey, security_key.SecurityKey)):
         return key
     if isinstance(key, ed25519.Ed25519PrivateKey):
         cls = paramiko.Ed25519Key
