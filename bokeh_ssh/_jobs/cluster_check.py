@@ -65,8 +65,9 @@ class ClusterCheck:
         answer = warden.run(slurm.CONTROLLER if queue.NAME == slurm.NAME else queue.QUEUES)
         master = {slurm.NAME: "controller", grid_engine.NAME: "master"}.get(queue.NAME, "server")
         if answer.status:
-            why = answer.lines[0] if answer.lines else "it says nothing"
-            return ClusterFact(False, f"{version}, whose {master} does not answer: {why}", "try again")
+            return ClusterFact(
+                False, f"{version}, whose {master} does not answer: {answer.said}", "try again"
+            )
         return ClusterFact(True, f"{version}; its {master} answers")
 
     def _way(self, connection: Connection) -> ClusterFact:
@@ -80,8 +81,9 @@ class ClusterCheck:
             return ClusterFact(True, text)
         version = warden.run(["srun", "--version"])
         if version.status:
-            said = version.lines[0] if version.lines else "it says nothing"
-            return ClusterFact(False, f"srun cannot be run ({said})", "ask your cluster's administrators")
+            return ClusterFact(
+                False, f"srun cannot be run ({version.said})", "ask your cluster's administrators"
+            )
         if not slurm.overlaps(version.out):
             text = f"srun cannot join a job that runs ({version.out.strip()})"
             return ClusterFact(False, text, "Slurm 20.11 or newer is needed")
@@ -93,8 +95,7 @@ class ClusterCheck:
         warden, scheduler_there = self._choose(connection)
         answer = warden.run(scheduler_there.QUEUES)
         if answer.status:
-            said = answer.lines[0] if answer.lines else "it says nothing"
-            return ClusterFact(False, f"the queues cannot be listed ({said})", "try again")
+            return ClusterFact(False, f"the queues cannot be listed ({answer.said})", "try again")
         known = scheduler_there.read_queues(answer.out)
         names = ", ".join(list(known)[:20]) or "none that you may see"
         if scheduler_there.NAME != slurm.NAME:

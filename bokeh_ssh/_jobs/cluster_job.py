@@ -43,9 +43,9 @@ from bokeh_ssh._core.events import (
 from bokeh_ssh._core.host import Host
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.waiting import wait
-from bokeh_ssh._jobs import scheduler
+from bokeh_ssh._jobs import scheduler, slurm
 from bokeh_ssh._jobs.batch import CHECK_HINT, Batch
-from bokeh_ssh._jobs.job import Job, JobState
+from bokeh_ssh._jobs.job import Job, JobState, explain_end
 from bokeh_ssh._jobs.job_login import JobLogin
 from bokeh_ssh._jobs.job_news import JobNews
 from bokeh_ssh._jobs.job_stream import check_session, open_job_stream
@@ -252,8 +252,7 @@ class ClusterJob:
         if self._job and not self._named:  # the warden before this one leaves the job to it
             job = self._job.id
             self._nonce = secrets.token_hex(8)
-            guard = self._scheduler.guard(self._nonce)
-            warden.look_after(_filled(guard, job))
+            warden.look_after(self._scheduler.guard(self._nonce, job))
             warden.run(self._scheduler.claim_words(job, self._nonce))
         return warden
 
@@ -300,8 +299,7 @@ class ClusterJob:
         answer = warden.run(self._scheduler.owner_words(self._named))
         found = self._scheduler.read_owners(answer.out)
         if not found and answer.status and not self._scheduler.is_unknown(answer.err):
-            said = answer.lines[0] if answer.lines else "it says nothing"
-            msg = f"the scheduler cannot be asked for job {self._named} ({said})"
+            msg = f"the scheduler cannot be asked for job {self._named} ({answer.said})"
             raise JobError(msg, host=self._label, hint="try again", job=self._named)
         if not found:
             msg = f"there is no job {self._named}: it is over, or there never was one"
@@ -316,7 +314,7 @@ class ClusterJob:
             hint = f"name one of your own: {self._scheduler.QUEUE_COMMAND}"
             raise JobError(msg, host=self._label, hint=hint, job=self._named)
         self._joined = not ours
-        if self._joined and not self._scheduler.holder_words(number, "", ""):
+        if self._joined and "srun" not in self._scheduler.WAYS:
             msg = f"job {self._named} was not started by bokeh_ssh, and {self._scheduler.TITLE} joins no job"
             hint = (
                 f"start one with {setting('batch')}; where nodes accept logins, "
@@ -333,8 +331,7 @@ class ClusterJob:
         """
         answer = warden.run(self._scheduler.LIST)
         if answer.status:
-            said = answer.lines[0] if answer.lines else "it says nothing"
-            msg = f"the scheduler cannot be asked for job {name!r} ({said})"
+            msg = f"the scheduler cannot be asked for job {name!r} ({answer.said})"
             raise JobError(msg, host=self._label, hint="try again")
         jobs = [(each["id"], each["name"]) for each in self._scheduler.read_list(answer.out)]
         fits = [number for number, called in jobs if called == name]
@@ -379,7 +376,7 @@ class ClusterJob:
                 raise self._ended(warden, job)
             hopeless = hopeless + 1 if self._scheduler.why_never(job.reason) else 0
             if hopeless >= _SURE:
-                raise self._never(warden, job)
+                raise self._never(job)
             now = (job.reason, round((job.estimated_start or 0) / 60))
             if now != told:
                 told = now
@@ -428,8 +425,7 @@ class ClusterJob:
         if found is None:
             if not self._silent:
                 self._silent = True
-                said = answer.lines[0] if answer.lines else "it says nothing"
-                self._emit(Warned(host=self._label, text=f"the scheduler cannot be asked ({said})"))
+                self._emit(Warned(host=self._label, text=f"the scheduler cannot be asked ({answer.said})"))
             return None
         self._silent = False
         ends = self._job.ends_at
@@ -462,7 +458,7 @@ class ClusterJob:
     def _ended(self, warden: Warden, job: Job) -> JobEndedError:
         """Make the error for a job that is over, and report its end."""
         canceller = self._find_canceller(warden, job) if job.state is JobState.CANCELLED else ""
-        why, hint = self._scheduler.describe_end(job, self._batch, canceller)
+        why, hint = explain_end(self._scheduler.ENDS, job, self._batch.memory, canceller)
         # A holder whose machine has failed does not remove it.
         lines = () if self._named else self._written(warden, job)
         lines = () if self._reached else lines
@@ -480,7 +476,7 @@ class ClusterJob:
         except BokehSSHError:
             return ""
 
-    def _never(self, warden: Warden, job: Job) -> JobNeverStartsError:
+    def _never(self, job: Job) -> JobNeverStartsError:
         """Cancel a job that can never start, if it is ours, and make the error for it."""
         why = self._scheduler.why_never(job.reason)
         done = self._cancel(f"cancelled, since {why}")
@@ -529,13 +525,13 @@ class ClusterJob:
         assert self._job
         self._patience = self._timeout
         script = self._script("", step=True)
-        warden.run(self._scheduler.holder_words(self._job.id, self._job.node, script))
+        warden.run(slurm.holder_words(self._job.id, self._job.node, script))
 
     def _end_holder(self) -> None:
         """End our own holder in a job that is not ours; it does so by itself after ``grace``."""
         if self._step and self._job and self._warden and self._warden.alive:
             with contextlib.suppress(BokehSSHError):
-                words = self._scheduler.end_holder_words(self._job.id, self._step)
+                words = slurm.end_holder_words(self._job.id, self._step)
                 self._warden.run(words, timeout=_ACCOUNTING)
 
     def _dial_node(
@@ -580,7 +576,7 @@ class ClusterJob:
         assert self._job
         return open_job_stream(
             warden.connection,
-            self._scheduler.stream_words(self._job.id, self._job.node) if self._ways == ["srun"] else [],
+            slurm.stream_words(self._job.id, self._job.node) if self._ways == ["srun"] else [],
             job=self._job.id,
             path=warden.path,
             pythons=self._pythons,
@@ -638,7 +634,8 @@ class ClusterJob:
         self._closed.set()
         try:
             if self._kept or self._is_shared():
-                self._leave_job()
+                if self._warden and self._warden.alive:
+                    self._warden.release()
             elif self._named:
                 self._end_holder()
             else:
@@ -669,10 +666,6 @@ class ClusterJob:
         self._emit(Warned(host=self._label, text=text))
         return True
 
-    def _leave_job(self) -> None:
-        if self._warden and self._warden.alive:
-            self._warden.release()
-
     @property
     def stays(self) -> bool:
         """Whether the job is not ended at the end."""
@@ -700,12 +693,3 @@ class ClusterJob:
             text = f"job {job.id} could not be told to end; it does so within {self._grace:g} s"
             self._emit(Warned(host=self._label, text=text))
         return ", so it was cancelled" if heard else ""
-
-
-def _filled(guard: dict[str, object], job: str) -> dict[str, object]:
-    """Put the job's number where its place is."""
-
-    def fill(value: object) -> object:
-        return [str(word).replace("{job}", job) for word in value] if isinstance(value, list) else value
-
-    return {name: fill(value) for name, value in guard.items()}

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import re
 import shlex
-import time
 from collections.abc import Sequence
 
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.framing import plain
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._jobs.batch import Batch, check_extra
-from bokeh_ssh._jobs.job import Job, JobState, explain_end, format_left
+from bokeh_ssh._jobs.job import Job, JobState, list_fields
 
 NAME = "sge"
 TITLE = "Grid Engine"
@@ -57,7 +56,7 @@ _HELD_TO = re.compile(r"^category\s.*\bh_rt=(\d+)", re.M)
 _ORDERED = 128 + 12  # USR2: what a holder ends with that was told to
 _BY_LIMIT = "37"
 
-_ENDS = {
+ENDS = {
     JobState.COMPLETED: ("the job ended by itself", "start it again"),
     JobState.FAILED: ("the job failed", "see what the accounting (qacct -j) says of it"),
     JobState.CANCELLED: ("the job was cancelled", "start it again, unless that was you"),
@@ -232,7 +231,7 @@ def claim_words(job: str, nonce: str) -> list[str]:
     return ["qalter", "-ac", _CLAIM + nonce, job]
 
 
-def guard(nonce: str) -> dict[str, object]:
+def guard(nonce: str, job: str = "{job}") -> dict[str, object]:
     """Say how a warden sees that a job still waits and is its own to cancel; see ``_remote.warden``."""
     text = f"""\
 q=$(qstat {_MINE}) || exit 1
@@ -240,32 +239,12 @@ state=$(printf '%s\\n' "$q" | awk -v j="$1" '$1 == j {{ print $5 }}')
 context=$(qstat -j "$1" 2>/dev/null | sed -n 's/^context:.*\\({_CLAIM}[0-9a-z]*\\).*/\\1/p')
 printf '%s %s\\n' "$state" "$context\""""
     return {
-        "check": _script(text, "{job}"),
+        "check": _script(text, job),
         "waits": ["qw", "hqw", "Eqw", "hRwq", "Rq", "Ehqw"],
         "mine": _CLAIM + nonce,
         "claim": _CLAIM,
-        "cancel": cancel_words("{job}"),
+        "cancel": cancel_words(job),
     }
-
-
-def stream_words(job: str, node: str) -> list[str]:
-    """Return nothing: no command of Grid Engine's joins a job that a script holds."""
-    return []
-
-
-def holder_words(job: str, node: str, script: str) -> list[str]:
-    """Return nothing, for the same reason."""
-    return []
-
-
-def end_holder_words(job: str, step: str) -> list[str]:
-    """Return nothing, for the same reason."""
-    return []
-
-
-def describe_end(job: Job, batch: Batch, canceller: str = "") -> tuple[str, str]:
-    """Say how a job ended, and the next step."""
-    return explain_end(_ENDS, job, batch.memory, canceller)
 
 
 def canceller_words(job: str) -> list[str]:
@@ -299,9 +278,6 @@ def read_list(out: str) -> list[dict[str, str]]:
             continue
         job = read_answer(listed["job"], 0, f"{listed[0]}<detailed_job_info>{detail}", "")
         if job:
-            left = "" if job.ends_at is None else format_left(job.ends_at - time.time())
-            state = job.state.value
             name = _NAME.search(detail)
-            fields = {"id": job.id, "name": plain(name[1]) if name else "", "state": state}
-            jobs.append({**fields, "reason": job.reason, "node": job.node, "left": left})
+            jobs.append(list_fields(job, plain(name[1]) if name else ""))
     return jobs

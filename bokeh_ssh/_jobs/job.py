@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -71,10 +72,14 @@ class ListedJob:
     left: str
 
 
-def format_left(seconds: float) -> str:
-    """Write the time that is left as ``H:M:S``."""
-    minutes, second = divmod(max(0, int(seconds)), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{second:02}"
+def list_fields(job: Job, name: str) -> dict[str, str]:
+    """Return what a :class:`ListedJob` has besides its host, with the time that is left as ``H:M:S``."""
+    left = ""
+    if job.ends_at is not None:
+        minutes, second = divmod(max(0, int(job.ends_at - time.time())), 60)
+        left = f"{minutes // 60}:{minutes % 60:02}:{second:02}"
+    known = {"state": job.state.value, "reason": job.reason, "node": job.node}
+    return {"id": job.id, "name": name, **known, "left": left}
 
 
 def explain_end(

@@ -48,7 +48,6 @@ class JobList:
     def _run(self, words: Sequence[str]) -> Answer:
         answer = self._warden.run(words)
         if answer.status:
-            said = answer.lines[0] if answer.lines else "it says nothing"
-            msg = f"the scheduler does not answer ({said})"
+            msg = f"the scheduler does not answer ({answer.said})"
             raise JobError(msg, host=self._host, hint="try again")
         return answer

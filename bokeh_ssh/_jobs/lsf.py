@@ -14,7 +14,7 @@ from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.framing import plain
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._jobs.batch import Batch, check_extra
-from bokeh_ssh._jobs.job import Job, JobState, explain_end, format_left
+from bokeh_ssh._jobs.job import Job, JobState, list_fields
 
 NAME = "lsf"
 TITLE = "LSF"
@@ -70,7 +70,7 @@ _NEVER = {
 }
 
 _RESUBMIT = f"start it again, or give {setting('resubmit=True')}, which does so"
-_ENDS = {
+ENDS = {
     JobState.COMPLETED: ("the job ended by itself", "start it again"),
     JobState.FAILED: ("the job failed", "see what LSF says of it (bhist -l)"),
     JobState.CANCELLED: ("the job was cancelled", "start it again, unless that was you"),
@@ -261,7 +261,7 @@ def claim_words(job: str, nonce: str) -> list[str]:
     return ["bmod", "-Jd", _CLAIM + nonce, job]
 
 
-def guard(nonce: str) -> dict[str, object]:
+def guard(nonce: str, job: str = "{job}") -> dict[str, object]:
     """Say how a warden sees that a job still waits and is its own to cancel; see ``_remote.warden``."""
     text = f"""\
 said=$({_BJOBS} "$1" 2>&1) || case $said in *"{_UNKNOWN}"*) exit 0 ;; *) exit 1 ;; esac
@@ -269,32 +269,12 @@ printf '%s\\n' "$said" | while IFS='|' read -r job stat host limit time code use
     printf '%s %s\\n' "$stat" "$mark"
 done"""
     return {
-        "check": _script(text, "{job}"),
+        "check": _script(text, job),
         "waits": list(_WAITING),
         "mine": _CLAIM + nonce,
         "claim": _CLAIM,
-        "cancel": cancel_words("{job}"),
+        "cancel": cancel_words(job),
     }
-
-
-def stream_words(job: str, node: str) -> list[str]:
-    """Return nothing: no command of LSF's joins a job that a script holds, byte by byte."""
-    return []
-
-
-def holder_words(job: str, node: str, script: str) -> list[str]:
-    """Return nothing, for the same reason."""
-    return []
-
-
-def end_holder_words(job: str, step: str) -> list[str]:
-    """Return nothing, for the same reason."""
-    return []
-
-
-def describe_end(job: Job, batch: Batch, canceller: str = "") -> tuple[str, str]:
-    """Say how a job ended, and the next step."""
-    return explain_end(_ENDS, job, batch.memory, canceller)
 
 
 def canceller_words(job: str) -> list[str]:
@@ -321,9 +301,7 @@ def read_list(out: str) -> list[dict[str, str]]:
     for row in _rows(out):
         job = read_answer(row["jobid"], 0, out, "")
         if job and row["job_description"].startswith(_CLAIM):
-            left = "" if job.ends_at is None else format_left(job.ends_at - time.time())
-            fields = {"id": job.id, "name": row["job_name"], "state": job.state.value}
-            jobs.append({**fields, "reason": job.reason, "node": job.node, "left": left})
+            jobs.append(list_fields(job, row["job_name"]))
     return jobs
 
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 import calendar
 import re
 import shlex
-import time
 from collections.abc import Sequence
 
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.framing import plain
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._jobs.batch import Batch, check_extra
-from bokeh_ssh._jobs.job import Job, JobState, explain_end, format_left
+from bokeh_ssh._jobs.job import Job, JobState, list_fields
 
 NAME = "pbs"
 TITLE = "PBS"
@@ -63,7 +62,7 @@ _BY_SIGNAL = (265, 271)  # 256 + KILL, 256 + TERM
 _DELETED, _FAILED = "91", "93"
 
 _RESUBMIT = f"start it again, or give {setting('resubmit=True')}, which does so"
-_ENDS = {
+ENDS = {
     JobState.COMPLETED: ("the job ended by itself", "start it again"),
     JobState.FAILED: ("the job failed", "see what your cluster's PBS says of it (qstat -x -f, tracejob)"),
     JobState.CANCELLED: ("the job was cancelled", "start it again, unless that was you"),
@@ -293,7 +292,7 @@ def claim_words(job: str, nonce: str) -> list[str]:
     return ["qalter", "-e", f"/{_CLAIM}{nonce}", job]
 
 
-def guard(nonce: str) -> dict[str, object]:
+def guard(nonce: str, job: str = "{job}") -> dict[str, object]:
     """Say how a warden sees that a job still waits and is its own to cancel; see ``_remote.warden``."""
     text = f"""\
 said=$(LC_ALL=C qstat -f "$1" 2>&1) || case $said in {_GONE}) exit 0 ;; *) exit 1 ;; esac
@@ -302,32 +301,12 @@ state=$(printf '%s\\n' "$said" | sed -n 's/.*    job_state = \\([A-Z]\\).*/\\1/p
 mark=$(printf '%s\\n' "$said" | sed -n 's:.*    Error_Path = [^ ]*/\\({_CLAIM}[0-9a-z]*\\).*:\\1:p')
 printf '%s %s\\n' "$state" "$mark\""""
     return {
-        "check": _script(text, "{job}"),
+        "check": _script(text, job),
         "waits": list(_WAITING),
         "mine": _CLAIM + nonce,
         "claim": _CLAIM,
-        "cancel": cancel_words("{job}"),
+        "cancel": cancel_words(job),
     }
-
-
-def stream_words(job: str, node: str) -> list[str]:
-    """Return nothing: no command of PBS's joins a job that a script holds."""
-    return []
-
-
-def holder_words(job: str, node: str, script: str) -> list[str]:
-    """Return nothing, for the same reason."""
-    return []
-
-
-def end_holder_words(job: str, step: str) -> list[str]:
-    """Return nothing, for the same reason."""
-    return []
-
-
-def describe_end(job: Job, batch: Batch, canceller: str = "") -> tuple[str, str]:
-    """Say how a job ended, and the next step."""
-    return explain_end(_ENDS, job, batch.memory, canceller)
 
 
 def canceller_words(job: str) -> list[str]:
@@ -356,9 +335,7 @@ def read_list(out: str) -> list[dict[str, str]]:
         job = read_answer(number[0], 0, text, "") if number else None
         known = _attributes(text)
         if job and _MARK.search(known.get("Error_Path", "")):
-            left = "" if job.ends_at is None else format_left(job.ends_at - time.time())
-            fields = {"id": job.id, "name": plain(known.get("Job_Name", "")), "state": job.state.value}
-            jobs.append({**fields, "reason": job.reason, "node": job.node, "left": left})
+            jobs.append(list_fields(job, plain(known.get("Job_Name", ""))))
     return jobs
 
 

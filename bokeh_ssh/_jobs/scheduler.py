@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from bokeh_ssh._core.errors import SubmitError
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._jobs import grid_engine, lsf, pbs, slurm
 from bokeh_ssh._jobs.batch import Batch
-from bokeh_ssh._jobs.job import Job
+from bokeh_ssh._jobs.job import Job, JobState
 from bokeh_ssh._jobs.warden import Warden
 
 
@@ -61,6 +61,10 @@ class Scheduler(Protocol):
         """The command that lists the account's jobs."""
 
     @property
+    def ENDS(self) -> Mapping[JobState, tuple[str, str]]:  # noqa: N802
+        """How a job ended, in words, and the next step."""
+
+    @property
     def QUEUE_COMMAND(self) -> str:  # noqa: N802
         """What a person types to see them."""
 
@@ -77,8 +81,11 @@ class Scheduler(Protocol):
     def refusal(self, lines: Sequence[str]) -> str:
         """Choose the line of its answer that says why it refused the job."""
 
-    def guard(self, nonce: str) -> dict[str, object]:
-        """Say how a warden sees that a job still waits and is its own to cancel; see ``_remote.warden``."""
+    def guard(self, nonce: str, job: str = "{job}") -> dict[str, object]:
+        """Say how a warden sees that a job still waits and is its own to cancel; see ``_remote.warden``.
+
+        :param job: its number; left out for one that the warden submits, and whose number it fills in
+        """
 
     def claim_words(self, job: str, nonce: str) -> list[str]:
         """Return the command that makes another warden look after a job."""
@@ -103,18 +110,6 @@ class Scheduler(Protocol):
 
     def cancel_words(self, job: str) -> list[str]:
         """Return the command that cancels a job."""
-
-    def stream_words(self, job: str, node: str) -> list[str]:
-        """Return the command that runs another one beside the job's script, joined to it by its streams."""
-
-    def holder_words(self, job: str, node: str, script: str) -> list[str]:
-        """Return the command that lets a script run beside what a job runs; none where nothing can."""
-
-    def end_holder_words(self, job: str, step: str) -> list[str]:
-        """Return the command that ends that script, and nothing else of the job."""
-
-    def describe_end(self, job: Job, batch: Batch, canceller: str = "") -> tuple[str, str]:
-        """Say how a job ended, and the next step."""
 
     def canceller_words(self, job: str) -> list[str]:
         """Return the command that asks who cancelled a job."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from bokeh_ssh._core.framing import plain
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._jobs.batch import Batch, check_extra
-from bokeh_ssh._jobs.job import Job, JobState, explain_end
+from bokeh_ssh._jobs.job import Job, JobState
 
 NAME = "slurm"
 TITLE = "Slurm"
@@ -66,7 +66,7 @@ _PER_JOB = re.compile(r"(Assoc|QOS)(Grp)?Max\w*PerJob\w*")
 
 _RESUBMIT = f"start it again, or give {setting('resubmit=True')}, which does so"
 #: How it ended, and the next step.
-_ENDS = {
+ENDS = {
     JobState.COMPLETED: ("the job ended by itself", "start it again"),
     JobState.FAILED: ("the job failed", "see what your cluster's accounting (sacct -j) says of it"),
     JobState.CANCELLED: ("the job was cancelled", "start it again, unless that was you"),
@@ -96,11 +96,6 @@ _REFUSED = {
 }
 
 
-def claim(nonce: str) -> str:
-    """Return the job's comment that says which warden looks after it."""
-    return _CLAIM + nonce
-
-
 def submit_words(batch: Batch, nonce: str, output: str) -> list[str]:
     """Return the command that submits a script on its standard input; its output goes to that file."""
     check_extra(batch.extra, _REFUSED)
@@ -122,13 +117,12 @@ def submit_words(batch: Batch, nonce: str, output: str) -> list[str]:
         *batch.extra,
         "--no-requeue",  # a job that starts again by itself has nobody who waits for it
         f"--signal=B:USR1@{WARNING}",
-        f"--comment={claim(nonce)}",
+        f"--comment={_CLAIM}{nonce}",
         f"--output={output}",
     ]
 
 
-#: The command that asks, and how it lists the account's jobs; names may hold anything.
-ASK = "squeue"
+#: Names may hold anything.
 LIST = ["sh", "-c", 'squeue -h -u "$(id -un)" -o "%A|%T|%r|%N|%L|%k|%j"']
 _LISTED = re.compile(rf"^(\d+)\|([A-Z_]+)\|([^|\n]*)\|([^|\n]*)\|([^|\n]*)\|{_CLAIM}\w+\|(.*)$", re.M)
 
@@ -179,17 +173,17 @@ def cancel_words(job: str) -> list[str]:
 
 def claim_words(job: str, nonce: str) -> list[str]:
     """Return the command that makes another warden look after a job."""
-    return ["scontrol", "update", f"JobId={job}", f"Comment={claim(nonce)}"]
+    return ["scontrol", "update", f"JobId={job}", f"Comment={_CLAIM}{nonce}"]
 
 
-def guard(nonce: str) -> dict[str, object]:
+def guard(nonce: str, job: str = "{job}") -> dict[str, object]:
     """Say how a warden sees that a job still waits and is its own to cancel; see ``_remote.warden``."""
     return {
-        "check": ["squeue", "-h", "-j", "{job}", "-o", "%T %k"],
+        "check": ["squeue", "-h", "-j", job, "-o", "%T %k"],
         "waits": list(_WAITING),
-        "mine": claim(nonce),
+        "mine": _CLAIM + nonce,
         "claim": _CLAIM,
-        "cancel": cancel_words("{job}"),
+        "cancel": cancel_words(job),
     }
 
 
@@ -366,14 +360,6 @@ def read_test(lines: Sequence[str]) -> str:
         if nodes:
             return f"; it might start at {when.replace('T', ' ')} on {nodes[-1]}"
     return ""
-
-
-def describe_end(job: Job, batch: Batch, canceller: str = "") -> tuple[str, str]:
-    """Say how a job ended, and the next step.
-
-    :param canceller: who has cancelled it, where that is known
-    """
-    return explain_end(_ENDS, job, batch.memory, canceller)
 
 
 def canceller_words(job: str) -> list[str]:

@@ -31,6 +31,11 @@ class Answer:
         text = f"{self.err}\n{self.out}"
         return tuple(line for line in map(plain, text.splitlines()) if line)
 
+    @property
+    def said(self) -> str:
+        """The first of these lines, for a sentence."""
+        return next(iter(self.lines), "it says nothing")
+
 
 class Warden:
     """A warden on a login node, which looks after a job as long as this is open, and after it.

@@ -13,6 +13,7 @@ import pytest
 
 from bokeh_ssh import Batch, Job, JobState, UsageError
 from bokeh_ssh._jobs import lsf
+from bokeh_ssh._jobs.job import explain_end
 from bokeh_ssh._remote.warden import still_waits
 from replayed_schedulers import LSF
 
@@ -101,7 +102,8 @@ def test_canceller_is_read() -> None:
     """The history has who it was, over two lines."""
     said = "Fri Sep 19 11:11:00: Signal <KILL> requested by user or administrator <bob>;"
     assert lsf.read_canceller(said) == "bob"
-    assert lsf.describe_end(Job(id="1", state=JobState.CANCELLED), Batch(), "bob")[0].endswith("by bob")
+    cancelled = Job(id="1", state=JobState.CANCELLED)
+    assert explain_end(lsf.ENDS, cancelled, None, "bob")[0].endswith("by bob")
 
 
 def test_silence_is_no_end() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from bokeh_ssh import Batch, Job, JobState, UsageError
 from bokeh_ssh._jobs import pbs
+from bokeh_ssh._jobs.job import explain_end
 from bokeh_ssh._remote.warden import still_waits
 from replayed_schedulers import PBS, PBS_HEAD
 
@@ -120,7 +121,8 @@ def test_canceller_is_read() -> None:
         "    comment = Job run at Sun Nov 29 at 12:39 on (pbs1:ncpus=1) and terminated by root@pbs1    etime"
     )
     assert pbs.read_canceller(said) == "root"
-    assert pbs.describe_end(Job(id="1", state=JobState.CANCELLED), Batch(), "root")[0].endswith("by root")
+    cancelled = Job(id="1", state=JobState.CANCELLED)
+    assert explain_end(pbs.ENDS, cancelled, None, "root")[0].endswith("by root")
     assert pbs.read_canceller("    comment = Can Never Run") == ""
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from bokeh_ssh import Batch, Job, JobState, UsageError
 from bokeh_ssh._jobs import slurm
+from bokeh_ssh._jobs.job import explain_end
 from bokeh_ssh._jobs.script import job_script
 from bokeh_ssh._remote.warden import still_waits
 
@@ -95,17 +96,16 @@ def test_every_end_has_a_sentence() -> None:
     """Each way to end is told with a next step."""
     for state in JobState:
         if state.over:
-            assert all(slurm.describe_end(Job(id="7", state=state), Batch()))
+            assert all(explain_end(slurm.ENDS, Job(id="7", state=state), None, ""))
 
 
 def test_end_names_what_is_known_of_it() -> None:
     """Who has cancelled a job, which machine failed, and which memory was asked for, are in the sentence."""
-    batch = Batch(memory="32G")
-    memory = slurm.describe_end(Job(id="7", state=JobState.OUT_OF_MEMORY), batch)[0]
+    memory = explain_end(slurm.ENDS, Job(id="7", state=JobState.OUT_OF_MEMORY), "32G", "")[0]
     assert memory == "the job used more memory than it has (32G)"
-    failed = slurm.describe_end(Job(id="7", state=JobState.NODE_FAIL, node="c17"), batch)[0]
+    failed = explain_end(slurm.ENDS, Job(id="7", state=JobState.NODE_FAIL, node="c17"), "32G", "")[0]
     assert failed == "the job's machine failed (c17)"
-    cancelled = slurm.describe_end(Job(id="7", state=JobState.CANCELLED), batch, "root")[0]
+    cancelled = explain_end(slurm.ENDS, Job(id="7", state=JobState.CANCELLED), "32G", "root")[0]
     assert cancelled == "the job was cancelled by root"
 
 
