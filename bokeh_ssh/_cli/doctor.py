@@ -45,6 +45,7 @@ from bokeh_ssh._forwarding.listener_probe import ListenerProbe
 from bokeh_ssh._forwarding.published_sockets import private_directory, private_socket, published
 from bokeh_ssh._jobs.batch import Batch
 from bokeh_ssh._jobs.cluster_check import ClusterCheck, ClusterFact
+from bokeh_ssh._server.bootstrap import list_pythons
 from bokeh_ssh._server.options import BOKEH_PORT, LOOPBACK, ServerOptions
 from bokeh_ssh._server.probe import probe_port
 from bokeh_ssh._server.registry import list_servers
@@ -139,7 +140,7 @@ def examine(
 def _cluster_checks(
     stack: contextlib.ExitStack, batch: Batch, python: str | None
 ) -> dict[str, Callable[[Connection], Finding | None]]:
-    cluster = ClusterCheck(batch, list(filter(None, (python, "python3", "python"))))
+    cluster = ClusterCheck(batch, list_pythons(python))
     stack.callback(cluster.close)
 
     def check(name: str, look: Callable[[Connection], ClusterFact]) -> Callable[[Connection], Finding | None]:

@@ -72,7 +72,7 @@ class Reader:
         self.noise = Tail()
 
     def feed(self, data: bytes) -> list[dict[str, Any]]:
-        """Take some more bytes; give the messages that are whole now."""
+        """Take some more bytes; return the messages that are whole now."""
         whole, end, rest = data.rpartition(b"\n")
         if end:
             whole = bytes(self._rest) + whole
@@ -93,6 +93,10 @@ class Reader:
             messages.append(message)
         self._keep(rest)
         return messages
+
+    def last_words(self, errors: Tail) -> str:
+        """Return the last lines that were not ours, here and in the stream of errors, for a message."""
+        return " / ".join((*self.noise.lines, *errors.lines)[-3:])
 
     def _keep(self, more: bytes) -> None:
         """Add to the line that has no end yet; each byte is looked at once, however few come at a time."""

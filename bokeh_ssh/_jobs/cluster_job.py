@@ -51,6 +51,7 @@ from bokeh_ssh._jobs.job_news import JobNews
 from bokeh_ssh._jobs.job_stream import check_session, open_job_stream
 from bokeh_ssh._jobs.script import job_script
 from bokeh_ssh._jobs.warden import Warden
+from bokeh_ssh._server.bootstrap import list_pythons
 from bokeh_ssh._ssh.connect import OpenStream
 from bokeh_ssh._ssh.connection import Connection
 
@@ -132,7 +133,7 @@ class ClusterJob:
         self._way = ""  # that has led to the job last
         self._host = host
         self._label = host.target.host
-        self._pythons = list(dict.fromkeys(filter(None, (python, "python3", "python"))))
+        self._pythons = list_pythons(python)
         self._grace = grace
         self._timeout = timeout
         self._queue_timeout = queue_timeout

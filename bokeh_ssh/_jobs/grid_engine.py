@@ -22,7 +22,7 @@ SUBMIT = "qconf"
 JOB_VARIABLE = "JOB_ID"
 WAYS = ("tcp", "back")
 #: The default of a queue's ``notify``: USR2 comes that much before KILL, and nothing before that.
-WARNING = 60.0
+_WARNING = 60.0
 #: The accounting is written every 15 s.
 VERDICT = 25.0
 QUEUE_COMMAND = "qstat"
@@ -188,7 +188,7 @@ def _read_end(out: str) -> JobState:
     if not failed or not status:
         return JobState.COMPLETING  # nothing is told yet, or never: of one that was cancelled while it waited
     took, limit = _TOOK.search(out), _HELD_TO.search(out)
-    late = bool(took and limit and float(took[1]) > float(limit[1]) - WARNING - 10)
+    late = bool(took and limit and float(took[1]) > float(limit[1]) - _WARNING - 10)
     if failed[1] == _BY_LIMIT:
         return JobState.TIMEOUT
     if status[1] == str(_ORDERED) or failed[1] == "100":

@@ -8,6 +8,7 @@ from bokeh_ssh._core.errors import JobError
 from bokeh_ssh._jobs import scheduler
 from bokeh_ssh._jobs.job import ListedJob
 from bokeh_ssh._jobs.warden import Answer, Warden
+from bokeh_ssh._server.bootstrap import list_pythons
 from bokeh_ssh._ssh.connection import Connection
 
 
@@ -19,9 +20,8 @@ class JobList:
 
     def __init__(self, connection: Connection, python: str | None) -> None:
         self._host = connection.name
-        pythons = [python] if python else ["python3", "python"]
         self._scheduler = scheduler.KNOWN[0]
-        self._warden = Warden(connection, pythons, 0.0, scheduler.programs())
+        self._warden = Warden(connection, [python] if python else list_pythons(), 0.0, scheduler.programs())
 
     def jobs(self) -> list[ListedJob]:
         """List the jobs that bokeh_ssh submitted; none if there is no scheduler.

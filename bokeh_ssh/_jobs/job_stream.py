@@ -146,7 +146,7 @@ class _Start:
             found, refused = find(event), find("refused")
         if found:
             return found
-        said = " / ".join((*self._reader.noise.lines, *self.errors.lines)[-3:])
+        said = self._reader.last_words(self.errors)
         if refused:
             why = plain(str(refused.get("why") or ""))
             why = "there is no Python on it" if why == "python" else why

@@ -23,7 +23,7 @@ SUBMIT = "bqueues"
 JOB_VARIABLE = "LSB_JOBID"
 WAYS = ("tcp", "back")
 #: It is told in whole minutes.
-WARNING = 120.0
+_WARNING = 120.0
 VERDICT = 25.0
 QUEUE_COMMAND = "bjobs"
 OF_ARRAY = "start one that is no array: LSF gives the jobs of one no numbers of their own"
@@ -127,7 +127,7 @@ def submit_words(batch: Batch, nonce: str, output: str) -> list[str]:
     words += ["-gpu", f"num={batch.gpus}"] if batch.gpus is not None else []
     for word in batch.extra:
         words += shlex.split(word)
-    words += ["-rn", "-wa", "USR1", "-wt", str(int(WARNING // 60)), "-o", "/dev/null"]
+    words += ["-rn", "-wa", "USR1", "-wt", str(int(_WARNING // 60)), "-o", "/dev/null"]
     return _script(_SUBMIT, _kilobytes(batch.memory), *words, "-Jd", _CLAIM + nonce)
 
 

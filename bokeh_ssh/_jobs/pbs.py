@@ -23,8 +23,6 @@ TITLE = "PBS"
 SUBMIT = "qmgr"
 JOB_VARIABLE = "PBS_JOBID"
 WAYS = ("tcp", "back")
-#: It sends TERM at the limit, and nothing before.
-WARNING = 0.0
 VERDICT = 25.0
 QUEUE_COMMAND = "qstat"
 OF_ARRAY = "start one that is no array: PBS gives the jobs of one no numbers of their own"

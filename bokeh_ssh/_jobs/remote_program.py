@@ -87,7 +87,7 @@ class RemoteProgram:
         raise self._error(found, timeout)
 
     def _error(self, found: dict[str, Any] | None, timeout: float) -> Exception:
-        said = " / ".join((*self._reader.noise.lines, *self._errors.lines)[-3:])
+        said = self._reader.last_words(self._errors)
         if found and found.get("why") == "python":
             msg = "there is no Python that can be run there"
             return PythonNotFoundError(msg, host=self.host, hint=f"give {setting('python=')}, a path there")

@@ -37,10 +37,6 @@ class Scheduler(Protocol):
         """How the bytes get to a job, the best way first; see :class:`Batch`."""
 
     @property
-    def WARNING(self) -> float:  # noqa: N802
-        """Seconds before the time limit at which the holder is sent a signal."""
-
-    @property
     def VERDICT(self) -> float:  # noqa: N802
         """Seconds that it may take to say how a job ended."""
 

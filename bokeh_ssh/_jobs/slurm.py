@@ -29,7 +29,7 @@ VERSION = [SUBMIT, "--version"]
 #: The job's number in what ``sbatch --parsable`` says; a start file or a plugin may say more.
 _JOB = re.compile(r"^(\d+)(?:;[\w.-]+)?$", re.M)
 #: Seconds before the time limit at which the holder is sent a signal; Slurm looks every 30 s only.
-WARNING = 120
+_WARNING = 120
 #: Marks a job as looked after, in its comment, by one client's warden.
 _CLAIM = "bokeh-ssh:"
 
@@ -116,7 +116,7 @@ def submit_words(batch: Batch, nonce: str, output: str) -> list[str]:
         *words,
         *batch.extra,
         "--no-requeue",  # a job that starts again by itself has nobody who waits for it
-        f"--signal=B:USR1@{WARNING}",
+        f"--signal=B:USR1@{_WARNING}",
         f"--comment={_CLAIM}{nonce}",
         f"--output={output}",
     ]

@@ -101,6 +101,11 @@ fi"""
 _START = '"$p" -S -c "import sys; exec(sys.argv[1])"'
 
 
+def list_pythons(*first: str | None) -> list[str]:
+    """List the interpreters to try: these, if they are given, and then those that a PATH may have."""
+    return list(dict.fromkeys(filter(None, (*first, "python3", "python"))))
+
+
 def supervisor_input(
     launch: Launch, mark: str, supervisor: bytes, token: str = "", key: str = "", *, directory: str = ""
 ) -> bytes:
@@ -138,8 +143,7 @@ def script(launch: Launch, steps: tuple[str, ...], mark: str, directory: str = "
     if launch.cwd is not None:
         lines.append(f"bokeh_ssh_at=cwd; unset CDPATH; command cd {word(launch.cwd)} || exit 1")
     lines += ["bokeh_ssh_at=python; unalias -a 2>/dev/null; set --"]
-    candidates = [launch.python] if launch.python is not None else ["python3", "python"]
-    for path in candidates:
+    for path in list_pythons() if launch.python is None else [launch.python]:
         lines.append(f"bokeh_ssh_p={word(path)}")
         lines.append(
             'bokeh_ssh_q=$(command -v "$bokeh_ssh_p") && [ -x "$bokeh_ssh_q" ] && set -- "$@" "$bokeh_ssh_q"'

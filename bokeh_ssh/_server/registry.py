@@ -19,13 +19,13 @@ from bokeh_ssh._core.errors import (
 )
 from bokeh_ssh._core.framing import Reader, Tail, plain
 from bokeh_ssh._core.waiting import wait_for
-from bokeh_ssh._server.bootstrap import control_client_script
+from bokeh_ssh._server.bootstrap import control_client_script, list_pythons
 from bokeh_ssh._server.diagnosis import refused
 from bokeh_ssh._server.launch_spec import encode_message
 from bokeh_ssh._server.payload import payload
 from bokeh_ssh._server.server_ref import ServerRef, as_paths
 from bokeh_ssh._ssh.remote_shell import exec_line
-from bokeh_ssh._ssh.runner import Runner, Session, Signals
+from bokeh_ssh._ssh.runner import Runner, Signals
 
 _MOST = 1000  # servers that are listed: a bound on what the far side can make us keep
 _MOST_BYTES = 32 << 20  # of what it says in all
@@ -185,7 +185,7 @@ class ControlRequest:
         self._on_message = on_message
         self._nonce = secrets.token_hex(16)
         self._order = {**order, "mark": self._nonce}
-        self._pythons = list(dict.fromkeys(filter(None, (python, "python3", "python"))))
+        self._pythons = list_pythons(python)
         self._timeout = timeout
         self._reader = Reader(self._nonce)
         self._stderr = Tail()
@@ -216,7 +216,8 @@ class ControlRequest:
                 raise self._error()
             return self._messages
         except BaseException:
-            self._break_off(session)
+            if not self._over and isinstance(session, Signals):
+                session.signal("KILL")
             raise
         finally:
             session.write_eof()
@@ -225,10 +226,6 @@ class ControlRequest:
     def cancel(self) -> None:
         """Wait no longer, from another thread."""
         self._on_exit(None)
-
-    def _break_off(self, session: Session) -> None:
-        if not self._over and isinstance(session, Signals):
-            session.signal("KILL")
 
     def _wait(self, met: Callable[[], object], deadline: float) -> bool:
         with self._change:
@@ -242,7 +239,7 @@ class ControlRequest:
         host = self._runner.name
         for message in self._messages_of("refused"):
             return refused(host, message)
-        said = " / ".join((self._reader.noise.lines + self._stderr.lines)[-3:])
+        said = self._reader.last_words(self._stderr)
         if not self._over:
             msg = f"the machine did not answer within {self._timeout:g} s"
             return LaunchTimeoutError(msg, host=host, hint="try again, or allow more time")

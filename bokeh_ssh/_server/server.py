@@ -20,7 +20,7 @@ from bokeh_ssh._core.events import Launched, Launching, OnEvent, ServerExited, i
 from bokeh_ssh._core.framing import Reader, Tail
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.waiting import wait, wait_for
-from bokeh_ssh._server.bootstrap import control_client_script, supervisor_input
+from bokeh_ssh._server.bootstrap import control_client_script, list_pythons, supervisor_input
 from bokeh_ssh._server.diagnosis import StartFailure, refused
 from bokeh_ssh._server.launch_spec import COMPRESSION, Launch, encode_message, has_option
 from bokeh_ssh._server.local_runner import ShellRunner
@@ -31,8 +31,6 @@ from bokeh_ssh._server.session_ids import new_key
 from bokeh_ssh._ssh.remote_shell import exec_line
 from bokeh_ssh._ssh.runner import Runner, Session, Signals, Subsystems
 from bokeh_ssh._ssh.sftp_writer import Sftp
-
-__all__ = ["Launch", "Runner", "Server", "ServerRef", "Session"]
 
 #: Seconds that a login shell may take to say hello before it is looked why it does not.
 HESITATION = 4.0
@@ -141,11 +139,6 @@ class Server:
         return self.state.log.lines
 
     @property
-    def app_errors(self) -> tuple[str, ...]:
-        """What apps raised, as Bokeh wrote it: such an app's page is blank."""
-        return self.state.log.app_errors
-
-    @property
     def exit_status(self) -> int | None:
         """How it ended, negative for a signal; None while it runs, and where nobody could tell."""
         return self.state.exit_status
@@ -159,11 +152,6 @@ class Server:
     def detached(self) -> bool:
         """Whether it runs on without a client, for as long as nobody stops it."""
         return self.state.detached
-
-    @property
-    def taken(self) -> bool:
-        """Whether another client has taken it over, which is one way of being lost."""
-        return self.state.taken
 
     @property
     def connected(self) -> bool:
@@ -290,7 +278,7 @@ class Server:
         if not hello and not self.ended.is_set() and time.monotonic() < deadline:
             blocked = self.find_blocked_login(deadline)
             if blocked:
-                said = " / ".join((self._reader.noise.lines + self._stderr.lines)[-3:])
+                said = self._reader.last_words(self._stderr)
                 msg = f"a start file (such as ~/.bashrc), or what the login itself runs, {blocked}"
                 hint = (
                     "have the start file do that on a terminal only: [ -t 0 ] || return; an account without "
@@ -352,7 +340,6 @@ class Server:
             )
 
     def _adopt_order(self, server_ref: ServerRef) -> bytes:
-        pythons = dict.fromkeys(filter(None, (server_ref.python, self.launch.python, "python3", "python")))
         order = {
             "do": "adopt",
             "mark": self._nonce,
@@ -365,8 +352,9 @@ class Server:
             "timeout": 10,
         }
         env, text = self.launch.env, payload("control_client")
+        pythons = list_pythons(server_ref.python, self.launch.python)
         return control_client_script(
-            list(pythons), env, self._nonce, text, encode_message(order), server_ref.libraries
+            pythons, env, self._nonce, text, encode_message(order), server_ref.libraries
         )
 
     def wait_for_stage(self, stage: Stage, deadline: float) -> bool:
@@ -410,21 +398,18 @@ class Server:
         except SessionError:  # one at a time
             return ""
         session.write_eof()
+
+        def is_past() -> bool:
+            return state.stage > Stage.LOGIN or self._failed_or_ended()
+
         try:
-            for condition, seconds in (
-                (lambda: seen, deadline - time.monotonic()),
-                (lambda: False, HESITATION),
-            ):
-                with state.changed:
-                    wait_for(
-                        state.changed,
-                        lambda: condition() or state.stage > Stage.LOGIN or self._failed_or_ended(),  # noqa: B023
-                        seconds,
-                    )
+            with state.changed:
+                wait_for(state.changed, lambda: seen or is_past(), deadline - time.monotonic())
+                wait_for(state.changed, is_past, HESITATION)
         finally:
             _kill(session)
             session.close()
-        return seen if state.stage is Stage.LOGIN and not self._failed_or_ended() else ""
+        return "" if is_past() else seen
 
     def _failed_or_ended(self) -> bool:
         return bool(self.state.evidence.failed) or self.state.exit_status is not None or self._over
@@ -592,8 +577,8 @@ class Server:
                 if self.state.stage >= Stage.UPLOAD:
                     self.send(do="stop", patience=_ABORT / 3)
                     wait(self.state.gone, _ABORT)
-                else:
-                    self._kill()
+                elif self._session:  # a start file or setup that blocks knows no other end
+                    _kill(self._session)
         finally:
             self.close()
 
@@ -626,11 +611,6 @@ class Server:
             self._session.close()
         if self._lease_thread.is_alive() and self._lease_thread is not threading.current_thread():
             self._lease_thread.join(2)
-
-    def _kill(self) -> None:
-        """End what runs before the supervisor: a start file or setup that blocks knows no other end."""
-        if self._session:
-            _kill(self._session)
 
     # --- what the connection brings, on its own thread
 

@@ -26,7 +26,7 @@ from bokeh_ssh._core.framing import Reader, plain
 from bokeh_ssh._core.host import Target
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.waiting import wait_for
-from bokeh_ssh._server.bootstrap import APART, BACK, OWN
+from bokeh_ssh._server.bootstrap import APART, BACK, OWN, list_pythons
 from bokeh_ssh._server.server import Server
 from bokeh_ssh._ssh.agent_forwarding import lend_agent
 from bokeh_ssh._ssh.auth.agent import Agent
@@ -40,7 +40,6 @@ _MOST_EVENTS = 20
 #: Where a publisher beside a server finds what it is to do: a variable of its environment.
 SPECIFICATION = "BOKEH_SSH_PUBLICATION"
 _STOPPED = "the Bokeh host stopped publishing"
-_PYTHONS = ("python3", "python")
 
 
 class UnavailableError(Exception):
@@ -162,7 +161,7 @@ def publish_from_host(
         spec = _spec(request) | {"mark": mark, "forward": forward, "places": [there]}
         with lend_agent(host, agent, spec["user"]) if agent else contextlib.nullcontext():
             if publisher.wait("hello"):
-                session.write(encode(_script([python] if python else _PYTHONS, env, mark)))
+                session.write(encode(_script([python] if python else list_pythons(), env, mark)))
                 session.write(json.dumps(spec).encode() + b"\n")
             message = publisher.wait("port")
         if message is None:
@@ -208,8 +207,7 @@ def start_publisher_sidecar(
     forward = _keywords(request) | {"reconnect": True}
     places = [{"name": name} for name in names] if isinstance(wanted, str) else [{"remote_port": wanted[1]}]
     spec = _spec(request) | {"mark": "", "forward": forward, "places": places}
-    pythons = [server.server_ref.python] if server.server_ref else []
-    script = _script([*pythons, *_PYTHONS])
+    script = _script(list_pythons(server.server_ref.python if server.server_ref else None))
     word = server.start_sidecar(("/bin/sh", "-c", script), {SPECIFICATION: json.dumps(spec)}, _TIMEOUT)
     made = sidecar_endpoint(server, request)
     if made is None:

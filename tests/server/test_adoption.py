@@ -251,7 +251,7 @@ def test_ticket_takes_it_from_a_session_that_seems_to_be_there(bench: Bench, mar
     held = Held(bench, mark, grace=60)
     server = adopt(bench, ticket_of(held))
     assert held.server.wait(30)
-    assert held.server.taken
+    assert held.server.state.taken
     assert held.server.lost
     assert held.server.exit_status is None
     assert kinds(bench, ServerTaken, ServerExited) == [ServerTaken]
@@ -668,7 +668,7 @@ def test_server_outlives_its_connection(machine: Machine) -> None:
         with connect(host) as third:  # while the second still seems to be there
             last = Server.adopt(third, ticket, launch=launch)
             assert again.wait(30)
-            assert again.taken
+            assert again.state.taken
             assert last.pid == server.pid
             assert last.stop() is True
         with pytest.raises(ServerGoneError):

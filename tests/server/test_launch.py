@@ -234,11 +234,11 @@ def test_app_that_fails_is_told_with_its_traceback(bench: Bench) -> None:
     app = bench.path / "bad.py"
     app.write_text("import no_such_module_here\n")
     server = bench.start(app=(str(app),))
-    assert server.app_errors == ()
+    assert server.state.log.app_errors == ()
     assert get(server, "/bad") == 200
-    until(lambda: server.app_errors, what="the error is told")
+    until(lambda: server.state.log.app_errors, what="the error is told")
     (event,) = (event for event in bench.events if isinstance(event, AppFailed))
-    assert event.traceback == server.app_errors[0]
+    assert event.traceback == server.state.log.app_errors[0]
     assert "No module named 'no_such_module_here'" in event.traceback.splitlines()[-1]
 
 
