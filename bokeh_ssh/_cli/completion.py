@@ -10,7 +10,7 @@ import typer
 
 from bokeh_ssh._core.errors import BokehSSHError
 from bokeh_ssh._core.host import parse_target
-from bokeh_ssh._core.text import expand
+from bokeh_ssh._core.this_machine.home import expand
 from bokeh_ssh._ssh.config.syntax import all_words, split_keyword
 
 _MOST_FILES = 50

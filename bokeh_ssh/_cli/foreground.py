@@ -26,7 +26,7 @@ from bokeh_ssh._cli.std_streams import OutputError, current
 from bokeh_ssh._cli.tunnels.background import Leave
 from bokeh_ssh._cli.tunnels.control import answering
 from bokeh_ssh._core.errors import BokehSSHError, UsageError
-from bokeh_ssh._core.events import Event, Prompt, Question
+from bokeh_ssh._core.events import Event, Prompt, Question, ignore
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.text import clean
 from bokeh_ssh._tunnels.openable import Openable, follow_log, names_of
@@ -121,7 +121,7 @@ class Foreground:
             finally:
                 if self._leave and not stood:
                     self._leave.give_up()
-                self._streams.on_fault = _nothing
+                self._streams.on_fault = ignore
                 self._let_out()
         return 0
 
@@ -247,10 +247,6 @@ class Foreground:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _nothing() -> None:
-    pass
 
 
 def show(display: Display | JsonDisplay, browse: Callable[[], bool]) -> None:

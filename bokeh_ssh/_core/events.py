@@ -349,5 +349,5 @@ Prompt = Callable[[Question], "str | None"]
 OnEvent = Callable[[Event], None]
 
 
-def ignore(event: Event) -> None:
-    """Take an event and do nothing: the default ``on_event``."""
+def ignore(*_: object) -> None:
+    """Do nothing with an event, the default ``on_event``; or with whatever else somebody is told."""

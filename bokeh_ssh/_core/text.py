@@ -1,11 +1,9 @@
-"""Text from elsewhere, made fit to be used: shown in errors and questions, or taken as a path."""
+"""Text from elsewhere, made fit to be shown in errors and questions."""
 
 from __future__ import annotations
 
 import unicodedata
 from pathlib import Path
-
-from bokeh_ssh._core.this_machine.home import expand_home
 
 #: "Cc" moves the cursor and colours the terminal, "Cf" turns the reading direction, "Cs" cannot be printed,
 #: "Zl" and "Zp" are line ends that no editor shows as such.
@@ -28,11 +26,6 @@ def clean(raw: bytes | str, limit: int, *, lines: bool = False, tail: bool = Fal
     if len(kept) <= limit:
         return kept
     return "…" + kept[-limit:] if tail else kept[:limit] + "…"
-
-
-def expand(path: str) -> Path:
-    """Put the home directory for ``~``; a ``~`` whose home is not known stays."""
-    return Path(expand_home(path))
 
 
 def app_name(app: str) -> str:

@@ -85,8 +85,9 @@ class HttpGate:
         else:
             self._late(sock, origin)
 
-    def _note_leaving(self) -> None:
-        """Take note that one waits no longer; with the lock."""
+    def _remove(self, sock: socket.socket) -> None:
+        """Have one wait no longer; with the lock."""
+        del self._waiting[sock]
         if len(self._waiting) == _MOST_WAITING - 1:
             self._full(False)
 
@@ -97,7 +98,7 @@ class HttpGate:
             released, self._waiting = self._waiting, {}
             self._full(False)
         for sock, waiting in released.items():
-            self._io_loop.post(functools.partial(self._unwatch, sock, waiting))
+            self._io_loop.post(functools.partial(self._watch, sock, waiting, 0))
         return [(sock, waiting.origin, waiting.inspector) for sock, waiting in released.items()]
 
     # On the loop's thread.
@@ -133,9 +134,8 @@ class HttpGate:
             if not (passed or reason or not count):
                 self._wait_for_more(sock, waiting)
                 return
-            del self._waiting[sock]
-            self._note_leaving()
-        self._unwatch(sock, waiting)
+            self._remove(sock)
+        self._watch(sock, waiting, 0)
         if passed:
             self._accept(sock, waiting.origin, Opened(inspector, passed))
         elif reason:
@@ -163,8 +163,7 @@ class HttpGate:
                     no_delay(sock)
                     self._send(sock, waiting)
                     return
-                del self._waiting[sock]
-                self._note_leaving()
+                self._remove(sock)
             try:
                 passed = waiting.inspector.pass_static()
             except RequestRefusedError as exc:
@@ -194,8 +193,7 @@ class HttpGate:
             return
         except OSError as exc:
             log.debug("a local connection went away: %s", exc)
-            del self._waiting[sock]
-            self._note_leaving()
+            self._remove(sock)
             self._watch(sock, waiting, 0)
             reset(sock)
             return
@@ -226,20 +224,17 @@ class HttpGate:
             self._expire(sock, waiting)
 
     def _watch(self, sock: socket.socket, waiting: _Waiting, wanted: int) -> None:
+        """Have the selector look for what is wanted, 0 for nothing."""
         if waiting.watched != wanted:
             self._io_loop.watch(sock, waiting.watched, wanted, lambda _: self._read_head(sock, waiting))
             waiting.watched = wanted
-
-    def _unwatch(self, sock: socket.socket, waiting: _Waiting) -> None:
-        self._watch(sock, waiting, 0)
 
     def _expire(self, sock: socket.socket, waiting: _Waiting) -> None:
         with self._lock:
             if self._waiting.get(sock) is not waiting:
                 return
-            del self._waiting[sock]
-            self._note_leaving()
-        self._unwatch(sock, waiting)
+            self._remove(sock)
+        self._watch(sock, waiting, 0)
         (reset if waiting.inspector.unsent else finish)(sock)
 
     def _give_way(self) -> None:

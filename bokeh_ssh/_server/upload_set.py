@@ -11,7 +11,7 @@ from pathlib import Path
 from bokeh_ssh._core.errors import UploadError, UsageError
 from bokeh_ssh._core.file_reader import Reading
 from bokeh_ssh._core.settings import setting
-from bokeh_ssh._core.text import expand
+from bokeh_ssh._core.this_machine.home import expand
 from bokeh_ssh._server.gitignore import Ignored
 
 

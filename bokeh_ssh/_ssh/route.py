@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from bokeh_ssh._core.errors import ConfigError, UsageError
 from bokeh_ssh._core.host import Host, as_paths
 from bokeh_ssh._core.settings import setting
-from bokeh_ssh._core.text import expand
+from bokeh_ssh._core.this_machine.home import expand
 from bokeh_ssh._ssh.config import lookup
 from bokeh_ssh._ssh.config.lookup import HostConfig, Session
 from bokeh_ssh._ssh.tcp import Origin

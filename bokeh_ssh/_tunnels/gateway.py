@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from bokeh_ssh._core.endpoint import Endpoint, check_name
 from bokeh_ssh._core.errors import ConnectionLostError, ServerNotFoundError, UsageError
-from bokeh_ssh._core.events import Ready, ReverseForwarded
+from bokeh_ssh._core.events import Ready, ReverseForwarded, ignore
 from bokeh_ssh._core.host import Host, check_port, parse_target
 from bokeh_ssh._core.settings import set_to, setting
 from bokeh_ssh._forwarding.published_sockets import Spot, private_socket
@@ -223,7 +223,7 @@ class GatewayParts(TunnelParts):
         """Have the gateway listen for the server, by the host or by a relay."""
         options, session, before = self._options, self._session, self._end
         stack = session.connection_stack
-        warn = session.life.warn if before is None else _nothing  # once is enough
+        warn = session.life.warn if before is None else ignore  # once is enough
         end, reason = None, ""
         if options.reverse != "relay":
             try:
@@ -258,7 +258,3 @@ class GatewayParts(TunnelParts):
         server.on_sidecar_ended(lost)
         if not server.sidecar_status:  # it ended in between
             lost()
-
-
-def _nothing(_: object) -> None:
-    pass

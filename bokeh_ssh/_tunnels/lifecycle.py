@@ -24,7 +24,7 @@ from typing import Any, Literal, Protocol
 from bokeh_ssh._core.dispatcher import Dispatcher, parked
 from bokeh_ssh._core.endpoint import Endpoint
 from bokeh_ssh._core.errors import BokehSSHError, TunnelClosedError
-from bokeh_ssh._core.events import Closed, Event, Lost, Warned
+from bokeh_ssh._core.events import Closed, Event, Lost, Warned, ignore
 from bokeh_ssh._core.waiting import SLICE, wait, wait_for, wanted
 from bokeh_ssh._forwarding.status import TunnelStatus
 from bokeh_ssh._jobs.job import Job
@@ -184,10 +184,10 @@ class Lifecycle:
         self.error: BokehSSHError | None = None
         self.stack = contextlib.ExitStack()
         self.change = threading.Condition()
-        self.on_state: Callable[[], object] = _nothing
-        self.on_log: Callable[[list[str]], object] = _nothing
+        self.on_state: Callable[[], object] = ignore
+        self.on_log: Callable[[list[str]], object] = ignore
         self._events = events
-        self.deliver = deliver or _nothing
+        self.deliver = deliver or ignore
         self._opener: threading.Thread | None = None
         self._closer: threading.Thread | None = None
         self._cancelled = False
@@ -462,7 +462,3 @@ class Lifecycle:
         """Wait until ``on_event`` has taken all events so far, with a deadline."""
         hurry = isinstance(sys.exc_info()[1], KeyboardInterrupt)
         self._events.drain(_HURRIED if hurry else _HANDLERS)
-
-
-def _nothing(*_: object) -> None:
-    pass

@@ -19,11 +19,11 @@ from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.text import app_name
 from bokeh_ssh._server.launch_spec import Launch
 from bokeh_ssh._server.local_runner import ShellRunner
+from bokeh_ssh._server.options import BOKEH_PORT, LOOPBACK
 from bokeh_ssh._server.server import Server
 from bokeh_ssh._tunnels.local_session import LocalSession
-from bokeh_ssh._tunnels.remote_forward import LOOPBACK, RemoteForward, RemoteForwardParts
+from bokeh_ssh._tunnels.remote_forward import RemoteForward, RemoteForwardParts
 
-BOKEH_PORT = 5006
 _CONNECT_TIMEOUT = 5.0
 
 
@@ -95,7 +95,7 @@ class Publication(RemoteForward):
                 raise UsageError(msg, hint=f"leave out the app, or {setting(given)}")
             # The other half takes the same number on the person's machine, or one nearby.
             pages = nearby(remote_port or BOKEH_PORT)
-            origins = [f"{name}:{page}" for page in pages for name in ("localhost", "127.0.0.1")]
+            origins = [f"{name}:{page}" for page in pages for name in ("localhost", LOOPBACK)]
             self._launch = Launch(
                 app=tuple(app),
                 args=tuple(args),

@@ -23,7 +23,7 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from bokeh_ssh._core.text import expand
+from bokeh_ssh._core.this_machine.home import expand
 
 #: Seconds that a browser has to start, and to read it.
 _STAYS = 60.0

@@ -26,6 +26,7 @@ from bokeh_ssh._forwarding.listener_probe import ListenerProbe
 from bokeh_ssh._forwarding.local_sockets import check_here
 from bokeh_ssh._forwarding.published_sockets import named_socket
 from bokeh_ssh._forwarding.remote_sockets import listening_at
+from bokeh_ssh._server.options import LOOPBACK
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._ssh.relay import SocketRelay
 from bokeh_ssh._ssh.tcp import Address, resolve
@@ -42,7 +43,6 @@ _DIAL_TIMEOUT = 10.0
 #: On Linux all of 127.0.0.0/8 is this machine, so that a listener on 127.0.0.1 alone does not answer here
 #: while one on every address does. Elsewhere nothing answers, and nothing is learnt.
 OTHER_LOOPBACK = "127.0.0.2"
-LOOPBACK = "127.0.0.1"
 
 
 def to_local(connection: Connection, target: Endpoint) -> IncomingHandler:

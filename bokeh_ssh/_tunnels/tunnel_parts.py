@@ -19,7 +19,7 @@ from bokeh_ssh._core.errors import (
     ServerGoneError,
     ServerNotFoundError,
 )
-from bokeh_ssh._core.events import Attached, Ready
+from bokeh_ssh._core.events import Attached, Ready, ignore
 from bokeh_ssh._core.host import Host
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._forwarding.listener import LocalAcceptor, bind, open_acceptor
@@ -287,7 +287,7 @@ class ServerAcquisition:
                 launch,
                 on_event=self._session.on_server_event,
                 on_begin=begin,
-                bring=self._file_sync.upload_all if self._file_sync else _nothing,
+                bring=self._file_sync.upload_all if self._file_sync else ignore,
             )
             found = self._hold(connection, server)
             if found.routes[0].endswith("/") and self._options.names_app_in_command:
@@ -463,10 +463,6 @@ class ServerAcquisition:
 def is_far(connection: Connection) -> bool:
     """Return whether the line is slow, as far as is known."""
     return connection.transport.rtt > _FAR
-
-
-def _nothing(_: object) -> None:
-    pass
 
 
 def _has_ended(connection: Connection, server: Server) -> bool:

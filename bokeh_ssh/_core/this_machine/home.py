@@ -23,6 +23,11 @@ def expand_home(path: str) -> str:
     return os.path.expanduser(path)  # noqa: PTH111 - Path.expanduser() fails where there is none
 
 
+def expand(path: str) -> Path:
+    """Put it for ``~`` likewise, in a path to be used here."""
+    return Path(expand_home(path))
+
+
 def find_home() -> Path | None:
     """Return it; None where there is none."""
     home = Path(expand_home("~"))

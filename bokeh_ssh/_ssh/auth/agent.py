@@ -25,7 +25,7 @@ from paramiko.agent import (
 from paramiko.message import Message
 from paramiko.ssh_exception import SSHException
 
-from bokeh_ssh._core.text import expand
+from bokeh_ssh._core.this_machine.home import expand
 from bokeh_ssh._ssh.messages import string, strings
 
 #: Seconds for an agent to say which keys it has: it needs nobody's help for that.

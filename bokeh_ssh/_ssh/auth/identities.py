@@ -24,7 +24,8 @@ from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.events import Question
 from bokeh_ssh._core.host import Host
 from bokeh_ssh._core.settings import setting
-from bokeh_ssh._core.text import clean, expand
+from bokeh_ssh._core.text import clean
+from bokeh_ssh._core.this_machine.home import expand
 from bokeh_ssh._ssh.auth import public_keys
 from bokeh_ssh._ssh.auth.agent import Agent, AgentError, AgentKey
 from bokeh_ssh._ssh.auth.private_keys import (
@@ -355,7 +356,7 @@ def check_keys(host: Host) -> None:
 def _check_file(path: Path, name: str) -> None:
     try:
         with path.open("rb") as file:
-            text = file.read(1 << 20)
+            text = file.read(_MOST_BYTES)
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
         if isinstance(exc, FileNotFoundError) and beside(path, ".pub").exists():
             return  # the agent may hold its private half
