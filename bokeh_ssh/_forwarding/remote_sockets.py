@@ -27,12 +27,12 @@ from bokeh_ssh._core.errors import (
 )
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._ssh.connection import Connection
+from bokeh_ssh._ssh.messages import CONNECT_FAILED
 from bokeh_ssh._ssh.remote_shell import begin, run_script
 from bokeh_ssh._ssh.transport import Channel, IncomingHandler
 
 log = logging.getLogger("bokeh_ssh.forward")
 
-_CONNECT_FAILED = 2
 #: Seconds for a command there; a login shell's start files may be slow.
 _PATIENCE = 10.0
 #: Seconds for the goodbye: to see that the line is up, and to tidy up where it is.
@@ -287,7 +287,7 @@ def check_forbidden(connection: Connection, path: str) -> None:
 
 
 def _refuse(channel: Channel, origin: Origin) -> None:
-    channel.reject(_CONNECT_FAILED)
+    channel.reject(CONNECT_FAILED)
 
 
 def _answers(connection: Connection, path: str) -> bool | None:

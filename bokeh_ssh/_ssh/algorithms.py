@@ -17,9 +17,9 @@ from bokeh_ssh._core.errors import ConfigError
 from bokeh_ssh._core.patterns import matches, matches_list
 from bokeh_ssh._core.text import clean
 from bokeh_ssh._ssh.crypto import chacha20_poly1305, mldsa
+from bokeh_ssh._ssh.messages import CERTIFICATE
 
 _PARAMIKO: Any = paramiko.Transport
-_CERTIFICATE = "-cert-v01@openssh.com"
 #: Names of a server's list that an error shows.
 _MOST_SHOWN = 50
 
@@ -132,7 +132,7 @@ def _usual_host_keys() -> tuple[str, ...]:
     plain: tuple[str, ...] = tuple(_PARAMIKO._preferred_keys)
     if mldsa.is_available():
         plain = _beside(plain, "ssh-ed25519", after=mldsa.NAME)
-    return (*plain, *(name + _CERTIFICATE for name in plain if name != mldsa.NAME))
+    return (*plain, *(name + CERTIFICATE for name in plain if name != mldsa.NAME))
 
 
 @dataclass(frozen=True)
@@ -192,10 +192,10 @@ def signatures(kind: str, line: str | None) -> tuple[str, ...]:
 
     :param line: PubkeyAcceptedAlgorithms of the ssh config
     """
-    bare = kind.removesuffix(_CERTIFICATE)
+    bare = kind.removesuffix(CERTIFICATE)
     ending = kind[len(bare) :]
     names = [name + ending for name in _RSA_SIGNATURES] if bare == "ssh-rsa" else [kind]
-    usual = [*(name.removesuffix("@openssh.com") + _CERTIFICATE for name in _PUBLIC_KEYS), *_PUBLIC_KEYS]
+    usual = [*(name.removesuffix("@openssh.com") + CERTIFICATE for name in _PUBLIC_KEYS), *_PUBLIC_KEYS]
     every = [*usual, *(name for name in names if name not in usual)]
     usual = [name for name in every if not name.startswith("ssh-rsa")]
     return tuple(name for name in choose(line, usual, every) if name in names)

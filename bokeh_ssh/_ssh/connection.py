@@ -26,7 +26,7 @@ from bokeh_ssh._core.fork import in_child
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.waiting import clocks, wait
 from bokeh_ssh._ssh.io_loop import IOLoop
-from bokeh_ssh._ssh.messages import AGENT_REQUEST, string
+from bokeh_ssh._ssh.messages import AGENT_REQUEST, CONNECT_FAILED, PROHIBITED, SHORTAGE, UNKNOWN_TYPE, string
 from bokeh_ssh._ssh.relay import MakeRelay, SocketRelay, reset
 from bokeh_ssh._ssh.route import Hop
 from bokeh_ssh._ssh.session import Session
@@ -49,10 +49,6 @@ _OF_KEY = ", unless it is your key's own line in authorized_keys there (restrict
 _UNUSED = "it was closed while nothing used it, perhaps by the server's UnusedConnectionTimeout"
 #: A port that hardly anything listens on (tcpmux).
 _NO_PORT = 1
-_PROHIBITED = 1
-_CONNECT_FAILED = 2
-_UNKNOWN_TYPE = 3
-_SHORTAGE = 4
 #: What servers say that forbid a target with the reason of one that cannot be reached (Erlang: "Forwarding
 #: disabled"); an errno's words are none of these.
 _FORBIDS = re.compile(
@@ -343,7 +339,7 @@ class Connection:
         began = time.monotonic()
 
         def refused(code: int, text: str) -> None:
-            if code == _CONNECT_FAILED and self._is_crowded(target, began):
+            if code == CONNECT_FAILED and self._is_crowded(target, began):
                 self.io_loop.post(lambda: self.io_loop.later(_RETRY, try_open))
                 return
             log.info("%s: %s: %s", self.name, format_endpoint(target), text or f"refused, reason {code}")
@@ -516,20 +512,20 @@ class Connection:
         """Make the error for a channel to ``target`` that was refused with this reason."""
         where = format_endpoint(target)
         is_path = isinstance(target, str)
-        reaches_none = code in (_UNKNOWN_TYPE, _SHORTAGE)
-        if code == _PROHIBITED or (not reaches_none and _FORBIDS.search(text)):
-            said = "" if code == _PROHIBITED else f" ({text})"
+        reaches_none = code in (UNKNOWN_TYPE, SHORTAGE)
+        if code == PROHIBITED or (not reaches_none and _FORBIDS.search(text)):
+            said = "" if code == PROHIBITED else f" ({text})"
             msg = f"the server forbids forwarding to {where}{said}"
             names = "AllowStreamLocalForwarding" if is_path else "AllowTcpForwarding and PermitOpen"
             return ForwardingRefusedError(
                 msg, host=self.name, hint=f"ask the administrator for {names}{_OF_KEY}"
             )
-        if code == _UNKNOWN_TYPE:
+        if code == UNKNOWN_TYPE:
             msg = f"the server cannot forward to {where}, or to any other {'socket' if is_path else 'port'}"
             hint = "use a port in place of the socket" if is_path else "its SSH program has no forwards"
             return ForwardingRefusedError(msg, host=self.name, hint=hint)
         if not reaches_none:  # MINA has 0 for a name that does not resolve
-            why = text or ("connect failed" if code == _CONNECT_FAILED else f"reason {code}")
+            why = text or ("connect failed" if code == CONNECT_FAILED else f"reason {code}")
             msg = f"nothing answers on {where} there ({why})"
             hint = "check that the server runs and the port"
             if is_path:  # OpenSSH gives this reason for all, a prohibition too

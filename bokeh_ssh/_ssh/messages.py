@@ -1,10 +1,14 @@
-"""Strings as all of SSH writes them, and the names of what a lent agent is asked for. Pure text."""
+"""Strings as all of SSH writes them, and names and numbers that several parts of it use. Pure text."""
 
 from __future__ import annotations
 
 #: Channels that lead to a lent SSH agent, and the request for them (draft-ietf-sshm-ssh-agent, section 4).
 AGENT = "auth-agent@openssh.com"
 AGENT_REQUEST = b"auth-agent-req@openssh.com"
+#: What ends the type of a certificate.
+CERTIFICATE = "-cert-v01@openssh.com"
+#: Why a channel is refused (RFC 4254, section 5.1).
+PROHIBITED, CONNECT_FAILED, UNKNOWN_TYPE, SHORTAGE = 1, 2, 3, 4
 
 
 def string(raw: bytes | str) -> bytes:

@@ -56,7 +56,7 @@ from bokeh_ssh._core.waiting import wait
 from bokeh_ssh._ssh.algorithms import CIPHERS, KEX, MACS, Algorithms, Mismatch, Offer
 from bokeh_ssh._ssh.crypto import mldsa
 from bokeh_ssh._ssh.io_loop import IOLoop
-from bokeh_ssh._ssh.messages import AGENT, strings
+from bokeh_ssh._ssh.messages import AGENT, CONNECT_FAILED, PROHIBITED, SHORTAGE, strings
 from bokeh_ssh._ssh.packetizer import ChannelData, InflateError, Inflater, Packetizer
 
 log = logging.getLogger("bokeh_ssh.transport")
@@ -71,10 +71,8 @@ WINDOW = 2 * 1024 * 1024
 MOST_WINDOW = 32 * 1024 * 1024
 #: The largest packet of channel data taken; OpenSSH sends 32 KiB at most.
 MAX_PACKET = 128 * 1024
-_ADMINISTRATIVELY_PROHIBITED = 1
 #: In place of a reason code, all of which a server may send: nobody has answered.
 LOST = -1
-_CONNECT_FAILED = 2
 #: Seconds after which a server that has answered no global request is asked for a channel in addition: of a
 #: kind that there is not, so that it refuses.
 _UNANSWERED = 0.4
@@ -82,7 +80,6 @@ _NO_KIND = b"probe@bokeh-ssh"
 _uint32 = struct.Struct(">I").unpack_from
 _numbers = struct.Struct(">II").unpack_from
 _MOST_TEXT = 1024  # bytes of a name that a server may tell
-_RESOURCE_SHORTAGE = 4
 #: Bytes by which the windows of all streams of a connection may grow together: the bound of what slow
 #: readers can make us keep, on top of 2 MiB for each of them.
 _WINDOW_BUDGET = 64 * 1024 * 1024
@@ -373,7 +370,7 @@ class Channel:
         if self._close_received:  # the connection died meanwhile, and told nobody
             handler.on_lost()
 
-    def reject(self, code: int = _ADMINISTRATIVELY_PROHIBITED, text: bytes = b"") -> None:
+    def reject(self, code: int = PROHIBITED, text: bytes = b"") -> None:
         """Refuse it with a reason code of RFC 4254, section 5.1."""
         self._close_sent = True
         self._transport.send_later(
@@ -464,7 +461,7 @@ class Channel:
         """Take the far side's CLOSE, and answer it."""
         self._close_received = True
         if self.asked:  # in place of an answer, which nobody needs to wait for any more
-            self.refused(_CONNECT_FAILED, "the server closed it")
+            self.refused(CONNECT_FAILED, "the server closed it")
         self.handler.on_close()
         answered = self._send_close()  # at once (RFC 4254, section 5.3), whatever the sink has yet to deliver
         self._end(waits=answered and self.window.waiting > 0)
@@ -1067,14 +1064,14 @@ class Transport(_Base):
         elif (
             max(len(self._channels), self.io_loop.open_relays) >= _MOST_INCOMING
         ):  # closed ones still deliver
-            channel.reject(_RESOURCE_SHORTAGE)
+            channel.reject(SHORTAGE)
         else:
             self._channels[channel.number] = channel
             try:
                 handler(channel, found[1])
             except Exception:  # one connection's failure must not end the others
                 log.exception("a forwarded connection failed")
-                channel.reject(_CONNECT_FAILED)
+                channel.reject(CONNECT_FAILED)
 
     def _find_listener(self, where: Endpoint) -> IncomingHandler | None:
         handler = self._listeners.get(where)

@@ -28,6 +28,7 @@ from bokeh_ssh._forwarding.published_sockets import named_socket
 from bokeh_ssh._forwarding.remote_sockets import listening_at
 from bokeh_ssh._server.options import LOOPBACK
 from bokeh_ssh._ssh.connection import Connection
+from bokeh_ssh._ssh.messages import CONNECT_FAILED
 from bokeh_ssh._ssh.relay import SocketRelay
 from bokeh_ssh._ssh.tcp import Address, resolve
 from bokeh_ssh._ssh.transport import Channel, IncomingHandler
@@ -38,7 +39,6 @@ from bokeh_ssh._tunnels.options import RemoteForwardOptions, arguments_of
 
 log = logging.getLogger("bokeh_ssh.forward")
 
-_CONNECT_FAILED = 2
 _DIAL_TIMEOUT = 10.0
 #: On Linux all of 127.0.0.0/8 is this machine, so that a listener on 127.0.0.1 alone does not answer here
 #: while one on every address does. Elsewhere nothing answers, and nothing is learnt.
@@ -58,7 +58,7 @@ def to_local(connection: Connection, target: Endpoint) -> IncomingHandler:
         def dialled(sock: socket.socket | None, error: OSError | None) -> None:
             if sock is None:
                 log.info("%s: %s", format_endpoint(target), error)
-                channel.reject(_CONNECT_FAILED)
+                channel.reject(CONNECT_FAILED)
                 return
             channel.accept()
             channel.attach(io_loop.relay(sock, channel))
@@ -83,7 +83,7 @@ def to_peer(gateway: Connection, peer: Connection, target: Endpoint) -> Incoming
 
         def refused(code: int, text: str) -> None:
             log.info("%s: %s: %s", peer.name, format_endpoint(target), text or f"refused, reason {code}")
-            channel.reject(_CONNECT_FAILED)
+            channel.reject(CONNECT_FAILED)
 
         peer.open_channel(target, origin, opened, refused)
 

@@ -361,17 +361,12 @@ def test_rsa_without_common_algorithm(
         (lambda folder: _write(folder / "garbage", b"not a key\n"), "is not a private key"),
     ],
 )
-def test_bad_key_file(
-    make_bed: Callable[..., Bed], keys: Path, make: Callable[[Path], Path], text: str
-) -> None:
-    """A key file named by the caller that cannot work is a usage error, before anything is sent."""
-    bed = make_bed({"publickey"})
+def test_bad_key_file(keys: Path, make: Callable[[Path], Path], text: str) -> None:
+    """A key file named by the caller that cannot work is a usage error."""
     path = make(keys)
     with pytest.raises(UsageError, match=text) as caught:
-        enter(bed.port, key_filename=path)
-    assert str(path) in str(caught.value)
-    with pytest.raises(UsageError):
         identities.check_keys(Host("far.example", key_filename=path))
+    assert str(path) in str(caught.value)
 
 
 def _write(path: Path, data: bytes) -> Path:
@@ -379,13 +374,12 @@ def _write(path: Path, data: bytes) -> Path:
     return path
 
 
-def test_bad_pkey(make_bed: Callable[..., Bed], keys: Path) -> None:
+def test_bad_pkey(keys: Path) -> None:
     """A pkey that is none, or is only a public key, is a usage error."""
     public = paramiko.Ed25519Key(data=make_key(keys / "id").public_data)
-    bed = make_bed({"publickey"})
     for pkey in ("id_rsa", public):
         with pytest.raises(UsageError, match="pkey"):
-            enter(bed.port, pkey=pkey)
+            identities.check_keys(Host("far.example", pkey=pkey))  # type: ignore[arg-type]
 
 
 def test_unreadable_default_key(make_bed: Callable[..., Bed], account: Path) -> None:

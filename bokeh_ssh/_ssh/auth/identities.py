@@ -40,13 +40,12 @@ from bokeh_ssh._ssh.auth.private_keys import (
 )
 from bokeh_ssh._ssh.config.lookup import HostConfig
 from bokeh_ssh._ssh.crypto.security_key import DeviceError, SecurityKey
+from bokeh_ssh._ssh.messages import CERTIFICATE
 
 log = logging.getLogger("bokeh_ssh.auth")
 
 #: In the order of ssh(1); the last is OpenSSH 10.6's.
 DEFAULT_KEYS = ("id_rsa", "id_ecdsa", "id_ecdsa_sk", "id_ed25519", "id_ed25519_sk", "id_mldsa44_ed25519")
-#: What ends the type of a certificate.
-CERTIFICATE = "-cert-v01@openssh.com"
 _MOST_BYTES = 1 << 20
 #: NumberOfPasswordPrompts of ssh_config(5), for passwords, passphrases and rounds of questions alike.
 PROMPTS = 3

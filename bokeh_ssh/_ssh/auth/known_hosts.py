@@ -20,6 +20,7 @@ from typing import Literal
 from bokeh_ssh._core.patterns import lower, matches_host
 from bokeh_ssh._ssh.auth import public_keys
 from bokeh_ssh._ssh.auth.public_keys import PublicKey
+from bokeh_ssh._ssh.messages import CERTIFICATE
 
 log = logging.getLogger("bokeh_ssh.hostkeys")
 
@@ -29,7 +30,7 @@ Marker = Literal["", "cert-authority", "revoked"]
 #: A line may name an RSA key by its signature algorithm.
 _SAME = {"rsa-sha2-256": "ssh-rsa", "rsa-sha2-512": "ssh-rsa"}
 _CERTIFICATES = tuple(
-    f"{kind}-cert-v01@openssh.com"
+    f"{kind}{CERTIFICATE}"
     for kind in (
         "ssh-ed25519",
         "ecdsa-sha2-nistp256",

@@ -32,7 +32,6 @@ from bokeh_ssh._ssh.auth.agent import Agent, agent_address
 from bokeh_ssh._ssh.auth.identities import (
     PROMPTS,
     Identity,
-    check_keys,
     find_identities,
     key_type,
 )
@@ -102,7 +101,6 @@ def login(
     :param ahead: asks for what will be wanted once we are logged in; called with a login that is expected to
         succeed, so perhaps never
     :return: the methods that succeeded, in order
-    :raises UsageError: if a key named in ``host`` cannot work
     :raises PromptRequiredError: if a person had to be asked, and there is no ``host.prompt``
     :raises TooManyKeysError: if the server hung up after too many keys
     :raises SecurityKeyAbsentError: if it was refused, and a security key was not plugged in or not touched
@@ -111,7 +109,6 @@ def login(
     :raises ConnectTimeoutError: if the server did not answer in time
     :raises ConnectionLostError: if the connection broke
     """
-    check_keys(host)
     address = agent_address(config.identity_agent) if host.allow_agent else None
     with contextlib.closing(Agent(address)) as agent:
         attempt = _Login(UserAuth(transport, user, timeout), host, config, agent, warn, touch, memory, ahead)

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from bokeh_ssh._core.patterns import matches
 from bokeh_ssh._ssh.crypto import mldsa
-from bokeh_ssh._ssh.messages import string, strings
+from bokeh_ssh._ssh.messages import CERTIFICATE, string, strings
 
 #: How many strings follow the name in a key of each type.
 _FIELDS = {
@@ -37,8 +37,7 @@ _FIELDS = {
 }
 #: All types, best first.
 KINDS = tuple(_FIELDS)
-_CERT = "-cert-v01@openssh.com"
-_CERTIFIED = {name.removesuffix("@openssh.com") + _CERT: name for name in _FIELDS}
+_CERTIFIED = {name.removesuffix("@openssh.com") + CERTIFICATE: name for name in _FIELDS}
 #: OpenSSH takes no smaller ones either (SSH_RSA_MINIMUM_MODULUS_SIZE).
 _LEAST_RSA_BITS = 1024
 _TOO_LONG = "it has something after its end"

@@ -29,6 +29,7 @@ from paramiko.message import Message
 
 from bokeh_ssh._core.text import clean
 from bokeh_ssh._core.waiting import heed
+from bokeh_ssh._ssh.messages import CERTIFICATE
 
 #: Seconds for the answer to a password or a code, at least: the server may itself be waiting for a person
 #: (a push to a phone). sshd's LoginGraceTime.
@@ -39,7 +40,6 @@ _SLICE = 0.5
 _MOST_QUESTIONS = 64
 _MOST_TEXT = 4096
 _MOST_SAID = 8
-_CERTIFICATE = "-cert-v01@openssh.com"
 #: Messages of gssapi-with-mic (RFC 4462, section 3): a number beyond 60 means this method alone.
 _GSS_TOKEN, _GSS_ERROR, _GSS_ERROR_TOKEN, _GSS_MIC = 61, 64, 65, 66
 
@@ -199,7 +199,7 @@ class UserAuth(AuthHandler):
         if not ours[0].startswith(("rsa-", "ssh-rsa")):
             return ours[0]
         names = clean(theirs, _MOST_TEXT).split(",")
-        return next((name for name in ours if name.removesuffix(_CERTIFICATE) in names), None)
+        return next((name for name in ours if name.removesuffix(CERTIFICATE) in names), None)
 
     def send_password(self, password: str) -> Reply:
         """Log in with a password (RFC 4252, section 8)."""
