@@ -79,6 +79,7 @@ class Display:
 
     :param moving: whether a line may move at all; it would garble log lines
     :param quiet: show the address, and what is wrong; nothing else
+    :ivar moving: whether a person watches the lines move
     :ivar ready: what the last :class:`Ready` said opens it
     :ivar wording: words the settings that errors name
     """
@@ -92,7 +93,7 @@ class Display:
     ) -> None:
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         able = self._console.is_terminal and not self._console.is_dumb_terminal
-        self._moving = moving and able and not quiet
+        self.moving = moving and able and not quiet
         self._quiet = quiet
         self._marks = _MARKS if self._console.encoding.startswith("utf") else _ASCII_MARKS
         self._lock = threading.RLock()
@@ -107,11 +108,6 @@ class Display:
         self.ready = ""
         self.wording: Wording = as_flag
         self._advise_app = advise_app
-
-    @property
-    def moving(self) -> bool:
-        """Whether a person watches the lines move."""
-        return self._moving
 
     # What is told.
 
@@ -160,7 +156,7 @@ class Display:
     def addresses(self, *texts: str) -> None:
         """Write addresses on standard output, each as one line by itself."""
         # Where no line moves, nobody who waits for a reader of standard error keeps the address back.
-        with self._lock if self._moving else contextlib.nullcontext():
+        with self._lock if self.moving else contextlib.nullcontext():
             self._stop()
             console = Console(highlight=False, soft_wrap=True)
             if console.is_terminal and not self._quiet:
@@ -178,12 +174,14 @@ class Display:
         none = "No tunnel is open on this machine; for your servers on another one: bokeh-ssh ls HOST"
         self._table(TUNNEL_HEAD, list(map(tunnel_row, tunnels)), none)
 
-    def _table(self, head: Sequence[str], rows: Sequence[Sequence[str]], none: str) -> None:
+    def _table(
+        self, head: Sequence[str], rows: Sequence[Sequence[str]], none: str = "", before: str = ""
+    ) -> None:
         with self._lock:
             self._stop()
             console = Console(highlight=False)
             if not console.is_terminal:
-                sys.stdout.writelines("\t".join(words) + "\n" for words in rows)
+                sys.stdout.writelines(before + "\t".join(words) + "\n" for words in rows)
             elif rows:
                 table = Table(*head, box=None, pad_edge=False, header_style="dim")
                 for words in rows:
@@ -220,19 +218,9 @@ class Display:
         self._write(Line("done", f"Ended {what} to {tunnel.host} (process {tunnel.pid})"))
 
     def jobs(self, jobs: Sequence[ListedJob]) -> None:
-        """Write a table of jobs on standard output; elsewhere than on a terminal, parted by tabs."""
+        """Write a table of jobs, likewise; elsewhere each line begins with "job"."""
         rows = [(job.id, job.name, job.state, job.node or job.reason, job.left) for job in jobs]
-        with self._lock:
-            self._stop()
-            console = Console(highlight=False)
-            if not console.is_terminal:
-                sys.stdout.writelines("\t".join(("job", *row)) + "\n" for row in rows)
-                return
-            head = ("JOB", "NAME", "STATE", "NODE OR REASON", "TIME LEFT")
-            table = Table(*head, box=None, pad_edge=False, header_style="dim")
-            for row in rows:
-                table.add_row(*map(Text, row))
-            console.print(table)
+        self._table(("JOB", "NAME", "STATE", "NODE OR REASON", "TIME LEFT"), rows, before="job\t")
 
     def cancelled(self, job: ListedJob) -> None:
         """Write which job was cancelled."""
@@ -256,7 +244,7 @@ class Display:
     def begin(self, text: str) -> None:
         """Say what is done now, to a person who watches."""
         with self._lock:
-            if self._moving:
+            if self.moving:
                 self._begin(Line("begin", text))
 
     def finding(self, finding: Finding) -> None:
@@ -336,13 +324,13 @@ class Display:
 
     def stop(self) -> None:
         """Let no line move any more."""
-        with self._lock if self._moving else contextlib.nullcontext():
+        with self._lock if self.moving else contextlib.nullcontext():
             self._stop()
             self._stage = ""
 
     def _begin(self, line: Line) -> None:
         text = clean(line.text, LONGEST)
-        if not self._moving and not self._quiet:
+        if not self.moving and not self._quiet:
             when = f" in {line.wait:.0f} s" if line.wait else ""
             why = f": {clean(line.more, LONGEST)}" if line.more else ""
             self._console.print(Text(f"{text}{when}{why}"))
@@ -354,7 +342,7 @@ class Display:
         self._due = time.monotonic() + wait
 
     def _start(self) -> None:
-        if self._moving and self._live is None:
+        if self.moving and self._live is None:
             self._live = Live(
                 console=self._console,
                 get_renderable=self._moving_line,
@@ -399,7 +387,7 @@ class Display:
                 text.append(f"  {now - self._due:.1f} s{total}", style="dim")
             if line.kind == "done":
                 self._stage = ""
-            mark = (f"{self._marks[line.kind]} ", f"bold {_STYLES[line.kind]}") if self._moving else ""
+            mark = (f"{self._marks[line.kind]} ", f"bold {_STYLES[line.kind]}") if self.moving else ""
             self._console.print(Text.assemble(mark, text))
             for more in clean(line.more, 20_000, lines=True, tail=True).splitlines():
                 self._console.print(Text(f"  | {more}", style="dim"))

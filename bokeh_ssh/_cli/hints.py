@@ -87,7 +87,7 @@ def nearest(name: str, names: Collection[str]) -> str:
 
 
 def advise(error: BokehSSHError, apps: Sequence[str], typed: Mapping[str, Any]) -> None:
-    """Give the error a better next step, where what was typed shows what was meant.
+    """Put a better next step into the error, where what was typed shows what was meant.
 
     :param apps: the apps that were named
     :param typed: the keywords that were typed

@@ -103,7 +103,7 @@ class Flag:
 
     @property
     def parameter(self) -> inspect.Parameter:
-        """Return it as a parameter of a function, as typer wants it: None where it was not typed."""
+        """It as a parameter of a function, as typer wants it: None where it was not typed."""
         default = getattr(GatewayOptions, self.keyword, None)
         option = typer.Option(
             *self.names,

@@ -123,7 +123,7 @@ class Attempts:
         return True
 
     def may_serve(self, since: float) -> bool:
-        """Whether an attempt is under way or due that may serve a connection that has waited since then.
+        """Return whether an attempt is under way or due that may serve a connection which has waited.
 
         One that began after that moment and failed has had its chance.
 

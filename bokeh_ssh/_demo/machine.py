@@ -84,7 +84,7 @@ def _removed_at_last(folder: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _cache_in(folder: Path) -> Iterator[None]:
-    """Have what is kept from one tunnel to the next in that folder, also by child processes."""
+    """Keep what lasts from one tunnel to the next in that folder, also by child processes."""
     name = "LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME"
     before = os.environ.get(name)
     os.environ[name] = os.fspath(folder)

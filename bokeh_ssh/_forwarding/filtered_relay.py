@@ -1,4 +1,4 @@
-"""A pipe whose requests are judged as they come: nothing goes to the server unread but TLS and WebSockets.
+"""A relay whose requests are judged as they come: nothing goes to the server unread but TLS and WebSockets.
 
 What the server sends is looked at as far as to tell where each answer ends. Only where it says yes to a
 WebSocket that was asked for, or speaks TLS, may what is not read follow. Until that is known nothing more is
@@ -52,11 +52,11 @@ class FilteredRelay(SocketRelay):
         self._looking = False  # whether the cache is asked
         self._own = 0  # bytes at the front of the backlog that did not come over the channel
         self._inspector = opened.inspector
-        self._outgoing = memoryview(opened.passed)  # let through, and more than the stream took
+        self._outgoing = memoryview(opened.passed)  # let through, and more than the channel took
         self._answers = Answers(opened.inspector.due, cache.record if cache else None)
         self._switched: bool | None = None  # what that answer is, until the loop's thread has taken it
 
-    # the loop's thread's half.
+    # The loop's thread's half.
 
     def _room(self) -> int:
         if self._outgoing or self._looking or (self._inspector.asking and self._inspector.held):
@@ -116,7 +116,7 @@ class FilteredRelay(SocketRelay):
         self._let_through(passed)
 
     def _is_idle(self) -> bool:
-        """Whether all that the client has asked for is answered, so that an answer from here is in order."""
+        """Return whether all that the client has asked for is answered: then one from here is in order."""
         with self._lock:
             ended = self._channel_eof or self._deaf or self._answers.last
             received = sum(map(len, self._backlog)) - self._own
@@ -156,7 +156,7 @@ class FilteredRelay(SocketRelay):
             super()._credit(count - own)
 
     def abort(self) -> None:
-        """Reset the local socket and close the stream, or give the socket back. Loop thread only."""
+        """Reset the local socket and close the channel, or give the socket back. Loop thread only."""
         again, self._again = self._again, None
         if again and not self._sock_eof:
             self._end(lambda sock: again())

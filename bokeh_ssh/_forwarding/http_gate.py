@@ -86,7 +86,7 @@ class HttpGate:
             self._late(sock, origin)
 
     def _remove(self, sock: socket.socket) -> None:
-        """Have one wait no longer; with the lock."""
+        """Remove one that waits no longer; with the lock."""
         del self._waiting[sock]
         if len(self._waiting) == _MOST_WAITING - 1:
             self._full(False)
@@ -224,7 +224,7 @@ class HttpGate:
             self._expire(sock, waiting)
 
     def _watch(self, sock: socket.socket, waiting: _Waiting, wanted: int) -> None:
-        """Have the selector look for what is wanted, 0 for nothing."""
+        """Look by the selector for what is wanted, 0 for nothing."""
         if waiting.watched != wanted:
             self._io_loop.watch(sock, waiting.watched, wanted, lambda _: self._read_head(sock, waiting))
             waiting.watched = wanted

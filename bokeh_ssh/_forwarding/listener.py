@@ -434,7 +434,7 @@ class _Held:
         self._asked = False
 
     def is_due(self, now: float) -> bool:
-        """Whether its time is over, so that it waits for an attempt at most."""
+        """Return whether its time is over, so that it waits for an attempt at most."""
         return bool(self._over) or now >= self.until
 
     def may_wait(self, now: float, attempts: Attempts, begun: Inspector | None) -> bool:

@@ -142,7 +142,7 @@ def _stat(path: str) -> os.stat_result | None:
 
 
 def _same(one: os.stat_result, other: os.stat_result) -> bool:
-    """Whether it is the same file: a number alone may have been given to a new one."""
+    """Return whether it is the same file: a number alone may have been given to a new one."""
     return os.path.samestat(one, other) and one.st_mtime_ns == other.st_mtime_ns
 
 

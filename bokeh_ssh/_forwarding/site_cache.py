@@ -76,7 +76,7 @@ class _Revalidator:
         self._over = False
 
     def ask(self, question: bytes, done: Done) -> None:
-        """Have ``done`` called, later, with the head of the answer; with nothing where none comes.
+        """Call ``done``, later, with the head of the answer; with nothing where none comes.
 
         :param question: a request whose answer has no content
         """
@@ -237,7 +237,7 @@ class SiteCache:
         self._revalidator.close()
 
     def look_up(self, loop: Loop, request: StaticRequest, done: Use) -> None:
-        """Have ``done`` called on the loop's thread, later. Loop thread only."""
+        """Call ``done`` on the loop's thread, later, with an answer. Loop thread only."""
         if request.sha512:
             file = StaticFile(request.name, request.sha512)
             self._cache.look_up(loop, file, lambda content: done(_answer_by_content(request, content)))

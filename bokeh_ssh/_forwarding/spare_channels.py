@@ -59,7 +59,7 @@ class SpareChannels:
             self._connection.open_channel(self._target, HERE, self._on_open, self._on_refusal)
 
     def take(self, use: Callable[[EarlyChannel | None], None]) -> None:
-        """Have ``use`` called with a channel that is its own from here on, at once where there is one.
+        """Call ``use`` with a channel that is its own from here on, at once where there is one.
 
         Else with the next that comes, which is earlier than one that is asked for now; and with None where
         there is none, and none under way.

@@ -83,7 +83,7 @@ class StaticCache:
         self._thread = None
 
     def look_up(self, loop: Loop, file: StaticFile | Address, done: Callable[[Content | None], None]) -> None:
-        """Have ``done`` called on the loop's thread with the content of a file, or None. Loop thread only."""
+        """Call ``done`` on the loop's thread with the content of a file, or None. Loop thread only."""
         with self._change:
             waiting = self._expected.get(file)
             if waiting is not None:
@@ -96,7 +96,7 @@ class StaticCache:
         self._read(loop, lambda: self._load(file), done)
 
     def find(self, loop: Loop, name: str, done: Callable[[list[str] | None], None]) -> None:
-        """Have ``done`` called likewise with the hashes of the files of that name."""
+        """Call ``done`` likewise with the hashes of the files of that name."""
         self._read(loop, lambda: self._store.find(name), done)
 
     def _read(self, loop: Loop, load: Callable[[], Read], done: Callable[[Read | None], None]) -> None:

@@ -156,7 +156,7 @@ class Lasting(NamedTuple):
     lasts: int
 
     def is_fresh(self, now: float) -> bool:
-        """Whether it may still be used; not where the clock is set back by a day and more."""
+        """Return whether it may still be used; not where the clock is set back by a day and more."""
         return self.since - 86400 < now < self.since + self.lasts
 
 

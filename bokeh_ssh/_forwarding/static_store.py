@@ -143,7 +143,7 @@ class StaticStore:
         return writer
 
     def keep(self, begun: Path, path: Path) -> None:
-        """Give a file that is complete its name, and make room for it.
+        """Rename a file that is complete to its name, and make room for it.
 
         :raises OSError: if that does not work
         """

@@ -522,7 +522,7 @@ class ClusterJob:
             self._check_wanted()
 
     def _start_holder(self, warden: Warden) -> None:
-        """Have a holder beside what the job runs; one that is there already stays the only one."""
+        """Start a holder beside what the job runs; one that is there already stays the only one."""
         assert self._job
         self._patience = self._timeout
         script = self._script("", step=True)
@@ -599,7 +599,7 @@ class ClusterJob:
         return max(0.0, job.ends_at - self._marks[0] - time.time())
 
     def _on_news(self, warned: bool) -> None:
-        """Tell that the job will end, after a warning of the scheduler's, or since a mark is due."""
+        """Report that the job will end, after a warning of the scheduler's, or since a mark is due."""
         warden = self._warden
         if warden and warden.alive:  # the limit may have been raised
             self._ask(warden, 0.0)
@@ -646,7 +646,7 @@ class ClusterJob:
             self._stack.close()
 
     def keep_job(self) -> None:
-        """Have the job stay at the end, until its time limit.
+        """Keep the job at the end, until its time limit.
 
         :raises ConnectionLostError: if its holder does not confirm that
         """

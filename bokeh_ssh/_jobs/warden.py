@@ -88,7 +88,7 @@ class Warden:
         self._program.send({"do": "guard", "guard": guard})
 
     def end_job(self) -> bool:
-        """Have the job cancelled; whether the scheduler has heard it. It is told on where it has not."""
+        """Cancel the job; return whether the scheduler has heard it. It is told on where it has not."""
         self._program.send({"do": "end"})
         return not self._program.expect(("ended",), _GOODBYE)["status"]
 

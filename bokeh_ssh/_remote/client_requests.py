@@ -133,7 +133,7 @@ class ClientRequests:
         return self.wait_for_end(control, stopping=True)
 
     def wait_for_end(self, control: ControlClient, **answer: Any) -> str:
-        """Tell one who knocked when all is over, unless too many wait for that."""
+        """Note one who is to be told when all is over, unless too many wait for that."""
         if len(self.waiters) >= MOST_CLIENTS:
             return "busy"
         self.waiters.append(control)

@@ -197,7 +197,7 @@ class Lease:
         self.lease, self.grace = lease, grace
 
     def is_held(self) -> bool:
-        """Whether a client is there, as far as can be known."""
+        """Return whether a client is there, as far as can be known."""
         return self.gone_since is None and time.monotonic() < self._heard + self.lease
 
     def deadline(self, found: bool) -> float:

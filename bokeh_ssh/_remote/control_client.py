@@ -199,7 +199,7 @@ class ControlCommand:
 
 
 def ended(run_dir: RunDir, why: OSError) -> bool:
-    """Whether a supervisor that did not answer is no more; one that hung up may be about to end."""
+    """Return whether a supervisor that did not answer is no more; one that hung up may be about to end."""
     deadline = time.monotonic() + QUICK
     while not is_stale(run_dir):
         if not isinstance(why, ConnectionResetError) or time.monotonic() > deadline:

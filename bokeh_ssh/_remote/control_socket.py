@@ -208,7 +208,7 @@ def send_request(
 
 
 def is_stale(run_dir: RunDir) -> bool:
-    """Whether the supervisor of a place is no more; one whose socket was removed makes it again.
+    """Return whether the supervisor of a place is no more; one whose socket was removed makes it again.
 
     Where its record was removed too, its server's environment tells which process it is; else it has the time
     for that.

@@ -98,7 +98,7 @@ def write(data: bytes) -> None:
 
 
 def reload_pages() -> None:
-    """Have Bokeh's pages ask which server made them, and be loaded again where it is another one now."""
+    """Make Bokeh's pages ask which server made them, and be loaded again where it is another one now."""
     from bokeh.server.tornado import BokehTornado
     from tornado.web import OutputTransform
     from tornado.websocket import WebSocketHandler
@@ -298,7 +298,7 @@ class Reloader:
             self.child = Child(self.argv, self.bokeh)
 
     def replace(self) -> None:
-        """Have another one take over the socket before this one ends: pages opened meanwhile are served."""
+        """Let another one take over the socket before this one ends: pages opened meanwhile are served."""
         former = socket_at(self.path)
         other = Child(self.argv, self.bokeh)
         while other.status is None and not self.ending and not self.have_changed():

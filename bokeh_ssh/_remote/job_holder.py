@@ -8,7 +8,7 @@ JSON from standard input, which has no secret in it: ``client_key`` (the public 
 the holder listen on a port, and ``back`` has it connect to theirs.
 
 A second socket is for news: each of its connections gets a line of JSON when the scheduler warns that the job
-will end (``warned``), and when others come and go (``clients``). each says a name first, the same after
+will end (``warned``), and when others come and go (``clients``). Each says a name first, the same after
 a loss. One that says ``keep`` has the job stay without clients, until its time limit (``kept``).
 
 The SSH server is the node's ``sshd -i``, run as the user, with a host key that is made here and a socket that
@@ -265,7 +265,7 @@ class JobHolder:
                         self.serve(client)
 
     def serve(self, client: socket.socket) -> None:
-        """Give a connection an SSH server of its own."""
+        """Start an SSH server for a connection."""
         client.setblocking(True)
         words, fd = [self.sshd, "-i", "-f", self.config], client.fileno()
         try:

@@ -180,11 +180,11 @@ class RunDir:
                     os.utime(path)
 
     def exists(self) -> bool:
-        """Whether it is there: a server that ends takes it along, and anybody may have removed it."""
+        """Return whether it is there: a server that ends takes it along, and anybody may have removed it."""
         return os.path.isdir(self.path)
 
     def age(self) -> float:
-        """How many seconds ago it was touched, or something in it made or removed; 0 if it is not there."""
+        """Return how many seconds ago it was touched, or something in it made or removed; 0 without it."""
         try:
             return time.time() - os.lstat(self.path).st_mtime
         except OSError:

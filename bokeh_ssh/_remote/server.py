@@ -442,7 +442,7 @@ class Server:
     # --- what is told of it
 
     def is_findable(self) -> bool:
-        """Whether one who comes later can find it."""
+        """Return whether one who comes later can find it."""
         return bool(self.probe.ready and self.run_dir and not self.run_dir.fault)
 
     def replay_state(self) -> None:

@@ -138,7 +138,7 @@ class ServerProcess:
             self.kill()
 
     def is_over(self) -> bool:
-        """Whether nothing of it is left, or what is left cannot be ended by anyone."""
+        """Return whether nothing of it is left, or what is left cannot be ended by anyone."""
         if not self.ending:
             return False
         if not self.pid or (self.stage is Stage.KILLING and time.monotonic() > self._deadline):

@@ -180,7 +180,7 @@ class Warden:
 
 
 def still_waits(guard: dict[str, Any], out: str) -> bool:
-    """Whether a job waits, by a line of state and comment, and no other warden looks after it."""
+    """Return whether a job waits, by a line of state and comment, and no other warden looks after it."""
     for line in out.splitlines():
         state, _, comment = line.partition(" ")
         if state in guard["waits"]:

@@ -53,7 +53,7 @@ class Ignored:
         self._read(folder, folder / ".gitignore")
 
     def __call__(self, path: Path, is_folder: bool) -> bool:
-        """Whether to leave this out; nothing in a folder that is left out is asked about."""
+        """Return whether to leave this out; nothing in a folder that is left out is asked about."""
         return path.name in _NEVER or self._says(path, is_folder)
 
     def _says(self, path: Path, is_folder: bool) -> bool:

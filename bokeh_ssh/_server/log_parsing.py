@@ -96,7 +96,7 @@ def reason(log: Iterable[str]) -> str:
 
 
 def port_in_use(log: Iterable[str]) -> bool:
-    """Whether the server said that its port is taken."""
+    """Return whether the server said that its port is taken."""
     return any(re.search(r"port \d+ is already in use", line, re.IGNORECASE) for line in log)
 
 
@@ -106,5 +106,5 @@ def port_told(log: Iterable[str]) -> int | None:
 
 
 def is_windows(text: Iterable[str]) -> bool:
-    """Whether cmd.exe or PowerShell answered in place of a POSIX shell, in whatever language."""
+    """Return whether cmd.exe or PowerShell answered in place of a POSIX shell, in whatever language."""
     return any(_WINDOWS.search(line) for line in text)

@@ -218,7 +218,7 @@ class Server:
         return sidecar.status
 
     def hold_lease(self) -> None:
-        """Tell the supervisor that we are there, from now on."""
+        """Begin to send the supervisor signs that we are there."""
         self._lease_thread.start()
 
     def heartbeat(self) -> None:

@@ -483,7 +483,7 @@ class Connection:
     def _open_channel(
         self, kind: bytes, payload: bytes, timeout: float, handler: Session | _RelayOnOpen
     ) -> Channel | tuple[int, str]:
-        """Open a channel; the stream, or the code and text of the refusal."""
+        """Open a channel; return it, or the code and text of the refusal."""
         answered = threading.Event()
         answers: list[Channel | tuple[int, str]] = []
 
@@ -656,7 +656,7 @@ def bound_port(answer: bytes) -> int | None:
 
 
 class _RelayOnOpen:
-    """Joins a socket to a stream at the moment that it opens."""
+    """Joins a socket to a channel at the moment that it opens."""
 
     def __init__(self, io_loop: IOLoop, sock: socket.socket) -> None:
         self._io_loop = io_loop

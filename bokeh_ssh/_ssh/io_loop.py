@@ -1,6 +1,6 @@
 """Serve the local sockets of one SSH connection: one selector thread, whatever their number.
 
-the loop's thread is also the only one that sends on the SSH connection once it is up (see
+The loop's thread is also the only one that sends on the SSH connection once it is up (see
 ``_ssh.transport``), so nothing the transport thread wants said can wait for the transport thread.
 """
 
@@ -34,7 +34,7 @@ class IOLoop:
     """One thread that serves all local sockets of one SSH connection.
 
     :param name: for the thread's name
-    :ivar chunk: what its pipes read into, one after the other
+    :ivar chunk: what its relays read into, one after the other
     """
 
     def __init__(self, name: str) -> None:
@@ -89,10 +89,10 @@ class IOLoop:
         on_end: Callable[[bool], None] | None = None,
         make: MakeRelay = SocketRelay,
     ) -> SocketRelay:
-        """Join a connected socket and an open stream; the pipe owns both from here on.
+        """Join a connected socket and an open channel; the relay owns both from here on.
 
         :param on_end: called once at the end, with True if both directions ended cleanly
-        :param make: makes the pipe
+        :param make: makes the relay
         """
         relay = make(self, sock, channel, on_end)
         self._relays.add(relay)
@@ -129,7 +129,7 @@ class IOLoop:
             self._thread.join(timeout)
 
     def forget(self, relay: SocketRelay) -> None:
-        """Serve a pipe no longer. Loop thread only."""
+        """Serve a relay no longer. Loop thread only."""
         self._relays.discard(relay)
 
     @property

@@ -1,12 +1,12 @@
-"""One local socket and one SSH stream, joined: bytes both ways, half-closes, and no more of them than fit.
+"""One local socket and one SSH channel, joined: bytes both ways, half-closes, and no more of them than fit.
 
-Two threads touch a pipe, each for one direction::
+Two threads touch a relay, each for one direction::
 
     local socket ──read──▶ loop thread ──send──▶ SSH channel
-    local socket ◀──write── transport thread ◀── SSH stream      while the socket takes it
+    local socket ◀──write── transport thread ◀── SSH channel     while the socket takes it
     local socket ◀──write── loop thread ◀──── backlog            when it is slow
 
-Memory is bounded by the stream's window: credit goes back to the sender only for bytes that the
+Memory is bounded by the channel's window: credit goes back to the sender only for bytes that the
 local socket has taken (RFC 4254, section 5.2).
 
 How it ends, as in OpenSSH's ``nchan.c``:
@@ -58,7 +58,7 @@ def _send(sock: socket.socket, parts: list[memoryview]) -> int:
 
 
 class Loop(Protocol):
-    """What a pipe needs of the loop that serves it."""
+    """What a relay needs of the loop that serves it."""
 
     chunk: memoryview
 
@@ -69,7 +69,7 @@ class Loop(Protocol):
 
 
 class RelayChannel(Protocol):
-    """What a pipe needs of an SSH channel; sends happen on the loop's thread only."""
+    """What a relay needs of an SSH channel; sends happen on the loop's thread only."""
 
     def writable(self) -> int: ...
     def send(self, data: memoryview) -> None: ...
@@ -131,7 +131,7 @@ def _count_unread(sock: socket.socket) -> int:
 
 
 class SocketRelay:
-    """One local socket and one SSH stream, joined. Made by :meth:`IOLoop.splice`."""
+    """One local socket and one SSH stream, joined. Made by :meth:`IOLoop.relay`."""
 
     __slots__ = (
         "_backlog",
@@ -176,7 +176,7 @@ class SocketRelay:
         """Close a forked child's copy of the socket; the parent's stays as it is."""
         self._sock.close()
 
-    # the loop's thread's half.
+    # The loop's thread's half.
 
     def start(self) -> None:
         """Begin to read from the socket."""
@@ -310,7 +310,7 @@ class SocketRelay:
             self._end(finish, clean=True)
 
     def _is_delivered(self) -> bool:
-        """Whether nothing more is to be written to the local program."""
+        """Return whether nothing more is to be written to the local program."""
         return self._deaf or (self._channel_eof and not self._backlog)
 
     def _after_close(self) -> None:
@@ -349,7 +349,7 @@ class SocketRelay:
         self._channel.close()
 
     def abort(self) -> None:
-        """Reset the local socket and close the stream. Loop thread only.
+        """Reset the local socket and close the channel. Loop thread only.
 
         Where the far side had closed and all was delivered, there is nothing left to break off.
         """
@@ -360,7 +360,7 @@ class SocketRelay:
         self._broken = True
         self._io_loop.post(self.abort)
 
-    # The transport thread's half: what the stream tells.
+    # The transport thread's half: what the channel tells.
 
     def on_data(self, parts: list[memoryview]) -> None:
         """Take what arrived: to the socket while it fits, else into the backlog."""
@@ -393,7 +393,7 @@ class SocketRelay:
                 self._channel.credit(count)
 
     def on_eof(self) -> None:
-        """Pass the end of the stream on as a half-close, after what is still in the backlog."""
+        """Pass the end of the channel on as a half-close, after what is still in the backlog."""
         self._on_channel_end(closed=False)
         self._io_loop.post(self._finish_if_done)
 
@@ -426,5 +426,5 @@ class SocketRelay:
             log.debug("a local connection cannot be half-closed: %s", exc)
 
 
-#: Makes a pipe of a loop, a socket, a stream and what is called at the end.
+#: Makes a relay of a loop, a socket, a channel and what is called at the end.
 MakeRelay = Callable[[Loop, socket.socket, RelayChannel, "Callable[[bool], None] | None"], SocketRelay]

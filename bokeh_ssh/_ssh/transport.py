@@ -80,7 +80,7 @@ _NO_KIND = b"probe@bokeh-ssh"
 _uint32 = struct.Struct(">I").unpack_from
 _numbers = struct.Struct(">II").unpack_from
 _MOST_TEXT = 1024  # bytes of a name that a server may tell
-#: Bytes by which the windows of all streams of a connection may grow together: the bound of what slow
+#: Bytes by which the windows of all channels of a connection may grow together: the bound of what slow
 #: readers can make us keep, on top of 2 MiB for each of them.
 _WINDOW_BUDGET = 64 * 1024 * 1024
 
@@ -148,7 +148,7 @@ class Reply:
 
 
 class ChannelHandler(Protocol):
-    """Takes what a stream receives, on the transport thread: must not block and must not raise."""
+    """Takes what a channel receives, on the transport thread: must not block and must not raise."""
 
     def on_data(self, parts: list[memoryview]) -> None: ...
     def on_eof(self) -> None: ...
@@ -297,7 +297,7 @@ class Channel:
     # Sending: the loop's thread only, except close().
 
     def writable(self) -> int:
-        """How many bytes the far side takes now."""
+        """Count the bytes that the far side takes now."""
         return 0 if self._close_sent or self._close_received else self._granted - self._sent
 
     def send(self, data: memoryview) -> None:
@@ -576,7 +576,7 @@ class AskedChannel:
     def take(
         self, on_open: Callable[[Channel], None], on_refused: Callable[[int, str], None]
     ) -> Channel | None:
-        """Have the answer told, at once if it is there; None where the far side has ended it meanwhile."""
+        """Pass the answer on, at once if it is there; None where the far side has ended it meanwhile."""
         with self._lock:
             if not self.answered:
                 self._told = on_open, on_refused
@@ -690,7 +690,7 @@ class Transport(_Base):
         self._handler_table[MSG_UNIMPLEMENTED] = self._parse_unimplemented
         self.packetizer.on_data = self._on_data
         self.packetizer.on_pause = self._flush_batch
-        self._batch: list[memoryview] = []  # what came for one stream at a time, of one read
+        self._batch: list[memoryview] = []  # what came for one channel at a time, of one read
         self._batch_channel: Channel | None = None
         options = self.get_security_options()
         options.ciphers = self._algorithms.ciphers
@@ -916,7 +916,7 @@ class Transport(_Base):
         return packetizer.received, packetizer.sent
 
     def grow_window(self, count: int) -> int:
-        """Let a stream's window grow by up to ``count`` bytes, or take them back if it is negative."""
+        """Let a channel's window grow by up to ``count`` bytes, or take them back if it is negative."""
         with self._window_lock:
             granted = min(count, _WINDOW_BUDGET - self._window_granted)
             self._window_granted += granted

@@ -153,7 +153,7 @@ class ChildSession:
         return self._status
 
     def _ask(self, word: str) -> None:
-        """Have the child tell something, and wait for that a little."""
+        """Ask the child for something, and wait for that a little."""
         process = self._process
         # Where it has yet to answer that many, it does not run, and the pipe would only fill up.
         if process and process.listens and self._asked - self._told < _MOST_ASKED:

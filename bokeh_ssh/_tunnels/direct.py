@@ -177,7 +177,7 @@ class JobParts(TunnelParts):
         self._job = job
 
     def _reach(self) -> Connection:
-        """Have the job run, and connect to its machine."""
+        """Wait until the job runs, and connect to its machine."""
         before = self._cluster_job.submitted
         connection = self._cluster_job.connect(self._session.connection_stack)
         if self._cluster_job.submitted != before:

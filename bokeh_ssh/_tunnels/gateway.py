@@ -158,7 +158,7 @@ class GatewayParts(TunnelParts):
         return ""  # what is found on the gateway may be another machine's each time
 
     def connect_all(self) -> tuple[Ready, bool]:
-        """Connect to the gateway, have the server listened for there or find it, and lead there."""
+        """Connect to the gateway, make it listen for the server or find that there, and lead there."""
         options, stack = self._options, self._session.connection_stack
         if self._bokeh_host is None:
             gateway = self._connect_host(self._host)
@@ -220,7 +220,7 @@ class GatewayParts(TunnelParts):
     # What is published from here.
 
     def _publish(self, request: PublicationRequest, found: FoundServer) -> GatewayEndpoint:
-        """Have the gateway listen for the server, by the host or by a relay."""
+        """Make the gateway listen for the server, by the host or by a relay."""
         options, session, before = self._options, self._session, self._end
         stack = session.connection_stack
         warn = session.life.warn if before is None else ignore  # once is enough

@@ -166,7 +166,7 @@ def watching(
 def relay(
     request: PublicationRequest, *, again: bool, on_lost: Callable[[BokehSSHError], object], reason: str
 ) -> Iterator[GatewayEndpoint]:
-    """Have the gateway listen for this program, which joins what arrives there to the server.
+    """Make the gateway listen for this program, which joins what arrives there to the server.
 
     :param again: whether it has listened for us before
     :param on_lost: told where it cannot listen any more
@@ -188,7 +188,7 @@ def relay(
 def host_session(
     request: PublicationRequest, options: GatewayOptions, on_lost: Callable[[BokehSSHError], None]
 ) -> Iterator[GatewayEndpoint]:
-    """Have the Bokeh host publish the server in a session of ours, with which that ends.
+    """Publish the server from the Bokeh host in a session of ours, with which that ends.
 
     :raises UnavailableError: if it cannot
     """
@@ -206,7 +206,7 @@ def host_sidecar(
     route: str,
     warn: Callable[[str], object],
 ) -> GatewayEndpoint | None:
-    """Have the Bokeh host publish a server that is left, beside it and for as long as it lives.
+    """Publish a server that is left from the Bokeh host, beside it and for as long as it lives.
 
     :param warn: told where it is left, and not published for longer than this program lives
     :returns: None where it is not to be left, or what publishes it has yet to come back

@@ -455,7 +455,7 @@ class Lifecycle:
         log.info("%s", event)
 
     def warn(self, text: str, host: str = "") -> None:
-        """Tell what the person should know of."""
+        """Report what the person should know of."""
         self.emit(Warned(host=host or self.label, text=text))
 
     def await_handlers(self) -> None:

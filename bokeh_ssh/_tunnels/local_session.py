@@ -153,7 +153,7 @@ class LocalSession:
         return connection
 
     def pass_over(self, connection: Connection) -> bool:
-        """Have another machine of that name connected to from now on, where there is one.
+        """Connect to another machine of that name from now on, where there is one.
 
         :returns: whether there is one that has not been of no use yet
         """
@@ -189,7 +189,7 @@ class LocalSession:
         self.life.emit(event)
 
     def on_ready(self) -> None:
-        """Have nobody wait for an attempt any more."""
+        """Let nobody wait for an attempt any more."""
         self.attempts.succeed()
         self._meter.note_ready(self._connections)
 
@@ -284,7 +284,7 @@ class LocalSession:
     # The server.
 
     def on_server_event(self, event: Event) -> None:
-        """Tell what became of the server; where it has ended or is another's, so has this."""
+        """Report what became of the server; where it has ended or is another's, so has this."""
         if isinstance(event, ServerExited):
             error = ServerExitedError.of(event.host, event.exit_status, self.log, event.memory_limit)
             self.lose(error, event)

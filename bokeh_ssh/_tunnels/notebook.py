@@ -58,7 +58,7 @@ class _Refresher:
         self._thread: threading.Thread | None = None
 
     def watch(self, widget: StatusWidget, wanted: bool) -> None:
-        """Have it updated regularly, or no more."""
+        """Update it regularly, or no more."""
         with self._change:
             if not wanted:
                 self._watched.discard(widget)
@@ -197,7 +197,7 @@ def show(tunnel: Any, *, inline: bool | None = None, height: int | str = 600) ->
 
 
 def is_here() -> bool:
-    """Whether this program is a kernel, whose output is shown by a notebook."""
+    """Return whether this program is a kernel, whose output is shown by a notebook."""
     module = sys.modules.get("IPython")
     shell = module.get_ipython() if module else None
     return hasattr(shell, "kernel")

@@ -205,12 +205,12 @@ class Openable:
 
 
 def follow_log(opened: Openable, take: Callable[[list[str]], object]) -> None:
-    """Have the server's lines taken as they come, for what is opened next; ``take`` must not block."""
+    """Pass the server's lines on as they come, for what is opened next; ``take`` must not block."""
     opened._lifecycle.on_log = take
 
 
 def follow_state(opened: Openable, take: Callable[[], object]) -> None:
-    """Have it told of each new state, now and after it is opened anew; ``take`` must not block."""
+    """Call ``take`` at each new state, now and after it is opened anew; it must not block."""
     opened._on_state = opened._lifecycle.on_state = take
 
 

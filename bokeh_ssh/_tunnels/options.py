@@ -145,7 +145,7 @@ def _refuse_job(keywords: Mapping[str, object]) -> None:
 def arguments_of(
     record: Callable[_Keywords, _Record],
 ) -> Callable[[Callable[[_Made, _Record, Host], None]], Callable[Concatenate[_Made, _Keywords], None]]:
-    """Give a constructor the signature of a record, for callers, type checkers and editors.
+    """Make a constructor have the signature of a record, for callers, type checkers and editors.
 
     It gets the record, checked, and the machine to log in to: the record's first argument with the login
     keywords.

@@ -99,24 +99,24 @@ def _join_channels(gateway: Connection, channel: Channel, peer: Connection, onwa
     Called where ``onward`` was confirmed: so it has its sink before a target that speaks first can.
     """
     here, there = socket.socketpair()
-    pipes: list[SocketRelay] = []
+    relays: list[SocketRelay] = []
     broken = threading.Event()
 
     def ended(clean: bool) -> None:
         if not clean:
             broken.set()
-            for relay in pipes:
+            for relay in relays:
                 relay.break_off()
 
     def accept() -> None:
         channel.accept()  # sent by this thread, so nothing arrives before there is a sink
-        pipes.append(gateway.io_loop.relay(here, channel, ended))
-        channel.attach(pipes[-1])
+        relays.append(gateway.io_loop.relay(here, channel, ended))
+        channel.attach(relays[-1])
         if broken.is_set():  # it may not have been told
-            pipes[-1].break_off()
+            relays[-1].break_off()
 
-    pipes.append(peer.io_loop.relay(there, onward, ended))
-    onward.attach(pipes[0])
+    relays.append(peer.io_loop.relay(there, onward, ended))
+    onward.attach(relays[0])
     gateway.io_loop.post(accept)
 
 

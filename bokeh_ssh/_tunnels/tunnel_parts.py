@@ -313,7 +313,7 @@ class ServerAcquisition:
                 return found
 
     def _find_route(self, connection: Connection, found: FoundServer) -> FoundServer:
-        """Have the server say where its app is, which only its command knows."""
+        """Ask the server where its app is, which only its command knows."""
         with contextlib.suppress(ForwardError):  # no sockets here, which is looked at next
             where, root, timeout = found.endpoint, found.routes[0], connection.hop.timeout
             route = find_route(connection, where, timeout=timeout, root=root, tls=found.tls)

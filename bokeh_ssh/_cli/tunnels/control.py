@@ -35,7 +35,7 @@ _SETTING = "BOKEH_SSH_DIR"
 
 
 def supported() -> bool:
-    """Whether this system has Unix sockets for Python: not on Windows."""
+    """Return whether this system has Unix sockets for Python: not on Windows."""
     return hasattr(socket, "AF_UNIX")
 
 

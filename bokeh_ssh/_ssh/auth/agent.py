@@ -132,7 +132,7 @@ class Agent:
         return reply.get_binary()
 
     def add(self, private: bytes, comment: str, *, lifetime: float = 0, confirm: bool = False) -> None:
-        """Have the agent hold a key (``ssh-add``).
+        """Add a key to the agent (``ssh-add``).
 
         :param private: type and numbers of the key, as the agent and key files have them; with one of a
             security key, the agent talks to the device by itself
