@@ -262,7 +262,7 @@ def test_of_what_a_slow_client_misses_the_last_is_told(monkeypatch: pytest.Monke
         wire.send("log", stream="out", lines=["x" * 1000])
         wire.send("along", word={"number": number, "text": "x" * 1000})
         wire.send("stopped" if number % 2 else "continued")
-        wire.send("stored", number=number, size=0, fault="full" if number == 2500 else "")
+        wire.send("stored", number=number, fault="full" if number == 2500 else "")
     assert wire._size < 1.1 * _MIB
     assert len(wire._deferred) == 3
     full.clear()

@@ -1,4 +1,4 @@
 """A batch job of a cluster as the machine that a server runs on: submitted, waited for, reached, ended.
 
-Begin at :mod:`cluster_job`; a scheduler's words are in a module of its own (:mod:`slurm`).
+Imports ``_server``, ``_ssh`` and ``_core``. Begin with :mod:`cluster_job`.
 """

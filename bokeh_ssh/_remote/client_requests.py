@@ -95,7 +95,7 @@ class ClientRequests:
         upload_dir = self.server.upload_dir
         if upload_dir:
             fault, upload_dir.fault = upload_dir.fault, ""
-            self.client.send("stored", number=int(message["number"]), size=upload_dir.size, fault=fault)
+            self.client.send("stored", number=int(message["number"]), fault=fault)
 
     def do_go(self, _: dict[str, Any]) -> None:
         """Start the server: all is here."""

@@ -170,16 +170,7 @@ class JobHolder:
         with private():
             why = self.prepare()
             door, news = self.listen_at(DOOR), self.listen_at(NEWS)
-        record = {"node": os.uname().nodename, "user": pwd.getpwuid(os.getuid()).pw_name, "why": why}
-        record.update(step=self.step, client_key=self.client_key)
-        record["news"] = os.path.join(self.place, NEWS)
-        if self.network:
-            record.update(port=self.network.port, word=self.network.word)
-        if not why:
-            with open(os.path.join(self.place, "host_key.pub"), encoding="ascii") as file:
-                record["host_key"] = " ".join(file.read().split()[:2])
-        for place in filter(None, (self.place, self.meeting)):
-            write_record(place, record)
+        self.write_records(why)
         while not self.ending:
             now = time.monotonic()
             if self.clients:
@@ -189,12 +180,7 @@ class JobHolder:
                 break
             if now - self.touched > _TOUCH:
                 self.touched = now
-                for path in (
-                    self.place,
-                    *(os.path.join(self.place, each) for each in os.listdir(self.place)),
-                ):
-                    with contextlib.suppress(OSError):
-                        os.utime(path)
+                self.touch()
             left = _LOOK if self.clients or self.keep else self.seen + self.patience - now
             wait = min(_LOOK, max(0.1, left))
             if self.meeting:
@@ -222,6 +208,28 @@ class JobHolder:
                     self.listeners[news.accept()[0]] = b""
         door.close()
         return self.status
+
+    def write_records(self, why: str) -> None:
+        """Write what clients have to know, where they look for it.
+
+        :param why: why no SSH server can run here; empty where one can
+        """
+        record = {"node": os.uname().nodename, "user": pwd.getpwuid(os.getuid()).pw_name, "why": why}
+        record.update(step=self.step, client_key=self.client_key)
+        record["news"] = os.path.join(self.place, NEWS)
+        if self.network:
+            record.update(port=self.network.port, word=self.network.word)
+        if not why:
+            with open(os.path.join(self.place, "host_key.pub"), encoding="ascii") as file:
+                record["host_key"] = " ".join(file.read().split()[:2])
+        for place in filter(None, (self.place, self.meeting)):
+            write_record(place, record)
+
+    def touch(self) -> None:
+        """Keep what cleans /tmp by age away."""
+        for path in (self.place, *(os.path.join(self.place, each) for each in os.listdir(self.place))):
+            with contextlib.suppress(OSError):
+                os.utime(path)
 
     def listen_at(self, name: str) -> socket.socket:
         """Listen on a socket in the job's place."""

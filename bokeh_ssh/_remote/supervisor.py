@@ -2,9 +2,10 @@
 
 What comes in, on standard input, is one JSON object a line with a ``do`` (see ``_remote.client_requests``;
 the first is ``start``). What goes out, on standard output, is the mark of this launch and one JSON object a
-line, with an ``event``: ``depot``, ``stored``, ``started``, ``log``, ``dropped``, ``ready``, ``stopped``,
-``continued``, ``beat``, ``busy``, ``answers``, ``along``, ``astray``, ``detached``, ``taken``, ``exit``,
-``gone``, ``failed``, ``crashed``. A ``do`` that is not known is skipped, so a newer client can talk to this.
+line, with an ``event``: ``depot``, ``stored``, ``started``, ``address``, ``log``, ``dropped``, ``ready``,
+``stopped``, ``continued``, ``beat``, ``busy``, ``answers``, ``along``, ``astray``, ``detached``, ``taken``,
+``exit``, ``gone``, ``failed``, ``crashed``. A ``do`` that is not known is skipped, so a newer client can talk
+to this.
 
 A client that comes back, or another one, knocks at the control socket (see ``_remote.client_requests`` too).
 One that adopts the server hands in its own standard input and output, which replace those that there were:

@@ -19,7 +19,6 @@ class UploadDir:
     """A new, empty folder that only its owner may enter.
 
     :param path: where it is to be; None for the system's temporary directory
-    :ivar size: bytes that have been stored
     :ivar fault: why something could not be stored; empty while all could
     """
 
@@ -32,7 +31,6 @@ class UploadDir:
 
                 path = tempfile.mkdtemp(prefix="bokeh-ssh-app-")
         self.path = path
-        self.size = 0
         self.fault = ""
         #: Where what is not whole yet is: beside the folders, under a name that nothing of a client's has.
         self._hidden = os.path.join(path, ".bokeh-ssh-" + os.urandom(8).hex())
@@ -71,7 +69,6 @@ class UploadDir:
         if skip:
             self._file.seek(skip, os.SEEK_CUR)
         self._file.write(data)
-        self.size += skip + len(data)
         if last:
             self.close()
             self._move_into_place(hidden, path)
@@ -80,9 +77,7 @@ class UploadDir:
         """Rename a file that was written beside the folders, over SFTP, to its name."""
         path, hidden = self.at(name), self.at(part)
         os.chmod(hidden, 0o700 if runs else 0o600)
-        size = os.stat(hidden).st_size
         self._move_into_place(hidden, path)
-        self.size += size
 
     def link(self, name: str, to: str) -> None:
         """Make a symbolic link to another name in here."""

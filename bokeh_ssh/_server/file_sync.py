@@ -176,7 +176,7 @@ class FileSync:
         except UploadError as exc:
             self._on_event(Warned(host=to.host, text=f"a change was not uploaded: {exc.message}"))
         except BokehSSHError:
-            pass  # the line is down, as others tell; keep() comes again when it is back
+            pass  # the line is down, as others tell; sync_to() is called again when it is back
 
     def _warn(self, to: UploadChannel, contents: Contents) -> None:
         left = [each for each in contents.left_out if each not in self._warned]

@@ -26,6 +26,7 @@ from paramiko.message import Message
 from paramiko.ssh_exception import SSHException
 
 from bokeh_ssh._core.this_machine.home import expand
+from bokeh_ssh._core.waiting import SLICE
 from bokeh_ssh._ssh.messages import string, strings
 
 #: Seconds for an agent to say which keys it has: it needs nobody's help for that.
@@ -43,8 +44,6 @@ _CONFIRM = b"\x02"
 #: A security key's: the agent's own library talks to the device (OpenSSH's PROTOCOL.agent, section 6).
 _DEVICE = b"\xff" + string("sk-provider@openssh.com") + string("internal")
 _MOST_KEYS = 2048
-#: Waits are cut into such slices, since Ctrl-C does not interrupt a wait on Windows.
-_SLICE = 0.5
 
 
 class AgentError(Exception):
@@ -269,7 +268,7 @@ class AgentPipe:
                 self._stuck = True
                 raise TimeoutError
             with contextlib.suppress(queue.Empty):
-                result = answer.get(timeout=min(left, _SLICE))
+                result = answer.get(timeout=min(left, SLICE))
                 break
         thread.join()
         if isinstance(result, Exception):

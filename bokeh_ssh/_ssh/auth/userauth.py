@@ -28,15 +28,12 @@ from paramiko.common import (
 from paramiko.message import Message
 
 from bokeh_ssh._core.text import clean
-from bokeh_ssh._core.waiting import heed
+from bokeh_ssh._core.waiting import SLICE, heed
 from bokeh_ssh._ssh.messages import CERTIFICATE
 
 #: Seconds for the answer to a password or a code, at least: the server may itself be waiting for a person
 #: (a push to a phone). sshd's LoginGraceTime.
 PERSON_TIMEOUT = 120.0
-#: Waits are cut into such slices: Ctrl-C does not interrupt a wait on Windows, and paramiko tells nobody
-#: that another thread has closed the transport.
-_SLICE = 0.5
 _MOST_QUESTIONS = 64
 _MOST_TEXT = 4096
 _MOST_SAID = 8
@@ -261,8 +258,8 @@ class UserAuth(AuthHandler):
             then()
         while (left := deadline - time.monotonic()) > 0:
             heed()
-            try:
-                reply = self._inbox.get(timeout=min(left, _SLICE))
+            try:  # in slices, since paramiko tells nobody that another thread has closed the transport
+                reply = self._inbox.get(timeout=min(left, SLICE))
             except queue.Empty:
                 if self.transport.is_active():
                     continue
@@ -278,7 +275,7 @@ class UserAuth(AuthHandler):
             self.transport._send_user_message(message)  # type: ignore[attr-defined]  # not in the stubs
         except (paramiko.SSHException, EOFError, OSError) as exc:
             # What the server said before it hung up may still be on its way to the transport's thread.
-            self.transport.join(_SLICE)
+            self.transport.join(SLICE)
             raise EndedError from exc
 
     def _verdict(self, reply: Reply) -> Verdict:
