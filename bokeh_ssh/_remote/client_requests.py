@@ -91,11 +91,13 @@ class ClientRequests:
         self.store("drop", message["name"])
 
     def do_sync(self, message: dict[str, Any]) -> None:
-        """Say how far we are; what could not be stored is told once, and the next try is a new one."""
+        """Say how far we are, and ``go`` on if that is all; what could not be stored is told once."""
         upload_dir = self.server.upload_dir
         if upload_dir:
             fault, upload_dir.fault = upload_dir.fault, ""
             self.client.send("stored", number=int(message["number"]), fault=fault)
+            if message.get("go") and not fault:
+                self.do_go(message)
 
     def do_go(self, _: dict[str, Any]) -> None:
         """Start the server: all is here."""

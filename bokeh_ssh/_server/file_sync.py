@@ -22,6 +22,7 @@ _SHOWN = 5  # names in a warning
 _LOOKS = 3  # at what has changed while it was brought
 _GROWTH = 16 << 20  # bytes by which something has grown that is not followed any further
 _AGAIN = 0.5  # seconds before the next look at what has changed while it was brought
+_AT_ONCE = 256 << 10  # bytes, in all, of what goes along with the supervisor; base64 makes a third more of it
 _LITTLE = 1 << 20  # bytes of a change that goes where it can go at once: opening SFTP takes three round trips
 
 
@@ -44,7 +45,7 @@ class FileSync:
         self._over = threading.Event()
 
     def upload_all(self, to: UploadChannel) -> None:
-        """Bring all of it to where nothing is yet.
+        """Bring all of it to where nothing is yet; the server is started when the last of it has come.
 
         :raises UploadError: if something cannot be read here, or stored there
         :raises ConnectionLostError: if the line goes down
@@ -62,7 +63,10 @@ class FileSync:
                 self._on_event(Uploading(host=to.host, files=files, size=size, sent=before + sent))
 
         tell(0)
-        unsettled = upload(to, contents.items.values(), told=tell, files=to.open_sftp())
+        much = size > _AT_ONCE
+        unsettled = upload(
+            to, contents.items.values(), told=tell, files=to.open_sftp() if much else None, go=True
+        )
         self._note(contents.items, unsettled)
         for _ in range(_LOOKS):
             # What changed while it was read may be half of one and half of another.

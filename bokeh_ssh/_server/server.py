@@ -249,8 +249,8 @@ class Server:
         :param on_event: gets Launching, Launched, Warned, AppFailed, ServerUnresponsive, ServerResponsive
             and ServerExited; on the connection's thread, so it must not wait for this server
         :param on_begin: gets it before anything is started; :meth:`cancel` then works from another thread
-        :param bring: where the launch ``brings`` something, fills the folder that was made for it; the time
-            for that does not count as the launch's
+        :param bring: where the launch ``brings`` something, fills the folder that is made for it, which need
+            not be there yet; the time for that does not count as the launch's
         :raises SessionError: if the account may not run commands
         :raises PythonNotFoundError: if there is no Python that can be used
         :raises BokehNotFoundError: if no Python there has the package, or only one too old
@@ -287,8 +287,9 @@ class Server:
                 msg += f": {said}" if said else ""
                 raise LaunchError(msg, host=self.host, hint=hint, command=state.evidence.argv)
         if self.launch.brings:
-            if not self.wait_for_stage(Stage.UPLOAD, deadline):
+            if not self.wait_for_stage(Stage.PYTHON, deadline):
                 raise self.failure()
+            self.uploads.deadline = deadline
             bring(self.uploads)
             self.send(do="go")
             deadline = time.monotonic() + self.launch.timeout
@@ -312,8 +313,6 @@ class Server:
             on_exit=self._on_exit,
             timeout=max(0.1, timeout),
         )
-        if self.launch.brings and not self._adopts:
-            self.uploads.open_ahead()  # it opens while the supervisor starts
         self._answer_hello()
 
     def _answer_hello(self) -> None:
@@ -323,21 +322,20 @@ class Server:
             session = self._session
             if session is None or state.stage is not Stage.SHELL or self._closing.is_set():
                 return
-            state.stage = Stage.PYTHON
-        if self._adopts:
-            session.write(self._adopt_order(self._adopts))
-        else:
-            known = state.secrets
-            session.write(
-                supervisor_input(
-                    self.launch,
-                    self._nonce,
-                    payload("supervisor"),
-                    known.token,
-                    known.key,
-                    directory=str(Path.cwd()) if isinstance(self._runner, ShellRunner) else "",
-                )
-            )
+            session.write(self._adopt_order(self._adopts) if self._adopts else self._start_order())
+            with state.changing(Stage.PYTHON):  # what others write comes after that
+                pass
+
+    def _start_order(self) -> bytes:
+        known = self.state.secrets
+        return supervisor_input(
+            self.launch,
+            self._nonce,
+            payload("supervisor"),
+            known.token,
+            known.key,
+            directory=str(Path.cwd()) if isinstance(self._runner, ShellRunner) else "",
+        )
 
     def _adopt_order(self, server_ref: ServerRef) -> bytes:
         order = {
@@ -605,7 +603,6 @@ class Server:
     def close(self) -> None:
         """Let go of the session; a server that still runs lives on for ``grace`` seconds. Idempotent."""
         self._closing.set()
-        self.uploads.close()
         if self._session:
             self._session.write_eof()
             self._session.close()
@@ -656,16 +653,19 @@ def _kill(session: Session) -> None:
 
 
 class UploadChannel:
-    """Sends files to the folder that a supervisor has made for them.
+    """Sends files to the folder that a supervisor makes for them.
+
+    Orders can be sent as soon as the supervisor is under way: it does them once it has made the folder.
 
     :ivar host: the machine
+    :ivar deadline: when the folder has to be there, by ``time.monotonic()``
     """
 
     def __init__(self, server: Server, runner: Runner) -> None:
         self.host = server.host
+        self.deadline = 0.0
         self._server = server
         self._runner = runner
-        self._opened: Sftp | None = None  # ahead
         self._syncs = 0
 
     @property
@@ -673,26 +673,29 @@ class UploadChannel:
         """The path there of the folder; empty where there is none."""
         return self._server.state.upload.directory
 
-    def open_ahead(self) -> None:
-        """Open the session that :meth:`open_sftp` will return, while there is no folder yet."""
-        self._opened = self._open()
+    def wait_for_directory(self) -> None:
+        """Wait until the folder is there.
+
+        :raises BokehSSHError: if the launch fails before, or takes too long
+        """
+        if not self._server.wait_for_stage(Stage.UPLOAD, self.deadline):
+            raise self._server.failure()
 
     def open_sftp(self) -> Sftp | None:
         """Open a session to write files below :attr:`directory`; None without one. The caller closes it."""
-        opened, self._opened = self._opened, None
-        return opened or (self._open() if self.directory else None)
-
-    def _open(self) -> Sftp | None:
         return Sftp(self._runner) if isinstance(self._runner, Subsystems) else None
 
     def send_order(self, **message: Any) -> None:
         """Send the supervisor what to do with a file (its ``do_put`` and the like); never blocks."""
         self._server.send(**message)
 
-    def request_sync(self) -> int:
-        """Ask to be told when all orders so far are done; return a number for :meth:`wait_for_sync`."""
+    def request_sync(self, *, go: bool = False) -> int:
+        """Ask to be told when all orders so far are done; return a number for :meth:`wait_for_sync`.
+
+        :param go: whether the server is to be started then, if all could be stored
+        """
         self._syncs += 1
-        self._server.send(do="sync", number=self._syncs)
+        self._server.send(do="sync", number=self._syncs, go=go)
         return self._syncs
 
     def wait_for_sync(self, number: int, timeout: float) -> None:
@@ -701,7 +704,9 @@ class UploadChannel:
         :param timeout: seconds
         :raises UploadError: if something could not be stored
         :raises ConnectionLostError: if the connection ends, or the supervisor is silent for that long
+        :raises BokehSSHError: if the launch fails before
         """
+        self.wait_for_directory()
         state = self._server.state
         upload, evidence = state.upload, state.evidence
         self._server.wait_until(lambda: upload.synced >= number or upload.fault or evidence.failed, timeout)
@@ -717,8 +722,3 @@ class UploadChannel:
         why = f"nothing was heard for {timeout:g} s" if self._server.connected else "the connection ended"
         msg = f"{why} while files were uploaded"
         raise ConnectionLostError(msg, host=self.host, hint="try again")
-
-    def close(self) -> None:
-        """Close the session that was opened ahead, if nobody has taken it."""
-        if self._opened:
-            self._opened.close()

@@ -4,7 +4,7 @@ A file is written beside the folders first, and gets its name when all of it is 
 file. Its holes are not sent, nor other stretches of zeros. What SFTP does not carry goes in messages over the
 server's own session, which every machine has: where there is no SFTP, or no second session (MaxSessions), or
 one that sees other folders than the server does; and where something goes wrong, since a message comes back
-with the reason in words.
+with the reason in words. So does what is little, as messages need not wait for anything.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def upload(
     *,
     told: Callable[[int], object] = lambda sent: None,
     files: Sftp | None = None,
+    go: bool = False,
 ) -> set[str]:
     """Bring all of it there.
 
@@ -52,6 +53,8 @@ def upload(
     :param removed: names that are to be there no longer
     :param told: gets how many bytes have arrived, now and then
     :param files: the session for what is in the files, closed afterwards; None sends it in messages
+    :param go: whether the server is to be started when all is there, unless something has to be looked at
+        again
     :returns: the names of those that were passed over, or have changed here meanwhile: they have to be looked
         at again
     :raises UploadError: if something cannot be read here, or stored there
@@ -69,7 +72,7 @@ def upload(
     if files:
         with contextlib.closing(files):
             before = _upload_over_sftp(to, files, left, unsettled, tell)
-    _upload_in_messages(to, left.values(), unsettled, tell)
+    _upload_in_messages(to, left.values(), unsettled, tell, go)
     return unsettled
 
 
@@ -84,6 +87,7 @@ def _upload_over_sftp(
 
     :returns: the bytes of those that are there
     """
+    to.wait_for_directory()
     begun: dict[str, tuple[str, Reading]] = {}
     there = 0
     mark = secrets.token_hex(8)  # no file of a project has such a name
@@ -121,14 +125,14 @@ def _upload_over_sftp(
 
 
 def _upload_in_messages(
-    to: UploadChannel, items: Iterable[Item], unsettled: set[str], told: Callable[[int], object]
+    to: UploadChannel, items: Iterable[Item], unsettled: set[str], told: Callable[[int], object], go: bool
 ) -> None:
     """Send it, and wait until that and all that was ordered before is done."""
     under_way: collections.deque[tuple[int, int]] = collections.deque()
     sent = since = 0
 
-    def mark(most: int) -> None:
-        under_way.append((to.request_sync(), sent))
+    def mark(most: int, *, go: bool = False) -> None:
+        under_way.append((to.request_sync(go=go), sent))
         while len(under_way) > most:
             number, size = under_way.popleft()
             to.wait_for_sync(number, _SILENCE)
@@ -142,7 +146,7 @@ def _upload_in_messages(
             if since >= _STEP:
                 since = 0
                 mark(_AHEAD)
-    mark(0)
+    mark(0, go=go and not unsettled)
 
 
 def _messages(item: Item, unsettled: set[str]) -> Iterator[tuple[dict[str, Any], int]]:

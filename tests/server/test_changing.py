@@ -36,10 +36,14 @@ Change = Callable[[Path], object]
 
 @pytest.fixture(params=["sftp", "messages"])
 def machine(
-    request: pytest.FixtureRequest, sshd: Callable[..., Machine], embedded: Callable[..., Machine]
+    request: pytest.FixtureRequest,
+    sshd: Callable[..., Machine],
+    embedded: Callable[..., Machine],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Machine:
-    """A machine with SFTP (OpenSSH's), and one without."""
+    """A machine with SFTP (OpenSSH's), where even little goes that way, and one without."""
     if request.param == "sftp":
+        monkeypatch.setattr(file_sync, "_AT_ONCE", -1)
         return sshd(Subsystem="sftp internal-sftp")
     return embedded(Knobs(sftp=False))
 
