@@ -7,6 +7,7 @@ It does so for AES-GCM and ChaCha20-Poly1305, one of which every current server 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -32,8 +33,6 @@ _MAX_LINE = 8192
 _TAG = 16
 #: Linux alone has it.
 _QUICKACK = getattr(socket, "TCP_QUICKACK", 0)
-#: How long a system call may wait, as a ``struct timeval``: paramiko's own 0.1 s.
-_TIMEOUT = struct.pack("@ll", 0, 100_000)
 _MASK = (1 << 64) - 1
 _NOTHING = memoryview(b"")
 _channel_data = struct.Struct(">BII").pack
@@ -152,6 +151,7 @@ class Packetizer(_Base):
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(sock)
         self._quick = False
+        self._waits_in = 0  # the process whose threads wait for as long as it takes
         self._gathering = False
         self._buffer = bytearray(_READ_AHEAD)
         self._view = memoryview(self._buffer)
@@ -201,17 +201,27 @@ class Packetizer(_Base):
     def settle(self) -> None:
         """Use the socket for good, once the first keys are in use: only then is nothing timed by paramiko.
 
-        Python makes a ``poll`` before each call on a socket with a timeout; the kernel's own timeouts need
-        none. And sshd holds a small packet back until the one before is acknowledged (Nagle's algorithm,
-        which it leaves on for forwards without a terminal) while the kernel delays that by 40 ms.
+        A call on it then waits for as long as it takes: :meth:`close` ends it. With paramiko's timeout of
+        0.1 s an idle connection would wake the processor ten times a second, and Python makes a ``poll``
+        before each call. New keys that we want while nothing comes wait for the next packet, at the latest an
+        answer to a keepalive. And sshd holds a small packet back until the one before is acknowledged
+        (Nagle's algorithm, which it leaves on for forwards without a terminal) while the kernel delays that
+        by 40 ms.
         """
         sock = self.__socket
         if _QUICKACK and sock.family != getattr(socket, "AF_UNIX", None):
             self._quick = True
-        if os.name == "posix":
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEOUT)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEOUT)
+        if os.name == "posix":  # elsewhere it is not known whether close() wakes another thread
+            self._waits_in = os.getpid()
             sock.settimeout(None)
+
+    def close(self) -> None:
+        """Close the socket; whoever reads or writes, on another thread, is woken."""
+        self.__closed = True
+        if self._waits_in == os.getpid():  # a forked child would end its parent's connection
+            with contextlib.suppress(OSError):
+                self.__socket.shutdown(socket.SHUT_RDWR)
+        super().close()
 
     def _make_room(self, count: int) -> None:
         rest = bytes(self._view[self._start : self._end])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import itertools
+import os
 import re
 import socket
 import sys
@@ -502,6 +503,36 @@ def test_hostile_user_names_are_refused_by_the_constructor(user: str) -> None:
         with pytest.raises(UsageError) as caught:
             make()
         assert str(caught.value).isprintable()
+
+
+# A connection that is up.
+
+
+def switches(thread: threading.Thread) -> int:
+    """Return how often a thread has waited (Linux)."""
+    text = Path(f"/proc/self/task/{thread.native_id}/status").read_text(encoding="ascii")
+    return int(text.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts how often a thread waits")
+def test_idle_connection_wakes_nothing(sshd: Callable[..., Machine], no_leaks: Any) -> None:
+    """The thread that reads sleeps until something comes, and ends at once with the connection; a fork that
+    closes its copy of the socket ends nothing."""
+    with no_leaks(), connect(host_of(sshd())) as connection:
+        assert connection.ping(10)
+        reader = connection.transport
+        before = switches(reader)
+        reader.join(0.7)
+        assert switches(reader) - before < 4  # an answer to a keepalive may have come
+        child = os.fork()
+        if not child:
+            reader.packetizer.close()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert connection.ping(10)
+        reader.packetizer.close()
+        reader.join(5)
+        assert not reader.is_alive()
 
 
 # Ways through other machines.
