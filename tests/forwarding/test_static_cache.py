@@ -7,6 +7,8 @@ import errno
 import hashlib
 import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -413,6 +415,66 @@ def test_full_disk_harms_nobody(bed: Bed, monkeypatch: pytest.MonkeyPatch, fault
     assert bed.server.asked == [PATH] * 2
     assert bed.told == []
     assert not bed.store.folder.exists() or list(bed.store.folder.iterdir()) == []
+
+
+def test_disk_that_fills_up_midway_harms_nobody(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system takes a part of a file and no more, it passes as ever; what was begun is removed, and
+    the next one is kept once there is room."""
+    resource = pytest.importorskip("resource")  # Windows has none
+    failed, write = threading.Event(), static_store.StaticWriter.write
+
+    def note(writer: static_store.StaticWriter, data: bytes) -> None:
+        try:
+            write(writer, data)
+        except OSError:
+            failed.set()
+            raise
+
+    monkeypatch.setattr(static_store.StaticWriter, "write", note)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with bed.open() as port, Reader(port) as reader:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, before[1]))
+        try:
+            assert reader.ask(request(PATH))[::2] == (200, FILE)
+            assert failed.wait(_PATIENCE)
+            until(lambda: list(bed.store.folder.iterdir()) == [], what="what was begun to be gone")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert reader.ask(request(PATH))[::2] == (200, FILE)
+        bed.kept(1)
+        assert _is_answered_here(bed, reader)
+    assert bed.told == []
+
+
+def test_store_that_is_cleared_meanwhile(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`bokeh-ssh cache --clear` of another process, also while a file is received, costs what it removes: the
+    files come from the server, whole, and are kept again."""
+    begun, cleared = threading.Event(), threading.Event()
+    write = static_store.StaticWriter.write
+
+    def wait(writer: static_store.StaticWriter, data: bytes) -> None:
+        write(writer, data)
+        begun.set()
+        assert cleared.wait(_PATIENCE)
+
+    def clear() -> str:
+        words = [sys.executable, "-m", "bokeh_ssh", "cache", "--clear", "--json"]
+        return subprocess.run(words, check=True, capture_output=True, text=True, timeout=60).stdout
+
+    monkeypatch.setattr(static_store.StaticWriter, "write", wait)
+    with bed.open() as port, Reader(port) as reader:
+        assert reader.ask(request(PATH))[::2] == (200, FILE)
+        assert begun.wait(_PATIENCE)
+        clear()
+        assert list(bed.store.folder.iterdir()) == []
+        cleared.set()
+        assert reader.ask(request(PATH))[::2] == (200, FILE)
+        bed.kept(1)
+        assert _is_answered_here(bed, reader)
+        assert str(len(FILE)) in clear()
+        assert not _is_answered_here(bed, reader)
+        bed.kept(1)
+    assert bed.told == []
 
 
 def test_flood_is_not_held_in_memory(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
