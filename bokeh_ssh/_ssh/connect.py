@@ -196,7 +196,10 @@ def _connect_hop(
     known = host_keys.known_algorithms(hop.known_as, hop.known_port, files, command)
     with contextlib.ExitStack() as stack:
         transport = _handshake(hop, known, stack, stream)
-        peer = transport.getpeername()
+        try:
+            peer = transport.getpeername()
+        except OSError as exc:  # it has ended since
+            raise _cut(hop) from exc
         key = transport.host_key_blob
         address = str(peer[0]) if proxy_connection is None and isinstance(peer, tuple) else None
         for event in host_keys.verify(
@@ -310,7 +313,8 @@ def _handshake(
             transport.start_client(event=done)
             finished = wait(done, max(0.1, deadline - time.monotonic()))
             if finished and transport.alive:
-                transport.packetizer.settle()
+                with contextlib.suppress(OSError):  # it has ended since, as whoever goes on is told
+                    transport.packetizer.settle()
                 stack.push(attempt_stack.pop_all())
                 return transport
             cause = transport.get_exception()
@@ -382,8 +386,16 @@ def _handshake_error(
         return ConnectTimeoutError(msg, host=hop.label, hint="check the port, or give a longer timeout")
     if mismatch := transport.mismatch:
         return _algorithm_error(hop, where, mismatch)
-    said = transport.disconnect_message or str(cause or "it hung up")
+    said = transport.disconnect_message
+    if transport.speaks and not said and (cause is None or isinstance(cause, (EOFError, OSError))):
+        return _cut(hop)
+    said = said or str(cause or "") or "it hung up"
     return ProtocolError(f"the key exchange with {where} failed ({said})", host=hop.label)
+
+
+def _cut(hop: Hop) -> ConnectionLostError:
+    msg = f"the connection to {hop.where} ended during the key exchange"
+    return ConnectionLostError(msg, host=hop.label, hint="try again")
 
 
 def _algorithm_error(hop: Hop, where: str, mismatch: Mismatch) -> AlgorithmError:

@@ -749,6 +749,11 @@ class Transport(_Base):
         return lists
 
     @property
+    def speaks(self) -> bool:
+        """Whether the server has begun a key exchange."""
+        return self._server_offer is not None
+
+    @property
     def mismatch(self) -> Mismatch | None:
         """What the server and we have nothing in common of, if that is so."""
         return self._server_offer.mismatch(self._algorithms) if self._server_offer else None

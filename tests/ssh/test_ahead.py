@@ -13,12 +13,28 @@ from typing import Any
 
 import asyncssh
 import pytest
-from asyncssh.constants import MSG_CHANNEL_OPEN, MSG_GLOBAL_REQUEST, MSG_USERAUTH_REQUEST
+from asyncssh.constants import (
+    MSG_CHANNEL_OPEN,
+    MSG_CHANNEL_OPEN_CONFIRMATION,
+    MSG_GLOBAL_REQUEST,
+    MSG_KEXINIT,
+    MSG_NEWKEYS,
+    MSG_SERVICE_ACCEPT,
+    MSG_USERAUTH_REQUEST,
+    MSG_USERAUTH_SUCCESS,
+)
 
 import beds
 from auth_servers import USER, Bed, Rules, Sshd, make_key
 from beds import Key, Knobs
-from bokeh_ssh import ConnectionLostError, ConnectTimeoutError, Host, Question
+from bokeh_ssh import (
+    BokehSSHError,
+    ConnectionLostError,
+    ConnectTimeoutError,
+    Host,
+    ProtocolError,
+    Question,
+)
 from bokeh_ssh._core.this_machine.private_folder import find_folder
 from bokeh_ssh._ssh.auth.userauth import UserAuth
 from bokeh_ssh._ssh.connect import connect
@@ -271,6 +287,69 @@ def test_server_that_loses_what_came_with_the_login(
                 assert connection.ping(10)
                 assert run(connection, "echo here") == b"here\n"
     assert asked in ([0, 1], [0, 0])  # older ones may hang up, before they have judged the key
+
+
+#: What a server sends on the way into it, in this order.
+_STEPS = {
+    "banner": -1,
+    "kexinit": MSG_KEXINIT,
+    "newkeys": MSG_NEWKEYS,
+    "service": MSG_SERVICE_ACCEPT,
+    "success": MSG_USERAUTH_SUCCESS,
+    "channel": MSG_CHANNEL_OPEN_CONFIRMATION,
+}
+
+
+@pytest.mark.parametrize("step", _STEPS)
+def test_line_that_is_cut_on_the_way_in(
+    enter: Callable[..., Connection],
+    asked: list[int],
+    key: Key,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+) -> None:
+    """Wherever the line is cut during a login with requests, the error says so, nothing of the login is left,
+    and the next one asks with the key as before. Where it looks as if the server had hung up because of the
+    requests, the login is made again without."""
+    cut: list[int] = []
+    server = asyncssh.SSHServerConnection
+    send_packet, send_version = server.send_packet, server._send_version
+
+    def send(conn: Any, kind: int, *args: Any, **words: Any) -> None:
+        send_packet(conn, kind, *args, **words)
+        if isinstance(conn, server) and kind in cut:
+            cut.clear()
+            conn._transport.close()
+
+    def greet(conn: Any) -> None:
+        send_version(conn)
+        if isinstance(conn, server) and cut == [-1]:
+            cut.clear()
+            conn._transport.close()
+
+    monkeypatch.setattr(server, "send_packet", send)
+    monkeypatch.setattr(server, "_send_version", greet)
+    with beds.embedded(Knobs(), key, tmp_path) as machine:
+        enter(machine.port, machine.key_path.name, ahead=[None]).close()
+        threads = set(threading.enumerate())
+        cut.append(_STEPS[step])
+        error: BokehSSHError | None = None
+        try:
+            with enter(machine.port, machine.key_path.name, ahead=[None]) as connection:
+                run(connection, "echo here")
+        except BokehSSHError as exc:
+            error = exc
+        assert cut == []
+        minded = remembered().endswith(" waits\n")  # it looks like a server that does
+        assert minded if step == "service" else (not minded or step == "newkeys")
+        expected = ProtocolError if step == "banner" else ConnectionLostError
+        assert error is None if minded else isinstance(error, expected)
+        beds.until(lambda: set(threading.enumerate()) <= threads, what="the threads to end")
+        with enter(machine.port, machine.key_path.name, ahead=[None]) as connection:
+            assert run(connection, "echo here") == b"here\n"
+            beds.until(lambda: not connection.transport._channels, what="no channel to be left")
+    assert asked.pop() == (0 if minded else 1)
 
 
 def test_channel_that_has_ended_is_not_used(
