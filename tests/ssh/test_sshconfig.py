@@ -978,7 +978,7 @@ MISSPELT = {
     "Host b\n IgnoreUnknown *\nHost *\n Banana x\n": "'banana'",
     "IgnoreUnknown A*,ban*\nBanana x\n": "",
     "Match final\n Port 5\nIgnoreUnknown *\nbanana x\n": "'banana'",
-    "UseKeychain yes\nCipher blowfish\nProtocol 2,1\nNoneEnabled yes\nRSAMinSize 1024\n": "",
+    "UseKeychain yes\nCipher blowfish\nProtocol 2,1\nNoneEnabled yes\n": "",
 }
 
 
@@ -995,6 +995,12 @@ def test_misspelt_keyword_is_told(text: str, write) -> None:
         assert re.search(rf"^{re.escape(path)} line \d+: ", warnings[0])
     elif not text.startswith("UseKeychain"):
         assert not isinstance(said, str)
+
+
+def test_red_hats_name_for_the_least_size_counts(write) -> None:
+    """RSAMinSize, as Red Hat's ssh has called RequiredRSASize, is not passed over."""
+    config = load(write("RSAMinSize 3072\nRequiredRSASize 1024\n"), "a")
+    assert (config.required_rsa_size, config.warnings) == (3072, ())
 
 
 # What newer releases have brought; those that know it are asked too.

@@ -256,6 +256,7 @@ ALIASES = {
     "identityfile2": "identityfile",
     "protocolkeepalives": "serveraliveinterval",  # Debian's
     "pubkeyacceptedkeytypes": "pubkeyacceptedalgorithms",
+    "rsaminsize": "requiredrsasize",  # Red Hat's
     "skeyauthentication": "kbdinteractiveauthentication",
     "tisauthentication": "kbdinteractiveauthentication",
 }
@@ -292,7 +293,7 @@ FOREIGN = frozenset(
             "smartcarddevice",
         ),
         *("useblacklistedkeys", "useprivilegedport", "userknownhostsfile2", "useroaming", "usersh"),
-        *("askpassgui", "usekeychain", "rsaminsize"),
+        *("askpassgui", "usekeychain"),
         *("disablemtaes", "hpnbuffersize", "hpndisabled", "noneenabled", "nonemacenabled", "noneswitch"),
         *("tcprcvbuf", "tcprcvbufpoll"),
     }
