@@ -40,6 +40,7 @@ _START_FILE = re.compile(r"(rc|profile|login|env|config\.fish)(:| \()(\s?line )?
 _SCARCE = re.compile(
     r"(?i)cannot fork|fork: |cannot allocate memory|memoryerror|can't start new thread|too many open files"
 )
+_NO_DEVICES = re.compile(r"/dev/null: (No such file|Permission denied|No such device)")
 _SCARCE_HINT = (
     "see what of yours runs there (ps -u $USER) and what is allowed (ulimit -a); "
     "end something, or ask for more"
@@ -266,6 +267,10 @@ class StartFailure:
         if _SCARCE.search(said):
             msg = f"there are not enough processes, memory or files left to run Python: {said}"
             return self._make(LaunchError, msg, _SCARCE_HINT, status)
+        if _NO_DEVICES.search(said):
+            msg = f"the account cannot use /dev/null there: {said}"
+            hint = "ask the administrator; a folder that it is confined to (ChrootDirectory) needs its own"
+            return SessionError(msg, host=self.host, hint=hint)
         if any("PYTHONHOME = '" in line for line in self.before):
             hint = f"PYTHONHOME is set there, for another Python: {setting('setup')} can unset it"
             return self._make(PythonNotFoundError, msg, hint, status)

@@ -46,6 +46,11 @@ _RETRY = 0.05
 #: What forbids as much as sshd_config, and belongs to the account.
 _OF_KEY = ", unless it is your key's own line in authorized_keys there (restrict, no-port-forwarding)"
 #: As OpenSSH's server does since 9.2 where its administrator says so; it gives no reason.
+_EARLY = "it ended right after the login"
+_EARLY_HINT = (
+    "open it again; if it always ends there, the log of the SSH server says why, such as a ChrootDirectory "
+    "that others may write to"
+)
 _UNUSED = "it was closed while nothing used it, perhaps by the server's UnusedConnectionTimeout"
 #: A port that hardly anything listens on (tcpmux).
 _NO_PORT = 1
@@ -156,9 +161,12 @@ class Connection:
             if not self.reason:
                 said = self.transport.disconnect_message
                 fault = self.transport.fault or "the line went down"
-                self.unused = self.transport.ended_unused and not said
+                early = not self.transport.rtt  # it was asked at once whether it is there
+                self.unused = self.transport.ended_unused and not (said or early)
                 if self.unused:
                     fault = _UNUSED
+                elif early and not self.transport.fault:
+                    fault = _EARLY
                 self.reason = f"the server ended it: {said}" if said else fault
             self.lost.set()
             calls = list(self._on_lost)
@@ -538,9 +546,8 @@ class Connection:
     def lost_error(self) -> ConnectionLostError:
         """Make the error for a connection that ended."""
         reason = self.reason or self.transport.disconnect_message or "the line went down"
-        return ConnectionLostError(
-            f"the SSH connection was lost ({reason})", host=self.name, hint="open it again"
-        )
+        hint = "open it again" if reason != _EARLY else _EARLY_HINT
+        return ConnectionLostError(f"the SSH connection was lost ({reason})", host=self.name, hint=hint)
 
     def _silence(self, what: str, timeout: float) -> ConnectionLostError:
         msg = f"{what} got no answer within {timeout:g} s"

@@ -120,6 +120,14 @@ def test_start_file_is_blamed(machine: Container, line: str, kind: type[BokehSSH
     assert "within" not in text
 
 
+def test_missing_device_is_told(machine: Container) -> None:
+    """Where /dev/null cannot be used, as in a bare ChrootDirectory, that is said, and nothing of Python."""
+    machine.execute(["chmod", "600", "/dev/null"])
+    text = failure(machine, SessionError)
+    assert "cannot use /dev/null" in text
+    assert "Python" not in text
+
+
 @pytest.mark.parametrize("line", ["exit", "exit 1", "set -e; false", "exec fish"])
 def test_start_file_of_setup_is_blamed(machine: Container, line: str) -> None:
     """So is one that only the login shell of ``setup`` reads."""

@@ -28,6 +28,7 @@ from bokeh_ssh import (
     ConfigError,
     ConnectError,
     Connecting,
+    ConnectionLostError,
     ConnectTimeoutError,
     DirectTunnel,
     Event,
@@ -427,6 +428,14 @@ def test_forced_command_is_told_with_its_words(container: Callable[..., Any]) ->
     assert "only backups here" in str(caught.value)
     assert caught.value.stage in ("session", "launch")
     assert caught.value.host == machine.host
+
+
+def test_end_right_after_the_login_is_told(container: Callable[..., Any]) -> None:
+    """Where sshd gives up once we are in, the line is not blamed, nor that nothing used it."""
+    machine = container(Knobs(), directives={"ChrootDirectory": "/tmp"})  # which others may write to
+    for what in (through(machine), DirectTunnel(machine.host, machine.user, "app.py", **machine.login)):
+        with pytest.raises(ConnectionLostError, match=r"ended right after the login.*ChrootDirectory"):
+            what.open()
 
 
 def test_nologin_shell_is_told_and_still_forwards(container: Callable[..., Any]) -> None:
