@@ -622,9 +622,11 @@ def test_many_configs_at_random(write, tmp_path: Path) -> None:
 
 
 def test_include(write, tmp_path: Path) -> None:
-    """Include takes patterns, several files in order, and counts only where its block does."""
+    """Include takes patterns, several files in order, no links to nothing, and counts only where its block
+    does."""
     write("User one\nHost b\nUser no\n", "1.conf")
     write("Match host a\nPort 2\n", "2.conf")
+    (tmp_path / "3.conf").symlink_to(tmp_path / "gone")
     later = f"Host a\nInclude {tmp_path}/*.conf {tmp_path}/none*\nHostKeyAlias k\n"
     path = write(f"Host b\nInclude {tmp_path}/1.conf\n{later}")
     config = check_same(path, "a")
@@ -714,6 +716,7 @@ def test_others_can_write(account: Path, tmp_path: Path) -> None:
         ("Match novel\n Port 9\n Include /no/such\n", "line 1: Match novel is not supported"),
         ("Match !novel x\n RefuseConnection no\n", "line 1: Match novel is not supported"),
         ("ProxyUseFdpass yes\nProxyCommand x\n", "line 1: ProxyUseFdpass is not supported"),
+        ("ProxyCommand -\n", "line 1: ProxyCommand - is not supported"),
         ("ConnectionAttempts 0\n", "line 1: ConnectionAttempts: 0"),
         ("User %r\n", "line 1: User: the token %r"),
         ("User u-%C\n", "line 1: User: the token %C"),

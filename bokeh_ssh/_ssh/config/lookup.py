@@ -390,6 +390,8 @@ class _Lookup:
         except IsADirectoryError:  # a glob's catch; ssh reads nothing from it either
             return
         except OSError as exc:
+            if position.depth and isinstance(exc, FileNotFoundError):  # a link to nothing, as with ssh
+                return
             msg = f"{position.path} cannot be read ({exc.strerror or exc})"
             raise ConfigError(msg, host=self.alias, hint="check its permissions") from exc
         for position.line, line in enumerate(lines, 1):
@@ -636,6 +638,10 @@ class _Lookup:
         if fdpass and fdpass.value and self._command():
             # A command that would hand a descriptor over instead of copying.
             raise self.error(fdpass.where, "ProxyUseFdpass is not supported", "remove it, or use ProxyJump")
+        command = self._command()
+        if command and command.value == "-":  # ssh takes its own standard input for the connection
+            what = "ProxyCommand - is not supported: a program has no connection on its standard input"
+            raise self.error(command.where, what, "name a command, or use ProxyJump")
         attempts = self.settings.get(keywords.CONNECTION_ATTEMPTS)
         if attempts and not attempts.value:
             raise self.error(attempts.where, "ConnectionAttempts: 0 is no number of attempts")
