@@ -356,9 +356,9 @@ class _Login:
             raise UnusableKeyError(msg)
         self._note_try(f"publickey {identity.label}")
         self._keys_tried += 1
-        if not identity.ready or self._keys_tried > 1:
-            # As with ssh, nobody is asked for a passphrase or a touch that would be in vain; and since 10,
-            # sshd counts a refused signature towards MaxAuthTries as it does two refused questions.
+        if not identity.ready or self._keys_tried > 1 or (self.userauth.has_free_offers and not prefer):
+            # As with ssh, nobody is asked for a passphrase or a touch that would be in vain; and since 10.6,
+            # sshd counts a refused signature towards MaxAuthTries, but not its first refused questions.
             reply = self.userauth.offer(algorithm, blob)
             if isinstance(reply, (Accepted, Refused)):
                 self._seen.add(blob)

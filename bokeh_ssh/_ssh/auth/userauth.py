@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import queue
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ PERSON_TIMEOUT = 120.0
 _MOST_QUESTIONS = 64
 _MOST_TEXT = 4096
 _MOST_SAID = 8
+_RELEASE = re.compile(r"SSH-2\.0-OpenSSH_(\d{1,4})\.(\d{1,4})")
 #: Messages of gssapi-with-mic (RFC 4462, section 3): a number beyond 60 means this method alone.
 _GSS_TOKEN, _GSS_ERROR, _GSS_ERROR_TOKEN, _GSS_MIC = 61, 64, 65, 66
 
@@ -134,6 +136,12 @@ class UserAuth(AuthHandler):
     def passes_over(self) -> bool:
         """Whether the server is known to pass over what comes too early; others hang up."""
         return "OpenSSH" in self.transport.remote_version
+
+    @property
+    def has_free_offers(self) -> bool:
+        """Whether the server does not count an offered key as a try: OpenSSH since 10.6, six of them."""
+        found = _RELEASE.match(self.transport.remote_version)
+        return found is not None and (int(found[1]), int(found[2])) >= (10, 6)
 
     def news(self) -> str:
         """Return what has been said since this was last asked."""
