@@ -18,6 +18,7 @@ from bokeh_ssh._core.endpoint import Endpoint, format_endpoint
 from bokeh_ssh._core.errors import (
     BokehSSHError,
     ForwardError,
+    ForwardingRefusedError,
     TargetUnreachableError,
 )
 from bokeh_ssh._core.waiting import wait
@@ -28,6 +29,8 @@ log = logging.getLogger("bokeh_ssh.tunnel")
 
 #: Seconds between two looks at a server that does not answer yet.
 _PAUSE = 0.05
+#: What OpenSSL says of a server that speaks old versions only: in its own words, and in the server's.
+_OLD_TLS = ("UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION")
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,10 @@ def _get(sock: socket.socket, path: str, timeout: float) -> HttpProbe:
 
 
 def _get_by_tls(connection: Connection, target: Endpoint, path: str, timeout: float) -> HttpProbe | None:
-    """Send the request by TLS; None where that is not spoken there."""
+    """Send the request by TLS; None where that is not spoken there.
+
+    :raises ForwardError: if it is spoken in versions only that browsers do not speak
+    """
     sock = connection.open_socket(target, timeout=timeout)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -127,8 +133,15 @@ def _get_by_tls(connection: Connection, target: Endpoint, path: str, timeout: fl
     sock.settimeout(timeout)
     try:
         secure = context.wrap_socket(sock, server_hostname="localhost")
-    except OSError:  # ssl.SSLError is one
+    except OSError as exc:  # ssl.SSLError is one
         sock.close()
+        why = (isinstance(exc, ssl.SSLError) and exc.reason) or ""
+        if why in _OLD_TLS:
+            msg = f"what listens on {format_endpoint(target)} there speaks TLS older than 1.2 only"
+            hint = "browsers refuse that: have the server allow TLS 1.2 or newer"
+            raise ForwardError(msg, host=connection.name, hint=hint) from exc
+        if "ALERT_HANDSHAKE_FAILURE" in why:
+            return HttpProbe(0, "", tls=True, certificate="it lets nobody in without a certificate")
         return None
     found = HttpProbe(0, "", tls=True, certificate=describe_certificate(secure.getpeercert(True) or b""))
     try:
@@ -166,7 +179,9 @@ def probe_port(connection: Connection, port: int, *, timeout: float) -> HttpProb
         return http_get(connection, ("localhost", port), "/metadata", timeout=timeout)
     except TargetUnreachableError:
         return None
-    except OSError:
+    except ForwardingRefusedError:
+        raise
+    except (OSError, ForwardError):
         return HttpProbe(0, "")  # something listens, but speaks no HTTP
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import apps
 from beds import Machine, until
-from bokeh_ssh import Attached, Event, Ready, Warned
+from bokeh_ssh import Attached, Event, ForwardError, Ready, Warned
 from bokeh_ssh._server.certificate import describe_certificate
 from certificates import make_certificate
 from direct_tunnels import serve_on, tunnel_to
@@ -41,6 +41,13 @@ class Server(http.server.ThreadingHTTPServer):
 
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 context.load_cert_chain(sys.argv[2])
+if "old" in sys.argv:
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    context.minimum_version, context.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
+if "mutual" in sys.argv:
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(sys.argv[2])
 Server(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
 
@@ -119,6 +126,22 @@ def test_any_server_with_a_certificate(embedded: Callable[..., Machine]) -> None
         assert get(tunnel.url) == "by TLS"
     (warned,) = warnings_of(events)
     assert "Example authority" in warned
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion")
+def test_server_of_another_time_and_one_that_wants_a_certificate(embedded: Callable[..., Machine]) -> None:
+    """What browsers cannot open is an error at once, not after launch_timeout; what they can is opened."""
+    text, _ = make_certificate("localhost")
+    machine = embedded()
+    path = apps.put(machine, "server.py", SERVER)
+    command = (machine.python, "-u", path, "{port}", apps.put(machine, "server.pem", text))
+    with pytest.raises(ForwardError, match=r"TLS older than 1\.2 only"):
+        tunnel_to(machine, command=(*command, "old"), launch_timeout=60).open()
+    events: list[Event] = []
+    command = (*command, "mutual")
+    with tunnel_to(machine, command=command, launch_timeout=60, on_event=events.append) as tunnel:
+        assert tunnel.url.startswith("https://")
+    assert "nobody in without a certificate" in warnings_of(events)[0]
 
 
 def test_command_line_says_so(embedded: Callable[..., Machine]) -> None:
