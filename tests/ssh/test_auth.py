@@ -42,6 +42,7 @@ from auth_servers import (
     info_request,
     make_key,
 )
+from beds import Machine, until
 from bokeh_ssh._core.errors import (
     AuthenticationError,
     BokehSSHError,
@@ -1314,6 +1315,30 @@ def test_a_person_may_think_long(make_bed: Callable[..., Bed], monkeypatch: pyte
     bed = make_bed(("keyboard-interactive", "password"), rounds=(CODE, CODE))
     assert enter(bed.port, prompt=prompt, timeout=5) == ("keyboard-interactive", "password")
     assert ahead == 3 * 3600
+
+
+def test_password_to_be_changed_and_nobody_to_ask(make_bed: Callable[..., Bed]) -> None:
+    """Where PAM takes the password that is given, and wants a new one, that is said."""
+    change = "You are required to change your password immediately.\nCurrent password: "
+    rounds = ((("Password: ", False), "right"), ((change, False), "right"))
+    bed = make_bed(
+        ("keyboard-interactive",), rounds=tuple(("", "", (ask,), (right,)) for ask, right in rounds)
+    )
+    with pytest.raises(AuthenticationError, match="has expired; change it with ssh"):
+        enter(bed.port, password="right")
+
+
+def test_server_that_does_not_wait_for_an_answer(sshd: Callable[..., Machine]) -> None:
+    """Where it has hung up when a person answers, that is said, and nothing of a wrong password."""
+
+    def prompt(_: Question) -> str:
+        threads = [each for each in threading.enumerate() if isinstance(each, paramiko.Transport)]
+        until(lambda: not any(each.is_active() for each in threads))
+        return "right"
+
+    server = sshd(LoginGraceTime="1", PasswordAuthentication="yes")
+    with pytest.raises(AuthenticationError, match=r"did not wait for the answer.*LoginGraceTime"):
+        enter(server.port, prompt=prompt)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals cannot be aimed at a thread there")

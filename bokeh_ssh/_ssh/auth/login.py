@@ -69,6 +69,9 @@ _OTHER = re.compile(
 _OUTDATED = ("ssh-dss", "ssh-dss-cert-v01@openssh.com")
 #: What pam_slurm_adopt, and others of its kind, say to those without a job.
 _NO_JOB = re.compile(r"no active jobs|do not have (a|any) (running )?job|no running jobs", re.IGNORECASE)
+#: What PAM says of a password that has run out, and of an account that has.
+_CHANGE = re.compile(r"change your password|password (has )?expired", re.IGNORECASE)
+_CLOSED = re.compile(r"account (has|is) (been )?(expired|locked|disabled|suspended)", re.IGNORECASE)
 _TOO_MANY = re.compile(r"too many auth|max(imum)? auth", re.IGNORECASE)
 
 
@@ -167,6 +170,7 @@ class _Login:
         self._unasked = ""  # what a person had to be asked, had there been one
         self._rounds = 0  # tries of keyboard-interactive
         self._passwords = 0  # tries of password
+        self._answered_late = False  # the server had hung up when a person answered
         self._typed = False  # host.password has answered a question
 
     def run(self) -> tuple[str, ...]:
@@ -457,9 +461,12 @@ class _Login:
         reply = self.userauth.send_password(password)
         if isinstance(reply, (Accepted, Refused)):
             return reply
+        raise self._expired()
+
+    def _expired(self) -> AuthenticationError:
         msg = f"the password of {self.userauth.user} has expired"
         where = shlex.quote(f"{self.userauth.user}@{self.name}")
-        raise self._error(AuthenticationError, msg, f"change it with ssh {where}")
+        return self._error(AuthenticationError, msg, f"change it with ssh {where}")
 
     def _ask_person(
         self, kind: str, text: str, *, echo: bool = False, instructions: str = "", reusable: bool = False
@@ -472,6 +479,7 @@ class _Login:
         answer = self.host.prompt(question) if self.host.prompt else None
         if answer is None:
             raise self._error(AuthenticationError, f"{clean(text, 200)!r} was not answered", "")
+        self._answered_late = not self.userauth.transport.is_active()
         return answer
 
     # What is told when it failed.
@@ -493,6 +501,8 @@ class _Login:
                 "only who has a job on that node may log in: start "
                 f"one with {setting('batch=')} on the login node"
             )
+        elif _CLOSED.search(self.userauth.said):
+            hint = "ask the administrator to open the account"
         message = self._with_notes(text)
         tried = tuple(self.tried)
         return kind(message, host=self.name, hint=hint or None, tried=tried, allowed=self.allowed)
@@ -532,6 +542,8 @@ class _Login:
         allowed = f"the server {'still ' * bool(self.tried)}allows {', '.join(self.allowed) or 'nothing'}"
         passed = f"the server accepted {', '.join(self.passed)} but wants more; " * bool(self.passed)
         text = f"login as {self.userauth.user} was refused ({tried}; {passed}{allowed})"
+        if _CHANGE.search(self._unasked):
+            return self._expired()
         if self._unasked:
             text = f"{text}; nobody was there to be asked for {self._unasked}"
             return self._error(
@@ -565,6 +577,10 @@ class _Login:
             )
             return self._error(TooManyKeysError, text, hint)
         tried = f" (tried {', '.join(self.tried)})" if self.tried else ""
+        if self._answered_late and hung_up:
+            text = f"the server did not wait for the answer of {self.userauth.user}{tried}: {why}"
+            hint = "answer sooner, or ask the administrator for a longer LoginGraceTime"
+            return self._error(AuthenticationError, text, hint)
         if self.tried and hung_up:
             text = f"the server ended the login of {self.userauth.user}{tried}: {why}"
             return self._error(AuthenticationError, text, _advice(self.allowed))
