@@ -299,6 +299,22 @@ def test_certificate(make_sshd: Callable[..., Sshd], make_agent: Callable[..., S
     assert "ED25519-CERT" in server.log()
 
 
+def test_certificate_out_of_date_is_told(make_sshd: Callable[..., Sshd], keys: Path) -> None:
+    """One that was refused, and is over or not yet begun by the clock here, is named with its day."""
+    authority, key = make_key(keys / "authority"), make_key(keys / "id")
+    server = make_sshd([], f"TrustedUserCAKeys {keys}/authority.pub")
+    for since, until_, why in (
+        ("20010203", "20020304", "expired since 2002-03-04"),
+        ("+1d", "+2d", r"not valid before 20\d\d-\d\d-\d\d, and the clock here says 20"),
+    ):
+        made = authority.generate_user_certificate(
+            key, "test", principals=[USER], valid_after=since, valid_before=until_
+        )
+        (keys / "id-cert.pub").write_bytes(made.export_certificate())
+        with pytest.raises(AuthenticationError, match=f"certificate id-cert is {why}"):
+            enter(server.port, key_filename=keys / "id")
+
+
 @pytest.mark.parametrize("kind", ["ssh-ed25519", "ssh-rsa"])
 def test_certificate_that_is_named(
     make_sshd: Callable[..., Sshd], make_agent: Callable[..., SshAgent], keys: Path, kind: str

@@ -8,6 +8,7 @@ import itertools
 import logging
 import re
 import shlex
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import paramiko
@@ -27,17 +28,11 @@ from bokeh_ssh._core.host import Host
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.text import clean
 from bokeh_ssh._ssh.algorithms import signatures
-from bokeh_ssh._ssh.auth import kerberos
+from bokeh_ssh._ssh.auth import kerberos, public_keys
 from bokeh_ssh._ssh.auth.agent import Agent, agent_address
-from bokeh_ssh._ssh.auth.identities import (
-    PROMPTS,
-    Identity,
-    find_identities,
-    key_type,
-)
+from bokeh_ssh._ssh.auth.identities import PROMPTS, Identity, find_identities, key_type
 from bokeh_ssh._ssh.auth.key_memory import KeyMemory, fingerprint
 from bokeh_ssh._ssh.auth.private_keys import UnusableKeyError
-from bokeh_ssh._ssh.auth.public_keys import count_rsa_bits
 from bokeh_ssh._ssh.auth.userauth import (
     Accepted,
     EndedError,
@@ -50,6 +45,7 @@ from bokeh_ssh._ssh.auth.userauth import (
     Verdict,
 )
 from bokeh_ssh._ssh.config.lookup import HostConfig
+from bokeh_ssh._ssh.messages import CERTIFICATE
 
 log = logging.getLogger("bokeh_ssh.auth")
 
@@ -345,7 +341,7 @@ class _Login:
             msg = f"it is of a kind that is not supported ({kind})"
             raise UnusableKeyError(msg)
         least = self.config.required_rsa_size
-        bits = count_rsa_bits(blob) if least else None
+        bits = public_keys.count_rsa_bits(blob) if least else None
         if least and bits and bits < least:
             msg = f"it has {bits} bits, which {self._line('RequiredRSASize', str(least))} leaves out"
             raise UnusableKeyError(msg)
@@ -366,14 +362,24 @@ class _Login:
             reply = self.userauth.offer(algorithm, blob)
             if isinstance(reply, (Accepted, Refused)):
                 self._seen.add(blob)
+                self._note_dates(identity.label, blob)
                 return reply
         if kind.startswith("sk-"):
             self._touch(identity.label)
         reply = self.userauth.prove(algorithm, blob, identity.sign, then)
         self._seen.add(blob)
+        if isinstance(reply, Refused) and not reply.partial:
+            self._note_dates(identity.label, blob)
         if self._fitting is None and (isinstance(reply, Accepted) or reply.partial):
             self._fitting = (blob, algorithm)
         return reply
+
+    def _note_dates(self, label: str, blob: bytes) -> None:
+        """Note of a certificate that was refused whether it is out of date."""
+        with contextlib.suppress(ValueError):
+            certificate = public_keys.read(blob).certificate if key_type(blob).endswith(CERTIFICATE) else None
+            if certificate and (untimely := certificate.untimely(time.time())):
+                self.notes.append(f"certificate {label} is {untimely}")
 
     def _skip(self, identity: Identity, why: UnusableKeyError) -> None:
         log.debug("%s: key %s not used: %s", self.name, identity.label, why)

@@ -8,6 +8,7 @@ security keys or by them, and takes SHA-1 for good: such are told apart here, an
 from __future__ import annotations
 
 import base64
+import datetime
 import hashlib
 from dataclasses import dataclass
 
@@ -70,16 +71,33 @@ class Certificate:
             return f"signed with {self.algorithm[:60]}, which CASignatureAlgorithms leaves out"
         if self.content.type is not SSHCertificateType.HOST:
             return "not a host certificate"
-        if now < self.content.valid_after:
-            return "not yet valid"
-        if now >= self.content.valid_before:
-            return "expired"
+        if untimely := self.untimely(now):
+            return untimely
         if not self.content.valid_principals:  # for any host, says OpenSSH 9; for none, says 10
             return "for no host's name; ssh-keygen -n gives it one"
         principals = (principal.decode("utf-8", "replace") for principal in self.content.valid_principals)
         if not any(matches(name, principal) for principal in principals):
             return "for other names"
         return "with critical options, which no host certificate has" if self.content.critical_options else ""
+
+    def untimely(self, now: float) -> str:
+        """Return what ``now`` has against it; empty where nothing, or where its days are not known.
+
+        It is this machine's clock that may be wrong.
+        """
+        content = self.content
+        if content and now < content.valid_after:
+            return f"not valid before {_day(content.valid_after)}, and the clock here says {_day(now)}"
+        if content and now >= content.valid_before:
+            return f"expired since {_day(content.valid_before)}; the clock here says {_day(now)}"
+        return ""
+
+
+def _day(seconds: float) -> str:
+    try:
+        return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).strftime("%Y-%m-%d")
+    except (OverflowError, ValueError, OSError):  # beyond what the system knows
+        return "a time far away"
 
 
 @dataclass(frozen=True)
