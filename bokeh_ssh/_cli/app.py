@@ -18,6 +18,7 @@ from bokeh_ssh._cli.completion import (
     complete_host,
     complete_machine_or_tunnel,
     complete_server,
+    complete_server_or_job,
     find_aliases,
 )
 from bokeh_ssh._cli.hints import check_order, with_command
@@ -42,6 +43,7 @@ from bokeh_ssh._cli.options import (
     TUNNEL,
     VISIT,
     Command,
+    Program,
     as_flag,
     take_batch,
     takes,
@@ -66,15 +68,26 @@ if TYPE_CHECKING:
     from bokeh_ssh._cli.foreground import Foreground
     from bokeh_ssh._tunnels.openable import Openable
 
-_EPILOG = "Each option is a keyword argument of the same name in Python. Passwords and codes are asked for."
-
 
 def _examples(*lines: str) -> str:
     return "\n".join(("[bold]Examples[/bold]", *(f"  bokeh-ssh {line}" for line in lines)))
 
 
+_EPILOG = f"""\
+{
+    _examples(
+        "HOST app.py",
+        "HOST ./app.py --upload --dev --show",
+        "doctor HOST",
+    )
+}
+
+A HOST in place of a command means direct; `bokeh-ssh COMMAND --help` shows a command's options.
+Each is a keyword argument of the same name in Python. Passwords and codes are asked for."""
+
 app = typer.Typer(
     name="bokeh-ssh",
+    cls=Program,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -118,6 +131,7 @@ ServerName = Annotated[
         metavar="NAME",
         help=_SERVER_HELP,
         show_default=False,
+        autocompletion=complete_server,
     ),
 ]
 Show = Annotated[bool, typer.Option("--show", metavar="", help="Open it in the browser.")]
@@ -467,7 +481,7 @@ def stop(
             metavar="NAME",
             help="Its id, app or route, or a job's name or number, as `ls` shows them; none: the only one.",
             show_default=False,
-            autocompletion=complete_server,
+            autocompletion=complete_server_or_job,
         ),
     ] = None,
     verbose: Verbose = 0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -12,6 +13,9 @@ from bokeh_ssh._core.errors import BokehSSHError
 from bokeh_ssh._core.host import parse_target
 from bokeh_ssh._core.this_machine.home import expand
 from bokeh_ssh._ssh.config.syntax import all_words, split_keyword
+
+if TYPE_CHECKING:
+    from bokeh_ssh._cli.tunnels.registry import HeldTunnel
 
 _MOST_FILES = 50
 
@@ -53,14 +57,29 @@ def complete_machine_or_tunnel(incomplete: str) -> list[str]:
 
 def complete_server(context: typer.Context, incomplete: str) -> list[str]:
     """List the apps of the tunnels that lead from this machine to the host that was typed; nobody logs in."""
+    apps = {PurePath(app).stem for tunnel in _tunnels_to_host(context) for app in tunnel.apps}
+    return sorted(app for app in apps if app.startswith(incomplete))
+
+
+def complete_job(context: typer.Context, incomplete: str) -> list[str]:
+    """List the jobs that the servers of those tunnels run in."""
+    jobs = {tunnel.job for tunnel in _tunnels_to_host(context)} - {""}
+    return sorted(job for job in jobs if job.startswith(incomplete))
+
+
+def complete_server_or_job(context: typer.Context, incomplete: str) -> list[str]:
+    """List both apps and jobs."""
+    return [*complete_server(context, incomplete), *complete_job(context, incomplete)]
+
+
+def _tunnels_to_host(context: typer.Context) -> list[HeldTunnel]:
     from bokeh_ssh._cli.tunnels.registry import find_tunnels
 
     try:
         host = parse_target(context.params.get("host") or "").host
-        apps = {PurePath(app).stem for tunnel in find_tunnels() if tunnel.host == host for app in tunnel.apps}
+        return [tunnel for tunnel in find_tunnels() if tunnel.host == host]
     except BokehSSHError:
         return []
-    return sorted(app for app in apps if app.startswith(incomplete))
 
 
 def _read(file: Path, found: dict[str, None]) -> list[Path]:

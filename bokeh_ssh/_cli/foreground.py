@@ -158,6 +158,7 @@ class Foreground:
             "command": self.command,
             "host": host,
             "apps": list(apps),
+            "job": getattr(getattr(thing, "job", None), "id", ""),
             "addresses": [url.partition("?")[0] for url in urls],
             "began": self._began,
             "background": self._leave is not None,

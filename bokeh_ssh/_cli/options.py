@@ -16,9 +16,9 @@ from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import typer
-from typer.core import TyperArgument, TyperCommand, TyperOption
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
-from bokeh_ssh._cli.completion import complete_host
+from bokeh_ssh._cli.completion import complete_host, complete_job
 from bokeh_ssh._cli.hints import explain_option
 from bokeh_ssh._cli.user_config import PREFIX, merge, path_of_config, read_config, read_environment
 from bokeh_ssh._core.errors import UsageError
@@ -83,7 +83,7 @@ class Flag:
     default: Any = None
     panel: str = ""
     first: bool = False
-    complete: Callable[[str], list[str]] | None = None
+    complete: Callable[..., list[str]] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -260,6 +260,18 @@ class Command(TyperCommand):
         if option:
             option.metavar = ""
         return option
+
+
+class Program(TyperGroup):
+    """All commands, with a help that likewise names no types."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return its options, also those that typer adds."""
+        parameters = super().get_params(ctx)
+        for parameter in parameters:
+            if isinstance(parameter, TyperOption):
+                parameter.metavar = ""
+        return parameters
 
 
 def take_batch(keywords: dict[str, Any]) -> None:
@@ -571,6 +583,7 @@ JOB = under(
         "job",
         "ID",
         "Run the server in this job, by number or name, which runs or waits; it stays at the end.",
+        complete=complete_job,
     ),
 )
 

@@ -92,7 +92,7 @@ def test_shells_complete(
 
 
 def test_servers_of_open_tunnels_are_completed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After ``stop HOST`` the apps of the tunnels to that host are completed, without a login."""
+    """After ``attach HOST`` and ``stop HOST`` what open tunnels lead to is completed, without a login."""
     from typer.main import get_command
 
     from bokeh_ssh._cli.app import app
@@ -100,16 +100,19 @@ def test_servers_of_open_tunnels_are_completed(monkeypatch: pytest.MonkeyPatch) 
     from bokeh_ssh._cli.tunnels.registry import HeldTunnel
 
     held = [
-        HeldTunnel(1, host="node17", apps=("a/dashboard.py", "map.py")),
+        HeldTunnel(1, host="node17", apps=("a/dashboard.py", "map.py"), job="4711"),
         HeldTunnel(2, "", "other", ("data",)),
     ]
     monkeypatch.setattr(registry, "find_tunnels", lambda: held)
-    stop = get_command(app).commands["stop"]  # type: ignore[attr-defined]  # it is a group
-    name = next(each for each in stop.params if each.name == "name")
-    for typed, begun, found in (
-        ("me@node17:22", "d", ["dashboard"]),
-        ("node17", "", ["dashboard", "map"]),
-        ("", "", []),
+    for command, parameter, typed, begun, found in (
+        ("stop", "name", "me@node17:22", "d", ["dashboard"]),
+        ("stop", "name", "node17", "", ["dashboard", "map", "4711"]),
+        ("stop", "name", "", "", []),
+        ("attach", "name", "node17", "", ["dashboard", "map"]),
+        ("attach", "job", "node17", "47", ["4711"]),
+        ("direct", "job", "other", "", []),
     ):
-        context = stop.make_context("stop", [typed] if typed else [], resilient_parsing=True)
+        parsed = get_command(app).commands[command]  # type: ignore[attr-defined]  # it is a group
+        name = next(each for each in parsed.params if each.name == parameter)
+        context = parsed.make_context(command, [typed] if typed else [], resilient_parsing=True)
         assert [each.value for each in name.shell_complete(context, begun)] == found

@@ -46,6 +46,19 @@ def test_help_fits_a_screen(command: str) -> None:
         assert "[tool.bokeh-ssh]" in short.stdout
 
 
+@pytest.mark.parametrize("columns", [60, 80, None])
+def test_help_begins_with_the_shortest_way(columns: int | None) -> None:
+    """The help of all commands fits a terminal or a pipe; its first example is a machine and an app."""
+    with Program("--help", env={"COLUMNS": str(columns)} if columns else {}) as program:
+        assert program.end() == 0
+    lines = program.stdout.splitlines()
+    examples = lines[next(at for at, line in enumerate(lines) if line.strip() == "Examples") + 1 :]
+    assert examples[0].strip() == "bokeh-ssh HOST app.py"
+    assert max(map(len, lines)) <= (columns or 80)
+    assert "<bool>" not in program.stdout
+    assert "--install-completion " in program.stdout, "no option is cut"
+
+
 def test_no_flag_where_it_means_nothing() -> None:
     """What ``doctor`` starts is ended at once, so there is no grace to give."""
     with Program("doctor", "--help-all") as program:

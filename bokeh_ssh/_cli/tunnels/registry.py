@@ -29,6 +29,7 @@ class HeldTunnel:
     :ivar command: what was typed after ``bokeh-ssh``: ``"direct"``, ``"up"``, ...
     :ivar host: the machine that it was opened to
     :ivar apps: the apps that were named
+    :ivar job: the number of the batch job that the server runs in; empty without one
     :ivar addresses: where it can be opened; empty before it is
     :ivar began: when, in seconds since 1970
     :ivar background: whether it runs without a terminal
@@ -40,6 +41,7 @@ class HeldTunnel:
     command: str = ""
     host: str = ""
     apps: tuple[str, ...] = ()
+    job: str = ""
     addresses: tuple[str, ...] = ()
     began: float = 0.0
     background: bool = False
