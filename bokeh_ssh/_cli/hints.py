@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bokeh_ssh._core.errors import (
+    AuthenticationError,
     BokehSSHError,
     ConnectError,
     LaunchError,
@@ -24,6 +25,8 @@ _NO_MODULE = re.compile(r"^ModuleNotFoundError: No module named '(?P<name>\w+)",
 
 #: An app that is none: where a server listens that runs already.
 _ADDRESS = re.compile(r"^(?:https?://|(?:[\w.-]+:)?[0-9]+$)", re.ASCII)
+#: What was typed as USER:PASSWORD@HOST, which is a user's name for some servers.
+_PASSWORD = re.compile(r"login as [^\s:]+:")
 _ORDER = "name the machine first, as in: bokeh-ssh HOST app.py"
 #: What other programs begin with, in place of a machine.
 _VERBS = ("bokeh", "panel", "ssh", "python", "serve", "run", "open", "connect", "start")
@@ -86,11 +89,14 @@ def nearest(name: str, names: Collection[str]) -> str:
     return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.7)), "")
 
 
-def advise(error: BokehSSHError, apps: Sequence[str], typed: Mapping[str, Any]) -> None:
+def advise(
+    error: BokehSSHError, apps: Sequence[str], typed: Mapping[str, Any], aliases: Collection[str] = ()
+) -> None:
     """Put a better next step into the error, where what was typed shows what was meant.
 
     :param apps: the apps that were named
     :param typed: the keywords that were typed
+    :param aliases: the machines of the ssh config
     """
     hint = ""
     if isinstance(error, ConnectError) and apps and typed.get("port"):
@@ -100,6 +106,12 @@ def advise(error: BokehSSHError, apps: Sequence[str], typed: Mapping[str, Any]) 
         )
     elif isinstance(error, ResolveError) and (error.host in _VERBS or _is_app(error.host or "")):
         hint = _ORDER
+    elif isinstance(error, ResolveError) and (
+        near := difflib.get_close_matches(error.host or "", aliases, n=1)
+    ):
+        hint = f"did you mean {near[0]}, which is in your ssh config?"
+    elif isinstance(error, AuthenticationError) and _PASSWORD.match(error.message):
+        hint = "write no password into the host: it is asked for on a terminal"
     elif isinstance(error, LaunchError) and any(_ADDRESS.match(app) for app in apps):
         hint = (
             f"{apps[0]} is no app; a server that runs there already is opened without one, with "

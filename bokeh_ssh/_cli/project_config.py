@@ -20,7 +20,7 @@ from typing import Any
 
 from bokeh_ssh._cli import project_policy
 from bokeh_ssh._cli.hints import nearest
-from bokeh_ssh._cli.options import GATEWAY, KINDS, QUEUE, START, TUNNEL
+from bokeh_ssh._cli.options import BATCH, EVERY_KEYWORD, GATEWAY, KINDS, QUEUE, START, TUNNEL
 from bokeh_ssh._cli.user_config import check_shape
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.file_reader import FLAGS
@@ -119,7 +119,7 @@ def _parse(file: Path, text: str) -> dict[str, Any] | None:
         table: dict[str, Any] = tomllib.loads(text)
     except (ValueError, RecursionError) as exc:  # TOMLDecodeError is a ValueError; so is a number too long
         msg = f"{file} is no TOML ({exc})"
-        raise UsageError(msg, hint="see toml.io") from exc
+        raise UsageError(msg, hint='texts are in quotes, as in app = "dashboard.py"; see toml.io') from exc
     if file.name == _FILE:
         return table
     tool = table.get("tool")
@@ -200,6 +200,11 @@ def _checked(key: str, value: Any, file: Path) -> Any:
     """
     project_policy.check(key, value, file)
     if key not in _KINDS:
+        if key in EVERY_KEYWORD:
+            msg = f"{file}: {key} is no setting of a project"
+            batch = key in {flag.keyword for flag in BATCH}
+            hint = "write it into a table called batch" if batch else "say it on the command line"
+            raise UsageError(msg, hint=hint)
         msg = f"{file}: there is no setting {key!r}"
         meant = nearest(key, _KINDS)
         hint = f"did you mean {meant}?" if meant else f"there are {', '.join(sorted(_KINDS))}"

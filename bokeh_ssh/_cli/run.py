@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
+from bokeh_ssh._cli.completion import find_aliases
 from bokeh_ssh._cli.hints import advise, advise_app
 from bokeh_ssh._cli.options import LOGGED
 from bokeh_ssh._core.endpoint import format_endpoint
@@ -40,7 +41,8 @@ def hold(
         leave = background.fork()
     foreground = _foreground(verbose, keywords, leave)
     foreground.command = command
-    foreground.advise = lambda error: advise(error, apps, keywords)
+    config = keywords.get("ssh_config", "~/.ssh/config")
+    foreground.advise = lambda error: advise(error, apps, keywords, find_aliases(config) if config else ())
     foreground.advise_app = lambda traceback: advise_app(traceback, apps, keywords)
 
     def announce_and_tell(thing: Openable) -> None:

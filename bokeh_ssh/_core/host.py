@@ -105,7 +105,7 @@ def parse_port(digits: str, text: str) -> int:
     if digits.isascii() and digits.isdigit() and 0 < int(digits) < 65536:
         return int(digits)
     msg = f"{text!r} has no valid port"
-    apart = "" if digits[:1].isdigit() else ", and a path is given apart from the host"
+    apart = "" if digits.isascii() and digits.isdigit() else ", and a path is given apart from the host"
     raise UsageError(msg, hint=f"a port is a number from 1 to 65535{apart}")
 
 

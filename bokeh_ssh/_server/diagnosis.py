@@ -184,7 +184,11 @@ class StartFailure:
         if self.memory_limit is not None:
             msg = f"the server ended before it listened: {describe_kill(self.memory_limit)}"
             return self._make(LaunchError, msg, MEMORY_HINT, status)
-        hint = "see its log below" if self.log else "run it there by hand; it must not go into the background"
+        hint = (
+            "its last lines say more"
+            if self.log
+            else "run it there by hand; it must not go into the background"
+        )
         if status == 2:
             hint = f"check {setting('args')}"
         elif "BOKEH_SECRET_KEY" in why:

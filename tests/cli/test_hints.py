@@ -14,7 +14,7 @@ import pytest
 import apps
 from beds import Machine, free_port
 from bokeh_ssh._cli.app import app
-from programs import Program, login
+from programs import Program, login, unkeyed
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and terminals of POSIX")
 
@@ -192,6 +192,19 @@ def test_what_was_not_uploaded_with_the_app_is_told(machine: Machine, tmp_path: 
         if wanted:
             program.expect(f"--bring {folder / wanted}")
     assert ("--bring" in program.stderr) == bool(wanted)
+
+
+def test_slips_in_a_host_are_told(machine: Machine, tmp_path: Path) -> None:
+    """A name that is nearly one of the ssh config, and a password typed into the host, are told."""
+    config = tmp_path / "config"
+    config.write_text("Host gpubox\n")
+    with Program("gpubxo", "app.py", "-F", str(config)) as program:
+        assert program.end() == 1, program
+    assert "did you mean gpubox" in program.stderr
+    flags = [word for word in unkeyed(machine) if word not in ("-l", machine.user)]
+    with Program("direct", f"me:pw@{machine.host}", "app.py", *flags) as program:
+        assert program.end() == 1, program
+    assert "write no password into the host" in program.stderr
 
 
 @pytest.mark.parametrize(("name", "meant"), [("uplaod", "upload"), ("hots", "host"), ("zzz", "")])
