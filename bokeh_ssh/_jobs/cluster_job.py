@@ -152,7 +152,7 @@ class ClusterJob:
         self.submitted = 0
         self._submitted_at = 0.0
         self._marks = list(_MARKS)  # warnings of the time limit that are not given yet
-        self._asked = 0.0  # when the scheduler was asked last
+        self._asked = 0.0  # when the scheduler was asked for the last answer
         self._silent = False  # whether it was told that the scheduler does not answer
         self._started = False  # whether the start was told
         self._reached = False  # whether its machine was reached, so that what it wrote is of no interest
@@ -414,14 +414,14 @@ class ClusterJob:
                     self._await_start(self._warden)  # raises how it ended
 
     def _ask(self, warden: Warden, pause: float) -> Job | None:
-        """Ask what the job does, ``pause`` seconds after the last time; None if that cannot be asked."""
+        """Ask what the job does, ``pause`` seconds after the last answer; None if that cannot be asked."""
         assert self._job
         left = self._asked + pause - time.monotonic()
         if left > 0 and wait(warden.connection.lost, left):
             raise warden.connection.lost_error()
         self._check_wanted()
-        self._asked = time.monotonic()
-        answer = warden.run(self._scheduler.ask_words(self._job.id))
+        answer, age = warden.ask(self._job.id, self._scheduler.ASK, pause)
+        self._asked = time.monotonic() - age
         found = self._scheduler.read_answer(self._job.id, answer.status, answer.out, answer.err)
         if found is None:
             if not self._silent:

@@ -47,7 +47,6 @@ _NUMBER = re.compile(r"<JB_job_number>(\d+)</JB_job_number>")
 _NAME = re.compile(r"<JB_job_name>([^<]*)</JB_job_name>")
 _TASKS = re.compile(r"<RN_min>(\d+)</RN_min>\s*<RN_max>(\d+)</RN_max>\s*<RN_step>(\d+)</RN_step>")
 _CONTEXT = re.compile(rf"<VA_variable>{_CLAIM[:-1]}</VA_variable>\s*<VA_value>\w+</VA_value>")
-_UNKNOWN = "<unknown_jobs"
 #: What ``qacct`` says of a job that is over.
 _FAILED = re.compile(r"^failed\s+(\d+)", re.M)
 _STATUS = re.compile(r"^exit_status\s+(\d+)", re.M)
@@ -136,16 +135,22 @@ def _script(text: str, *words: str) -> list[str]:
     return ["sh", "-c", text, "sh", *words]
 
 
-def ask_words(job: str) -> list[str]:
-    """Return the command that asks what a job does; the accounting is asked of one that is not there."""
-    text = f"""\
+#: The command that asks what jobs do; the accounting is asked of one that is not there.
+ASK = _script(
+    f"""\
 q=$(qstat -xml {_MINE}) || exit 1
 printf '%s\\n' "$q"
-case $q in
-    *"<JB_job_number>$1</JB_job_number>"*) qstat -xml -j "$1" ;;
-    *) LC_ALL=C qacct -j "$1" 2>/dev/null; echo '<unknown_jobs/>' ;;
-esac"""
-    return _script(text, job)
+IFS=,
+there=
+for job in $1; do
+    case $q in
+        *"<JB_job_number>$job</JB_job_number>"*) there=$there,$job ;;
+        *) echo "<gone $job>"; LC_ALL=C qacct -j "$job" 2>/dev/null; echo "</gone $job>" ;;
+    esac
+done
+[ -z "$there" ] || qstat -xml -j "${{there#,}}\"""",
+    "{jobs}",
+)
 
 
 def read_answer(job: str, status: int, out: str, err: str) -> Job | None:
@@ -154,8 +159,11 @@ def read_answer(job: str, status: int, out: str, err: str) -> Job | None:
         return None
     found = next((each for each in _LISTED.finditer(out) if each["job"] == job), None)
     if not found:
-        return Job(id=job, state=_read_end(out)) if _UNKNOWN in out else None
-    state, detail = read_state(found["state"]), out[out.find("<detailed_job_info") :]
+        account, end, _ = out.partition(f"<gone {job}>")[2].partition(f"</gone {job}>")
+        return Job(id=job, state=_read_end(account)) if end else None
+    _, _, details = out.partition("<detailed_job_info")
+    _, _, detail = details.partition(f"<JB_job_number>{job}</JB_job_number>")
+    state, detail = read_state(found["state"]), detail.partition("<JB_job_number>")[0]
     if state is JobState.PENDING:
         return Job(id=job, reason=_read_reason(found["state"], detail))
     asked = detail.partition("<CE_name>h_rt</CE_name>")[2].partition("</qstat_l_requests>")[0]

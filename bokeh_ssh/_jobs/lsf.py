@@ -158,9 +158,8 @@ def refusal(lines: Sequence[str]) -> str:
     return "; ".join(errors) or " / ".join(ours) or "it said nothing"
 
 
-def ask_words(job: str) -> list[str]:
-    """Return the command that asks what a job does; LSF knows it for an hour after its end."""
-    return _script(f'{_BJOBS} "$1"', job)
+#: The command that asks what jobs do; LSF knows one for an hour after its end.
+ASK = _script(f"IFS=,; {_BJOBS} $1", "{jobs}")
 
 
 def _rows(out: str) -> list[dict[str, str]]:

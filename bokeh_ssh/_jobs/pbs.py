@@ -41,6 +41,7 @@ _GONE = '*"Unknown Job"* | *"has finished"*'
 _MARK = re.compile(rf"/{_CLAIM}[0-9a-z]+$")
 _DATE = re.compile(r"[A-Z][a-z]{2} ([A-Z][a-z]{2}) +(\d{1,2}) (\d{2}):(\d{2}):(\d{2}) (\d{4})")
 _TIME = re.compile(r"\d{1,9}(:\d{1,9}){0,3}")
+_UNKNOWN = re.compile(r"Unknown Job Id (?:Error )?(\d+)")
 _ATTRIBUTE = re.compile(r"^    (\S+) = (.*)$", re.M)
 
 _WAITING = ("Q", "H", "W", "T")
@@ -145,15 +146,23 @@ def refusal(lines: Sequence[str]) -> str:
     return "; ".join(errors) or " / ".join(lines) or "it said nothing"
 
 
-def ask_words(job: str) -> list[str]:
-    """Return the command that asks what a job does; of one that is over, the history, where it is kept."""
-    text = f"""\
-{_UTC}said=$(qstat -f "$1" 2>&1)
+#: The command that asks what jobs do; where one is over, in the history, if it is kept.
+ASK = _script(
+    f"""\
+{_UTC}IFS=,
+said=$(qstat -f $1 2>&1)
 status=$?
-case $said in *"has finished"*) said=$(qstat -x -f "$1" 2>&1); status=$? ;; esac
+case $said in *"has finished"*) said=$(qstat -x -f $1 2>&1); status=$? ;; esac
 printf '%s\\n' "$said"
-exit $status"""
-    return _script(text, job)
+exit $status""",
+    "{jobs}",
+)
+
+
+def _blocks(out: str) -> dict[str, str]:
+    """Find what is said of each job, by its number."""
+    texts = re.split(r"^Job Id: ", out, flags=re.M)[1:]
+    return {number[0]: text for text in texts if (number := re.match(r"\d+", text))}
 
 
 def _attributes(out: str) -> dict[str, str]:
@@ -166,10 +175,10 @@ def _attributes(out: str) -> dict[str, str]:
 
 def read_answer(job: str, status: int, out: str, err: str) -> Job | None:
     """Read that command's answer; None if the scheduler could not be asked, whatever the job does."""
-    known = _attributes(out)
+    known = _attributes(_blocks(out).get(job, ""))
     letter = known.get("job_state", "")
-    if status or not letter:
-        return Job(id=job, state=JobState.UNKNOWN) if "Unknown Job" in out else None
+    if not letter:
+        return Job(id=job, state=JobState.UNKNOWN) if job in _UNKNOWN.findall(out) else None
     state = read_state(letter)
     if state is JobState.PENDING:
         return Job(id=job, reason=_read_reason(letter, known), estimated_start=_estimate(known))
@@ -328,9 +337,8 @@ LIST = _script(
 def read_list(out: str) -> list[dict[str, str]]:
     """Read bokeh_ssh's jobs: number, name, state, reason, node, and the time that is left."""
     jobs = []
-    for text in re.split(r"^Job Id: ", out, flags=re.M)[1:]:
-        number = re.match(r"\d+", text)
-        job = read_answer(number[0], 0, text, "") if number else None
+    for number, text in _blocks(out).items():
+        job = read_answer(number, 0, f"Job Id: {text}", "")
         known = _attributes(text)
         if job and _MARK.search(known.get("Error_Path", "")):
             jobs.append(list_fields(job, plain(known.get("Job_Name", ""))))

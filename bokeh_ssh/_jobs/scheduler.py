@@ -53,6 +53,10 @@ class Scheduler(Protocol):
         """The command that lists the queues; it fails where the scheduler does not answer."""
 
     @property
+    def ASK(self) -> Sequence[str]:  # noqa: N802
+        """The command that asks what jobs do, whose numbers stand for ``{jobs}`` with commas between."""
+
+    @property
     def LIST(self) -> Sequence[str]:  # noqa: N802
         """The command that lists the account's jobs."""
 
@@ -85,9 +89,6 @@ class Scheduler(Protocol):
 
     def claim_words(self, job: str, nonce: str) -> list[str]:
         """Return the command that makes another warden look after a job."""
-
-    def ask_words(self, job: str) -> list[str]:
-        """Return the command that asks what a job does."""
 
     def read_answer(self, job: str, status: int, out: str, err: str) -> Job | None:
         """Read that command's answer; None if the scheduler could not be asked, whatever the job does."""

@@ -33,12 +33,13 @@ _WARNING = 120
 #: Marks a job as looked after, in its comment, by one client's warden.
 _CLAIM = "bokeh-ssh:"
 
-#: Fields of ``squeue`` that hold no separator: state, reason, (expected) start, end, nodes. Names and
+#: Fields of ``squeue`` that hold no separator: number, state, reason, (expected) start, end, nodes. Names and
 #: comments are left out, since they may hold anything; the batch host (%B), since of salloc's job that is the
 #: login node.
-_FORMAT = "%T|%r|%S|%e|%N"
+_FORMAT = "%A|%T|%r|%S|%e|%N"
 _ANSWER = re.compile(
-    r"^(?P<state>[A-Z_]+)\|(?P<reason>[^|]*)\|(?P<start>[^|]*)\|(?P<end>[^|]*)\|(?P<node>[^|]*)$", re.M
+    r"^(?P<job>\d+)\|(?P<state>[A-Z_]+)\|(?P<reason>[^|]*)\|(?P<start>[^|]*)\|(?P<end>[^|]*)\|(?P<node>[^|]*)$",
+    re.M,
 )
 #: Numbers of nodes in a list, of which the first one is kept.
 _NUMBERS = re.compile(r"\[([^][,-]*)(?:[,-][^][]*)?\]")
@@ -122,7 +123,11 @@ def submit_words(batch: Batch, nonce: str, output: str) -> list[str]:
     ]
 
 
-#: Names may hold anything.
+#: The command that asks what jobs do; times come in seconds since the epoch. With the user, Slurm has to look
+#: through no others' jobs for several numbers.
+ASK = ["sh", "-c", f'SLURM_TIME_FORMAT=%s exec squeue -h -t all -u "$(id -u)" -j "$1" -o "{_FORMAT}"']
+ASK += ["sh", "{jobs}"]
+#: How it lists the account's jobs; names may hold anything.
 LIST = ["sh", "-c", 'squeue -h -u "$(id -un)" -o "%A|%T|%r|%N|%L|%k|%j"']
 _LISTED = re.compile(rf"^(\d+)\|([A-Z_]+)\|([^|\n]*)\|([^|\n]*)\|([^|\n]*)\|{_CLAIM}\w+\|(.*)$", re.M)
 
@@ -159,11 +164,6 @@ def read_owners(out: str) -> list[tuple[str, str, bool]]:
 def is_unknown(err: str) -> bool:
     """Return whether squeue says that it does not know the job, or has forgotten it."""
     return _UNKNOWN in err
-
-
-def ask_words(job: str) -> list[str]:
-    """Return the command that asks what a job does; times come in seconds since the epoch."""
-    return ["env", "SLURM_TIME_FORMAT=%s", "squeue", "-h", "-t", "all", "-j", job, "-o", _FORMAT]
 
 
 def cancel_words(job: str) -> list[str]:
@@ -220,8 +220,8 @@ def read_submitted(out: str) -> str:
 
 def read_answer(job: str, status: int, out: str, err: str) -> Job | None:
     """Read ``squeue``'s answer; None if it could not be asked, whatever the job does."""
-    # The last line is squeue's: start files may say something before.
-    found = next(reversed(list(_ANSWER.finditer(out))), None)
+    lines = list(_ANSWER.finditer(out))  # start files may say something before
+    found = next((line for line in reversed(lines) if line["job"] == job), None)
     if status == 0 and found:
         state = read_state(found["state"])
         over_or_runs = state is not JobState.PENDING
@@ -233,7 +233,7 @@ def read_answer(job: str, status: int, out: str, err: str) -> Job | None:
             estimated_start=None if over_or_runs else _seconds(found["start"]),
             ends_at=_seconds(found["end"]) if over_or_runs else None,
         )
-    if (status == 0 and not out.strip()) or _UNKNOWN in err:
+    if (status == 0 and (lines or not out.strip())) or _UNKNOWN in err:
         return Job(id=job, state=JobState.UNKNOWN)
     return None
 

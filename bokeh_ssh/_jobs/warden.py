@@ -83,6 +83,21 @@ class Warden:
         said = self._program.expect(("ran",), timeout + _MARGIN, lambda each: each.get("id") == number)
         return Answer(int(said["status"]), str(said["out"]), str(said["err"]))
 
+    def ask(self, job: str, words: Sequence[str], fresh: float) -> tuple[Answer, float]:
+        """Ask what a job does, or take the answer that another tunnel of the account had; return its age too.
+
+        :param words: the command; ``{jobs}`` stands for the numbers of all that is waited for
+        :param fresh: seconds that an answer may be old
+        :raises ConnectionLostError: if the line goes down
+        """
+        number = next(self._numbers)
+        order = {"do": "ask", "id": number, "job": job, "argv": list(words), "fresh": fresh}
+        self._program.send({**order, "timeout": COMMAND_TIMEOUT})
+        said = self._program.expect(
+            ("ran",), COMMAND_TIMEOUT + _MARGIN, lambda each: each.get("id") == number
+        )
+        return Answer(int(said["status"]), str(said["out"]), str(said["err"])), float(said["age"])
+
     def look_after(self, guard: Mapping[str, object]) -> None:
         """Let it look after a job that is there."""
         self._program.send({"do": "guard", "guard": guard})

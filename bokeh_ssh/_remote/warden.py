@@ -6,6 +6,9 @@ the commands, and reads what they say. The first line of JSON on standard input 
 
 - ``run``: run ``argv`` with ``input``, answer ``ran`` with ``id``, ``status``, ``out`` and ``err``. With
   ``guard`` it submits a job, whose number in the output stands for ``{job}`` in the guard.
+- ``ask``: likewise, with the numbers of all jobs that the account's wardens here wait for in place of
+  ``{jobs}``; or answer with what one of them was told of ``job`` in the last ``fresh`` seconds. Its age in
+  seconds is ``age``.
 - ``guard``: look after a job that is there: when the client has been gone for ``grace`` seconds, ``check`` is
   run, which says a state and a comment. Where the state is one of ``waits``, and the comment is ``mine`` or
   does not begin with ``claim``, which is another warden's, ``cancel`` is run.
@@ -17,6 +20,8 @@ Commands run beside each other, since each may hang while the scheduler is not t
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import re
@@ -26,8 +31,11 @@ import subprocess
 import threading
 import time
 
+from bokeh_ssh._remote.run_dir import candidates, found
+
 TYPE_CHECKING = False  # typing costs milliseconds of a start and is not needed to run
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any, NoReturn
 
 #: A job's number, alone in a line; with a cluster's name behind it, as ``sbatch --parsable`` says it.
@@ -47,6 +55,9 @@ _LONGEST = 1 << 20  # characters of an answer that are passed on
 _TIMEOUT = 30.0  # seconds for a command, where the order has no time
 _AGAIN = 15.0  # seconds between two tries to reach a scheduler that does not answer
 _TRIES = 240  # an hour of them
+_ANSWER = "queue"  # the file with the last answer, where the account's servers are found
+_TURN = 5.0  # seconds for another warden's question, before one is asked that nobody shares
+_WAITED_FOR = 90.0  # seconds after which a job that nobody has asked for is in no question any more
 
 
 def login_settings(programs: list[str]) -> dict[str, str]:
@@ -71,6 +82,99 @@ def login_settings(programs: list[str]) -> dict[str, str]:
     return {}
 
 
+class SharedAnswer:
+    """What the scheduler has said last, for all wardens of this account on this machine.
+
+    A file has it, and which jobs are waited for. Whoever has the lock asks; it is the kernel's, so that one
+    that is killed holds up nobody.
+    """
+
+    def __init__(self) -> None:
+        self.job = ""
+        self.key: object = None  # of the same scheduler, asked in the same words
+
+    def ask(self, order: dict[str, Any], run: Any) -> dict[str, Any]:
+        """Return status, output, errors and age of an answer that tells of the job; see the module."""
+        settings = {name: os.environ[name] for name in sorted(os.environ) if _SETTING.fullmatch(name)}
+        self.job, self.key = order["job"], [order["argv"], settings]
+        with self.locked() as folder:
+            jobs, answer = self.read(folder)
+            now = time.time()
+            jobs[self.job] = [os.getpid(), now]
+            age = now - answer.get("at", 0.0)
+            if self.job not in answer.get("of", ()) or not 0 <= age < order["fresh"]:
+                argv = [word.replace("{jobs}", ",".join(jobs)) for word in order["argv"]]
+                status, out, err = run(argv, timeout=order["timeout"])
+                answer = {"status": status, "out": out, "err": err, "of": list(jobs), "at": time.time()}
+                age = 0.0
+            self.write(folder, jobs, answer)
+        return {**{name: answer[name] for name in ("status", "out", "err")}, "age": age}
+
+    def leave(self) -> None:
+        """Wait for no job; the last one leaves no file."""
+        if not self.job:
+            return
+        with self.locked() as folder:
+            jobs, answer = self.read(folder)
+            jobs.pop(self.job, None)
+            if jobs:
+                self.write(folder, jobs, answer)
+            elif folder is not None:
+                with contextlib.suppress(OSError):
+                    os.unlink(_ANSWER, dir_fd=folder)
+        for root in candidates():
+            with contextlib.suppress(OSError):
+                os.rmdir(root)  # servers may be in it
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[int | None]:
+        """Open the folder with the file, for one at a time; None where there is none, or another is slow."""
+        root = next((root for root in candidates() if not found(root)), None)
+        folder, locked, until = None, False, time.monotonic() + _TURN
+        try:
+            with contextlib.suppress(OSError):
+                folder = os.open(root or "", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            while folder is not None and not locked and time.monotonic() < until:
+                try:
+                    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    locked = True
+                except BlockingIOError:
+                    time.sleep(0.05)
+                except OSError:  # a file system without
+                    break
+            yield folder if locked else None
+        finally:
+            if folder is not None:
+                os.close(folder)
+
+    def read(self, folder: int | None) -> tuple[dict[str, list[Any]], dict[str, Any]]:
+        """Read which jobs are waited for, by which process and when it asked last; and the last answer."""
+        try:
+            assert folder is not None
+            with open(os.open(_ANSWER, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder)) as file:
+                known = json.load(file)
+            if known["key"] != self.key:
+                return {}, {}
+            now = time.time()
+            jobs = {}
+            for job, (pid, at) in known["jobs"].items():
+                with contextlib.suppress(OSError):  # it was killed
+                    os.kill(pid, 0)
+                    if 0 <= now - at < _WAITED_FOR:
+                        jobs[job] = [pid, at]
+            return jobs, known["answer"]
+        except (AssertionError, AttributeError, OSError, ValueError, KeyError, TypeError):
+            return {}, {}
+
+    def write(self, folder: int | None, jobs: dict[str, list[Any]], answer: dict[str, Any]) -> None:
+        """Write it; a full disk costs no more than the sharing."""
+        if folder is None:
+            return
+        how = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+        with contextlib.suppress(OSError), open(os.open(_ANSWER, how, 0o600, dir_fd=folder), "w") as file:
+            json.dump({"key": self.key, "jobs": jobs, "answer": answer}, file)  # in ASCII
+
+
 class Warden:
     """One client's."""
 
@@ -81,6 +185,7 @@ class Warden:
         self.submitting: list[threading.Thread] = []
         self.ending: list[threading.Thread] = []
         self.lock = threading.Lock()
+        self.shared = SharedAnswer()
         for name in [name for name in os.environ if _MISLEADING.match(name)]:
             del os.environ[name]
         names = [str(name) for name in head["programs"]]
@@ -129,6 +234,14 @@ class Warden:
             self.guard = fill_in(guard, found.group(1))
         self.send("ran", id=order["id"], status=status, out=out, err=err)
 
+    def do_ask(self, order: dict[str, Any]) -> None:
+        """Ask what a job does, or take what another warden was told."""
+
+        def answer() -> None:
+            self.send("ran", id=order["id"], **self.shared.ask(order, self.run))
+
+        threading.Thread(target=answer, daemon=True).start()
+
     def do_guard(self, order: dict[str, Any]) -> None:
         """Look after a job that is there."""
         self.guard = order["guard"]
@@ -160,6 +273,7 @@ class Warden:
         """Go on without the client, in a session of its own, until the job needs nobody to look after it."""
         for thread in self.submitting + self.ending:
             thread.join()
+        self.shared.leave()
         guard = self.guard
         if guard is None or os.fork():
             os._exit(0)
@@ -167,6 +281,7 @@ class Warden:
         null = os.open(os.devnull, os.O_RDWR)
         for stream in range(3):
             os.dup2(null, stream)
+        os.closerange(3, 256)  # the lock of a question that has no answer yet
         if not guard.get("now"):
             time.sleep(self.grace)
         for _ in range(_TRIES):

@@ -27,7 +27,7 @@ _PARTS = {
         *("client_requests", "daemonize", "supervisor"),
     ),
     "dev_server": ("process_tree", "dev_server"),
-    "warden": ("warden",),
+    "warden": ("run_dir", "warden"),
     "job_holder": ("process_tree", "run_dir", "job_place", "job_holder"),
     "job_stream": ("run_dir", "job_place", "job_stream"),
     "control_client": ("process_tree", "process_group", "run_dir", "control_socket", "control_client"),

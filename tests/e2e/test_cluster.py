@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import json
 import re
 import shlex
@@ -248,6 +249,30 @@ def test_waiting_job_is_told_and_started(bed: SlurmBed) -> None:
         until(lambda: tunnel.state == "ready", what="it opens")
     estimates = [event.estimated_start for event in find(events, JobWaiting) if event.estimated_start]
     assert all(when > submitted for when in estimates)
+
+
+def test_tunnels_share_their_questions(bed: SlurmBed) -> None:
+    """Three tunnels whose jobs wait ask Slurm as often as one would: each question is for all jobs."""
+    script = '#!/bin/sh\necho "$(date +%s.%N) $*" >>/tmp/asked\nexec /run/squeue "$@"'
+    bed.run("login1", f"cp /usr/bin/squeue /run/squeue; echo {shlex.quote(script)} >/run/asking", "root")
+    bed.run("login1", "chmod 755 /run/asking; mount --bind /run/asking /usr/bin/squeue", "root")
+
+    def asked() -> list[float]:
+        lines = [line.split() for line in bed.run("login1", "cat /tmp/asked").splitlines()]
+        return [float(when) for when, *words in lines if any(word.count(",") == 2 for word in words)]
+
+    try:
+        with blocked(bed), contextlib.ExitStack() as stack:
+            for _ in range(3):
+                more = {"batch": Batch(cpus=4, queue="one")}
+                stack.enter_context(opening(DirectTunnel(bed.login1, "alice", **options(bed, [], **more))))
+            until(lambda: len(asked()) > 3, timeout=60, what="they were asked for together, some times")
+        times = asked()
+        # A tunnel that waits for a while asks less and less often.
+        assert all(later - earlier > 1.9 for earlier, later in itertools.pairwise(times)), times
+    finally:
+        bed.run("login1", "umount /usr/bin/squeue; rm /tmp/asked", "root")
+    until(lambda: not bed.files("login1"), what="nothing is left on login1")
 
 
 def test_closing_cancels_a_waiting_job(bed: SlurmBed) -> None:

@@ -80,7 +80,8 @@ DETAIL = """\
 </detailed_job_info>
 """
 ERROR = """\
-<detailed_job_info><QIM_message>error: can&apos;t open output file &quot;/x&quot;</QIM_message>
+<detailed_job_info><JB_job_number>15</JB_job_number>
+<QIM_message>error: can&apos;t open output file &quot;/x&quot;</QIM_message>
 <JAT_start_time>0</JAT_start_time></detailed_job_info>
 """
 
@@ -119,7 +120,7 @@ def test_job_in_error_never_starts() -> None:
 )
 def test_end_is_read_from_the_accounting(account: str, state: JobState) -> None:
     """How a job ended is what the accounting says; what it does not say yet is no end."""
-    out = RUNNING + account + "<unknown_jobs/>\n"
+    out = RUNNING + "<gone 9>\n" + account + "</gone 9>\n"
     assert grid_engine.read_answer("9", 0, out, "") == Job(id="9", state=state)
 
 
@@ -173,9 +174,7 @@ def test_guard_knows_its_own_job() -> None:
         assert not still_waits(guard, said), said
 
 
-@pytest.mark.parametrize(
-    "words", [grid_engine.ask_words("7"), grid_engine.LIST, grid_engine.cancel_words("7")]
-)
+@pytest.mark.parametrize("words", [grid_engine.ASK, grid_engine.LIST, grid_engine.cancel_words("7")])
 def test_scripts_are_for_any_shell(words: list[str]) -> None:
     """The few lines of shell are such, and pass on that there is no scheduler."""
     done = subprocess.run([words[0], "-n", *words[1:]], capture_output=True, check=False)

@@ -195,7 +195,7 @@ def test_guard_knows_its_own_job() -> None:
         assert not still_waits(guard, said), said
 
 
-@pytest.mark.parametrize("words", [lsf.ask_words("7"), lsf.LIST, lsf.cancel_words("7"), lsf.owner_words("7")])
+@pytest.mark.parametrize("words", [lsf.ASK, lsf.LIST, lsf.cancel_words("7"), lsf.owner_words("7")])
 def test_scripts_are_for_any_shell(words: list[str]) -> None:
     """The few lines of shell are such, and pass on that there is no LSF."""
     done = subprocess.run([words[0], "-n", *words[1:]], capture_output=True, check=False)

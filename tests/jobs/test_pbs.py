@@ -35,7 +35,7 @@ def test_running_job_is_read() -> None:
     """The node is the first, and the end start and limit together; dates are asked for in UTC."""
     job = Job(id="1234", state=JobState.RUNNING, node="localhost", ends_at=1795955947.0 + 1200)
     assert pbs.read_answer("1234", 0, "Welcome\n" + RUNNING, "") == job
-    assert "TZ=UTC0" in " ".join(pbs.ask_words("1234"))
+    assert "TZ=UTC0" in " ".join(pbs.ASK)
 
 
 def test_torques_jobs_are_read() -> None:
@@ -75,15 +75,15 @@ def test_torques_jobs_are_read() -> None:
 )
 def test_waiting_job_says_why(letter: str, more: str, reason: str, never: bool) -> None:
     """The comment is the reason; one that no waiting ends is known."""
-    job = pbs.read_answer("1", 0, f"{PBS_HEAD}    job_state = {letter}\n    {more}\n", "")
-    assert job == Job(id="1", reason=reason)
+    job = pbs.read_answer("1234", 0, f"{PBS_HEAD}    job_state = {letter}\n    {more}\n", "")
+    assert job == Job(id="1234", reason=reason)
     assert bool(pbs.why_never(reason)) is never
 
 
 def test_estimate_is_read() -> None:
     """An expected start is passed on."""
     job = pbs.read_answer(
-        "1", 0, "    job_state = Q\n    estimated.start_time = Sun Nov 29 12:39:07 2026\n", ""
+        "1", 0, "Job Id: 1.pbs1\n    job_state = Q\n    estimated.start_time = Sun Nov 29 12:39:07 2026\n", ""
     )
     assert job == Job(id="1", estimated_start=1795955947.0)
 
@@ -134,6 +134,10 @@ def test_silence_is_no_end() -> None:
     unknown = Job(id="2", state=JobState.UNKNOWN)
     assert pbs.read_answer("2", 153, "qstat: Unknown Job Id 2.pbs1\n", "") == unknown
     assert pbs.read_answer("2", 153, "qstat: Unknown Job Id Error 2.xena\n", "") == unknown
+    assert pbs.read_answer("2", 153, RUNNING + "qstat: Unknown Job Id 22.pbs1\n", "") is None
+    running = pbs.read_answer("1234", 153, RUNNING + "qstat: Unknown Job Id 2.pbs1\n", "")
+    assert running, "that another job is not known says nothing of this one"
+    assert running.state is JobState.RUNNING
 
 
 def test_own_jobs_are_listed() -> None:
@@ -185,7 +189,7 @@ def test_guard_knows_its_own_job() -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        pbs.ask_words("7"),
+        pbs.ASK,
         pbs.LIST,
         pbs.cancel_words("7"),
         pbs.owner_words("7"),

@@ -19,22 +19,27 @@ pytestmark = pytest.mark.every_python
     ("out", "job"),
     [
         (
-            "RUNNING|None|1795899223|1795901023|c1\n",
+            "7|RUNNING|None|1795899223|1795901023|c1\n",
             Job(id="7", state=JobState.RUNNING, node="c1", ends_at=1795901023.0),
         ),
         (
-            "PENDING|Resources|1795900305|1795902105|n/a\n",
+            "7|PENDING|Resources|1795900305|1795902105|n/a\n",
             Job(id="7", reason="Resources", estimated_start=1795900305.0),
         ),
-        ("PENDING|None|N/A|N/A|n/a\n", Job(id="7")),
+        ("7|PENDING|None|N/A|N/A|n/a\n", Job(id="7")),
         (
-            "COMPLETING|None|1795899223|1795899223|c1\n",
+            "7|COMPLETING|None|1795899223|1795899223|c1\n",
             Job(id="7", state=JobState.COMPLETING, node="c1", ends_at=1795899223.0),
         ),
         (
-            "Welcome to the cluster\nTIMEOUT|TimeLimit|1795899223|1795899283|c1\n",
+            "Welcome to the cluster\n7|TIMEOUT|TimeLimit|1795899223|1795899283|c1\n",
             Job(id="7", state=JobState.TIMEOUT, node="c1", ends_at=1795899283.0),
         ),
+        (
+            "17|RUNNING|None|1795899223|1795901023|c2\n7|PENDING|Priority|N/A|N/A|\n",
+            Job(id="7", reason="Priority"),
+        ),
+        ("17|RUNNING|None|1795899223|1795901023|c2\n", Job(id="7", state=JobState.UNKNOWN)),
         ("", Job(id="7", state=JobState.UNKNOWN)),
     ],
 )

@@ -32,9 +32,13 @@ esac
 
 
 class Running:
-    """A warden that runs here."""
+    """A warden that runs here.
+
+    :ivar shared: the folder where the account's wardens share their answers
+    """
 
     def __init__(self, folder: Path, python: str, grace: float) -> None:
+        self.shared = folder / "shared"
         self.queue = folder / "queue"
         for name in ("squeue", "sbatch", "scancel"):
             (folder / name).write_text(QUEUE.format(queue=self.queue))
@@ -45,7 +49,7 @@ class Running:
             [python, str(program)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={"PATH": f"{folder}:/usr/bin:/bin"},
+            env={"PATH": f"{folder}:/usr/bin:/bin", "BOKEH_SSH_DIR": str(self.shared)},
         )
         self.say(mark="M", grace=grace, programs=["nosuchprogram", "sbatch"])
 
@@ -60,6 +64,14 @@ class Running:
         assert line.startswith(b"M{")
         message: dict[str, Any] = json.loads(line[1:])
         return message
+
+    def ask(self, job: str, fresh: float = 60) -> tuple[int, str]:
+        """Ask for a job; the words say of which ones the scheduler was asked."""
+        words = ["sh", "-c", 'squeue; echo "$1"', "sh", "{jobs}"]
+        self.say(do="ask", id=2, job=job, argv=words, fresh=fresh, timeout=30)
+        answer = self.hear()
+        assert answer["age"] >= 0
+        return answer["status"], answer["out"]
 
     def submit(self) -> None:
         assert self.hear()["programs"] == ["sbatch"]
@@ -150,3 +162,32 @@ def test_command_that_hangs_holds_up_no_other(warden: Running) -> None:
     warden.say(do="run", id=2, argv=["nosuchprogram"])
     answers = [warden.hear(), warden.hear()]
     assert [(answer["id"], answer["status"]) for answer in answers] == [(2, 127), (1, 124)]
+
+
+def test_one_question_is_for_the_jobs_of_all(tmp_path: Path, python: str) -> None:
+    """A warden takes an answer that another one had on its job, and asks for the jobs of both.
+
+    The last one leaves no file, and one that is killed while it asks holds up nobody.
+    """
+    first, second = Running(tmp_path, python, 0.5), Running(tmp_path, python, 0.5)
+    try:
+        assert first.hear()["event"] == second.hear()["event"] == "found"
+        assert first.ask("1") == (0, "1\n")
+        assert second.ask("2") == (0, "1,2\n"), "nobody was told of that one"
+        first.queue.write_text("new\n")
+        assert second.ask("2") == (0, "1,2\n"), "it is fresh"
+        assert first.ask("1") == (0, "1,2\n"), "it has the other's"
+        assert first.ask("1", fresh=0) == (0, "new\n1,2\n"), "the control: a new one differs"
+        asked = tmp_path / "asked"
+        words = ["sh", "-c", f"echo >{asked}; exec sleep 60"]
+        first.say(do="ask", id=3, job="1", argv=words, fresh=0, timeout=60)
+        until(asked.exists, what="it is asked")
+        first.process.kill()
+        second.queue.unlink()
+        first.process.wait(10)
+        assert second.ask("2", fresh=0) == (0, "2\n")
+        assert (second.shared / "queue").exists()
+    finally:
+        for each in (first, second):
+            each.vanish()
+    assert not first.shared.exists()
