@@ -211,12 +211,15 @@ class AuthenticationError(BokehSSHError):
 
     :ivar tried: the methods tried, in order, such as ``("publickey id_ed25519", "password")``
     :ivar allowed: the methods that the server would still have accepted
+    :ivar ended_by: the address of a server that ended the login and refused nothing, as one does that lets
+        nobody in for now (``/etc/nologin``); empty where it was reached through another machine
     """
 
     stage = "login"
 
     tried: tuple[str, ...] = ()
     allowed: tuple[str, ...] = ()
+    ended_by: str | None = None
 
 
 class KDCUnreachableError(AuthenticationError):

@@ -40,7 +40,7 @@ from bokeh_ssh._ssh.control_master import ControlMaster, MasterError
 from bokeh_ssh._ssh.io_loop import IOLoop
 from bokeh_ssh._ssh.proxy_command import ProxySocket
 from bokeh_ssh._ssh.route import Hop, find_route
-from bokeh_ssh._ssh.tcp import dial
+from bokeh_ssh._ssh.tcp import dial, resolve
 from bokeh_ssh._ssh.transport import Transport
 
 #: Opens the way to a host within so many seconds.
@@ -96,10 +96,23 @@ def connect(
     def connect_all(route: Sequence[Hop], jump: Jump | None) -> Connection:
         try:
             for number, hop in enumerate(route, 1):
-                open_stream = stream or _dialler(hop, jump or via, prefer, avoid)
                 wanted = [(each.hostname, each.port) for each in route[number : number + 1]] or ahead
-                args = hop, jump, via, on_event, prompt_cache, open_stream, wanted
-                jump = connection = _with_care(functools.partial(_connect_hop, *args))
+                closed: list[str] = []
+                while True:
+                    open_stream = stream or _dialler(hop, jump or via, prefer, (*avoid, *closed))
+                    args = hop, jump, via, on_event, prompt_cache, open_stream, wanted
+                    try:
+                        connection = _with_care(functools.partial(_connect_hop, *args))
+                        break
+                    except AuthenticationError as exc:
+                        if not exc.ended_by or exc.ended_by in closed:
+                            raise
+                        closed.append(exc.ended_by)
+                        if not has_others(hop, (*avoid, *closed)):
+                            raise
+                        text = f"{exc.message}; another machine of that name is tried"
+                        on_event(Warned(host=hop.label, text=text))
+                jump = connection
         except BaseException:
             if jump:
                 jump.close()
@@ -117,6 +130,13 @@ def connect(
             text = f"the ControlMaster of {route[at].label} is not used ({exc}); logging in"
             on_event(Warned(host=route[at].label, text=text))
     return connect_all(route, None)
+
+
+def has_others(hop: Hop, known: Sequence[str]) -> bool:
+    """Return whether a machine's name has other addresses than these."""
+    origin = hop.origin
+    found = resolve(hop.hostname, hop.port, name=hop.label, timeout=hop.timeout, family=origin.family)
+    return any(end[0] not in known for _, end in found)
 
 
 class _ObjectionError(Exception):
@@ -230,6 +250,8 @@ def _connect_hop(
             )
         except (AuthenticationError, ConnectionLostError) as exc:
             if not memory.objected:
+                if isinstance(exc, AuthenticationError) and exc.ended_by is not None:
+                    exc.ended_by = address or ""
                 raise
             raise _ObjectionError(memory.note_objection()) from exc
         except ConnectTimeoutError:

@@ -32,9 +32,8 @@ from bokeh_ssh._core.waiting import wanted
 from bokeh_ssh._forwarding.status import HopStatus, StateName, TunnelStatus
 from bokeh_ssh._server.server import Server
 from bokeh_ssh._ssh.auth.prompt_cache import PromptCache
-from bokeh_ssh._ssh.connect import OpenStream, connect
+from bokeh_ssh._ssh.connect import OpenStream, connect, has_others
 from bokeh_ssh._ssh.connection import Connection
-from bokeh_ssh._ssh.tcp import resolve
 from bokeh_ssh._tunnels.lifecycle import GIVING_UP, Lifecycle, Opening, TunnelInfo
 
 log = logging.getLogger("bokeh_ssh")
@@ -160,10 +159,7 @@ class LocalSession:
         hop, here = connection.hop, connection.address
         self._useless = (*self._useless, here)[-_MOST_PEERS:]
         self._peers = tuple(peer for peer in self._peers if peer != here)
-        if not here:
-            return False
-        found = resolve(hop.hostname, hop.port, name=hop.label, timeout=hop.timeout, family=hop.origin.family)
-        return any(end[0] not in self._useless for _, end in found)
+        return bool(here) and has_others(hop, self._useless)
 
     def _on_lost(self, connection: Connection, began: float) -> None:
         # A server that ends what nobody uses does so again: without the count, every few seconds for ever.

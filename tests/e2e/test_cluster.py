@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import http.client
 import itertools
 import json
@@ -21,6 +22,7 @@ import pytest
 
 from beds import until
 from bokeh_ssh import (
+    AuthenticationError,
     Batch,
     BokehSSHError,
     Closed,
@@ -48,6 +50,7 @@ from bokeh_ssh import (
     UsageError,
     Warned,
 )
+from bokeh_ssh._ssh.connect import connect
 from programs import Program
 from slurm_bed import JUMP_PORT, SlurmBed, cluster
 
@@ -665,6 +668,9 @@ def test_allocation_of_several_nodes_is_entered(bed: SlurmBed) -> None:
     assert bed.queue() == [f"{job} RUNNING"]
 
 
+#: An SSH server that asks PAM.
+PAM_PORT = 2223
+PAM_SSHD = f"-p {PAM_PORT} -o UsePAM=yes -o PidFile=/run/pam-sshd.pid"
 CLIENT = """
 import sys
 from bokeh_ssh import Batch, DirectTunnel
@@ -799,6 +805,30 @@ def test_login_node_that_runs_nothing_is_passed_over(bed: SlurmBed, either: str)
     finally:
         for node in ("login1", "login2"):
             bed.run(node, "umount /bin/bash", "root")
+
+
+def test_login_node_that_lets_nobody_in_is_passed_over(bed: SlurmBed, either: str) -> None:
+    """Where PAM ends the login, as with /etc/nologin, the next machine of that name is logged in to."""
+    key = bed.known_hosts.read_text().split(None, 1)[1].splitlines()[0]
+    with bed.known_hosts.open("a") as file:
+        file.write(f"[login]:{PAM_PORT} {key}\n")
+    host = Host(either, "alice", port=PAM_PORT, jump=(), key_filename=bed.key_file, ssh_config=None)
+    host = dataclasses.replace(host, known_hosts=bed.known_hosts, look_for_keys=False, allow_agent=False)
+    for node in ("login1", "login2"):
+        bed.run(node, f"/usr/sbin/sshd -f {bed.base}/etc/sshd_config {PAM_SSHD}", "root")
+    try:
+        bed.run("login1", "echo Maintenance until 18:00 >/run/nologin", "root")
+        events: list[Event] = []
+        with contextlib.closing(connect(host, on_event=events.append)) as connection:
+            assert connection.address == bed.login2
+        assert re.search("said: Maintenance until 18:00; another machine", find(events, Warned)[0].text)
+        bed.run("login2", "echo Maintenance here too >/run/nologin", "root")
+        with pytest.raises(AuthenticationError, match="Maintenance here too; it may let nobody in") as caught:
+            connect(host)
+        assert caught.value.ended_by == bed.login2
+    finally:
+        for node in ("login1", "login2"):
+            bed.run(node, "rm -f /run/nologin; kill $(cat /run/pam-sshd.pid)", "root")
 
 
 def test_silent_scheduler_ends_nothing(bed: SlurmBed) -> None:

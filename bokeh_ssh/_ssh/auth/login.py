@@ -588,8 +588,12 @@ class _Login:
             hint = "answer sooner, or ask the administrator for a longer LoginGraceTime"
             return self._error(AuthenticationError, text, hint)
         if self.tried and hung_up:
-            text = f"the server ended the login of {self.userauth.user}{tried}: {why}"
-            return self._error(AuthenticationError, text, _advice(self.allowed))
+            text = f"the server ended the login of {self.userauth.user}{tried}"
+            text += f": {why}" if words or not self.userauth.said else ""
+            hint = f"it may let nobody in for now, or not this account; if it does, {_advice(self.allowed)}"
+            error = self._error(AuthenticationError, text, hint)
+            error.ended_by = ""
+            return error
         text = f"the connection ended during login{tried}: {why}"
         return ConnectionLostError(self._with_notes(text), host=self.name, hint="try again")
 
