@@ -328,8 +328,12 @@ class ClusterJob:
     def _find_number(self, warden: Warden, name: str) -> str:
         """Find the number of the job of that name, among those that were submitted by bokeh_ssh.
 
-        :raises JobError: if there is none, or more than one, or the scheduler does not answer
+        :raises JobError: if there is none, or more than one, or one of an array; or nothing answers
         """
+        number, _, task = name.partition("_")
+        if number.isdigit() and task.isdigit():  # as squeue lists them; while they wait, they are one
+            msg = f"job {name} is one of an array"
+            raise JobError(msg, host=self._label, hint=self._scheduler.OF_ARRAY, job=name)
         answer = warden.run(self._scheduler.LIST)
         if answer.status:
             msg = f"the scheduler cannot be asked for job {name!r} ({answer.said})"
@@ -482,7 +486,8 @@ class ClusterJob:
         why = self._scheduler.why_never(job.reason)
         done = self._cancel(f"cancelled, since {why}")
         msg = f"job {job.id} can never start: {why} ({job.reason}){done}"
-        hint = "ask for less, or for another queue"
+        less = ", ".join(setting(name) for name in ("time", "cpus", "memory", "gpus"))
+        hint = f"ask for less ({less}), or for another {setting('queue')}"
         return JobNeverStartsError(msg, host=self._label, hint=hint, job=job.id, reason=job.reason)
 
     def _written(self, warden: Warden, job: Job) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ JOB_VARIABLE = "SLURM_JOB_ID"
 WAYS = ("srun",)
 VERDICT = 60.0
 QUEUE_COMMAND = "squeue --me"
-OF_ARRAY = "name one of its jobs by the number of its own that squeue --me -o '%A %i' lists"
+OF_ARRAY = "once it runs, name a job of it by the number of its own: squeue --me -o '%i %A'"
 SPOOLS = False
 VERSION = [SUBMIT, "--version"]
 

@@ -364,10 +364,8 @@ class ServerAcquisition:
             Attached(host=connection.name, port=server.port, id=listed.id, pid=server.pid)
         )
         if listed.pages and local_port not in listed.pages:
-            text = (
-                f"the server takes pages from localhost:{listed.pages[0]}, so this one may stay blank; free "
-                "that port here and open it again"
-            )
+            text = f"the server takes pages from localhost:{listed.pages[0]}, so this one may stay blank"
+            text += "; open it again at that port, when it is free here"
             self._session.life.warn(text, connection.name)
         return found
 
