@@ -212,6 +212,24 @@ def here(embedded: Callable[..., Machine]) -> Machine:
 
 
 @pytest.fixture
+def light(embedded: Callable[..., Machine], tmp_path: Path) -> Callable[..., Machine]:
+    """Make embedded servers like ``here``, with a stand-in for Bokeh: ``light(knobs, **settings)``."""
+    import light_bokeh
+
+    bin_ = Path(sys.executable).parent
+    env = {
+        "PATH": f"{bin_}:/usr/bin:/bin",
+        "BOKEH_SSH_DIR": os.environ["BOKEH_SSH_DIR"],
+        "PYTHONPATH": light_bokeh.path_with_it(tmp_path),
+    }
+
+    def make(knobs: Knobs | None = None, **settings: Any) -> Machine:
+        return embedded(knobs, env=env, **settings)
+
+    return make
+
+
+@pytest.fixture
 def sshd(key: Key, tmp_path: Path) -> Iterator[Callable[..., Machine]]:
     """Make real sshds on this machine: ``sshd(MaxSessions="1")``; the keywords are sshd_config's."""
     if beds.find_sshd() is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 
-import apps
+import light_bokeh
 from beds import Machine, free_port, until
 from bokeh_ssh import JobEnded, JobEnding, JobStarted, JobWaiting, LaunchError
 from bokeh_ssh._cli.display import Display
@@ -26,16 +25,16 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and terminal
 
 
 @pytest.fixture
-def machine(embedded: Callable[..., Machine]) -> Machine:
-    """A machine on which the tests' own Python is the first."""
-    return embedded(env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"})
+def machine(light: Callable[..., Machine]) -> Machine:
+    """A machine with a stand-in for Bokeh."""
+    return light()
 
 
 @pytest.fixture
 def app(tmp_path: Path) -> str:
     """An app."""
     path = tmp_path / "sliders.py"
-    path.write_text(apps.SLIDER)
+    path.write_text(light_bokeh.APP)
     return str(path)
 
 
@@ -243,7 +242,7 @@ def test_narrow_terminal_keeps_the_address_whole(machine: Machine, tmp_path: Pat
     """An address that does not fit into a box stands alone on its line, so that it can be copied."""
     name = "a-name-that-is-long-enough-for-two-lines-of-forty"
     app = tmp_path / f"{name}.py"
-    app.write_text(apps.SLIDER)
+    app.write_text(light_bokeh.APP)
     words = ["direct", machine.host, str(app), "--local-port", "0", *login(machine)]
     with OnTerminal(*words, env={"COLUMNS": "40"}) as program:
         program.expect("Ctrl-C ends it.")
