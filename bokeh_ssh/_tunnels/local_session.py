@@ -229,8 +229,9 @@ class LocalSession:
                 pause = pause_before(attempt, needed=not (self._unused and self.attempts.listeners))
                 told = Reconnecting(host=self.life.label, attempt=attempt, delay=pause, reason=reason)
                 self.life.emit(told)
-                early = dataclasses.replace(told, delay=0.0)
-                due = self.attempts.wait(pause, functools.partial(self.life.emit, early))
+                early = functools.partial(self.life.emit, dataclasses.replace(told, delay=0.0))
+                # The first is made at once anyway, and who is told of it is told of the loss.
+                due = self.attempts.wait(pause, early if attempt > 1 else lambda: None)
                 if not due or not self.life.retry():
                     return
                 error = self._connect_again()

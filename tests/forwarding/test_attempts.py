@@ -23,6 +23,7 @@ from bokeh_ssh._core.backoff import Attempts
 from bokeh_ssh._forwarding import listener
 from bokeh_ssh._forwarding.listener import bind, open_acceptor
 from bokeh_ssh._forwarding.request_filter import RequestFilter
+from bokeh_ssh._tunnels import local_session
 from cable import Cable
 from connections import connected
 from fakes import Listener
@@ -86,6 +87,18 @@ def test_connection_starts_an_attempt(embedded: Callable[..., Machine], tmp_path
         cable.mend()
         conformance.check_echo((LOOPBACK, forward.local_port))
         assert early(events) == 1
+
+
+def test_first_attempt_is_told_once(
+    embedded: Callable[..., Machine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody who comes, or a network that changes, within its short pause is not told as one more loss."""
+    monkeypatch.setattr(local_session, "pause_before", lambda *_, **__: 60.0)
+    with cabled(embedded, tmp_path) as (cable, forward, events):
+        cable.pull()
+        until(lambda: any(isinstance(event, Reconnecting) for event in events), what="the pause")
+        conformance.check_echo((LOOPBACK, forward.local_port))
+        assert [event.attempt for event in events if isinstance(event, Reconnecting)] == [1]
 
 
 @pytest.mark.usefixtures("patient")
