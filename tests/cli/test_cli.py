@@ -407,8 +407,11 @@ def test_direct_from_start_to_end(machine: Machine, app: str, marker: str) -> No
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_signals_end_it_like_ctrl_c(machine: Machine, app: str, marker: str, number: int) -> None:
+def test_signals_end_it_like_ctrl_c(
+    light: Callable[..., Machine], app: str, marker: str, number: int
+) -> None:
     """A service manager's SIGTERM and a closing terminal's SIGHUP end everything cleanly too."""
+    machine = light()
     with Program("direct", machine.host, app, "--local-port", "0", *login(machine)) as program:
         program.address()
         program.interrupt(number)
@@ -479,8 +482,9 @@ def test_failing_app_is_shown(machine: Machine, tmp_path: Path) -> None:
         assert program.end() == 0, program
 
 
-def test_server_that_ends_ends_it(machine: Machine, app: str, marker: str) -> None:
+def test_server_that_ends_ends_it(light: Callable[..., Machine], app: str, marker: str) -> None:
     """A server that dies is told, with exit code 1."""
+    machine = light()
     with Program("direct", machine.host, app, "--local-port", "0", *login(machine)) as program:
         port = program.address().split(":")[2].split("/")[0]
         (pid,) = [int(line) for line in _after(program.stderr, "process ")]
@@ -497,8 +501,9 @@ def _after(text: str, word: str) -> Iterator[str]:
             yield line.rpartition(word)[2].split()[0]
 
 
-def test_show_opens_the_browser(machine: Machine, app: str, tmp_path: Path) -> None:
+def test_show_opens_the_browser(light: Callable[..., Machine], app: str, tmp_path: Path) -> None:
     """--show gives the address to the browser."""
+    machine = light()
     note = tmp_path / "shown"
     browser = tmp_path / "browser"
     browser.write_text(f'#!/bin/sh\necho "$1" > {note}.part\nmv {note}.part {note}\n')
@@ -607,8 +612,9 @@ def test_loss_and_return_are_told(machine: Machine, app: str, tmp_path: Path) ->
     assert program.stdout == f"{url}\n"
 
 
-def test_line_that_is_not_made_again_ends_it(machine: Machine, app: str, tmp_path: Path) -> None:
+def test_line_that_is_not_made_again_ends_it(light: Callable[..., Machine], app: str, tmp_path: Path) -> None:
     """With ``--no-reconnect`` a line that goes down is an error, and the exit code says so."""
+    machine = light()
     with Cable(machine.host, machine.port) as cable:
         there = cable.machine(machine, tmp_path)
         with Program("direct", there.host, app, "--no-reconnect", "--grace", "1", *login(there)) as program:
@@ -646,10 +652,11 @@ def test_publish_and_gateway(machine: Machine, app: str, marker: str) -> None:
 
 
 def test_end_of_what_was_published_is_told_once(
-    machine: Machine, app: str, marker: str, tmp_path: Path
+    light: Callable[..., Machine], app: str, marker: str, tmp_path: Path
 ) -> None:
     """A gateway's tunnel whose publication has ended says so once, and does not say at its own end that the
     server keeps running; a publication that loses the gateway says what failed, and what of its server."""
+    machine = light()
     with Cable(machine.host, machine.port) as cable:
         there = cable.machine(machine, tmp_path)
         with Program("publish", app, "-g", there.host, "--no-reconnect", *login(there)) as published:
@@ -671,8 +678,9 @@ def test_end_of_what_was_published_is_told_once(
     assert "keeps running" not in opened.stderr.partition("is gone")[2]
 
 
-def test_publish_killed_takes_its_server_along(machine: Machine, app: str, marker: str) -> None:
+def test_publish_killed_takes_its_server_along(light: Callable[..., Machine], app: str, marker: str) -> None:
     """A server that was published does not outlive a killed publisher for longer than the grace."""
+    machine = light()
     words = ["publish", app, "-g", machine.host, "--remote-port", "0", "--grace", "0", *login(machine)]
     with Program(*words) as published:
         published.address()

@@ -6,13 +6,12 @@ import json
 import os
 import re
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-import apps
+import light_bokeh
 from beds import Machine, until
 from bokeh_ssh import ServerNotFoundError, UsageError
 from bokeh_ssh._cli.servers import choose_job
@@ -24,17 +23,16 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and terminal
 
 
 @pytest.fixture
-def machine(embedded: Callable[..., Machine]) -> Machine:
-    """A machine with servers of this test's own, on which the tests' own Python is the first."""
-    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
-    return embedded(env={"PATH": path, "BOKEH_SSH_DIR": os.environ["BOKEH_SSH_DIR"]})
+def machine(light: Callable[..., Machine]) -> Machine:
+    """A machine with servers of this test's own, and a stand-in for Bokeh."""
+    return light()
 
 
 @pytest.fixture
 def app(tmp_path: Path) -> str:
     """An app."""
     path = tmp_path / "sliders.py"
-    path.write_text(apps.SLIDER)
+    path.write_text(light_bokeh.APP)
     return str(path)
 
 
@@ -68,7 +66,7 @@ def test_servers_are_listed_and_ended(machine: Machine, app: str) -> None:
 def test_stop_needs_to_know_which(machine: Machine, app: str, tmp_path: Path) -> None:
     """With several servers none is ended without a name (exit code 2); one that is not there is a failure."""
     other = tmp_path / "other.py"
-    other.write_text(apps.SLIDER)
+    other.write_text(light_bokeh.APP)
     with Program("direct", machine.host, app, "--local-port", "0", *login(machine)) as one:
         one.address()
         with Program("direct", machine.host, str(other), "--local-port", "0", *login(machine)) as two:
