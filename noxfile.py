@@ -131,6 +131,12 @@ def _lowest() -> list[str]:
     return sorted({f"{bound[1]}=={bound[2]}" for bound in bounds if bound})
 
 
+def _files_with(mark: str) -> list[str]:
+    """List the files of tests that use a mark: each process would read all the others too, for nothing."""
+    files = sorted((HERE / "tests").rglob("test_*.py"))
+    return [str(path.relative_to(HERE)) for path in files if mark in path.read_text(encoding="utf-8")]
+
+
 def _tools(session: nox.Session) -> list[str]:
     """Return what the tests need: no JupyterLab, Panel and browser's driver where named ones are run."""
     whole = not session.posargs or any("e2e" in option for option in session.posargs)
@@ -184,7 +190,8 @@ def tests(session: nox.Session) -> None:
     """Run the tests; what follows ``--`` goes to pytest."""
     between = CI and not session.posargs and session.python not in (PYTHONS[0], NEWEST)
     session.install(".[demo]", *(_group("test") if between else _tools(session)))
-    session.run("pytest", *(session.posargs or (BETWEEN if between else OPTIONS)))
+    chosen = (*BETWEEN, *_files_with("every_python")) if between else OPTIONS
+    session.run("pytest", *(session.posargs or chosen))
 
 
 @nox.session(default=False)
