@@ -7,15 +7,14 @@ import os
 import signal
 import socket
 import stat
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import apps
 import bokeh_ssh
+import light_bokeh
 from beds import Knobs, Machine, until
 from bokeh_ssh._cli.tunnels import background, control
 from bokeh_ssh._cli.tunnels.registry import find_tunnels
@@ -26,10 +25,9 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and terminal
 
 
 @pytest.fixture
-def machine(embedded: Callable[..., Machine]) -> Machine:
-    """A machine that takes a key and a password, on which the tests' own Python is the first."""
-    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
-    return embedded(Knobs(password=True), password="sesame", env={"PATH": path})
+def machine(light: Callable[..., Machine]) -> Machine:
+    """A machine that takes a key and a password, with a stand-in for Bokeh."""
+    return light(Knobs(password=True), password="sesame")
 
 
 def run(*words: str, code: int = 0) -> Program:
@@ -219,7 +217,7 @@ def test_status_in_a_program(machine: Machine, tmp_path: Path, isolate: bool) ->
     """``tunnel.status()`` tells the same in a program, with the connection here or in a child process; once
     it is closed, its time stands still."""
     app = tmp_path / "app.py"
-    app.write_text(apps.SLIDER)
+    app.write_text(light_bokeh.APP)
     with bokeh_ssh.DirectTunnel(
         machine.host, machine.user, app=app, upload=True, local_port=0, isolate=isolate, **machine.login
     ) as tunnel:
