@@ -39,6 +39,7 @@ class FileSync:
         self._there: dict[str, Item] = {}
         self._sizes: dict[str, int] = {}  # what was brought of each
         self._warned: set[str] = set()
+        self._failed = ""  # why the last change was not brought
         self._to: UploadChannel | None = None
         self._change = threading.Condition()
         self._dirty = False
@@ -130,8 +131,20 @@ class FileSync:
                 thread.join(2)
 
     def _watch(self, roots: list[Path], deep: bool) -> None:
+        while not self._over.is_set():
+            with contextlib.suppress(FileNotFoundError):  # one is gone again
+                self._watch_once(roots, deep)
+            self._over.wait(_AGAIN)
+
+    def _watch_once(self, roots: list[Path], deep: bool) -> None:
+        """Watch until a folder is another one, which nobody watches: removed and made again, as by git.
+
+        :raises FileNotFoundError: if there is one that does not exist
+        """
         import watchfiles
 
+        watched, removed = _identify(roots), False
+        names = {str(root) for root in roots}
         options = {"step": _SETTLE, "debounce": 10 * _SETTLE, "rust_timeout": _QUIET}
         # Nobody tells what has changed before the watch stood, nor what was put into a new folder before that
         # one was watched too: one more look, once it is quiet, sees both.
@@ -150,6 +163,13 @@ class FileSync:
                     self._dirty = True
                     self._change.notify_all()
             looks = bool(changes)
+            # The new folder may have the number of the old one.
+            removed = removed or any(
+                kind is watchfiles.Change.deleted and at in names for kind, at in changes
+            )
+            now = _identify(roots)
+            if None not in now and (removed or now != watched):
+                return
 
     def _follow_changes(self) -> None:
         while True:
@@ -174,11 +194,14 @@ class FileSync:
                 self._note({item.name: item for item in changed}, unsettled, removed)
                 names = tuple(item.name for item in changed)
                 self._on_event(Updated(host=to.host, changed=names, removed=removed))
+                self._failed = ""
                 if unsettled and not self._over.wait(_AGAIN):
                     with self._change:
                         self._dirty = True
         except UploadError as exc:
-            self._on_event(Warned(host=to.host, text=f"a change was not uploaded: {exc.message}"))
+            if exc.message != self._failed:  # it is tried at each look
+                self._failed = exc.message
+                self._on_event(Warned(host=to.host, text=f"a change was not uploaded: {exc.message}"))
         except BokehSSHError:
             pass  # the line is down, as others tell; sync_to() is called again when it is back
 
@@ -188,6 +211,19 @@ class FileSync:
         if left:
             text = f"not uploaded: {_names(left)}"
             self._on_event(Warned(host=to.host, text=text))
+
+
+def _identify(folders: Iterable[Path]) -> list[tuple[int, int] | None]:
+    """Return what tells each from another of its name; None for one that does not exist."""
+    found: list[tuple[int, int] | None] = []
+    for folder in folders:
+        try:
+            facts = folder.stat()
+        except OSError:
+            found.append(None)
+        else:
+            found.append((facts.st_dev, facts.st_ino))
+    return found
 
 
 def _names(names: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -386,7 +387,8 @@ def test_changes_follow_and_the_server_takes_them(
     embedded: Callable[..., Machine], project: Path, orders: Orders
 ) -> None:
     """With ``dev`` what is saved, added and removed here is so there too, the server is started anew with it
-    at the same address, and what is saved while the line is down comes with the line."""
+    at the same address, and what is saved while the line is down comes with the line. A folder that is gone
+    is told once, and followed again when it is back."""
     machine = embedded()
     app = project.rename(project.with_name("devapp"))
     events: list[Event] = []
@@ -425,6 +427,17 @@ def test_changes_follow_and_the_server_takes_them(
         until(lambda: updated("devapp/data/it.txt"), timeout=30, what="the change to arrive")
         assert text_of(tunnel) == "second later"
         until(lambda: len(orders.of("place")) > 1, what="the big one to follow")
+        away = app.rename(app.with_name("away"))
+
+        def failed() -> list[str]:
+            texts = [event.text for event in events if isinstance(event, Warned)]
+            return [text for text in texts if text.startswith("a change was not uploaded")]
+
+        until(failed, what="the loss of the folder is told")
+        shutil.copytree(away, app, ignore=shutil.ignore_patterns("pipe"))
+        (app / "data" / "after.txt").write_text("after")
+        until(lambda: updated("devapp/data/after.txt"), what="the new folder to be watched")
+        assert len(failed()) == 1
     assert not [
         thread for thread in threading.enumerate() if "mirror" in thread.name or thread.name == "watch"
     ]
