@@ -60,6 +60,8 @@ def steps(page: Path) -> Iterator[tuple[str, str]]:
     text = page.read_text(encoding="utf-8")
     for match in re.finditer(r"^ *```(\w*)[^\n]*\n(.*?)^ *```$|^## ", text, re.MULTILINE | re.DOTALL):
         kind, block = match[1], textwrap.dedent(match[2] or "")
+        block = re.sub(r" \\\n *", " ", block)
+        block = re.sub(r"^(# run with [^\n]*)\n([^\n]*)", r"\2  \1", block, flags=re.MULTILINE)
         if kind is None:
             yield "section", ""
         elif kind == "toml" and "[tool.bokeh-ssh" in block:
@@ -265,6 +267,18 @@ def test_nothing_is_passed_over() -> None:
     assert set(commands) - {"me@remote.host"} == {  # that one is short for direct
         *("direct", "gateway", "publish", "forward", "attach", "ls", "stop", "doctor", "up", "demo", "cache")
     }
+
+
+def test_code_fits_its_box() -> None:
+    """No line of code on a page is cut off, or has to be scrolled, in a window of 1,200 pixels."""
+    long = []
+    for page in sorted((ROOT / "docs").rglob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        for match in re.finditer(
+            r"^ *```\{?(sh|console|python|toml|doctest)\}?\n(.*?)^ *```$", text, re.M | re.S
+        ):
+            long += [(page.name, line) for line in match[2].splitlines() if len(line) > 88]
+    assert long == []
 
 
 def test_tests_that_the_pages_name_exist() -> None:
