@@ -191,7 +191,11 @@ def show(tunnel: Any, *, inline: bool | None = None, height: int | str = 600) ->
     :param inline: False opens the browser from a notebook too
     :param height: of the frame in the cell: pixels, or what CSS takes
     :returns: whether a browser was found; None where it is in the cell
+    :raises UsageError: if it is no tunnel, but a plot or the name of a machine
     """
+    if not hasattr(tunnel, "show"):
+        msg = f"show() takes a tunnel, and no {type(tunnel).__name__}"
+        raise UsageError(msg, hint='open one first, as in DirectTunnel("host", app="app.py").open()')
     found: bool | None = tunnel.show(inline=inline, height=height)
     return found
 

@@ -13,6 +13,7 @@ from typing import Any, get_args, get_origin
 
 import pytest
 
+import bokeh_ssh
 from beds import Machine
 from bokeh_ssh import DirectTunnel, GatewayTunnel, Host, LocalForward, RemoteForward, UsageError
 from bokeh_ssh._tunnels.options import (
@@ -139,3 +140,10 @@ def test_slips_in_python_are_told() -> None:
     DirectTunnel("h", app="app.py", job=4711)
     with pytest.raises(UsageError, match="is not the number or the name of a job"):
         DirectTunnel("h", app="app.py", job=-1)
+
+
+@pytest.mark.parametrize("what", ["box", None])
+def test_show_takes_a_tunnel(what: Any) -> None:
+    """``show()``, used as Bokeh's own is, says that it takes a tunnel, and how one is opened."""
+    with pytest.raises(UsageError, match=r"takes a tunnel.*DirectTunnel"):
+        bokeh_ssh.show(what)
