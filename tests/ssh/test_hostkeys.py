@@ -585,6 +585,14 @@ def test_errors(keys: Keys, tmp_path: Path) -> None:
     assert 'host_keys="ask" or host_keys="accept-new"' in str(caught["rsa"])
 
 
+def test_file_that_cannot_be_read_is_named(keys: Keys, tmp_path: Path) -> None:
+    """It knows nobody, as with ssh; where that may be why a key is not known, the error says so."""
+    with pytest.raises(UnknownHostKeyError) as caught:
+        verify(blob(keys.public["ed"]), [str(tmp_path), str(tmp_path / "missing")])
+    assert f"; {tmp_path} cannot be read (" in str(caught.value)
+    assert "missing" not in str(caught.value)
+
+
 def test_advice_works(keys: Keys, tmp_path: Path) -> None:
     """The command that a changed key's error gives does remove the old key."""
     path = tmp_path / "known hosts"

@@ -241,6 +241,9 @@ class _Case:
     def unknown(self, more: str, hint: str) -> UnknownHostKeyError:
         """Make the error for a key that no file has."""
         msg = f"no known_hosts file has its host key, {self.key.kind} {self.key.fingerprint} {more}".rstrip()
+        for path in self.files:
+            if why := _unreadable(path):
+                msg += f"; {path} cannot be read ({why})"
         msg += f"; {self.rules.note}" * bool(self.rules.note)
         return UnknownHostKeyError(msg, host=self.host, hint=hint, **self._facts)
 
@@ -392,6 +395,17 @@ def _read_file(path: str) -> bytes:
     except (OSError, RuntimeError) as exc:  # as ssh: a file that is not there, or not for us, knows nobody
         log.debug("%s is not read: %s", path, exc)
         return b""
+
+
+def _unreadable(path: str) -> str:
+    """Return why a file that is there cannot be read; empty where it can, or is not there."""
+    try:
+        with Path(path).expanduser().open("rb"):
+            return ""
+    except (FileNotFoundError, RuntimeError):
+        return ""
+    except OSError as exc:
+        return exc.strerror or str(exc)
 
 
 def _read_anyhow(key: bytes) -> PublicKey:
