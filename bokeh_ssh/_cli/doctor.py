@@ -287,6 +287,8 @@ def _check_round_trip(connection: Connection) -> Finding:
     for _ in range(3):
         connection.ping(connection.hop.timeout)
     took = connection.transport.rtt * 1000
+    if not took and connection.lost.is_set():
+        raise connection.lost_error()
     if took > _SLOW:
         hint = "the first page takes a dozen round trips; --compression helps if the bandwidth is low too"
         return Finding("round trip", "note", f"{took:.0f} ms, which is noticeable", hint)

@@ -230,28 +230,8 @@ class StartFailure:
             msg = "this is a Windows machine, and starting a server there is not supported"
             hint = f"start the server by hand there, and attach to it with {setting('launch=False')}"
             return self._make(LaunchError, msg, hint, status)
-        if self.stage is Stage.LOGIN and _EXPIRED.search(said):
-            msg = f"the account's password has to be changed: {said}"
-            return SessionError(
-                msg, host=self.host, hint="log in with a terminal once, which asks for a new one"
-            )
-        if self.stage is Stage.LOGIN and "/etc/nologin exists" in said:
-            msg = f"the machine takes no logins at the moment: {said}"
-            return SessionError(msg, host=self.host, hint="it may be under maintenance: try again later")
-        if self.stage is Stage.LOGIN and (not said or _NO_TERMINAL.search(said) or _START_FILE.search(said)):
-            msg = f"the login shell ended before our command (exit status {status}): {said or 'no output'}"
-            hint = (
-                "a start file (such as ~/.bashrc) may exit, or run something else in its place (exec tmux): "
-                "have it do that on a terminal only; an account without "
-                f"commands can attach ({setting('launch=False')})"
-            )
-            return SessionError(msg, host=self.host, hint=hint)
         if self.stage is Stage.LOGIN:
-            msg = f"the account does not run commands (exit status {status}): {said or 'it said nothing'}"
-            hint = (
-                f"ask for a login shell, or attach to a server that is there with {setting('launch=False')}"
-            )
-            return SessionError(msg, host=self.host, hint=hint)
+            return refused_command(self.host, status, said)
         if self.stage >= Stage.UPLOAD:
             return self._make(LaunchError, "the supervisor of the server was ended", "try again", status)
         if self.launch.setup and not self.evidence.begun:
@@ -279,6 +259,30 @@ class StartFailure:
             hint = f"PYTHONHOME is set there, for another Python: {setting('setup')} can unset it"
             return self._make(PythonNotFoundError, msg, hint, status)
         return self._make(PythonNotFoundError, msg, _PYTHON_HINT, status)
+
+
+def refused_command(host: str, status: int, said: str) -> SessionError:
+    """Say why a login ran something else than our command, or nothing.
+
+    :param said: the last lines that came instead
+    """
+    if _EXPIRED.search(said):
+        msg = f"the account's password has to be changed: {said}"
+        return SessionError(msg, host=host, hint="log in with a terminal once, which asks for a new one")
+    if "/etc/nologin exists" in said:
+        msg = f"the machine takes no logins at the moment: {said}"
+        return SessionError(msg, host=host, hint="it may be under maintenance: try again later")
+    if not said or _NO_TERMINAL.search(said) or _START_FILE.search(said):
+        msg = f"the login shell ended before our command (exit status {status}): {said or 'no output'}"
+        hint = (
+            "a start file (such as ~/.bashrc) may exit, or run something else in its place (exec tmux): "
+            "have it do that on a terminal only; an account without "
+            f"commands can attach ({setting('launch=False')})"
+        )
+        return SessionError(msg, host=host, hint=hint)
+    msg = f"the account does not run commands (exit status {status}): {said}"
+    hint = f"ask for a login shell, or attach to a server that is there with {setting('launch=False')}"
+    return SessionError(msg, host=host, hint=hint)
 
 
 def refused(host: str, message: dict[str, Any]) -> BokehSSHError:

@@ -14,13 +14,12 @@ from bokeh_ssh._core.errors import (
     ConnectionLostError,
     LaunchTimeoutError,
     ServerNotFoundError,
-    SessionError,
     UsageError,
 )
 from bokeh_ssh._core.framing import Reader, Tail, plain
 from bokeh_ssh._core.waiting import wait_for
 from bokeh_ssh._server.bootstrap import control_client_script, list_pythons
-from bokeh_ssh._server.diagnosis import refused
+from bokeh_ssh._server.diagnosis import refused, refused_command
 from bokeh_ssh._server.launch_spec import encode_message
 from bokeh_ssh._server.payload import payload
 from bokeh_ssh._server.server_ref import ServerRef, as_paths
@@ -245,8 +244,7 @@ class ControlRequest:
             return LaunchTimeoutError(msg, host=host, hint="try again, or allow more time")
         if self._status is None:
             return ConnectionLostError("the connection ended meanwhile", host=host, hint="try again")
-        msg = f"the account does not run commands (exit status {self._status}): {said or 'it said nothing'}"
-        return SessionError(msg, host=host, hint="ask for a login shell")
+        return refused_command(host, self._status, said)
 
     def _on_stdout(self, data: bytes) -> None:
         self._heard_bytes += len(data)

@@ -10,6 +10,7 @@ import pytest
 import apps
 from beds import Machine
 from bokeh_ssh import BokehSSHError, LaunchError, SessionError
+from connections import there
 from direct_tunnels import tunnel_to
 
 if TYPE_CHECKING:
@@ -118,6 +119,9 @@ def test_start_file_is_blamed(machine: Container, line: str, kind: type[BokehSSH
     text = failure(machine, kind)
     assert says in text
     assert "within" not in text
+    if "Password" in line:  # the list of servers says the same
+        with pytest.raises(kind, match=says):
+            there(machine)
 
 
 def test_missing_device_is_told(machine: Container) -> None:
