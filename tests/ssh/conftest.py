@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
 
+from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._ssh.transport import Transport
 
 
@@ -21,3 +23,23 @@ def key_changes(monkeypatch: pytest.MonkeyPatch) -> dict[Transport, int]:
 
     monkeypatch.setattr(Transport, "_parse_newkeys", count)
     return seen
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """List how many channels each login has asked for that was successful in the end."""
+    counts: list[int] = []
+    open_ahead: weakref.WeakKeyDictionary[Transport, int] = weakref.WeakKeyDictionary()
+    ask, start = Transport.ask_ahead, Connection._start_keepalive
+
+    def count(self: Transport, wanted: Any) -> None:
+        ask(self, wanted)
+        open_ahead[self] = len(self._channels)
+
+    def note(self: Connection) -> None:
+        counts.append(open_ahead.pop(self.transport, 0))
+        start(self)
+
+    monkeypatch.setattr(Transport, "ask_ahead", count)
+    monkeypatch.setattr(Connection, "_start_keepalive", note)
+    return counts

@@ -6,7 +6,6 @@ import contextlib
 import os
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,10 +35,10 @@ from bokeh_ssh import (
     Question,
 )
 from bokeh_ssh._core.this_machine.private_folder import find_folder
+from bokeh_ssh._ssh.auth.key_memory import KeyMemory
 from bokeh_ssh._ssh.auth.userauth import UserAuth
 from bokeh_ssh._ssh.connect import connect
 from bokeh_ssh._ssh.connection import Connection
-from bokeh_ssh._ssh.transport import Transport
 from fakes import Listener
 
 LOOPBACK = "127.0.0.1"
@@ -70,26 +69,6 @@ def enter(account: object, tmp_path: Path) -> Callable[..., Connection]:
         return connect(host, **keywords)
 
     return log_in
-
-
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """List how many channels each login has asked for that was successful in the end."""
-    counts: list[int] = []
-    open_ahead: weakref.WeakKeyDictionary[Transport, int] = weakref.WeakKeyDictionary()
-    ask, start = Transport.ask_ahead, Connection._start_keepalive
-
-    def count(self: Transport, wanted: Any) -> None:
-        ask(self, wanted)
-        open_ahead[self] = len(self._channels)
-
-    def note(self: Connection) -> None:
-        counts.append(open_ahead.pop(self.transport, 0))
-        start(self)
-
-    monkeypatch.setattr(Transport, "ask_ahead", count)
-    monkeypatch.setattr(Connection, "_start_keepalive", note)
-    return counts
 
 
 def remembered() -> str:
@@ -132,6 +111,41 @@ def test_second_login_asks_with_the_key(
                         assert int(sock.recv(9)) >= before
             assert asked.pop() == count
         assert target.count == 4
+
+
+def test_each_hop_is_remembered_for_itself(
+    enter: Callable[..., Connection], asked: list[int], key: Key, tmp_path: Path
+) -> None:
+    """Through two jump hosts, each login asks for the channel to the next machine; one of them that minds is
+    spared, and the others are asked as before."""
+    target = Target()
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(Listener(target.answer))
+        machines = [stack.enter_context(beds.local_sshd(key, tmp_path, {})) for _ in range(3)]
+        where, port = (LOOPBACK, listener.port), machines[2].port
+        words: dict[str, Any] = {"ssh_config": None, "allow_agent": False, "look_for_keys": False}
+        words |= {"known_hosts": str(tmp_path / "known"), "host_keys": "accept-new"}
+        words["key_filename"] = str(machines[0].key_path)
+        jump = [Host(LOOPBACK, USER, port=machine.port, **words) for machine in machines[:2]]
+        texts: list[dict[str, str]] = []
+        for expected in ([0, 0, 0], [1, 1, 1], [1, 0, 1]):
+            asked.clear()
+            with (
+                enter(port, machines[0].key_path.name, ahead=[where], login={"jump": jump}) as connection,
+                connection.open_socket(where, timeout=10) as sock,
+            ):
+                sock.settimeout(10)
+                assert sock.recv(9)
+            assert asked == expected
+            texts.append({path.name: path.read_text() for path in find_folder("logins").iterdir()})
+            if expected == [1, 1, 1]:
+                middle: Any = connection._jump
+                waits = next(iter(texts[0].values())).replace(" alone", " waits")
+                KeyMemory(middle.transport.host_key_blob, USER)._write(waits)
+    assert len(texts[0]) == 3
+    assert texts[0] == texts[1]
+    assert len(texts[2].items() - texts[0].items()) == 1
+    assert target.count == 3
 
 
 def test_key_that_fits_no_more_takes_nothing_along(

@@ -128,6 +128,20 @@ def test_master_is_the_way(way: str, masters: Masters, no_leaks: Callable[[], An
     assert masters.control("check") == 0, "the master was ended"
 
 
+def test_channels_are_asked_for_behind_it(masters: Masters, asked: list[int]) -> None:
+    """The login to the machine behind the master takes along what is wanted next, as any other does."""
+    masters.start()
+    where = "127.0.0.1", masters.inner.port
+    for count in (0, 1):
+        with (
+            connect(masters.host(), ahead=[where]) as connection,
+            connection.open_socket(where, timeout=10) as sock,
+        ):
+            sock.settimeout(30)
+            assert sock.recv(4) == b"SSH-"
+        assert asked.pop() == count
+
+
 @pytest.mark.parametrize(
     ("line", "used"),
     [
