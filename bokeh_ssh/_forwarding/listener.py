@@ -572,8 +572,6 @@ def _name(sock: socket.socket) -> str:
 class _Server(socketserver.BaseServer):
     """Accepts on a socket that listens already, and hands each connection to the handler class."""
 
-    daemon_threads = True
-
     def __init__(self, sock: socket.socket, handler: type[_Handler]) -> None:
         super().__init__(address_of(sock), handler)
         self.socket = sock

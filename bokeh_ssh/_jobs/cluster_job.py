@@ -193,7 +193,7 @@ class ClusterJob:
                 if not (self._resubmit and self._reached and exc.state in _AGAIN):
                     raise
                 self._forget_job()
-                self._emit(Warned(host=self._label, text=f"{exc.message}, so a new one is submitted"))
+                self._warn(f"{exc.message}, so a new one is submitted")
             except SessionError:
                 # What led to another job's machine may still have one of few sessions (MaxSessions).
                 if renewed or not self._way:
@@ -209,8 +209,7 @@ class ClusterJob:
                     raise
                 losses += 1
                 if losses == 1:
-                    text = f"{exc.message}; job {job.id} waits on, and the login node is tried again"
-                    self._emit(Warned(host=self._label, text=text))
+                    self._warn(f"{exc.message}; job {job.id} waits on, and the login node is tried again")
                 wait(self._closed, pause_before(losses))
                 self._check_wanted()
 
@@ -238,8 +237,7 @@ class ClusterJob:
             except SessionError as exc:  # such as /etc/nologin: nothing runs on this one
                 if not self._pass_over(connection):
                     raise
-                text = f"{exc.message}; another login node is tried"
-                self._emit(Warned(host=self._label, text=text))
+                self._warn(f"{exc.message}; another login node is tried")
         stack.callback(warden.close)
         if self._closed.is_set():  # by another thread, just now
             stack.close()
@@ -430,7 +428,7 @@ class ClusterJob:
         if found is None:
             if not self._silent:
                 self._silent = True
-                self._emit(Warned(host=self._label, text=f"the scheduler cannot be asked ({answer.said})"))
+                self._warn(f"the scheduler cannot be asked ({answer.said})")
             return None
         self._silent = False
         ends = self._job.ends_at
@@ -454,6 +452,9 @@ class ClusterJob:
         msg = f"job {job.id} still waited after {self._queue_timeout:g} s{why}{done}"
         hint = f"give a longer {setting('queue_timeout')}, or ask for less, or for another queue"
         return QueueTimeoutError(msg, host=self._label, hint=hint, job=job.id, reason=job.reason)
+
+    def _warn(self, text: str) -> None:
+        self._emit(Warned(host=self._label, text=text))
 
     def _set(self, job: Job) -> None:
         if job != self._job:
@@ -668,8 +669,9 @@ class ClusterJob:
         if not ours or not self._job or self._job.state.over or not self._news or self._news.clients < 2:
             return False
         what = "what runs for us in it" if self._named else "it"
-        text = f"job {self._job.id} is used by another tunnel, and {what} ends {self._grace:g} s after that"
-        self._emit(Warned(host=self._label, text=text))
+        self._warn(
+            f"job {self._job.id} is used by another tunnel, and {what} ends {self._grace:g} s after that"
+        )
         return True
 
     @property
@@ -696,6 +698,5 @@ class ClusterJob:
             self._set(dataclasses.replace(job, state=JobState.CANCELLED))
             self._emit(JobEnded(host=self._label, job=job.id, state=JobState.CANCELLED.value, why=why))
         else:
-            text = f"job {job.id} could not be told to end; it does so within {self._grace:g} s"
-            self._emit(Warned(host=self._label, text=text))
+            self._warn(f"job {job.id} could not be told to end; it does so within {self._grace:g} s")
         return ", so it was cancelled" if heard else ""

@@ -59,6 +59,7 @@ class ServerOutput:
 
     :param on_lines: is called with the name of a stream and the lines that have come
     :ivar streams: by descriptor: name and unfinished line
+    :ivar log: the last lines, as many as one who comes later is told
     """
 
     def __init__(self, on_lines: Callable[[str, list[str]], object]) -> None:
@@ -104,16 +105,6 @@ class ServerOutput:
         self._kept += sum(len(line) + 1 for line in last)
         while len(self.log) > LINES or self._kept > TAIL:
             self._kept -= len(self.log.popleft()) + 1
-
-    def tail(self, most: int = TAIL) -> list[str]:
-        """Return the last lines of the log, with no more than ``most`` characters."""
-        lines: list[str] = []
-        for line in reversed(self.log):
-            most -= len(line) + 1
-            if most < 0:
-                break
-            lines.append(line)
-        return lines[::-1]
 
 
 class Server:
@@ -450,7 +441,7 @@ class Server:
         client = self.client
         key = self.spec["signing"].get("BOKEH_SECRET_KEY", "") if self.signs() else ""
         client.send("started", token=client.token, detached=client.lease.keep, key=key, **self.started)
-        client.send("log", stream="", lines=self.output.tail(), again=True)
+        client.send("log", stream="", lines=list(self.output.log), again=True)
         if self.sidecar.status:
             client.send("along", word=self.sidecar.status)
         if self.probe.address.path:
@@ -484,7 +475,7 @@ class Server:
                 status=self.process.status,
                 memory=self.memory_limit,
                 ended=time.time(),
-                log=self.output.tail()[-LAST:],
+                log=list(self.output.log)[-LAST:],
             )
         return record
 
