@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from bokeh_ssh._core.events import ignore
+
 #: Seconds for what is left to be said, once the program has been told to end.
 _LAST_WORDS = 1.0
 #: Bytes that a pipe takes at once which is said to take any (PIPE_BUF is 512 at least).
@@ -42,7 +44,7 @@ class Streams:
 
     def __init__(self) -> None:
         self.fault: OSError | None = None
-        self.on_fault: Callable[[], object] = _nothing
+        self.on_fault: Callable[[], object] = ignore
         self._ending = 0.0  # when the last words are over
         self.over = False  # nobody waits any more, neither for a reader nor for another thread
         self._wake_recv = self._wake_send = -1
@@ -220,7 +222,7 @@ def standing() -> Iterator[Streams]:
         if sys.stdout is sys.__stdout__:  # else somebody has put something in its place
             sys.stdout = _text(streams, 1, sys.stdout, streams.fail, missing if 1 in closed else None)
         if sys.stderr is sys.__stderr__:
-            sys.stderr = _text(streams, 2, sys.stderr, _nothing, None)
+            sys.stderr = _text(streams, 2, sys.stderr, ignore, None)
     try:
         yield streams
     finally:
@@ -268,7 +270,3 @@ def _text(
         errors=getattr(old, "errors", None) or "backslashreplace",
         line_buffering=descriptor == 2 or raw.isatty(),
     )
-
-
-def _nothing(*_: object) -> None:
-    pass

@@ -150,7 +150,7 @@ class ControlSocket:
         return [self.sock.fileno(), *self.clients]
 
     def handle_readable(self, fd: int) -> ControlClient | None:
-        """Deal with what came; give a guest that has said what it wants, which is the caller's then."""
+        """Deal with what came; return a guest that has said what it wants, which is the caller's then."""
         if fd == self.sock.fileno():
             with contextlib.suppress(OSError):
                 sock, _ = self.sock.accept()

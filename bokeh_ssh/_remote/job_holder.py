@@ -45,7 +45,7 @@ from bokeh_ssh._remote.job_place import (
     read_record,
     write_record,
 )
-from bokeh_ssh._remote.run_dir import WITHIN, candidates, private, remove_tree, usable
+from bokeh_ssh._remote.run_dir import TOUCH, WITHIN, candidates, private, remove_tree, usable
 
 TYPE_CHECKING = False  # typing costs milliseconds of a start and is not needed to run
 if TYPE_CHECKING:
@@ -68,7 +68,6 @@ _LOOK = 10.0  # seconds between two looks at the clock
 _MEET = 2.0  # seconds between two looks for a login node that waits, while there is no client
 _REACH = 3.0  # seconds for a connection to it
 _LISTENERS = 100
-_TOUCH = 1200.0  # seconds; what cleans /tmp by age leaves what is younger
 
 
 def find_program(name: str) -> str:
@@ -178,7 +177,7 @@ class JobHolder:
             elif now - self.seen > self.patience and not self.keep:
                 print(f"bokeh_ssh: no client for {self.patience:g} s, so the job ends")
                 break
-            if now - self.touched > _TOUCH:
+            if now - self.touched > TOUCH:
                 self.touched = now
                 self.touch()
             left = _LOOK if self.clients or self.keep else self.seen + self.patience - now

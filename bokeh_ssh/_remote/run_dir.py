@@ -172,7 +172,7 @@ class RunDir:
         return record if isinstance(record, dict) else {}
 
     def touch(self) -> None:
-        """Let it look used, every now and then."""
+        """Touch it every now and then, so that it looks used."""
         if time.monotonic() - self.touched > TOUCH:
             self.touched = time.monotonic()
             for path in (self.path, *map(self.at, (CONTROL, RECORD, SERVER))):
@@ -237,7 +237,7 @@ def make_run_dir(fill: Any) -> tuple[RunDir | None, Any, str]:
 
 
 def found(root: str) -> str:
-    """Make a directory where there is none; says why it may not be used, and then leaves none behind."""
+    """Make a directory where there is none; return why it may not be used, and then leave none behind."""
     made, why = False, ""
     try:
         with private():

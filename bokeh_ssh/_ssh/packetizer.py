@@ -22,6 +22,7 @@ from paramiko.message import Message
 from paramiko.packet import NeedRekeyException
 from paramiko.ssh_exception import SSHException
 
+from bokeh_ssh._core.events import ignore
 from bokeh_ssh._ssh.crypto.chacha20_poly1305 import ChaCha20Poly1305
 
 #: Bytes read ahead: one system call for what sshd sends in several.
@@ -162,7 +163,7 @@ class Packetizer(_Base):
         self._random_at = 0
         self.received = self.sent = 0  # bytes in all
         self.on_data: Callable[[bytes, int], bool] | None = None
-        self.on_pause: Callable[[], None] = _nothing
+        self.on_pause: Callable[[], None] = ignore
 
     # Reading: the transport thread only.
 
@@ -438,10 +439,6 @@ class Packetizer(_Base):
                     raise EOFError from None
             except OSError as exc:
                 raise EOFError from exc
-
-
-def _nothing() -> None:
-    pass
 
 
 def _next(iv: bytes) -> bytes:
