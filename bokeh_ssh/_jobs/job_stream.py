@@ -22,6 +22,10 @@ from bokeh_ssh._ssh.session import Session
 
 #: What runs on the node: a shell that reads its script from the stream, so that no command line has it.
 _SHELL = ["/bin/sh", "-c", READ.replace("<&3", "")]
+#: In a job step, all that it says goes by its standard error, and becomes output on the login node: where
+#: nothing is to be held back (``srun -u``), the output of a step is a terminal, which carries half as much.
+#: What srun itself says comes in between, and ends the connection, as does the end that it is about.
+_STEP_SHELL = ["/bin/sh", "-c", f"exec >&2; {_SHELL[2]}"]
 
 #: What people set for their own srun, such as SLURM_LABELIO, would change the bytes or where they go.
 _CLEAR = (
@@ -100,7 +104,7 @@ def open_job_stream(
         )
     try:
         start.wait("hello", deadline)
-        command = shlex.join([*words, *_SHELL])
+        command = shlex.join([*words, *_STEP_SHELL]) + " 2>&1 >/dev/null" if words else shlex.join(_SHELL)
         lead = encode(f"PATH={shlex.quote(path)}; export PATH; {_CLEAR}exec {command}")
         left = max(1.0, min(patience, deadline - time.monotonic() - 2.0))
         order = {"mark": mark, "job": job, "timeout": left, "client_key": client_key}
