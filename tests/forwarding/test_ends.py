@@ -443,7 +443,6 @@ def test_loss_on_one_side_of_a_relay_is_no_end(embedded: Any) -> None:
             send_eof(packet)
 
         gateway.transport.send_now = watch  # type: ignore[method-assign]
-        peer.transport.sock.close()
         peer.transport.packetizer.close()
         until(lambda: not gateway.io_loop.open_relays, what="the other half to end")
         assert gateway.ping(_PATIENCE)

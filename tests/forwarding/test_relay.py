@@ -58,7 +58,6 @@ def test_loss_of_one_side_ends_the_other(sshd: Callable[..., Machine], tmp_path:
         with ask((_LOOPBACK, port), "echo") as sock:
             sock.sendall(b"x")
             assert read_exactly(sock, 1) == b"x"
-            peer.transport.sock.close()
             peer.transport.packetizer.close()
             try:
                 assert sock.recv(1) == b""

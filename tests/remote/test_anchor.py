@@ -126,7 +126,7 @@ def test_server_outlives_a_cut(ender: Machine, mark: str) -> None:
     with line_to(ender) as connection, started(connection, mark, grace=60) as server:
         ticket = server.server_ref
         assert ticket
-        connection.transport.sock.close()
+        connection.transport.packetizer.close()
         until(lambda: server.ended.is_set(), what="the loss")
     with line_to(ender) as again:
         back = Server.adopt(again, ticket, launch=server.launch)
