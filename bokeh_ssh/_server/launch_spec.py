@@ -30,6 +30,8 @@ _OURS = {
 #: Bokeh's option that has it compress what it sends over a WebSocket, if the browser takes that.
 COMPRESSION = "--websocket-compression-level"
 
+#: Seconds for which the token of a page opens its session: for as long as anybody leaves a page open.
+_TOKEN_LIFETIME = 365 * 24 * 3600
 #: Settings of the remote environment that would override the options we give, or hide the lines we read.
 UNSET = ("BOKEH_ALLOW_WS_ORIGIN", "BOKEH_LOG_LEVEL", "BOKEH_PY_LOG_LEVEL")
 
@@ -314,9 +316,10 @@ class Launch:
         where += signed if self.sign == "port" else []
         words += [["listen", *where]] if self.socket or port == "free" else where
         options = ["--log-level", "info"]
-        # Pages that come back after the line was down must find their session (BokehJS reconnects by itself).
+        # Pages that come back after the line was down must find their session: BokehJS reconnects by itself,
+        # with the token that the page was loaded with, however long ago.
         options += ["--unused-session-lifetime", str(session * 1000)]
-        options += ["--session-token-expiration", str(max(300, session))]
+        options += ["--session-token-expiration", str(_TOKEN_LIFETIME)]
         options += signed if self.sign is True else []
         options += ["--prefix", self.prefix] if self.prefix else []
         if "serve" in self.words and self.compresses():  # a script of one's own may not know it, near or far

@@ -29,6 +29,22 @@ from direct_tunnels import port_of, serve_on
 from events import kinds
 from processes import children
 
+#: To what opens its sessions, it is two days later.
+LATER = """
+import datetime
+import types
+from bokeh.server.views import ws
+
+
+class Later(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return datetime.datetime.now(tz) + datetime.timedelta(days=2)
+
+
+ws.dt = types.SimpleNamespace(datetime=Later, UTC=datetime.timezone.utc, timezone=datetime.timezone)
+"""
+
 
 @pytest.mark.parametrize("isolate", [False, True])
 def test_server_is_found_again(machine: Machine, tmp_path: Path, isolate: bool) -> None:
@@ -50,6 +66,18 @@ def test_server_is_found_again(machine: Machine, tmp_path: Path, isolate: bool) 
             assert any("Starting Bokeh server" in line for line in tunnel.log)  # the log is whole
         until(lambda: not servers(machine, app), what="the server to end")  # the tunnel's own again
     assert not [event for event in events if isinstance(event, Warned)]
+
+
+def test_page_that_was_loaded_hours_ago_reconnects(here: Machine, tmp_path: Path) -> None:
+    """BokehJS comes back with the token of its page, which Bokeh refuses after a time."""
+    app = apps.put(here, "later.py", LATER)
+    events: list[Event] = []
+    with cabled(here, tmp_path) as (cable, there):
+        with tunnel_with_events(there, app, events, isolate=False) as tunnel:
+            page = apps.get(tunnel.url)
+            cable.pull()
+            until(lambda: Reconnected in kinds(events), timeout=30, what="the line to be back")
+            assert apps.open_websocket(tunnel.url, page)["msgtype"] == "ACK"
 
 
 def test_client_that_is_only_half_gone_gives_way(machine: Machine, tmp_path: Path) -> None:
