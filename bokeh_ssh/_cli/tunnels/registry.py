@@ -133,7 +133,8 @@ def choose(tunnels: Sequence[HeldTunnel], name: str | None) -> HeldTunnel:
         hint = "bokeh-ssh ls shows which there are" if tunnels else "bokeh-ssh HOST APP opens one"
         raise ServerNotFoundError(msg, hint=hint)
     some = ", ".join(f"{each.pid} ({' '.join(each.addresses) or each.host})" for each in meant[:5])
-    msg = f"there is more than one: {some}"
+    more = f", and {len(meant) - 5} more" if len(meant) > 5 else ""
+    msg = f"there is more than one: {some}{more}"
     raise UsageError(msg, hint="name its process id or its port")
 
 
