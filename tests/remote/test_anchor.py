@@ -17,9 +17,10 @@ import apps
 import other_servers
 from beds import Key, Machine, until
 from bokeh_ssh import Closed, Event, Host, Launched, Reconnected, ServerExited, Warned
+from bokeh_ssh._server.launch_spec import Launch
 from bokeh_ssh._server.local_runner import ShellRunner
 from bokeh_ssh._server.registry import list_servers, stop_server
-from bokeh_ssh._server.server import Launch, Server
+from bokeh_ssh._server.server import Server
 from bokeh_ssh._server.server_state import Stage
 from bokeh_ssh._ssh.connect import connect
 from bokeh_ssh._ssh.connection import Connection

@@ -14,8 +14,9 @@ from beds import Machine, until
 from bokeh_ssh import Event, Host, LaunchError, Warned
 from bokeh_ssh._cli.doctor import examine
 from bokeh_ssh._remote.control_group import MemoryGroup, doom
+from bokeh_ssh._server.launch_spec import Launch
 from bokeh_ssh._server.options import ServerOptions
-from bokeh_ssh._server.server import Launch, Server
+from bokeh_ssh._server.server import Server
 from bokeh_ssh._ssh.connect import connect
 from local_runner import FAKE, alive
 from processes import kill

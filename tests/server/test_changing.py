@@ -21,7 +21,8 @@ from bokeh_ssh._core import file_reader
 from bokeh_ssh._core.file_reader import Reading
 from bokeh_ssh._server import file_sync
 from bokeh_ssh._server.file_sync import FileSync
-from bokeh_ssh._server.server import Launch, Server
+from bokeh_ssh._server.launch_spec import Launch
+from bokeh_ssh._server.server import Server
 from bokeh_ssh._server.upload_set import Bundle
 from bokeh_ssh._ssh.connect import connect
 

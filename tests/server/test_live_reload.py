@@ -78,7 +78,8 @@ def test_pages_show_what_is_saved_whatever_was_saved_before(
         until(lambda: len(failures(events)) == 1, what="the syntax error to be told")
         assert "main.py" in failures(events)[0]
         assert "    x = = 1\n" in failures(events)[0]
-        page.reload(wait_until="commit")
+        page = page.context.new_page()  # the other one may be loading again by itself
+        page.goto(tunnel.url, wait_until="commit")
         page.get_by_text("second").wait_for(timeout=30_000)
 
         save(main, _APP.format(word="third"))
@@ -87,7 +88,8 @@ def test_pages_show_what_is_saved_whatever_was_saved_before(
         save(folder / "server_lifecycle.py", "raise RuntimeError('not like this')\n")
         until(lambda: len(failures(events)) == 2, what="the failed start to be told")
         assert "RuntimeError: not like this" in failures(events)[1]
-        page.reload(wait_until="commit")
+        page = page.context.new_page()  # the other one may be loading again by itself
+        page.goto(tunnel.url, wait_until="commit")
         page.get_by_text("third").wait_for(timeout=30_000)
         (folder / "server_lifecycle.py").unlink()
         save(main, _APP.format(word="fourth"))

@@ -34,9 +34,10 @@ from bokeh_ssh._core.errors import (
 )
 from bokeh_ssh._core.events import ServerExited
 from bokeh_ssh._remote.control_socket import remove_stale
+from bokeh_ssh._server.launch_spec import Launch
 from bokeh_ssh._server.local_runner import ShellRunner
 from bokeh_ssh._server.registry import RemoteServer, _server, choose, list_servers, stop_server
-from bokeh_ssh._server.server import Launch, Server
+from bokeh_ssh._server.server import Server
 from bokeh_ssh._ssh.connect import connect
 
 if os.name != "posix":

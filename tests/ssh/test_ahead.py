@@ -314,6 +314,7 @@ _STEPS = {
 }
 
 
+@pytest.mark.skipif(beds.MADE_ANEW, reason="this asyncssh may hang up by itself where it is asked ahead")
 @pytest.mark.parametrize("step", _STEPS)
 def test_line_that_is_cut_on_the_way_in(
     enter: Callable[..., Connection],

@@ -60,6 +60,7 @@ from bokeh_ssh._ssh.auth import identities, userauth
 from bokeh_ssh._ssh.auth import login as login_module
 from bokeh_ssh._ssh.auth.login import login
 from bokeh_ssh._ssh.config.lookup import HostConfig
+from bokeh_ssh._ssh.crypto import security_key
 from bokeh_ssh._ssh.messages import string, strings
 
 #: What an ssh config says about logging in.
@@ -415,9 +416,12 @@ def test_unreadable_default_key(make_bed: Callable[..., Bed], account: Path) -> 
 
 
 @pytest.mark.parametrize("name", [b"sk-ssh-ed25519@openssh.com", b"ssh-mldsa44-ed25519@openssh.com"])
-def test_key_that_only_an_agent_can_use(make_bed: Callable[..., Bed], account: Path, name: bytes) -> None:
-    """The handle of a security key, and a key of a newer type than we know, are passed over, with the command
-    that gives them to the agent."""
+def test_key_that_only_an_agent_can_use(
+    make_bed: Callable[..., Bed], account: Path, name: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The handle of a security key that nothing here can talk to, and a key of a newer type than we know, are
+    passed over, with the command that gives them to the agent."""
+    monkeypatch.setattr(security_key, "is_available", lambda: False)
     kind = struct.pack(">I", len(name)) + name
     parts = (b"none", b"none", b"")
     body = b"openssh-key-v1\x00" + b"".join(struct.pack(">I", len(part)) + part for part in parts)

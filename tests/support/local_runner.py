@@ -26,7 +26,8 @@ from beds import until
 from bokeh_ssh._core.errors import BokehSSHError
 from bokeh_ssh._core.events import Event
 from bokeh_ssh._remote import process_tree
-from bokeh_ssh._server.server import Launch, Server, UploadChannel
+from bokeh_ssh._server.launch_spec import Launch
+from bokeh_ssh._server.server import Server, UploadChannel
 
 #: A command that starts at once in place of Bokeh.
 FAKE = (sys.executable, "-S", str(Path(__file__).with_name("fake_server.py")))
