@@ -240,8 +240,10 @@ def test_server_that_hangs_up_once_the_key_is_not_enough(
         for _ in range(3):
             with enter(bed.port, "a", "b", ahead=[None], login=login) as connection:
                 count = len(connection.methods)
-        assert asked == [0, 0, 0]
-        assert len(bed.seen) == 4
+        # Where it is not known to hang up, the next method may come first, and the login goes on.
+        goes_on = not known and asked == [0, 1, 0]
+        assert goes_on or asked == [0, 0, 0]
+        assert len(bed.seen) == (3 if goes_on else 4)
     assert count == len(methods)
     assert len(questions) == (2 if known and count == 2 else 0)
     assert "alone" not in remembered() or count == 1
