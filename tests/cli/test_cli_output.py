@@ -14,7 +14,7 @@ import pytest
 
 import light_bokeh
 from beds import Machine, free_port, until
-from bokeh_ssh import JobEnded, JobEnding, JobStarted, JobWaiting, LaunchError
+from bokeh_ssh import JobEnded, JobEnding, JobStarted, JobWaiting, LaunchError, TouchRequested
 from bokeh_ssh._cli.display import Display
 from bokeh_ssh._cli.messages import describe, next_step
 from bokeh_ssh._cli.output_queue import OutputQueue
@@ -265,6 +265,12 @@ def test_error_has_at_most_five_lines(capsys: pytest.CaptureFixture[str]) -> Non
     assert log == [f"  | {number}" for number in range(38, 50)]
     assert sum(-(-len(line) // 80) for line in lines if line not in log) == 5
     assert lines[-1].strip() == next_step(error)
+
+
+def test_touch_is_announced_also_with_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever has to touch a security key is told so, which key and for which machine."""
+    Display(quiet=True).on_event(TouchRequested(host="box", key="id_ed25519_sk"))
+    assert "Touch the security key, to log in to box with id_ed25519_sk" in capsys.readouterr().err
 
 
 def test_batch_job_in_words() -> None:

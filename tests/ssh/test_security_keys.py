@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import getpass
 import shutil
 import subprocess
@@ -20,9 +21,11 @@ from auth_servers import SshAgent
 from beds import Machine, until
 from bokeh_ssh import (
     AuthenticationError,
-    BokehSSHError,
     Host,
+    LocalForward,
     PromptRequiredError,
+    Reconnected,
+    Reconnecting,
     SecurityKeyAbsentError,
     TouchRequested,
 )
@@ -30,6 +33,7 @@ from bokeh_ssh._core.events import Event, Prompt, Question
 from bokeh_ssh._ssh.auth.private_keys import inspect_key
 from bokeh_ssh._ssh.connect import connect
 from bokeh_ssh._ssh.crypto import security_key
+from counting import cabled
 from soft_token import SoftToken
 
 FILES = Path(__file__).with_name("security_keys")
@@ -198,9 +202,41 @@ def test_lost_connection_ends_the_wait(
     machine = sshd(AuthorizedKeysFile=str(FILES / "ed25519.pub"), LoginGraceTime="1")
     plug_in(SoftToken(touch=lambda: False))
     began = time.monotonic()
-    with pytest.raises(BokehSSHError):
+    with pytest.raises(SecurityKeyAbsentError, match="nobody touched the security key in time"):
         log_in(host_for(machine, "ed25519", tmp_path))
     assert time.monotonic() - began < security_key._PATIENCE / 2
+
+
+def test_device_that_does_not_answer_as_it_should(
+    machine: Machine, plug_in: Callable[..., None], tmp_path: Path
+) -> None:
+    """Whatever is wrong with it, the error is of the login, names the key, and leaves it closed."""
+    for faults in ({"info": b"\x7f"}, {"info": b"\0"}, {"pins": ()}):
+        device = SoftToken(pin=PIN, **faults)
+        plug_in(device)
+        with pytest.raises(AuthenticationError, match="id_verified was not used: the security key cannot be"):
+            log_in(host_for(machine, "verified", tmp_path, prompt=answers(PIN)[0]))
+        assert device.closed
+
+
+def test_tunnel_asks_again_until_somebody_is_back(
+    machine: Machine, plug_in: Callable[..., None], tmp_path: Path
+) -> None:
+    """After a loss with the device unplugged, the attempts go on; plugged in again, the forward is back."""
+    events: list[Event] = []
+    plug_in(SoftToken())
+    host = host_for(machine, "ed25519", tmp_path)
+    with cabled(machine, tmp_path) as (cable, there):
+        host = dataclasses.replace(host, port=there.port, known_hosts=there.known_hosts)
+        with LocalForward(
+            host, remote_port=machine.port, local_port=0, isolate=False, on_event=events.append
+        ):
+            plug_in()
+            cable.pull()
+            absent = "no security key is plugged in"
+            until(lambda: any(absent in e.reason for e in events if isinstance(e, Reconnecting)), what="told")
+            plug_in(SoftToken())
+            until(lambda: any(isinstance(e, Reconnected) for e in events), what="the forward is back")
 
 
 def test_agent_takes_it(tmp_path: Path, machine: Machine, plug_in: Callable[..., None]) -> None:

@@ -31,6 +31,8 @@ class SoftToken(CtapDevice):
     :param touch: waits for a finger; false if none came
     :param u2f: it is an old one, which only speaks U2F
     :param foreign: it has made none of the keys
+    :param info: what it answers in place of what it can
+    :param pins: the protocols for its PIN that it knows
     """
 
     def __init__(
@@ -40,8 +42,11 @@ class SoftToken(CtapDevice):
         touch: Callable[[], bool] = lambda: True,
         u2f: bool = False,
         foreign: bool = False,
+        info: bytes = b"",
+        pins: tuple[int, ...] = (1,),
     ) -> None:
         self._pin, self._touch, self._u2f, self._foreign = pin, touch, u2f, foreign
+        self._wrong_info, self._pins = info, pins
         self._counter = 0
         self._token = os.urandom(32)
         self._agreed = ec.generate_private_key(ec.SECP256R1())
@@ -72,6 +77,8 @@ class SoftToken(CtapDevice):
         words = cbor.decode(data[1:]) if data[1:] else {}
         try:
             if data[0] == _GET_INFO:
+                if self._wrong_info:
+                    return self._wrong_info
                 return b"\0" + cbor.encode(self._info())
             if data[0] == _CLIENT_PIN:
                 return b"\0" + cbor.encode(self._client_pin(words))
@@ -82,7 +89,7 @@ class SoftToken(CtapDevice):
 
     def _info(self) -> dict[int, Any]:
         options = {"rk": True, "up": True, "clientPin": self._pin is not None}
-        return {1: ["FIDO_2_0"], 3: bytes(16), 4: options, 6: [1]}
+        return {1: ["FIDO_2_0"], 3: bytes(16), 4: options, 6: list(self._pins)}
 
     def _client_pin(self, words: Mapping[int, Any]) -> dict[int, Any]:
         if words[2] == _KEY_AGREEMENT:

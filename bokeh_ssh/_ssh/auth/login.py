@@ -68,6 +68,7 @@ _NO_JOB = re.compile(r"no active jobs|do not have (a|any) (running )?job|no runn
 #: What PAM says of a password that has run out, and of an account that has.
 _CHANGE = re.compile(r"change your password|password (has )?expired", re.IGNORECASE)
 _CLOSED = re.compile(r"account (has|is) (been )?(expired|locked|disabled|suspended)", re.IGNORECASE)
+_PLUG_IN = "plug in the security key and touch it"
 _TOO_MANY = re.compile(r"too many auth|max(imum)? auth", re.IGNORECASE)
 
 
@@ -557,9 +558,7 @@ class _Login:
             )
         advice = _advice(self.allowed)
         if self._absent:
-            return self._error(
-                SecurityKeyAbsentError, text, f"plug in the security key and touch it, or {advice}"
-            )
+            return self._error(SecurityKeyAbsentError, text, f"{_PLUG_IN}, or {advice}")
         if self._no_ticket is None:
             return self._error(AuthenticationError, text, advice)
         kind = KDCUnreachableError if self._no_ticket.temporary else AuthenticationError
@@ -587,6 +586,9 @@ class _Login:
             text = f"the server did not wait for the answer of {self.userauth.user}{tried}: {why}"
             hint = "answer sooner, or ask the administrator for a longer LoginGraceTime"
             return self._error(AuthenticationError, text, hint)
+        if self._absent:  # it has waited for no longer than we did
+            text = f"the server ended the login of {self.userauth.user}{tried}: {why}"
+            return self._error(SecurityKeyAbsentError, text, _PLUG_IN)
         if self.tried and hung_up:
             text = f"the server ended the login of {self.userauth.user}{tried}"
             text += f": {why}" if words or not self.userauth.said else ""

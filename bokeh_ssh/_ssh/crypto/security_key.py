@@ -99,20 +99,23 @@ class SecurityKey(_Key):
         :param ended: whether nobody waits for it any more
         :raises DeviceError: if there is no signature within a minute
         """
+        from fido2.ctap import CtapError
         from fido2.hid import ConnectionFailure, CtapHidDevice
 
         stop = _Stop(ended)
         hashed = hashlib.sha256(data).digest()
+        devices = []
         try:
             with contextlib.ExitStack() as stack:
-                devices = list(CtapHidDevice.list_devices())
-                for device in devices:
+                for device in CtapHidDevice.list_devices():
                     stack.callback(device.close)
+                    devices.append(device)
                 for device in devices:
                     found = self._sign_with(device, hashed, pins, stop, probe=len(devices) > 1)
                     if found:
                         return string(self._kind) + found
-        except (OSError, ConnectionFailure) as exc:
+        except (OSError, ConnectionFailure, CtapError, ValueError, TypeError) as exc:
+            # ValueError: it has no PIN at all, or says what is no answer; as does TypeError
             msg = f"the security key cannot be used ({exc})"
             raise DeviceError(msg) from exc
         msg = "it was made with another security key than is plugged in"
