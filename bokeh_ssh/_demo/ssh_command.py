@@ -102,16 +102,23 @@ class Command(asyncssh.SSHServerProcess[bytes]):
         self._pumps = [
             asyncio.ensure_future(pump) for pump in (self._upload(popen.stdin, process.stdin), *down)
         ]
-        if process.is_closing():  # before there was anything to cancel
-            for pump in self._pumps[1:]:
+        try:
+            if process.is_closing():  # before there was anything to cancel
+                for pump in self._pumps[1:]:
+                    pump.cancel()
+            await asyncio.wait(self._pumps[1:])
+            for pipe in (popen.stdout, popen.stderr):
+                if pipe:
+                    pipe.close()  # a pump that was cancelled before its first step has not
+            status = await ended
+        finally:  # also where the server ends
+            for pump in self._pumps:
                 pump.cancel()
-        await asyncio.wait(self._pumps[1:])
-        for pipe in (popen.stdout, popen.stderr):
-            if pipe:
-                pipe.close()  # a pump that was cancelled before its first step has not
-        status = await ended
-        self._pumps[0].cancel()
-        await asyncio.wait(self._pumps)
+            await asyncio.wait(self._pumps)
+            for pipe in (popen.stdin, popen.stdout, popen.stderr):
+                if pipe:
+                    with contextlib.suppress(OSError):  # nobody reads it
+                        pipe.close()
         if process.is_closing():
             return  # the client has gone; nobody wants the status
         self.channel.write_eof()
@@ -130,6 +137,9 @@ class Command(asyncssh.SSHServerProcess[bytes]):
             while data := await source.read(_CHUNK):
                 sink.write(data)
                 await sink.drain()
+        except asyncio.CancelledError:
+            transport.abort()  # the process has ended, or the server: what was not written goes nowhere, as with sshd
+            raise
         except (OSError, asyncssh.Error):
             pass  # the process reads no more, or the client has gone
         finally:
