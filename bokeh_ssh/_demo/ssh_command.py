@@ -138,7 +138,7 @@ class Command(asyncssh.SSHServerProcess[bytes]):
                 sink.write(data)
                 await sink.drain()
         except asyncio.CancelledError:
-            transport.abort()  # the process has ended, or the server: what was not written goes nowhere, as with sshd
+            transport.abort()  # the process or the server has ended: the rest goes nowhere, as with sshd
             raise
         except (OSError, asyncssh.Error):
             pass  # the process reads no more, or the client has gone

@@ -26,8 +26,13 @@ def test_picture_of_the_way_is_true(sshd: Callable[..., Machine]) -> None:
     tunnel = DirectTunnel(
         machine.host, machine.user, app=app, python=sys.executable, isolate=False, **machine.login
     )
-    with way.traced() as traced:
-        tunnel.open()
+    gc.collect()
+    gc.disable()  # what other tests left is not to be ended by the thread that is looked at
+    try:
+        with way.traced() as traced:
+            tunnel.open()
+    finally:
+        gc.enable()
     tunnel.close()
     calls = traced.of(threading.current_thread().name)
     text = ARCHITECTURE.read_text(encoding="utf-8")
@@ -39,7 +44,7 @@ def test_picture_of_the_way_is_true(sshd: Callable[..., Machine]) -> None:
         named |= {f"{folder}.{name}" for name in names}
     assert len(named) > 25
     assert named - set(way.modules(calls)) == set()
-    assert len(set(way.crossings(calls))) <= 145
+    assert len(set(way.crossings(calls))) <= 147  # 144, and 3 where this thread takes what the server answers
 
 
 def test_way_of_a_connection_is_short(sshd: Callable[..., Machine]) -> None:
