@@ -134,14 +134,18 @@ class Command(asyncssh.SSHServerProcess[bytes]):
         )
         sink = asyncio.StreamWriter(transport, protocol, None, loop)
         try:
-            while data := await source.read(_CHUNK):
-                sink.write(data)
-                await sink.drain()
-        except asyncio.CancelledError:
-            transport.abort()  # the process or the server has ended: the rest goes nowhere, as with sshd
+            # It ends where the process reads no more, or the client has gone.
+            with contextlib.suppress(OSError, asyncssh.Error):
+                while data := await source.read(_CHUNK):
+                    sink.write(data)
+                    await sink.drain()
+            sink.close()
+            with contextlib.suppress(OSError):
+                await sink.wait_closed()
+        except asyncio.CancelledError:  # the process or the server has ended; sshd drops the rest, too
+            if transport.get_write_buffer_size():
+                transport.abort()
             raise
-        except (OSError, asyncssh.Error):
-            pass  # the process reads no more, or the client has gone
         finally:
             transport.close()
 
