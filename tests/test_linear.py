@@ -92,7 +92,10 @@ def _inline() -> dict[str, re.Pattern[Any]]:
     """List all patterns that stand where they are used."""
     found: dict[str, re.Pattern[Any]] = {}
     for path in _modules():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        source = path.read_text(encoding="utf-8")
+        if not re.search(rf"\bre\s*\.\s*(?:{'|'.join(_FUNCTIONS)})\b", source):
+            continue  # each process of a run would read all of them, for nothing
+        for node in ast.walk(ast.parse(source)):
             called = node.func if isinstance(node, ast.Call) else None
             if not isinstance(called, ast.Attribute) or called.attr not in _FUNCTIONS:
                 continue
@@ -297,7 +300,10 @@ def test_all_patterns_are_seen() -> None:
     """Patterns are compiled at the top of a module only; pathspec's are tried as ``gitignore``, above."""
     assert len(PATTERNS) > 30
     for path in _modules():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        source = path.read_text(encoding="utf-8")
+        if not re.search(rf"\bre\s*\.\s*(?:{'|'.join(_FUNCTIONS)})\b", source):
+            continue  # each process of a run would read all of them, for nothing
+        for node in ast.walk(ast.parse(source)):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
                 for inner in ast.walk(node):
                     if isinstance(inner, ast.Call) and ast.unparse(inner.func) == "re.compile":
