@@ -98,12 +98,13 @@ PROJECT = nox.project.load_toml(HERE / "pyproject.toml")
 #: are marked as slow. What fails there is run once more, and listed: a test that needs luck is a defect.
 SPREAD = ("-n", "6", "--dist", "loadfile", "--no-loadscope-reorder")
 OPTIONS = (*SPREAD, "--reruns", "1") if CI else (*SPREAD, "-m", "not slow")
-#: With the lowest versions: what tests the project's tools and pages is run once, by the newest, and what is
-#: tried with both an embedded server and one in a container, with the first.
-LOWEST = (*OPTIONS, "-m", "not once", "-k", "not docker") if CI else OPTIONS
+#: What is tried with both an embedded server and one in a container is run once with each: with the first by
+#: the oldest Python, with the second by the newest, which alone tests the project's tools and pages.
+LOWEST = (*OPTIONS, "-m", "not once and not container") if CI else OPTIONS
+HIGHEST = (*OPTIONS, "-m", "once or not embedded") if CI else OPTIONS
 #: What is run on the Pythons between the oldest and the newest: no containers, whose Python is their own,
 #: so that no two tests share any.
-BETWEEN = (*OPTIONS, "--dist", "load", "-m", "every_python", "-k", "not docker")
+BETWEEN = (*OPTIONS, "--dist", "load", "-m", "every_python and not container")
 #: Where the benchmark and the soak run find: themselves, and what they share with the tests.
 OF_TESTS = {"PYTHONPATH": os.pathsep.join(("tests", "tests/support"))}
 
@@ -190,7 +191,7 @@ def tests(session: nox.Session) -> None:
     """Run the tests; what follows ``--`` goes to pytest."""
     between = CI and not session.posargs and session.python not in (PYTHONS[0], NEWEST)
     session.install(".[demo]", *(_group("test") if between else _tools(session)))
-    chosen = (*BETWEEN, *_files_with("every_python")) if between else OPTIONS
+    chosen = (*BETWEEN, *_files_with("every_python")) if between else HIGHEST
     session.run("pytest", *(session.posargs or chosen))
 
 

@@ -159,7 +159,12 @@ def _shared(_engine: Docker | str) -> Iterator[Callable[[str], Any]]:
         yield get
 
 
-@pytest.fixture(params=["embedded", "docker"])
+@pytest.fixture(
+    params=[
+        pytest.param("embedded", marks=pytest.mark.embedded),
+        pytest.param("docker", marks=pytest.mark.container),
+    ]
+)
 def kind(request: pytest.FixtureRequest) -> str:
     """The two servers that every test of ``machine`` and ``machine_with`` runs against."""
     if request.param == "docker":
