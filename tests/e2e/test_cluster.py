@@ -54,7 +54,10 @@ from bokeh_ssh._ssh.connect import connect
 from programs import Program
 from slurm_bed import JUMP_PORT, SlurmBed, cluster
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Slurm runs on Linux")
+pytestmark = [
+    pytest.mark.once,  # our part of it is tried with recorded answers on every Python
+    pytest.mark.skipif(sys.platform != "linux", reason="Slurm runs on Linux"),
+]
 
 APP = """\
 import os

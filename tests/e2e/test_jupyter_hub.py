@@ -50,6 +50,7 @@ def user_server(folder: Path) -> Iterator[str]:
             process.wait(20)
 
 
+@pytest.mark.once
 def test_pages_are_opened_by_way_of_the_hub(
     here: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

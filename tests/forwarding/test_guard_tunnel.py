@@ -361,6 +361,7 @@ ATTACK = """async path => {
 }"""
 
 
+@pytest.mark.once
 def test_page_of_a_rebound_name_gets_nothing_in_chromium(embedded: Callable[..., Machine]) -> None:
     """In a real browser, a page whose name leads here gets 403 whatever it asks, with any method, and the app
     only through a forward that looks at nothing (the control)."""

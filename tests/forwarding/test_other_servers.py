@@ -18,6 +18,8 @@ from bokeh_ssh import LocalForward, RemoteForward
 from skips import missing
 from targets import target_here
 
+pytestmark = pytest.mark.once
+
 #: More than a socket's own buffers hold, and less than a channel's window: all of it has arrived, and most of
 #: it waits for the reader, when the channel is closed.
 SIZE = 1_500_000

@@ -217,7 +217,12 @@ def name_files(port: int, page: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("server", "least"), [(bokeh, 3), (panel, 5), pytest.param(jupyterlab, 1, marks=pytest.mark.slow)]
+    ("server", "least"),
+    [
+        (bokeh, 3),
+        pytest.param(panel, 5, marks=pytest.mark.once),
+        pytest.param(jupyterlab, 1, marks=[pytest.mark.once, pytest.mark.slow]),
+    ],
 )
 def test_answers_are_those_of_the_server(embedded: Any, server: Any, least: int) -> None:
     """Valid and odd requests, kept or not, one by one or at once: the same status, headers and body.
