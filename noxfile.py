@@ -111,13 +111,12 @@ OF_TESTS = {"PYTHONPATH": os.pathsep.join(("tests", "tests/support"))}
 nox.needs_version = NOX.removeprefix("nox")
 nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = CI
-# The tests come last, so that a run ends with pytest's closing line.
-nox.options.sessions = ["lint", "layers", "types", "docs"]
-nox.options.sessions += (
-    ["lowest", *(f"tests-{name}" for name in PYTHONS[1 : PYTHONS.index(NEWEST) + 1])]
-    if CI
-    else [f"tests-{CURRENT}"]
-)
+CHECKS = ["lint", "layers", "types", "docs"]
+TESTS = [f"tests-{CURRENT}"]
+if CI:
+    TESTS = ["lowest", *(f"tests-{name}" for name in PYTHONS[1 : PYTHONS.index(NEWEST) + 1])]
+# The tests come last, so that a run ends with pytest's closing line. .ci/run has each part alone.
+nox.options.sessions = {"checks": CHECKS, "tests": TESTS}.get(os.environ.get("PART", ""), CHECKS + TESTS)
 
 
 def _group(name: str) -> list[str]:
