@@ -99,7 +99,8 @@ PROJECT = nox.project.load_toml(HERE / "pyproject.toml")
 SPREAD = ("-n", "6", "--dist", "loadfile", "--no-loadscope-reorder")
 OPTIONS = (*SPREAD, "--reruns", "1") if CI else (*SPREAD, "-m", "not slow")
 #: What is tried with both an embedded server and one in a container is run once with each: with the first by
-#: the oldest Python, with the second by the newest, which alone tests the project's tools and pages.
+#: the oldest Python, with the second by the newest, which alone has containers, and tests the project's tools
+#: and pages.
 LOWEST = (*OPTIONS, "-m", "not once and not container") if CI else OPTIONS
 HIGHEST = (*OPTIONS, "-m", "once or not embedded") if CI else OPTIONS
 #: What is run on the Pythons between the oldest and the newest: no containers, whose Python is their own,

@@ -81,17 +81,18 @@ def pytest_configure() -> None:
             signal.signal(number, signal.default_int_handler if name == "SIGINT" else lambda *_: None)
 
 
+@pytest.hookimpl(tryfirst=True)  # before what is chosen by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the folders whose files take longest: the last of them would run alone."""
+    """Mark what needs containers; begin with the folders whose files take longest, which would be last."""
+    for item in items:
+        if "docker_engine" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.container)
     items.sort(key=lambda item: item.path.parent.name not in _LONGEST)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Get the container image ready before the first test, where a test will want it: no test's time pays."""
-    wanted = any(
-        "docker_engine" in getattr(item, "fixturenames", ()) or "[docker" in item.nodeid
-        for item in session.items
-    )
+    wanted = any(item.get_closest_marker("container") for item in session.items)
     if session.config.option.collectonly or not wanted:
         return
     try:
