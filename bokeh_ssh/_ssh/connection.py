@@ -290,8 +290,8 @@ class Connection:
         :raises ConnectionLostError: the line went down, or nothing answered within ``timeout`` seconds
         """
         ours, theirs = socket.socketpair()
+        handler = _RelayOnOpen(self.io_loop, theirs)
         try:
-            handler = _RelayOnOpen(self.io_loop, theirs)
             try:
                 opened = self._open_channel(*opening(target, HERE), timeout, handler)
             except ConnectionLostError as exc:
@@ -305,7 +305,7 @@ class Connection:
                 raise self.refusal(*opened, target)
         except BaseException:
             ours.close()
-            theirs.close()
+            handler.give_up()
             raise
         return ours
 
@@ -668,6 +668,21 @@ class _RelayOnOpen:
     def __init__(self, io_loop: IOLoop, sock: socket.socket) -> None:
         self._io_loop = io_loop
         self._sock = sock
+        self._relay: SocketRelay | None = None
+        self._given_up = False
+        self._lock = threading.Lock()
 
     def opened(self, channel: Channel) -> None:
-        channel.attach(self._io_loop.relay(self._sock, channel))
+        with self._lock:
+            if not self._given_up:
+                self._relay = self._io_loop.relay(self._sock, channel)
+                channel.attach(self._relay)
+
+    def give_up(self) -> None:
+        """Close the socket; a relay that has it by now does that: whoever opens was interrupted."""
+        with self._lock:
+            self._given_up = True
+            if self._relay:
+                self._relay.break_off()
+            else:
+                self._sock.close()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import errno
 import itertools
+import logging
 import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -43,8 +45,11 @@ from bokeh_ssh import (
     UsageError,
 )
 from bokeh_ssh._ssh.connect import connect
+from bokeh_ssh._ssh.connection import _RelayOnOpen
 from bokeh_ssh._ssh.route import find_hop
 from bokeh_ssh._ssh.tcp import dial
+from bokeh_ssh._ssh.transport import Channel
+from connections import connected
 from fakes import Listener
 
 _LOGIN: dict[str, Any] = {"ssh_config": None, "allow_agent": False, "look_for_keys": False}
@@ -807,3 +812,28 @@ def test_local_host_key_is_verified_all_the_same(
     )
     with connect(Host("127.0.0.1", machine.user, **{**machine.login, "ssh_config": path})) as connection:
         assert connection.alive
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a signal of POSIX")
+def test_interrupted_opener_leaves_the_socket_to_its_relay(
+    embedded: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ctrl-C at the moment in which a channel opens ends the relay that it got, and nothing is said of it."""
+    machine = embedded()
+    caught = threading.Event()
+    join = _RelayOnOpen.opened
+
+    def opened(handler: _RelayOnOpen, channel: Channel) -> None:
+        join(handler, channel)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert caught.wait(10)
+
+    monkeypatch.setattr(_RelayOnOpen, "opened", opened)
+    with connected(machine) as connection:
+        for _ in range(30):
+            caught.clear()
+            with pytest.raises(KeyboardInterrupt):
+                connection.open_socket((machine.host, machine.port), timeout=10)
+            caught.set()
+        until(lambda: not connection.io_loop.open_relays)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
