@@ -40,9 +40,12 @@ _LIMIT = 0.1
 #: What takes more of them than this for a fifth of the length is tried with all of it.
 _SHORT, _QUICK = _LENGTH // 5, _LIMIT / 50
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(signal, "ITIMER_VIRTUAL"), reason="only POSIX can break off a pattern that computes"
-)
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(
+        not hasattr(signal, "ITIMER_VIRTUAL"), reason="only POSIX can break off a pattern that computes"
+    ),
+]
 
 
 class TooSlowError(Exception):
