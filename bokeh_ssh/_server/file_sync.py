@@ -22,8 +22,9 @@ _SHOWN = 5  # names in a warning
 _LOOKS = 3  # at what has changed while it was brought
 _GROWTH = 16 << 20  # bytes by which something has grown that is not followed any further
 _AGAIN = 0.5  # seconds before the next look at what has changed while it was brought
-_AT_ONCE = 256 << 10  # bytes, in all, of what goes along with the supervisor; base64 makes a third more of it
-_LITTLE = 1 << 20  # bytes of a change that goes where it can go at once: opening SFTP takes three round trips
+#: Bytes, in all, of what goes where it can go at once, at the start with the supervisor: SFTP takes three
+#: round trips more, and two to open; base64 a third more bytes.
+_LITTLE = 1 << 20
 
 
 class FileSync:
@@ -64,7 +65,7 @@ class FileSync:
                 self._on_event(Uploading(host=to.host, files=files, size=size, sent=before + sent))
 
         tell(0)
-        much = size > _AT_ONCE
+        much = size > _LITTLE
         unsettled = upload(
             to, contents.items.values(), told=tell, files=to.open_sftp() if much else None, go=True
         )

@@ -251,15 +251,21 @@ class Connection:
         on_stderr: Callable[[bytes], None],
         on_exit: Callable[[int | None], None],
         timeout: float,
+        first: bytes = b"",
     ) -> Session:
-        """Start a subsystem, such as ``"sftp"`` (``ssh -s``); as :meth:`run` otherwise."""
+        """Start a subsystem, such as ``"sftp"`` (``ssh -s``); as :meth:`run` otherwise.
+
+        :param first: what it is to read first: sent with the request, before the server has answered
+        """
         session = Session(self.io_loop, on_stdout, on_stderr, on_exit)
-        if not self._start(session, b"subsystem", name, timeout, False):
+        if not self._start(session, b"subsystem", name, timeout, False, first):
             hint = "ask the administrator for Subsystem in sshd_config"
             raise SessionError(f"the server has no {name}", host=self.name, hint=hint)
         return session
 
-    def _start(self, session: Session, kind: bytes, what: str, timeout: float, agent: bool) -> bool:
+    def _start(
+        self, session: Session, kind: bytes, what: str, timeout: float, agent: bool, first: bytes = b""
+    ) -> bool:
         """Open a session's channel and start something in it; whether the server does."""
         deadline = time.monotonic() + timeout
         opened = self._open_channel(b"session", b"", timeout, session)
@@ -273,6 +279,8 @@ class Connection:
         if agent:
             opened.request(AGENT_REQUEST, b"", want_reply=False)
         opened.request(kind, string(what.encode()))
+        if first:
+            session.write(first)
         if not wait(session.replied, deadline - time.monotonic()) and not session.ended.is_set():
             session.close()
             raise self._silence("running a command", timeout)

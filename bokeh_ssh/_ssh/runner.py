@@ -49,4 +49,5 @@ class Subsystems(Protocol):
         on_stderr: Callable[[bytes], None],
         on_exit: Callable[[int | None], None],
         timeout: float,
+        first: bytes = b"",
     ) -> Session: ...

@@ -74,16 +74,16 @@ class Sftp:
                 on_stderr=lambda data: None,
                 on_exit=lambda status: self._fail("its session has ended"),
                 timeout=self._patience,
+                first=_packet(_INIT, struct.pack(">I", 3)),
             )
         except BokehSSHError as exc:
             self._fail(exc.message)
             return
         with self._change:
             self._session, closed = session, self._closed
+            self._change.notify_all()
         if closed:
             session.close()
-        else:
-            session.write(_packet(_INIT, struct.pack(">I", 3)))
 
     def close(self) -> None:
         """End the session; idempotent, never blocks."""
@@ -99,7 +99,7 @@ class Sftp:
 
         :raises SftpError: if there is no such session to be had
         """
-        self._await(lambda: self._ready)
+        self._await(lambda: self._ready and self._session and not self._closed)
 
     def put(
         self,

@@ -159,8 +159,10 @@ class ServerAcquisition:
         again = 1 if options.plain else 1 + SPARE
         if found and found.held:
             return [None, *[found.endpoint] * again]
-        if options.server is not None or options.must_launch:
+        if options.server is not None:
             return [None]
+        if options.must_launch:
+            return [None, None] if options.bundle else [None]  # for the supervisor, and for SFTP
         looks = again if found else 2  # at first, its app's path is asked for too
         watch = [] if options.allow_foreign else [None]
         return [*[("localhost", options.attach_port)] * looks, *watch]

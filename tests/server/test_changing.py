@@ -44,7 +44,7 @@ def machine(
 ) -> Machine:
     """A machine with SFTP (OpenSSH's), where even little goes that way, and one without."""
     if request.param == "sftp":
-        monkeypatch.setattr(file_sync, "_AT_ONCE", -1)
+        monkeypatch.setattr(file_sync, "_LITTLE", -1)
         return sshd(Subsystem="sftp internal-sftp")
     return embedded(Knobs(sftp=False))
 

@@ -200,7 +200,7 @@ def test_contents_go_over_sftp(machine: Machine, project: Path, orders: Orders, 
     app = project.rename(project.with_name("oversftp"))
     (app / "tool").write_text("#!/bin/sh\n")
     (app / "tool").chmod(0o755)
-    (app / "large").write_bytes(os.urandom(300_000))
+    (app / "large").write_bytes(os.urandom(1_200_000))
     with tunnel_to(machine, app, isolate=False) as tunnel:
         assert text_of(tunnel) == "first data"
         there = listing(machine, "oversftp")

@@ -128,10 +128,11 @@ class Played:
         self.requests: list[int] = []
         self.closed = threading.Event()
 
-    def subsystem(self, name: str, **callbacks: Any) -> Played:
+    def subsystem(self, name: str, *, first: bytes, **callbacks: Any) -> Played:
         assert name == "sftp"
         self.send: Callable[[bytes], None] = callbacks["on_stdout"]
         self.end: Callable[[int | None], None] = callbacks["on_exit"]
+        self.write(first)
         return self
 
     def write(self, data: bytes) -> None:

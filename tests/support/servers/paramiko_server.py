@@ -126,10 +126,12 @@ def serve(sock: socket.socket, key: paramiko.PKey) -> None:
     transport = paramiko.Transport(sock)
     transport.add_server_key(key)
     interface = Interface(transport)
+    held = []  # paramiko closes a channel that nobody holds
     with suppress(paramiko.SSHException, EOFError, OSError):
         transport.start_server(server=interface)
         while transport.is_active():
             channel = transport.accept(1)
+            held.append(channel)
             if channel is not None and channel.get_id() in interface.targets:
                 start(join, interface.targets.pop(channel.get_id()), channel)
     interface.close()
