@@ -256,7 +256,7 @@ def _connect_hop(
             raise _ObjectionError(memory.note_objection()) from exc
         except ConnectTimeoutError:
             if memory.unanswered:  # the line, or the server: the next login is made with more care
-                memory.note_objection()
+                memory.note_objection(silent=True)
             raise
         if memory.refused:
             transport.drop_ahead()

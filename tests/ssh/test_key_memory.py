@@ -229,8 +229,8 @@ def test_pipe_is_not_waited_for(make_bed: Callable[..., Bed], bench: Bench, age:
 def test_server_that_minds_is_asked_first(
     make_bed: Callable[..., Bed], bench: Bench, monkeypatch: pytest.MonkeyPatch, writable: bool
 ) -> None:
-    """One that hangs up at a login that begins with a key: it works all the same, and is remembered where
-    that can be written."""
+    """One that hangs up at a login that begins with a key: it works all the same, and what it has done twice
+    is remembered where that can be written."""
     handlers = asyncssh.SSHServerConnection._packet_handlers
     usual = handlers[MSG_USERAUTH_REQUEST]
     asked: set[int] = set()
@@ -255,8 +255,9 @@ def test_server_that_minds_is_asked_first(
         for _ in range(2):
             assert bench.enter(bed.port, "a") == ["a", "none", "a"]
         return
-    assert bench.enter(bed.port, "a") == ["a", "none", "a"]
-    assert len(bed.seen) == 3
+    for _ in range(2):
+        assert bench.enter(bed.port, "a") == ["a", "none", "a"]
+    assert len(bed.seen) == 5
     for _ in range(2):
         assert bench.enter(bed.port, "a") == ["none", "a"]
     (path,) = remembered()

@@ -25,10 +25,10 @@ _FOLDER = "logins"
 #: Logins that are remembered; those that were longest ago are forgotten.
 _MOST = 500
 _TEXT = re.compile(
-    r"(?P<key>[0-9a-f]{64}|-) (?P<algorithm>[a-z0-9@._-]{1,64})(?P<more>| alone| waits)\n", re.IGNORECASE
+    r"(?P<key>[0-9a-f]{64}|-) (?P<algorithm>[a-z0-9@._-]{1,64})(?P<more>| alone| waits)(?P<doubt>|\?|!)\n",
+    re.IGNORECASE,
 )
 _MINDS = "- none\n"
-_WAITS = " waits\n"
 #: A pipe of that name is not waited for.
 _READ_FLAGS = (
     os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -42,13 +42,16 @@ class KnownKey(NamedTuple):
 
     :ivar key: SHA-256 of the public key or certificate, in hexadecimal digits
     :ivar algorithm: by which it has signed
-    :ivar more: " alone" where nothing else was needed; " waits" where the server hung up when channels were
+    :ivar more: " alone" where nothing else was needed; " waits" where the server minds channels that are
         asked for with it
+    :ivar doubt: how the last login that began with it ended without a reason, which may have been the line:
+        "?" for hung up, "!" for silence; empty where it did not
     """
 
     key: str
     algorithm: str
     more: str = ""
+    doubt: str = ""
 
 
 class KeyMemory:
@@ -61,27 +64,28 @@ class KeyMemory:
     :ivar ahead: whether channels were asked for with it
     :ivar refused: whether it was not enough this time
     :ivar objected: whether the server hung up at the key, or at what came with it
+    :ivar certain: whether it said so, so that it was not the line
     """
 
     def __init__(self, host_key: bytes, user: str, *, care: int = 0) -> None:
         self.unanswered = False
-        self.ahead = self.refused = self.objected = False
+        self.ahead = self.refused = self.objected = self.certain = False
         self._care = care
         self._name = hashlib.sha256(b"%b\0%b" % (host_key, user.encode("utf-8", "replace"))).hexdigest()
         self._known: KnownKey | None = None
 
     def recall(self) -> KnownKey | None:
         """Return the key that fitted; None where there is none, or the server minds."""
-        found = _TEXT.fullmatch(self._read()[0])
-        if self._care > 1 or found is None or found["key"] == "-":
-            return None
-        self._known = KnownKey(found["key"], found["algorithm"], found["more"])
+        self._known = None if self._care > 1 else _parse(self._read()[0])
+        if self._known and self._known.doubt == "!" and self._known.more != " alone":
+            self._known = None  # once
         return self._known
 
     @property
     def may_ask_ahead(self) -> bool:
         """Whether channels may be asked for with the key."""
-        return self._care == 0 and self._known is not None and self._known.more == " alone"
+        known = self._known
+        return self._care == 0 and known is not None and known.more == " alone" and known.doubt != "!"
 
     def keep(self, blob: bytes, algorithm: str, *, alone: bool) -> None:
         """Remember a key that has fitted, unless the server minds.
@@ -90,12 +94,16 @@ class KeyMemory:
         :param alone: whether nothing else was needed
         """
         text, age = self._read()
-        lately = abs(age) <= _MINDING
-        waits = self._care == 1 or (text.endswith(_WAITS) and lately)
-        known = KnownKey(fingerprint(blob), algorithm, " waits" if waits else " alone" if alone else "")
-        minds = self._care > 1 or (text == _MINDS and lately)
-        if known != self._known and not minds:
-            self._write(f"{known.key} {known.algorithm}{known.more}\n")
+        before, lately = _parse(text), abs(age) <= _MINDING
+        if self._care or (text == _MINDS and lately):
+            return  # what is known of the server is written down
+        waits = before is not None and before.more == " waits" and lately
+        more = " waits" if waits else " alone" if alone else ""
+        tried = before is not None and before.doubt == "?" and (self.ahead or more != " alone")
+        doubt = "?" if before is not None and before.doubt and not tried else ""
+        known = KnownKey(fingerprint(blob), algorithm, more, doubt)
+        if known != self._known:
+            self._write(known)
 
     def forget(self) -> None:
         """Forget the key that fitted: another way was needed."""
@@ -103,23 +111,34 @@ class KeyMemory:
             with contextlib.suppress(OSError, FolderError):
                 self._path().unlink()
 
-    def note_end(self) -> None:
-        """Take it that the connection has ended during the login."""
-        self.objected = self.unanswered or (self.ahead and self.refused)
+    def note_end(self, *, certain: bool) -> None:
+        """Take it that the connection has ended during the login.
 
-    def note_objection(self) -> int:
+        :param certain: whether the server has said that it ends it
+        """
+        self.objected = self.unanswered or (self.ahead and self.refused)
+        self.certain = certain
+
+    def note_objection(self, *, silent: bool = False) -> int:
         """Remember that the server minds a login that begins with the key, or what came with it.
 
+        Where it may have been the line, that counts only if the next one ends in the same way.
+
+        :param silent: whether it has not answered, and has not hung up
         :returns: with how much care the next is to be made
         """
+        known = self._known
         if self.refused:  # it only minds what comes with a key that does not fit
             self.forget()
-        elif self.ahead and self._known:
-            self._write(f"{self._known.key} {self._known.algorithm}{_WAITS}")
-            return 1
+        elif self._care and not self.certain:
+            pass  # the one before is written down, and there is another
+        elif known and not self.certain and not known.doubt:
+            self._write(known._replace(doubt="!" if silent else "?"))
+        elif known and self.ahead:
+            self._write(known._replace(more=" waits", doubt=""))
         else:
-            self._write(_MINDS)
-        return 2
+            self._write(None)
+        return 1 if self.ahead and not self.refused else 2
 
     def _read(self) -> tuple[str, float]:
         """Return what stands there, and for how many seconds; empty where that is not to be used."""
@@ -138,7 +157,8 @@ class KeyMemory:
     def _path(self) -> Path:
         return find_folder(_FOLDER) / self._name
 
-    def _write(self, text: str) -> None:
+    def _write(self, known: KnownKey | None) -> None:
+        text = f"{known.key} {known.algorithm}{known.more}{known.doubt}\n" if known else _MINDS
         try:
             path = self._path()
             make_folder(path.parent)
@@ -152,6 +172,12 @@ class KeyMemory:
             _make_room(path.parent)
         except (OSError, FolderError) as exc:
             log.debug("the key that fitted is not remembered: %s", exc)
+
+
+def _parse(text: str) -> KnownKey | None:
+    """Read what is written down; None where there is no key in it."""
+    found = _TEXT.fullmatch(text)
+    return KnownKey(**found.groupdict()) if found and found["key"] != "-" else None
 
 
 def fingerprint(blob: bytes) -> str:

@@ -572,7 +572,7 @@ class _Login:
         if self._memory and _TOO_MANY.search(words):
             self._memory.forget()  # it has counted the key, and minds nothing else
         elif self._memory:
-            self._memory.note_end()
+            self._memory.note_end(certain=bool(words))
         if _TOO_MANY.search(words) and self._keys_tried > 1:
             text = (
                 f"login as {self.userauth.user} was refused: too many keys ({', '.join(self.tried)}): {why}"
