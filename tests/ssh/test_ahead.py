@@ -39,6 +39,7 @@ from bokeh_ssh._ssh.auth.key_memory import KeyMemory
 from bokeh_ssh._ssh.auth.userauth import UserAuth
 from bokeh_ssh._ssh.connect import connect
 from bokeh_ssh._ssh.connection import Connection
+from bokeh_ssh._ssh.sftp_writer import Sftp, SftpError
 from fakes import Listener
 
 LOOPBACK = "127.0.0.1"
@@ -111,6 +112,31 @@ def test_second_login_asks_with_the_key(
                         assert int(sock.recv(9)) >= before
             assert asked.pop() == count
         assert target.count == 4
+
+
+@pytest.mark.parametrize("most", [1, 10])
+def test_session_for_files_is_asked_for_as_well(
+    enter: Callable[..., Connection], asked: list[int], key: Key, tmp_path: Path, most: int
+) -> None:
+    """A second session is there for SFTP, with no other channel; where the server has one session only, that
+    is the command's, and SFTP is refused."""
+    directives = {"Subsystem": "sftp internal-sftp", "MaxSessions": str(most)}
+    with beds.local_sshd(key, tmp_path, directives) as machine:
+        for count in (0, 2):
+            with enter(machine.port, machine.key_path.name, ahead=[None, None]) as connection:
+                words: dict[str, Any] = {"on_stdout": len, "on_stderr": len, "on_exit": bool, "timeout": 10}
+                command = connection.run("cat", **words)
+                number = next(connection.transport._numbers._left)
+                with contextlib.closing(Sftp(connection)) as sftp:
+                    if most > 1:
+                        sftp.wait()
+                    else:
+                        with pytest.raises(SftpError, match="refuses to open a session"):
+                            sftp.wait()
+                    used = next(connection.transport._numbers._left) - number - 1
+                assert used == (0 if count else 1)
+                command.close()
+            assert asked.pop() == count
 
 
 def test_each_hop_is_remembered_for_itself(
