@@ -488,7 +488,7 @@ class ClusterJob:
         done = self._cancel(f"cancelled, since {why}")
         msg = f"job {job.id} can never start: {why} ({job.reason}){done}"
         less = ", ".join(setting(name) for name in ("time", "cpus", "memory", "gpus"))
-        hint = f"ask for less ({less}), or for another {setting('queue')}"
+        hint = f"ask for less ({less}), or for another {setting('queue')} or {setting('account')}"
         return JobNeverStartsError(msg, host=self._label, hint=hint, job=job.id, reason=job.reason)
 
     def _written(self, warden: Warden, job: Job) -> tuple[str, ...]:

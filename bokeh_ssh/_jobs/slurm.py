@@ -33,12 +33,13 @@ _WARNING = 120
 #: Marks a job as looked after, in its comment, by one client's warden.
 _CLAIM = "bokeh-ssh:"
 
-#: Fields of ``squeue`` that hold no separator: number, state, reason, (expected) start, end, nodes. Names and
-#: comments are left out, since they may hold anything; the batch host (%B), since of salloc's job that is the
-#: login node.
-_FORMAT = "%A|%T|%r|%S|%e|%N"
+#: Fields of ``squeue`` that hold no separator: number, state, reason, (expected) start, end, nodes, queues.
+#: Names and comments are left out, since they may hold anything; the batch host (%B), since of salloc's job
+#: that is the login node.
+_FORMAT = "%A|%T|%r|%S|%e|%N|%P"
 _ANSWER = re.compile(
-    r"^(?P<job>\d+)\|(?P<state>[A-Z_]+)\|(?P<reason>[^|]*)\|(?P<start>[^|]*)\|(?P<end>[^|]*)\|(?P<node>[^|]*)$",
+    r"^(?P<job>\d+)\|(?P<state>[A-Z_]+)\|(?P<reason>[^|]*)\|(?P<start>[^|]*)\|(?P<end>[^|]*)\|(?P<node>[^|]*)"
+    r"\|(?P<queues>[^|\n]*)$",
     re.M,
 )
 #: Numbers of nodes in a list, of which the first one is kept.
@@ -60,10 +61,17 @@ _NEVER = {
     "BadConstraints": "no machine has what it wants",
     "InvalidAccount": "its account is not known",
     "InvalidQOS": "its quality of service (QOS) is not known",
+    "AccountNotAllowed": "its account may not use the queue",
+    "QOSNotAllowed": "its quality of service (QOS) may not use the queue",
+    "MaxMemPerLimit": "it wants more memory than the queue gives to one job",
+    "ReservationDeleted": "its reservation was deleted",
+    "ReservationInvalid": "its reservation is not valid",
     "DependencyNeverSatisfied": "what it depends on has failed",
 }
 #: A limit on what one job may have, which stays whatever other jobs do.
-_PER_JOB = re.compile(r"(Assoc|QOS)(Grp)?Max\w*PerJob\w*")
+_PER_JOB = re.compile(r"(Assoc|QOS)(Grp)?Max\w*Per(Job|Node)\w*|QOSMin\w+")
+#: In place of a word, a sentence that names the queue and whom it allows.
+_NOT_ALLOWED = re.compile(r"Job's (account|QOS) not (known|permitted)\b.*\)")
 
 _RESUBMIT = f"start it again, or give {setting('resubmit=True')}, which does so"
 #: How it ended, and the next step.
@@ -225,11 +233,14 @@ def read_answer(job: str, status: int, out: str, err: str) -> Job | None:
     if status == 0 and found:
         state = read_state(found["state"])
         over_or_runs = state is not JobState.PENDING
+        reason = "" if over_or_runs or found["reason"] == "None" else plain(found["reason"])
+        if "," in found["queues"] and why_never(reason):  # another one of them may start it
+            reason += f" (in one of {plain(found['queues'])})"
         return Job(
             id=job,
             state=state,
             node=read_first_node(found["node"]) if over_or_runs else "",
-            reason="" if over_or_runs or found["reason"] == "None" else plain(found["reason"]),
+            reason=reason,
             estimated_start=None if over_or_runs else _seconds(found["start"]),
             ends_at=_seconds(found["end"]) if over_or_runs else None,
         )
@@ -268,8 +279,10 @@ def _seconds(word: str) -> float | None:
 
 def why_never(reason: str) -> str:
     """Say why a job that waits for this reason can never start; empty if waiting may help."""
-    known = _NEVER.get(reason, "")
-    return known or ("it wants more than one job may have" if _PER_JOB.fullmatch(reason) else "")
+    if _PER_JOB.fullmatch(reason):
+        return "it wants more than one job may have, or less than it must"
+    sentence = _NOT_ALLOWED.fullmatch(reason)
+    return _NEVER.get(f"{'QOS' if sentence[1] == 'QOS' else 'Account'}NotAllowed" if sentence else reason, "")
 
 
 #: The command that says whether the controller answers.

@@ -19,27 +19,27 @@ pytestmark = pytest.mark.every_python
     ("out", "job"),
     [
         (
-            "7|RUNNING|None|1795899223|1795901023|c1\n",
+            "7|RUNNING|None|1795899223|1795901023|c1|main\n",
             Job(id="7", state=JobState.RUNNING, node="c1", ends_at=1795901023.0),
         ),
         (
-            "7|PENDING|Resources|1795900305|1795902105|n/a\n",
+            "7|PENDING|Resources|1795900305|1795902105|n/a|main\n",
             Job(id="7", reason="Resources", estimated_start=1795900305.0),
         ),
-        ("7|PENDING|None|N/A|N/A|n/a\n", Job(id="7")),
+        ("7|PENDING|None|N/A|N/A|n/a|main\n", Job(id="7")),
         (
-            "7|COMPLETING|None|1795899223|1795899223|c1\n",
+            "7|COMPLETING|None|1795899223|1795899223|c1|main\n",
             Job(id="7", state=JobState.COMPLETING, node="c1", ends_at=1795899223.0),
         ),
         (
-            "Welcome to the cluster\n7|TIMEOUT|TimeLimit|1795899223|1795899283|c1\n",
+            "Welcome to the cluster\n7|TIMEOUT|TimeLimit|1795899223|1795899283|c1|main\n",
             Job(id="7", state=JobState.TIMEOUT, node="c1", ends_at=1795899283.0),
         ),
         (
-            "17|RUNNING|None|1795899223|1795901023|c2\n7|PENDING|Priority|N/A|N/A|\n",
+            "17|RUNNING|None|1795899223|1795901023|c2|main\n7|PENDING|Priority|N/A|N/A||main\n",
             Job(id="7", reason="Priority"),
         ),
-        ("17|RUNNING|None|1795899223|1795901023|c2\n", Job(id="7", state=JobState.UNKNOWN)),
+        ("17|RUNNING|None|1795899223|1795901023|c2|main\n", Job(id="7", state=JobState.UNKNOWN)),
         ("", Job(id="7", state=JobState.UNKNOWN)),
     ],
 )
@@ -91,10 +91,23 @@ def test_refusal_is_slurms_line() -> None:
 
 def test_reasons_that_never_pass() -> None:
     """Waiting helps with other users' jobs, and not with limits on one job."""
-    for reason in ("PartitionTimeLimit", "PartitionConfig", "QOSMaxWallDurationPerJobLimit"):
+    for reason in ("PartitionTimeLimit", "MaxMemPerLimit", "QOSMaxWallDurationPerJobLimit", "QOSMinGRES"):
         assert slurm.why_never(reason), reason
     for reason in ("Resources", "Priority", "QOSMaxJobsPerUserLimit", "BeginTime", "", "ReqNodeNotAvail"):
         assert not slurm.why_never(reason), reason
+    account = "Job's account not permitted to use this partition (gpu allows proj1 not proj2)"
+    assert slurm.why_never(account) == "its account may not use the queue"
+    qos = "Job's QOS not permitted to use this partition (gpu denies slow including slow)"
+    assert slurm.why_never(qos) == "its quality of service (QOS) may not use the queue"
+
+
+def test_reason_of_one_queue_of_several_may_pass() -> None:
+    """A job that asks for several queues may be started by another one than that of the reason."""
+    told = slurm.read_answer("7", 0, "7|PENDING|PartitionTimeLimit|N/A|N/A|n/a|main,short\n", "")
+    assert told == Job(id="7", reason="PartitionTimeLimit (in one of main,short)")
+    assert not slurm.why_never(told.reason)
+    told = slurm.read_answer("7", 0, "7|PENDING|Resources|N/A|N/A|n/a|main,short\n", "")
+    assert told == Job(id="7", reason="Resources")
 
 
 def test_every_end_has_a_sentence() -> None:

@@ -64,6 +64,7 @@ PartitionName=one Nodes=c1 MaxTime=1:00:00 DefaultTime=30:00 State=UP
 PartitionName=two Nodes=c2 MaxTime=1:00:00 DefaultTime=30:00 State=UP
 PartitionName=down Nodes=c1 MaxTime=1:00:00 State=DOWN
 PartitionName=closed Nodes=c1 AllowGroups=root MaxTime=1:00:00 State=UP
+PartitionName=members Nodes=c1 AllowAccounts=proj1 MaxTime=1:00:00 State=UP
 PartitionName=urgent Nodes=c1,c2 PriorityTier=10 GraceTime=5 MaxTime=1:00:00 State=UP
 """
 _BY_CGROUP = """\
