@@ -44,11 +44,14 @@ from bokeh_ssh._core.events import (
     AppFailed,
     Closed,
     Event,
+    JobEnded,
+    JobReached,
     Lost,
     Prompt,
     Question,
     Ready,
     Reconnected,
+    Reconnecting,
     ServerExited,
     Uploading,
 )
@@ -105,6 +108,8 @@ class Display:
         self._interrupted = False
         self._part = 0.0  # of what is being brought there, that has arrived
         self._broken: Event | None = None  # what has ended that worked
+        self._job = ""  # that the server runs in
+        self._held: Line | None = None  # of a loss that the end of the job may explain
         self.ready = ""
         self.wording: Wording = as_flag
         self._advise_app = advise_app
@@ -122,7 +127,19 @@ class Display:
         elif isinstance(event, (Ready, Reconnected)):
             self._broken = None
         line = describe_end(event, self._broken) if isinstance(event, Closed) else describe(event)
+        if isinstance(event, JobReached):
+            self._job = event.job
+        held, self._held = self._held, None
+        if held and isinstance(event, JobEnded):  # the error or the warning after it says why
+            self._broken = event
+            return
+        if held:
+            self._write(held)
         if line is None:
+            return
+        if self._job and isinstance(event, Reconnecting) and event.attempt == 1:
+            self._held = line
+            self.begin(f"Asking what became of job {self._job}")
             return
         with self._lock:
             if line.kind == "begin":

@@ -254,11 +254,12 @@ def _(event: Closed) -> Line:
 def describe_end(event: Closed, before: Event | None) -> Line | None:
     """Say that it is closed, but not again what the loss before it, or the error after it, says.
 
-    :param before: the :class:`Lost` or :class:`ServerExited` since when nothing works; None where all works
+    :param before: the :class:`Lost`, :class:`ServerExited` or :class:`JobEnded` since when nothing works;
+        None where all works
     """
     if before is None:
         return describe(event)
-    what = "" if isinstance(before, ServerExited) else _ENDS.get(event.server, "")
+    what = "" if isinstance(before, (ServerExited, JobEnded)) else _ENDS.get(event.server, "")
     return Line("note", what[0].upper() + what[1:]) if what else None
 
 

@@ -14,7 +14,19 @@ import pytest
 
 import light_bokeh
 from beds import Machine, free_port, until
-from bokeh_ssh import JobEnded, JobEnding, JobStarted, JobWaiting, LaunchError, TouchRequested
+from bokeh_ssh import (
+    Closed,
+    Connecting,
+    JobEnded,
+    JobEnding,
+    JobReached,
+    JobStarted,
+    JobWaiting,
+    LaunchError,
+    Lost,
+    Reconnecting,
+    TouchRequested,
+)
 from bokeh_ssh._cli.display import Display
 from bokeh_ssh._cli.messages import describe, next_step
 from bokeh_ssh._cli.output_queue import OutputQueue
@@ -271,6 +283,24 @@ def test_touch_is_announced_also_with_quiet(capsys: pytest.CaptureFixture[str]) 
     """Whoever has to touch a security key is told so, which key and for which machine."""
     Display(quiet=True).on_event(TouchRequested(host="box", key="id_ed25519_sk"))
     assert "Touch the security key, to log in to box with id_ed25519_sk" in capsys.readouterr().err
+
+
+def test_end_of_a_job_is_told_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    """The connection that ends with its job is no news: the error says why the job is over, and only that."""
+    display = Display()
+    display.on_event(JobReached(host="h", job="123", node="c17", way="srun"))
+    capsys.readouterr()
+    loss = Lost(host="h", reason="the line went down")
+    again = Reconnecting(host="h", attempt=1, delay=0.0, reason="the line went down")
+    for event in (loss, again, JobEnded(host="h", job="123", state="TIMEOUT", why="it reached its limit")):
+        display.on_event(event)
+    display.on_event(Closed(host="h", server="ended"))
+    assert not capsys.readouterr().err
+    # The control: a loss that is not the job's end.
+    for each in (loss, again, Connecting(host="h", address="h", port=22)):
+        display.on_event(each)
+    told = capsys.readouterr().err.splitlines()
+    assert told == ["Lost h: the line went down", "Connecting to h, port 22"]
 
 
 def test_batch_job_in_words() -> None:
