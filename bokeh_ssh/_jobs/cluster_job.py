@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import re
 import secrets
 import socket
 import threading
@@ -304,6 +305,8 @@ class ClusterJob:
             msg = f"there is no job {self._named}: it is over, or there never was one"
             hint = f"see which ones there are: {self._scheduler.QUEUE_COMMAND}"
             raise JobEndedError(msg, host=self._label, hint=hint, job=self._named, state="UNKNOWN")
+        if not found[0][0].isdigit():
+            raise self._is_part()
         if len(found) > 1:
             msg = f"job {self._named} is an array of {len(found)} jobs"
             raise JobError(msg, host=self._label, hint=self._scheduler.OF_ARRAY, job=self._named)
@@ -328,6 +331,8 @@ class ClusterJob:
 
         :raises JobError: if there is none, or more than one, or one of an array; or nothing answers
         """
+        if re.fullmatch(r"\d+\+\d+", name):
+            raise self._is_part()
         number, _, task = name.partition("_")
         if number.isdigit() and task.isdigit():  # as squeue lists them; while they wait, they are one
             msg = f"job {name} is one of an array"
@@ -346,6 +351,11 @@ class ClusterJob:
             msg = f"there is more than one job named {name!r}: {', '.join(fits)}"
         hint = "give the number of the one that you mean" if fits else f"see {self._scheduler.QUEUE_COMMAND}"
         raise JobError(msg, host=self._label, hint=hint)
+
+    def _is_part(self) -> JobError:
+        msg = f"job {self._named} is of several parts (a heterogeneous job)"
+        hint = f"start one with {setting('batch')}, or name another job"
+        return JobError(msg, host=self._label, hint=hint, job=self._named)
 
     def _expand_home(self, warden: Warden, path: str) -> str:
         home = warden.run(["sh", "-c", 'printf "%s\\n" "$HOME"']).out.strip()

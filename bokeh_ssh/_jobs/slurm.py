@@ -160,13 +160,19 @@ def read_list(out: str) -> list[dict[str, str]]:
 
 def owner_words(job: str) -> list[str]:
     """Return the command that lists the jobs of a number, more than one of an array, and whose they are."""
-    return ["squeue", "-h", "-t", "all", "-j", job, "-o", "%A|%U|%k"]
+    return ["squeue", "-h", "-t", "all", "-j", job, "-o", "%A|%U|%i|%k"]
 
 
 def read_owners(out: str) -> list[tuple[str, str, bool]]:
-    """Read each job's number, its user's number, and whether bokeh_ssh submitted it."""
-    found = re.findall(r"^(\d+)\|(\d+)\|(.*)$", out, re.M)
-    return [(number, user, comment.startswith(_CLAIM)) for number, user, comment in found]
+    """Read each job's number, its user's number, and whether bokeh_ssh submitted it.
+
+    The number is as in ``12+1`` for a part of a heterogeneous job: ``srun`` joins no part by its own number.
+    """
+    found = re.findall(r"^(\d+)\|(\d+)\|([\w+]+)\|(.*)$", out, re.M)
+    return [
+        (name if "+" in name else number, user, comment.startswith(_CLAIM))
+        for number, user, name, comment in found
+    ]
 
 
 def is_unknown(err: str) -> bool:

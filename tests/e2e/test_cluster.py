@@ -597,7 +597,7 @@ def test_first_of_two_tunnels_does_not_end_the_others_job(bed: SlurmBed) -> None
 
 
 def test_job_that_cannot_be_entered_is_told(bed: SlurmBed) -> None:
-    """One that never was, another user's, an array, and one that is over."""
+    """One that never was, another user's, an array, one of several parts, and one that is over."""
 
     def refusal(job: str) -> str:
         with pytest.raises(BokehSSHError) as caught:
@@ -608,12 +608,15 @@ def test_job_that_cannot_be_entered_is_told(bed: SlurmBed) -> None:
     other = bed.run("login1", f'{submit} --wrap "sleep 600"', "mallory").strip()
     array = bed.run("login1", f'{submit} --array=1-2 --wrap "sleep 600"').strip()
     own = bed.run("login1", f'{submit} --wrap "sleep 600"').strip()
+    parts = int(bed.run("login1", f'{submit} -n1 : -n1 --mem 100M --wrap "sleep 600"'))
     assert "there is no job 99999" in refusal("99999")
     assert "there is no job named 'wrap' that was started with batch (there are: none)" in refusal("wrap")
     assert f"job {other} is another user's" in refusal(other)
-    until(lambda: len(bed.queue()) == 4, what="all of them run")
+    until(lambda: len(bed.queue()) == 6, what="all of them run")
     assert re.search(f"job {array} is an array of 2 jobs; .* name a job of it .*squeue", refusal(array))
     assert f"job {array}_1 is one of an array; once it runs" in refusal(f"{array}_1")
+    for part in (str(parts), str(parts + 1), f"{parts}+1"):
+        assert f"job {part} is of several parts (a heterogeneous job)" in refusal(part)
     bed.run("login1", f"scancel {own}")
     until(lambda: f"{own} RUNNING" not in bed.queue(), what="it is over")
     assert "the job was cancelled" in refusal(own)
