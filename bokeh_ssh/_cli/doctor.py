@@ -104,7 +104,7 @@ def examine(
         yield _bad("name", exc)
         return
     names = [
-        f"{hop.label} is {hop.hostname}, port {hop.port}, user {hop.user}"
+        f"{hop.label} is {hop.hostname}, port {hop.port}, user {hop.account}"
         + (", by its ProxyCommand" if hop.proxy_command else "")
         for hop in route
     ]

@@ -63,6 +63,7 @@ class TouchRequested(Event):
 class Authenticated(Event):
     """The login succeeded, with these methods in order (two if the server wants two).
 
+    :param user: the login name; ``***`` replaces what follows a colon in it, which may be a secret
     :param methods: as SSH names them; ``("ControlMaster",)`` if a connection of ``ssh`` was used
     """
 

@@ -54,7 +54,7 @@ def parse_target(text: str) -> Target:
     else:
         user, at, rest = rest.rpartition("@")
     if at and not user:
-        msg = f"{text!r} has no user before the @"
+        msg = f"{hide_secrets(text)!r} has no user before the @"
         raise UsageError(msg, hint="write user@host or host")
     host, port = _split_port(rest, text)
     check_host(host)
@@ -70,9 +70,31 @@ def _split_uri(rest: str, text: str) -> tuple[str, str, str]:
         return "", "", rest
     user = user.partition(";")[0].replace("+", " ")  # what follows are parameters
     if _NO_CODE.search(user):
-        msg = f"{text!r} has a % that begins no code"
+        msg = f"{hide_secrets(text)!r} has a % that begins no code"
         raise UsageError(msg, hint="write %25 for a percent sign in an ssh:// address")
     return urllib.parse.unquote(user, errors="surrogateescape"), at, host
+
+
+def hide_secret(user: str) -> str:
+    """Hide what follows a colon in a login name, for messages.
+
+    A password that was typed before the ``@``, as in a web address, is part of the name for ``ssh``.
+
+    >>> hide_secret("joe:hunter2"), hide_secret("joe")
+    ('joe:***', 'joe')
+    """
+    name, colon, _ = user.partition(":")
+    return f"{name}:***" if colon else user
+
+
+def hide_secrets(targets: str) -> str:
+    """Hide the same in one target, or several with commas between them."""
+    shown = []
+    for target in targets.split(","):
+        scheme = "ssh://" * target.startswith("ssh://")
+        user, at, host = target[len(scheme) :].rpartition("@")
+        shown.append(f"{scheme}{hide_secret(user)}{at}{host}")
+    return ",".join(shown)
 
 
 def format_target(target: Target) -> str:
@@ -87,7 +109,7 @@ def _split_port(rest: str, text: str) -> tuple[str, int | None]:
     if rest.startswith("["):
         host, bracket, tail = rest[1:].partition("]")
         if not bracket or (tail and not tail.startswith(":")):
-            msg = f"{text!r} has unbalanced brackets"
+            msg = f"{hide_secrets(text)!r} has unbalanced brackets"
             raise UsageError(msg, hint="write an IPv6 address with a port as [address]:port")
         digits = tail[1:] if tail else None
     elif rest.count(":") == 1:
@@ -104,7 +126,7 @@ def parse_port(digits: str, text: str) -> int:
     """
     if digits.isascii() and digits.isdigit() and 0 < int(digits) < 65536:
         return int(digits)
-    msg = f"{text!r} has no valid port"
+    msg = f"{hide_secrets(text)!r} has no valid port"
     apart = "" if digits.isascii() and digits.isdigit() else ", and a path is given apart from the host"
     raise UsageError(msg, hint=f"a port is a number from 1 to 65535{apart}")
 
@@ -127,7 +149,7 @@ def check_user(user: str) -> None:
         quotes, or what begins or ends a command in a shell
     """
     if not user or _BAD_USER.search(user):
-        msg = f"{user!r} is not a user name"
+        msg = f"{hide_secret(user)!r} is not a user name"
         raise UsageError(msg, hint="give the login name as you would to ssh -l")
 
 
@@ -215,6 +237,14 @@ class Host(Login, _Name):  # in this order: the fields of the last base come fir
             msg = f"{set_to('timeout', self.timeout)} is not a time"
             raise UsageError(msg, host=target.host, hint="give seconds above 0, or None for the default")
 
+    def __repr__(self) -> str:
+        shown = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.repr}
+        shown["name"] = hide_secrets(self.name)
+        shown["user"] = self.user and hide_secret(self.user)
+        if isinstance(self.jump, (str, tuple)):
+            shown["jump"] = _hide_in_jumps(self.jump)
+        return f"Host({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
     def __reduce__(self) -> Any:
         # A pickle is a file before long, or goes to another program.
         secret = next((n for n in ("password", "passphrase", "pkey") if getattr(self, n) is not None), None)
@@ -243,6 +273,12 @@ class Host(Login, _Name):  # in this order: the fields of the last base come fir
         return as_paths(self.key_filename)
 
 
+def _hide_in_jumps(jump: str | Sequence[str | Host]) -> str | tuple[str | Host, ...]:
+    if isinstance(jump, str):
+        return hide_secrets(jump)
+    return tuple(hide_secrets(each) if isinstance(each, str) else each for each in jump)
+
+
 def as_paths(given: StrPath | Sequence[StrPath] | None) -> tuple[str, ...]:
     """Return one path or several as texts."""
     if given is None:
@@ -268,6 +304,6 @@ def as_host(host: str | Host, user: str | None = None, **login: Any) -> Host:
     if isinstance(host, Host):
         if user is not None or login:
             msg = "a Host comes with its own user and login keywords"
-            raise UsageError(msg, host=host.name, hint="give them to Host(...) instead")
+            raise UsageError(msg, host=host.target.host, hint="give them to Host(...) instead")
         return host
     return Host(host, user, **login)

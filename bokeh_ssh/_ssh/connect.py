@@ -188,7 +188,7 @@ def _connect_by_session(hop: Hop, master: ControlMaster, on_event: OnEvent) -> C
             raise OwnServerError(exc.message) from exc
         connection = Connection(hop, transport, ("ControlMaster",))
         stack.callback(connection.close)
-        on_event(Authenticated(host=hop.label, user=hop.user, methods=connection.methods))
+        on_event(Authenticated(host=hop.label, user=hop.account, methods=connection.methods))
         stack.pop_all()  # the last step: until then Ctrl-C closes it
     return connection
 
@@ -263,7 +263,7 @@ def _connect_hop(
         prompt_cache.keep()
         connection = Connection(hop, transport, methods, jump)
         stack.callback(connection.close)
-        on_event(Authenticated(host=hop.label, user=hop.user, methods=methods))
+        on_event(Authenticated(host=hop.label, user=hop.account, methods=methods))
         stack.pop_all()  # the last step: until then Ctrl-C closes it
     return connection
 

@@ -118,7 +118,7 @@ class Connection:
 
     def __repr__(self) -> str:
         state = "closed" if self._closing.is_set() else "lost" if self.lost.is_set() else "open"
-        return f"<Connection {self.hop.user}@{self.name} {state}>"
+        return f"<Connection {self.hop.account}@{self.name} {state}>"
 
     def __enter__(self) -> Connection:
         return self

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bokeh_ssh._core.errors import ConfigError, UsageError
-from bokeh_ssh._core.host import Host, as_paths
+from bokeh_ssh._core.host import Host, as_paths, hide_secret
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.this_machine.home import expand
 from bokeh_ssh._ssh.config import lookup
@@ -78,6 +78,11 @@ class Hop:
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)
+
+    @property
+    def account(self) -> str:
+        """The login name, for messages."""
+        return hide_secret(self.user)
 
     @property
     def where(self) -> str:

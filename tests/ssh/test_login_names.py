@@ -15,7 +15,7 @@ import pytest
 from auth_servers import Bed, Rules
 from beds import Machine
 from bokeh_ssh import LocalForward
-from bokeh_ssh._core.errors import ConfigError, UsageError
+from bokeh_ssh._core.errors import AuthenticationError, ConfigError, UsageError
 from bokeh_ssh._core.host import Host, check_user, format_target, parse_target
 from bokeh_ssh._ssh.config.lookup import load
 from bokeh_ssh._ssh.connect import connect
@@ -157,6 +157,30 @@ def test_server_gets_the_name(bed: Bed, tmp_path: Path, name: str) -> None:
         assert bed.seen[-1].user == name
         connection.close()
     assert len(bed.seen) == len(hosts)
+
+
+def test_password_in_the_address_is_not_shown(bed: Bed, tmp_path: Path) -> None:
+    """``joe:secret@host`` logs in as that, as with ssh; no text or event shows what follows the colon."""
+    shown: list[object] = []
+    login = {"known_hosts": tmp_path / "known", "host_keys": "accept-new", "ssh_config": None}
+    for text in (f"joe:hunter2@127.0.0.1:{bed.port}", f"ssh://joe:hunter2@127.0.0.1:{bed.port}"):
+        host = Host(text, jump=(), **login)
+        shown += [host, Host("h", "joe:hunter2", jump=[text]), Host("h", jump=f"{text},g")]
+        with pytest.raises(AuthenticationError, match=r"joe:\*\*\* .*and no password") as caught:
+            connect(host)
+        shown.append(caught.value)
+        connect(Host(text, password="right", **login), on_event=shown.append).close()
+        assert bed.seen[-1].user == "joe:hunter2"
+    for bad in ("joe:hunter2@h:x", "joe:hunter2@[h", "joe:hunter2;@h", "ssh://joe:hunter2%@h"):
+        with pytest.raises(UsageError) as caught:
+            Host(bad)
+        shown.append(caught.value)
+    (tmp_path / "config").write_text("ProxyJump joe:hunter2@gate:x\n")
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path / "config", "h")
+    texts = [f"{each} {each!r}" for each in (*shown, caught.value)]
+    assert sum("joe:***" in text for text in texts) == 15
+    assert "hunter2" not in "".join(texts)
 
 
 @pytest.mark.parametrize("name", ["DOM\\joe", "joe doe", "joe$", "joe@dom", "$HOME", "joe*"])

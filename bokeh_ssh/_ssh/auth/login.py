@@ -302,7 +302,7 @@ class _Login:
             self.warn("the Kerberos ticket was not delegated: it cannot be forwarded (kinit -f)")
         reply = self.userauth.prove_context(context.sign)
         if isinstance(reply, Refused) and not reply.partial:
-            user = self.userauth.user
+            user = self.userauth.account
             self.notes.append(
                 f"Kerberos: {context.principal} may not log in as {user} (see ~/.k5login there)"
             )
@@ -396,7 +396,7 @@ class _Login:
         kind: type[AuthenticationError] = PromptRequiredError
         if self.host.passphrase is not None:
             kind = AuthenticationError
-        msg = f"key {identity.label} cannot be used to log in as {self.userauth.user}: {why}"
+        msg = f"key {identity.label} cannot be used to log in as {self.userauth.account}: {why}"
         hint = "give its passphrase=, a prompt= that can ask for it, or add it to the SSH agent"
         msg = "; ".join((msg, *self._left_out()))
         raise kind(msg, host=self.name, hint=hint, tried=tuple(self.tried), allowed=self.allowed) from why
@@ -461,7 +461,7 @@ class _Login:
             return None
         else:
             again = "Permission denied, please try again." if self._passwords else ""
-            text = f"{self.userauth.user}@{self.name}'s password: "
+            text = f"{self.userauth.account}@{self.name}'s password: "
             password = self._ask_person("password", text, instructions=again, reusable=True)
         self._passwords += 1
         self._note_try("password")
@@ -471,8 +471,8 @@ class _Login:
         raise self._expired()
 
     def _expired(self) -> AuthenticationError:
-        msg = f"the password of {self.userauth.user} has expired"
-        where = shlex.quote(f"{self.userauth.user}@{self.name}")
+        msg = f"the password of {self.userauth.account} has expired"
+        where = shlex.quote(f"{self.userauth.account}@{self.name}")
         return self._error(AuthenticationError, msg, f"change it with ssh {where}")
 
     def _ask_person(
@@ -493,8 +493,10 @@ class _Login:
 
     def _with_notes(self, text: str) -> str:
         said = clean(self.userauth.said, _MOST_SAID, tail=True)
+        hidden = "what follows the colon is part of the login name, and no password"
         parts = (
             text,
+            hidden * (self.userauth.account != self.userauth.user),
             *self.notes,
             *self._left_out(),
             self.agent.trouble,
@@ -548,7 +550,7 @@ class _Login:
         tried = f"tried {', '.join(self.tried)}" if self.tried else "nothing could be tried"
         allowed = f"the server {'still ' * bool(self.tried)}allows {', '.join(self.allowed) or 'nothing'}"
         passed = f"the server accepted {', '.join(self.passed)} but wants more; " * bool(self.passed)
-        text = f"login as {self.userauth.user} was refused ({tried}; {passed}{allowed})"
+        text = f"login as {self.userauth.account} was refused ({tried}; {passed}{allowed})"
         if _CHANGE.search(self._unasked):
             return self._expired()
         if self._unasked:
@@ -574,23 +576,22 @@ class _Login:
         elif self._memory:
             self._memory.note_end(certain=bool(words))
         if _TOO_MANY.search(words) and self._keys_tried > 1:
-            text = (
-                f"login as {self.userauth.user} was refused: too many keys ({', '.join(self.tried)}): {why}"
-            )
+            tried = ", ".join(self.tried)
+            text = f"login as {self.userauth.account} was refused: too many keys ({tried}): {why}"
             hint = (
                 f"name the right one with {setting('key_filename=')}, or by IdentityFile and IdentitiesOnly"
             )
             return self._error(TooManyKeysError, text, hint)
         tried = f" (tried {', '.join(self.tried)})" if self.tried else ""
         if self._answered_late and hung_up:
-            text = f"the server did not wait for the answer of {self.userauth.user}{tried}: {why}"
+            text = f"the server did not wait for the answer of {self.userauth.account}{tried}: {why}"
             hint = "answer sooner, or ask the administrator for a longer LoginGraceTime"
             return self._error(AuthenticationError, text, hint)
         if self._absent:  # it has waited for no longer than we did
-            text = f"the server ended the login of {self.userauth.user}{tried}: {why}"
+            text = f"the server ended the login of {self.userauth.account}{tried}: {why}"
             return self._error(SecurityKeyAbsentError, text, _PLUG_IN)
         if self.tried and hung_up:
-            text = f"the server ended the login of {self.userauth.user}{tried}"
+            text = f"the server ended the login of {self.userauth.account}{tried}"
             text += f": {why}" if words or not self.userauth.said else ""
             hint = f"it may let nobody in for now, or not this account; if it does, {_advice(self.allowed)}"
             error = self._error(AuthenticationError, text, hint)

@@ -28,6 +28,7 @@ from paramiko.common import (
 )
 from paramiko.message import Message
 
+from bokeh_ssh._core.host import hide_secret
 from bokeh_ssh._core.text import clean
 from bokeh_ssh._core.waiting import SLICE, heed
 from bokeh_ssh._ssh.messages import CERTIFICATE
@@ -110,6 +111,7 @@ class UserAuth(AuthHandler):
     def __init__(self, transport: paramiko.Transport, user: str, timeout: float) -> None:
         super().__init__(transport)
         self.user = user
+        self.account = hide_secret(user)  # for messages
         self._said: collections.deque[str] = collections.deque(maxlen=_MOST_SAID)
         self._fresh: collections.deque[str] = collections.deque(maxlen=_MOST_SAID)
         self.timeout = timeout
@@ -123,7 +125,7 @@ class UserAuth(AuthHandler):
         transport.auth_handler = self
 
     def __repr__(self) -> str:
-        return f"<UserAuth {self.user} {self.auth_method or 'not begun'}>"
+        return f"<UserAuth {self.account} {self.auth_method or 'not begun'}>"
 
     # What the server says beside its answers.
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from bokeh_ssh._core.errors import UsageError
-from bokeh_ssh._core.host import parse_target
+from bokeh_ssh._core.host import hide_secrets, parse_target
 from bokeh_ssh._core.patterns import lower
 from bokeh_ssh._ssh.config import syntax
 
@@ -113,13 +113,13 @@ def _jump(word: str) -> Jump:
     elif rest.count(":") > 1:
         host, port = rest, ""
     if not host or (at and not user):
-        msg = f"{word[:100]!r} is not a machine to jump to" if word else "a place is empty"
+        msg = f"{hide_secrets(word[:100])!r} is not a machine to jump to" if word else "a place is empty"
         raise ValueError(msg)
     if port and "%" not in port:
         try:
             syntax.port(port)
         except ValueError:
-            msg = f"{word[:100]!r} has no valid port"
+            msg = f"{hide_secrets(word[:100])!r} has no valid port"
             raise ValueError(msg) from None
     return Jump(host, user if at else None, port or None)
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from bokeh_ssh._core.errors import BokehSSHError, ConfigError, UsageError
-from bokeh_ssh._core.host import Target, format_target, parse_target
+from bokeh_ssh._core.host import Target, format_target, hide_secret, parse_target
 from bokeh_ssh._core.patterns import lower, matches, matches_host, matches_list
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.text import clean
@@ -597,7 +597,7 @@ class _Lookup:
         except ValueError as exc:
             raise self.error(said.where, f"User: {exc}") from exc
         if not user or (user != said.value and _BAD_USER.search(user)):
-            raise self.error(said.where, f"User: {user!r} is not a user name")
+            raise self.error(said.where, f"User: {hide_secret(user)!r} is not a user name")
         return user
 
     def _expand(self, said: Setting[str]) -> str:
