@@ -108,7 +108,8 @@ def test_login_with_an_old_device(machine: Machine, plug_in: Callable[..., None]
     touched = iter([False, False, True])
     device = SoftToken(u2f=True, touch=lambda: next(touched))
     plug_in(SoftToken(u2f=True, foreign=True), device)
-    log_in(host_for(machine, "ecdsa", tmp_path))
+    events = log_in(host_for(machine, "ecdsa", tmp_path))
+    assert sum(isinstance(event, TouchRequested) for event in events) == 1
     assert device.signed == 1
 
 
@@ -141,14 +142,22 @@ def test_certificate_of_such_a_key(
     machine = sshd(TrustedUserCAKeys=str(tmp_path / "ca.pub"), AuthorizedKeysFile="none")
     plug_in(SoftToken())
     events = log_in(host_for(machine, "ed25519", tmp_path))
-    assert [event.key for event in events if isinstance(event, TouchRequested)] == ["id_ed25519-cert"]
+    assert [event.key for event in events if isinstance(event, TouchRequested)] == ["id_ed25519"]
 
 
 def test_pin_is_asked_for(machine: Machine, plug_in: Callable[..., None], tmp_path: Path) -> None:
-    """A key made with verify-required wants the device's PIN; a wrong one is asked for again."""
+    """A key made with verify-required wants the device's PIN, and after that a touch, as with ssh."""
     plug_in(SoftToken(pin=PIN))
     prompt, asked = answers("0000", PIN)
-    log_in(host_for(machine, "verified", tmp_path, prompt=prompt))
+    host = host_for(machine, "verified", tmp_path, prompt=prompt)
+    asked_before_touch = []
+
+    def note(event: Event) -> None:
+        if isinstance(event, TouchRequested):
+            asked_before_touch.append(len(asked))
+
+    connect(host, on_event=note).close()
+    assert asked_before_touch == [2]
     assert [question.kind for question in asked] == ["passphrase"] * 2
     assert asked[0].text == f"Enter PIN for key '{tmp_path}/id_verified': "
 

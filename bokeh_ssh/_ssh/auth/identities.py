@@ -104,8 +104,11 @@ class HeldKey:
     explicit = False
     ready = False
 
-    def __init__(self, agent: Agent, key: AgentKey, label: str | None) -> None:
+    def __init__(
+        self, agent: Agent, key: AgentKey, label: str | None, touch: Callable[[str], object]
+    ) -> None:
         self._agent = agent
+        self._touch = touch
         self._key = key
         self.known: bytes | None = key.blob
         comment = PurePath(clean(key.comment, 60)).name
@@ -115,6 +118,8 @@ class HeldKey:
         return self._key.blob
 
     def sign(self, data: bytes, algorithm: str) -> bytes:
+        if _is_in_device(self._key.blob):
+            self._touch(self.label)
         try:
             return self._agent.sign(self._key.blob, data, algorithm)
         except AgentError as exc:
@@ -130,6 +135,7 @@ class KeyFile:
     :param passphrases: yields what may open it; asks a person where there is one
     :param used: called with the path and the key once, before the file's key signs
     :param pins: yields what may be the PIN of the security key that the key is in
+    :param touch: called with the label when that waits for a touch
     :param ended: whether nobody waits for its touch any more
     """
 
@@ -142,6 +148,7 @@ class KeyFile:
         passphrases: Callable[[Path], Iterator[str]],
         used: Callable[[Path, PrivateKey], object],
         pins: Callable[[Path], Iterator[str]] = lambda _: iter(()),
+        touch: Callable[[str], object] = lambda _: None,
         ended: Callable[[], bool] = lambda: False,
     ) -> None:
         self.path = private_path(path)
@@ -150,6 +157,7 @@ class KeyFile:
         self._agent = agent
         self._passphrases = passphrases
         self._pins = pins
+        self._touch = touch
         self._ended = ended
         self._used: Callable[[Path, PrivateKey], object] | None = used
         self._text, self._exposed = _read_private(self.path)
@@ -159,7 +167,7 @@ class KeyFile:
         if self._for_agent:
             self._text = None
         self.known = head or read_public(beside(self.path, ".pub"))
-        self._touched = bool(self.known and key_type(self.known).startswith("sk-"))
+        self._touched = bool(self.known and _is_in_device(self.known))
         if self.known is None and self._text and not self._locked and not self._exposed:
             # An old PEM file without a .pub beside it.
             with contextlib.suppress(UnusableKeyError):
@@ -198,6 +206,8 @@ class KeyFile:
         if not self.ready:
             held = self._in_agent()
             if held and self._agent:
+                if self._touched:
+                    self._touch(self.label)
                 try:
                     return self._agent.sign(held.blob, data, algorithm)
                 except AgentError as exc:
@@ -209,7 +219,9 @@ class KeyFile:
             used(self.path, key)
         if isinstance(key.key, SecurityKey):
             try:
-                return key.key.sign(data, lambda: self._pins(self.path), self._ended)
+                return key.key.sign(
+                    data, lambda: self._pins(self.path), lambda: self._touch(self.label), self._ended
+                )
             except DeviceError as exc:
                 raise UnusableKeyError(str(exc), locked=exc.locked, absent=exc.absent) from exc
         return key.sign(data, algorithm)
@@ -277,6 +289,11 @@ class Certified:
 def is_certificate(blob: bytes) -> bool:
     """Return whether what was read as a public key is a certificate."""
     return key_type(blob).endswith(CERTIFICATE)
+
+
+def _is_in_device(blob: bytes) -> bool:
+    """Return whether the private half is in a security key, which wants to be touched."""
+    return key_type(blob).startswith("sk-")
 
 
 def private_path(path: str) -> Path:
@@ -370,10 +387,15 @@ def _check_file(path: Path, name: str) -> None:
 
 
 def find_identities(
-    host: Host, config: HostConfig, agent: Agent, ended: Callable[[], bool] = lambda: False
+    host: Host,
+    config: HostConfig,
+    agent: Agent,
+    touch: Callable[[str], object] = lambda _: None,
+    ended: Callable[[], bool] = lambda: False,
 ) -> Iterator[Identity]:
     """Yield the keys to offer, best first; each file and the agent is looked at when its turn comes.
 
+    :param touch: told which key waits for a touch of its security key
     :param ended: whether the login that they are for is over: nobody waits for a touch then
     """
     tries = PROMPTS if config.password_prompts is None else config.password_prompts
@@ -384,7 +406,14 @@ def find_identities(
 
     def files(paths: Sequence[str], *, explicit: bool) -> list[KeyFile]:
         make = functools.partial(
-            KeyFile, explicit=explicit, agent=usable, passphrases=asker, used=used, pins=pins, ended=ended
+            KeyFile,
+            explicit=explicit,
+            agent=usable,
+            passphrases=asker,
+            used=used,
+            pins=pins,
+            touch=touch,
+            ended=ended,
         )
         return [file for file in map(make, paths) if file.exists]
 
@@ -397,10 +426,10 @@ def find_identities(
         # As with ssh: a key named in any way replaces the default ones.
         paths = tuple(f"~/.ssh/{name}" for name in DEFAULT_KEYS)
     listed = files(paths, explicit=False)
-    yield from _certified(config.certificate_files, [*named, *listed], usable)
+    yield from _certified(config.certificate_files, [*named, *listed], usable, touch)
     configured = _with_certificates(listed)
     if usable is not None:
-        yield from _agent_identities(usable, [*explicit, *configured], config.identities_only)
+        yield from _agent_identities(usable, [*explicit, *configured], config.identities_only, touch)
     yield from configured
 
 
@@ -412,7 +441,9 @@ def _with_certificates(files: Sequence[KeyFile]) -> list[Identity]:
     return both
 
 
-def _certified(paths: Sequence[str], files: Sequence[KeyFile], agent: Agent | None) -> Iterator[Identity]:
+def _certified(
+    paths: Sequence[str], files: Sequence[KeyFile], agent: Agent | None, touch: Callable[[str], object]
+) -> Iterator[Identity]:
     """Yield the certificates that the config names, each with the key that it is for, wherever that is."""
     for path in map(expand, paths):
         certificate = read_public(path)
@@ -427,7 +458,7 @@ def _certified(paths: Sequence[str], files: Sequence[KeyFile], agent: Agent | No
         signer: Identity | None = next((file for file in files if file.known == key), None)
         if signer is None and agent is not None:
             signer = next(
-                (HeldKey(agent, held, None) for held in agent.list_keys() if held.blob == key), None
+                (HeldKey(agent, held, None, touch) for held in agent.list_keys() if held.blob == key), None
             )
         if signer is None:
             log.debug("there is no key for %s", path)
@@ -436,16 +467,16 @@ def _certified(paths: Sequence[str], files: Sequence[KeyFile], agent: Agent | No
 
 
 def _agent_identities(
-    agent: Agent, configured: Sequence[Identity], identities_only: bool
+    agent: Agent, configured: Sequence[Identity], identities_only: bool, touch: Callable[[str], object]
 ) -> Iterator[Identity]:
     """Yield the agent's keys: those of the configured files first, and only those with IdentitiesOnly."""
     held = agent.list_keys()
     labels: dict[bytes | None, str] = {}
     for identity in configured:
         labels.setdefault(identity.known, identity.label)
-    yield from (HeldKey(agent, key, labels[key.blob]) for key in held if key.blob in labels)
+    yield from (HeldKey(agent, key, labels[key.blob], touch) for key in held if key.blob in labels)
     if not identities_only:
-        yield from (HeldKey(agent, key, None) for key in held if key.blob not in labels)
+        yield from (HeldKey(agent, key, None, touch) for key in held if key.blob not in labels)
 
 
 def _adder(host: Host, config: HostConfig, agent: Agent) -> Callable[[Path, PrivateKey], None]:

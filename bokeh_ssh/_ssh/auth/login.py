@@ -142,7 +142,6 @@ class _Login:
         self._fitting: tuple[bytes, str] | None = None  # the first key that was taken, and its algorithm
         self.userauth = wire
         self.warn = warn
-        self._touch = touch
         self.agent = agent
         self.config = config
         self.prompts = PROMPTS if config.password_prompts is None else config.password_prompts
@@ -160,7 +159,7 @@ class _Login:
         self._kerberos_tried = False
         self._methods = self._enabled()
         self._identities: Iterator[Identity] = find_identities(
-            host, config, agent, lambda: not wire.transport.is_active()
+            host, config, agent, touch, lambda: not wire.transport.is_active()
         )
         self._keys_tried = 0
         self._seen: set[bytes] = set()  # keys that the server has judged
@@ -365,8 +364,6 @@ class _Login:
                 self._seen.add(blob)
                 self._note_dates(identity.label, blob)
                 return reply
-        if kind.startswith("sk-"):
-            self._touch(identity.label)
         reply = self.userauth.prove(algorithm, blob, identity.sign, then)
         self._seen.add(blob)
         if isinstance(reply, Refused) and not reply.partial:

@@ -92,17 +92,24 @@ class SecurityKey(_Key):
     def can_sign(self) -> bool:
         return True
 
-    def sign(self, data: bytes, pins: Callable[[], Iterator[str]], ended: Callable[[], bool]) -> bytes:
+    def sign(
+        self,
+        data: bytes,
+        pins: Callable[[], Iterator[str]],
+        touch: Callable[[], object],
+        ended: Callable[[], bool],
+    ) -> bytes:
         """Let the device sign, which waits for a touch; return the signature as sent.
 
         :param pins: yields what may be its PIN; asks a person where there is one
+        :param touch: called when it waits for a touch
         :param ended: whether nobody waits for it any more
         :raises DeviceError: if there is no signature within a minute
         """
         from fido2.ctap import CtapError
         from fido2.hid import ConnectionFailure, CtapHidDevice
 
-        stop = _Stop(ended)
+        wait = _Touch(touch, ended)
         hashed = hashlib.sha256(data).digest()
         devices = []
         try:
@@ -111,7 +118,7 @@ class SecurityKey(_Key):
                     stack.callback(device.close)
                     devices.append(device)
                 for device in devices:
-                    found = self._sign_with(device, hashed, pins, stop, probe=len(devices) > 1)
+                    found = self._sign_with(device, hashed, pins, wait, probe=len(devices) > 1)
                     if found:
                         return string(self._kind) + found
         except (OSError, ConnectionFailure, CtapError, ValueError, TypeError) as exc:
@@ -124,7 +131,7 @@ class SecurityKey(_Key):
         raise DeviceError(msg, absent=True)
 
     def _sign_with(
-        self, device: Any, hashed: bytes, pins: Callable[[], Iterator[str]], stop: _Stop, *, probe: bool
+        self, device: Any, hashed: bytes, pins: Callable[[], Iterator[str]], wait: _Touch, *, probe: bool
     ) -> bytes:
         """Let this device sign; empty if the key is not of it."""
         from fido2.ctap import CtapError
@@ -134,12 +141,12 @@ class SecurityKey(_Key):
         try:
             ctap = Ctap2(device)
         except ValueError:  # it only speaks U2F
-            return self._sign_u2f(Ctap1(device), hashed, stop)
+            return self._sign_u2f(Ctap1(device), hashed, wait)
         errors = CtapError.ERR
         try:
             if probe:
                 self._assert(ctap, hashed, {"up": False})
-            signed = self._verified(ctap, hashed, pins, stop)
+            signed = self._verified(ctap, hashed, pins, wait)
         except CtapError as exc:
             if exc.code in (errors.NO_CREDENTIALS, errors.INVALID_CREDENTIAL):
                 return b""
@@ -157,20 +164,22 @@ class SecurityKey(_Key):
         about = bytes(signed.auth_data)[_HEAD:][:5]  # flags, counter
         return string(self._plain(signed.signature)) + about
 
-    def _verified(self, ctap: Any, hashed: bytes, pins: Callable[[], Iterator[str]], stop: _Stop) -> Any:
+    def _verified(self, ctap: Any, hashed: bytes, pins: Callable[[], Iterator[str]], wait: _Touch) -> Any:
         """Have it signed, by whom the device knows by a finger or a PIN if the key or the device wants it."""
         from fido2.ctap import CtapError
 
-        options = {"up": bool(self._flags & _TOUCH)}
+        touched = bool(self._flags & _TOUCH)
+        options = {"up": touched}
         if not self._flags & _VERIFY:
             try:
-                return self._assert(ctap, hashed, options, event=stop)
+                return self._assert(ctap, hashed, options, event=wait.begin(needed=touched))
             except CtapError as exc:
                 if exc.code != CtapError.ERR.PUAT_REQUIRED:
                     raise
         if ctap.info.options.get("uv"):
-            return self._assert(ctap, hashed, {**options, "uv": True}, event=stop)
-        return self._assert(ctap, hashed, options, event=stop, **self._prove(ctap, hashed, pins))
+            return self._assert(ctap, hashed, {**options, "uv": True}, event=wait.begin())
+        proof = self._prove(ctap, hashed, pins)
+        return self._assert(ctap, hashed, options, event=wait.begin(needed=touched), **proof)
 
     def _prove(self, ctap: Any, hashed: bytes, pins: Callable[[], Iterator[str]]) -> dict[str, Any]:
         """Open the device with its PIN; return the proof of that."""
@@ -194,11 +203,12 @@ class SecurityKey(_Key):
         known = [{"type": "public-key", "id": self._handle}]
         return ctap.get_assertion(self._application, hashed, known, options=options, **more)
 
-    def _sign_u2f(self, ctap: Any, hashed: bytes, stop: _Stop) -> bytes:
+    def _sign_u2f(self, ctap: Any, hashed: bytes, wait: _Touch) -> bytes:
         from fido2.ctap1 import ApduError
 
         application = hashlib.sha256(self._application.encode()).digest()
-        while not stop.is_set():
+        told = False  # one that has not made the key is not to be touched
+        while not wait.is_set():
             try:
                 signed = ctap.authenticate(hashed, application, self._handle)
             except ApduError as exc:
@@ -207,6 +217,9 @@ class SecurityKey(_Key):
                 if exc.code != _NOT_TOUCHED:
                     msg = f"the security key answers {exc.code:#x}"
                     raise DeviceError(msg) from exc
+                if not told:
+                    wait.begin()
+                    told = True
                 time.sleep(_POLL)
                 continue
             about = struct.pack(">BI", signed.user_presence, signed.counter)
@@ -220,13 +233,21 @@ class SecurityKey(_Key):
         return b"".join(string(_mpint(number)) for number in decode_dss_signature(signature))
 
 
-class _Stop(threading.Event):
-    """When to wait no longer for a device."""
+class _Touch(threading.Event):
+    """A touch that a device waits for; set when it is to wait no longer."""
 
-    def __init__(self, ended: Callable[[], bool]) -> None:
+    def __init__(self, announce: Callable[[], object], ended: Callable[[], bool]) -> None:
         super().__init__()
+        self._announce = announce
         self._ended = ended
         self._deadline = time.monotonic() + _PATIENCE
+
+    def begin(self, *, needed: bool = True) -> _Touch:
+        """Say that the device waits from now on, if it does; a person may have looked for a PIN before."""
+        if needed:
+            self._announce()
+        self._deadline = time.monotonic() + _PATIENCE
+        return self
 
     def is_set(self) -> bool:
         return super().is_set() or time.monotonic() > self._deadline or self._ended()
