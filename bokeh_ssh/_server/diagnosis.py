@@ -261,14 +261,24 @@ class StartFailure:
         return self._make(PythonNotFoundError, msg, _PYTHON_HINT, status)
 
 
+def expired_password(host: str, said: str) -> SessionError | None:
+    """Return the error of an account whose password has to be changed; None where that is not said.
+
+    :param said: what a command got to hear: such an account may do nothing else
+    """
+    if not _EXPIRED.search(said):
+        return None
+    msg = f"the account's password has to be changed: {said}"
+    return SessionError(msg, host=host, hint="log in with a terminal once, which asks for a new one")
+
+
 def refused_command(host: str, status: int, said: str) -> SessionError:
     """Say why a login ran something else than our command, or nothing.
 
     :param said: the last lines that came instead
     """
-    if _EXPIRED.search(said):
-        msg = f"the account's password has to be changed: {said}"
-        return SessionError(msg, host=host, hint="log in with a terminal once, which asks for a new one")
+    if expired := expired_password(host, said):
+        return expired
     if "/etc/nologin exists" in said:
         msg = f"the machine takes no logins at the moment: {said}"
         return SessionError(msg, host=host, hint="it may be under maintenance: try again later")

@@ -9,11 +9,13 @@ from typing import Any
 
 from bokeh_ssh._core.errors import SessionError
 from bokeh_ssh._core.framing import Reader
-from bokeh_ssh._core.waiting import wait_for
+from bokeh_ssh._core.text import clean
+from bokeh_ssh._core.waiting import wait, wait_for
 from bokeh_ssh._ssh.runner import Runner, Session
 
 #: Things that are kept of what a script says: a bound on what the far side can make us keep.
 _WORDS = 100
+_MOST_COMPLAINT = 1000
 
 #: Says one thing of two plain words.
 _SAY = 'say() { printf \'%s{"event":"%s","text":"%s"}\\n\' "$mark" "$1" "$2"; }'
@@ -140,3 +142,30 @@ def run_script(connection: Runner, script: str, *, timeout: float) -> dict[str, 
         return script_there.word(timeout)
     finally:
         script_there.close()
+
+
+def read_complaint(connection: Runner, *, timeout: float) -> str:
+    """Return what is on standard error where a command does nothing; empty where none may be run.
+
+    :raises ConnectionLostError: if the line goes down
+    """
+    said = bytearray()
+    ended = threading.Event()
+
+    def hear(data: bytes) -> None:
+        said.extend(data[: max(0, _MOST_COMPLAINT - len(said))])
+
+    def end(status: int | None) -> None:
+        ended.set()
+
+    try:
+        session = connection.run(
+            ":", on_stdout=lambda data: None, on_stderr=hear, on_exit=end, timeout=timeout
+        )
+    except SessionError:
+        return ""
+    try:
+        wait(ended, timeout)
+    finally:
+        session.close()
+    return clean(bytes(said), _MOST_COMPLAINT)

@@ -18,7 +18,7 @@ from bokeh_ssh._forwarding.site_cache import name_site
 from bokeh_ssh._forwarding.static_cache import StaticCache, open_cache
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._tunnels.lifecycle import TunnelInfo
-from bokeh_ssh._tunnels.local_session import LocalSession
+from bokeh_ssh._tunnels.local_session import LocalSession, check_password
 from bokeh_ssh._tunnels.openable import Openable
 from bokeh_ssh._tunnels.options import LocalForwardOptions, arguments_of
 
@@ -89,6 +89,7 @@ class LocalPortForward:
         except TargetUnreachableError as exc:
             if isinstance(self.target, str):
                 check_forbidden(connection, self.target)
+                check_password(connection)
             # As with ssh -L: the target may be started later. A prohibition will not change.
             self._warn(exc.message)
         leads = self._acceptor.forwarding(

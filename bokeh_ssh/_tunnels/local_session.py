@@ -14,7 +14,13 @@ from typing import Protocol
 
 from bokeh_ssh._core.backoff import Attempts, pause_before
 from bokeh_ssh._core.endpoint import Endpoint
-from bokeh_ssh._core.errors import BokehSSHError, ConnectionLostError, ServerExitedError, ServerTakenError
+from bokeh_ssh._core.errors import (
+    BokehSSHError,
+    ConnectionLostError,
+    ForwardingRefusedError,
+    ServerExitedError,
+    ServerTakenError,
+)
 from bokeh_ssh._core.events import (
     Event,
     HostKeyVerified,
@@ -30,10 +36,12 @@ from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.this_machine.network_changes import NetworkWatch
 from bokeh_ssh._core.waiting import wanted
 from bokeh_ssh._forwarding.status import HopStatus, StateName, TunnelStatus
+from bokeh_ssh._server.diagnosis import expired_password
 from bokeh_ssh._server.server import Server
 from bokeh_ssh._ssh.auth.prompt_cache import PromptCache
 from bokeh_ssh._ssh.connect import OpenStream, connect, has_others
 from bokeh_ssh._ssh.connection import Connection
+from bokeh_ssh._ssh.remote_shell import read_complaint
 from bokeh_ssh._tunnels.lifecycle import GIVING_UP, Lifecycle, Opening, TunnelInfo
 
 log = logging.getLogger("bokeh_ssh")
@@ -108,10 +116,19 @@ class LocalSession:
     def open(self) -> Event:
         """Open all of it; return that it is ready."""
         self._parts.open_local()
-        ready, _ = self._parts.connect_all()
+        ready, _ = self._connect_all()
         # Without the id of a session, which opens the app for whoever reads the log.
         log.info("%s", dataclasses.replace(ready, url=ready.url.partition("?")[0]))
         return ready
+
+    def _connect_all(self) -> tuple[Ready, bool]:
+        try:
+            return self._parts.connect_all()
+        except ForwardingRefusedError as exc:
+            for connection in self._connections:
+                if connection.name == exc.host:
+                    check_password(connection)
+            raise
 
     def connect(
         self,
@@ -249,7 +266,7 @@ class LocalSession:
         self._answered = False
         try:
             with wanted(self._check_attempt):
-                _, same = self._parts.connect_all()
+                _, same = self._connect_all()
             back = Reconnected(host=self.life.label, same_server=same)
             self.life.become_ready(back)
             self._meter.note_reconnected()
@@ -318,6 +335,16 @@ class LocalSession:
         for connection, reply in asked:
             if not reply.wait(max(0.0, deadline - time.monotonic())):
                 connection.give_up(f"the server did not answer for {_LAST_WORD:g} s")
+
+
+def check_password(connection: Connection) -> None:
+    """Find out whether an account may not forward since its password has run out: only a command hears that.
+
+    :raises SessionError: if so
+    """
+    said = read_complaint(connection, timeout=connection.hop.timeout)
+    if expired := expired_password(connection.name, said):
+        raise expired
 
 
 class Meter:

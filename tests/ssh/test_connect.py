@@ -41,6 +41,7 @@ from bokeh_ssh import (
     RefusedError,
     RemoteForward,
     ResolveError,
+    SessionError,
     UnknownHostKeyError,
     UsageError,
 )
@@ -455,10 +456,20 @@ def test_nologin_shell_is_told_and_still_forwards(container: Callable[..., Any])
 
 
 def test_expired_account_is_told_with_the_servers_words(container: Callable[..., Any]) -> None:
-    """An account that has expired is refused at the login, with what the server says about it."""
+    """An account that has expired is refused at the login, with what the server says about it; one whose
+    password has expired may log in, and not forward."""
     machine = container(Knobs(interactive=True))  # with PAM, which has the words
     with through(machine):
         pass  # the control
+    machine.execute(["chage", "-d", "0", "alice"])
+    for forward in (
+        through(machine),
+        LocalForward(machine.host, machine.user, remote_socket="/run/x", **machine.login),
+        RemoteForward(machine.host, machine.user, local_port=9, **machine.login),
+    ):
+        with pytest.raises(SessionError, match=r"password has to be changed.*log in with a terminal once"):
+            forward.open()
+    machine.execute(["chage", "-d", "-1", "alice"])
     machine.execute(["chage", "-E", "0", "alice"])
     with pytest.raises(BokehSSHError, match=r"expired.*ask the administrator") as caught:
         through(machine).open()
