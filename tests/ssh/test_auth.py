@@ -347,13 +347,17 @@ def test_certificate_that_is_named(
 def test_rsa_certificate(
     make_sshd: Callable[..., Sshd], make_agent: Callable[..., SshAgent], keys: Path
 ) -> None:
-    """An RSA certificate is signed for with SHA-2, from the file and from the agent that holds both."""
+    """An RSA certificate is signed for with SHA-2, from the file and from the agent that holds both; of keys
+    that nobody has named it comes first, as with ssh 10.6."""
     authority, key = make_key(keys / "authority"), make_key(keys / "id", "ssh-rsa")
     certificate = authority.generate_user_certificate(key, "test", principals=[USER])
     (keys / "id-cert.pub").write_bytes(certificate.export_certificate())
-    server = make_sshd([], f"TrustedUserCAKeys {keys}/authority.pub")
+    server = make_sshd([], f"TrustedUserCAKeys {keys}/authority.pub", "MaxAuthTries 2")
     assert enter(server.port, key_filename=keys / "id") == ("publickey",)
-    agent = make_agent(keys / "id")  # ssh-add takes the certificate along
+    others = [keys / "other1", keys / "other2"]
+    for path in others:
+        make_key(path)
+    agent = make_agent(*others, keys / "id")  # ssh-add takes the certificate along
     assert enter(server.port, Config(identity_agent=agent.path)) == ("publickey",)
     assert server.log().count("RSA-CERT") >= 2
 

@@ -422,14 +422,19 @@ def find_identities(
     explicit += _with_certificates(named)
     yield from explicit
     paths = config.identity_files
-    if not paths and not explicit and host.look_for_keys:
+    named_any = bool(paths or explicit)
+    if not named_any and host.look_for_keys:
         # As with ssh: a key named in any way replaces the default ones.
         paths = tuple(f"~/.ssh/{name}" for name in DEFAULT_KEYS)
     listed = files(paths, explicit=False)
     yield from _certified(config.certificate_files, [*named, *listed], usable, touch)
     configured = _with_certificates(listed)
+    if not named_any:
+        configured.sort(key=_effort)
     if usable is not None:
-        yield from _agent_identities(usable, [*explicit, *configured], config.identities_only, touch)
+        yield from _agent_identities(
+            usable, [*explicit, *configured], config.identities_only, touch, in_order=named_any
+        )
     yield from configured
 
 
@@ -467,16 +472,42 @@ def _certified(
 
 
 def _agent_identities(
-    agent: Agent, configured: Sequence[Identity], identities_only: bool, touch: Callable[[str], object]
+    agent: Agent,
+    configured: Sequence[Identity],
+    identities_only: bool,
+    touch: Callable[[str], object],
+    *,
+    in_order: bool,
 ) -> Iterator[Identity]:
-    """Yield the agent's keys: those of the configured files first, and only those with IdentitiesOnly."""
+    """Yield the agent's keys: those of the configured files first, and only those with IdentitiesOnly.
+
+    :param in_order: those of the files keep their order, since somebody has named them
+    """
     held = agent.list_keys()
     labels: dict[bytes | None, str] = {}
     for identity in configured:
         labels.setdefault(identity.known, identity.label)
-    yield from (HeldKey(agent, key, labels[key.blob], touch) for key in held if key.blob in labels)
-    if not identities_only:
-        yield from (HeldKey(agent, key, None, touch) for key in held if key.blob not in labels)
+    keys = [
+        HeldKey(agent, key, labels.get(key.blob), touch)
+        for key in held
+        if key.blob in labels or not identities_only
+    ]
+
+    def place(key: HeldKey) -> tuple[bool, int, bool]:
+        is_listed = key.known in labels
+        return (False, 0, False) if is_listed and in_order else (True, _effort(key), not is_listed)
+
+    yield from sorted(keys, key=place)
+
+
+def _effort(identity: Identity) -> int:
+    """Return the place of a key that nobody has named, as ssh 10.6 does: those with a certificate first."""
+    blob = identity.known or b""
+    if not blob or not is_certificate(blob):
+        return 3
+    if _is_in_device(blob) and b"verify-required" in blob:
+        return 2
+    return 0 if _is_in_device(blob) and b"no-touch-required" in blob else 1
 
 
 def _adder(host: Host, config: HostConfig, agent: Agent) -> Callable[[Path, PrivateKey], None]:
