@@ -40,6 +40,7 @@ class HttpProbe:
     :ivar status: 0 where it gave no HTTP answer
     :ivar tls: whether it speaks TLS
     :ivar certificate: what is to be said of its certificate; empty without TLS
+    :ivar error: why it could not be asked, where something listens; None where it was
     :ivar is_bokeh: whether it can be a Bokeh server, which is a Tornado one
     :ivar wants_login: whether a login of its own stands before its pages
     :ivar is_unavailable: whether what answers says that what it stands for does not do so yet
@@ -50,6 +51,7 @@ class HttpProbe:
     location: str = ""
     tls: bool = False
     certificate: str = ""
+    error: ForwardError | None = None
     is_bokeh: bool = field(init=False)
     wants_login: bool = field(init=False)
     is_unavailable: bool = field(init=False)
@@ -181,7 +183,9 @@ def probe_port(connection: Connection, port: int, *, timeout: float) -> HttpProb
         return None
     except ForwardingRefusedError:
         raise
-    except (OSError, ForwardError):
+    except ForwardError as exc:
+        return HttpProbe(0, "", error=exc)
+    except OSError:
         return HttpProbe(0, "")  # something listens, but speaks no HTTP
 
 

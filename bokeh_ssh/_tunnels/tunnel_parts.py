@@ -196,6 +196,7 @@ class ServerAcquisition:
         :returns: None where nothing listens; or something else does, and another port will do
         :raises ForeignServerError: if it belongs to another user there
         :raises PortInUseError: if something else answers on the port that was asked for
+        :raises ForwardError: if what does speaks only TLS that is too old, or cannot be asked
         """
         options, timeout = self._options, connection.hop.timeout
         monitor = None
@@ -212,6 +213,8 @@ class ServerAcquisition:
                 monitor.close()
             if probe is None or (options.launch is None and not options.remote_port):
                 return None
+            if probe.error and not self.found:  # one that is expected back is tried again
+                raise probe.error
             msg = f"port {port} is taken by something that is not a Bokeh server"
             hint = f"choose another {setting('remote_port')}, or leave it out for any free one"
             raise PortInUseError(msg, host=connection.name, hint=hint, port=port, side="remote")

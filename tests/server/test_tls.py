@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import apps
-from beds import Machine, until
+from beds import Machine, free_port, until
 from bokeh_ssh import Attached, Event, ForwardError, Ready, Warned
 from bokeh_ssh._server.certificate import describe_certificate
 from certificates import make_certificate
@@ -137,6 +137,12 @@ def test_server_of_another_time_and_one_that_wants_a_certificate(embedded: Calla
     command = (machine.python, "-u", path, "{port}", apps.put(machine, "server.pem", text))
     with pytest.raises(ForwardError, match=r"TLS older than 1\.2 only"):
         tunnel_to(machine, command=(*command, "old"), launch_timeout=60).open()
+    port = free_port()
+    old = [word.replace("{port}", str(port)) for word in (*command, "old")]
+    with machine.spawn(old):
+        until(lambda: ("127.0.0.1", port) in machine.listening())
+        with pytest.raises(ForwardError, match=r"TLS older than 1\.2 only"):
+            tunnel_to(machine, remote_port=port, launch=False).open()
     events: list[Event] = []
     command = (*command, "mutual")
     with tunnel_to(machine, command=command, launch_timeout=60, on_event=events.append) as tunnel:
