@@ -154,7 +154,7 @@ class ServerOptions:
             if is_option(word, "--session-ids") and value == "external-signed":
                 msg = "with --session-ids external-signed every page opens at a 403, as nobody signs its id"
                 hint = (
-                    f"give {setting('signed=True')}, which signs them "
+                    f"leave it out, and give {setting('signed=True')}, which signs them "
                     "here (with BOKEH_SECRET_KEY of the server's environment, if it is there)"
                 )
                 raise UsageError(msg, hint=hint)
