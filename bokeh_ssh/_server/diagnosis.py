@@ -40,7 +40,17 @@ _START_FILE = re.compile(r"(rc|profile|login|env|config\.fish)(:| \()(\s?line )?
 _SCARCE = re.compile(
     r"(?i)cannot fork|fork: |cannot allocate memory|memoryerror|can't start new thread|too many open files"
 )
+#: What comes of `exec $SSH_ORIGINAL_COMMAND`, which takes each word as it is, quotes and all.
+_UNQUOTED = re.compile(r"exec: exec: |not found: exec$|hello;: (-c: )?(line )?\d{1,4}: ")
+_RESTRICTED = re.compile(r"exec: restricted$")
+#: What Python says of variables that it does not start with.
+_FATAL = re.compile(r"Fatal Python error|PYTHONHOME = '")
 _NO_DEVICES = re.compile(r"/dev/null: (No such file|Permission denied|No such device)")
+#: What a wrapper in the place of Python has to do.
+_WRAPPER_HINT = (
+    f"; a script in {setting('python=')} has to pass on its arguments, input and output "
+    "(conda run --no-capture-output)"
+)
 _SCARCE_HINT = (
     "see what of yours runs there (ps -u $USER) and what is allowed (ulimit -a); "
     "end something, or ask for more"
@@ -211,9 +221,13 @@ class StartFailure:
             hint = (
                 f"a start file (such as ~/.bashrc) may be slow or wait for input; try: ssh {self.host} true"
             )
+        elif self.launch.setup and not self.evidence.begun:
+            msg = f"the login shell that setup runs in did not get past its start files within {seconds}"
+            hint = "one (such as ~/.bash_profile) may be slow, or ask again and again: bash -l </dev/null"
         elif self.stage <= Stage.PYTHON:
             msg = f"Python did not start within {seconds}"
             hint = f"setup, a start file or the disk may be slow; give a longer {setting('launch_timeout')}"
+            hint += _WRAPPER_HINT if self.launch.python else ""
         else:
             msg = f"the server did not say within {seconds} that it listens"
             more = f"give a longer {setting('launch_timeout')}, or see its log"
@@ -246,6 +260,7 @@ class StartFailure:
                 f"{setting('setup')} or a start file may replace it (exec), "
                 "or have taken its input (exec </dev/null)"
             )
+            hint += _WRAPPER_HINT if self.launch.python else ""
             return self._make(LaunchError, msg, hint, status)
         msg = f"Python ended before it ran anything (exit status {status}): {said or 'it said nothing'}"
         if _SCARCE.search(said):
@@ -255,8 +270,12 @@ class StartFailure:
             msg = f"the account cannot use /dev/null there: {said}"
             hint = "ask the administrator; a folder that it is confined to (ChrootDirectory) needs its own"
             return SessionError(msg, host=self.host, hint=hint)
-        if any("PYTHONHOME = '" in line for line in self.before):
-            hint = f"PYTHONHOME is set there, for another Python: {setting('setup')} can unset it"
+        fatal = any(_FATAL.search(line) for line in self.before)
+        if fatal and not any("PYTHONHOME = (not set)" in line for line in self.before):
+            hint = (
+                "a variable of Python's (env | grep ^PYTHON) is set there that is wrong, or for another "
+                f"Python: {setting('setup')} can unset it"
+            )
             return self._make(PythonNotFoundError, msg, hint, status)
         return self._make(PythonNotFoundError, msg, _PYTHON_HINT, status)
 
@@ -282,6 +301,14 @@ def refused_command(host: str, status: int, said: str) -> SessionError:
     if "/etc/nologin exists" in said:
         msg = f"the machine takes no logins at the moment: {said}"
         return SessionError(msg, host=host, hint="it may be under maintenance: try again later")
+    if _UNQUOTED.search(said):
+        msg = "what the login runs (ForceCommand, or command= of your key) takes no quotes in our command"
+        hint = 'have it say: exec sh -c "$SSH_ORIGINAL_COMMAND"'
+        return SessionError(msg, host=host, hint=hint)
+    if _RESTRICTED.search(said):
+        msg = f"the login shell is a restricted one, which runs no program by its path: {said}"
+        hint = f"ask for another shell, or attach to a server that is there with {setting('launch=False')}"
+        return SessionError(msg, host=host, hint=hint)
     if not said or _NO_TERMINAL.search(said) or _START_FILE.search(said):
         msg = f"the login shell ended before our command (exit status {status}): {said or 'no output'}"
         hint = (

@@ -368,6 +368,7 @@ def test_account_without_shell_is_a_session_error_with_its_text() -> None:
         ("-bash: fork: retry: Resource temporarily unavailable", LaunchError, "ulimit"),
         ("  PYTHONHOME = '/opt/other'", PythonNotFoundError, "unset"),
         ("  PYTHONHOME = (not set)", PythonNotFoundError, "python="),
+        ("Fatal Python error: preconfig_init_utf8_mode: invalid PYTHONUTF8", PythonNotFoundError, "unset"),
     ],
 )
 def test_python_is_not_blamed_for_its_surroundings(said: str, kind: type[LaunchError], hint: str) -> None:
@@ -379,6 +380,16 @@ def test_python_is_not_blamed_for_its_surroundings(said: str, kind: type[LaunchE
     ).error()
     assert type(found) is kind
     assert hint in str(found.hint)
+
+
+def test_start_files_of_setup_are_blamed_for_its_silence() -> None:
+    """Where the login shell of ``setup`` never gets to it, Python is not called slow."""
+    launch, evidence = Launch(setup="true"), Evidence(())
+    found = StartFailure(host="h", launch=launch, stage=Stage.PYTHON, evidence=evidence).error()
+    assert "did not get past its start files" in str(found)
+    evidence.begun = True
+    found = StartFailure(host="h", launch=launch, stage=Stage.PYTHON, evidence=evidence).error()
+    assert "Python did not start" in str(found)
 
 
 def test_launch_error_shows_log_status_and_command() -> None:

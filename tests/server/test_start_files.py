@@ -124,6 +124,19 @@ def test_start_file_is_blamed(machine: Container, line: str, kind: type[BokehSSH
             there(machine)
 
 
+def test_login_that_cannot_run_our_command(machine: Container) -> None:
+    """A command of the login that takes ours apart, and a restricted shell, are named, and what to do."""
+    keys = "/home/alice/.ssh/authorized_keys"
+    for command in ("exec $SSH_ORIGINAL_COMMAND", "$SSH_ORIGINAL_COMMAND"):
+        machine.execute(["sed", "-i", f's/^.*ssh-/command="{command}" ssh-/', keys])
+        text = failure(machine, SessionError)
+        assert "takes no quotes" in text
+        assert 'exec sh -c "$SSH_ORIGINAL_COMMAND"' in text
+    machine.execute(f"sed -i 's/^.*ssh-/ssh-/' {keys}; ln -s bash /bin/rbash")
+    machine.set_shell("/bin/rbash")
+    assert "a restricted one" in failure(machine, SessionError)
+
+
 def test_missing_device_is_told(machine: Container) -> None:
     """Where /dev/null cannot be used, as in a bare ChrootDirectory, that is said, and nothing of Python."""
     machine.execute(["chmod", "600", "/dev/null"])
