@@ -39,6 +39,7 @@ _START_FILE = re.compile(r"(rc|profile|login|env|config\.fish)(:| \()(\s?line )?
 #: A shell or Python for which the account, or the machine, has no more processes, memory or files.
 _SCARCE = re.compile(
     r"(?i)cannot fork|fork: |cannot allocate memory|memoryerror|can't start new thread|too many open files"
+    r"|pthread_create failed"
 )
 #: What comes of `exec $SSH_ORIGINAL_COMMAND`, which takes each word as it is, quotes and all.
 _UNQUOTED = re.compile(r"exec: exec: |not found: exec$|hello;: (-c: )?(line )?\d{1,4}: ")
@@ -184,7 +185,9 @@ class StartFailure:
         return self._make(PythonNotFoundError, msg, _PYTHON_HINT, status)
 
     def _of_server(self) -> BokehSSHError:
-        why = reason(self.log) or "it wrote nothing"
+        # NumPy's OpenBLAS says so, and then has Python interrupted.
+        scarce = next((line.strip() for line in self.log if _SCARCE.search(line)), "")
+        why = scarce or reason(self.log) or "it wrote nothing"
         status = self.exit_status
         if port_in_use(self.log) and self.launch.port:
             msg = f"port {self.launch.port} is already in use there"
@@ -199,7 +202,11 @@ class StartFailure:
             if self.log
             else "run it there by hand; it must not go into the background"
         )
-        if status == 2:
+        if scarce:
+            hint = _SCARCE_HINT
+            if "OpenBLAS" in scarce:
+                hint += f", or give {setting('env=')} OPENBLAS_NUM_THREADS=1"
+        elif status == 2:
             hint = f"check {setting('args')}"
         elif "BOKEH_SECRET_KEY" in why:
             hint = f"give {setting('signed=True')}, which makes a key and has it signed with"

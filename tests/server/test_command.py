@@ -382,6 +382,21 @@ def test_python_is_not_blamed_for_its_surroundings(said: str, kind: type[LaunchE
     assert hint in str(found.hint)
 
 
+def test_limit_that_ends_the_server_is_named() -> None:
+    """What OpenBLAS says where threads are scarce is the reason, not the interrupt that it answers with."""
+    said = "OpenBLAS blas_thread_init: pthread_create failed for thread 1 of 2"
+    found = StartFailure(
+        host="h",
+        launch=Launch(),
+        stage=Stage.SERVER,
+        evidence=Evidence(()),
+        exit_status=-2,
+        log=(said, "Traceback (most recent call last):", "    from . import multiarray", "KeyboardInterrupt"),
+    ).error()
+    assert said in str(found)
+    assert "OPENBLAS_NUM_THREADS=1" in str(found)
+
+
 def test_start_files_of_setup_are_blamed_for_its_silence() -> None:
     """Where the login shell of ``setup`` never gets to it, Python is not called slow."""
     launch, evidence = Launch(setup="true"), Evidence(())
