@@ -57,6 +57,7 @@ _SCARCE_HINT = (
     "end something, or ask for more"
 )
 _NOT_EXECUTABLE = 126  # as a shell says it
+_NO_SESSION = 254  # as sshd ends a login for which PAM opens no session
 #: What Bokeh says before it looks at its certificate, and nothing once that is done.
 _TLS = "Configuring for SSL termination"
 _PYTHON_HINT = (
@@ -308,6 +309,10 @@ def refused_command(host: str, status: int, said: str) -> SessionError:
     if "/etc/nologin exists" in said:
         msg = f"the machine takes no logins at the moment: {said}"
         return SessionError(msg, host=host, hint="it may be under maintenance: try again later")
+    if status == _NO_SESSION and said:
+        msg = f"the machine opens no session for the account: {said}"
+        hint = "log out elsewhere, if it is the number of logins, or ask the administrator"
+        return SessionError(msg, host=host, hint=hint)
     if _UNQUOTED.search(said):
         msg = "what the login runs (ForceCommand, or command= of your key) takes no quotes in our command"
         hint = 'have it say: exec sh -c "$SSH_ORIGINAL_COMMAND"'

@@ -108,6 +108,7 @@ def test_functions_of_interactive_shells(machine: Container) -> None:
         ("echo open terminal failed: not a terminal >&2; exit 1", SessionError, "start file"),
         ("echo Password change required but no TTY available. >&2; exit 1", SessionError, "terminal once"),
         ("echo User joe not allowed because /etc/nologin exists; exit 254", SessionError, "maintenance"),
+        ("echo There were too many logins for alice.; exit 254", SessionError, "opens no session"),
         ("echo This account is currently not available.; exit 1", SessionError, "does not run commands"),
         ("exec fish", LaunchError, "runs another shell"),
         ("read -p 'which environment? ' answer", LaunchError, "waits for input"),
