@@ -46,6 +46,10 @@ _UNQUOTED = re.compile(r"exec: exec: |not found: exec$|hello;: (-c: )?(line )?\d
 _RESTRICTED = re.compile(r"exec: restricted$")
 #: What Python says of variables that it does not start with.
 _FATAL = re.compile(r"Fatal Python error|PYTHONHOME = '")
+#: What shells say of a program that they have found, whose own interpreter is not there.
+_NO_INTERPRETER = re.compile(
+    r"exec: (line \d{1,4}: )?/[^:]+: not found|required file not found|bad interpreter"
+)
 _NO_DEVICES = re.compile(r"/dev/null: (No such file|Permission denied|No such device)")
 #: What a wrapper in the place of Python has to do.
 _WRAPPER_HINT = (
@@ -57,6 +61,7 @@ _SCARCE_HINT = (
     "end something, or ask for more"
 )
 _NOT_EXECUTABLE = 126  # as a shell says it
+_NOT_FOUND = 127
 _NO_SESSION = 254  # as sshd ends a login for which PAM opens no session
 #: What Bokeh says before it looks at its certificate, and nothing once that is done.
 _TLS = "Configuring for SSL termination"
@@ -131,7 +136,7 @@ class StartFailure:
             number = at[len("setup") :]
             msg = f"setup step {number} failed with exit status {status}"
             hint = "try that line in a shell there"
-            if status == 127:
+            if status == _NOT_FOUND:
                 hint = (
                     "it runs in bash: where a start file of another shell, or for interactive shells only, "
                     "defines the command, have setup source what defines it first"
@@ -161,6 +166,8 @@ class StartFailure:
             return self._of_interpreters(status)
         if at == "python":
             wanted = repr(self.launch.python) if self.launch.python else "python3 or python"
+            if self._is_script_of_nothing():
+                return self._of_script_of_nothing(status)
             if status == _NOT_EXECUTABLE and self.launch.python:
                 msg = f"{wanted} is there, but is no program that your account may run"
                 hint = f"give {setting('python=')} a program, such as bin/python in that folder"
@@ -168,6 +175,15 @@ class StartFailure:
             return self._make(PythonNotFoundError, f"there is no {wanted}", _PYTHON_HINT, status)
         msg = f"the shell ended early (exit status {status})"
         return self._make(LaunchError, msg, "a start file of the login shell may end it", status)
+
+    def _is_script_of_nothing(self) -> bool:
+        """Return whether ``python`` was found, and the system does not find what is to run it."""
+        return bool(self.launch.python) and any(_NO_INTERPRETER.search(line) for line in self.before)
+
+    def _of_script_of_nothing(self, status: int | None) -> LaunchError:
+        what = "its first line names a program that is not, or ends in a carriage return"
+        msg = f"{self.launch.python!r} is there, but {what}"
+        return self._make(PythonNotFoundError, msg, _PYTHON_HINT, status)
 
     def _of_interpreters(self, status: int | None) -> LaunchError:
         what = "; ".join(f"{it['path']} {it['text']}" for it in self.evidence.tried)
@@ -271,6 +287,8 @@ class StartFailure:
             hint += _WRAPPER_HINT if self.launch.python else ""
             return self._make(LaunchError, msg, hint, status)
         msg = f"Python ended before it ran anything (exit status {status}): {said or 'it said nothing'}"
+        if self._is_script_of_nothing():
+            return self._of_script_of_nothing(status)
         if _SCARCE.search(said):
             msg = f"there are not enough processes, memory or files left to run Python: {said}"
             return self._make(LaunchError, msg, _SCARCE_HINT, status)

@@ -364,6 +364,15 @@ def test_python_that_may_not_be_run(bench: Bench) -> None:
     assert "there is no" not in str(error)
 
 
+@pytest.mark.parametrize("setup", ["", "true"])
+def test_python_whose_own_interpreter_is_gone(bench: Bench, setup: str) -> None:
+    """A script of a removed environment, or with the lines of Windows, is not told as missing."""
+    for line in ("#!/no/such/python\n", "#!/bin/sh\r\n"):
+        python = bench.script("python", line)
+        error = bench.fails(PythonNotFoundError, python=python, setup=setup)
+        assert f"{python!r} is there, but its first line names a program that is not" in str(error)
+
+
 def test_no_python_at_all(bench: Bench) -> None:
     """A machine without Python is told as such, with the PATH that was looked at."""
     path = only(bench)
