@@ -136,6 +136,9 @@ class StartFailure:
             number = at[len("setup") :]
             msg = f"setup step {number} failed with exit status {status}"
             hint = "try that line in a shell there"
+            if status == 0:
+                msg = f"setup step {number} ended the shell, though it did not fail"
+                hint = "leave out exit: the server is started in the shell that setup leaves"
             if status == _NOT_FOUND:
                 hint = (
                     "it runs in bash: where a start file of another shell, or for interactive shells only, "
@@ -251,7 +254,7 @@ class StartFailure:
         elif self.stage <= Stage.PYTHON:
             msg = f"Python did not start within {seconds}"
             hint = f"setup, a start file or the disk may be slow; give a longer {setting('launch_timeout')}"
-            hint += _WRAPPER_HINT if self.launch.python else ""
+            hint += _WRAPPER_HINT if self.launch.python and not self.launch.setup else ""
         else:
             msg = f"the server did not say within {seconds} that it listens"
             more = f"give a longer {setting('launch_timeout')}, or see its log"

@@ -457,6 +457,7 @@ def test_setup_runs_in_a_login_shell_first(bench: Bench, account: Path, with_bas
         ("if then", None, ["step 1"]),
         ("echo leaving; exit 5", 5, ["step 1", "leaving"]),
         ("set -e; false; true", 1, ["step 1"]),
+        ("exit 0", 0, ["step 1", "ended the shell"]),
     ],
 )
 def test_setup_that_fails_is_told(bench: Bench, setup: Any, status: int | None, words: list[str]) -> None:
