@@ -28,17 +28,42 @@ _ADDRESS = re.compile(r"^(?:https?://|(?:[\w.-]+:)?[0-9]+$)", re.ASCII)
 #: What was typed as USER:PASSWORD@HOST, which is a user's name for some servers.
 _PASSWORD = re.compile(r"login as [^\s:]+:")
 _ORDER = "name the machine first, as in: bokeh-ssh HOST app.py"
-#: What other programs begin with, in place of a machine.
-_VERBS = ("bokeh", "panel", "ssh", "python", "serve", "run", "open", "connect", "start")
+_AFTER = (
+    "all options of the server are written last, after --, as in: bokeh-ssh HOST app.py -- --args --year 2024"
+)
+#: What other programs begin with, in place of a machine or of an app.
+_VERBS = (
+    *("bokeh", "panel", "ssh", "python", "python3", "jupyter", "streamlit", "voila"),
+    *("serve", "run", "open", "connect", "start", "lab", "notebook"),
+)
 #: What other programs call options of ours, or what has no need of one here.
+_CONFIG = "Write it into ~/.ssh/config, or into a file that -F names."
 _HABITS = {
     "-N": "Leave it out: no command of yours runs there anyway.",
     "-n": "Leave it out: no command of yours runs there anyway.",
     "-T": "Leave it out: no terminal is opened there anyway.",
-    "-o": "Write it into ~/.ssh/config, or into a file that -F names.",
+    "-t": "Leave it out: no terminal is opened there anyway.",
+    "-X": "Leave it out: the app's page opens in the browser here.",
+    "-Y": "Leave it out: the app's page opens in the browser here.",
+    "-o": _CONFIG,
+    "-4": f"It is AddressFamily inet. {_CONFIG}",
+    "-6": f"It is AddressFamily inet6. {_CONFIG}",
+    "-A": "Only bokeh-ssh gateway forwards the agent, where the Bokeh host logs in to the gateway.",
+    "-D": "There is no SOCKS proxy here; other ports are forwarded with -L.",
+    "-G": "It is --dry-run here.",
+    "-P": "It is -p here.",
+    "-R": "It is an option of bokeh-ssh forward; bokeh-ssh publish takes a server to a gateway.",
+    "-m": "An app is a path: of a script, a notebook, or a folder with a main.py.",
     "--allow-websocket-origin": "Pages from here are allowed by themselves; others with --extra-origins.",
     "--autoreload": "It is --dev here.",
+    "--conda-env": "It is --setup 'conda activate NAME' here.",
+    "--host": "The machine is named first, without a flag.",
+    "--identity": "It is -i here.",
+    "--launch-command": "It is --command here.",
+    "--notebook-dir": "It is --cwd here.",
+    "--password": "Leave it out: it is asked for on a terminal.",
     "--reload": "It is --dev here.",
+    "--watch": "It is --dev here.",
     "--no-browser": "Leave it out: only --show opens a browser.",
     "--no-show": "Leave it out: only --show opens a browser.",
 }
@@ -76,7 +101,11 @@ def with_command(
 
 
 def explain_option(name: str) -> str:
-    """Return what to do in place of an option that other programs have; empty where that is not known."""
+    """Return what to do in place of an option that other programs have; empty where that is not known.
+
+    >>> explain_option("-P"), explain_option("--keep-alive")
+    ('It is -p here.', '')
+    """
     return _HABITS.get(name, "")
 
 
@@ -104,7 +133,9 @@ def advise(
             f"{setting('port=')} is the SSH server's; for the app's port, use "
             f"{setting('remote_port=')} there or {setting('local_port=')} here"
         )
-    elif isinstance(error, ResolveError) and (error.host in _VERBS or _is_app(error.host or "")):
+    elif isinstance(error, ResolveError) and (
+        error.host in _VERBS or _is_app(error.host or "") or any("@" in app or app in aliases for app in apps)
+    ):
         hint = _ORDER
     elif isinstance(error, ResolveError) and (
         near := difflib.get_close_matches(error.host or "", aliases, n=1)
@@ -118,14 +149,29 @@ def advise(
             f"{setting('remote_port=')}"
         )
     elif isinstance(error, LaunchError) and "does not exist" in error.message and not typed.get("upload"):
-        here = [app for app in apps if Path(app).exists()]
-        hint = f"{here[0]} is on this machine: upload it with {setting('upload=True')}" if here else ""
+        missing = next((app for app in apps if error.message.rstrip("'").endswith(Path(app).name)), "")
+        hint = _advise_path(missing, apps, typed) if missing else ""
+    elif isinstance(error, UsageError) and len(apps) > 1 and repr(apps[-1]) in error.message:
+        hint = _AFTER if typed.get("args") and not Path(apps[-1]).exists() else ""
     elif (
         isinstance(error, ServerNotFoundError) and "no server named" in error.message and not typed.get("job")
     ):
         hint = f"{error.hint}; one in a batch job is opened with {setting('job=')}, by name or number"
     if hint:
         error.advise(hint)
+
+
+def _advise_path(missing: str, apps: Sequence[str], typed: Mapping[str, Any]) -> str:
+    """Return the next step for an app that is not on the other machine; empty where none is better known."""
+    if missing in _VERBS:
+        other = f"; another server is named with {setting('command=')}, as in 'panel serve'"
+        return f"leave out {missing}, the Bokeh server is run anyway{other}"
+    if typed.get("args") and missing in apps[1:]:
+        return _AFTER
+    for path in (missing, f"{missing}.py"):
+        if Path(path).exists():
+            return f"{path} is on this machine: upload it with {setting('upload=True')}"
+    return ""
 
 
 def check_order(host: str) -> None:

@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from bokeh_ssh._cli.completion import complete_host, complete_job
-from bokeh_ssh._cli.hints import explain_option
+from bokeh_ssh._cli.hints import explain_option, nearest
 from bokeh_ssh._cli.user_config import PREFIX, merge, path_of_config, read_config, read_environment
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.settings import Wording, as_keyword, as_toml
@@ -250,8 +250,12 @@ class Command(TyperCommand):
                 if habit := explain_option(name):
                     wrong.message += f". {habit}"
                     wrong.possibilities = []
-                elif server and not wrong.possibilities:
-                    wrong.message += f". An option of the server goes after --: -- {name}"
+                    raise
+                meant = nearest(name, wrong.possibilities or ())
+                wrong.possibilities = [meant] if meant else []
+                if server and not meant:
+                    ssh = "" if name.startswith("--") else "; one of ssh into ~/.ssh/config"
+                    wrong.message += f". An option of the server goes after --: -- {name}{ssh}"
             raise
 
     def get_help_option(self, ctx: Any) -> TyperOption | None:

@@ -112,9 +112,9 @@ def _split_port(rest: str, text: str) -> tuple[str, int | None]:
             msg = f"{hide_secrets(text)!r} has unbalanced brackets"
             raise UsageError(msg, hint="write an IPv6 address with a port as [address]:port")
         digits = tail[1:] if tail else None
-    elif rest.count(":") == 1:
+    elif rest.count(":") == 1 and "://" not in rest:
         host, _, digits = rest.partition(":")
-    else:  # no colon: a name; several: a bare IPv6 address
+    else:  # no colon: a name; several: a bare IPv6 address; a URL is no host
         host, digits = rest, None
     return host, None if digits is None else parse_port(digits, text)
 

@@ -231,7 +231,10 @@ class StartFailure:
         elif "BOKEH_SECRET_KEY" in why:
             hint = f"give {setting('signed=True')}, which makes a key and has it signed with"
         elif "does not exist" in why:
-            hint = f"app is a path of that machine; a relative one starts at {setting('cwd')}, or at the home"
+            hint = (
+                f"an app is a path of that machine: of a script, a notebook, or a folder with a main.py; a "
+                f"relative one starts at {setting('cwd')}, or at the home"
+            )
         elif any(_TLS in line for line in self.log):
             hint = (
                 "see whether the certificate's file is there, and has its key in it (else --ssl-keyfile); "

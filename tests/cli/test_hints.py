@@ -116,6 +116,15 @@ def test_alias_alone_is_a_machine(account: Path) -> None:
         (["http://127.0.0.1:5006/app"], "--remote-port"),
         (["127.0.0.1", "-N"], "Leave it out"),
         (["127.0.0.1", "app.py", "--autoreload"], "It is --dev here"),
+        (["127.0.0.1", "app.py", "-tt"], "Leave it out"),
+        (["127.0.0.1", "app.py", "-w", "4"], "one of ssh into ~/.ssh/config"),
+        (
+            ["127.0.0.1", "app.py", "--num-threads=4"],
+            "No such option: --num-threads. An option of the server",
+        ),
+        (["https://127.0.0.1/user/me/app"], "is not a host name"),
+        (["lab", "me@127.0.0.1"], "name the machine first"),
+        (["127.0.0.1", "app.py", "--upload", "--args", "--year", "2024"], "written last, after --"),
         (["127.0.0.1", "app.py", "--allow-websocket-origin=*"], "--extra-origins"),
     ],
 )
@@ -128,7 +137,7 @@ def test_habits_of_other_programs_are_answered(
     with Program(*words, env={"COLUMNS": "200"}) as program:
         assert program.end() != 0, program
     assert told in program.stderr
-    assert ("Connecting" in program.stderr) == (words[0] == "serve")
+    assert ("Connecting" in program.stderr) == (words[0] in ("serve", "lab"))
 
 
 @pytest.mark.parametrize("app", ["5006", "localhost:5006", "http://localhost:5006/app"])
@@ -138,6 +147,26 @@ def test_address_in_place_of_an_app_is_told(machine: Machine, app: str) -> None:
         assert program.end() == 1, program
     assert "is no app" in program.stderr
     assert "--remote-port" in program.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["panel", "serve", "app.py"], "leave out panel"),
+        (["app"], "app.py is on this machine: upload it with --upload"),
+        (["other.py", "app.py"], "a path of that machine"),
+    ],
+)
+def test_app_that_is_not_there_is_told_by_what_is_missing(
+    machine: Machine, words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next step is about the word that is no app there: a command's, a module's, or a path of nowhere."""
+    monkeypatch.chdir(tmp_path)
+    Path("app.py").touch()
+    with Program("direct", machine.host, *words, *login(machine)) as program:
+        assert program.end() == 1, program
+    assert told in program.stderr
+    assert ("app.py is on this machine" in program.stderr) == (words == ["app"])
 
 
 @pytest.mark.parametrize("word", ["help", "version", "-V"])
