@@ -235,7 +235,7 @@ class Host(Login, _Name):  # in this order: the fields of the last base come fir
             raise UsageError(msg, host=target.host, hint='use "strict", "ask" or "accept-new"')
         if self.timeout is not None and not self.timeout > 0:
             msg = f"{set_to('timeout', self.timeout)} is not a time"
-            raise UsageError(msg, host=target.host, hint="give seconds above 0, or None for the default")
+            raise UsageError(msg, host=target.host, hint="give seconds above 0, or leave it out")
 
     def __repr__(self) -> str:
         shown = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.repr}

@@ -70,7 +70,7 @@ class Bundle:
     """
 
     def __init__(self, apps: Sequence[str], more: Sequence[str] = ()) -> None:
-        self.roots = [_found(path) for path in (*apps, *more)]
+        self.roots = [*(_found(path, "upload") for path in apps), *(_found(path, "bring") for path in more)]
         self.names = tuple(root.name for root in self.roots[: len(apps)])
         for number, root in enumerate(self.roots):
             for other in self.roots[:number]:
@@ -96,7 +96,7 @@ class Bundle:
         return found
 
 
-def _found(path: str) -> Path:
+def _found(path: str, name: str) -> Path:
     try:
         # Not resolved: a link keeps the name it was given.
         root = Path(os.path.abspath(expand(path)))  # noqa: PTH100
@@ -105,7 +105,7 @@ def _found(path: str) -> Path:
         raise UsageError(msg, hint="go to another one, or give the whole path") from exc
     if not root.exists():
         msg = f"there is no {path!r} on this machine to upload"
-        raise UsageError(msg, hint=f"give a path of this machine, or leave out {setting('upload')}")
+        raise UsageError(msg, hint=f"give a path of this machine, or leave out {setting(name)}")
     if not root.is_dir() and not root.is_file():
         msg = f"{path!r} is neither a file nor a folder"
         raise UsageError(msg, hint="only those can be uploaded")
