@@ -8,8 +8,9 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from urllib.parse import unquote
 
-from bokeh_ssh._core.errors import UsageError
+from bokeh_ssh._core.errors import LaunchError, UsageError
 from bokeh_ssh._core.host import check_port
 from bokeh_ssh._core.settings import set_to, setting
 from bokeh_ssh._server.payload import payload
@@ -378,10 +379,16 @@ class Launch:
         given = given or self._value("--prefix", self._command_options)
         return "/" + given.strip("/") if given.strip("/") else ""
 
-    def find_unservable(self, routes: Sequence[str]) -> str:
-        """Return the first route at which Bokeh does not answer; empty if there is none."""
-        found = (route for route in routes if not self.plain and not is_servable(route, self.root))
-        return next(found, "")
+    def check_routes(self, routes: Sequence[str], host: str) -> None:
+        """Refuse routes at which Bokeh does not answer.
+
+        :raises LaunchError: for the first of them
+        """
+        for route in routes:
+            if not self.plain and not is_servable(route, self.root):
+                msg = f"Bokeh cannot serve an app under the name {unquote(route)!r}"
+                hint = "rename it, with plain letters, digits, - and _ only"
+                raise LaunchError(msg, host=host, hint=hint)
 
     def spec(self, mark: str, token: str = "", key: str = "") -> bytes:
         """Return the supervisor's first message: a line of JSON.

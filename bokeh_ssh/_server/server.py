@@ -300,9 +300,7 @@ class Server:
         state.emit(Launched(host=self.host, compressed=compressed, **found))  # type: ignore[arg-type]
         if self.doomed:
             state.warn(f"the server ends when the connection does ({self.doomed}), so a loss ends it")
-        if route := self.launch.find_unservable(self.routes):
-            text = f"Bokeh cannot serve {route}: rename the app, with plain letters, digits, - and _ only"
-            state.warn(text)
+        self.launch.check_routes(self.routes, self.host)
 
     def begin(self, timeout: float) -> None:
         """Start a shell there that says hello, and answer it."""

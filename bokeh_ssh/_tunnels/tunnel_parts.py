@@ -6,13 +6,11 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from urllib.parse import unquote
 
 from bokeh_ssh._core.endpoint import Endpoint
 from bokeh_ssh._core.errors import (
     BokehSSHError,
     ForwardError,
-    LaunchError,
     LaunchTimeoutError,
     PortInUseError,
     ServerExitedError,
@@ -297,10 +295,7 @@ class ServerAcquisition:
             found = self._hold(connection, server)
             if found.routes[0].endswith("/") and self._options.names_app_in_command:
                 found = self._find_route(connection, found)
-            if route := launch.find_unservable(found.routes):
-                msg = f"Bokeh cannot serve an app under the name {unquote(route)!r}"
-                hint = "rename the file so that its name has letters, digits, - and _ only"
-                raise LaunchError(msg, host=connection.name, hint=hint, log=server.log)
+                launch.check_routes(found.routes, connection.name)
             if not isinstance(found.endpoint, str):
                 return found
             try:

@@ -229,11 +229,12 @@ def test_little_waits_for_nothing(
         return sync(channel, **words)
 
     monkeypatch.setattr(UploadChannel, "request_sync", request_sync)
+    project = project.rename(project.with_name("my-app"))
     bring = FileSync(Bundle([str(project)]), bench.events.append).upload_all
-    server = bench.start(command=FAKE, app=("my app",), brings=True, bring=bring)
+    server = bench.start(command=FAKE, app=("my-app",), brings=True, bring=bring)
     assert known == [""]
     assert len(orders.of("put")) == 4
-    assert (Path(server.uploads.directory) / "my app" / "data" / "it.txt").read_text() == "data"
+    assert (Path(server.uploads.directory) / "my-app" / "data" / "it.txt").read_text() == "data"
 
 
 SERVER = "/usr/lib/openssh/sftp-server"
