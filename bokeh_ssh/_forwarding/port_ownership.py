@@ -219,7 +219,7 @@ class PortOwnershipMonitor:
         for verdict in asked.values():
             verdict(False)
         if "looked" in self._said and not self._leaving:
-            msg = f"nobody watches over port {self._port} any more"
+            msg = f"the check of who owns port {self._port} has ended"
             self._on_taken(ConnectionLostError(msg, host=self._host, hint="open it again"))
 
 
