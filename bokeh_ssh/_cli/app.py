@@ -493,6 +493,7 @@ def stop(
     def end_it(foreground: Foreground) -> None:
         from bokeh_ssh._cli.servers import end
         from bokeh_ssh._cli.tunnels.registry import ended_here
+        from bokeh_ssh._core.errors import ResolveError
         from bokeh_ssh._jobs.job import ListedJob
 
         tunnel = ended_here(host) if name is None else None
@@ -500,7 +501,12 @@ def stop(
             foreground.display.ended_tunnel(tunnel)
             return
         assert host is not None
-        ended = end(host, name, **visit(foreground, keywords))
+        try:
+            ended = end(host, name, **visit(foreground, keywords))
+        except ResolveError as error:
+            if name is None:
+                error.advise(f"{error.sentences[1]}; no tunnel of this machine is named {host} either")
+            raise
         if isinstance(ended, ListedJob):
             foreground.display.cancelled(ended)
         else:
@@ -581,6 +587,7 @@ def doctor(context: typer.Context, host: Target, verbose: Verbose = 0, **keyword
         from bokeh_ssh._core.host import Host
         from bokeh_ssh._server.options import ServerOptions
 
+        check_order(host)
         start = {flag.keyword for flag in STARTED_ONCE} & keywords.keys()
         serve = ServerOptions(launch=True, **{name: keywords.pop(name) for name in start})
         take_batch(keywords)

@@ -245,6 +245,8 @@ class Command(TyperCommand):
                     ". A job is submitted from its login node: bokeh-ssh direct --batch -J GATEWAY"
                 )
                 raise
+            if self.name == "forward" and "unexpected extra argument" in str(wrong):
+                wrong.message += ". The port to forward is --remote-port, or written with -L as for ssh."
             if name and str(wrong).startswith("No such option"):
                 server = "args" in {each.name for each in self.params}
                 if habit := explain_option(name):

@@ -91,8 +91,9 @@ class BokehSSHError(Exception):
         super().__init__(self.message)
 
     def advise(self, hint: str) -> None:
-        """Replace the hint."""
+        """Replace the hint, and with it the setting that is named."""
         self.sentences = (self.sentences[0], hint)
+        self.setting = first_setting(*self.sentences)
         self.hint = self.in_words(as_keyword)[1]
 
     def in_words(self, wording: Wording) -> tuple[str, str]:

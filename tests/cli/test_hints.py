@@ -124,6 +124,9 @@ def test_alias_alone_is_a_machine(account: Path) -> None:
         ),
         (["https://127.0.0.1/user/me/app"], "is not a host name"),
         (["lab", "me@127.0.0.1"], "name the machine first"),
+        (["doctor", "app.py"], "name the machine first"),
+        (["forward", "127.0.0.1", "8888"], "--remote-port"),
+        (["stop", "nowhere.invalid"], "no tunnel of this machine is named nowhere.invalid either"),
         (["127.0.0.1", "app.py", "--upload", "--args", "--year", "2024"], "written last, after --"),
         (["127.0.0.1", "app.py", "--allow-websocket-origin=*"], "--extra-origins"),
     ],
@@ -137,7 +140,7 @@ def test_habits_of_other_programs_are_answered(
     with Program(*words, env={"COLUMNS": "200"}) as program:
         assert program.end() != 0, program
     assert told in program.stderr
-    assert ("Connecting" in program.stderr) == (words[0] in ("serve", "lab"))
+    assert ("Connecting" in program.stderr) == (words[0] in ("serve", "lab", "stop"))
 
 
 @pytest.mark.parametrize("app", ["5006", "localhost:5006", "http://localhost:5006/app"])
