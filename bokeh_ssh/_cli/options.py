@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import inspect
 import os
+import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import UnionType
@@ -740,6 +741,8 @@ def as_flag(name: str, value: str | None) -> str:
 
     >>> as_flag("launch", "False"), as_flag("host_keys", "accept-new"), as_flag("remote_port", "")
     ('--attach', '--host-keys accept-new', '--remote-port')
+    >>> as_flag("bring", "my data")
+    "--bring 'my data'"
     >>> as_flag("args", None)  # --arg is for what cannot be written so
     "the server's options after --"
     """
@@ -748,8 +751,9 @@ def as_flag(name: str, value: str | None) -> str:
     known = _NAMES.get(name)
     if known is None:
         return as_keyword(name, value)
+    value = value or ""
     yes, _, no = known.partition("/")
     if no:
         return no if value == "False" else yes
-    words = {"()": " none", "True": "", "False": "", "": "", None: ""}
-    return yes + words.get(value, f" {value}")
+    words = {"()": " none", "True": "", "False": "", "": ""}
+    return yes + words[value] if value in words else f"{yes} {shlex.quote(value)}"

@@ -215,7 +215,7 @@ def test_app_that_is_only_here_is_told(
 def test_what_was_not_uploaded_with_the_app_is_told(machine: Machine, tmp_path: Path, what: str) -> None:
     """An app that misses a file or a module which is beside it on this machine is told to bring it; the
     control misses what is nowhere."""
-    folder = tmp_path / "work"
+    folder = tmp_path / "my work"
     (folder / "data").mkdir(parents=True)
     for name in ("table.csv", "data/deep.csv", "helper.py"):
         (folder / name).touch()
@@ -234,7 +234,7 @@ def test_what_was_not_uploaded_with_the_app_is_told(machine: Machine, tmp_path: 
             ).close()
         program.expect("Error")
         if wanted:
-            program.expect(f"--bring {folder / wanted}")
+            program.expect(f"--bring '{folder / wanted}'")  # as a shell takes it
     assert ("--bring" in program.stderr) == bool(wanted)
 
 
