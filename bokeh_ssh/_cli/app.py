@@ -56,6 +56,7 @@ from bokeh_ssh._cli.run import (
     do,
     hold,
     other_half,
+    set_hints,
     take_no_args,
     visit,
 )
@@ -326,7 +327,8 @@ def up(
             ORIGINS.pop(name, None)
         every = {**own, **settings.keywords, **common(foreground), **keywords}
         wanted[0] = bool(every.pop("show", False)) or show
-        gateway = every.pop("gateway", None)
+        gateway, apps = every.pop("gateway", None), every.get("app") or ()
+        set_hints(foreground, [apps] if isinstance(apps, str) else list(apps), every)
         made[:] = ["direct" if gateway is None else "gateway", gateway or every["host"], dict(every)]
         if gateway is None:
             return DirectTunnel(every.pop("host"), **every)

@@ -41,9 +41,7 @@ def hold(
         leave = background.fork()
     foreground = _foreground(verbose, keywords, leave)
     foreground.command = command
-    config = keywords.get("ssh_config", "~/.ssh/config")
-    foreground.advise = lambda error: advise(error, apps, keywords, find_aliases(config) if config else ())
-    foreground.advise_app = lambda traceback: advise_app(traceback, apps, keywords)
+    set_hints(foreground, apps, keywords)
 
     def announce_and_tell(thing: Openable) -> None:
         announce(foreground, thing)
@@ -54,6 +52,13 @@ def hold(
             )
 
     raise typer.Exit(foreground.hold(make, announce_and_tell))
+
+
+def set_hints(foreground: Foreground, apps: Sequence[str], keywords: Mapping[str, Any]) -> None:
+    """Have errors get the next step that fits these apps and keywords."""
+    config = keywords.get("ssh_config", "~/.ssh/config")
+    foreground.advise = lambda error: advise(error, apps, keywords, find_aliases(config) if config else ())
+    foreground.advise_app = lambda traceback: advise_app(traceback, apps, keywords)
 
 
 def _show_plan(

@@ -197,6 +197,15 @@ def test_port_that_is_not_the_apps_is_told(words: list[str]) -> None:
     assert ("--remote-port" in program.stderr) == bool(words)
 
 
+def test_hints_are_for_projects_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a project's file says counts as if it were typed."""
+    monkeypatch.chdir(tmp_path)
+    Path("bokeh-ssh.toml").write_text(f'host = "127.0.0.1"\nport = {free_port()}\napp = "app.py"\n')
+    with Program("up", "-F", "none") as program:
+        assert program.end() == 1, program
+    assert "port is the SSH server's; for the app's port, use --remote-port" in program.stderr
+
+
 def test_app_that_is_only_here_is_told(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
