@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import os
 import socket
@@ -52,6 +53,22 @@ def test_a_command_runs_and_its_streams_and_status_come_back(embedded: Maker) ->
             assert killed.exit_signal[0] == "KILL"
 
     asyncio.run(use())
+
+
+def test_a_command_that_ends_with_its_input_open_leaves_no_error(
+    embedded: Maker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A command that ends before its client has ended its input ends well; asyncio logs no error."""
+
+    async def use() -> None:
+        async with connect(embedded()) as connection:
+            for command in ("exit 3", "exec 0<&-; sleep 0.1; exit 3"):
+                done = await connection.run(command, stdin=asyncssh.PIPE)
+                assert done.exit_status == 3
+
+    asyncio.run(use())
+    gc.collect()  # that is when a task's error that nobody asked for is logged
+    assert not [record for record in caplog.records if record.name == "asyncio" and record.levelno > 20]
 
 
 def test_bytes_pass_unchanged_in_both_directions(embedded: Maker) -> None:
