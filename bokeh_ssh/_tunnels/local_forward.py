@@ -108,8 +108,8 @@ class LocalForward(Openable):
     >>> forward = LocalForward("example.org", "me", remote_port=8888)
     >>> forward.state
     'new'
-    >>> LocalForward("example.org", "me", remote_socket="/run/user/1000/app.sock", local_port=5006)
-    <LocalForward 5006 -> /run/user/1000/app.sock via example.org, new>
+    >>> LocalForward("example.org", "me", remote_socket="/tmp/app.sock", local_port=5006)
+    <LocalForward 5006 -> /tmp/app.sock via example.org, new>
 
     :param host: the machine to log in to: a name, an address, ``user@host:port``, an ssh config alias, or
         a :class:`Host`
