@@ -470,7 +470,7 @@ def stop(
     host: Annotated[
         Optional[str],  # noqa: UP045 - evaluated at run time
         typer.Argument(
-            metavar="[HOST | TUNNEL]",
+            metavar="HOST | TUNNEL",
             help="A machine, '.' for this one; or a tunnel of this machine: its port, address, process id or "
             "app; none: the only tunnel.",
             show_default=False,

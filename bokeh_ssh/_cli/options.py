@@ -6,6 +6,7 @@ themselves are not imported: they bring paramiko, which ``--help`` need not wait
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import inspect
@@ -232,6 +233,10 @@ class Command(TyperCommand):
         for parameter in self.params:
             if isinstance(parameter, TyperArgument):
                 parameter.display_type_rich = lambda ctx: None  # type: ignore[method-assign]  # no option for it
+                kind: Any = copy.copy(getattr(parameter, "type", None))
+                if kind:  # typer before 0.29 asks this instead
+                    kind.get_metavar = lambda *_, **__: ""
+                    vars(parameter)["type"] = kind
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the words; say of an unknown option where one of the server's goes."""

@@ -114,8 +114,9 @@ class Openable:
         """Return its machines, their round trips, the bytes that it has carried, and since when it is open.
 
         >>> from bokeh_ssh import LocalForward
-        >>> LocalForward("example.org", remote_port=8888).status()
-        TunnelStatus(state='new', hops=(), uptime=0.0, received=0, sent=0, sessions=0, losses=0)
+        >>> status = LocalForward("example.org", remote_port=8888).status()
+        >>> status.state, status.hops, status.received
+        ('new', (), 0)
         """
         return dataclasses.replace(self._lifecycle.session.status(), state=self.state)
 
