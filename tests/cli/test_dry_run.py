@@ -96,6 +96,25 @@ def test_nothing_is_reached_and_no_value_is_shown(tmp_path: Path) -> None:
                 "ssh -p 22 -N -L 5006:localhost:5006 h",
             ],
         ),
+        (
+            "direct",
+            {"app": ("~/a b.py",), "cwd": "~/x y", "python": "~/v/bin/python", "local_port": 7000},
+            [
+                "ssh h 'cd ~/'\"'\"'x y'\"'\"' && ~/v/bin/python -m bokeh serve ~/'\"'\"'a b.py'\"'\"'"
+                " --port 5006 --allow-websocket-origin localhost:7000'",
+                "ssh -N -L 7000:localhost:5006 h",
+            ],
+        ),
+        (
+            "direct",
+            {"command": "python app.py", "env": {"PORT": "{port}", "KEY": "secret"}, "local_port": 7000},
+            ["ssh h 'PORT=5006 KEY=... python app.py'", "ssh -N -L 7000:localhost:5006 h"],
+        ),
+        (
+            "direct",
+            {"command": "jupyter lab --ServerApp.sock={socket}"},
+            ["ssh h 'jupyter lab --ServerApp.sock=SOCKET'", "ssh -N -L 5006:SOCKET h"],
+        ),
     ],
 )
 def test_plans(command: str, keywords: dict[str, object], lines: list[str]) -> None:

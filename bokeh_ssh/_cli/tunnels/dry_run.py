@@ -9,9 +9,10 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from bokeh_ssh._server.launch_spec import is_packaged, split
+from bokeh_ssh._server.launch_spec import is_packaged, is_plain, place_texts, split
 
 _PORT = 5006
+_SOCKET = "SOCKET"
 
 
 def ssh_words(target: str, keywords: Mapping[str, Any], *more: str, program: str = "ssh") -> str:
@@ -65,20 +66,44 @@ def plan(command: str, target: str, keywords: Mapping[str, Any]) -> list[str]:
 
 def _server(keywords: Mapping[str, Any], port: int) -> str:
     """Write the shell line that starts the server."""
-    words = shlex.split(str(keywords.get("command", "bokeh serve")).replace("{port}", str(port)))
-    python = keywords.get("python")
-    if python and words[:2] == ["bokeh", "serve"]:
-        words[:1] = [str(python), "-m", "bokeh"]
+    command, environment = split(keywords.get("command", "bokeh serve")), dict(keywords.get("env") or {})
+    words = [shlex.quote(_fill(word, port)) for word in command]
+    if keywords.get("python") and is_packaged(command):
+        words[:0] = [_quote(str(keywords["python"])), "-m"]
     apps = [str(app) for app in keywords.get("app") or ()]
     if keywords.get("upload") or keywords.get("bring"):
         apps = [app.rstrip("/").rpartition("/")[2] for app in apps]
-    own = [] if "{port}" in str(keywords.get("command")) else ["--port", str(port)]
-    line = shlex.join([*words, *apps, *own, *map(str, keywords.get("args") or ())])
-    names = "".join(f"{name}=... " for name in keywords.get("env") or {})
+    plain = is_plain(place_texts(command, environment))
+    own = [] if plain else ["--port", str(port)]
+    here = keywords.get("local_port") or _PORT
+    if not plain and here != port:
+        own += ["--allow-websocket-origin", f"localhost:{here}"]
+    line = " ".join(
+        [*words, *map(_quote, apps), shlex.join([*own, *map(str, keywords.get("args") or ())])]
+    ).rstrip()
+    names = "".join(
+        f"{name}={_fill(value, port) if value in ('{port}', '{socket}') else '...'} "
+        for name, value in environment.items()
+    )
     steps = list(keywords.get("setup") or ())
     if keywords.get("cwd"):
-        steps.append(shlex.join(["cd", str(keywords["cwd"])]))
+        steps.append(f"cd {_quote(str(keywords['cwd']))}")
     return " && ".join([*map(str, steps), names + line])
+
+
+def _fill(word: str, port: int) -> str:
+    return word.replace("{port}", str(port)).replace("{socket}", _SOCKET)
+
+
+def _quote(word: str) -> str:
+    """Quote a word for the shell there, which is to find the home that it begins with."""
+    home, slash, rest = word.partition("/") if word.startswith("~") else ("", "", word)
+    return home + slash + (shlex.quote(rest) if rest else "")
+
+
+def _end(keywords: Mapping[str, Any], port: int) -> str:
+    """Return where the server listens, for the end of ``-L``."""
+    return _SOCKET if "{socket}" in str(keywords.get("command")) else f"localhost:{port}"
 
 
 def _start(target: str, keywords: Mapping[str, Any], port: int) -> list[str]:
@@ -116,14 +141,14 @@ def _direct(target: str, keywords: Mapping[str, Any]) -> list[str]:
         return _attach(target, keywords)
     lines = _get(target, keywords, port)
     extra = [word for spec in keywords.get("forwards") or () for word in ("-L", str(spec))]
-    return [*lines, ssh_words(target, keywords, "-N", "-L", f"{here}:localhost:{port}", *extra)]
+    return [*lines, ssh_words(target, keywords, "-N", "-L", f"{here}:{_end(keywords, port)}", *extra)]
 
 
 def _attach(target: str, keywords: Mapping[str, Any]) -> list[str]:
     here = keywords.get("local_port") or _PORT
     return [
         f"# bokeh-ssh ls {shlex.quote(target)} shows where your server listens: a port or a private socket",
-        ssh_words(target, keywords, "-N", "-L", f"{here}:SOCKET"),
+        ssh_words(target, keywords, "-N", "-L", f"{here}:{_SOCKET}"),
     ]
 
 
