@@ -66,6 +66,7 @@ _HABITS = {
     "--watch": "It is --dev here.",
     "--no-browser": "Leave it out: only --show opens a browser.",
     "--no-show": "Leave it out: only --show opens a browser.",
+    "--open": "It is --show here.",
 }
 #: What asks for help and for the version.
 _HELP = {"help": "--help", "version": "--version", "-V": "--version"}

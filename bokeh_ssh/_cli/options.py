@@ -551,7 +551,7 @@ TUNNEL = (
             "",
             "Accept only signed sessions, or also those of other users of its machine (default: a private "
             "socket; signed sessions if there is none).",
-            name="--signed/--open",
+            name="--signed/--unsigned",
         ),
     ),
 )

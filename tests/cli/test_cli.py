@@ -122,7 +122,7 @@ def test_flags_are_keywords(cls: type, flags: tuple[flagtable.Flag, ...], positi
     for flag in flags:
         assert flag.keyword.replace("_", "-") in flag.names[0] or flag.names[0] in (
             "--launch/--attach",
-            "--signed/--open",
+            "--signed/--unsigned",
         )
 
 

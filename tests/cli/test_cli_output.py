@@ -212,7 +212,7 @@ def test_reconnecting_counts_down(machine: Machine, app: str, tmp_path: Path) ->
 
 def test_farewell_of_what_was_there_before(machine: Machine, app: str) -> None:
     """A server that was attached to runs on, and the farewell says so."""
-    with Program("direct", machine.host, app, "--remote-port", "0", "--open", *login(machine)) as first:
+    with Program("direct", machine.host, app, "--remote-port", "0", "--unsigned", *login(machine)) as first:
         first.address()
         port = first.stderr.partition(", port ")[2].partition("port ")[2].split(",")[0]
         words = ["direct", machine.host, "--remote-port", port, "--local-port", "0", *login(machine)]
