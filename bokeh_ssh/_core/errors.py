@@ -7,8 +7,8 @@
     │   ├── ResolveError            its name has no address
     │   ├── RefusedError            nothing listens there
     │   ├── ConnectTimeoutError     nothing answered before the deadline
-    │   └── ProtocolError           something answered, but it is not an SSH server we can talk to
-    │       └── AlgorithmError      it is one, and has no algorithm of some kind in common with us
+    │   └── ProtocolError           something answered that is no SSH server we know
+    │       └── AlgorithmError      it is one, with no algorithm in common with us
     ├── HostKeyError                the machine was reached, but is it the right one?
     │   ├── UnknownHostKeyError
     │   ├── ChangedHostKeyError
@@ -16,8 +16,8 @@
     ├── AuthenticationError         the login was refused
     │   ├── TooManyKeysError        the server hung up before the right key's turn
     │   ├── SecurityKeyAbsentError  the key's device was not plugged in, or not touched
-    │   ├── KDCUnreachableError     no KDC could be asked for a Kerberos ticket, which might have helped
-    │   └── PromptRequiredError     a question had to be asked, and nobody can be asked
+    │   ├── KDCUnreachableError     no KDC could be asked for a Kerberos ticket
+    │   └── PromptRequiredError     there is a question, and nobody to ask
     ├── SessionError                logged in, but no command may be run
     ├── ForwardError
     │   ├── PortInUseError          local or remote, see ``.side``
