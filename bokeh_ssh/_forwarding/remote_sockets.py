@@ -76,7 +76,8 @@ _REMOVE = 'r=left; if [ -S "$p" ] && [ -O "$p" ] && rm -f -- "$p"; then r=remove
 _LEAVE = 'if [ -d "$d" ]; then leave; say done; else say gone; fi'
 
 #: Stays while we listen, and does what it is told; when nobody can tell it any more, it removes a socket that
-#: nobody listens on. sshd lets go of it a moment after it has ended our sessions.
+#: nobody listens on. sshd lets go of it a moment after it has ended our sessions. A link tells it from one that
+#: whoever comes back has made in its place meanwhile.
 _KEEP = f"""\
 trap '' HUP INT TERM PIPE
 served() {{
@@ -96,8 +97,12 @@ while IFS= read -r x; do
   esac
 done
 [ -r /proc/net/unix ] || exit
+k=$p.$$
 for n in 1 2 3 4 5; do
-  if ! served; then {_REMOVE}; exit; fi
+  ln -- "$p" "$k" 2>/dev/null || k=
+  if served; then s=served; elif [ "$k" ] && [ ! "$p" -ef "$k" ]; then s=another; else s=; fi
+  [ -z "$k" ] || rm -f -- "$k"
+  case $s in '') {_REMOVE}; exit;; another) exit;; esac
   sleep 1
 done"""
 

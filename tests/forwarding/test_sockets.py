@@ -8,6 +8,7 @@ import shutil
 import socket
 import stat
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ from bokeh_ssh import (
 )
 from bokeh_ssh._core import endpoint
 from bokeh_ssh._forwarding import local_sockets as localsocket
+from bokeh_ssh._forwarding import remote_sockets
 from bokeh_ssh._ssh.connect import connect
 from bokeh_ssh._ssh.connection import Connection, bound_port, listening, opening
 from bokeh_ssh._ssh.transport import Channel, Reply, forwarded
@@ -496,6 +498,30 @@ def test_remote_socket_comes_back_with_the_line(embedded: Any, here: Path) -> No
         assert forward.state == "ready"
         assert Path(path).lstat().st_mtime_ns != before  # the fault fired: it is another one
         assert str(ask_at(machine, path, "hello")) == "hello"
+
+
+@pytest.mark.skipif(not Path("/proc/net/unix").exists(), reason="needs a list of who listens")
+@pytest.mark.parametrize("returns", [True, False])
+def test_remote_socket_made_anew_outlives_what_the_lost_line_left(here: Path, returns: bool) -> None:
+    """What waits there for the end of a lost connection removes its socket, not one made meanwhile."""
+    path, tools = here / "far.sock", here / "tools"
+    tools.mkdir()
+    with socket.socket(socket.AF_UNIX) as lost:
+        lost.bind(str(path))
+    if returns:  # just when it has begun to look
+        code = f'import socket; s = socket.socket(socket.AF_UNIX); s.bind("{path}")'
+        program = f"""#!/bin/sh\n{shutil.which("ln")} "$@" && rm {path} && {sys.executable} -c '{code}'\n"""
+        (tools / "ln").write_text(program)
+        (tools / "ln").chmod(0o700)
+    before = path.stat().st_ino
+    script = "say() { :; }\n" + remote_sockets._about(str(path), remote_sockets._KEEP)
+    env = {"PATH": f"{tools}:{os.environ['PATH']}"}
+    words = ["sh", "-c", script]
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, env=env, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    left = [each.name for each in here.iterdir() if each != tools]
+    assert left == (["far.sock"] if returns else [])
+    assert not returns or path.stat().st_ino != before  # it did happen
 
 
 def test_remote_socket_that_is_served_is_left_alone(machine: Machine, folder: str, here: Path) -> None:
