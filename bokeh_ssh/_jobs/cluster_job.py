@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import re
 import secrets
 import socket
 import threading
@@ -331,7 +330,8 @@ class ClusterJob:
 
         :raises JobError: if there is none, or more than one, or one of an array; or nothing answers
         """
-        if re.fullmatch(r"\d+\+\d+", name):
+        leader, _, part = name.partition("+")
+        if leader.isdigit() and part.isdigit():
             raise self._is_part()
         number, _, task = name.partition("_")
         if number.isdigit() and task.isdigit():  # as squeue lists them; while they wait, they are one

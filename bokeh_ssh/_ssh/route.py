@@ -28,6 +28,7 @@ class Hop:
     :param label: the machine as the user named it, for messages
     :param timeout: seconds for each stage of connecting
     :param by: the machine through which a stream leads there, in place of a connection to a port of it
+    :ivar account: the login name, for messages
     :ivar known_as: the name under which known_hosts has it (``HostKeyAlias``)
     :ivar known_port: the port under which known_hosts has it; a ``HostKeyAlias`` stands there without one
     :ivar proxy_command: the command that makes the connection, for the shell; empty where we dial
@@ -47,6 +48,7 @@ class Hop:
     timeout: float
     by: str = ""
 
+    account: str = field(init=False)
     known_as: str = field(init=False)
     known_port: int | None = field(init=False)
     proxy_command: str = field(init=False)
@@ -63,6 +65,7 @@ class Hop:
         own = tuple(str(expand(path)) for path in (own if given is None else as_paths(given)))
         system = () if given is not None else lookup.GLOBAL_KNOWN_HOSTS if system is None else system
         derived = {
+            "account": hide_secret(self.user),
             "known_as": config.host_key_alias or self.hostname,
             "known_port": None if config.host_key_alias else self.port,
             "proxy_command": config.proxy_command or "",
@@ -78,11 +81,6 @@ class Hop:
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)
-
-    @property
-    def account(self) -> str:
-        """The login name, for messages."""
-        return hide_secret(self.user)
 
     @property
     def where(self) -> str:

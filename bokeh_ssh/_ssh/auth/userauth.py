@@ -111,7 +111,6 @@ class UserAuth(AuthHandler):
     def __init__(self, transport: paramiko.Transport, user: str, timeout: float) -> None:
         super().__init__(transport)
         self.user = user
-        self.account = hide_secret(user)  # for messages
         self._said: collections.deque[str] = collections.deque(maxlen=_MOST_SAID)
         self._fresh: collections.deque[str] = collections.deque(maxlen=_MOST_SAID)
         self.timeout = timeout
@@ -126,6 +125,11 @@ class UserAuth(AuthHandler):
 
     def __repr__(self) -> str:
         return f"<UserAuth {self.account} {self.auth_method or 'not begun'}>"
+
+    @property
+    def account(self) -> str:
+        """The login name, for messages."""
+        return hide_secret(self.user)
 
     # What the server says beside its answers.
 
