@@ -86,7 +86,7 @@ def test_app_behind_a_login_opens_to_it(machine: Machine, said: str) -> None:
     words: dict[str, Any] = {"args": ["--auth-module", auth]}
     if said == "environment":
         words = {"env": {"BOKEH_AUTH_MODULE": auth}}
-    with tunnel_to(machine, app, launch_timeout=20, **words) as tunnel:
+    with tunnel_to(machine, app, launch_timeout=60, **words) as tunnel:
         visitor = Visitor()
         where, page = visitor.open(tunnel.url)
         assert where == f"http://localhost:{tunnel.local_port}/login?next=%2Fsliders"

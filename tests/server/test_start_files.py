@@ -63,7 +63,7 @@ def write(machine: Machine, name: str, text: str) -> None:
 
 def report(machine: Machine, app: str = "report.py", **keywords: Any) -> str:
     """Open the app; gives what it says."""
-    with tunnel_to(machine, app, launch_timeout=30, **keywords) as tunnel:
+    with tunnel_to(machine, app, launch_timeout=120, **keywords) as tunnel:
         return apps.get(tunnel.url).partition("<title>")[2].partition("</title>")[0]
 
 

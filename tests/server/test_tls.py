@@ -80,7 +80,7 @@ def test_bokeh_with_a_certificate_opens_by_https(embedded: Callable[..., Machine
     if said == "config":
         words = {"args": ["--use-config", apps.put(machine, "bokeh.yaml", f"ssl_certfile: {pem}\n")]}
     events: list[Event] = []
-    with tunnel_to(machine, app, launch_timeout=20, on_event=events.append, **words) as tunnel:
+    with tunnel_to(machine, app, launch_timeout=60, on_event=events.append, **words) as tunnel:
         assert tunnel.url.startswith(f"https://localhost:{tunnel.local_port}/sliders?bokeh-session-id=")
         assert "Bokeh" in get(tunnel.url)
         with closing(tunnel.pull_session()) as session:
@@ -118,7 +118,7 @@ def test_any_server_with_a_certificate(embedded: Callable[..., Machine]) -> None
     path = apps.put(machine, "server.py", SERVER)
     events: list[Event] = []
     command = (machine.python, "-u", path, "{port}", pem)
-    with tunnel_to(machine, command=command, launch_timeout=20, on_event=events.append) as tunnel:
+    with tunnel_to(machine, command=command, launch_timeout=60, on_event=events.append) as tunnel:
         assert tunnel.url == f"https://localhost:{tunnel.local_port}/"
         assert get(tunnel.url) == "by TLS"
         machine.server.drop_connections()
