@@ -76,8 +76,8 @@ _REMOVE = 'r=left; if [ -S "$p" ] && [ -O "$p" ] && rm -f -- "$p"; then r=remove
 _LEAVE = 'if [ -d "$d" ]; then leave; say done; else say gone; fi'
 
 #: Stays while we listen, and does what it is told; when nobody can tell it any more, it removes a socket that
-#: nobody listens on. sshd lets go of it a moment after it has ended our sessions. A link to it tells it from one
-#: that whoever comes back has made meanwhile.
+#: nobody listens on. sshd lets go of it a moment after it has ended our sessions. A link tells it from one
+#: that was made meanwhile.
 _KEEP = f"""\
 trap '' HUP INT TERM PIPE
 served() {{

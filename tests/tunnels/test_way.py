@@ -37,10 +37,11 @@ def test_picture_of_the_way_is_true(sshd: Callable[..., Machine]) -> None:
     calls = traced.of(threading.current_thread().name)
     text = ARCHITECTURE.read_text(encoding="utf-8")
     picture = text.partition("The modules that the caller's thread passes")[2].partition("```text\n")[2]
-    named = set()
+    named, folder = set(), ""
     for line in picture.partition("```")[0].splitlines():
-        folder, _, rest = line.partition(" ")
-        names = re.findall(r"\b[a-z]\w+(?=[ ,;:]|$)", rest.partition(":")[0]) if folder else []
+        first, _, rest = line.partition(" ")
+        folder = first or folder
+        names = re.findall(r"\b[a-z]\w+(?=[ ,;:]|$)", rest.partition(":")[0])
         named |= {f"{folder}.{name}" for name in names}
     assert len(named) > 25
     assert named - set(way.modules(calls)) == set()
