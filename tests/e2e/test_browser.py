@@ -30,19 +30,6 @@ if TYPE_CHECKING:
 _CUT = 30.0
 
 
-@pytest.fixture
-def open_page() -> Iterator[Callable[[], browser.Page]]:
-    """Give what makes a page in a real browser."""
-    try:
-        import playwright.sync_api  # noqa: F401 - whether it is there
-    except ImportError as exc:
-        missing(f"playwright is not installed ({exc})")
-    if browser.find() is None:
-        missing("no Chromium is installed")
-    with browser.chromium() as make:
-        yield make
-
-
 def near(machine: Container, tmp_path: Path) -> Container:
     """Give the container at its own address where that can be reached: so no proxy stands in between."""
     if sys.platform != "linux":

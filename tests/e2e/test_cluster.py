@@ -15,11 +15,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+import browser
 from beds import until
 from bokeh_ssh import (
     AuthenticationError,
@@ -760,18 +761,26 @@ def either(bed: SlurmBed, monkeypatch: pytest.MonkeyPatch) -> str:
     return "login"
 
 
-def test_lost_login_node_costs_no_server(bed: SlurmBed, either: str) -> None:
-    """Where the login node goes away, the tunnel comes back through another one, to the same server."""
+def test_lost_login_node_costs_no_server(
+    bed: SlurmBed, either: str, open_page: Callable[[], browser.Page]
+) -> None:
+    """Where the login node goes away, the tunnel comes back through another one, to the same server: an open
+    page in Chromium goes on in its session, without a reload."""
+    bed.run("login1", f"cat >page.py <<'END'\n{browser.APP}END")
     events: list[Event] = []
-    with DirectTunnel(either, "alice", **options(bed, events)) as tunnel:
+    with DirectTunnel(either, "alice", **options(bed, events, app="page.py")) as tunnel:
         job = tunnel.job
         assert job
+        page = open_page().open(tunnel.url)
+        page.move()
         bed.script("kill", "login1")
         try:
             until(lambda: find(events, Reconnected), timeout=60, what="it is back")
         finally:
             assert bed.script("boot", "login1").returncode == 0
         assert find(events, Reconnected)[0].same_server
+        page.wait_until_back()
+        page.move()  # its count goes on
         assert tunnel.job == job
         assert bed.queue() == [f"{job.id} RUNNING"]
     until(lambda: not bed.queue(), what="the job is gone")
