@@ -40,10 +40,10 @@ from gateways import gateway_of, host_of
 from programs import Program, login
 
 
-@pytest.fixture(params=["embedded", "docker"])
-def machine(request: pytest.FixtureRequest) -> Machine:
+@pytest.fixture
+def machine(kind: str, request: pytest.FixtureRequest) -> Machine:
     """Each kind of machine, with servers of this test's own."""
-    if request.param == "docker":
+    if kind == "docker":
         made: Machine = request.getfixturevalue("container")()
         return made
     own: Machine = request.getfixturevalue("here")
@@ -185,6 +185,7 @@ def warnings_of(events: list[Event]) -> list[str]:
     return [event.text for event in events if isinstance(event, Warned) and "left running" in event.text]
 
 
+@pytest.mark.usefixtures("docker_engine")
 @pytest.mark.parametrize("shape", ["B", "C"])
 def test_gateway_tunnel_leaves_its_way_too(shape: str, request: pytest.FixtureRequest) -> None:
     """The server stays open by name on the gateway, without this program; ``stop`` ends all of it."""

@@ -59,6 +59,7 @@ def test_nothing_published_is_told(shape_a: Any, no_leaks: Any) -> None:
         GatewayTunnel(gateway_of(shape_a)).open()
 
 
+@pytest.mark.usefixtures("docker_engine")
 @pytest.mark.parametrize("shape", ["B", "C"])
 @pytest.mark.parametrize("reverse", ["host", "relay"])
 def test_driven_from_here(shape: str, reverse: Any, request: pytest.FixtureRequest) -> None:
