@@ -116,9 +116,7 @@ def _start(target: str, keywords: Mapping[str, Any], port: int) -> list[str]:
     if keywords.get("batch") or keywords.get("job"):
         lines.append("# in a batch job: with sbatch, and from the login node to the job's machine with srun")
     else:
-        lines.append(
-            "# started on a private socket there, and ended with the tunnel; with ssh alone, on a port:"
-        )
+        lines.append("# started on a private socket there that ends with the tunnel; with ssh, on a port:")
     return [*lines, f"{ssh_words(target, keywords)} {shlex.quote(_server(keywords, port))}"]
 
 
