@@ -27,6 +27,7 @@ from bokeh_ssh import (
     Warned,
 )
 from bokeh_ssh._remote.readiness import OwnAddress
+from connections import end
 from gateways import gateway_of, host_of
 from programs import Program, login
 from targets import target_on
@@ -327,10 +328,11 @@ def test_address_of_a_server_with_a_token_is_its_own_words(embedded: Callable[..
         until(lambda: any("other?" in line for line in tunnel.log), what="its lines to come")
         assert f"http://localhost:{tunnel.remote_port}/lab?token=***" in "\n".join(tunnel.log)
         assert "canary0123456789" not in repr([tunnel, tunnel.log, events])
-        name = tunnel.server
+        name = str(tunnel.server)
     with tunnel_to(machine, ("bokeh", "serve"), server=name) as again:
         assert again.url == f"http://localhost:{again.local_port}/lab?token=canary0123456789"
         assert "canary0123456789" not in repr(again.log)
+    end(machine, name)
 
 
 @pytest.mark.parametrize(
