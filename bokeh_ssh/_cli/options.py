@@ -285,6 +285,14 @@ class Program(TyperGroup):
                 parameter.metavar = ""
         return parameters
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take the name of a shell after --show-completion and --install-completion; typer ignores it."""
+        option, _, shell = "=".join(args[:2]).partition("=")
+        for parameter in self.get_params(ctx) if shell else ():
+            if option in ("--show-completion", "--install-completion") and option in parameter.opts:
+                parameter.callback(ctx, parameter, shell)
+        return super().parse_args(ctx, args)
+
 
 def take_batch(keywords: dict[str, Any]) -> None:
     """Put what was typed of a batch job together, as ``batch``.

@@ -91,6 +91,22 @@ def test_shells_complete(
     assert "Traceback" not in done.stderr
 
 
+def test_a_shell_can_be_named(home: Path) -> None:
+    """A shell's name after the option counts, not the current shell; an unknown one is an error."""
+    from typer.testing import CliRunner
+
+    from bokeh_ssh._cli.app import app
+
+    for words, code, said in (
+        (["--show-completion", "fish"], 0, "complete --command"),
+        (["--show-completion=zsh"], 0, "compdef"),
+        (["--install-completion", "fish"], 0, str(home / ".config" / "fish")),
+        (["--show-completion", "nosuch"], 1, "nosuch not supported"),
+    ):
+        done = CliRunner().invoke(app, words, prog_name="bokeh-ssh")
+        assert (done.exit_code, said in done.output) == (code, True), done.output
+
+
 def test_servers_of_open_tunnels_are_completed(monkeypatch: pytest.MonkeyPatch) -> None:
     """After ``attach HOST`` and ``stop HOST`` what open tunnels lead to is completed, without a login."""
     from typer.main import get_command
