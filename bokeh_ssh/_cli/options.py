@@ -58,6 +58,24 @@ KINDS |= {"command": str, "known_hosts": str, "batch": bool}  # one text, though
 ORIGINS: dict[str, str] = {}
 
 
+def _read(kind: Callable[[str], Any], what: str) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            msg = f"{text!r} is not {what}"
+            raise typer.BadParameter(msg) from None
+
+    return read
+
+
+#: How numbers are read; typer's own words do not say what was typed.
+_NUMBERS: dict[Any, Callable[[str], Any]] = {
+    int: _read(int, "a whole number"),
+    float: _read(float, "a number"),
+}
+
+
 @dataclass(frozen=True)
 class Flag:
     """One keyword of a class as a flag.
@@ -118,6 +136,7 @@ class Flag:
             metavar=self.metavar,
             show_default=False,
             autocompletion=self.complete,
+            parser=_NUMBERS.get(self.kind),
         )
         return inspect.Parameter(
             self.keyword,
@@ -244,6 +263,8 @@ class Command(TyperCommand):
             return super().parse_args(ctx, args)
         except Exception as exc:
             wrong: Any = exc  # typer's own, which has no public name
+            if hasattr(wrong, "message"):
+                wrong.message = wrong.message.removeprefix("Value error, ")  # typer 0.29's, of a choice
             name = getattr(exc, "option_name", None)
             if name in ("--batch", "--job") and self.name == "gateway":
                 wrong.possibilities = []
