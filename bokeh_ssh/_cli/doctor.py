@@ -257,7 +257,7 @@ def _check_port_here() -> Finding:
         for sock in bind(BOKEH_PORT):
             sock.close()
     except PortInUseError:
-        text = f"port {BOKEH_PORT} is taken here, so that a tunnel takes the next free one"
+        text = f"port {BOKEH_PORT} is taken here; a tunnel takes another one that is free"
         return Finding("this machine", "note", text)
     return Finding("this machine", "good", f"port {BOKEH_PORT} is free here")
 

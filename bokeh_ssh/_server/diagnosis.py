@@ -141,8 +141,8 @@ class StartFailure:
                 hint = "leave out exit: the server is started in the shell that setup leaves"
             if status == _NOT_FOUND:
                 hint = (
-                    "it runs in bash: where a start file of another shell, or for interactive shells only, "
-                    "defines the command, have setup source what defines it first"
+                    "setup runs in bash: have it source the file that defines the command first, "
+                    "as in 'source ~/miniconda3/etc/profile.d/conda.sh'"
                 )
             return self._make(LaunchError, msg, hint, status)
         if at == "cwd":
