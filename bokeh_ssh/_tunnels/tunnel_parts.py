@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from urllib.parse import unquote
 
 from bokeh_ssh._core.endpoint import Endpoint
 from bokeh_ssh._core.errors import (
@@ -27,6 +28,7 @@ from bokeh_ssh._forwarding.site_cache import name_site
 from bokeh_ssh._forwarding.spare_channels import SPARE
 from bokeh_ssh._forwarding.static_cache import StaticCache, open_cache
 from bokeh_ssh._server.file_sync import FileSync
+from bokeh_ssh._server.launch_spec import is_servable
 from bokeh_ssh._server.options import ANY, BOKEH_PORT, LOOPBACK, ServerOptions
 from bokeh_ssh._server.probe import (
     HttpProbe,
@@ -228,6 +230,7 @@ class ServerAcquisition:
             return self.found
         self.found = FoundServer(endpoint, port, (route,), tls=probe.tls)
         self._session.life.emit(Attached(host=connection.name, port=port))
+        self._check_name(route, connection.name)
         if port != local_port:
             text = (
                 f"the server on port {port} may take pages from localhost:{port} only; if the page stays "
@@ -261,7 +264,14 @@ class ServerAcquisition:
             route = find_route(gateway, where, timeout=gateway.hop.timeout)
             self.found = FoundServer(where, routes=(route,))
             self._session.life.emit(Attached(host=gateway.name, name=name))
+            self._check_name(route, gateway.name)
         return self.found
+
+    def _check_name(self, route: str, host: str) -> None:
+        """Warn if the only app of a server that was found has a name that Bokeh lists and does not serve."""
+        if not is_servable(route, route.rpartition("/")[0]):
+            text = f"Bokeh cannot serve an app under the name {unquote(route)!r}; rename it"
+            self._session.life.warn(text, host)
 
     # Starting, and taking over.
 

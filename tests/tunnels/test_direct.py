@@ -159,14 +159,19 @@ def test_attaches_to_a_server_that_is_there(machine: Machine) -> None:
 
 
 def test_attaching_keeps_the_servers_own_port_here(embedded: Callable[..., Machine]) -> None:
-    """The local port follows the server's, since that is the only origin it takes by default."""
+    """The local port follows the server's, since that is the only origin it takes by default.
+
+    An app's name that Bokeh does not serve is no reason to refuse the server, but is warned of.
+    """
     machine = embedded()
-    app = apps.put(machine, "sliders.py", apps.SLIDER)
+    app = apps.put(machine, "my sliders.py", apps.SLIDER)
+    events: list[Event] = []
     with machine.spawn([machine.python, "-m", "bokeh", "serve", "--port", "0", app]) as running:
         port = port_of(running)
         # The machine is this one, so its port is taken here; elsewhere it is free and would be chosen.
-        with tunnel_to(machine, remote_port=port) as tunnel:
+        with tunnel_to(machine, remote_port=port, on_event=events.append) as tunnel:
             assert tunnel.local_port != port
+    assert [event for event in events if isinstance(event, Warned) and "'/my sliders'" in event.text]
 
 
 @pytest.mark.filterwarnings("ignore:There is no current event loop")  # Bokeh's own client
