@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +13,18 @@ import pytest
 from paramiko.compress import ZlibDecompressor
 from paramiko.message import Message
 
-from beds import Machine
-from bokeh_ssh import BokehSSHError, ConnectionLostError
+import beds
+from beds import Key, Machine
+from bokeh_ssh import BokehSSHError, ConnectionLostError, LocalForward
 from bokeh_ssh._ssh.packetizer import MAX_PACKET_LENGTH, InflateError, Inflater, Packetizer
 from bokeh_ssh._ssh.transport import MAX_PACKET, Transport
+from cable import Cable
+from conformance import pattern, read_all
 from fake_forwards import check_alive, local_forward
 from fakes import FakeSSH, Server
 from memory import peak
 from rekeying import LIMIT, WAYS
+from targets import target_here
 
 _MIB = 1 << 20
 _ALGORITHMS = pytest.mark.parametrize("algorithm", ["zlib", "zlib@openssh.com"])
@@ -139,3 +144,29 @@ def test_compressed_traffic_goes_through_new_keys(
 
 def with_compression(login: Any) -> Callable[[Machine], dict[str, Any]]:
     return lambda machine: {**login.fget(machine), "compression": True}
+
+
+@pytest.mark.parametrize("newest", [False, True])
+def test_only_newer_servers_send_without_a_dictionary(key: Key, tmp_path: Path, newest: bool) -> None:
+    """What repeats takes hardly any room, except in what OpenSSH 10.6 sends: docs/security.md says so."""
+    folder = os.environ.get("OPENSSH_NEWEST", "")
+    if newest and not folder:
+        pytest.skip("there is no newer OpenSSH here")
+    size = 1 << 18
+    carried = {}
+    with (
+        target_here() as port,
+        beds.local_sshd(key, tmp_path, {}, newest=folder if newest else "") as machine,
+        Cable(machine.host, machine.port) as cable,
+    ):
+        login = cable.machine(machine, tmp_path).login | {"compression": True}
+        with LocalForward(machine.host, remote_port=port, **login) as forward:
+            for way, words, sent in (("there", b"hash", pattern(size)), ("back", b"send %d" % size, b"")):
+                before = cable.carried
+                with socket.create_connection(("127.0.0.1", forward.local_port), timeout=30) as sock:
+                    sock.sendall(words + b"\n" + sent)
+                    sock.shutdown(socket.SHUT_WR)
+                    assert len(read_all(sock)) == (size if way == "back" else 32)
+                carried[way] = cable.carried - before
+    assert carried["there"] < size // 4
+    assert carried["back"] > size if newest else carried["back"] < size // 4, carried
