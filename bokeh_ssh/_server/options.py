@@ -246,6 +246,11 @@ class ServerOptions:
         """The port to look for a server on."""
         return self.remote_port or BOKEH_PORT
 
+    @property
+    def attach_key(self) -> str:
+        """What signs the sessions of a server that is there; empty if they are not to be signed."""
+        return self.variables.get("BOKEH_SECRET_KEY", "") if self.signed else ""
+
     @functools.cached_property
     def hub(self) -> HubProxy | None:
         """The JupyterHub through which pages are opened, if this program runs on one."""

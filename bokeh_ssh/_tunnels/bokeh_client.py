@@ -84,7 +84,8 @@ def _access(url: str, session: Any) -> Iterator[None]:
             msg = f"the server opens no session of {path} for this program (status {code})"
             hint = (
                 "where its own settings have session ids signed, start "
-                f"it with {setting('signed=True')}; or see its log"
+                f"it with {setting('signed=True')}, or attach with that and its BOKEH_SECRET_KEY in "
+                f"{setting('env=')}; or see its log"
             )
             if ahead > _CLOCKS:
                 hint = (

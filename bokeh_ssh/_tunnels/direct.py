@@ -80,9 +80,10 @@ class DirectTunnel(Tunnel):
         system does not tell who connects (other than Linux), ``signed=True`` keeps them out
     :param allow_any_origin: let the pages of every site open WebSockets to the server, and so use the app as
         you can; otherwise only its own pages may, and those of ``extra_origins``, for any kind of server
-    :param signed: True: a server that is started accepts only sessions whose id is signed here; None: the
-        same if it listens on a port, and not on a private socket; False: it listens on a port that the other
-        users of its machine can open
+    :param signed: True: a server that is started accepts only sessions whose id is signed here (one that is
+        attached to too, with its own ``BOKEH_SECRET_KEY`` in ``env``); None: the same if it listens on a
+        port, and not on a private socket; False: it listens on a port that the other users of its machine can
+        open
     :param cache: keep the static files of pages in this account's cache folder, and use them the next time;
         see ``bokeh-ssh cache``
     :param reconnect: reconnect when the connection is lost, at the same local address and to the same server

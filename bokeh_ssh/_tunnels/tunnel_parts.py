@@ -228,7 +228,7 @@ class ServerAcquisition:
         self._expect_left()
         if self.found:
             return self.found
-        self.found = FoundServer(endpoint, port, (route,), tls=probe.tls)
+        self.found = FoundServer(endpoint, port, (route,), options.attach_key, tls=probe.tls)
         self._session.life.emit(Attached(host=connection.name, port=port))
         self._check_name(route, connection.name)
         if port != local_port:
@@ -262,7 +262,7 @@ class ServerAcquisition:
         self._expect_left()
         if self.found is None:
             route = find_route(gateway, where, timeout=gateway.hop.timeout)
-            self.found = FoundServer(where, routes=(route,))
+            self.found = FoundServer(where, routes=(route,), key=self._options.attach_key)
             self._session.life.emit(Attached(host=gateway.name, name=name))
             self._check_name(route, gateway.name)
         return self.found

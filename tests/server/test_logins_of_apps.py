@@ -194,6 +194,27 @@ def test_variables_that_sign_sessions(embedded: Callable[..., Machine]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:There is no current event loop")  # Bokeh's own client
+def test_attaching_to_a_server_that_has_sessions_signed(
+    embedded: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its key in ``env``, its page opens, and a script has a session; ``signed`` alone gives no key."""
+    machine, key = embedded(), "k" * 40
+    app = apps.put(machine, "sliders.py", apps.SLIDER)
+    monkeypatch.setenv("BOKEH_SECRET_KEY", key)
+    with serve_on(machine, app, "--session-ids", "external-signed") as running:
+        monkeypatch.delenv("BOKEH_SECRET_KEY")
+        there: dict[str, Any] = {"remote_port": port_of(running), "launch": False, "signed": True}
+        with tunnel_to(machine, **there, env={"BOKEH_SECRET_KEY": key}) as tunnel:
+            assert "Bokeh" in apps.get(tunnel.url)
+            tunnel.pull_session().close()
+        with tunnel_to(machine, **there) as tunnel, pytest.raises(AppAccessError, match="BOKEH_SECRET_KEY"):
+            tunnel.pull_session()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # tornado leaves what was refused unclosed
+        gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore:There is no current event loop")  # Bokeh's own client
 def test_clock_that_is_wrong_is_named(embedded: Callable[..., Machine]) -> None:
     """A server whose clock is an hour ahead opens no session for a script: told as that, not as a login."""
     machine = embedded()
