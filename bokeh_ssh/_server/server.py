@@ -34,6 +34,8 @@ from bokeh_ssh._ssh.sftp_writer import Sftp
 
 #: Seconds that a login shell may take to say hello before it is looked why it does not.
 HESITATION = 4.0
+#: What a login does that ends without a hello where it has nothing to read.
+_ELSEWHERE = "runs another shell or program in place of our command, or sends its output elsewhere"
 #: Seconds that a failed or interrupted start may spend on ending what it started.
 _ABORT = 1.5
 
@@ -388,7 +390,7 @@ class Server:
                 exec_line(nonce),
                 on_stdout=lambda data: note("waits for input") if list(reader.feed(data)) else None,
                 on_stderr=lambda data: None,
-                on_exit=lambda status: note("runs another shell or program in place of our command"),
+                on_exit=lambda status: note(_ELSEWHERE),
                 timeout=max(0.1, deadline - time.monotonic()),
             )
         except SessionError:  # one at a time

@@ -111,6 +111,7 @@ def test_functions_of_interactive_shells(machine: Container) -> None:
         ("echo There were too many logins for alice.; exit 254", SessionError, "opens no session"),
         ("echo This account is currently not available.; exit 1", SessionError, "does not run commands"),
         ("exec fish", LaunchError, "runs another shell"),
+        ("exec >/dev/null", LaunchError, "sends its output elsewhere"),
         ("read -p 'which environment? ' answer", LaunchError, "waits for input"),
     ],
 )
