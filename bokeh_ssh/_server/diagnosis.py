@@ -113,7 +113,8 @@ class StartFailure:
             return self._of_deadline()
         if self.status is None:
             msg = "the connection ended while the server was being started"
-            return ConnectionLostError(msg, host=self.host, hint="try again")
+            hint = "try again; if it always ends there, the SSH server ends what is silent (ChannelTimeout)"
+            return ConnectionLostError(msg, host=self.host, hint=hint)
         return self._of_session(self.status)
 
     def _make(

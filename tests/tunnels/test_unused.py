@@ -1,4 +1,4 @@
-"""A server that ends connections that nothing uses (UnusedConnectionTimeout)."""
+"""A server that ends what nothing uses (UnusedConnectionTimeout, ChannelTimeout)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from contextlib import closing
 import pytest
 
 from beds import Machine, has_banner, until
-from bokeh_ssh import LocalForward
+from bokeh_ssh import ConnectionLostError, LocalForward
 from bokeh_ssh._core.backoff import pause_before
 from bokeh_ssh._core.events import Event, Lost, Reconnecting
+from direct_tunnels import tunnel_to
 
 
 def test_forward_that_nobody_uses_is_not_made_again_for_ever(sshd: Callable[..., Machine]) -> None:
@@ -42,6 +43,13 @@ def test_used_connection_is_not_ended(sshd: Callable[..., Machine]) -> None:
         assert through.recv(4) == b"SSH-"
         with pytest.raises(AssertionError):
             until(lambda: any(isinstance(event, Lost) for event in events), timeout=3)
+
+
+def test_start_that_is_ended_for_its_silence_is_told(sshd: Callable[..., Machine]) -> None:
+    """A server that takes longer to start than sshd waits for a word is no lost line alone: that is named."""
+    machine = sshd(ChannelTimeout="*=1s")
+    with pytest.raises(ConnectionLostError, match="ChannelTimeout"):
+        tunnel_to(machine, "app.py", setup="sleep 10").open()
 
 
 def test_pauses() -> None:
