@@ -651,6 +651,8 @@ class TunnelParts:
             error: BokehSSHError
             if launched:
                 hint = f"give a longer {setting('launch_timeout')}, or see the log"
+                if "status 4" in str(exc):  # of a page that is not there, or needs a login
+                    hint = f"give {setting('ready=')} a page that opens without a login, or leave it out"
                 error = LaunchTimeoutError(msg, host=host, hint=hint, log=self._session.log)
             else:
                 hint = "check that it runs and that it is a web server"

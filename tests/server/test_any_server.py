@@ -32,7 +32,7 @@ from gateways import gateway_of, host_of
 from programs import Program, login
 from targets import target_on
 
-#: Serves on a port or a socket, after a while; /healthz answers 503 at first.
+#: Serves on a port or a socket, after a while; /healthz answers 404 at first.
 SERVER = """
 import http.server, os, socket, sys, time
 count = 0
@@ -45,7 +45,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         global count
         count += self.path == "/healthz"
         bad = self.path == "/never" or (self.path == "/healthz" and count < 3)
-        self.send_response(503 if bad else 200)
+        self.send_response(404 if bad else 200)
         self.end_headers()
         self.wfile.write(("it is " + " ".join(sys.argv[1:])).encode())
 
@@ -134,8 +134,9 @@ def test_server_that_is_never_ready_is_told(machine: Machine) -> None:
     """The page that is asked for has to answer well; one that ends early has its last words in the error."""
     path = apps.put(machine, "server.py", SERVER)
     command = (machine.python, "-u", path, "{port}")
-    with pytest.raises(LaunchTimeoutError, match="503"):
+    with pytest.raises(LaunchTimeoutError, match="404") as slow:
         tunnel_to(machine, command, ready="/never", launch_timeout=3).open()
+    assert "ready=" in str(slow.value.hint)
     with pytest.raises(LaunchError) as caught:
         tunnel_to(machine, (machine.python, "-c", "raise SystemExit('no such thing')", "{port}")).open()
     assert "no such thing" in str(caught.value)
