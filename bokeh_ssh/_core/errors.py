@@ -470,7 +470,7 @@ class ServerExitedError(BokehSSHError):
     ) -> ServerExitedError:
         """Say how it ended."""
         if memory_limit is not None:
-            msg = f"the Bokeh server has ended: {describe_kill(memory_limit)}"
+            msg = f"the server has ended: {describe_kill(memory_limit)}"
             return cls(
                 msg,
                 host=host,
@@ -482,7 +482,7 @@ class ServerExitedError(BokehSSHError):
         how = "" if exit_status is None else f" (exit status {exit_status})"
         if exit_status is not None and exit_status < 0:
             how = f" (signal {-exit_status})"
-        msg = f"the Bokeh server ended by itself{how}"
+        msg = f"the server ended by itself{how}"
         return cls(msg, host=host, hint="see its log, and start it again", exit_status=exit_status, log=log)
 
 

@@ -39,7 +39,7 @@ _START_FILE = re.compile(r"(rc|profile|login|env|config\.fish)(:| \()(\s?line )?
 #: A shell or Python for which the account, or the machine, has no more processes, memory or files.
 _SCARCE = re.compile(
     r"(?i)cannot fork|fork: |cannot allocate memory|memoryerror|can't start new thread|too many open files"
-    r"|pthread_create failed"
+    r"|pthread_create failed|memory allocation still failed"
 )
 #: What comes of `exec $SSH_ORIGINAL_COMMAND`, which takes each word as it is, quotes and all.
 _UNQUOTED = re.compile(r"exec: exec: |not found: exec$|hello;: (-c: )?(line )?\d{1,4}: ")
@@ -172,6 +172,8 @@ class StartFailure:
             wanted = repr(self.launch.python) if self.launch.python else "python3 or python"
             if self._is_script_of_nothing():
                 return self._of_script_of_nothing(status)
+            if scarce := next((line.strip() for line in self.before if _SCARCE.search(line)), ""):
+                return self._of_scarcity(scarce, status)
             if status == _NOT_EXECUTABLE and self.launch.python:
                 msg = f"{wanted} is there, but is no program that your account may run"
                 hint = f"give {setting('python=')} a program, such as bin/python in that folder"
@@ -179,6 +181,10 @@ class StartFailure:
             return self._make(PythonNotFoundError, f"there is no {wanted}", _PYTHON_HINT, status)
         msg = f"the shell ended early (exit status {status})"
         return self._make(LaunchError, msg, "a start file of the login shell may end it", status)
+
+    def _of_scarcity(self, said: str, status: int | None) -> LaunchError:
+        msg = f"there are not enough processes, memory or files left to run Python: {said}"
+        return self._make(LaunchError, msg, _SCARCE_HINT, status)
 
     def _is_script_of_nothing(self) -> bool:
         """Return whether ``python`` was found, and the system does not find what is to run it."""
@@ -297,8 +303,7 @@ class StartFailure:
         if self._is_script_of_nothing():
             return self._of_script_of_nothing(status)
         if _SCARCE.search(said):
-            msg = f"there are not enough processes, memory or files left to run Python: {said}"
-            return self._make(LaunchError, msg, _SCARCE_HINT, status)
+            return self._of_scarcity(said, status)
         if _NO_DEVICES.search(said):
             msg = f"the account cannot use /dev/null there: {said}"
             hint = "ask the administrator; a folder that it is confined to (ChrootDirectory) needs its own"

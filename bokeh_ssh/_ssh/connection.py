@@ -240,7 +240,8 @@ class Connection:
         session = Session(self.io_loop, on_stdout, on_stderr, on_exit)
         if not self._start(session, b"exec", command, timeout, agent):
             msg = "the server refuses to run a command"
-            raise SessionError(msg, host=self.name, hint="the account may be limited to forwarding")
+            hint = "the account may be limited to forwarding, or have no more processes (ulimit -u)"
+            raise SessionError(msg, host=self.name, hint=hint)
         return session
 
     def subsystem(

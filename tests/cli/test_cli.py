@@ -490,7 +490,7 @@ def test_server_that_ends_ends_it(light: Callable[..., Machine], app: str, marke
         (pid,) = [int(line) for line in _after(program.stderr, "process ")]
         os.kill(pid, signal.SIGKILL)
         assert program.end() == 1, program
-    assert "the Bokeh server ended by itself (signal 9)" in program.stderr
+    assert "the server ended by itself (signal 9)" in program.stderr
     assert not is_open(int(port))
     gone(machine, marker)
 

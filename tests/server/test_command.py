@@ -382,6 +382,20 @@ def test_python_is_not_blamed_for_its_surroundings(said: str, kind: type[LaunchE
     assert hint in str(found.hint)
 
 
+def test_python_that_no_file_is_left_to_look_for_is_not_missing() -> None:
+    """What the shell says of a limit counts, not that it has found no Python then."""
+    evidence = Evidence((), failed={"at": "python", "status": 127})
+    found = StartFailure(
+        host="h",
+        launch=Launch(),
+        stage=Stage.PYTHON,
+        evidence=evidence,
+        before=("/bin/sh: 22: eval: 3: Too many open files",),
+    ).error()
+    assert type(found) is LaunchError
+    assert "ulimit" in str(found.hint)
+
+
 def test_limit_that_ends_the_server_is_named() -> None:
     """What OpenBLAS says where threads are scarce is the reason, not the interrupt that it answers with."""
     said = "OpenBLAS blas_thread_init: pthread_create failed for thread 1 of 2"
