@@ -161,6 +161,8 @@ class Asker:
                 "Pragma: no-cache",
                 "Origin: http://other.example",
                 "Cookie: a=b",
+                "Expect: 100-continue",
+                "EXPECT:100-Continue",
                 "Authorization: Basic YTpi",
             ]
         )

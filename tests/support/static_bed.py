@@ -60,12 +60,10 @@ class Reader:
         return self.read(head=head)
 
     def read(self, *, head: bool = False) -> tuple[int, dict[str, str], bytes]:
-        """Read one answer."""
-        status = int(self._file.readline().split()[1])
-        headers = {}
-        while line := self._file.readline().strip().decode("latin-1"):
-            name, _, value = line.partition(":")
-            headers[name.lower()] = value.strip()
+        """Read one answer, behind those that only announce it."""
+        status, headers = 100, dict[str, str]()
+        while status < 200 and status != 101:
+            status, headers = self._read_head()
         if head or status in (204, 304):
             return status, headers, b""
         if headers.get("transfer-encoding") == "chunked":
@@ -77,3 +75,10 @@ class Reader:
             return status, headers, body
         count = int(headers["content-length"]) if "content-length" in headers else -1
         return status, headers, self._file.read(count)
+
+    def _read_head(self) -> tuple[int, dict[str, str]]:
+        status, headers = int(self._file.readline().split()[1]), {}
+        while line := self._file.readline().strip().decode("latin-1"):
+            name, _, value = line.partition(":")
+            headers[name.lower()] = value.strip()
+        return status, headers
