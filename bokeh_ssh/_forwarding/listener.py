@@ -296,7 +296,7 @@ class LocalAcceptor:
         cache: StaticCache | None = None,
         *,
         site: str = "",
-        ahead: bool = False,
+        spare: SpareChannels | None = None,
     ) -> Iterator[None]:
         """Lead to ``target`` as seen from the connection's server, while the context lasts.
 
@@ -305,9 +305,8 @@ class LocalAcceptor:
         :param cache: answers requests for static files, and keeps those of the server
         :param site: names the machine, the account and the server there, where what a server says may be kept
             for it alone; empty keeps nothing that counts for one server only
-        :param ahead: whether channels are open for the next connections, see :class:`SpareChannels`
+        :param spare: channels to ``target`` for the next connections, if there may be some; closed at the end
         """
-        spare = SpareChannels(connection, target, check) if ahead else None
         kept = None
         if cache:
             kept = SiteCache(cache, site, connection.io_loop, SpareChannels(connection, target, check, 1))

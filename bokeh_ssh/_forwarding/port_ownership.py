@@ -3,6 +3,10 @@
 A listener can end, and another user of that machine take its port, between two pages of one browser. So a
 local connection is led on only once the port was looked at *after* the SSH server had connected to it: a
 listener that is there then, and was there at the beginning, is the one that took the connection.
+
+A connection from before the first look may be used if that look finds a listener that was there before the
+tunnel's last connection was lost, or nobody else's socket with that port: whoever has accepted a connection
+has a socket with it, and whoever has yet to accept one still listens.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from collections.abc import Callable, Iterator
 from bokeh_ssh._core.errors import BokehSSHError, ConnectionLostError, ForeignServerError, SessionError
 from bokeh_ssh._core.framing import Reader
 from bokeh_ssh._core.settings import setting
-from bokeh_ssh._core.this_machine.proc_net import Listener, listeners, listening
+from bokeh_ssh._core.this_machine.proc_net import Listener, listeners, listening, owners, touching
 from bokeh_ssh._core.waiting import wait_for
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._ssh.remote_shell import exec_script
@@ -28,12 +32,15 @@ Verdict = Callable[[bool], None]
 
 #: What is waited for.
 _WORDS = ("looked", "blind")
-#: Looks at the listeners of one port once, and again for each line of its input; one ``grep`` a time.
+#: Looks at all sockets of one port once, but for connections that are one's own or nobody's, and at its
+#: listeners again for each line of its input.
 _LOOK = (
-    'look() { grep -hi "$port" /proc/net/tcp /proc/net/tcp6 2>/dev/null'
-    ' | while read -r row; do printf "%s;" "$row"; done; }; '
+    'rows() { grep -hi "$1" /proc/net/tcp /proc/net/tcp6 2>/dev/null; }; '
+    'join() { while read -r row; do printf "%s;" "$row"; done; }; '
+    'me=$(id -u); taken=" 0[1-9BC] [^ ]* [^ ]* [^ ]*  *"; '
     "[ -r /proc/net/tcp ] || { say blind; exit; }; "
-    'say uid "$(id -u)"; say looked "$(look)"; while read -r n; do say seen "$n;$(look)"; done'
+    'say uid "$me"; say looked "$(rows "$all" | grep -vi -e "$taken$me " -e "${taken}0  *0 0 " | join)"; '
+    'while read -r n; do say seen "$n;$(rows "$port" | join)"; done'
 )
 
 
@@ -66,7 +73,8 @@ class PortOwnershipMonitor:
         self._me = -1
         self._first: frozenset[Listener] = frozenset()
         self._before = before._first if before else self._first
-        self._stayed = False  # whether the first look has found a listener from before
+        self._sure = False  # whether the first look is enough for what was connected before
+        self._early: list[tuple[Verdict, float]] = []  # who asks before it
         self._sees = False
         self._error: BokehSSHError | None = None
         self._begun = False
@@ -88,12 +96,17 @@ class PortOwnershipMonitor:
             error = exc
         with self._change:
             self._sees, self._error, self._begun = sees, error, True
+            early, self._early = self._early, []
             self._change.notify_all()
+        for verdict, opened_at in early:
+            self.verify(verdict, opened_at)
 
     def _start(self, timeout: float) -> bool:
         """Look for the first time; return whether it sees anything."""
         session = self._connection.run(
-            exec_script(self._nonce, f'port="{listening(self._port)}"; {_LOOK}'),
+            exec_script(
+                self._nonce, f'port="{listening(self._port)}"; all="{touching(self._port)}"; {_LOOK}'
+            ),
             on_stdout=self._on_stdout,
             on_stderr=lambda data: None,
             on_exit=self._on_exit,
@@ -148,23 +161,30 @@ class PortOwnershipMonitor:
         return next((owner for owner, _ in now if owner != self._me), None)
 
     def verify(self, verdict: Verdict, opened_at: float = math.inf) -> None:
-        """Look at the port, and tell; returns at once.
+        """Look at the port, and tell; returns at once. Where nothing is seen, all are fine.
 
-        :param opened_at: when the channel was confirmed that is to be used. Where that was before the first
-            look, and the same listener has been there since the connection before, no other is needed
+        :param opened_at: when the channel was confirmed that is to be used. Before the first look, that one
+            decides
         """
         with self._change:
-            if self._stayed and self._session and opened_at < self._session.replied_at:
-                verdict(True)
+            if not self._begun:
+                self._early.append((verdict, opened_at))
                 return
             session = None if self._ended else self._session
+            fine: bool | None = None
+            if not self._sees:
+                fine = self._error is None
+            elif session is None:
+                fine = False
+            elif opened_at < session.replied_at:
+                fine = self._sure
             number = str(next(self._numbers))
-            if session:
+            if fine is None:
                 self._asked[number] = verdict
-        if session:
+        if fine is not None:
+            verdict(fine)
+        elif session:
             session.write(f"{number}\n".encode())
-        else:
-            verdict(False)
 
     def close(self) -> None:
         """End it; idempotent."""
@@ -182,7 +202,8 @@ class PortOwnershipMonitor:
                 self._me = int(text)
             elif event == "looked":
                 self._first = self._read(text)
-                self._stayed = bool(self._first & self._before)
+                others = owners(text.replace(";", "\n"), self._port) - {self._me}
+                self._sure = bool(self._first & self._before) or (bool(self._first) and not others)
             elif event == "seen":
                 number, _, rows = text.partition(";")
                 verdict = self._asked.pop(number, None)

@@ -338,7 +338,7 @@ class Connection:
         sock: socket.socket,
         target: Endpoint,
         origin: Origin,
-        check: Callable[[Callable[[bool], None]], None] | None = None,
+        check: Callable[[Callable[[bool], None], float], None] | None = None,
         make: MakeRelay = SocketRelay,
         again: Callable[[], None] | None = None,
         ahead: EarlyChannel | None = None,
@@ -347,8 +347,8 @@ class Connection:
 
         Where the server refuses, the local connection is reset.
 
-        :param check: tells, once the server has connected, whether anything may go there; on the transport
-            thread
+        :param check: tells, once the server has connected and has said so at that time, whether anything may
+            go there; on the transport thread
         :param make: makes what joins them
         :param again: takes the local connection back, where the line was lost before anything of it was sent
         :param ahead: a channel to ``target`` that is open and checked already; None asks for one
@@ -371,7 +371,7 @@ class Connection:
         def opened(channel: Channel) -> None:
             if check:
                 early = EarlyChannel(channel)
-                check(lambda fine: go_on(early) if fine else give_up(early))
+                check(lambda fine: go_on(early) if fine else give_up(early), channel.opened_at)
             else:
                 channel.attach(self.io_loop.relay(sock, channel, make=make))
 

@@ -25,7 +25,7 @@ from bokeh_ssh._forwarding.listener import LocalAcceptor, bind, open_acceptor
 from bokeh_ssh._forwarding.port_ownership import PortOwnershipMonitor, monitor_port
 from bokeh_ssh._forwarding.request_filter import RequestFilter
 from bokeh_ssh._forwarding.site_cache import name_site
-from bokeh_ssh._forwarding.spare_channels import SPARE
+from bokeh_ssh._forwarding.spare_channels import SPARE, SpareChannels
 from bokeh_ssh._forwarding.static_cache import StaticCache, open_cache
 from bokeh_ssh._server.file_sync import FileSync
 from bokeh_ssh._server.launch_spec import is_servable
@@ -87,12 +87,14 @@ class Attachment:
     :ivar endpoint: a path, or a port of that machine
     :ivar probe: what answered; None where nothing did
     :ivar monitor: what watches over a port that was attached to; None where it may be another user's
+    :ivar spare: channels for the first page, which were asked for while the server was
     """
 
     connection: Connection
     endpoint: str | int
     probe: HttpProbe | None
     monitor: PortOwnershipMonitor | None
+    spare: SpareChannels | None = None
 
 
 class ServerAcquisition:
@@ -163,7 +165,7 @@ class ServerAcquisition:
             return [None]
         if options.must_launch:
             return [None, None] if options.bundle else [None]  # for the supervisor, and for SFTP
-        looks = again if found else 2  # at first, its app's path is asked for too
+        looks = again if found else 1 + again  # at first, its app's path is asked for too
         watch = [] if options.allow_foreign else [None]
         return [*[("localhost", options.attach_port)] * looks, *watch]
 
@@ -204,11 +206,15 @@ class ServerAcquisition:
             before = self._attached.monitor if self._attached else None
             watch = monitor_port(connection, port, self._session.lose, before)
             monitor = self._session.connection_stack.enter_context(watch)
+        endpoint = ("localhost", port)  # it may listen on ::1 alone
+        spare = self._open_spare(connection, endpoint, monitor)
         if self.found:
             probe, route = probe_port(connection, port, timeout=timeout), ""
         else:
             probe, route = probe_server(connection, port, timeout=timeout)
         if probe is None or not probe.is_bokeh:
+            if spare:
+                spare.close()
             if monitor:
                 monitor.close()
             if probe is None or (options.launch is None and not options.remote_port):
@@ -218,10 +224,9 @@ class ServerAcquisition:
             msg = f"port {port} is taken by something that is not a Bokeh server"
             hint = f"choose another {setting('remote_port')}, or leave it out for any free one"
             raise PortInUseError(msg, host=connection.name, hint=hint, port=port, side="remote")
-        endpoint = ("localhost", port)  # it may listen on ::1 alone
         if monitor:
             monitor.check_owner()
-        self._attached = Attachment(connection, port, probe, monitor)
+        self._attached = Attachment(connection, port, probe, monitor, spare)
         # Only now: were that machine this one, our own listener would have answered. The server's own port,
         # since without more options its pages may come from no other.
         local_port = self._bind(port)
@@ -238,6 +243,17 @@ class ServerAcquisition:
             )
             self._session.life.warn(text, connection.name)
         return self.found
+
+    def _open_spare(
+        self, connection: Connection, endpoint: Endpoint, monitor: PortOwnershipMonitor | None = None
+    ) -> SpareChannels | None:
+        """Ask for the channels of the first page, while the server is asked whether it is there."""
+        if self._options.plain:  # it may serve nobody else while a connection is idle
+            return None
+        spare = SpareChannels(connection, endpoint, monitor.verify if monitor else None)
+        self._session.connection_stack.callback(spare.close)
+        spare.fill()
+        return spare
 
     def _expect_left(self) -> None:
         """Say that the server that was found keeps running, for as long as the connection to it works."""
@@ -318,8 +334,9 @@ class ServerAcquisition:
                 server.stop()
             else:
                 path = "" if found.tls else self.ready_path(found)  # a server with TLS would log it
+                spare = self._open_spare(connection, found.endpoint)
                 probe = ask_at_once(sock, path, timeout=_ANSWER)
-                self._attached = Attachment(connection, found.endpoint, probe, None)
+                self._attached = Attachment(connection, found.endpoint, probe, None, spare)
                 return found
 
     def _find_route(self, connection: Connection, found: FoundServer) -> FoundServer:
@@ -594,13 +611,19 @@ class TunnelParts:
         )
         # Sockets are in folders that nobody else may enter; a port can become another user's at any time.
         verify = None
+        attached = self._acquisition.find_attachment(connection, endpoint)
         if isinstance(endpoint, tuple) and not self._options.allow_foreign:
-            attached = self._acquisition.find_attachment(connection, endpoint)
             monitor = (attached and attached.monitor) or session.connection_stack.enter_context(
                 monitor_port(connection, endpoint[1], session.lose)
             )
             monitor.check_owner()
             verify = monitor.verify if monitor.wait() else None
+        spare = attached.spare if attached else None
+        if self._may_wait:
+            spare = spare or SpareChannels(connection, endpoint, verify)
+        elif spare:
+            spare.close()
+            spare = None
         leads = self._acceptor.forwarding(
             connection,
             endpoint,
@@ -608,7 +631,7 @@ class TunnelParts:
             verify,
             self._cache,
             site=self._name_site(connection, endpoint, found),
-            ahead=self._may_wait,
+            spare=spare,
         )
         session.connection_stack.enter_context(leads)
         self._acquisition.keep_if_detached()

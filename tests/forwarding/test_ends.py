@@ -265,7 +265,9 @@ def test_end_of_a_forward_that_is_checked(embedded: Any, ending: Ending) -> None
     verdicts: list[Any] = []
     with Listener(send_and_end) as target, connected(embedded()) as connection, tcp_pair() as (ours, theirs):
         ours.settimeout(_PATIENCE)
-        connection.forward(theirs, (_LOOPBACK, target.port), (_LOOPBACK, 1), verdicts.append)
+        connection.forward(
+            theirs, (_LOOPBACK, target.port), (_LOOPBACK, 1), lambda verdict, _: verdicts.append(verdict)
+        )
         until(lambda: ending.sent, what="the server to end it")
         assert connection.ping(_PATIENCE)
         verdicts[0](True)

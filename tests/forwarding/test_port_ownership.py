@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import socket
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -15,6 +18,17 @@ from bokeh_ssh._forwarding.port_ownership import PortOwnershipMonitor, monitor_p
 from connections import connected
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="others do not tell who listens")
+
+LOOPBACK = "127.0.0.1"
+#: Listens, accepts one connection, and keeps that alone.
+_LEAVE = """
+import socket
+with socket.create_server(("127.0.0.1", 0)) as listener:
+    print(listener.getsockname()[1], flush=True)
+    kept, _ = listener.accept()
+print("left", flush=True)
+input()
+"""
 
 
 def judge(monitor: PortOwnershipMonitor, opened_at: float) -> tuple[bool, bool]:
@@ -25,25 +39,55 @@ def judge(monitor: PortOwnershipMonitor, opened_at: float) -> tuple[bool, bool]:
     return verdicts.get(timeout=10), at_once
 
 
-def test_listener_that_has_stayed_is_not_looked_at_twice(sshd: Callable[..., Machine]) -> None:
-    """After a loss, a channel from before the first look may be used if that has found the same listener: a
-    later one is looked at, and so is each if another listener is there, even if it is one's own."""
+@contextmanager
+def stranger() -> Iterator[int]:
+    """Run a server of another user that listens no more, but has a connection; gives its port."""
+    with subprocess.Popen(
+        ["/usr/bin/python3", "-c", _LEAVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, user=65534, cwd="/"
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        port = int(process.stdout.readline())
+        with socket.create_connection((LOOPBACK, port), timeout=10):
+            assert process.stdout.readline() == b"left\n"
+            yield port
+            process.stdin.close()
+
+
+def test_what_was_connected_before_the_first_look(sshd: Callable[..., Machine]) -> None:
+    """A channel from before the first look may be used if nobody else has a socket with that port; a later
+    one is looked at. Who asks before the first look is told after it."""
     errors: list[object] = []
     began = time.monotonic()
-    with connected(sshd()) as connection:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            port = listener.getsockname()[1]
-            with monitor_port(connection, port, errors.append) as first:
-                assert first.wait()
-                assert judge(first, began) == (True, False)
-            with monitor_port(connection, port, errors.append, first) as second:
-                assert second.wait()
-                assert judge(second, began) == (True, True)
-                assert judge(second, time.monotonic()) == (True, False)
+    with connected(sshd()) as connection, socket.create_server((LOOPBACK, 0)) as listener:
+        port = listener.getsockname()[1]
         with (
-            socket.create_server(("127.0.0.1", port)),
-            monitor_port(connection, port, errors.append, second) as third,
+            socket.create_connection((LOOPBACK, port), timeout=10),
+            listener.accept()[0],
+            monitor_port(connection, port, errors.append) as monitor,
         ):
-            assert third.wait()
-            assert judge(third, began) == (True, False)
+            assert judge(monitor, began)[0]
+            assert monitor.wait()
+            assert judge(monitor, began) == (True, True)
+            assert judge(monitor, time.monotonic()) == (True, False)
+        listener.close()
+        with monitor_port(connection, port, errors.append) as monitor:  # it has ended
+            assert judge(monitor, began) == (False, False)
+    assert errors == []
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can act as another user here")
+def test_connection_that_another_user_may_have_accepted(sshd: Callable[..., Machine]) -> None:
+    """Where another user had the port, what was connected before the first look may be theirs; not after a
+    loss, if the listener from before is still there."""
+    errors: list[object] = []
+    began = time.monotonic()
+    with connected(sshd()) as connection, stranger() as port, socket.create_server((LOOPBACK, port)):
+        with monitor_port(connection, port, errors.append) as first:
+            first.check_owner()
+            assert judge(first, began) == (False, True)
+            assert judge(first, time.monotonic()) == (True, False)
+        with monitor_port(connection, port, errors.append, first) as second:
+            assert second.wait()
+            assert judge(second, began) == (True, True)
     assert errors == []

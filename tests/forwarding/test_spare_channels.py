@@ -16,6 +16,7 @@ from bokeh_ssh._core.backoff import Attempts
 from bokeh_ssh._forwarding import spare_channels
 from bokeh_ssh._forwarding.listener import LocalAcceptor, bind, open_acceptor
 from bokeh_ssh._forwarding.request_filter import RequestFilter
+from bokeh_ssh._forwarding.spare_channels import SpareChannels
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._ssh.transport import EarlyChannel
 from cable import Cable
@@ -64,8 +65,14 @@ def forwarding(
         port = stack.enter_context(Listener(target.answer)).port
         acceptor = open_acceptor(stack, bind(0), lambda _: None, True, Attempts())
         request_filter = RequestFilter(acceptor.port) if http else None
-        stack.enter_context(acceptor.forwarding(connection, (LOOPBACK, port), request_filter, ahead=ahead))
+        spare = spare_to(connection, port) if ahead else None
+        stack.enter_context(acceptor.forwarding(connection, (LOOPBACK, port), request_filter, spare=spare))
         yield acceptor, stack
+
+
+def spare_to(connection: Connection, port: int) -> SpareChannels:
+    """Make spare channels to a port."""
+    return SpareChannels(connection, (LOOPBACK, port), None)
 
 
 def count_spare(connection: Connection) -> int:
@@ -165,7 +172,9 @@ def test_request_on_a_line_that_is_dead(
         second = stack.enter_context(connected(machine))
         acceptor = open_acceptor(stack, bind(0), lambda _: None, True, Attempts())
         request_filter = RequestFilter(acceptor.port)
-        with acceptor.forwarding(first, (LOOPBACK, first_port), request_filter, ahead=True):
+        with acceptor.forwarding(
+            first, (LOOPBACK, first_port), request_filter, spare=spare_to(first, first_port)
+        ):
             until(lambda: count_spare(first) == 2, what="the connections ahead")
             cable.cut()
             sock = stack.enter_context(socket.create_connection((LOOPBACK, acceptor.port), timeout=30))
@@ -199,7 +208,9 @@ def test_answer_that_has_begun_is_reset(embedded: Callable[..., Machine], tmp_pa
         connection = stack.enter_context(connected(cable.machine(machine, tmp_path)))
         acceptor = open_acceptor(stack, bind(0), lambda _: None, True, Attempts())
         request_filter = RequestFilter(acceptor.port)
-        with acceptor.forwarding(connection, (LOOPBACK, port), request_filter, ahead=True):
+        with acceptor.forwarding(
+            connection, (LOOPBACK, port), request_filter, spare=spare_to(connection, port)
+        ):
             with socket.create_connection((LOOPBACK, acceptor.port), timeout=30) as sock:
                 sock.sendall(GET)
                 assert sock.recv(1000).endswith(b"part")

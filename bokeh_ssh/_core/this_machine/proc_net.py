@@ -53,6 +53,22 @@ def listeners(text: str, port: int) -> frozenset[Listener]:
     return frozenset((row.uid, row.inode) for row in _rows(text) if row.state == _LISTEN and row.port == port)
 
 
+def touching(port: int) -> str:
+    """Return the pattern by which ``grep -i`` finds the rows of all sockets whose own port is this one."""
+    return f"^ *[0-9]*: [0-9A-F]*:{port:04X} "
+
+
+def owners(text: str, port: int) -> frozenset[int]:
+    """Find whose sockets have ``port``: those who listen, and who have accepted connections.
+
+    >>> row = "1: 0100007F:138E 0100007F:D431 01 00000000:00000000 00:00000000 00000000 1001 0 78 1"
+    >>> owners(row, 5006)
+    frozenset({1001})
+    """
+    # A connection has no number while nobody has accepted it, and once it is closed.
+    return frozenset(row.uid for row in _rows(text) if row.port == port and row.inode)
+
+
 def find_peer(text: str, theirs: str, ours: str) -> tuple[int, int] | None:
     """Find who owns the end ``theirs`` of a connection to ``ours`` in ``/proc/net/tcp`` (or ``tcp6``).
 
