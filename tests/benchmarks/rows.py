@@ -204,6 +204,7 @@ TRIP_ROWS = (
     ("launch", "launch: until ready", 9.0),
     ("upload", "upload and launch: until ready", 11.0),
     ("attach", "attach: until open", 5.0),
+    ("page", "attach, and a page's first answer", 6.0),
     ("forward", "forward: until open", 5.0),
     ("jump", "forward through one jump host", 9.0),  # that of one hop, and 4 as its login takes with TCP
     ("back", "back after a loss: until a WebSocket answers", 6.0),

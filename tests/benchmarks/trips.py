@@ -32,9 +32,13 @@ def _make(words: dict[str, Any], login: dict[str, Any], **more: Any) -> Any:
 
 
 def _open(words: dict[str, Any], login: dict[str, Any]) -> float:
-    """Open it; return the seconds."""
+    """Open it, and for a page ask for that; return the seconds."""
+    import apps
+
     began = time.monotonic()
-    with _make(words, login):
+    with _make(words, login) as opened:
+        if words["kind"] == "page":
+            apps.get(opened.url)
         return time.monotonic() - began
 
 
