@@ -151,9 +151,14 @@ class StaticStore:
         self._make_room(path)
 
     def _make_room(self, newest: Path) -> None:
-        every = sorted(self._scan(), key=lambda each: each[1].st_mtime)
-        together = sum(status.st_size for path, status in every if _NAME.fullmatch(path.name))
         now = time.time()
+
+        def used(each: tuple[Path, os.stat_result]) -> float:
+            at = each[1].st_mtime
+            return at if at <= now + _NOTED else 0.0  # nobody knows: the clock was set back since
+
+        every = sorted(self._scan(), key=used)
+        together = sum(status.st_size for path, status in every if _NAME.fullmatch(path.name))
         for path, status in every:
             if _BEGUN.fullmatch(path.name):
                 unwanted, size = abs(now - status.st_mtime) > _LEFT_BEHIND, 0

@@ -119,6 +119,16 @@ def test_least_recently_used_give_way(account: Path) -> None:
     assert store.usage() == Usage(2, 200)
 
 
+def test_clock_that_is_set_back_keeps_nothing_in_place_of_others(account: Path) -> None:
+    """A file whose last use lies in the future, and which nobody uses any more, gives way first."""
+    store = StaticStore(find_folder("static"), most=250)
+    files = [keep(store, bytes([number]) * 100) for number in range(2)]
+    later = time.time() + 4e8
+    os.utime(next(store.folder.glob(f"{files[0].sha512}*")), (later, later))
+    files.append(keep(store, bytes([9]) * 100))
+    assert [store.load(file) is not None for file in files] == [False, True, True]
+
+
 def test_what_was_left_behind_is_removed(store: StaticStore) -> None:
     """What a killed program had begun stays for an hour at most, once another file is kept; others stay."""
     writers = [store.begin(named(b"")) for _ in range(2)]
