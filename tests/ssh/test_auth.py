@@ -888,6 +888,10 @@ def test_expired_password(make_bed: Callable[..., Bed]) -> None:
     bed = make_bed({"password"}, on_answer=expired)
     with pytest.raises(AuthenticationError, match=f"has expired.*ssh {USER}@far.example"):
         enter(bed.port, password="right")
+    with client(bed.port) as transport, pytest.raises(AuthenticationError) as caught:
+        login(transport, Host("far.example", password="right"), Config(), user="joe:hunter2", timeout=10)
+    assert caught.value.hint == "log in to far.example once with ssh, as the same user, and change it"
+    assert "hunter2" not in str(caught.value)
 
 
 def test_odd_characters_in_a_password(make_bed: Callable[..., Bed], keys: Path) -> None:

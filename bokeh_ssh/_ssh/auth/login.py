@@ -468,9 +468,13 @@ class _Login:
         raise self._expired()
 
     def _expired(self) -> AuthenticationError:
-        msg = f"the password of {self.userauth.account} has expired"
-        where = shlex.quote(f"{self.userauth.account}@{self.name}")
-        return self._error(AuthenticationError, msg, f"change it with ssh {where}")
+        account, user = self.userauth.account, self.userauth.user
+        msg = f"the password of {account} has expired"
+        # What is hidden of a name cannot be typed: then there is no command to copy.
+        hint = f"change it with ssh {shlex.quote(f'{user}@{self.name}')}"
+        if account != user:
+            hint = f"log in to {self.name} once with ssh, as the same user, and change it"
+        return self._error(AuthenticationError, msg, hint)
 
     def _ask_person(
         self, kind: str, text: str, *, echo: bool = False, instructions: str = "", reusable: bool = False
