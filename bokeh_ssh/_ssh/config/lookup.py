@@ -29,6 +29,7 @@ from bokeh_ssh._core.host import Target, format_target, hide_secret, parse_targe
 from bokeh_ssh._core.patterns import lower, matches, matches_host, matches_list
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.text import clean
+from bokeh_ssh._core.this_machine.home import expand_home
 from bokeh_ssh._core.this_machine.interfaces import list_addresses
 from bokeh_ssh._ssh.config import keywords, syntax
 from bokeh_ssh._ssh.config.canonical import Rules
@@ -120,7 +121,7 @@ class HostConfig:
     :param revoked_host_keys: files with host keys that are never taken
     :param strict_host_key_checking: nobody is asked about an unknown host key (StrictHostKeyChecking yes)
     :param unchecked_localhost: NoHostAuthenticationForLocalhost is yes, which we do not follow
-    :param warnings: about keywords that nobody knows
+    :param warnings: about keywords that nobody knows, and includes that cannot be
     :param lines: the file and line that gave each keyword, by its name in lower case
     """
 
@@ -324,7 +325,7 @@ class _Lookup:
     :param outcomes: of the commands of ``Match exec``, shared by all look-ups of one call: none is run twice
     :ivar settings: what was said
     :ivar undecided: those lines, as far as they have come up, and the criterion that is not known
-    :ivar unknown: keywords that nobody knows, by the file and line where they stand
+    :ivar warnings: about keywords that nobody knows, and includes, by the file and line where they stand
     :ivar wants_final: a ``Match final`` was seen: the files are to be read again
     """
 
@@ -338,7 +339,7 @@ class _Lookup:
         self.final = False
         self.settings = Settings()
         self.undecided: dict[str, str] = {}
-        self.unknown: dict[str, str] = {}
+        self.warnings: dict[str, str] = {}
         self.wants_final = False
         if request.user is not None:
             self.settings.add(keywords.USER, Setting(request.user, ""))
@@ -425,11 +426,14 @@ class _Lookup:
         elif name not in _PASSED_OVER and not matches_list(
             name, lower(self.settings.value(keywords.IGNORE_UNKNOWN) or "")
         ):
-            self.unknown[str(position)] = name  # in the block of another host too: ssh would read no further
+            # In the block of another host too: ssh would read no further.
+            self.warnings[str(position)] = _warn(str(position), name)
 
     def _keep(self, keyword: Keyword[Any], said: Setting[Any], position: _Position) -> None:
         settings = self.settings
         jump = settings.get(keywords.PROXY_JUMP)
+        if said.value is None:  # a time of "none", as with ssh: a later line counts
+            return
         if keyword in keywords.LISTS:
             settings.append(keyword, said, mine=position.mine)
         elif keyword is keywords.PROXY_COMMAND and jump and jump.value:
@@ -454,14 +458,19 @@ class _Lookup:
 
     def _include(self, pattern: str, position: _Position) -> None:
         if "%" in pattern or "${" in pattern:
-            pattern = syntax.expand(pattern, self._tokens_so_far(self.hostname()), os.environ)
+            try:
+                pattern = syntax.expand(pattern, self._tokens_so_far(self.hostname()), os.environ)
+            except syntax.UnsetError as exc:  # as with ssh, which says so and reads on
+                self.warnings[str(position)] = f"{position}: Include: {exc}, so nothing is read for it"
+                return
         if not pattern or (pattern.startswith("~") and not position.mine):
             msg = f"{pattern!r} is not a path"
             raise ValueError(msg)
         if position.depth >= _MAX_DEPTH:
             msg = "files include each other too deeply"
             raise ValueError(msg)
-        everything = str(Path(syntax.home(position.base), syntax.home(pattern)))
+        # A home of nobody matches no file.
+        everything = str(Path(syntax.home(position.base), expand_home(pattern)))
         for path in sorted(glob.glob(everything)):  # noqa: PTH207  # Path.glob takes no absolute pattern
             depth, never = position.depth + 1, not position.active
             inner = _Position(path, position.mine, position.base, depth, active=position.active, never=never)
@@ -695,7 +704,7 @@ class _Lookup:
             revoked_host_keys=self._files(keywords.REVOKED_HOST_KEYS) or (),
             unchecked_localhost=bool(value(keywords.NO_LOCALHOST_CHECK)),
             strict_host_key_checking=bool(value(keywords.STRICT_HOST_KEY_CHECKING)),
-            warnings=tuple(_warn(where, name) for where, name in self.unknown.items()),
+            warnings=tuple(self.warnings.values()),
             lines=self.settings.lines(),
         )
 

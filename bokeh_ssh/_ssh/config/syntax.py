@@ -23,6 +23,10 @@ _MOST = 1 << 31
 _SUBSTITUTE = re.compile(r"%(.?)|\$\{([^}]*)(\}?)", re.DOTALL)
 
 
+class UnsetError(ValueError):
+    """A variable of the environment is not set."""
+
+
 def split_keyword(line: str) -> tuple[str, str] | None:
     """Split a line into its keyword, in lower case, and the rest; None where it is empty or a comment.
 
@@ -218,7 +222,8 @@ def home(path: str) -> str:
 def expand(text: str, tokens: Mapping[str, str], env: Mapping[str, str] | None = None) -> str:
     """Put in the values of ``%h``-like tokens and, where ``env`` is given, of ``${NAME}``.
 
-    :raises ValueError: if a token is not known or a variable is not set
+    :raises UnsetError: if a variable is not set
+    :raises ValueError: if a token is not known
     """
 
     def value(found: re.Match[str]) -> str:
@@ -234,7 +239,7 @@ def expand(text: str, tokens: Mapping[str, str], env: Mapping[str, str] | None =
             return found[0]
         if not closed or name not in env:
             msg = f"the environment variable ${{{name}}} is not set" if closed else "${ is not closed"
-            raise ValueError(msg)
+            raise UnsetError(msg) if closed else ValueError(msg)
         return env[name]
 
     return _SUBSTITUTE.sub(value, text)
