@@ -295,9 +295,12 @@ def _host_key_rules(hop: Hop, address: str | None) -> host_keys.Rules:
         where = config.lines.get("nohostauthenticationforlocalhost", "")
         if ipaddress.ip_address(address.partition("%")[0]).is_loopback:
             note = f"NoHostAuthenticationForLocalhost is not followed ({where}): others could listen there"
-    if config.gssapi_key_exchange and not note:
-        where = config.lines.get("gssapikeyexchange", "")
-        note = f"GSSAPIKeyExchange is not followed ({where}): the key must be known"
+    for keyword, is_said in (
+        ("GSSAPIKeyExchange", config.gssapi_key_exchange),
+        ("VerifyHostKeyDNS", config.verify_host_key_dns),
+    ):
+        if is_said and not note:
+            note = f"{keyword} is not followed ({config.lines[keyword.lower()]}): the key must be known"
     return host_keys.Rules(
         command=config.known_hosts_command,
         revoked=config.revoked_host_keys,

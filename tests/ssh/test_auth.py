@@ -321,7 +321,8 @@ def test_certificate_that_is_named(
     make_sshd: Callable[..., Sshd], make_agent: Callable[..., SshAgent], keys: Path, kind: str
 ) -> None:
     """A certificate that the config names is used with the key that it is for, wherever that is: in a file,
-    or in the agent only, with IdentitiesOnly too. One for another key, or none at all, is passed over."""
+    or in the agent only, with IdentitiesOnly too. One for another key, or none at all, is passed over, and
+    named in the error of a login that fails, as is a key file that is not there."""
     authority, key = make_key(keys / "authority"), make_key(keys / "id", kind)
     certificate = authority.generate_user_certificate(key, "test", principals=[USER])
     (keys / "elsewhere").write_bytes(certificate.export_certificate())
@@ -331,8 +332,12 @@ def test_certificate_that_is_named(
     (keys / "damaged").write_bytes(certificate.export_certificate()[:-20] + b"A" * 19 + b"\n")
     useless = (str(keys / "nothing"), str(keys / "id.pub"), str(keys / "others"), str(keys / "damaged"))
     listed = (*useless, str(keys / "elsewhere"))
-    with pytest.raises(AuthenticationError):  # the control
-        enter(server.port, Config(identity_files=(str(keys / "id"),), certificate_files=useless))
+    typo = str(keys / "typo")
+    with pytest.raises(AuthenticationError) as caught:  # the control
+        enter(server.port, Config(identity_files=(str(keys / "id"), typo), certificate_files=useless))
+    assert f"IdentityFile {typo} is not there" in str(caught.value)
+    for path, why in zip(useless, ("is not there", "is not there", "was not used", "is no"), strict=True):
+        assert f"CertificateFile {path} {why}" in str(caught.value)
     assert enter(server.port, Config(identity_files=(str(keys / "id"),), certificate_files=listed)) == (
         "publickey",
     )

@@ -205,6 +205,7 @@ def test_full_agent_and_a_password(
         ("BatchMode yes", "nobody is asked: BatchMode yes"),
         ("PubkeyAcceptedKeyTypes rsa-*", "its kind is left out by PubkeyAcceptedAlgorithms rsa-*"),
         ("NumberOfPasswordPrompts 0", "nobody is asked: NumberOfPasswordPrompts 0"),
+        ("PKCS11Provider /p.so", "the SSH agent only (ssh-add -s), and not by PKCS11Provider /p.so"),
     ],
 )
 def test_line_is_named(bed: Bed, agent: SshAgent, tmp_path: Path, line: str, said: str) -> None:

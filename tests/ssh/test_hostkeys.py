@@ -1133,6 +1133,15 @@ def test_strict_host_key_checking(line: str, sshd: Sshd) -> None:
             meet(sshd, "ed", config, host_keys="ask", prompt=prompt, verbatim=True)
 
 
+@pytest.mark.parametrize("line", ["GSSAPIKeyExchange yes", "VerifyHostKeyDNS yes", "VerifyHostKeyDNS ask"])
+def test_other_ways_to_know_a_key(line: str, sshd: Sshd) -> None:
+    """Where ssh might know the host by other means, which we do not follow, the error names the line."""
+    keyword = line.split()[0]
+    with pytest.raises(UnknownHostKeyError, match=rf"{keyword} is not followed \(.*line 1\)"):
+        meet(sshd, "ed", line, verbatim=True)
+    assert meet(sshd, "ed", line, known=f"{H} {{ed}}\n") == "known"
+
+
 #: What key revocation lists are made of; the certificate has the serial number 77.
 LISTS = [
     *("{ed}", "{ed2}", "{ca}", "{cert}", "serial: 77", "serial: 1000-2000", "serial: 7-0xffffffff"),

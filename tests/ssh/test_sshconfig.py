@@ -158,6 +158,8 @@ def as_ssh_g(config: HostConfig, said: dict[str, list[str]]) -> dict[str, list[s
         "checkhostip": or_default("checkhostip", flag(config.check_host_ip)),
         "nohostauthenticationforlocalhost": [flag(config.unchecked_localhost)],
         "knownhostscommand": list(config.known_hosts_command.words) if config.known_hosts_command else [],
+        "pkcs11provider": [config.pkcs11_provider] if config.pkcs11_provider else [],
+        "verifyhostkeydns": ["true" if config.verify_host_key_dns else "false"],
         "requiredrsasize": or_default("requiredrsasize", config.required_rsa_size),
         "revokedhostkeys": [" ".join(config.revoked_host_keys)] if config.revoked_host_keys else [],
     }
@@ -197,6 +199,8 @@ def check_same(path: str, alias: str, user: str | None = None, port: int | None 
         said["connecttimeout"] = ["none"]
     if config.batch_mode and config.server_alive_interval is None:  # Debian's ssh takes 300
         said["serveraliveinterval"] = ["0"]
+    if said["verifyhostkeydns"] == ["ask"]:
+        said["verifyhostkeydns"] = ["true"]
     if said.get("identityagent") == ["SSH_AUTH_SOCK"]:
         del said["identityagent"]
     if "gssapiauthentication" not in said:  # an ssh that was built without
@@ -454,6 +458,7 @@ VALUES: dict[str, list[str]] = {
     "NoHostAuthenticationForLocalhost": ["yes", "no"],
     "NumberOfPasswordPrompts": ["0", "2"],
     "PasswordAuthentication": ["no", "yes"],
+    "PKCS11Provider": ["/p.so", "NONE", '"/p q.so"'],
     "Port": ["1", "65535", "ssh", "http", "+99", "0022"],
     "PreferredAuthentications": ["password,publickey", "x"],
     "ProxyCommand": ["none", "/x %h %p", "/y %r-%n %%", "'/z w'", "NONE", "/q # c"],
@@ -499,6 +504,7 @@ VALUES: dict[str, list[str]] = {
     "StrictHostKeyChecking": ["no", "accept-new", "yes", "OFF", "ask"],
     "TCPKeepAlive": ["no"],
     "UpdateHostKeys": ["ask"],
+    "VerifyHostKeyDNS": ["yes", "Ask", "no"],
     "VersionAddendum": ["me"],
     "VisualHostKey": ["yes"],
     "WarnWeakCrypto": ["no"],

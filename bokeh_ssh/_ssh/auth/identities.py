@@ -392,11 +392,13 @@ def find_identities(
     agent: Agent,
     touch: Callable[[str], object] = lambda _: None,
     ended: Callable[[], bool] = lambda: False,
+    note: Callable[[str], object] = log.debug,
 ) -> Iterator[Identity]:
     """Yield the keys to offer, best first; each file and the agent is looked at when its turn comes.
 
     :param touch: told which key waits for a touch of its security key
     :param ended: whether the login that they are for is over: nobody waits for a touch then
+    :param note: told which files that the config names are of no use, and why
     """
     tries = PROMPTS if config.password_prompts is None else config.password_prompts
     asker = _asker(host, "Enter passphrase", host.passphrase, tries)
@@ -427,7 +429,11 @@ def find_identities(
         # As with ssh: a key named in any way replaces the default ones.
         paths = tuple(f"~/.ssh/{name}" for name in DEFAULT_KEYS)
     listed = files(paths, explicit=False)
-    yield from _certified(config.certificate_files, [*named, *listed], usable, touch)
+    found = {file.path for file in listed}
+    for path in config.identity_files:
+        if path != "none" and private_path(path) not in found:
+            note(f"IdentityFile {clean(path, 300)} is not there, or cannot be read")
+    yield from _certified(config.certificate_files, [*named, *listed], usable, touch, note)
     configured = _with_certificates(listed)
     if not named_any:
         configured.sort(key=_effort)
@@ -447,18 +453,23 @@ def _with_certificates(files: Sequence[KeyFile]) -> list[Identity]:
 
 
 def _certified(
-    paths: Sequence[str], files: Sequence[KeyFile], agent: Agent | None, touch: Callable[[str], object]
+    paths: Sequence[str],
+    files: Sequence[KeyFile],
+    agent: Agent | None,
+    touch: Callable[[str], object],
+    note: Callable[[str], object],
 ) -> Iterator[Identity]:
     """Yield the certificates that the config names, each with the key that it is for, wherever that is."""
     for path in map(expand, paths):
+        label = f"CertificateFile {clean(str(path), 300)}"
         certificate = read_public(path)
         if certificate is None or not is_certificate(certificate):
-            log.debug("%s is no certificate", path)
+            note(f"{label} is not there, or is no certificate")
             continue
         try:
             key = public_keys.read(certificate).blob
         except ValueError as exc:
-            log.debug("%s is no certificate: %s", path, exc)
+            note(f"{label} is no certificate ({exc})")
             continue
         signer: Identity | None = next((file for file in files if file.known == key), None)
         if signer is None and agent is not None:
@@ -466,7 +477,7 @@ def _certified(
                 (HeldKey(agent, held, None, touch) for held in agent.list_keys() if held.blob == key), None
             )
         if signer is None:
-            log.debug("there is no key for %s", path)
+            note(f"{label} was not used: its key is in no file that is named, and not in the SSH agent")
         else:
             yield Certified(signer, certificate, clean(path.name, 100))
 

@@ -159,7 +159,7 @@ class _Login:
         self._kerberos_tried = False
         self._methods = self._enabled()
         self._identities: Iterator[Identity] = find_identities(
-            host, config, agent, touch, lambda: not wire.transport.is_active()
+            host, config, agent, touch, lambda: not wire.transport.is_active(), self.notes.append
         )
         self._keys_tried = 0
         self._seen: set[bytes] = set()  # keys that the server has judged
@@ -536,6 +536,9 @@ class _Login:
             if said is not False:
                 keyword, value = "PreferredAuthentications", ",".join(config.preferred_authentications or ())
             yield f"{method} was not tried: {self._line(keyword, value)}"
+        if config.pkcs11_provider and "publickey" in self.allowed:
+            line = self._line("PKCS11Provider", config.pkcs11_provider)
+            yield f"keys of a token are used through the SSH agent only (ssh-add -s), and not by {line}"
         if config.gssapi_trust_dns and self._kerberos_tried:
             yield f"the DNS is not asked for the server's name: {self._line('GSSAPITrustDns', 'yes')}"
         if config.batch_mode:

@@ -213,6 +213,7 @@ MACS = Keyword("MACs", _algorithms)
 NO_LOCALHOST_CHECK = Keyword("NoHostAuthenticationForLocalhost", syntax.flag)
 NUMBER_OF_PASSWORD_PROMPTS = Keyword("NumberOfPasswordPrompts", syntax.number)
 PASSWORD_AUTHENTICATION = Keyword("PasswordAuthentication", syntax.flag)
+PKCS11_PROVIDER = Keyword("PKCS11Provider", syntax.one_word)
 PORT = Keyword("Port", _port)
 PREFERRED_AUTHENTICATIONS = Keyword("PreferredAuthentications", syntax.one_word)
 PROXY_COMMAND = Keyword("ProxyCommand", _raw)
@@ -233,6 +234,7 @@ STRICT_HOST_KEY_CHECKING = Keyword("StrictHostKeyChecking", _choice(_CHECKINGS))
 TAG = Keyword("Tag", syntax.one_word)
 USER = Keyword("User", syntax.one_word)
 USER_KNOWN_HOSTS_FILE = Keyword("UserKnownHostsFile", syntax.all_words)
+VERIFY_HOST_KEY_DNS = Keyword("VerifyHostKeyDNS", _choice({**_FLAG, "ask": True}))
 
 #: Those whose value is read, by name in lower case.
 KEYWORDS: dict[str, Keyword[Any]] = {
@@ -248,7 +250,10 @@ ALGORITHMS = (
     PUBKEY_ACCEPTED_ALGORITHMS,
 )
 #: Those that say no when they matter: what they ask for would change who is trusted or how one gets there.
-TOLD = (GSSAPI_KEY_EXCHANGE, GSSAPI_TRUST_DNS, NO_LOCALHOST_CHECK, PROXY_USE_FDPASS, REFUSE_CONNECTION)
+TOLD = (
+    *(GSSAPI_KEY_EXCHANGE, GSSAPI_TRUST_DNS, NO_LOCALHOST_CHECK, PKCS11_PROVIDER, PROXY_USE_FDPASS),
+    *(REFUSE_CONNECTION, VERIFY_HOST_KEY_DNS),
+)
 #: Older names.
 ALIASES = {
     "challengeresponseauthentication": "kbdinteractiveauthentication",
@@ -272,10 +277,10 @@ HARMLESS = frozenset(
         *("HostbasedAuthentication", "IPQoS"),
         *("KbdInteractiveDevices", "LocalCommand", "LocalForward", "LogLevel"),
         *("LogVerbose", "ObscureKeystrokeTiming", "PermitLocalCommand", "PermitRemoteOpen"),
-        *("PKCS11Provider", "RekeyLimit", "RemoteCommand", "RemoteForward"),
+        *("RekeyLimit", "RemoteCommand", "RemoteForward"),
         *("RequestTTY", "SecurityKeyProvider", "SendEnv", "SetEnv", "StdinNull"),
         *("StreamLocalBindMask", "StreamLocalBindUnlink", "SyslogFacility"),
-        *("TCPKeepAlive", "Tunnel", "TunnelDevice", "UpdateHostKeys", "VerifyHostKeyDNS"),
+        *("TCPKeepAlive", "Tunnel", "TunnelDevice", "UpdateHostKeys"),
         *("VersionAddendum", "VisualHostKey", "WarnWeakCrypto", "XAuthLocation"),
     }
 )

@@ -101,6 +101,8 @@ class HostConfig:
     :param gssapi_client_identity: the principal whose ticket is used; None for the one used by default
     :param gssapi_server_identity: the server's name in its keytab; None for ``hostname``
     :param gssapi_key_exchange: GSSAPIKeyExchange is yes, which we do not follow; nor ``gssapi_trust_dns``
+    :param pkcs11_provider: the library of a token, which we do not follow; None for "none"
+    :param verify_host_key_dns: VerifyHostKeyDNS is yes or ask, which we do not follow
     :param preferred_authentications: the methods to try, in this order
     :param password_prompts: how often a person is asked for one password, passphrase or round of questions
     :param add_keys_to_agent: whether a key that was read from a file is added to the agent ("yes", "no",
@@ -150,6 +152,8 @@ class HostConfig:
     gssapi_server_identity: str | None = None
     gssapi_key_exchange: bool = False
     gssapi_trust_dns: bool = False
+    pkcs11_provider: str | None = None
+    verify_host_key_dns: bool = False
     preferred_authentications: tuple[str, ...] | None = None
     password_prompts: int | None = None
     add_keys_to_agent: tuple[str, float] | None = None
@@ -686,6 +690,8 @@ class _Lookup:
             gssapi_server_identity=value(keywords.GSSAPI_SERVER_IDENTITY),
             gssapi_key_exchange=bool(value(keywords.GSSAPI_KEY_EXCHANGE)),
             gssapi_trust_dns=bool(value(keywords.GSSAPI_TRUST_DNS)),
+            pkcs11_provider=self._unless_none(keywords.PKCS11_PROVIDER),
+            verify_host_key_dns=bool(value(keywords.VERIFY_HOST_KEY_DNS)),
             preferred_authentications=self._preferred(),
             password_prompts=value(keywords.NUMBER_OF_PASSWORD_PROMPTS),
             add_keys_to_agent=value(keywords.ADD_KEYS_TO_AGENT),
@@ -733,6 +739,10 @@ class _Lookup:
     def _control_path(self) -> str | None:
         said = self.settings.get(keywords.CONTROL_PATH)
         return None if said is None or said.value.lower() == "none" else self._expand(said)
+
+    def _unless_none(self, keyword: Keyword[str]) -> str | None:
+        value = self.settings.value(keyword)
+        return None if value is None or value.lower() == "none" else value
 
     def _identity_agent(self) -> str | None:
         said = self.settings.get(keywords.IDENTITY_AGENT)
