@@ -940,6 +940,9 @@ def test_question_and_nobody_to_ask(make_bed: Callable[..., Bed]) -> None:
         enter(bed.port)
     assert caught.value.tried == ("keyboard-interactive",)
     assert bed.seen[0].answers == []
+    with pytest.raises(PromptRequiredError) as caught:  # a password is given, and is not what it wants
+        enter(bed.port, password="right")
+    assert caught.value.hint == "give a prompt= that can ask"
 
 
 def test_password_answers_one_hidden_question(make_bed: Callable[..., Bed]) -> None:

@@ -559,9 +559,8 @@ class _Login:
             return self._expired()
         if self._unasked:
             text = f"{text}; nobody was there to be asked for {self._unasked}"
-            return self._error(
-                PromptRequiredError, text, "give password= or passphrase=, or a prompt= that can ask"
-            )
+            given = "password= or passphrase=, or " * (self.host.password is None)
+            return self._error(PromptRequiredError, text, f"give {given}a prompt= that can ask")
         advice = _advice(self.allowed)
         if self._absent:
             return self._error(SecurityKeyAbsentError, text, f"{_PLUG_IN}, or {advice}")
