@@ -1354,14 +1354,16 @@ def test_a_person_may_think_long(make_bed: Callable[..., Bed], monkeypatch: pyte
 
 
 def test_password_to_be_changed_and_nobody_to_ask(make_bed: Callable[..., Bed]) -> None:
-    """Where PAM takes the password that is given, and wants a new one, that is said."""
+    """Where PAM takes the password that is given, and wants a new one, that is said; so it is to a person who
+    does not answer."""
     change = "You are required to change your password immediately.\nCurrent password: "
     rounds = ((("Password: ", False), "right"), ((change, False), "right"))
     bed = make_bed(
         ("keyboard-interactive",), rounds=tuple(("", "", (ask,), (right,)) for ask, right in rounds)
     )
-    with pytest.raises(AuthenticationError, match="has expired; change it with ssh"):
-        enter(bed.port, password="right")
+    for prompt in (None, Person(None)):
+        with pytest.raises(AuthenticationError, match="has expired; change it with ssh"):
+            enter(bed.port, password="right", prompt=prompt)
 
 
 def test_server_that_does_not_wait_for_an_answer(sshd: Callable[..., Machine]) -> None:

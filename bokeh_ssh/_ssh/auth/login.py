@@ -485,6 +485,8 @@ class _Login:
             kind=kind, host=self.name, text=text, echo=echo, instructions=instructions, reusable=reusable
         )
         answer = self.host.prompt(question) if self.host.prompt else None
+        if answer is None and _CHANGE.search(text):
+            raise self._expired()
         if answer is None:
             raise self._error(AuthenticationError, f"{clean(text, 200)!r} was not answered", "")
         self._answered_late = not self.userauth.transport.is_active()
