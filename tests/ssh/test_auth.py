@@ -727,6 +727,14 @@ def test_dead_agent(make_bed: Callable[..., Bed], account: Path) -> None:
         enter(bed.port, config, look_for_keys=False)
 
 
+def test_agent_without_keys_is_named(
+    make_bed: Callable[..., Bed], make_agent: Callable[..., SshAgent], account: Path
+) -> None:
+    """Where no key was at hand, and the agent tells of none, that is said: it may be locked."""
+    with pytest.raises(AuthenticationError, match="the SSH agent has no keys, or is locked"):
+        enter(make_bed({"publickey"}).port, Config(identity_agent=make_agent().path))
+
+
 def _listing(*keys: bytes) -> bytes:
     body = struct.pack(">BI", 12, len(keys))
     for key in keys:

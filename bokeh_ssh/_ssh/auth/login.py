@@ -497,12 +497,13 @@ class _Login:
     def _with_notes(self, text: str) -> str:
         said = clean(self.userauth.said, _MOST_SAID, tail=True)
         hidden = "what follows the colon is part of the login name, and no password"
+        trouble = self.agent.trouble
         parts = (
             text,
             hidden * (self.userauth.account != self.userauth.user),
             *self.notes,
             *self._left_out(),
-            self.agent.trouble,
+            trouble * (not any(trouble in note for note in self.notes)),
             f"the server said: {said}" if said else "",
         )
         return "; ".join(part for part in parts if part)
@@ -538,7 +539,10 @@ class _Login:
             if said is not False:
                 keyword, value = "PreferredAuthentications", ",".join(config.preferred_authentications or ())
             yield f"{method} was not tried: {self._line(keyword, value)}"
-        if config.pkcs11_provider and "publickey" in self.allowed:
+        wants_key = "publickey" in self.allowed and "publickey" in self._methods
+        if wants_key and not self._keys_tried and self.agent.present and not self.agent.list_keys():
+            yield "the SSH agent has no keys, or is locked"
+        if config.pkcs11_provider and wants_key:
             line = self._line("PKCS11Provider", config.pkcs11_provider)
             yield f"keys of a token are used through the SSH agent only (ssh-add -s), and not by {line}"
         if config.gssapi_trust_dns and self._kerberos_tried:
