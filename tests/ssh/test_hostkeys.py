@@ -563,7 +563,8 @@ def test_bad_lines_are_logged(keys: Keys, tmp_path: Path, caplog: pytest.LogCapt
 
 
 def test_errors(keys: Keys, tmp_path: Path) -> None:
-    """Each refusal names host, key type, fingerprint, the line that decided, and the next step."""
+    """Each refusal names host, key type, fingerprint, the line that decided or the name that was looked up,
+    and the next step."""
     path = tmp_path / "known_hosts"
     path.write_bytes(fill(f"# old\n{P} {{rsa}}\n{P} {{ed2}}\n@revoked {P} {{ec}}\n", keys))
     prints = {
@@ -582,6 +583,7 @@ def test_errors(keys: Keys, tmp_path: Path) -> None:
     assert prints["ed2"] in changed
     assert f"ssh-keygen -f {path} -R '{P}'" in changed
     assert f"@revoked in {path} line 4" in str(caught["ec"])
+    assert f"{prints['rsa']} (looked up as {HOST});" in str(caught["rsa"])
     assert 'host_keys="ask" or host_keys="accept-new"' in str(caught["rsa"])
 
 

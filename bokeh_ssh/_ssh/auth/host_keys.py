@@ -240,7 +240,9 @@ class _Case:
 
     def unknown(self, more: str, hint: str) -> UnknownHostKeyError:
         """Make the error for a key that no file has."""
-        msg = f"no known_hosts file has its host key, {self.key.kind} {self.key.fingerprint} {more}".rstrip()
+        name = f"(looked up as {self.listed})" if self.listed != self.host else ""
+        facts = (self.key.kind, self.key.fingerprint, name, more)
+        msg = f"no known_hosts file has its host key, {' '.join(filter(None, facts))}"
         for path in self.files:
             if why := _unreadable(path):
                 msg += f"; {path} cannot be read ({why})"
