@@ -274,6 +274,7 @@ class ClusterJob:
         self.submitted += 1
         self._set(Job(id=job))
         self._emit(JobSubmitted(host=self._label, job=job))
+        scheduler.list_jobs(warden, self._scheduler, but=job)  # meanwhile: the job is not asked for yet
 
     def _script(self, output: str, *, step: bool = False) -> str:
         return job_script(
@@ -337,11 +338,11 @@ class ClusterJob:
         if number.isdigit() and task.isdigit():  # as squeue lists them; while they wait, they are one
             msg = f"job {name} is one of an array"
             raise JobError(msg, host=self._label, hint=self._scheduler.OF_ARRAY, job=name)
-        answer = warden.run(self._scheduler.LIST)
+        listed, answer = scheduler.list_jobs(warden, self._scheduler)
         if answer.status:
             msg = f"the scheduler cannot be asked for job {name!r} ({answer.said})"
             raise JobError(msg, host=self._label, hint="try again")
-        jobs = [(each["id"], each["name"]) for each in self._scheduler.read_list(answer.out)]
+        jobs = [(each["id"], each["name"]) for each in listed]
         fits = [number for number, called in jobs if called == name]
         if len(fits) == 1:
             return fits[0]
@@ -432,7 +433,8 @@ class ClusterJob:
         if left > 0 and wait(warden.connection.lost, left):
             raise warden.connection.lost_error()
         self._check_wanted()
-        answer, age = warden.ask(self._job.id, self._scheduler.ASK, pause)
+        waits = self._job.state is JobState.PENDING
+        answer, age = warden.ask(self._job.id, self._scheduler.ASK, pause, waits=waits)
         self._asked = time.monotonic() - age
         found = self._scheduler.read_answer(self._job.id, answer.status, answer.out, answer.err)
         if found is None:

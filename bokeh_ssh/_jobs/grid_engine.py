@@ -252,6 +252,7 @@ printf '%s %s\\n' "$state" "$context\""""
         "mine": _CLAIM + nonce,
         "claim": _CLAIM,
         "cancel": cancel_words(job),
+        "renew": claim_words(job, f"{nonce}t{{until}}"),
     }
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from bokeh_ssh._core.errors import JobError
 from bokeh_ssh._jobs import scheduler
 from bokeh_ssh._jobs.job import ListedJob
@@ -31,23 +29,22 @@ class JobList:
         if not self._warden.found:
             return []
         self._scheduler = scheduler.choose(self._warden, self._host)
-        answer = self._run(self._scheduler.LIST)
-        return [ListedJob(host=self._host, **fields) for fields in self._scheduler.read_list(answer.out)]
+        listed, answer = scheduler.list_jobs(self._warden, self._scheduler)
+        self._check(answer)
+        return [ListedJob(host=self._host, **fields) for fields in listed]
 
     def cancel(self, job: ListedJob) -> None:
         """Cancel one of :meth:`jobs`.
 
         :raises JobError: if the scheduler does not do it
         """
-        self._run(self._scheduler.cancel_words(job.id))
+        self._check(self._warden.run(self._scheduler.cancel_words(job.id)))
 
     def close(self) -> None:
         """End its session."""
         self._warden.close()
 
-    def _run(self, words: Sequence[str]) -> Answer:
-        answer = self._warden.run(words)
+    def _check(self, answer: Answer) -> None:
         if answer.status:
             msg = f"the scheduler does not answer ({answer.said})"
             raise JobError(msg, host=self._host, hint="try again")
-        return answer

@@ -273,6 +273,7 @@ done"""
         "mine": _CLAIM + nonce,
         "claim": _CLAIM,
         "cancel": cancel_words(job),
+        "renew": claim_words(job, f"{nonce}t{{until}}"),
     }
 
 

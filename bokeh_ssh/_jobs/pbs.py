@@ -313,6 +313,7 @@ printf '%s %s\\n' "$state" "$mark\""""
         "mine": _CLAIM + nonce,
         "claim": _CLAIM,
         "cancel": cancel_words(job),
+        "renew": claim_words(job, f"{nonce}t{{until}}"),
     }
 
 

@@ -10,7 +10,7 @@ from bokeh_ssh._core.settings import setting
 from bokeh_ssh._jobs import grid_engine, lsf, pbs, slurm
 from bokeh_ssh._jobs.batch import Batch
 from bokeh_ssh._jobs.job import Job, JobState
-from bokeh_ssh._jobs.warden import Warden
+from bokeh_ssh._jobs.warden import Answer, Warden
 
 
 class Scheduler(Protocol):
@@ -155,3 +155,15 @@ def no_scheduler(host: str) -> SubmitError:
     msg = f"there is no scheduler that is known here ({wanted})"
     hint = f"give the cluster's login node; without {setting('batch')} the server runs on that machine itself"
     return SubmitError(msg, host=host, hint=hint)
+
+
+def list_jobs(warden: Warden, which: Scheduler, *, but: str = "") -> tuple[list[dict[str, str]], Answer]:
+    """List the account's jobs, and have the warden cancel those that wait and have lost their own warden.
+
+    :param but: the number of a job that has one
+    :returns: what ``read_list`` makes of them, and the answer, which may be an error
+    """
+    answer = warden.run(which.LIST)
+    jobs = [] if answer.status else which.read_list(answer.out)
+    warden.inherit([which.guard("", job["id"]) for job in jobs if not job["node"] and job["id"] != but])
+    return jobs, answer

@@ -198,6 +198,7 @@ def guard(nonce: str, job: str = "{job}") -> dict[str, object]:
         "mine": _CLAIM + nonce,
         "claim": _CLAIM,
         "cancel": cancel_words(job),
+        "renew": claim_words(job, f"{nonce}t{{until}}"),
     }
 
 

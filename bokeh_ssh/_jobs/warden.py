@@ -13,6 +13,10 @@ from bokeh_ssh._ssh.connection import Connection
 #: Seconds that the warden gives a command, and that we give the warden besides.
 COMMAND_TIMEOUT = 30.0
 _MARGIN = 10.0
+#: Seconds without a question after which a client that waits for its job is gone; it asks every 30 s.
+_SILENCE = 90.0
+#: Seconds after which the comment of a job that waits says again that it has a warden.
+_RENEWAL = 120.0
 #: Seconds for the word that a job was cancelled, when all is closed.
 _GOODBYE = 5.0
 
@@ -52,7 +56,7 @@ class Warden:
         self.connection = connection
         self._program = RemoteProgram("warden", pythons=pythons)
         self._numbers = itertools.count(1)
-        order = {"grace": grace, "programs": list(programs)}
+        order = {"grace": grace, "programs": list(programs), "silence": _SILENCE, "renewal": _RENEWAL}
         self._program.start(connection, order, connection.hop.timeout)
         found = self._program.expect(("found",), COMMAND_TIMEOUT + _MARGIN)
         self.found = [str(each) for each in found["programs"]]
@@ -83,16 +87,17 @@ class Warden:
         said = self._program.expect(("ran",), timeout + _MARGIN, lambda each: each.get("id") == number)
         return Answer(int(said["status"]), str(said["out"]), str(said["err"]))
 
-    def ask(self, job: str, words: Sequence[str], fresh: float) -> tuple[Answer, float]:
+    def ask(self, job: str, words: Sequence[str], fresh: float, *, waits: bool) -> tuple[Answer, float]:
         """Ask what a job does, or take the answer that another tunnel of the account had; return its age too.
 
         :param words: the command; ``{jobs}`` stands for the numbers of all that is waited for
         :param fresh: seconds that an answer may be old
+        :param waits: whether the job is to be cancelled when this is asked no more
         :raises ConnectionLostError: if the line goes down
         """
         number = next(self._numbers)
         order = {"do": "ask", "id": number, "job": job, "argv": list(words), "fresh": fresh}
-        self._program.send({**order, "timeout": COMMAND_TIMEOUT})
+        self._program.send({**order, "timeout": COMMAND_TIMEOUT, "waits": waits})
         said = self._program.expect(
             ("ran",), COMMAND_TIMEOUT + _MARGIN, lambda each: each.get("id") == number
         )
@@ -101,6 +106,11 @@ class Warden:
     def look_after(self, guard: Mapping[str, object]) -> None:
         """Let it look after a job that is there."""
         self._program.send({"do": "guard", "guard": guard})
+
+    def inherit(self, guards: Sequence[Mapping[str, object]]) -> None:
+        """Let it cancel those of these jobs that wait with nobody to look after them any more."""
+        if guards:
+            self._program.send({"do": "inherit", "guards": list(guards)})
 
     def end_job(self) -> bool:
         """Cancel the job; return whether the scheduler has heard it. It is told on where it has not."""

@@ -1,17 +1,22 @@
 """Ask a scheduler for its client, and cancel a job that still waits when the client has gone.
 
 Runs on the login node: standard library only, Python 3.8 or newer. It knows no scheduler: the client sends
-the commands, and reads what they say. The first line of JSON on standard input has ``mark``, ``grace`` and
-``programs``; each further one is an order:
+the commands, and reads what they say. The first line of JSON on standard input has ``mark``, ``grace``,
+``programs``, ``silence`` (seconds without a question after which a client whose job waits is gone) and
+``renewal`` (seconds between two renewals); each further one is an order:
 
 - ``run``: run ``argv`` with ``input``, answer ``ran`` with ``id``, ``status``, ``out`` and ``err``. With
   ``guard`` it submits a job, whose number in the output stands for ``{job}`` in the guard.
 - ``ask``: likewise, with the numbers of all jobs that the account's wardens here wait for in place of
   ``{jobs}``; or answer with what one of them was told of ``job`` in the last ``fresh`` seconds. Its age in
-  seconds is ``age``.
+  seconds is ``age``. With ``waits``, the job waited when it was last seen: a client that asks no more is
+  gone, also where its connection does not end; and ``renew`` is run at times, which writes into the comment
+  until when (``{until}``) nobody but this warden is to cancel the job.
 - ``guard``: look after a job that is there: when the client has been gone for ``grace`` seconds, ``check`` is
-  run, which says a state and a comment. Where the state is one of ``waits``, and the comment is ``mine`` or
-  does not begin with ``claim``, which is another warden's, ``cancel`` is run.
+  run, which says a state and a comment. Where the state is one of ``waits``, and the comment is ``mine``,
+  renewed or not, or does not begin with ``claim``, which is another warden's, ``cancel`` is run.
+- ``inherit``: cancel those of these jobs that still wait though nobody has renewed them in time: the warden
+  of each was killed, or its machine was.
 - ``end``: cancel the job now, and see to it that this was heard; answer ``ended``.
 - ``release``: look after nothing any more.
 
@@ -25,6 +30,7 @@ import fcntl
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -51,10 +57,14 @@ _MISLEADING = re.compile(
     r"|SBATCH_(ARRAY_INX|WAIT|CLUSTERS|DEBUG)$|SGE_(LONG_QNAMES|SINGLE_LINE)$"
     r"|PBS_(DPREFIX|QSTAT_\w+)$|BSUB_(BLOCK|CHK_RESREQ|QUIET2?|STDERR)$|LSB_(BJOBS_\w+|HMS)$"
 )
+_WITH_JOB = ("check", "cancel", "renew")  # the commands of a guard
 _LONGEST = 1 << 20  # characters of an answer that are passed on
 _TIMEOUT = 30.0  # seconds for a command, where the order has no time
 _AGAIN = 15.0  # seconds between two tries to reach a scheduler that does not answer
 _TRIES = 240  # an hour of them
+_LEASE = 600.0  # seconds for which a job is renewed, at least: clocks of a cluster differ by less
+#: At the end of a comment: until when its warden has renewed it.
+_UNTIL = re.compile(r"t(\d{10,12})$")
 _ANSWER = "queue"  # the file with the last answer, where the account's servers are found
 _TURN = 5.0  # seconds for another warden's question, before one is asked that nobody shares
 _WAITED_FOR = 90.0  # seconds after which a job that nobody has asked for is in no question any more
@@ -181,9 +191,15 @@ class Warden:
     def __init__(self, head: dict[str, Any]) -> None:
         self.mark = str(head["mark"])
         self.grace = float(head["grace"])
+        self.silence = max(self.grace, float(head["silence"]))
+        self.renewal = float(head["renewal"])
         self.guard: dict[str, Any] | None = None
+        self.asked: float | None = None  # when the client has asked last, while its job waits
+        self.renewed = 0.0
+        self.inherited: list[dict[str, Any]] = []
         self.submitting: list[threading.Thread] = []
         self.ending: list[threading.Thread] = []
+        self.inheriting: list[threading.Thread] = []
         self.lock = threading.Lock()
         self.shared = SharedAnswer()
         for name in [name for name in os.environ if _MISLEADING.match(name)]:
@@ -231,20 +247,52 @@ class Warden:
         guard = order.get("guard")
         found = _NUMBER.search(out) if guard and not status else None
         if guard and found:
-            self.guard = fill_in(guard, found.group(1))
+            self.look_after(fill_in(guard, found.group(1)))
         self.send("ran", id=order["id"], status=status, out=out, err=err)
 
     def do_ask(self, order: dict[str, Any]) -> None:
         """Ask what a job does, or take what another warden was told."""
+        self.asked = time.monotonic() if order["waits"] else None
 
         def answer() -> None:
             self.send("ran", id=order["id"], **self.shared.ask(order, self.run))
+            if order["waits"]:
+                self.renew()
 
         threading.Thread(target=answer, daemon=True).start()
 
+    def renew(self) -> None:
+        """Tell the account's other wardens that there is one for the job."""
+        guard, now = self.guard, time.monotonic()
+        if guard and now > self.renewed + self.renewal:
+            until = str(int(time.time() + max(_LEASE, self.silence) + 2 * self.renewal))
+            if not self.run([word.replace("{until}", until) for word in guard["renew"]])[0]:
+                self.renewed = now
+
     def do_guard(self, order: dict[str, Any]) -> None:
         """Look after a job that is there."""
-        self.guard = order["guard"]
+        self.look_after(order["guard"])
+
+    def look_after(self, guard: dict[str, Any]) -> None:
+        """Look after a job, which is another one than before, or has another comment."""
+        self.guard, self.asked = guard, time.monotonic()
+        self.renewed = time.monotonic() - 0.8 * self.renewal  # a short wait is not worth one
+
+    def do_inherit(self, order: dict[str, Any]) -> None:
+        """Look which jobs have nobody."""
+        thread = threading.Thread(target=self.inherit, args=(order["guards"],), daemon=True)
+        self.inheriting.append(thread)
+        thread.start()
+
+    def inherit(self, guards: list[dict[str, Any]]) -> None:
+        """Look after the jobs that nobody has renewed in time."""
+        for guard in guards:
+            status, out, _ = self.run(guard["check"])
+            comment = "" if status else find_expired(guard, out)
+            if comment:
+                guard = {**guard, "mine": comment, "claim": ""}  # renewed after all, it is another's
+                self.inherited.append(guard)
+                threading.Thread(target=self.follow, args=(guard, self.renewal), daemon=True).start()
 
     def do_release(self, order: dict[str, Any]) -> None:
         """Look after nothing."""
@@ -269,29 +317,65 @@ class Warden:
             self.guard = {**guard, "now": True}
         self.send("ended", status=status, err=err)
 
+    def patience(self) -> float:
+        """Return in how many seconds to look whether the client asks on."""
+        if self.guard is None or self.asked is None:
+            return self.silence
+        return max(0.0, self.asked + self.silence - time.monotonic())
+
+    def on_silence(self) -> None:
+        """Cancel the job of a client that has vanished without a word."""
+        guard, asked = self.guard, self.asked
+        if guard and asked is not None and time.monotonic() >= asked + self.silence:
+            self.asked = None if self.settle(guard) else asked + _AGAIN
+
+    def settle(self, guard: dict[str, Any]) -> bool:
+        """Cancel a job that still waits; return False where the scheduler does not answer."""
+        if not guard.get("now"):
+            status, out, _ = self.run(guard["check"])
+            if status or not still_waits(guard, out):
+                return not status  # it runs, and ends by itself; or it has ended; or has another warden
+        return not self.run(guard["cancel"])[0]
+
+    def follow(self, guard: dict[str, Any], pause: float) -> None:
+        """Cancel a job that still waits after some seconds."""
+        time.sleep(pause)
+        for _ in range(_TRIES):
+            if self.settle(guard):
+                break
+            time.sleep(_AGAIN)
+
     def outlive(self) -> NoReturn:
         """Go on without the client, in a session of its own, until the job needs nobody to look after it."""
-        for thread in self.submitting + self.ending:
+        for thread in self.submitting + self.ending + self.inheriting:
             thread.join()
         self.shared.leave()
-        guard = self.guard
-        if guard is None or os.fork():
+        jobs = [(guard, self.renewal) for guard in self.inherited]
+        if self.guard:
+            jobs.append((self.guard, 0.0 if self.guard.get("now") else self.grace))
+        if not jobs or os.fork():
             os._exit(0)
         os.setsid()
         null = os.open(os.devnull, os.O_RDWR)
         for stream in range(3):
             os.dup2(null, stream)
         os.closerange(3, 256)  # the lock of a question that has no answer yet
-        if not guard.get("now"):
-            time.sleep(self.grace)
-        for _ in range(_TRIES):
-            status, out, _ = self.run(guard["check"]) if not guard.get("now") else (0, "", "")
-            if not status and not guard.get("now") and not still_waits(guard, out):
-                break  # it runs, and ends by itself; or it has ended; or another warden looks after it
-            if not status and not self.run(guard["cancel"])[0]:
-                break
-            time.sleep(_AGAIN)
+        threads = [threading.Thread(target=self.follow, args=job) for job in jobs]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
         os._exit(0)
+
+
+def find_expired(guard: dict[str, Any], out: str) -> str:
+    """Return the comment of a job that waits, and that its warden has not renewed in time; or nothing."""
+    for line in out.splitlines():
+        state, _, comment = line.partition(" ")
+        until = _UNTIL.search(comment)
+        if state in guard["waits"] and comment.startswith(guard["claim"]) and until:
+            return comment if int(until.group(1)) < time.time() else ""
+    return ""
 
 
 def still_waits(guard: dict[str, Any], out: str) -> bool:
@@ -299,19 +383,22 @@ def still_waits(guard: dict[str, Any], out: str) -> bool:
     for line in out.splitlines():
         state, _, comment = line.partition(" ")
         if state in guard["waits"]:
-            return comment == guard["mine"] or not comment.startswith(guard["claim"])
+            mine = _UNTIL.sub("", comment) == guard["mine"] or comment == guard["mine"]
+            return mine or not comment.startswith(guard["claim"])
     return False
 
 
 def fill_in(guard: dict[str, Any], job: str) -> dict[str, Any]:
     """Put a job's number where ``{job}`` stands."""
-    filled = {name: [word.replace("{job}", job) for word in guard[name]] for name in ("check", "cancel")}
+    filled = {name: [word.replace("{job}", job) for word in guard[name]] for name in _WITH_JOB}
     return {**guard, **filled}
 
 
-def read_line(rest: bytearray) -> bytes:
+def read_line(rest: bytearray, warden: Warden | None = None) -> bytes:
     """Read one line; empty at the end."""
     while b"\n" not in rest:
+        while warden and not select.select([0], [], [], warden.patience())[0]:
+            warden.on_silence()
         data = os.read(0, 1 << 16)
         if not data:
             return b""
@@ -329,7 +416,7 @@ def main() -> NoReturn:
     warden = Warden(json.loads(read_line(rest)))
     while True:
         try:
-            line = read_line(rest)
+            line = read_line(rest, warden)
         except OSError:
             line = b""
         if not line:

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+import bokeh_ssh._jobs.warden
 import browser
 from beds import until
 from bokeh_ssh import (
@@ -51,6 +52,7 @@ from bokeh_ssh import (
     UsageError,
     Warned,
 )
+from bokeh_ssh._jobs.job_list import JobList
 from bokeh_ssh._ssh.connect import connect
 from programs import Program
 from slurm_bed import JUMP_PORT, SlurmBed, cluster
@@ -732,6 +734,29 @@ def test_killed_client_leaves_no_job(bed: SlurmBed, waits: bool) -> None:
         assert time.monotonic() - killed > 3
     for node in ("c1", "c2"):
         until(lambda node=node: not bed.files(node), what=f"nothing is left on {node}")  # type: ignore[misc]
+
+
+def test_waiting_job_that_has_lost_its_login_node_too_is_cancelled(
+    bed: SlurmBed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nobody is left to cancel a job, whoever looks at the account's jobs later does, from any node."""
+    monkeypatch.setattr(bokeh_ssh._jobs.warden, "_RENEWAL", 0.5)
+    keys = {"key_filename": bed.key_file, "known_hosts": bed.known_hosts, "ssh_config": None}
+    with blocked(bed) as other, client(bed, grace=600) as program:
+        read_until(program, "JobWaiting")
+        program.kill()
+        bed.script("kill", "login1")
+        assert bed.script("boot", "login1").returncode == 0
+        job = next(each.split()[0] for each in bed.queue() if each.endswith("PENDING"))
+        with connect(Host(bed.login2, "alice", jump=(), **keys)) as connection:
+            for until_then, goes in ((time.time() + 60, False), (time.time() - 60, True)):
+                comment = f"Comment=bokeh-ssh:f00t{until_then:.0f}"  # as its warden has renewed it
+                bed.run("login2", f"scontrol update JobId={job} {comment}")
+                with contextlib.closing(JobList(connection, sys.executable)) as jobs:
+                    assert [each.id for each in jobs.jobs()] == [job]
+                    if goes:
+                        until(lambda: bed.queue() == [f"{other} RUNNING"], what="the job is gone")
+                assert len(bed.queue()) == (1 if goes else 2)
 
 
 def test_ctrl_c_cancels_a_waiting_job(bed: SlurmBed) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ QUEUE = """#!/bin/sh
 case $0 in
     *squeue) cat {queue} 2>/dev/null; [ ! -e {queue}.down ] ;;
     *sbatch) cat >{queue}.script; echo "PENDING bokeh-ssh:f00" >{queue}; echo 17 ;;
+    *scontrol) echo "PENDING ${{3#Comment=}}" >{queue} ;;
     *scancel) [ ! -e {queue}.down ] && rm {queue} ;;
 esac
 """
@@ -37,10 +40,12 @@ class Running:
     :ivar shared: the folder where the account's wardens share their answers
     """
 
-    def __init__(self, folder: Path, python: str, grace: float) -> None:
+    def __init__(
+        self, folder: Path, python: str, grace: float, silence: float = 60, renewal: float = 60
+    ) -> None:
         self.shared = folder / "shared"
         self.queue = folder / "queue"
-        for name in ("squeue", "sbatch", "scancel"):
+        for name in ("squeue", "sbatch", "scontrol", "scancel"):
             (folder / name).write_text(QUEUE.format(queue=self.queue))
             (folder / name).chmod(0o755)
         program = folder / "warden.py"
@@ -51,7 +56,8 @@ class Running:
             stdout=subprocess.PIPE,
             env={"PATH": f"{folder}:/usr/bin:/bin", "BOKEH_SSH_DIR": str(self.shared)},
         )
-        self.say(mark="M", grace=grace, programs=["nosuchprogram", "sbatch"])
+        programs = ["nosuchprogram", "sbatch"]
+        self.say(mark="M", grace=grace, programs=programs, silence=silence, renewal=renewal)
 
     def say(self, **order: Any) -> None:
         assert self.process.stdin
@@ -68,7 +74,7 @@ class Running:
     def ask(self, job: str, fresh: float = 60) -> tuple[int, str]:
         """Ask for a job; the words say of which ones the scheduler was asked."""
         words = ["sh", "-c", 'squeue; echo "$1"', "sh", "{jobs}"]
-        self.say(do="ask", id=2, job=job, argv=words, fresh=fresh, timeout=30)
+        self.say(do="ask", id=2, job=job, argv=words, fresh=fresh, timeout=30, waits=True)
         answer = self.hear()
         assert answer["age"] >= 0
         return answer["status"], answer["out"]
@@ -137,6 +143,76 @@ def test_job_of_others_is_left_alone(warden: Running, said: str, tmp_path: Path)
     assert warden.queue.exists()
 
 
+def test_waiting_job_is_cancelled_when_its_client_is_silent(tmp_path: Path, python: str) -> None:
+    """A client that asks no more has vanished, also where the login node still takes it for connected."""
+    warden = Running(tmp_path, python, 0.1, silence=1.0)
+    try:
+        warden.submit()
+        until(lambda: not warden.queue.exists(), what="its job is cancelled")
+        warden.say(do="run", id=2, argv=["true"])
+        assert warden.hear()["id"] == 2, "one that was asleep is answered"
+    finally:
+        warden.process.kill()
+        warden.vanish()
+
+
+def test_waiting_job_is_renewed(tmp_path: Path, python: str) -> None:
+    """The job's comment says until when it has a warden: for longer than clocks may differ."""
+    warden = Running(tmp_path, python, 0.5, renewal=0.0)
+    try:
+        warden.submit()
+        warden.ask("17")
+        until(lambda: "t" in warden.queue.read_text(), what="it is renewed")
+        found = re.fullmatch(r"PENDING bokeh-ssh:f00t(\d+)\n", warden.queue.read_text())
+        assert found
+        assert 500 < int(found[1]) - time.time() < 700
+        warden.vanish()
+        until(lambda: not warden.queue.exists(), what="it is still its own to cancel")
+    finally:
+        warden.process.kill()
+
+
+@pytest.mark.parametrize("client", ["stays", "leaves"])
+def test_waiting_job_that_nobody_renews_is_cancelled(tmp_path: Path, python: str, client: str) -> None:
+    """A job whose warden was killed goes after another one has looked, whether that one's client stays."""
+    warden = Running(tmp_path, python, 0.5, renewal=0.2)
+    warden.queue.write_text(f"PENDING bokeh-ssh:f00t{int(time.time()) - 5}\n")
+    try:
+        warden.say(do="inherit", guards=[slurm.guard("", "17")])
+        if client == "leaves":
+            warden.vanish()
+        until(lambda: not warden.queue.exists(), what="it is cancelled")
+    finally:
+        warden.process.kill()
+        warden.vanish()
+
+
+@pytest.mark.parametrize(
+    "said", ["PENDING bokeh-ssh:f00", "PENDING bokeh-ssh:f00t9999999999", "RUNNING bokeh-ssh:f00t1700000000"]
+)
+def test_job_that_may_have_a_warden_is_left_alone(tmp_path: Path, python: str, said: str) -> None:
+    """Another one's job that runs, that was renewed, or that never was, is left alone."""
+    warden = Running(tmp_path, python, 0.5, renewal=0.0)
+    warden.queue.write_text(said + "\n")
+    warden.say(do="inherit", guards=[slurm.guard("", "17")])
+    warden.vanish()  # it ends when it has looked
+    assert warden.queue.exists()
+
+
+def test_job_that_is_renewed_late_is_left_alone(tmp_path: Path, python: str) -> None:
+    """After the scheduler was down, a job's own warden has time to renew it before another one cancels it."""
+    warden = Running(tmp_path, python, 0.5, renewal=0.2)
+    late = f'echo >>"$0.asked"; cat {warden.queue}; echo PENDING bokeh-ssh:f00t9999999999 >{warden.queue}'
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\n{late}\n")
+    warden.queue.write_text("PENDING bokeh-ssh:f00t1700000000\n")
+    asked = tmp_path / "squeue.asked"
+    asked.touch()
+    warden.say(do="inherit", guards=[slurm.guard("", "17")])
+    warden.vanish()
+    until(lambda: asked.read_text() == "\n\n", what="it has looked twice")
+    assert warden.queue.exists()
+
+
 def test_released_job_is_left_alone(warden: Running) -> None:
     """What is over needs nobody to look after it: the warden ends with its client."""
     warden.submit()
@@ -180,7 +256,7 @@ def test_one_question_is_for_the_jobs_of_all(tmp_path: Path, python: str) -> Non
         assert first.ask("1", fresh=0) == (0, "new\n1,2\n"), "the control: a new one differs"
         asked = tmp_path / "asked"
         words = ["sh", "-c", f"echo >{asked}; exec sleep 60"]
-        first.say(do="ask", id=3, job="1", argv=words, fresh=0, timeout=60)
+        first.say(do="ask", id=3, job="1", argv=words, fresh=0, timeout=60, waits=True)
         until(asked.exists, what="it is asked")
         first.process.kill()
         second.queue.unlink()
