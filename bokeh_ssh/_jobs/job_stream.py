@@ -12,6 +12,7 @@ from typing import Any
 
 from bokeh_ssh._core.errors import ConnectionLostError, LaunchError, SessionError
 from bokeh_ssh._core.framing import Reader, Tail, plain
+from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.waiting import wait, wait_for
 from bokeh_ssh._server.bootstrap import control_client_script
 from bokeh_ssh._server.launch_spec import encode_message
@@ -157,7 +158,10 @@ class _Start:
             node = plain(str(refused.get("node") or "the job's machine"))
             if not why and self._shared:
                 msg = "the job has left nothing in the home that this login node has (a shared one is needed)"
-                raise ConnectionLostError(msg, hint="see what the job wrote")
+                hint = (
+                    f"see what the job wrote; on Slurm, leave out {setting('way')}: srun needs no shared home"
+                )
+                raise ConnectionLostError(msg, hint=hint)
             if refused.get("lost"):
                 raise ConnectionLostError(f"the job on {node} is not reached: {why}", hint="try again")
             msg = f"{node} cannot be used: {why}" if why else f"the job on {node} does not answer"

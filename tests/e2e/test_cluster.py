@@ -462,13 +462,19 @@ def test_job_that_is_over_before_its_app_is_told(bed: SlurmBed) -> None:
     assert not bed.queue()
 
 
-def test_way_that_breaks_costs_no_server(bed: SlurmBed) -> None:
-    """A way that ends amid an answer resets it, which nobody takes for the whole; then the server is back."""
+@pytest.mark.parametrize("way", ["srun", "tcp", "back"])
+def test_way_that_breaks_costs_no_server(bed: SlurmBed, way: str) -> None:
+    """A way that ends amid an answer resets it, which nobody takes for the whole; then the server is back.
+
+    In the end, none of its processes is left on either machine.
+    """
     events: list[Event] = []
     size = 16 << 20
     bed.run("login1", f"head -c {size} /dev/zero >large.bin")
     command = f"{sys.executable} -m http.server --bind 127.0.0.1 {{port}}"
-    more = {"app": None, "command": command}
+    more = {"app": None, "command": command, "batch": Batch(queue="one", way=way)}
+    carries = r"ss -Htnp dst 10.77.0.11 | grep -o 'pid=[0-9]*' | cut -c 5- | sort -u"
+    carries = "pgrep -u alice -x srun" if way == "srun" else carries
     with DirectTunnel(bed.login1, "alice", **options(bed, events, **more)) as tunnel:
         assert tunnel.local_port
 
@@ -479,13 +485,17 @@ def test_way_that_breaks_costs_no_server(bed: SlurmBed) -> None:
 
         with contextlib.closing(ask()) as answer:
             assert len(answer.read(1 << 20)) == 1 << 20
-            bed.run("login1", "pkill -9 -u alice -x srun", "root")
+            assert not bed.run("login1", f"kill -9 $({carries})", "root"), "the control: there is one to kill"
             with pytest.raises(ConnectionResetError):
                 answer.read()
         until(lambda: find(events, Reconnected), timeout=30, what="it is back")
         assert find(events, Reconnected)[0].same_server
         with contextlib.closing(ask()) as answer:
             assert len(answer.read()) == size, "the control: nothing breaks it"
+    assert [event.way for event in find(events, JobReached)] == [way]
+    for node in ("login1", "c1"):
+        alive = f"nothing runs on {node}"
+        until(lambda node=node: not bed.run(node, "pgrep -u alice", "root"), what=alive)  # type: ignore[misc]
     bed.run("login1", "rm large.bin")
 
 
@@ -904,6 +914,37 @@ def test_node_without_sshd_is_told(bed: SlurmBed) -> None:
     finally:
         bed.run("c1", "umount /usr/sbin/sshd", "root")
     until(lambda: not bed.queue(), what="the job is gone")
+
+
+def test_node_that_opens_no_session_is_told(bed: SlurmBed) -> None:
+    """A job whose machine lets nobody in for now (/etc/nologin) is cancelled, and its words are told."""
+    nobody = "mkdir /run/etc; cp -a /etc/. /run/etc; mount --bind /run/etc /etc"
+    bed.run("c1", f"{nobody}; echo Serviced until 18:00 >/etc/nologin", "root")
+    try:
+        with pytest.raises(SessionError, match="Serviced until 18:00") as caught:
+            DirectTunnel(bed.login1, "alice", **options(bed, [], batch=Batch(queue="one"))).open()
+        assert caught.value.host == "c1"
+    finally:
+        bed.run("c1", "umount /etc; rm -r /run/etc", "root")
+    until(lambda: not bed.queue(), what="the job is gone")
+
+
+def test_nodes_need_no_shared_home(bed: SlurmBed) -> None:
+    """On Slurm, what is uploaded runs on a node whose home is its own, and nothing is left in either home."""
+    own = "mount -t tmpfs none /home; mkdir /home/alice; chown alice: /home/alice"
+    bed.run("c1", own, "root")
+    try:
+        more = {"app": str(bed.base / "own/dash.py"), "upload": True, "batch": Batch(queue="one")}
+        (bed.base / "own").mkdir()
+        (bed.base / "own/dash.py").write_text(APP)
+        with DirectTunnel(bed.login1, "alice", **options(bed, [], **more)) as tunnel:
+            session = tunnel.pull_session()
+            assert session.document.roots[0].text.split()[1] == "c1"  # type: ignore[attr-defined]
+            session.close()
+        for each in ("c1", "login1"):
+            until(lambda each=each: not bed.files(each), what=f"nothing is left on {each}")  # type: ignore[misc]
+    finally:
+        bed.run("c1", "umount /home", "root")
 
 
 @pytest.mark.parametrize(
