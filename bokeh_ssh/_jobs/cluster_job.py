@@ -266,6 +266,10 @@ class ClusterJob:
         own = "" if output == _NOWHERE else output  # for it to remove
         answer = warden.run(words, self._script(own), guard=self._scheduler.guard(self._nonce))
         job = self._scheduler.read_submitted(answer.out) if answer.status == 0 else ""
+        if not job and answer.status == 0:
+            msg = "the scheduler took the job, and did not tell its number"
+            hint = f"see {self._scheduler.QUEUE_COMMAND}, and cancel it: nobody waits for it"
+            raise SubmitError(msg, host=self._label, hint=hint, said=answer.lines)
         if not job:
             msg = f"the scheduler refuses the job: {self._scheduler.refusal(answer.lines)}"
             raise SubmitError(msg, host=self._label, hint=CHECK_HINT, said=answer.lines)

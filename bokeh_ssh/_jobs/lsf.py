@@ -62,6 +62,7 @@ _TERMS = {
     "TERM_FORCE_ADMIN": JobState.CANCELLED,
     "TERM_BUCKET_KILL": JobState.CANCELLED,
     "TERM_PREEMPT": JobState.PREEMPTED,
+    "TERM_RC": JobState.PREEMPTED,  # its machine, a cloud's, was reclaimed
     "TERM_ZOMBIE": JobState.NODE_FAIL,
     "TERM_REMOVE_HUNG_JOB": JobState.NODE_FAIL,
 }

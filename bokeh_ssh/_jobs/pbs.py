@@ -57,6 +57,11 @@ _KILLED = {
     },
     "exit_status": {-11: JobState.TIMEOUT, -10: JobState.OUT_OF_MEMORY},
 }
+#: What the comment of a job begins with that no waiting starts; the second one was put on hold by PBS.
+_NEVER = {
+    "Can Never Run": "no machine has what it wants",
+    "job held, too many failed attempts to run": "its start has failed too often",
+}
 _BY_SIGNAL = (265, 271)  # 256 + KILL, 256 + TERM
 _DELETED, _FAILED = "91", "93"
 
@@ -255,7 +260,7 @@ def read_time(text: str) -> int | None:
 
 def why_never(reason: str) -> str:
     """Say why a job that waits for this reason can never start; empty if waiting may help."""
-    return "no machine has what it wants" if reason.startswith("Can Never Run") else ""
+    return next((why for known, why in _NEVER.items() if reason.startswith(known)), "")
 
 
 def owner_words(job: str) -> list[str]:

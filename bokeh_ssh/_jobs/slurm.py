@@ -92,6 +92,7 @@ ENDS = {
 _ARRAY = "a server runs in one job, not in an array of them"
 _CLUSTER = "the job has to be on the cluster that the login node belongs to"
 _WAIT = "the job's end would be waited for before its start"
+_QUIET = "the job's number would not be told"
 _REFUSED = {
     "--array": _ARRAY,
     "-a": _ARRAY,
@@ -99,6 +100,8 @@ _REFUSED = {
     "-M": _CLUSTER,
     "--requeue": "a job that starts again by itself has nobody who waits for it; "
     f"{setting('resubmit=True')} submits a new one",
+    "--quiet": _QUIET,
+    "-Q": _QUIET,
     "--wait": _WAIT,
     "-W": _WAIT,
     "--test-only": "nothing would be submitted",

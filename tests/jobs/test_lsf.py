@@ -84,6 +84,7 @@ def test_waiting_job_says_why(stat: str, pend: str, reason: str, never: bool) ->
         ("EXIT", "130", "TERM_OWNER: job killed by owner", JobState.CANCELLED),
         ("EXIT", "137", "TERM_ADMIN: job killed by root or LSF administrator", JobState.CANCELLED),
         ("EXIT", "137", "TERM_PREEMPT: job killed after preemption", JobState.PREEMPTED),
+        ("EXIT", "137", "TERM_RC: job killed by LSF when a host is reclaimed", JobState.PREEMPTED),
         ("EXIT", "-", "TERM_ZOMBIE: zombie job killed", JobState.NODE_FAIL),
         ("ZOMBI", "-", "-", JobState.NODE_FAIL),
         ("UNKWN", "-", "-", JobState.RUNNING),

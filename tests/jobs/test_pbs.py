@@ -54,6 +54,10 @@ def test_torques_jobs_are_read() -> None:
         assert job.state.value == state
 
 
+#: What OpenPBS says of a job that it has put on hold by itself.
+HELD = "job held, too many failed attempts to run"
+
+
 @pytest.mark.parametrize(
     ("letter", "more", "reason", "never"),
     [
@@ -70,6 +74,7 @@ def test_torques_jobs_are_read() -> None:
             False,
         ),
         ("H", "Hold_Types = u", "held", False),
+        ("H", f"comment = {HELD}", HELD, True),
         ("W", "Hold_Types = n", "its time to start has not come", False),
     ],
 )

@@ -193,7 +193,7 @@ def test_fields_are_options() -> None:
 
 @pytest.mark.parametrize(
     "word",
-    ["--array=1-3", "--arr=1-3", "-a1-3", "--clusters=b", "-M b", "--requeue", "--wait", "-W", "--test-only"],
+    ["--array=1", "--arr=1", "-a1", "--clusters=b", "-M b", "--requeue", "--wait", "-W", "--test-only", "-Q"],
 )
 def test_job_that_is_not_one_is_refused(word: str) -> None:
     """What would make an array of it, put it elsewhere, or have it start again, is refused."""
