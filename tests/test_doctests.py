@@ -10,8 +10,6 @@ import pytest
 
 import bokeh_ssh
 
-pytestmark = pytest.mark.every_python
-
 #: Run elsewhere as a program; importing it here would start it.
 _PROGRAMS = {"__main__", "_demo.demo_app"}
 #: Loads the public names, which then belong to the package itself, where doctest finds them.

@@ -17,8 +17,6 @@ from bokeh_ssh import Batch, UsageError
 from bokeh_ssh._cli.project_config import load
 from programs import Program, login
 
-pytestmark = pytest.mark.every_python
-
 
 def write(folder: Path, text: str, name: str = "bokeh-ssh.toml") -> Path:
     """Write a file of settings."""

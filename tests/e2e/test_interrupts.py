@@ -26,10 +26,7 @@ from bokeh_ssh import BokehSSHError, LocalForward, TunnelClosedError
 from fakes import FakeSSH, Listener
 from processes import kill
 
-pytestmark = [
-    pytest.mark.every_python,
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="signals and fork as POSIX has them"),
-]
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="signals and fork as POSIX has them")
 
 #: Seconds from Ctrl-C to the end: 2, and what a busy machine may need.
 _PROMPTLY = 5.0
@@ -225,6 +222,7 @@ def dialling(port: int) -> int:
     return Path("/proc/net/tcp").read_text().count(f"0100007F:{port:04X} 02 ")
 
 
+@pytest.mark.every_python
 def test_interrupt_while_dialling(program: Callable[..., Program]) -> None:
     """Ctrl-C while nothing answers ends it with KeyboardInterrupt."""
     with fakes.black_hole() as port:
@@ -243,6 +241,7 @@ def test_interrupt_while_dialling(program: Callable[..., Program]) -> None:
         running.interrupt()
 
 
+@pytest.mark.every_python
 @ISOLATE
 def test_interrupt_in_the_key_exchange(program: Callable[..., Program], isolate: bool) -> None:
     """Ctrl-C while the server owes us its version or its keys ends it with KeyboardInterrupt."""
@@ -282,6 +281,7 @@ def test_interrupt_while_the_server_thinks_about_the_login(
         fake.login.set()
 
 
+@pytest.mark.every_python
 @ISOLATE
 def test_interrupt_at_the_prompt(
     program: Callable[..., Program], embedded: Callable[..., Machine], isolate: bool
@@ -315,6 +315,7 @@ def test_interrupt_while_a_start_file_blocks(
     check_nothing_there(machine, mark)
 
 
+@pytest.mark.every_python
 @ISOLATE
 def test_interrupt_while_the_server_starts(
     program: Callable[..., Program], machine: Machine, isolate: bool
@@ -375,6 +376,7 @@ def test_interrupt_in_the_body(program: Callable[..., Program], embedded: Callab
     until(lambda: port not in {p for _, p in machine.listening()}, what="the port to be free")
 
 
+@pytest.mark.every_python
 @ISOLATE
 def test_interrupt_in_wait_ends_it_cleanly(
     program: Callable[..., Program], embedded: Callable[..., Machine], isolate: bool
@@ -398,6 +400,7 @@ def test_interrupt_in_wait_ends_it_cleanly(
 # Ctrl-C once more.
 
 
+@pytest.mark.every_python
 @ISOLATE
 def test_second_interrupt_while_cleaning_up(
     program: Callable[..., Program], embedded: Callable[..., Machine], isolate: bool
@@ -435,6 +438,7 @@ def test_second_interrupt_while_cleaning_up(
 # Other signals.
 
 
+@pytest.mark.every_python
 @pytest.mark.parametrize("where", ["tunnel.wait()", "threading.Event().wait()", "spin()"])
 def test_close_in_a_signal_handler(
     program: Callable[..., Program], embedded: Callable[..., Machine], where: str
@@ -562,6 +566,7 @@ def test_close_in_a_signal_handler_while_a_server_is_silent(
 
 
 # asyncio leaves to the garbage collector what a listener has accepted that closes just then.
+@pytest.mark.every_python
 @pytest.mark.filterwarnings("ignore:unclosed (transport|<socket):ResourceWarning")
 def test_close_in_a_signal_handler_at_any_moment(
     program: Callable[..., Program], embedded: Callable[..., Machine]
@@ -679,6 +684,7 @@ with tunnel:
 """
 
 
+@pytest.mark.every_python
 @ISOLATE
 def test_forked_child_leaves_the_connection_alone(
     program: Callable[..., Program], tmp_path: Path, isolate: bool
@@ -696,6 +702,7 @@ def test_forked_child_leaves_the_connection_alone(
         assert fake.count == 1
 
 
+@pytest.mark.every_python
 @ISOLATE
 def test_forked_child_does_not_keep_the_connection_open(
     program: Callable[..., Program], embedded: Callable[..., Machine], isolate: bool
@@ -717,6 +724,7 @@ def test_forked_child_does_not_keep_the_connection_open(
     assert running.family()  # the child is still there
 
 
+@pytest.mark.every_python
 def test_forked_child_can_open_its_own(program: Callable[..., Program], tmp_path: Path) -> None:
     """In a forked child the same object can be opened anew: a connection of its own."""
     code = """

@@ -36,9 +36,8 @@ from bokeh_ssh import (
 from processes import children
 from targets import target_on
 
-pytestmark = pytest.mark.every_python
 
-
+@pytest.mark.every_python
 def test_tunnels_are_isolated_unless_told_otherwise_and_forwards_are_not(machine: Machine) -> None:
     """The default is a child process for the two tunnels and none for the two forwards."""
     app = apps.put(machine, "sliders.py", apps.SLIDER)
@@ -53,7 +52,16 @@ def test_tunnels_are_isolated_unless_told_otherwise_and_forwards_are_not(machine
         assert not children()
 
 
-@pytest.mark.parametrize("name", ["echo", "download", "upload_half_close", "both_full", "many"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "echo",
+        "download",
+        "upload_half_close",
+        "both_full",
+        pytest.param("many", marks=pytest.mark.every_python),
+    ],
+)
 def test_isolated_forwards_conform(machine: Machine, name: str) -> None:
     """A forward in a child keeps the promises of the suite."""
     with (
@@ -71,6 +79,7 @@ def test_isolated_forwards_conform(machine: Machine, name: str) -> None:
         conformance.CHECKS[name](("127.0.0.1", forward.local_port))
 
 
+@pytest.mark.every_python
 def test_class_of_the_programs_own_is_isolated_too(machine: Machine) -> None:
     """A class that a program derives from ours opens in a child process, which does not know that class."""
 
@@ -107,6 +116,7 @@ def test_gateway_tunnel_tells_who_dialled(shape_c: Any) -> None:
         apps.drive(tunnel.url)
 
 
+@pytest.mark.every_python
 def test_errors_come_out_as_they_are(machine: Machine, no_leaks: Any) -> None:
     """An error in the child is raised here with its type, its data and where it came from."""
     with no_leaks():
@@ -125,6 +135,7 @@ def test_errors_come_out_as_they_are(machine: Machine, no_leaks: Any) -> None:
     assert not children()
 
 
+@pytest.mark.every_python
 def test_prompts_are_asked_here_on_the_callers_thread(embedded: Callable[..., Machine]) -> None:
     """A question from the child is asked in this process, by the thread that opens."""
     machine = embedded(Knobs(password=True, require=("password",)))
@@ -172,6 +183,7 @@ def test_secrets_are_nowhere_to_be_seen(embedded: Callable[..., Machine]) -> Non
             assert PASSWORD.encode() not in Path(f"/proc/{child}/{name}").read_bytes()
 
 
+@pytest.mark.every_python
 def test_child_that_dies_is_noticed(machine: Machine) -> None:
     """When the child is killed, the state and ``wait`` tell."""
     with LocalForward(machine.host, machine.user, remote_port=1, isolate=True, **machine.login) as forward:
@@ -226,6 +238,7 @@ def test_kill_minus_9_of_the_parent_ends_everything_at_once(machine: Machine, tm
               timeout=20, what="the remote server to end")  # fmt: skip
 
 
+@pytest.mark.every_python
 def test_ctrl_c_is_the_parents_alone(machine: Machine, tmp_path: Path) -> None:
     """Ctrl-C goes to the whole group and ends the wait cleanly; the child is told, not hit."""
     app = apps.put(machine, "sliders.py", apps.SLIDER)
@@ -239,6 +252,7 @@ def test_ctrl_c_is_the_parents_alone(machine: Machine, tmp_path: Path) -> None:
     until(lambda: not machine.pids(app), what="the remote server to end")
 
 
+@pytest.mark.every_python
 def test_log_records_come_back(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
     """What the child logs is logged here, by the logger of the same name."""
     with caplog.at_level(logging.DEBUG, logger="bokeh_ssh"):
@@ -247,6 +261,7 @@ def test_log_records_come_back(machine: Machine, caplog: pytest.LogCaptureFixtur
         assert any(record.process != os.getpid() for record in caplog.records)
 
 
+@pytest.mark.every_python
 def test_a_fork_does_not_keep_the_child_alive(machine: Machine, no_leaks: Any) -> None:
     """A forked copy of this program has no part in the tunnel: the child ends when the parent says so."""
     with no_leaks():

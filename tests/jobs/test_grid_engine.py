@@ -10,8 +10,6 @@ from bokeh_ssh import Batch, Job, JobState, UsageError
 from bokeh_ssh._jobs import grid_engine
 from bokeh_ssh._remote.warden import still_waits
 
-pytestmark = pytest.mark.every_python
-
 RUNNING = """\
 <?xml version='1.0'?>
 <job_info  xmlns:xsd="http://arc.liv.ac.uk/repos/darcs/sge/source/dist/util/resources/schemas/qstat/qstat.xsd">

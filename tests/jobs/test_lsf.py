@@ -17,8 +17,6 @@ from bokeh_ssh._jobs.job import explain_end
 from bokeh_ssh._remote.warden import still_waits
 from replayed_schedulers import LSF
 
-pytestmark = pytest.mark.every_python
-
 
 def line(stat: str, *, host: str = "-", code: str = "-", pend: str = "-", why: str = "-") -> str:
     """Write a line of ``bjobs``."""

@@ -12,8 +12,6 @@ from bokeh_ssh._jobs.job import explain_end
 from bokeh_ssh._remote.warden import still_waits
 from replayed_schedulers import PBS, PBS_HEAD
 
-pytestmark = pytest.mark.every_python
-
 RUNNING = PBS["running"].replace("@DATE@", "Sun Nov 29 12:39:07 2026").replace("@MARK@", "bokeh-ssh-abc")
 TORQUE = """\
 Job Id: 66908.xena

@@ -16,8 +16,6 @@ from bokeh_ssh._jobs.warden import Answer, Warden
 
 _DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef
 
-pytestmark = pytest.mark.every_python
-
 
 class LoginNode:
     """What has these programs, of which some answer."""

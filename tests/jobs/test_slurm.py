@@ -12,8 +12,6 @@ from bokeh_ssh._jobs.job import explain_end
 from bokeh_ssh._jobs.script import job_script
 from bokeh_ssh._remote.warden import still_waits
 
-pytestmark = pytest.mark.every_python
-
 
 @pytest.mark.parametrize(
     ("out", "job"),

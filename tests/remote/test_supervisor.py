@@ -27,11 +27,10 @@ if os.name != "posix":
 
 from local_runner import FAKE, Bench, Held, kinds, processes, pythons
 
-pytestmark = pytest.mark.every_python
-
 # --- what is told
 
 
+@pytest.mark.every_python
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGKILL, -9), (signal.SIGSEGV, -11), (signal.SIGTERM, -15)]
 )
@@ -50,6 +49,7 @@ def test_server_that_is_killed_is_told_with_its_signal(
     assert held.server.stop() is True
 
 
+@pytest.mark.every_python
 def test_server_that_exits_is_told_with_its_status(bench: Bench, mark: str) -> None:
     """A server that ends by itself gives its exit status, and its last words are in the log before that."""
     held = Held(bench, mark, "child exit")
@@ -60,6 +60,7 @@ def test_server_that_exits_is_told_with_its_status(bench: Bench, mark: str) -> N
     held.check_gone()
 
 
+@pytest.mark.every_python
 def test_stopped_server_is_unresponsive_not_dead(bench: Bench, mark: str) -> None:
     """A server that does not run is told apart from one that has ended, and so is that it runs again."""
     held = Held(bench, mark)
@@ -98,6 +99,7 @@ def test_stopped_server_can_be_ended(bench: Bench, mark: str) -> None:
 # --- stop
 
 
+@pytest.mark.every_python
 def test_stop_ends_the_group(bench: Bench, mark: str) -> None:
     """stop() returns when server and grandchildren are gone, and says so; it can be called again."""
     held = Held(bench, mark)
@@ -111,6 +113,7 @@ def test_stop_ends_the_group(bench: Bench, mark: str) -> None:
     assert not held.server._lease_thread.is_alive()
 
 
+@pytest.mark.every_python
 def test_stop_kills_what_ignores_term(bench: Bench, mark: str) -> None:
     """A server and a grandchild that ignore TERM are killed in time."""
     held = Held(bench, mark, "child deaf")
@@ -135,6 +138,7 @@ def test_stop_returns_when_the_supervisor_cannot_answer(bench: Bench, mark: str)
 # --- the client goes
 
 
+@pytest.mark.every_python
 def test_client_killed_ends_all_after_the_grace_time(bench: Bench, mark: str) -> None:
     """When the client is just gone, the server lives on for the grace time, and no longer."""
     held = Held(bench, mark, grace=3)
@@ -153,6 +157,7 @@ def test_client_killed_ends_what_ignores_term_too(bench: Bench, mark: str) -> No
     held.check_gone()
 
 
+@pytest.mark.every_python
 def test_client_killed_during_the_launch_ends_all_at_once(bench: Bench, mark: str) -> None:
     """A server that is not ready yet has nobody to come back for it: it does not get the grace time."""
     runner = bench.runner()
@@ -204,6 +209,7 @@ def test_client_that_is_heard_again_keeps_its_server(bench: Bench, mark: str) ->
     assert held.alive()
 
 
+@pytest.mark.every_python
 def test_flood_is_drained_while_the_client_does_not_read(bench: Bench, mark: str) -> None:
     """The server writes 8 MiB while nobody reads the line, and is not held up."""
     report = bench.path / "report.json"
@@ -237,6 +243,7 @@ def test_log_is_bounded(bench: Bench) -> None:
 # --- the supervisor goes
 
 
+@pytest.mark.every_python
 def test_supervisor_killed_takes_the_server_with_it(bench: Bench, mark: str) -> None:
     """With the supervisor killed, its guardian ends the whole group; the client is told."""
     held = Held(bench, mark, "child deaf", grace=600)
@@ -249,6 +256,7 @@ def test_supervisor_killed_takes_the_server_with_it(bench: Bench, mark: str) -> 
     assert [event.exit_status for event in bench.events if isinstance(event, ServerExited)] == [None]
 
 
+@pytest.mark.every_python
 def test_supervisor_told_to_end_ends_all(bench: Bench, mark: str) -> None:
     """TERM, as from a machine that shuts down, ends the server in order; the exit is told."""
     held = Held(bench, mark)
@@ -259,6 +267,7 @@ def test_supervisor_told_to_end_ends_all(bench: Bench, mark: str) -> None:
     assert held.session.process.returncode == 0
 
 
+@pytest.mark.every_python
 def test_supervisor_survives_hangup_and_interrupt(bench: Bench, mark: str) -> None:
     """Signals that a closing session may send do not take the server away before its grace time."""
     held = Held(bench, mark, lease=0.6, grace=600)
@@ -269,6 +278,7 @@ def test_supervisor_survives_hangup_and_interrupt(bench: Bench, mark: str) -> No
     assert held.alive()
 
 
+@pytest.mark.every_python
 def test_server_gets_signals_as_usual(bench: Bench) -> None:
     """What the supervisor ignores is not ignored by the server: a pipe of the app's breaks as it should."""
     text = '#!/bin/sh\nsh -c \'kill -PIPE $$\'\necho "pipe $?"\nexec "$@"\n'
@@ -331,6 +341,7 @@ def test_supervisor_needs_the_standard_library_only() -> None:
         assert done.returncode == 3, done.stderr  # it ran, and found its input closed
 
 
+@pytest.mark.every_python
 @pytest.mark.parametrize("name", sorted(_PARTS))
 def test_what_is_sent_is_the_code_without_its_docstrings(name: str) -> None:
     """Docstrings are not sent with each launch; all else is, and on its line, for a traceback's sake."""

@@ -18,10 +18,7 @@ from bokeh_ssh._jobs import slurm
 from bokeh_ssh._server.payload import payload
 from local_runner import pythons
 
-pytestmark = [
-    pytest.mark.every_python,
-    pytest.mark.skipif(sys.platform == "win32", reason="the other machine is POSIX"),
-]
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the other machine is POSIX")
 
 #: Says a job's state and comment as ``squeue`` does, from a file, which is there as long as the job is.
 QUEUE = """#!/bin/sh
