@@ -63,9 +63,9 @@ def ender(
 
 
 @pytest.fixture
-def mina(embedded: Callable[..., Machine]) -> Machine:
+def mina(light: Callable[..., Machine]) -> Machine:
     """A machine whose SSH server does as Apache MINA's."""
-    return embedded(hangup=("TERM",), env={"BOKEH_SSH_DIR": os.environ["BOKEH_SSH_DIR"]})
+    return light(hangup=("TERM",))
 
 
 def line_to(machine: Machine) -> Connection:
@@ -137,7 +137,7 @@ def test_server_outlives_a_cut(ender: Machine, mark: str) -> None:
 
 
 def test_tunnel_through_such_a_server(mina: Machine, tmp_path: Path) -> None:
-    """A real tunnel: after a cut it is the same server, and what was left on purpose opens again."""
+    """A whole tunnel: after a cut it is the same server, and what was left on purpose opens again."""
     app = apps.put(mina, "counter.py", COUNTER)
     events: list[Event] = []
     with cabled(mina, tmp_path) as (cable, there):
@@ -160,10 +160,10 @@ def test_tunnel_through_such_a_server(mina: Machine, tmp_path: Path) -> None:
 
 
 def test_server_that_was_left_and_ended_is_not_called_left(
-    embedded: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch
+    light: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where a machine ends it in a way that nothing tells of, that is seen at the end, and said."""
-    here = embedded(env={"BOKEH_SSH_DIR": os.environ["BOKEH_SSH_DIR"]})
+    here = light()
     app = apps.put(here, "counter.py", COUNTER)
     close = Server.close
 
@@ -184,10 +184,10 @@ def test_server_that_was_left_and_ended_is_not_called_left(
 
 @pytest.mark.parametrize(("detach", "fate"), [(True, "left"), (False, "ended")])
 def test_end_of_a_server_that_took_the_place_of_another(
-    embedded: Callable[..., Machine], detach: bool, fate: str
+    light: Callable[..., Machine], detach: bool, fate: str
 ) -> None:
     """Where sockets cannot be forwarded (MINA, Conch) a second one is started: its end is what counts."""
-    here = embedded(env={"BOKEH_SSH_DIR": os.environ["BOKEH_SSH_DIR"]}, streamlocal=False)
+    here = light(streamlocal=False)
     app = apps.put(here, "counter.py", COUNTER)
     events: list[Event] = []
     with tunnel_with_events(here, app, events, isolate=False, detach=detach) as tunnel:

@@ -2,8 +2,8 @@
 
 ``python -m bokeh serve`` finds it there as the package, so that the command, its options, the socket, the
 log and the signals are those of a launch. It writes Bokeh's lines, answers with a page that has the word, and
-runs the app's text for each page; an app for it imports nothing of Bokeh's. It has no websocket and no
-sessions.
+runs the app's text for each page; of Bokeh, an app for it has ``curdoc().title`` alone. It has no websocket
+and no sessions.
 """
 
 # What follows runs as a program of its own, which is to start fast.
@@ -23,6 +23,19 @@ from pathlib import Path
 #: An app for it.
 APP = "print('a page')\n"
 
+#: What an app for it has of Bokeh.
+_IO = """
+import threading, types
+
+_here = threading.local()
+
+def curdoc():
+    return _here.document
+
+def begin():
+    _here.document = types.SimpleNamespace(title="Bokeh Application")
+"""
+
 
 def path_with_it(place: Path) -> str:
     """Put the package into a new folder of ``place``; gives what PYTHONPATH is to be."""
@@ -32,6 +45,7 @@ def path_with_it(place: Path) -> str:
         (root / name / "__init__.py").touch()
     # What starts Bokeh asks Tornado to start it anew in the same way.
     (root / "tornado" / "autoreload.py").write_text("def add_reload_hook(hook): pass\n")
+    (root / "bokeh" / "io.py").write_text(_IO)
     shutil.copy(__file__, root / "bokeh" / "__main__.py")
     return str(root)
 
@@ -93,9 +107,12 @@ class Server:
     def _answer(self, path: str) -> bytes:
         status, more, body = "404 Not Found", "", ""
         if path in self.apps:
+            import bokeh.io  # the stand-in's own
+
+            bokeh.io.begin()
             with open(self.apps[path], encoding="utf-8") as file:
                 exec(compile(file.read(), self.apps[path], "exec"), {"__file__": self.apps[path]})
-            status, body = "200 OK", "<title>Bokeh Application</title>"
+            status, body = "200 OK", f"<title>{bokeh.io.curdoc().title}</title>"
         elif path.rpartition("/")[2] == "metadata":
             status, body = "200 OK", "{}"
         elif path == "/" and len(self.apps) == 1:

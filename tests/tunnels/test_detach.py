@@ -6,7 +6,7 @@ import os
 import signal
 import time
 import urllib.error
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,12 +42,9 @@ from programs import Program, login
 
 @pytest.fixture
 def machine(kind: str, request: pytest.FixtureRequest) -> Machine:
-    """Each kind of machine, with servers of this test's own."""
-    if kind == "docker":
-        made: Machine = request.getfixturevalue("container")()
-        return made
-    own: Machine = request.getfixturevalue("here")
-    return own
+    """Each kind of machine, with servers of this test's own: Bokeh's in a container, quick ones here."""
+    made: Machine = request.getfixturevalue("container" if kind == "docker" else "light")()
+    return made
 
 
 @pytest.mark.parametrize("isolate", [False, True])
@@ -79,19 +76,19 @@ def test_server_that_was_left_is_taken_over_with_its_sessions(machine: Machine, 
     assert there(machine) == []
 
 
-def test_server_that_is_signed_opens_again(machine: Machine) -> None:
+def test_server_that_is_signed_opens_again(here: Machine) -> None:
     """One that answers to signed sessions only is opened again with its own key, which only it has kept."""
-    app = apps.put(machine, "sliders.py", apps.SLIDER)
-    with tunnel_with_events(machine, app, [], signed=True, detach=True) as tunnel:
+    app = apps.put(here, "sliders.py", apps.SLIDER)
+    with tunnel_with_events(here, app, [], signed=True, detach=True) as tunnel:
         name = tunnel.server
     assert name
-    with tunnel_with_events(machine, None, [], server=name) as again:
+    with tunnel_with_events(here, None, [], server=name) as again:
         assert "bokeh-session-id=" in again.url
         assert "Bokeh" in apps.get(again.url)
         with pytest.raises(urllib.error.HTTPError, match="403") as refused:
             apps.get(again.url.partition("?")[0])
         refused.value.close()
-    end(machine, name)
+    end(here, name)
 
 
 def test_server_waiting_for_its_client_is_had_from_elsewhere(machine: Machine, tmp_path: Path) -> None:
@@ -341,8 +338,9 @@ def run(*words: str, code: int = 0) -> Program:
 
 
 @pytestmark_posix
-def test_commands_leave_and_find_again(here: Machine) -> None:
+def test_commands_leave_and_find_again(light: Callable[..., Machine]) -> None:
     """``--detach`` leaves the server at Ctrl-C, ``attach`` opens it again, ``stop`` ends it."""
+    here = light()
     app = apps.put(here, "counter.py", COUNTER)
     with Program("direct", here.host, app, "--detach", "--local-port", "0", *login(here)) as first:
         address = first.address()
@@ -363,8 +361,9 @@ def test_commands_leave_and_find_again(here: Machine) -> None:
 
 @pytestmark_posix
 @pytest.mark.parametrize("detach", [True, False])
-def test_killed_client_ends_only_what_was_not_left(here: Machine, detach: bool) -> None:
+def test_killed_client_ends_only_what_was_not_left(light: Callable[..., Machine], detach: bool) -> None:
     """After ``kill -9`` what was to be left runs on beyond its grace; the control does not."""
+    here = light()
     app = apps.put(here, "counter.py", COUNTER)
     words = ["direct", here.host, app, "--grace", "1", *["--detach"] * detach, *login(here)]
     with Program(*words) as program:
@@ -386,8 +385,9 @@ def test_killed_client_ends_only_what_was_not_left(here: Machine, detach: bool) 
 
 
 @pytestmark_posix
-def test_publication_in_the_background(here: Machine) -> None:
+def test_publication_in_the_background(light: Callable[..., Machine]) -> None:
     """``publish --background`` comes back at once; the app is open by name until ``stop`` ends all of it."""
+    here = light()
     app = apps.put(here, "counter.py", COUNTER)
     done = run("publish", app, "-g", here.host, "--background", *login(here))
     assert f"bokeh-ssh gateway {here.host} --name counter" in done.stderr
