@@ -21,6 +21,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+import light_bokeh
 from beds import until
 from bokeh_ssh._core.errors import (
     BokehNotFoundError,
@@ -179,11 +180,13 @@ def test_no_secret_is_in_any_command_line(bench: Bench, mark: str) -> None:
 
 
 def test_bokeh_starts_through_every_shell(shell: list[str], bench: Bench) -> None:
-    """A real Bokeh server comes up, tells where it listens, answers and ends, through any login shell."""
+    """A server comes up, tells where it listens, answers and ends, through any login shell: Bokeh itself
+    through the first of them, the quick stand-in through the others."""
+    path = {} if shell == SHELLS[0].split() else {"PYTHONPATH": light_bokeh.path_with_it(bench.path)}
     app = bench.path / "my 'dir' ü" / "an_app-1.py"
     app.parent.mkdir()
     app.write_text("from bokeh.io import curdoc\nprint('from the app')\n")
-    server = bench.start(bench.runner(*shell), app=(str(app),))
+    server = bench.start(bench.runner(*shell, **path), app=(str(app),))
     assert server.routes == ("/an_app-1",)
     assert server.versions.startswith("Bokeh ")
     assert get(server, "/an_app-1/metadata") == 200

@@ -88,7 +88,7 @@ class Server:
             threading.Thread(target=self._serve, args=(listener.accept()[0],), daemon=True).start()
 
     def _end(self, number: int, _: object) -> None:
-        log(f"Received signal {signal.Signals(number).name}, shutting down")
+        print(f"Received signal {signal.Signals(number).name}, shutting down", flush=True)
         path = self.options.get("--unix-socket")
         if path:
             os.unlink(path)
