@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 import apps
+import light_bokeh
 from beds import PASSWORD, Knobs, Machine, free_port, until
 from bokeh_ssh import (
     BokehSSHError,
@@ -56,6 +57,12 @@ DEADLINE = 40.0
 def machine(embedded: Callable[..., Machine]) -> Machine:
     """A machine to log in to."""
     return embedded()
+
+
+@pytest.fixture
+def quick_machine(light: Callable[..., Machine]) -> Machine:
+    """One whose servers start at once."""
+    return light()
 
 
 def in_time(work: Callable[[], Any], timeout: float = DEADLINE) -> Any:
@@ -480,15 +487,15 @@ def test_child_that_is_stopped_while_it_stands(
 
 
 def test_closing_with_a_stopped_child(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch, no_leaks: Any
+    quick_machine: Machine, monkeypatch: pytest.MonkeyPatch, no_leaks: Any
 ) -> None:
     """Reading answers with what is known, ``close`` ends the child, and says what becomes of the server."""
     quick(monkeypatch)
     monkeypatch.setattr(child_process, "_STANDS", 60.0)
-    app = apps.put(machine, "sliders.py", apps.SLIDER)
+    app = apps.put(quick_machine, "app.py", light_bokeh.APP)
     events: list[Event] = []
     with no_leaks():
-        with make(DirectTunnel, machine, app=app, grace=1, on_event=events.append) as tunnel:
+        with make(DirectTunnel, quick_machine, app=app, grace=1, on_event=events.append) as tunnel:
             log = tunnel.log
             assert log  # the control
             [child] = children()
@@ -496,20 +503,20 @@ def test_closing_with_a_stopped_child(
                 os.kill(child, signal.SIGSTOP)
                 assert in_time(lambda: tunnel.log, 5) == log
                 in_time(tunnel.close, 15)
-    assert events[-1] == Closed(host=machine.host, server="unreached")
+    assert events[-1] == Closed(host=quick_machine.host, server="unreached")
     assert isinstance(events[-2], Warned)
     assert "by itself within 1 s" in events[-2].text
-    until(lambda: not machine.pids(app), what="the server to end by its grace")
+    until(lambda: not quick_machine.pids(app), what="the server to end by its grace")
 
 
 def test_child_that_is_killed_while_it_is_asked(
-    machine: Machine, no_leaks: Any, monkeypatch: pytest.MonkeyPatch
+    quick_machine: Machine, no_leaks: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever reads at that moment gets what is known, at once."""
     monkeypatch.setattr(child_process, "_TELLS", 60.0)
-    app = apps.put(machine, "sliders.py", apps.SLIDER)
+    app = apps.put(quick_machine, "app.py", light_bokeh.APP)
     with no_leaks():
-        with make(DirectTunnel, machine, app=app, grace=1) as tunnel:
+        with make(DirectTunnel, quick_machine, app=app, grace=1) as tunnel:
             log = tunnel.log
             [child] = children()
             os.kill(child, signal.SIGSTOP)
@@ -523,7 +530,7 @@ def test_child_that_is_killed_while_it_is_asked(
             reader.join(30)
             assert read == [log]
             assert time.monotonic() - began < child_process._TELLS
-    until(lambda: not machine.pids(app), what="the server to end by its grace")
+    until(lambda: not quick_machine.pids(app), what="the server to end by its grace")
 
 
 _PROGRAM = """
@@ -601,10 +608,10 @@ def test_both_stopped_together_go_on_together(machine: Machine) -> None:
         assert answer == "done ready\n"
 
 
-def test_a_prompt_may_use_the_tunnel(embedded: Callable[..., Machine], no_leaks: Any) -> None:
+def test_a_prompt_may_use_the_tunnel(light: Callable[..., Machine], no_leaks: Any) -> None:
     """A prompt that reads what the child has gets that, and its own answer reaches who asked."""
-    machine = embedded(Knobs(password=True, require=("publickey", "password")))
-    app = apps.put(machine, "sliders.py", apps.SLIDER)
+    machine = light(Knobs(password=True, require=("publickey", "password")))
+    app = apps.put(machine, "app.py", light_bokeh.APP)
     events: list[str] = []
     read: list[Any] = []
 
@@ -625,9 +632,9 @@ def test_a_prompt_may_use_the_tunnel(embedded: Callable[..., Machine], no_leaks:
     assert read == [((), "connecting", ["Connecting", "HostKeyVerified"])]  # what came before it was told
 
 
-def test_a_logging_handler_may_use_the_tunnel(machine: Machine, no_leaks: Any) -> None:
+def test_a_logging_handler_may_use_the_tunnel(quick_machine: Machine, no_leaks: Any) -> None:
     """A handler of the program's log that reads what the child has holds up neither opening nor closing."""
-    app = apps.put(machine, "sliders.py", apps.SLIDER)
+    app = apps.put(quick_machine, "app.py", light_bokeh.APP)
     read: list[Any] = []
 
     class Handler(logging.Handler):
@@ -635,7 +642,7 @@ def test_a_logging_handler_may_use_the_tunnel(machine: Machine, no_leaks: Any) -
             if record.process != os.getpid():
                 read.append(tunnel.log)
 
-    tunnel = make(DirectTunnel, machine, app=app)
+    tunnel = make(DirectTunnel, quick_machine, app=app)
     logger, handler = logging.getLogger("bokeh_ssh"), Handler()
     level = logger.level
     logger.addHandler(handler)
