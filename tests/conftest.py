@@ -135,7 +135,7 @@ def _engine(
     return engine
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def docker_engine(_engine: Docker | str) -> Docker:
     """Docker, with the image built; the test is skipped where there is none."""
     if isinstance(_engine, str):

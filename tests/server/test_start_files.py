@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +14,7 @@ from connections import there
 from direct_tunnels import tunnel_to
 
 if TYPE_CHECKING:
-    from docker_bed import Container
+    from docker_bed import Container, Docker
 
 #: A guard such as Debian's, and functions below it, which need variables that are not exported.
 GUARDED = """
@@ -45,13 +45,23 @@ curdoc().title = os.environ.get("CHOSEN", "") + os.getcwd()
 """
 
 
+@pytest.fixture(scope="module")
+def shared(docker_engine: Docker) -> Iterator[Container]:
+    """The machine of all tests here; its account has an app in its home, which is kept as it is now."""
+    with docker_engine.machine() as made:
+        path = apps.put(made, "report.py", REPORT)
+        made.execute(["sh", "-c", 'cp "$0" ~/report.py', path], user=made.user)
+        made.execute(f"cp -a /home/{made.user} /home/as-it-was")
+        yield made
+
+
 @pytest.fixture
-def machine(container: Callable[..., Container]) -> Container:
-    """Give a machine whose account has an app in its home."""
-    made = container()
-    path = apps.put(made, "report.py", REPORT)
-    made.execute(["sh", "-c", 'cp "$0" ~/report.py', path], user=made.user)
-    return made
+def machine(shared: Container) -> Iterator[Container]:
+    """That machine, with the home and the login as they were before each test."""
+    yield shared
+    home = f"/home/{shared.user}"
+    shared.set_shell("/bin/bash")
+    shared.execute(f"find {home} -mindepth 1 -delete; cp -a /home/as-it-was/. {home}; chmod 666 /dev/null")
 
 
 def write(machine: Machine, name: str, text: str) -> None:
