@@ -17,7 +17,7 @@ from bokeh_ssh import ServerNotFoundError, UsageError
 from bokeh_ssh._cli.servers import choose_job
 from bokeh_ssh._jobs.job import ListedJob
 from bokeh_ssh._server.registry import RemoteServer
-from programs import OnTerminal, Program, login
+from programs import OnTerminal, Program, login, run_here
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and terminals of POSIX")
 
@@ -36,31 +36,24 @@ def app(tmp_path: Path) -> str:
     return str(path)
 
 
-def run(*words: str, code: int = 0) -> Program:
-    """Run a command to its end."""
-    with Program(*words) as program:
-        assert program.end() == code, program
-    return program
-
-
 def test_servers_are_listed_and_ended(machine: Machine, app: str) -> None:
     """A server is listed as in use while its tunnel stands, as waiting once that was killed, and no more
     after ``stop``, which ends its process; nothing else is on standard output."""
-    assert run("ls", machine.host, *login(machine)).stdout == ""
+    assert run_here("ls", machine.host, *login(machine)).stdout == ""
     with Program("direct", machine.host, app, "--local-port", "0", *login(machine)) as program:
         program.address()
-        [line] = run("ls", machine.host, *login(machine)).stdout.splitlines()
+        [line] = run_here("ls", machine.host, *login(machine)).stdout.splitlines()
         number, state, age, where, what = line.split("\t")
         assert (state, where, what) == ("in use", "private socket", app)
         assert re.fullmatch(r"\d+ s", age)
         assert machine.pids(app)
         program.interrupt(signal.SIGKILL)
         program.end()
-    until(lambda: "waiting" in run("ls", machine.host, *login(machine)).stdout)
-    ended = run("stop", machine.host, "sliders", *login(machine))
+    until(lambda: "waiting" in run_here("ls", machine.host, *login(machine)).stdout)
+    ended = run_here("stop", machine.host, "sliders", *login(machine))
     assert f"Ended {app} on {machine.host} ({number})" in ended.stderr
     until(lambda: not machine.pids(app))
-    assert run("ls", machine.host, *login(machine)).stdout == ""
+    assert run_here("ls", machine.host, *login(machine)).stdout == ""
 
 
 def test_stop_needs_to_know_which(machine: Machine, app: str, tmp_path: Path) -> None:
@@ -71,9 +64,11 @@ def test_stop_needs_to_know_which(machine: Machine, app: str, tmp_path: Path) ->
         one.address()
         with Program("direct", machine.host, str(other), "--local-port", "0", *login(machine)) as two:
             two.address()
-            assert "more than one" in run("stop", machine.host, *login(machine), code=2).stderr
-            assert "no server named" in run("stop", machine.host, "third", *login(machine), code=1).stderr
-            run("stop", machine.host, "other.py", *login(machine))
+            assert "more than one" in run_here("stop", machine.host, *login(machine), code=2).stderr
+            assert (
+                "no server named" in run_here("stop", machine.host, "third", *login(machine), code=1).stderr
+            )
+            run_here("stop", machine.host, "other.py", *login(machine))
             assert two.end() == 1, two  # its tunnel hears of it
             assert one.process.poll() is None
             one.interrupt()
@@ -111,7 +106,7 @@ def test_list_for_other_programs_and_for_people(machine: Machine, app: str) -> N
         program.address()
         told = [
             json.loads(line)
-            for line in run("ls", machine.host, "--json", *login(machine)).stdout.splitlines()
+            for line in run_here("ls", machine.host, "--json", *login(machine)).stdout.splitlines()
         ]
         [server] = [each for each in told if each["event"] == "server"]
         assert server["apps"] == [app]
@@ -122,6 +117,6 @@ def test_list_for_other_programs_and_for_people(machine: Machine, app: str) -> N
             assert shown.end() == 0, shown
         assert "LISTENS ON" in shown.screen
         assert "in use" in shown.screen
-        ended = run("stop", machine.host, "--json", *login(machine))
+        ended = run_here("stop", machine.host, "--json", *login(machine))
         assert json.loads(ended.stdout.splitlines()[-1])["id"] == server["id"]
         program.end()

@@ -13,8 +13,8 @@ import pytest
 
 import apps
 from beds import Machine, free_port
-from bokeh_ssh._cli.app import app, main
-from programs import Program, login, unkeyed
+from bokeh_ssh._cli.app import app
+from programs import Program, login, run_here, unkeyed
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and terminals of POSIX")
 
@@ -27,28 +27,12 @@ def machine(embedded: Callable[..., Machine]) -> Machine:
     return embedded(env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"})
 
 
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    """Run a command that connects to nothing, in this process; gives its exit code and all that it shows."""
-
-    def run(*words: str) -> tuple[int, str]:
-        with pytest.raises(SystemExit) as ended:
-            main(words)
-        shown = capsys.readouterr()
-        return int(ended.value.code or 0), shown.out + shown.err
-
-    return run
-
-
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_fits_a_screen(
-    command: str, run: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_help_fits_a_screen(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """``--help`` is a screen with examples; ``--help-all`` has the rest, where there is a rest."""
     monkeypatch.setenv("COLUMNS", "80")
-    code, short = run(command, "--help")
-    assert code == 0
-    code, whole = run(command, "--help-all")
+    short = run_here(command, "--help").stdout
+    code, whole, _ = run_here(command, "--help-all", code=None)
     more = code == 0
     assert len(short.splitlines()) <= 48
     assert "<str>" not in short + whole
@@ -76,10 +60,9 @@ def test_help_begins_with_the_shortest_way(columns: int | None) -> None:
     assert "--install-completion " in program.stdout, "no option is cut"
 
 
-def test_no_flag_where_it_means_nothing(run: Callable[..., tuple[int, str]]) -> None:
+def test_no_flag_where_it_means_nothing() -> None:
     """What ``doctor`` starts is ended at once, so there is no grace to give."""
-    code, shown = run("doctor", "--help-all")
-    assert code == 0
+    shown = run_here("doctor", "--help-all").stdout
     assert "--setup" in shown
     assert "--grace" not in shown
 
@@ -93,10 +76,9 @@ def test_machine_in_place_of_a_command_is_direct(first: str) -> None:
     assert "cannot connect to 127.0.0.1" in program.stderr
 
 
-def test_slip_of_the_hand_is_no_machine(run: Callable[..., tuple[int, str]]) -> None:
+def test_slip_of_the_hand_is_no_machine() -> None:
     """A command that is nearly one is told, and nothing is connected to."""
-    code, shown = run("diretc", "me@127.0.0.1")
-    assert code == 2
+    shown = run_here("diretc", "me@127.0.0.1", code=2).stderr
     assert "No such command 'diretc'" in shown
     assert "Connecting" not in shown
 
@@ -142,7 +124,6 @@ def test_alias_alone_is_a_machine(account: Path) -> None:
 def test_habits_of_other_programs_are_answered(
     words: list[str],
     told: str,
-    run: Callable[..., tuple[int, str]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -156,7 +137,7 @@ def test_habits_of_other_programs_are_answered(
         shown = program.stderr
         assert "Connecting" in shown
     else:
-        code, shown = run(*words)
+        code, _, shown = run_here(*words, code=None)
         assert code != 0
         assert "Connecting" not in shown
     assert told in shown
@@ -192,20 +173,16 @@ def test_app_that_is_not_there_is_told_by_what_is_missing(
 
 
 @pytest.mark.parametrize("word", ["help", "version", "-V"])
-def test_help_and_version_have_other_names(word: str, run: Callable[..., tuple[int, str]]) -> None:
+def test_help_and_version_have_other_names(word: str) -> None:
     """Words of other programs for both."""
-    code, shown = run(word, *(["stop"] if word == "help" else []))
-    assert code == 0
+    shown = run_here(word, *(["stop"] if word == "help" else [])).stdout
     assert ("bokeh-ssh stop" if word == "help" else "bokeh-ssh 0") in shown
 
 
 @pytest.mark.parametrize(("command", "server"), [("direct", True), ("publish", True), ("ls", False)])
-def test_option_of_the_server_is_told_where_it_goes(
-    command: str, server: bool, run: Callable[..., tuple[int, str]]
-) -> None:
+def test_option_of_the_server_is_told_where_it_goes(command: str, server: bool) -> None:
     """An option that is none of ours may be the server's; it goes after ``--``."""
-    code, shown = run(command, "me@127.0.0.1", "--num-procs", "2")
-    assert code == 2
+    shown = run_here(command, "me@127.0.0.1", "--num-procs", "2", code=2).stderr
     assert "No such option: --num-procs" in shown
     assert ("after --" in shown) == server
 
@@ -285,14 +262,12 @@ def test_slips_in_a_host_are_told(machine: Machine, tmp_path: Path) -> None:
 def test_nearest_setting_is_told(
     name: str,
     meant: str,
-    run: Callable[..., tuple[int, str]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A setting that there is not is told with the nearest one, and with all where none is near."""
     monkeypatch.chdir(tmp_path)
     Path("bokeh-ssh.toml").write_text(f'{name} = "x"\n')
-    code, shown = run("up")
-    assert code == 2
+    shown = run_here("up", code=2).stderr
     assert f"there is no setting '{name}'" in shown
     assert (f"did you mean {meant}?" if meant else "there are") in shown

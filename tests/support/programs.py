@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
@@ -9,14 +10,37 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
+
+import pytest
 
 from beds import Machine, until
 
 #: What moves the cursor, colours or hides on a terminal.
 ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\]8;[^\x1b]*\x1b\\)")
 CLI = (sys.executable, "-m", "bokeh_ssh")
+
+
+class Told(NamedTuple):
+    """What a command has shown."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+def run_here(*words: str, code: int | None = 0) -> Told:
+    """Run a command to its end in this process: one of its own takes a second. A code is checked if given."""
+    from bokeh_ssh._cli.app import main
+
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+    told = Told(int(ended.value.code or 0), out.getvalue(), err.getvalue())
+    assert code in (None, told.code), told
+    return told
 
 
 class Program:
