@@ -30,7 +30,7 @@ from bokeh_ssh._cli.app import main
 from bokeh_ssh._core.settings import as_toml, setting
 from bokeh_ssh._tunnels.publication import Publication
 from cable import Cable
-from programs import CLI, ESCAPES, OnTerminal, Program, login, unkeyed
+from programs import CLI, ESCAPES, OnTerminal, Program, login, run_here, unkeyed
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and terminals of POSIX")
 
@@ -361,12 +361,8 @@ def test_project_is_told_in_its_own_words(tmp_path: Path, monkeypatch: pytest.Mo
     """What cannot work is worded as the project's file has it, and as a flag where it was typed."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bokeh-ssh.toml").write_text('host = "h"\nlaunch = false\napp = "app.py"\n')
-    with Program("up") as program:
-        assert program.end() == 2
-    assert "launch = false attaches" in program.stderr
-    with Program("direct", "h", "app.py", "--attach") as program:
-        assert program.end() == 2
-    assert "--attach attaches" in program.stderr
+    assert "launch = false attaches" in run_here("up", code=2).stderr
+    assert "--attach attaches" in run_here("direct", "h", "app.py", "--attach", code=2).stderr
 
 
 # What it does.

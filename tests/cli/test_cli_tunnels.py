@@ -19,7 +19,7 @@ from beds import Knobs, Machine, until
 from bokeh_ssh._cli.tunnels import background, control
 from bokeh_ssh._cli.tunnels.registry import find_tunnels
 from cable import Cable
-from programs import OnTerminal, Program, login, unkeyed
+from programs import OnTerminal, Program, login, run_here, unkeyed
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and terminals of POSIX")
 
@@ -31,7 +31,7 @@ def machine(light: Callable[..., Machine]) -> Machine:
 
 
 def run(*words: str, code: int = 0) -> Program:
-    """Run a command to its end."""
+    """Run a command to its end, in a process of its own."""
     with Program(*words) as program:
         assert program.end() == code, program
     return program
@@ -44,7 +44,7 @@ def forward(machine: Machine, *words: str) -> list[str]:
 
 def told(*words: str) -> list[dict[str, Any]]:
     """Give the tunnels that a command tells of."""
-    lines = map(json.loads, run(*words, "--json").stdout.splitlines())
+    lines = map(json.loads, run_here(*words, "--json").stdout.splitlines())
     return [line for line in lines if line["event"] == "tunnel"]
 
 
@@ -83,7 +83,7 @@ def test_background_is_left_when_it_is_open(machine: Machine) -> None:
     assert os.getsid(pid) == pid
     assert stat.S_IMODE(Path(tunnel["log"]).stat().st_mode) == 0o600
     assert f"bokeh-ssh stop {pid}" in done.stderr
-    assert f"(process {pid})" in run("stop", address.rpartition(":")[2]).stderr
+    assert f"(process {pid})" in run_here("stop", address.rpartition(":")[2]).stderr
     until(lambda: not is_alive(pid))
     assert find_tunnels() == []
     with pytest.raises(OSError, match="refused"):
@@ -99,7 +99,7 @@ def test_background_asks_before_it_leaves(machine: Machine) -> None:
         assert program.end() == 0, program
     [tunnel] = find_tunnels()
     assert is_alive(tunnel.pid)
-    run("stop")
+    run_here("stop")
     assert find_tunnels() == []
 
 
@@ -126,9 +126,9 @@ def test_stop_ends_no_other(machine: Machine) -> None:
     and a process whose id a stale socket has stay untouched."""
     with Program(*forward(machine)) as one, Program(*forward(machine)) as two:
         first, second = one.address(), two.address()
-        assert "more than one" in run("stop", code=2).stderr
-        assert "no tunnel" in run("stop", "1", code=1).stderr
-        run("stop", second)
+        assert "more than one" in run_here("stop", code=2).stderr
+        assert "no tunnel" in run_here("stop", "1", code=1).stderr
+        run_here("stop", second)
         assert two.end() == 0, two
         assert greeting(first) == b"SSH-"
         folder = control.folders()[0]
@@ -199,7 +199,7 @@ def test_status_is_the_live_one(machine: Machine, tmp_path: Path) -> None:
             until(lambda: find_tunnels()[0].state == "ready")
             assert live().losses == 1
             assert live().received > status["received"]
-            columns = run("status").stdout.rstrip("\n").split("\t")
+            columns = run_here("status").stdout.rstrip("\n").split("\t")
             assert columns[:3] == [str(program.process.pid), "ready", address]
             with OnTerminal("status", "--watch") as shown:
                 shown.expect("1 loss survived")

@@ -14,16 +14,14 @@ import pytest
 
 from beds import Machine, free_port, until
 from bokeh_ssh._cli.tunnels.dry_run import plan
-from programs import Program, login
+from programs import login, run_here
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="ssh of POSIX")
 
 
 def printed(*words: str) -> list[str]:
     """Give the commands that it prints."""
-    with Program(*words, "--dry-run") as program:
-        assert program.end() == 0, program
-    return program.stdout.splitlines()
+    return run_here(*words, "--dry-run").stdout.splitlines()
 
 
 @pytest.mark.skipif(shutil.which("ssh") is None, reason="there is no ssh here")
@@ -58,10 +56,7 @@ def test_nothing_is_reached_and_no_value_is_shown(tmp_path: Path) -> None:
             server.accept()
     assert "conda activate viz && TOKEN=... bokeh serve app.py --port 5006" in "\n".join(lines)
     assert "s3cret" not in "\n".join(lines)
-    with Program(
-        "direct", "h", "no-such-app.py", "--upload", "--local-port", "70000", "--dry-run"
-    ) as program:
-        assert program.end() == 2, program
+    run_here("direct", "h", "no-such-app.py", "--upload", "--local-port", "70000", "--dry-run", code=2)
 
 
 @pytest.mark.parametrize(

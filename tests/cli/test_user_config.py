@@ -13,7 +13,7 @@ import bokeh_ssh
 from bokeh_ssh._cli import options
 from bokeh_ssh._cli.app import main
 from bokeh_ssh._cli.user_config import path_of_config, read_environment
-from programs import Program
+from programs import run_here
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
 
@@ -139,9 +139,8 @@ def test_project_gets_nothing_that_weakens_a_check(
 def test_file_that_cannot_be(text: str, mode: int, said: str) -> None:
     """A file with a mistake, or that others may write, ends the command with 2, and names what to do."""
     write(text, mode)
-    with Program("direct", "h") as program:
-        assert program.end() == 2, program
-    assert said in " ".join(program.stderr.replace("│", " ").split()), program
+    shown = run_here("direct", "h", code=2).stderr
+    assert said in " ".join(shown.replace("│", " ").split()), shown
 
 
 @pytest.mark.parametrize(
@@ -165,13 +164,10 @@ def test_error_says_where_its_setting_comes_from(monkeypatch: pytest.MonkeyPatch
     """What nobody typed is named with its source: the variable, else the file; what was typed has none."""
     path = write('host_keys = "accpet"\n')
     for source in (str(path), "BOKEH_SSH_HOST_KEYS"):
-        with Program("direct", "h", "app.py") as program:
-            assert program.end() == 2
-        assert f"--host-keys comes from {source}" in " ".join(program.stderr.split())
+        shown = run_here("direct", "h", "app.py", code=2).stderr
+        assert f"--host-keys comes from {source}" in " ".join(shown.split())
         monkeypatch.setenv("BOKEH_SSH_HOST_KEYS", "accpet")
-    with Program("direct", "h", "app.py", "--host-keys", "acept") as program:
-        assert program.end() == 2
-    assert "comes from" not in program.stderr
+    assert "comes from" not in run_here("direct", "h", "app.py", "--host-keys", "acept", code=2).stderr
 
 
 def test_batch_settings_wait_for_batch(given: dict[str, Any]) -> None:

@@ -37,7 +37,7 @@ from cable import Cable
 from connections import end, there
 from counting import COUNTER, ask, servers, tunnel_with_events
 from gateways import gateway_of, host_of
-from programs import Program, login
+from programs import Program, login, run_here
 
 
 @pytest.fixture
@@ -330,13 +330,6 @@ def test_what_cannot_be_meant_is_refused(words: dict[str, Any]) -> None:
 pytestmark_posix = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 
 
-def run(*words: str, code: int = 0) -> Program:
-    """Run a command to its end."""
-    with Program(*words) as program:
-        assert program.end() == code, program
-    return program
-
-
 @pytestmark_posix
 def test_commands_leave_and_find_again(light: Callable[..., Machine]) -> None:
     """``--detach`` leaves the server at Ctrl-C, ``attach`` opens it again, ``stop`` ends it."""
@@ -354,9 +347,9 @@ def test_commands_leave_and_find_again(light: Callable[..., Machine]) -> None:
         second.interrupt()
         assert second.end() == 0, second
     assert servers(here, app)
-    run("stop", here.host, "counter", *login(here))
+    run_here("stop", here.host, "counter", *login(here))
     until(lambda: not servers(here, app), what="it to end")
-    assert "there is no server" in run("attach", here.host, *login(here), code=1).stderr
+    assert "there is no server" in run_here("attach", here.host, *login(here), code=1).stderr
 
 
 @pytestmark_posix
@@ -389,15 +382,16 @@ def test_publication_in_the_background(light: Callable[..., Machine]) -> None:
     """``publish --background`` comes back at once; the app is open by name until ``stop`` ends all of it."""
     here = light()
     app = apps.put(here, "counter.py", COUNTER)
-    done = run("publish", app, "-g", here.host, "--background", *login(here))
-    assert f"bokeh-ssh gateway {here.host} --name counter" in done.stderr
+    with Program("publish", app, "-g", here.host, "--background", *login(here)) as program:
+        assert program.end() == 0, program
+    assert f"bokeh-ssh gateway {here.host} --name counter" in program.stderr
     gateway = Host(here.host, here.user, **here.login)
     with GatewayTunnel(gateway, name="counter") as tunnel:
         assert ask(tunnel).startswith("seen 1 by ")
     with GatewayTunnel(gateway) as tunnel:
         assert ask(tunnel).startswith("seen 2 by ")
-    assert "counter" in run("ls").stdout
-    run("stop", "counter")
+    assert "counter" in run_here("ls").stdout
+    run_here("stop", "counter")
     until(lambda: not servers(here, app), what="the server to end too")
     with pytest.raises(ServerNotFoundError, match="counter"):
         GatewayTunnel(gateway, name="counter", launch_timeout=1).open()
