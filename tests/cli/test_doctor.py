@@ -13,7 +13,7 @@ import pytest
 
 from beds import Key, Machine, free_port
 from doctor import CHECKS, examine
-from programs import ESCAPES, OnTerminal, Program, login
+from programs import ESCAPES, OnTerminal, login, run_here
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="programs and terminals of POSIX")
 
@@ -99,9 +99,7 @@ def test_on_a_terminal_and_as_json(embedded: Callable[..., Machine]) -> None:
     assert "\u2713 your servers: none runs there" in shown
     for check in CHECKS:
         assert f"{check}: " in shown
-    with Program(*words, "--json") as program:
-        assert program.end(timeout=60) == 0
-    told = [json.loads(line) for line in program.stdout.splitlines()]
+    told = [json.loads(line) for line in run_here(*words, "--json").stdout.splitlines()]
     assert [each["check"] for each in told] == CHECKS
     assert {each["event"] for each in told} == {"finding"}
 
@@ -112,19 +110,17 @@ def test_way_of_its_own_is_told(embedded: Callable[..., Machine], tmp_path: Path
     config = tmp_path / "config"
     command = "/bin/sh -c 'echo no way >&2; exit 3'"
     config.write_text(machine.ssh_config("it") + f"  ProxyCommand {command}\n  ProxyJmp gate\n")
-    with Program("doctor", "it", "-F", str(config)) as program:
-        assert program.end() == 1, program
-    assert "user " + machine.user + ", by its ProxyCommand" in program.stdout
-    assert "did you mean ProxyJump?" in program.stdout  # what keeps it from being opened may be misspelt
-    assert "bad\tport\t" in program.stdout
-    assert "status 3: no way" in program.stdout
+    shown = run_here("doctor", "it", "-F", str(config), code=1).stdout
+    assert "user " + machine.user + ", by its ProxyCommand" in shown
+    assert "did you mean ProxyJump?" in shown  # what keeps it from being opened may be misspelt
+    assert "bad\tport\t" in shown
+    assert "status 3: no way" in shown
 
 
 def test_name_that_means_nothing(tmp_path: Path) -> None:
     """A config that cannot be followed is told as what it is."""
     config = tmp_path / "config"
     config.write_text("Host it\n  ProxyCommand nc %h %p\n  ProxyUseFdpass yes\n")
-    with Program("doctor", "it", "-F", str(config)) as program:
-        assert program.end() == 1, program
-    assert "bad\tname\t" in program.stdout
-    assert "ProxyUseFdpass" in program.stdout
+    shown = run_here("doctor", "it", "-F", str(config), code=1).stdout
+    assert "bad\tname\t" in shown
+    assert "ProxyUseFdpass" in shown
