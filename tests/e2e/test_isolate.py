@@ -17,6 +17,7 @@ import pytest
 
 import apps
 import conformance
+import light_bokeh
 from beds import PASSWORD, Knobs, Machine, until
 from bokeh_ssh import (
     Connecting,
@@ -225,9 +226,12 @@ def run_program(machine: Machine, app: str, tmp_path: Path) -> subprocess.Popen[
     )
 
 
-def test_kill_minus_9_of_the_parent_ends_everything_at_once(machine: Machine, tmp_path: Path) -> None:
+def test_kill_minus_9_of_the_parent_ends_everything_at_once(
+    light: Callable[..., Machine], tmp_path: Path
+) -> None:
     """Parent gone = child closes everything: the remote server ends long before any grace is over."""
-    app = apps.put(machine, "sliders.py", apps.SLIDER)
+    machine = light()
+    app = apps.put(machine, "app.py", light_bokeh.APP)
     with run_program(machine, app, tmp_path) as program:
         assert program.stdout
         assert program.stdout.readline() == "imported\n"
@@ -239,9 +243,10 @@ def test_kill_minus_9_of_the_parent_ends_everything_at_once(machine: Machine, tm
 
 
 @pytest.mark.every_python
-def test_ctrl_c_is_the_parents_alone(machine: Machine, tmp_path: Path) -> None:
+def test_ctrl_c_is_the_parents_alone(light: Callable[..., Machine], tmp_path: Path) -> None:
     """Ctrl-C goes to the whole group and ends the wait cleanly; the child is told, not hit."""
-    app = apps.put(machine, "sliders.py", apps.SLIDER)
+    machine = light()
+    app = apps.put(machine, "app.py", light_bokeh.APP)
     with run_program(machine, app, tmp_path) as program:
         assert program.stdout
         assert program.stdout.readline() == "imported\n"
