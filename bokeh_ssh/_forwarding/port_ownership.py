@@ -239,7 +239,8 @@ class PortOwnershipMonitor:
             self._change.notify_all()
         for verdict in asked.values():
             verdict(False)
-        if "looked" in self._said and not self._leaving:
+        # Where the line went down, that is told, and not this.
+        if "looked" in self._said and not self._leaving and self._connection.alive:
             msg = f"the check of who owns port {self._port} has ended"
             self._on_taken(ConnectionLostError(msg, host=self._host, hint="open it again"))
 

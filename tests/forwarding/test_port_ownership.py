@@ -10,11 +10,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-from beds import Machine
+from beds import Machine, until
 from bokeh_ssh._forwarding.port_ownership import PortOwnershipMonitor, monitor_port
+from cable import Cable
 from connections import connected
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="others do not tell who listens")
@@ -90,4 +92,22 @@ def test_connection_that_another_user_may_have_accepted(sshd: Callable[..., Mach
         with monitor_port(connection, port, errors.append, first) as second:
             assert second.wait()
             assert judge(second, began) == (True, True)
+    assert errors == []
+
+
+def test_line_that_goes_down_is_not_told_as_the_end_of_the_check(
+    sshd: Callable[..., Machine], tmp_path: Path
+) -> None:
+    """Who hears of the loss is told of the line, and not of what went over it."""
+    errors: list[object] = []
+    machine = sshd()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        Cable(machine.host, machine.port) as cable,
+        connected(cable.machine(machine, tmp_path)) as connection,
+        monitor_port(connection, listener.getsockname()[1], errors.append) as monitor,
+    ):
+        assert monitor.wait()
+        cable.pull()
+        until(lambda: monitor._ended and not connection.alive, what="the loss")
     assert errors == []
