@@ -38,7 +38,10 @@ def hold(
     if background_wanted:
         from bokeh_ssh._cli.tunnels import background
 
-        leave = background.fork()
+        try:
+            leave = background.fork()
+        except BokehSSHError as exc:
+            raise typer.Exit(_foreground(verbose, keywords).fail(exc)) from exc
     foreground = _foreground(verbose, keywords, leave)
     foreground.command = command
     set_hints(foreground, apps, keywords)

@@ -111,6 +111,18 @@ def test_background_that_fails_says_so(machine: Machine) -> None:
     assert not list(Path("~/.local/state/bokeh-ssh").expanduser().iterdir())
 
 
+def test_background_without_a_place_for_its_log_says_so(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ``-f`` a log that cannot be made is an error as any other, also with ``--json``."""
+    monkeypatch.setenv("XDG_STATE_HOME", os.devnull)
+    words = forward(machine, "-f")
+    assert run(*words, code=2).stderr.endswith("set XDG_STATE_HOME to a folder of yours\n")
+    [told] = map(json.loads, run(*words, "--json", code=2).stdout.splitlines())
+    assert (told["type"], told["exit_code"]) == ("UsageError", 2)
+    assert find_tunnels() == []
+
+
 def test_interrupt_before_it_is_open_ends_it(machine: Machine) -> None:
     """Ctrl-C while ``-f`` still asks ends the command with 130, and its child."""
     words = [word for word in forward(machine, "-f") if word not in ("-i", str(machine.key_path))]
