@@ -42,6 +42,7 @@
     ├── ServerExitedError           the remote Bokeh server ended by itself
     ├── AppAccessError              the Bokeh server does not let this program in
     ├── ConnectionLostError         the SSH connection was lost
+    ├── ResourceError               this program may open no more files, or start no more threads
     └── TunnelClosedError           used before it was opened, or after it was closed
 
 Who is to blame is in the branch: ``UsageError`` and ``TunnelClosedError`` are the caller's fault, the others
@@ -496,6 +497,13 @@ class ConnectionLostError(BokehSSHError):
     """The SSH connection was lost: ended by the server, cut, or silent for too long."""
 
     stage = "connection"
+    temporary = True
+
+
+class ResourceError(BokehSSHError):
+    """Nothing is wrong elsewhere: this program may open no more files, or start no more threads."""
+
+    stage = "resources"
     temporary = True
 
 

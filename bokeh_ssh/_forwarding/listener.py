@@ -26,6 +26,7 @@ from bokeh_ssh._core.endpoint import HERE, Endpoint, Origin, nearby
 from bokeh_ssh._core.errors import PortInUseError
 from bokeh_ssh._core.fork import in_child
 from bokeh_ssh._core.settings import setting, shown
+from bokeh_ssh._core.this_machine.scarcity import scarcity_told
 from bokeh_ssh._forwarding.filtered_relay import FilteredRelay
 from bokeh_ssh._forwarding.http_gate import HttpGate
 from bokeh_ssh._forwarding.http_requests import MOST, Inspector, Opened
@@ -515,7 +516,12 @@ class Forwarder(sshtunnel.SSHTunnelForwarder):  # type: ignore[misc]  # sshtunne
 
     def _make_ssh_forward_server_class(self, remote_address_: object) -> Callable[..., _Server]:
         listening = self._sockets[len(self._server_list)]
-        return lambda address, handler, logger=None: _Server(listening, handler)
+
+        def make(address: object, handler: type[_Handler], logger: object = None) -> _Server:
+            with scarcity_told():  # sshtunnel would tell no reason
+                return _Server(listening, handler)
+
+        return make
 
     def _make_ssh_forward_handler_class(self, remote_address_: object) -> type[_Handler]:
         return type("Handler", (_Handler,), {"accept": staticmethod(self._accept)})
@@ -578,14 +584,15 @@ class _Server(socketserver.BaseServer):
         reset_on_close(sock, True)  # what it accepts is made alike; also where this process is killed
         self._gone = threading.Event()
         self._paused = False
+        self._selector = selectors.DefaultSelector()
         self._wake_recv, self._wake_send = socket.socketpair()
         for end in (self._wake_recv, self._wake_send):
             end.setblocking(False)
         in_child(self, _Server._abandon)
 
     def _abandon(self) -> None:
-        for sock in (self.socket, self._wake_recv, self._wake_send):
-            sock.close()
+        for part in (self.socket, self._wake_recv, self._wake_send, self._selector):
+            part.close()
 
     @property
     def local_address(self) -> tuple[str, int]:
@@ -619,7 +626,7 @@ class _Server(socketserver.BaseServer):
         pass  # after an error: handle_error has closed it
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
-        with selectors.DefaultSelector() as selector, self._wake_recv:
+        with self._selector as selector, self._wake_recv:
             selector.register(self._wake_recv, selectors.EVENT_READ)
             listens = False
             while not self._gone.is_set():

@@ -21,6 +21,7 @@ from bokeh_ssh._core.errors import (
     ForwardingRefusedError,
     TargetUnreachableError,
 )
+from bokeh_ssh._core.this_machine.scarcity import is_scarce
 from bokeh_ssh._core.waiting import wait
 from bokeh_ssh._server.certificate import describe_certificate
 from bokeh_ssh._ssh.connection import Connection
@@ -247,6 +248,8 @@ def wait_until_ready(
                 return found
             last = f"status {found.status}"
         except (OSError, TargetUnreachableError) as exc:
+            if is_scarce(exc):  # here, and not there
+                raise
             last = str(exc)
         pause.wait(_PAUSE)
     broken()

@@ -25,6 +25,7 @@ from bokeh_ssh._core.dispatcher import Dispatcher, parked
 from bokeh_ssh._core.endpoint import Endpoint
 from bokeh_ssh._core.errors import BokehSSHError, TunnelClosedError
 from bokeh_ssh._core.events import Closed, Event, Lost, Warned, ignore
+from bokeh_ssh._core.this_machine.scarcity import scarcity_told
 from bokeh_ssh._core.waiting import SLICE, wait, wait_for, wanted
 from bokeh_ssh._forwarding.status import TunnelStatus
 from bokeh_ssh._jobs.job import Job
@@ -230,7 +231,7 @@ class Lifecycle:
         :raises BokehSSHError: whatever went wrong; nothing is left open then
         """
         try:
-            with wanted(self.check_wanted):
+            with scarcity_told(self.label), wanted(self.check_wanted):
                 ready = self.session.open()
             self.become_ready(ready)
             self.await_handlers()

@@ -34,6 +34,7 @@ from bokeh_ssh._core.events import (
 from bokeh_ssh._core.host import Host
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.this_machine.network_changes import NetworkWatch
+from bokeh_ssh._core.this_machine.scarcity import scarcity_told
 from bokeh_ssh._core.waiting import wanted
 from bokeh_ssh._forwarding.status import HopStatus, StateName, TunnelStatus
 from bokeh_ssh._server.diagnosis import expired_password
@@ -230,7 +231,12 @@ class LocalSession:
         for event in filter(None, (told, lost)):
             log.info("%s", event)
         if lost and again:
-            recovery.start()
+            try:
+                recovery.start()
+            except RuntimeError as exc:  # no thread is to be had: nobody would make it again
+                self.life.retry()
+                self.life.fail_attempt(BokehSSHError(f"the connection is not made again ({exc})"))
+                self.attempts.stop()
 
     def _recover(self, reason: str) -> None:
         """Connect again, however often that takes, until it stands, or nobody wants it any more.
@@ -265,7 +271,7 @@ class LocalSession:
         """Make one attempt; return why it has failed, if it has."""
         self._answered = False
         try:
-            with wanted(self._check_attempt):
+            with scarcity_told(self.life.label), wanted(self._check_attempt):
                 _, same = self._connect_all()
             back = Reconnected(host=self.life.label, same_server=same)
             self.life.become_ready(back)

@@ -36,6 +36,7 @@ from bokeh_ssh import (
 from bokeh_ssh._forwarding import listener
 from cable import Cable
 from events import kinds
+from processes import children
 from targets import check_on, target_here, target_on
 
 
@@ -370,6 +371,82 @@ def test_failed_attempt_leaves_nothing(machine: Machine, tmp_path: Path, no_leak
         until(lambda: forward.state == "ready", what="the line to be back")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux sets limits of another process")
+def test_line_is_made_again_once_files_can_be_opened(
+    embedded: Callable[..., Machine], tmp_path: Path
+) -> None:
+    """Out of file descriptors it says so, stays lost, and comes back when there are some again."""
+    import resource
+
+    events: list[Event] = []
+    machine = embedded()
+    with target_on(machine) as port, cabled(machine, tmp_path) as (cable, there):
+        with forward_to(there, port, isolate=True, on_event=events.append) as forward:
+            [child] = children()
+            soft, hard = resource.prlimit(child, resource.RLIMIT_NOFILE)
+            resource.prlimit(child, resource.RLIMIT_NOFILE, (3, hard))
+            cable.pull()
+            until(lambda: any("no more files" in getattr(event, "reason", "") for event in events))
+            assert forward.state in ("lost", "reconnecting")
+            resource.prlimit(child, resource.RLIMIT_NOFILE, (soft, hard))
+            until(lambda: forward.state == "ready", what="the line to be back")
+            echo(forward.local_port)
+
+
+def test_line_is_given_up_where_no_thread_can_be_had(
+    embedded: Callable[..., Machine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits is told; nothing stays lost for ever."""
+
+    def start(thread: threading.Thread) -> None:
+        if "reconnect" in thread.name:
+            msg = "can't start new thread"
+            raise RuntimeError(msg)
+        begin(thread)
+
+    machine, begin = embedded(), threading.Thread.start
+    with target_on(machine) as port, cabled(machine, tmp_path) as (cable, there):
+        with forward_to(there, port) as forward:
+            monkeypatch.setattr(threading.Thread, "start", start)
+            cable.pull()
+            with pytest.raises(BokehSSHError, match="can't start new thread"):
+                forward.wait(20)
+
+
+_OPEN_WITH_FEW = """
+import os, resource, sys
+from bokeh_ssh import LocalForward, ResourceError
+def forward():
+    return LocalForward(%r, %r, remote_host="127.0.0.1", remote_port=int(sys.argv[1]), **%r)
+with forward():
+    pass  # whatever is imported on the way
+used, hard = len(os.listdir("/proc/self/fd")) - 1, resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+for few in range(used, used + 30):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))
+    made = forward()
+    try:
+        made.open()
+        print("open", few - used)
+        break
+    except ResourceError as exc:
+        assert "Too many open files" in str(exc) and exc.host and made.state == "failed"
+    finally:
+        made.close()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists what is open")
+def test_too_few_files_are_told_as_such(embedded: Callable[..., Machine]) -> None:
+    """However many may still be opened, either it stands, or the error is about that alone."""
+    machine = embedded()
+    script = _OPEN_WITH_FEW % (machine.host, machine.user, machine.login)
+    with target_on(machine) as port:
+        words = [sys.executable, "-c", script, str(port)]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert not done.stderr
+    assert done.stdout.startswith("open ")
+
+
 def test_listener_that_fails_does_not_stop_it(machine: Machine, tmp_path: Path) -> None:
     """An ``on_event`` that raises changes nothing."""
 
@@ -402,6 +479,7 @@ def test_temporary_errors_are_those_that_may_pass() -> None:
         "ProtocolError",
         "RefusedError",
         "ResolveError",
+        "ResourceError",
         "SecurityKeyAbsentError",
         "ServerNotFoundError",
         "SocketInUseError",

@@ -37,25 +37,32 @@ class NetworkWatch:
         self._on_change = on_change
         self._targets = (*_NOWHERE, *peers)
         self._over = threading.Event()
-        self._wake_recv, self._wake_send = socket.socketpair()
-        self._thread = threading.Thread(target=self._run, name=f"bokeh-ssh network {name}", daemon=True)
+        self._name = f"bokeh-ssh network {name}"
+        self._stack = contextlib.ExitStack()  # ends it
 
     def __enter__(self) -> NetworkWatch:
-        self._thread.start()
+        # Where no file or thread is to be had, nothing is noticed, and the attempts go on without.
+        with contextlib.suppress(OSError, RuntimeError), contextlib.ExitStack() as stack:
+            wake_recv, wake_send = map(stack.enter_context, socket.socketpair())
+            selector = stack.enter_context(selectors.DefaultSelector())
+            args = wake_recv, selector
+            thread = threading.Thread(target=self._run, args=args, name=self._name, daemon=True)
+            thread.start()
+            stack.pop_all()  # the thread closes its own
+            self._stack.enter_context(wake_send)
+            self._stack.callback(thread.join, 2)
+            self._stack.callback(wake_send.send, b"!")
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._over.set()
         with contextlib.suppress(OSError):
-            self._wake_send.send(b"!")
-        if self._thread is not threading.current_thread():
-            self._thread.join(2)
-        self._wake_send.close()
+            self._stack.close()
 
-    def _run(self) -> None:
-        with self._wake_recv, contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
+    def _run(self, wake_recv: socket.socket, selector: selectors.BaseSelector) -> None:
+        with wake_recv, selector, contextlib.ExitStack() as stack:
             events = _events()
-            selector.register(self._wake_recv, selectors.EVENT_READ)
+            selector.register(wake_recv, selectors.EVENT_READ)
             if events:
                 selector.register(stack.enter_context(events), selectors.EVENT_READ)
             sources, restless = _sources(self._targets), False

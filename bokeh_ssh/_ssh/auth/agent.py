@@ -26,6 +26,7 @@ from paramiko.message import Message
 from paramiko.ssh_exception import SSHException
 
 from bokeh_ssh._core.this_machine.home import expand
+from bokeh_ssh._core.this_machine.scarcity import is_scarce
 from bokeh_ssh._core.waiting import SLICE
 from bokeh_ssh._ssh.messages import string, strings
 
@@ -161,6 +162,8 @@ class Agent:
             raise AgentError(self.trouble) from exc
         except (OSError, EOFError, ValueError, SSHException) as exc:
             self.close()
+            if is_scarce(exc):
+                raise
             self.trouble = f"the SSH agent cannot be used ({getattr(exc, 'strerror', None) or exc})"
             raise AgentError(self.trouble) from exc
         return reply[0], Message(reply[1:])

@@ -25,6 +25,7 @@ from bokeh_ssh._core.errors import (
 )
 from bokeh_ssh._core.events import HostKeyAdded, HostKeyVerified, Question
 from bokeh_ssh._core.settings import setting
+from bokeh_ssh._core.this_machine.scarcity import is_scarce
 from bokeh_ssh._ssh.auth import known_hosts, public_keys, revocation_list
 from bokeh_ssh._ssh.auth.known_hosts import Entry, Verdict
 from bokeh_ssh._ssh.auth.public_keys import PublicKey
@@ -395,6 +396,8 @@ def _read_file(path: str) -> bytes:
     try:
         return Path(path).expanduser().read_bytes()
     except (OSError, RuntimeError) as exc:  # as ssh: a file that is not there, or not for us, knows nobody
+        if is_scarce(exc):  # a host that is known would be taken for a new one
+            raise
         log.debug("%s is not read: %s", path, exc)
         return b""
 

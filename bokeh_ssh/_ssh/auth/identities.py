@@ -26,6 +26,7 @@ from bokeh_ssh._core.host import Host
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.text import clean
 from bokeh_ssh._core.this_machine.home import expand
+from bokeh_ssh._core.this_machine.scarcity import is_scarce
 from bokeh_ssh._ssh.auth import public_keys
 from bokeh_ssh._ssh.auth.agent import Agent, AgentError, AgentKey
 from bokeh_ssh._ssh.auth.private_keys import (
@@ -323,7 +324,9 @@ def _read_private(path: Path) -> tuple[bytes | None, int]:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
             text = file.read(_MOST_BYTES)
-    except (OSError, ValueError):  # ValueError: a NUL in the path
+    except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
+        if is_scarce(exc):
+            raise
         return None, 0
     mine = hasattr(os, "getuid") and status.st_uid == os.getuid()
     return text, status.st_mode & 0o777 if mine and status.st_mode & 0o077 else 0
@@ -334,7 +337,9 @@ def read(path: Path) -> bytes | None:
     try:
         with path.open("rb") as file:
             return file.read(_MOST_BYTES)
-    except (OSError, ValueError):  # ValueError: a NUL in the path
+    except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
+        if is_scarce(exc):
+            raise
         return None
 
 
