@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import stat
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,40 @@ def test_silent_tunnel_is_listed_as_that(machine: Machine) -> None:
         [tunnel] = find_tunnels()
         program.interrupt(signal.SIGCONT)
         assert tunnel.pid == program.process.pid
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"began": "today"},
+        {"apps": 1},
+        {"status": {"state": "ready", "hops": [], "uptime": "long"}},
+        {"status": {"state": "ready", "hops": [{"host": "box", "round_trip": "short"}]}},
+        {"status": None},
+    ],
+    ids=lambda changed: str(changed)[2:40],
+)
+def test_tunnel_of_another_version_is_listed_as_silent(changed: dict[str, Any]) -> None:
+    """What it tells in a way that is not understood keeps nobody from seeing the others."""
+    told = {"pid": 1, "apps": ["app.py"], "addresses": [], "status": {"state": "ready", "hops": []}}
+    folder = control.folders()[0]
+    folder.mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(folder / f"{os.getpid()}.sock"))
+        other.listen()
+
+        def answer() -> None:
+            for text in (told, {**told, **changed}):
+                client = other.accept()[0]
+                with client:
+                    client.recv(100)
+                    client.sendall(json.dumps(text).encode() + b"\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        assert [tunnel.state for tunnel in find_tunnels()] == ["ready"]  # the control
+        assert [(tunnel.pid, tunnel.state) for tunnel in find_tunnels()] == [(os.getpid(), "silent")]
+        thread.join()
 
 
 def test_folder_of_others_is_not_used(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,7 +163,7 @@ def ask(path: Path) -> dict[str, Any] | None:
             told = json.loads(_read_line(sock))
         except (ConnectionRefusedError, FileNotFoundError):
             raise
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
     return told if isinstance(told, dict) and "status" in told else None
 

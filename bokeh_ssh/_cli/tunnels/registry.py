@@ -104,8 +104,24 @@ def _parse(told: dict[str, Any], path: Path) -> HeldTunnel:
     status["hops"] = tuple(HopStatus(**hop) for hop in status["hops"])
     known = {field.name for field in dataclasses.fields(HeldTunnel)} - {"path", "status"}
     fields = {name: value for name, value in told.items() if name in known}
-    fields |= {name: tuple(fields[name]) for name in ("apps", "addresses")}
-    return HeldTunnel(**fields, status=TunnelStatus(**status), path=path)
+    fields |= {name: tuple(map(str, fields[name])) for name in ("apps", "addresses")}
+    tunnel = HeldTunnel(**fields, status=TunnelStatus(**status), path=path)
+    _check_kinds(tunnel, HeldTunnel(0, status=TunnelStatus("new")))
+    _check_kinds(tunnel.status, TunnelStatus("new"))
+    for hop in status["hops"]:
+        _check_kinds(hop, HopStatus("", round_trip=hop.round_trip and 0.0))
+    return tunnel
+
+
+def _check_kinds(told: object, model: object) -> None:
+    """Check that each field of what was told is of the kind that the model's is.
+
+    :raises TypeError: if one is not
+    """
+    for name, value in vars(model).items():
+        kind = (int, float) if isinstance(value, float) else type(value)
+        if not isinstance(vars(told)[name], kind):
+            raise TypeError(name)
 
 
 def is_alive(pid: int) -> bool:
