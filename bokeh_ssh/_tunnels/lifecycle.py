@@ -190,6 +190,7 @@ class Lifecycle:
         self._events = events
         self.deliver = deliver or ignore
         self._opener: threading.Thread | None = None
+        self._fault: BokehSSHError | None = None  # what its opening has raised
         self._closer: threading.Thread | None = None
         self._cancelled = False
         self._closable = False
@@ -237,12 +238,13 @@ class Lifecycle:
             self.await_handlers()
         except BaseException as exc:
             with self.change:
+                cancelled = self._cancelled and isinstance(exc, BokehSSHError)
+                self._fault = exc if isinstance(exc, BokehSSHError) and not cancelled else None
                 if self._closable:  # else closed by a signal handler, or by another thread once it stood
                     self._closable = False
                     self._move(State.FAILED)
                 self._ending.set()
             self._abort()
-            cancelled = self._cancelled and isinstance(exc, BokehSSHError)
             if cancelled:
                 self._move(State.CLOSED)
             self._events.finish()
@@ -259,6 +261,18 @@ class Lifecycle:
 
     def _was_closed(self) -> TunnelClosedError:
         return TunnelClosedError("it was closed while it opened", host=self.label)
+
+    def await_opened(self) -> None:
+        """Wait while another thread opens it; not in ``on_event``, which that thread waits for in turn.
+
+        :raises BokehSSHError: what the opening has raised there
+        """
+        if self._opener is not threading.current_thread() and not self._events.is_here:
+            with parked(lambda: self.state is not State.CONNECTING), self.change:
+                while self.state is State.CONNECTING:
+                    self.change.wait(SLICE)
+        if not self.state.is_open:
+            raise self._fault or self._was_closed()
 
     def check_open(self) -> None:
         """Refuse to work before it is open and after it is closed.

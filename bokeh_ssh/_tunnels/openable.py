@@ -123,7 +123,8 @@ class Openable:
     def open(self: _Self) -> _Self:
         """Open it; does nothing if it is open. After :meth:`close` it opens again, but not from ``on_event``.
 
-        When it returns, ``on_event`` has been called for all events so far, unless that takes more than 5 s.
+        If another thread is opening it, waits until that is done, except in ``on_event``. When it returns,
+        ``on_event`` has been called for all events so far, unless that takes more than 5 s.
 
         :raises TunnelClosedError: if it was closed meanwhile, in ``on_event`` too; in ``on_event``, if it has
             ended
@@ -134,16 +135,19 @@ class Openable:
             if self._lifecycle.state is State.FAILED and not self._events.is_here:
                 self._lifecycle.close()  # what is left of it: the port here, too
         with self._opening:
-            if self._lifecycle.state is not State.NEW:
-                if self._lifecycle.state.is_open:
-                    return self
-                if self._events.is_here:  # what it was told of is over
-                    msg = "it has ended"
-                    raise TunnelClosedError(msg, host=self._label, hint="open it again outside of on_event")
-                self._lifecycle = self._new_lifecycle()
-            lifecycle = self._lifecycle
-            lifecycle.begin()
-        lifecycle.open()
+            lifecycle, is_open = self._lifecycle, self._lifecycle.state.is_open
+            if not is_open:
+                if lifecycle.state is not State.NEW:
+                    if self._events.is_here:  # what it was told of is over
+                        msg = "it has ended"
+                        hint = "open it again outside of on_event"
+                        raise TunnelClosedError(msg, host=self._label, hint=hint)
+                    lifecycle = self._lifecycle = self._new_lifecycle()
+                lifecycle.begin()
+        if is_open:
+            lifecycle.await_opened()
+        else:
+            lifecycle.open()
         return self
 
     def close(self) -> None:

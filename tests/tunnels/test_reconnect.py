@@ -102,6 +102,42 @@ def test_what_has_failed_can_be_opened_again(
 
 
 @pytest.mark.parametrize("isolate", [False, True])
+@pytest.mark.parametrize("answer", [PASSWORD, None], ids=["right", "none"])
+def test_opening_of_another_thread_is_waited_for(
+    embedded: Callable[..., Machine], isolate: bool, answer: str | None
+) -> None:
+    """Whoever opens what is being opened has it open then, or the same error."""
+    asked, go_on = threading.Event(), threading.Event()
+
+    def prompt(question: Question) -> str | None:
+        asked.set()
+        assert go_on.wait(20)
+        return answer
+
+    def run() -> None:
+        try:
+            results.append(forward.open().state)
+        except BokehSSHError as exc:
+            results.append(type(exc).__name__)
+
+    results: list[str] = []
+    machine = embedded(Knobs(password=True, require=("password",)))
+    forward = forward_to(machine, 1, isolate=isolate, prompt=prompt)
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    threads[0].start()
+    try:
+        assert asked.wait(20)
+        threads[1].start()
+        threads[1].join(0.2)  # as long as it takes where it does not wait
+    finally:
+        go_on.set()
+        for thread in threads:
+            thread.join(20)
+        forward.close()
+    assert results == (["ready"] if answer else ["AuthenticationError"]) * 2
+
+
+@pytest.mark.parametrize("isolate", [False, True])
 def test_line_that_breaks_is_made_again(
     machine: Machine, tmp_path: Path, isolate: bool, no_leaks: Any
 ) -> None:
