@@ -26,7 +26,7 @@ from bokeh_ssh._core.endpoint import HERE, Endpoint, Origin, nearby
 from bokeh_ssh._core.errors import PortInUseError
 from bokeh_ssh._core.fork import in_child
 from bokeh_ssh._core.settings import setting, shown
-from bokeh_ssh._core.this_machine.scarcity import scarcity_told
+from bokeh_ssh._core.this_machine.scarcity import scarcity_of
 from bokeh_ssh._forwarding.filtered_relay import FilteredRelay
 from bokeh_ssh._forwarding.http_gate import HttpGate
 from bokeh_ssh._forwarding.http_requests import MOST, Inspector, Opened
@@ -518,8 +518,12 @@ class Forwarder(sshtunnel.SSHTunnelForwarder):  # type: ignore[misc]  # sshtunne
         listening = self._sockets[len(self._server_list)]
 
         def make(address: object, handler: type[_Handler], logger: object = None) -> _Server:
-            with scarcity_told():  # sshtunnel would tell no reason
+            try:
                 return _Server(listening, handler)
+            except OSError as exc:  # sshtunnel would tell no reason
+                if scarce := scarcity_of(exc):
+                    raise scarce from exc
+                raise
 
         return make
 

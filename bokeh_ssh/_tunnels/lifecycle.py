@@ -25,7 +25,7 @@ from bokeh_ssh._core.dispatcher import Dispatcher, parked
 from bokeh_ssh._core.endpoint import Endpoint
 from bokeh_ssh._core.errors import BokehSSHError, TunnelClosedError
 from bokeh_ssh._core.events import Closed, Event, Lost, Warned, ignore
-from bokeh_ssh._core.this_machine.scarcity import scarcity_told
+from bokeh_ssh._core.this_machine.scarcity import scarcity_of
 from bokeh_ssh._core.waiting import SLICE, wait, wait_for, wanted
 from bokeh_ssh._forwarding.status import TunnelStatus
 from bokeh_ssh._jobs.job import Job
@@ -232,14 +232,16 @@ class Lifecycle:
         :raises BokehSSHError: whatever went wrong; nothing is left open then
         """
         try:
-            with scarcity_told(self.label), wanted(self.check_wanted):
+            with wanted(self.check_wanted):
                 ready = self.session.open()
             self.become_ready(ready)
             self.await_handlers()
         except BaseException as exc:
+            fault = exc if isinstance(exc, BokehSSHError) else None
+            scarce = scarcity_of(exc, self.label)
             with self.change:
-                cancelled = self._cancelled and isinstance(exc, BokehSSHError)
-                self._fault = exc if isinstance(exc, BokehSSHError) and not cancelled else None
+                cancelled = self._cancelled and fault
+                self._fault = None if cancelled else scarce or fault
                 if self._closable:  # else closed by a signal handler, or by another thread once it stood
                     self._closable = False
                     self._move(State.FAILED)
@@ -252,6 +254,8 @@ class Lifecycle:
                 self.await_handlers()
             if cancelled:
                 raise self._was_closed() from exc
+            if scarce:
+                raise scarce from (exc.__cause__ if fault else exc)
             raise
         finally:
             self._opener = None

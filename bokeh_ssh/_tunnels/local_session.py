@@ -34,7 +34,7 @@ from bokeh_ssh._core.events import (
 from bokeh_ssh._core.host import Host
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.this_machine.network_changes import NetworkWatch
-from bokeh_ssh._core.this_machine.scarcity import scarcity_told
+from bokeh_ssh._core.this_machine.scarcity import scarcity_of
 from bokeh_ssh._core.waiting import wanted
 from bokeh_ssh._forwarding.status import HopStatus, StateName, TunnelStatus
 from bokeh_ssh._server.diagnosis import expired_password
@@ -271,14 +271,16 @@ class LocalSession:
         """Make one attempt; return why it has failed, if it has."""
         self._answered = False
         try:
-            with scarcity_told(self.life.label), wanted(self._check_attempt):
+            with wanted(self._check_attempt):
                 _, same = self._connect_all()
             back = Reconnected(host=self.life.label, same_server=same)
             self.life.become_ready(back)
             self._meter.note_reconnected()
         except BokehSSHError as exc:
-            return exc
+            return scarcity_of(exc, self.life.label) or exc
         except Exception as exc:  # a defect of ours; nobody above us would see it
+            if scarce := scarcity_of(exc, self.life.label):
+                return scarce
             log.exception("making the connection again failed")
             return BokehSSHError(f"making the connection again failed ({exc!r})")
         log.info("%s", back)

@@ -135,16 +135,17 @@ class Openable:
             if self._lifecycle.state is State.FAILED and not self._events.is_here:
                 self._lifecycle.close()  # what is left of it: the port here, too
         with self._opening:
-            lifecycle, is_open = self._lifecycle, self._lifecycle.state.is_open
-            if not is_open:
-                if lifecycle.state is not State.NEW:
-                    if self._events.is_here:  # what it was told of is over
-                        msg = "it has ended"
-                        hint = "open it again outside of on_event"
-                        raise TunnelClosedError(msg, host=self._label, hint=hint)
-                    lifecycle = self._lifecycle = self._new_lifecycle()
+            lifecycle = self._lifecycle
+            begun = lifecycle.state is not State.NEW
+            if begun and not lifecycle.state.is_open:
+                if self._events.is_here:  # what it was told of is over
+                    msg = "it has ended"
+                    raise TunnelClosedError(msg, host=self._label, hint="open it again outside of on_event")
+                lifecycle, begun = self._new_lifecycle(), False
+                self._lifecycle = lifecycle
+            if not begun:
                 lifecycle.begin()
-        if is_open:
+        if begun:
             lifecycle.await_opened()
         else:
             lifecycle.open()

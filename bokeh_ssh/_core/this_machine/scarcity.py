@@ -6,9 +6,7 @@ file that could not be read, and what is done again later may work.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-from collections.abc import Iterator
 
 from bokeh_ssh._core.errors import BokehSSHError, ResourceError
 
@@ -22,20 +20,15 @@ def is_scarce(exc: BaseException | None) -> bool:
     return type(exc) is RuntimeError and "new thread" in str(exc)  # as Python says it
 
 
-@contextlib.contextmanager
-def scarcity_told(host: str | None = None) -> Iterator[None]:
-    """Raise our own error for what fails in the context since something is scarce.
+def scarcity_of(exc: BaseException, host: str | None = None) -> ResourceError | None:
+    """Return our own error for what has failed since something is scarce; None for anything else.
 
     :param host: what was to be reached
-    :raises ResourceError: then, whatever has been made of it meanwhile
     """
-    try:
-        yield
-    except (OSError, RuntimeError, BokehSSHError) as exc:
-        cause = exc.__cause__ if isinstance(exc, BokehSSHError) else exc
-        if not is_scarce(cause):
-            raise
-        files = isinstance(cause, OSError)
-        msg = f"this program may {'open no more files' if files else 'start no more threads'} ({cause})"
-        hint = f"see what it has so many of, or raise the limit: ulimit -{'n' if files else 'u'}"
-        raise ResourceError(msg, host=host, hint=hint) from cause
+    cause = exc.__cause__ if isinstance(exc, BokehSSHError) else exc
+    if not is_scarce(cause):
+        return None
+    files = isinstance(cause, OSError)
+    msg = f"this program may {'open no more files' if files else 'start no more threads'} ({cause})"
+    hint = f"see what it has so many of, or raise the limit: ulimit -{'n' if files else 'u'}"
+    return ResourceError(msg, host=host, hint=hint)
