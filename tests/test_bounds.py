@@ -108,7 +108,7 @@ def test_supervisor_keeps_little_of_a_flood(
 
 
 def test_words_too_deep_to_be_read_are_none(bench: Bench) -> None:
-    """JSON that is nested without end is passed over, on the other side as on this one."""
+    """JSON that is nested without end is skipped, on the other side as on this one."""
     server = bench.start(command=FAKE, env={"FAKE": ""})
     program = "print('[' * 60000); print('{\"a\":' * 10000); print('{\"event\": \"port\"}', flush=True)"
     program = f"import time; {program}; time.sleep(600)"

@@ -1,4 +1,4 @@
-"""The app of ``bokeh-ssh demo``: a curve that Python computes anew for every move of a slider."""
+"""The app of ``bokeh-ssh demo``: a curve that Python computes again for every move of a slider."""
 
 import math
 import os

@@ -198,7 +198,7 @@ class HttpGate:
             reset(sock)
             return
         self._watch(sock, waiting, 0)
-        # It begins anew, behind those that wait already; what was to end the former finds another one.
+        # It begins again, behind those that wait already; what was to end the former finds another one.
         del self._waiting[sock]
         self._waiting[sock] = fresh = _Waiting(waiting.origin, waiting.inspector)
         self._io_loop.post(functools.partial(self._read_head, sock, fresh))

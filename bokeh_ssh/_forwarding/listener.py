@@ -78,7 +78,7 @@ _LONGEST = 240.0
 #: Connections that are held; those that come then wait in the kernel's queue.
 _MOST_HELD = 256
 _ASKS = re.compile(rb"\nupgrade:[ \t]{0,99}websocket", re.IGNORECASE)
-#: Kinds of losses that are told apart: the users of a container can be as many as there are numbers.
+#: Kinds of losses that are distinguished: the users of a container can be as many as there are numbers.
 _MOST_KINDS = 16
 
 

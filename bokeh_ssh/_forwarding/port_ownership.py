@@ -227,7 +227,7 @@ class PortOwnershipMonitor:
             )
             return False
         same = not self._first or bool(now & self._first)
-        # A server of one's own that was started anew is fine, for the next connection: whose this one is, is
+        # A server of one's own that was restarted is fine, for the next connection: whose this one is, is
         # not known.
         self._first = now
         return same and bool(now)

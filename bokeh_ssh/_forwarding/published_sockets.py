@@ -131,7 +131,7 @@ def named_socket(connection: Connection, name: str) -> str:
 
 
 def private_directory(connection: Connection) -> str | None:
-    """Find or make the account's private directory there; None where that cannot be had.
+    """Find or make the account's private directory there; None where that is not possible.
 
     :raises ConnectionLostError: if the line goes down
     """

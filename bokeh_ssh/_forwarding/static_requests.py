@@ -97,7 +97,7 @@ _UNFIT_MORE = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _SHA512_TAG = re.compile(rb'^etag:[ \t]*"([0-9a-f]{128})"[ \t]*\r?$', re.IGNORECASE | re.MULTILINE)
-#: Of one connection (RFC 9110, section 7.6.1), or written anew.
+#: Of one connection (RFC 9110, section 7.6.1), or written by us.
 _NOT_KEPT = frozenset(
     {
         "age",

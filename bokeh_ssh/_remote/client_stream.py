@@ -22,7 +22,7 @@ PAIRS = {"continued": "stopped", "answers": "busy"}  # only the last of the two 
 class ClientStream:
     """Both directions. Nothing raises: :attr:`input_closed` and :attr:`output_closed` tell what is closed.
 
-    :param mark: stands before each message, so that it is told apart from what start files print
+    :param mark: stands before each message, so that it is distinguished from what start files print
     :param inbox: what was read already
     :ivar input_closed: whether the client's end of standard input is closed
     :ivar output_closed: whether the client's end of standard output is closed

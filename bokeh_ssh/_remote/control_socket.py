@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MOST_CLIENTS = 32  # that may stand in the door at once
 PATIENCE = 10.0  # seconds until one that does not say what it wants is shown out
 LONGEST = 1 << 16  # bytes of a request
-MENDED = 4.0  # seconds in which a supervisor makes its directory anew that was removed: it looks every 2
+MENDED = 4.0  # seconds in which a supervisor makes its directory again that was removed: it looks every 2
 _GRACE = 5.0  # seconds between TERM and KILL for what nobody holds any more
 
 
@@ -135,7 +135,7 @@ class ControlSocket:
     def rebind(self, path: str) -> None:
         """Listen there again; who stands in the door is not sent away.
 
-        :raises OSError: if that cannot be had
+        :raises OSError: if that is not possible
         """
         new = path + ".new"
         with contextlib.suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Runs a server anew whenever its files change: between it and the supervisor, with ``dev``.
+"""Restarts a server whenever its files change: between it and the supervisor, with ``dev``.
 
 The files are looked at from before the first start. A change that does not compile leaves the server as it
 is, and so does one that it cannot start with, where it listens on a socket, which the next one can take over;
@@ -281,7 +281,7 @@ class Reloader:
         return settled and now != self.seen
 
     def reload(self) -> None:
-        """Start the server anew, unless a file does not compile."""
+        """Start the server again, unless a file does not compile."""
         changed = {path for path in self.before if self.before[path] != self.seen.get(path)}
         self.faults = check(changed | set(self.faults))
         self.seen = self.before

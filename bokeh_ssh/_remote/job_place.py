@@ -4,7 +4,7 @@ Runs on the node: standard library only, Python 3.8 or newer.
 
 ::
 
-    /tmp/bokeh-ssh-job-UID-JOB/     ours, 0700; ~/.bokeh-ssh-job-JOB-NODE where that cannot be had
+    /tmp/bokeh-ssh-job-UID-JOB/     ours, 0700; ~/.bokeh-ssh-job-JOB-NODE where that is not possible
         door                        the holder's socket: an SSH server answers on each connection
         news                        likewise: says on each connection that the job will end
         authorized_keys             the public keys of its clients

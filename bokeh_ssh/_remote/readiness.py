@@ -57,7 +57,7 @@ class Facts:
         """Take one line; give a ``ready`` message when it was the last of those that matter."""
         line = line[:_LONGEST].rstrip()
         found = _STARTING.search(line)
-        if found:  # also when --dev starts the server anew
+        if found:  # also when --dev restarts the server
             self.versions, self.port, self.routes = "Bokeh {}, Tornado {}".format(*found.groups()), 0, {}
             return None
         found = _RUNNING.search(line)
@@ -98,7 +98,7 @@ class OwnAddress:
     def read(self, lines: Iterable[str], port: int, socket: str) -> list[str]:
         """Read it from its log; return the lines without what is secret in it.
 
-        The first address counts, and the last with a secret: a server that starts itself anew makes another.
+        The first address counts, and the last with a secret: a server that restarts itself makes another.
 
         :param port: the one that it was told to listen on, or 0
         :param socket: the path of the socket that it was told to listen on, or nothing
@@ -212,7 +212,7 @@ def listener(path: str) -> int | None:
 
 
 def close_to_others(path: str) -> bool:
-    """See to it that we may connect to a socket, and nobody else; False if that cannot be had."""
+    """See to it that we may connect to a socket, and nobody else; False if that is not possible."""
     with contextlib.suppress(OSError):
         if stat.S_IMODE(os.lstat(path).st_mode) != 0o600:
             os.chmod(path, 0o600)
@@ -402,7 +402,7 @@ class ReadinessProbe:
         if flags is None or os.path.islink(self.socket):
             return True
         if self._socket_fd < 0 or not os.path.samestat(os.lstat(self.socket), os.fstat(self._socket_fd)):
-            # The first look; or a server that has started itself anew (--dev) listens on a new one.
+            # The first look; or a server that has restarted itself (--dev) listens on a new one.
             before, self._socket_fd = self._socket_fd, os.open(self.socket, flags | os.O_NOFOLLOW)
             if before >= 0:
                 os.close(before)

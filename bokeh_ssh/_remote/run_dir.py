@@ -2,7 +2,7 @@
 
 ::
 
-    /tmp/bokeh-ssh-UID/     ours, 0700; ~/.bokeh-ssh-NODE where that cannot be had
+    /tmp/bokeh-ssh-UID/     ours, 0700; ~/.bokeh-ssh-NODE where that is not possible
         1f2e3d4c/           one server
             control         the supervisor's socket
             record          what is known of it, as JSON
@@ -255,9 +255,9 @@ def found(root: str) -> str:
 
 
 def repair_run_dir(run_dir: RunDir) -> str:
-    """Make what was removed of a place, or opened to others, as it was; says why that cannot be had.
+    """Make what was removed of a place, or opened to others, as it was; says why that is not possible.
 
-    :raises OSError: if it cannot be had for another reason
+    :raises OSError: if it is not possible for another reason
     """
     root = os.path.dirname(run_dir.path)
     fault = replaceable(os.path.dirname(root))

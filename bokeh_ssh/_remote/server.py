@@ -42,7 +42,7 @@ NO_SUCH_OPTION = re.compile(r"(?i)(unrecognized|unknown|no such) (argument|optio
 NO_TLS = "args are not supported with a unix socket"
 #: Runs a module as ``python -m`` does, without the current directory on its path, where that puts it: an
 #: app's random.py is not for Bokeh, which has the app's directory on its path while it runs the app. So it is
-#: with the ``bokeh`` command. A server that starts itself anew (``--dev``) has to do that in the same way.
+#: with the ``bokeh`` command. A server that restarts itself (``--dev``) has to do that in the same way.
 STUB = "import sys; exec(sys.argv[1])"
 RUN = (
     "sys.path[:1] = filter(None, sys.path[:1]); import runpy; "
@@ -227,7 +227,7 @@ class Server:
         return [argv[0], b"-c", encode(STUB), encode(RUN), *argv[2:]]
 
     def reloading(self, argv: list[bytes]) -> list[bytes]:
-        """Return the command that runs it anew whenever its files change (``dev``); empty if none is to."""
+        """Return the command that runs it again whenever its files change (``dev``); empty if none is to."""
         if not self.spec.get("reload"):
             return []
         apps = [os.path.abspath(os.path.expanduser(app)) for app in self.spec["apps"]]
@@ -312,7 +312,7 @@ class Server:
     def note_ready(self, ready: dict[str, Any] | None) -> None:
         """Take note that the server listens, and say so; once.
 
-        One that is started anew as its files change is so in the same place.
+        One that is restarted as its files change is so in the same place.
         """
         if not ready or not self.process.advance(Stage.READY):
             return
@@ -373,7 +373,7 @@ class Server:
             self.client.send("stopped" if halted else "continued")
 
     def retry(self) -> bool:
-        """Start the server anew with a port, if it is one that does not know of sockets, or has TLS."""
+        """Start the server again with a port, if it is one that does not know of sockets, or has TLS."""
         starting = self.process.stage is Stage.STARTING and self.process.status in (1, 2)
         if not starting or not self.probe.socket or self.spec.get("plain") or self.probe.facts.versions:
             return False

@@ -365,7 +365,7 @@ def refused_command(host: str, status: int, said: str) -> SessionError:
 
 
 def refused(host: str, message: dict[str, Any]) -> BokehSSHError:
-    """Say why a server could not be had back, or ended: the error for a ``refused`` message."""
+    """Say why a server could not be taken over again, or ended: the error for a ``refused`` message."""
     why = message.get("why")
     if why == "exited":
         status, log = message.get("status"), message.get("log")

@@ -79,7 +79,7 @@ class Ignored:
 def spec(lines: Iterable[str]) -> GitIgnoreSpec:
     """Read patterns, without those that no name fits: git passes over them, and pathspec raises.
 
-    A line longer than any path is passed over too: pathspec takes time with the square of its brackets.
+    A line longer than any path is ignored too: pathspec takes time with the square of its brackets.
     """
     from pathspec import GitIgnoreSpec  # most tunnels bring nothing
 

@@ -159,7 +159,7 @@ class Launch:
         ``versions``, on the descriptor that ``BOKEH_SSH_READY_FD`` of its environment numbers
     :param brings: ``app`` are names in a folder that is made there, to be filled by :meth:`Server.start`'s
         ``bring`` before it is run, in that folder unless ``cwd`` says otherwise; it ends with the server
-    :param dev: it is started anew, at the same address, when the app's files change, and open pages are
+    :param dev: it is restarted, at the same address, when the app's files change, and open pages are
         loaded again; one that cannot run ends nothing: the next change is waited for
     :param watch: seconds between two looks whether it answers; 0 never looks, nor is there any at what takes
         TLS, which would log it, or runs ``verbatim``, whose port may be another machine's
@@ -310,7 +310,7 @@ class Launch:
         if self.plain:
             return [self._filled(word) for word in words] + apps + list(self.args)
         session = max(15, int(self.grace))
-        # One that is started anew would take another port then, were it any free one.
+        # One that is restarted would take another port then, were it any free one.
         port = str(self.port or ("free" if self.dev else 0))
         where = ["--address", "127.0.0.1", "--port", port]
         signed = ["--session-ids", "external-signed"]

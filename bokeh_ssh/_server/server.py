@@ -442,7 +442,7 @@ class Server:
         """What :meth:`adopt` needs to have this server back; None before it is ready.
 
         None as well where the machine has no private directory to find a server by; then a server whose
-        client is gone cannot be had back, and ends after ``grace`` seconds.
+        client is gone cannot be taken over again, and ends after ``grace`` seconds.
         """
         return self.adoptable_ref if self.state.started.id else None
 
@@ -483,7 +483,7 @@ class Server:
 
         It is as if it had been started through this session: same process, port and routes, its log so far,
         and from now on its messages, and :meth:`stop`. Nothing is started, and an attempt that fails costs
-        the server nothing: its grace time begins anew where the attempt had come that far. Only one that
+        the server nothing: its grace time begins again where the attempt had come that far. Only one that
         runs and cannot be found any more, since its private directory is gone, is ended: there are never two.
 
         :param server_ref: its token takes the server over from any session that still seems to be there;

@@ -98,13 +98,13 @@ class StaticSource:
                     sink.discard()
 
     def _receive(self, message: dict[str, Any]) -> None:
-        """Take a message, on the connection's thread; one of another shape, or too late, is passed over."""
+        """Take a message, on the connection's thread; one of another shape, or too late, is ignored."""
         try:
             with self._lock:
                 if not self._closed:
                     self._take(message)
         except (KeyError, TypeError, ValueError, zlib.error) as exc:
-            log.info("a message about static files is passed over: %r", exc)
+            log.info("a message about static files is ignored: %r", exc)
 
     def _take(self, message: dict[str, Any]) -> None:
         if message["event"] == "files":

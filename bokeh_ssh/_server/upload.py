@@ -49,13 +49,13 @@ def upload(
     """Bring all of it there.
 
     :param changed: what is to be there, as it is here now; what has vanished here, or is no file any more, is
-        passed over
+        left out
     :param removed: names that are to be there no longer
     :param told: gets how many bytes have arrived, now and then
     :param files: the session for what is in the files, closed afterwards; None sends it in messages
     :param go: whether the server is to be started when all is there, unless something has to be looked at
         again
-    :returns: the names of those that were passed over, or have changed here meanwhile: they have to be looked
+    :returns: the names of those that were left out, or have changed here meanwhile: they have to be looked
         at again
     :raises UploadError: if something cannot be read here, or stored there
     :raises ConnectionLostError: if the line goes down

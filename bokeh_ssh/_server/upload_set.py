@@ -1,4 +1,4 @@
-"""What is brought to another machine: files and folders of this one, looked at anew each time."""
+"""What is brought to another machine: files and folders of this one, looked at again each time."""
 
 from __future__ import annotations
 

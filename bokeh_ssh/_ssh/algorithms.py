@@ -1,7 +1,7 @@
 """Which algorithms there are, in which order they are asked for, and what an ssh config changes of that.
 
 A line replaces the usual list, adds to its end (``+``), takes out of it (``-``) or puts to its beginning
-(``^``), as OpenSSH's kex_assemble_names does it. What OpenSSH has and we do not is passed over.
+(``^``), as OpenSSH's kex_assemble_names does it. What OpenSSH has and we do not is ignored.
 """
 
 from __future__ import annotations

@@ -457,7 +457,7 @@ class Connection:
             return address, bound
         hint = f"ask the administrator for AllowTcpForwarding and PermitListen{_OF_KEY}"
         if port:
-            # The refusal has no reason in it; whether another port is to be had tells which it was.
+            # The refusal has no reason in it; whether another port is available tells which it was.
             free, payload = self._global_request(*listening((address, 0)), timeout)
             other = bound_port(payload)
             if free and other:

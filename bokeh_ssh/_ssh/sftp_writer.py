@@ -97,7 +97,7 @@ class Sftp:
     def wait(self) -> None:
         """Wait until it has opened.
 
-        :raises SftpError: if there is no such session to be had
+        :raises SftpError: if there can be no such session
         """
         self._await(lambda: self._ready and self._session and not self._closed)
 

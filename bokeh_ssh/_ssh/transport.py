@@ -9,7 +9,7 @@ What is different, and why:
   the server said so. That it does not know them is an answer too (TinySSH knows none).
 - Channels that the server opens are refused unless they belong to a listener of ours, and each listener
   has its own handler.
-- A message for a channel that both sides have closed is passed over, as long as the number was ours once:
+- A message for a channel that both sides have closed is ignored, as long as the number was ours once:
   some servers send an exit status after their CLOSE.
 - A channel hands what arrives straight to its handler on the transport thread, and is sent on by the loop's
   thread alone. That makes what may be sent two counters with one writer each, so they need no lock.
@@ -759,7 +759,7 @@ class Transport(_Base):
         return self._server_offer.mismatch(self._algorithms) if self._server_offer else None
 
     def _verify_key(self, host_key: bytes, sig: bytes) -> None:
-        # Kept as sent: a host certificate cannot be had back from paramiko's key object.
+        # Kept as sent: a host certificate cannot be got back from paramiko's key object.
         self.host_key_blob = bytes(host_key)
         super()._verify_key(host_key, sig)
 

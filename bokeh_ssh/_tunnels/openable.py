@@ -82,7 +82,7 @@ class Openable:
         return LocalSession(life, self._what, self._prompt_cache)
 
     def _abandon(self) -> None:
-        """Be closed in a forked child, without touching what is the parent's; it can be opened anew there."""
+        """Be closed in a forked child, without touching what is the parent's; it can be opened there."""
         before = self._lifecycle
         self._parents.append(before)  # kept, or what ends with it would be ended here
         self._on_state = None
@@ -216,7 +216,7 @@ def follow_log(opened: Openable, take: Callable[[list[str]], object]) -> None:
 
 
 def follow_state(opened: Openable, take: Callable[[], object]) -> None:
-    """Call ``take`` at each new state, now and after it is opened anew; it must not block."""
+    """Call ``take`` at each new state, now and after it is opened again; it must not block."""
     opened._on_state = opened._lifecycle.on_state = take
 
 

@@ -42,7 +42,7 @@ class Publication(RemoteForward):
     :param launch_timeout: seconds for the server to become ready
     :param extra_origins: more ``host:port`` whose pages may embed the app
     :param remote_port: the port on the gateway, open to its other users; 0 takes any free one. None publishes
-        by name, and takes 5006 where that cannot be had
+        by name, and takes 5006 where that is not possible
     :param name: see :class:`RemoteForward`; None takes the app's
     :param local_port: None is 5006 without an app, and any free one with it
     :param local_host: where the server already listens

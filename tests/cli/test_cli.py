@@ -156,7 +156,7 @@ def test_batch_flags_make_a_record() -> None:
 
 
 def test_job_flags_need_batch() -> None:
-    """A flag of a batch job without ``--batch`` is an error, and not passed over."""
+    """A flag of a batch job without ``--batch`` is an error, and not ignored."""
     with pytest.raises(bokeh_ssh.UsageError, match="--job-name is for a batch job; add --batch"):
         flagtable.take_batch({"name": "dash"})
 

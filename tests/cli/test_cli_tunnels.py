@@ -280,7 +280,7 @@ def test_status_in_a_program(machine: Machine, tmp_path: Path, isolate: bool) ->
 
 
 def test_log_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The log of a tunnel in the background has the time of each line, and is begun anew when it is long."""
+    """The log of a tunnel in the background has the time of each line, and is begun again when it is long."""
     monkeypatch.setattr(background, "_LONGEST", 1000)
     file = background.LogFile(tmp_path / "1.log")
     for number in range(100):

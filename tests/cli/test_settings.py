@@ -26,7 +26,7 @@ def write(folder: Path, text: str, name: str = "bokeh-ssh.toml") -> Path:
 
 
 def test_closest_file_counts(tmp_path: Path) -> None:
-    """It is looked for from here upwards; a project without a table of ours is passed over."""
+    """It is looked for from here upwards; a project without a table of ours is skipped."""
     inner = tmp_path / "a" / "b"
     inner.mkdir(parents=True)
     write(tmp_path, '[tool.bokeh-ssh]\nhost = "far"\napp = "x.py"\n', "pyproject.toml")

@@ -726,7 +726,7 @@ def test_forked_child_does_not_keep_the_connection_open(
 
 @pytest.mark.every_python
 def test_forked_child_can_open_its_own(program: Callable[..., Program], tmp_path: Path) -> None:
-    """In a forked child the same object can be opened anew: a connection of its own."""
+    """In a forked child the same object can be opened again: a connection of its own."""
     code = """
     with tunnel:
         pid = os.fork()

@@ -195,7 +195,7 @@ def test_remote_forward_to_a_closed_port_fails_one_connection_only(machine: Mach
 
 
 def test_life_cycle_can_be_misused(machine: Machine, no_leaks) -> None:
-    """Enter twice, close twice, use after the end, open anew: each does what one expects."""
+    """Enter twice, close twice, use after the end, open again: each does what one expects."""
     with no_leaks():
         forward = LocalForward(machine.host, machine.user, remote_port=1, **machine.login)
         with pytest.raises(TunnelClosedError):

@@ -178,7 +178,7 @@ def test_folder_that_becomes_a_link(machine: Machine, folder: Path, meanwhile: C
 def test_file_that_is_written_anew(
     machine: Machine, folder: Path, meanwhile: Callable[..., None], text: str
 ) -> None:
-    """A file that was written anew after the look, shorter, longer or as long, is brought as it is then."""
+    """A file that was written again after the look, shorter, longer or as long, is brought as it is then."""
     meanwhile(lambda: (folder / "it").write_text(text))
     with bringing(machine, folder) as brought:
         assert (brought.folder / "app" / "it").read_text() == text

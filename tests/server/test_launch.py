@@ -306,7 +306,7 @@ def only(bench: Bench, *names: str) -> str:
 
 
 def test_first_python_that_has_bokeh_is_taken(bench: Bench) -> None:
-    """python3 without Bokeh is passed over for a python that has it."""
+    """python3 without Bokeh is skipped for a python that has it."""
     path = only(bench)
     wrapper(bench, "bin/python3", "-S")  # no site-packages, so no Bokeh
     wrapper(bench, "bin/python")

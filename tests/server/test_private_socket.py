@@ -144,7 +144,7 @@ def test_server_that_dies_before_its_socket_is_an_error(bench: Bench) -> None:
 
 
 def test_server_that_knows_no_sockets_gets_a_port(bench: Bench) -> None:
-    """An old Bokeh refuses the option: it is started anew with a port, and why is told."""
+    """An old Bokeh refuses the option: it is started again with a port, and why is told."""
     refuses = (
         'case " $* " in *" --unix-socket "*)\n'
         '  echo "usage: x"; echo "bokeh: error: unrecognized arguments: --unix-socket /x" >&2; exit 2;;\n'

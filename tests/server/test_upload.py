@@ -387,7 +387,7 @@ def test_nothing_is_stored_outside(tmp_path: Path, name: str) -> None:
 def test_changes_follow_and_the_server_takes_them(
     embedded: Callable[..., Machine], project: Path, orders: Orders
 ) -> None:
-    """With ``dev`` what is saved, added and removed here is so there too, the server is started anew with it
+    """With ``dev`` what is saved, added and removed here is so there too, the server is started again with it
     at the same address, and what is saved while the line is down comes with the line. A folder that is gone
     is told once, and followed again when it is back."""
     machine = embedded()
@@ -453,7 +453,7 @@ with pull_session(url=sys.argv[1]) as session:
 
 
 def _quietly(tunnel: DirectTunnel) -> str:
-    """Ask a server that may be starting itself anew: in another process, since a refused client of Bokeh's
+    """Ask a server that may be starting itself again: in another process, since a refused client of Bokeh's
     leaves things behind."""
     done = subprocess.run(
         [sys.executable, "-c", _PULL, tunnel.url], capture_output=True, text=True, timeout=60

@@ -292,7 +292,7 @@ COMPLAINT = "bokeh: error: unrecognized arguments: --unix-socket /x"
     ],
 )
 def test_only_a_parser_of_options_is_asked_again(status: int, lines: list[str], again: bool) -> None:
-    """A server is started anew with a port where its options were refused, not for what an app says."""
+    """A server is started again with a port where its options were refused, not for what an app says."""
     held = Held(argv=[["python", "python3"]], socket=True)
     started: list[str] = []
     held.spawn = lambda: started.append(held.probe.socket)  # type: ignore[method-assign]

@@ -179,7 +179,7 @@ def test_each_hop_is_remembered_for_itself(
 def test_key_that_fits_no_more_takes_nothing_along(
     enter: Callable[..., Connection], asked: list[int], tmp_path: Path
 ) -> None:
-    """Another key logs in on the same connection, and what is wanted is asked for anew."""
+    """Another key logs in on the same connection, and what is wanted is asked for again."""
     keys = [make_key(tmp_path / name) for name in "ab"]
     target = Target()
     with (
@@ -251,7 +251,7 @@ def test_server_that_hangs_up_once_the_key_is_not_enough(
     methods: tuple[str, ...],
     known: bool,
 ) -> None:
-    """It is logged in to anew, with another key or a password too; it is known to hang up, or found to."""
+    """It is logged in to again, with another key or a password too; it is known to hang up, or found to."""
     keys = [make_key(tmp_path / name) for name in "ab"]
     rules = [Rules(("publickey",), keys=(keys[0],))]
     bed = Bed(lambda: rules.pop(0) if rules else Rules(methods, keys=(keys[2 - len(methods)],)))

@@ -321,7 +321,7 @@ def test_certificate_that_is_named(
     make_sshd: Callable[..., Sshd], make_agent: Callable[..., SshAgent], keys: Path, kind: str
 ) -> None:
     """A certificate that the config names is used with the key that it is for, wherever that is: in a file,
-    or in the agent only, with IdentitiesOnly too. One for another key, or none at all, is passed over, and
+    or in the agent only, with IdentitiesOnly too. One for another key, or none at all, is skipped, and
     named in the error of a login that fails, as is a key file that is not there."""
     authority, key = make_key(keys / "authority"), make_key(keys / "id", kind)
     certificate = authority.generate_user_certificate(key, "test", principals=[USER])
@@ -370,7 +370,7 @@ def test_rsa_certificate(
 def test_rsa_without_common_algorithm(
     make_sshd: Callable[..., Sshd], keys: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An RSA key whose signatures the server does not take is passed over and told."""
+    """An RSA key whose signatures the server does not take is skipped, and the error says so."""
     rsa, other = make_key(keys / "rsa", "ssh-rsa"), make_key(keys / "other")
     server = make_sshd([rsa, other])
     assert enter(server.port, key_filename=keys / "rsa") == ("publickey",)  # the control
@@ -413,7 +413,7 @@ def test_bad_pkey(keys: Path) -> None:
 
 
 def test_unreadable_default_key(make_bed: Callable[..., Bed], account: Path) -> None:
-    """A default key file that is no key is passed over and told in the error."""
+    """A default key file that is no key is skipped, and the error says so."""
     (account / ".ssh" / "id_rsa").write_text("-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n-----END\n")
     (account / ".ssh" / "id_rsa").chmod(0o600)
     good = make_key(account / ".ssh" / "id_ed25519")
@@ -429,7 +429,7 @@ def test_key_that_only_an_agent_can_use(
     make_bed: Callable[..., Bed], account: Path, name: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The handle of a security key that nothing here can talk to, and a key of a newer type than we know, are
-    passed over, with the command that gives them to the agent."""
+    skipped, with the command that gives them to the agent."""
     monkeypatch.setattr(security_key, "is_available", lambda: False)
     kind = struct.pack(">I", len(name)) + name
     parts = (b"none", b"none", b"")
@@ -552,7 +552,7 @@ def test_declined_passphrase_goes_on(make_bed: Callable[..., Bed], account: Path
 
 
 def test_locked_default_key_goes_on(make_bed: Callable[..., Bed], account: Path) -> None:
-    """A locked default key is passed over for the next method; the error of a refusal mentions it."""
+    """A locked default key is skipped for the next method; the error of a refusal mentions it."""
     key = make_key(account / ".ssh" / "id_ed25519", passphrase="open sesame")
     bed = make_bed({"publickey", "password"}, keys=(key,))
     assert enter(bed.port, password="right") == ("password",)

@@ -405,7 +405,7 @@ def test_revoked_key_is_refused_even_if_listed(embedded: Callable[..., Machine],
 def test_key_that_changes_between_two_openings_is_refused(
     embedded: Callable[..., Machine], no_leaks: Any
 ) -> None:
-    """The same forward, opened anew, refuses a machine that is another one by now."""
+    """The same forward, opened again, refuses a machine that is another one by now."""
     first, second = embedded(), embedded()
     targets = [first]
     with Listener(fakes.relay(lambda n: (targets[0].host, targets[0].port))) as door:

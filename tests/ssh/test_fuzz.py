@@ -1,4 +1,4 @@
-"""What the far side or an agent says, in any bytes: read or passed over, never an error.
+"""What the far side or an agent says, in any bytes: read or skipped, never an error.
 
 The parsers of host keys, ssh configs, the supervisor's messages and lists of servers have theirs beside their
 other tests: ``test_hostkeys``, ``test_sshconfig``, ``test_command``, ``test_servers``.

@@ -188,7 +188,7 @@ def test_second_factor_follows(make_bed: Callable[..., Bed], bench: Bench) -> No
 
 @pytest.mark.parametrize("text", [b"", b"x" * 1000, b"0" * 64, b"0" * 64 + b" ../../x\n", b"\xff\xfe", None])
 def test_broken_memory_is_none(make_bed: Callable[..., Bed], bench: Bench, text: bytes | None) -> None:
-    """Whatever stands in its place; it is written anew, and a link leads nowhere."""
+    """Whatever stands in its place; it is written again, and a link leads nowhere."""
     bed = make_bed(("publickey",), keys=(make_key(bench.keys / "a"),))
     bench.enter(bed.port, "a")
     (path,) = remembered()
@@ -214,7 +214,7 @@ def test_memory_of_another_user_is_none(make_bed: Callable[..., Bed], bench: Ben
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
 @pytest.mark.parametrize("age", [0, 30 * 86400])
 def test_pipe_is_not_waited_for(make_bed: Callable[..., Bed], bench: Bench, age: int) -> None:
-    """Not even one that is old: the login goes on at once, and writes it anew."""
+    """Not even one that is old: the login goes on at once, and writes it again."""
     bed = make_bed(("publickey",), keys=(make_key(bench.keys / "a"),))
     bench.enter(bed.port, "a")
     (path,) = remembered()

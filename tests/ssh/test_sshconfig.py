@@ -1026,7 +1026,7 @@ def test_misspelt_keyword_is_told(text: str, write) -> None:
 
 
 def test_red_hats_name_for_the_least_size_counts(write) -> None:
-    """RSAMinSize, as Red Hat's ssh has called RequiredRSASize, is not passed over."""
+    """RSAMinSize, as Red Hat's ssh has called RequiredRSASize, is not ignored."""
     config = load(write("RSAMinSize 3072\nRequiredRSASize 1024\n"), "a")
     assert (config.required_rsa_size, config.warnings) == (3072, ())
 

@@ -35,7 +35,7 @@ _T = TypeVar("_T")
 #: The password of every account in a container, and what the embedded server takes.
 PASSWORD = "correct horse battery staple"
 
-#: How many logins may be made anew: an older asyncssh may hang up, once, at what is requested with one.
+#: How many logins may be made again: an older asyncssh may hang up, once, at what is requested with one.
 MADE_ANEW = int(tuple(map(int, importlib.metadata.version("asyncssh").split(".")[:2])) < (2, 24))
 
 

@@ -28,7 +28,7 @@ curdoc().add_root(slider)
 curdoc().add_root(text)
 """
 
-#: BokehJS makes it anew when it takes over the state of the server's session.
+#: BokehJS makes it again when it takes over the state of the server's session.
 _ROOT = "Bokeh.documents[0].roots()[0]"
 
 _FLAGS = [

@@ -43,7 +43,7 @@ def path_with_it(place: Path) -> str:
     for name in ("bokeh", "tornado"):
         (root / name).mkdir(parents=True)
         (root / name / "__init__.py").touch()
-    # What starts Bokeh asks Tornado to start it anew in the same way.
+    # What starts Bokeh asks Tornado to start it again in the same way.
     (root / "tornado" / "autoreload.py").write_text("def add_reload_hook(hook): pass\n")
     (root / "bokeh" / "io.py").write_text(_IO)
     shutil.copy(__file__, root / "bokeh" / "__main__.py")

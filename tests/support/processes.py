@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def kill(pids: Iterable[int]) -> None:
-    """Kill processes; one that has ended meanwhile, perhaps with another of them, is passed over."""
+    """Kill processes; one that has ended meanwhile, perhaps with another of them, is skipped."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

@@ -133,7 +133,7 @@ def test_server_that_was_left_comes_back_after_a_loss(machine: Machine, tmp_path
 
 
 def test_gateway_tunnel_leaves_its_server_too(shape_c: Any) -> None:
-    """Where this program relays, only the server is left, and a later tunnel makes the way to it anew."""
+    """Where this program relays, only the server is left, and a later tunnel makes the way to it again."""
     room = shape_c.bokehhost
     app = apps.put(room, "counter.py", COUNTER)
 

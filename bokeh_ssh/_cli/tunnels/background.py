@@ -23,7 +23,7 @@ from bokeh_ssh._core.this_machine.home import find_home
 if TYPE_CHECKING:
     from types import FrameType
 
-#: Bytes of a log, after which it is begun anew; the one before is kept.
+#: Bytes of a log, after which a new one is begun; the one before is kept.
 _LONGEST = 4_000_000
 #: Seconds for which the log of a process that has ended is kept.
 _KEPT = 14 * 86400.0

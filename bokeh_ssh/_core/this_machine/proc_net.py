@@ -27,7 +27,7 @@ class _Row(NamedTuple):
 
 
 def _rows(text: str) -> Iterator[_Row]:
-    """Read the rows of a table; what is none is passed over, since the far side may say anything."""
+    """Read the rows of a table; what is none is ignored, since the far side may say anything."""
     for line in text.splitlines():
         fields = line.split()
         try:

@@ -2,7 +2,7 @@
 
 RFC 4253, section 6.6; RFC 5656, section 3.1; RFC 8709, section 4; OpenSSH's PROTOCOL.certkeys. What is
 cryptography's: the keys themselves, what a certificate says, and its signature. It knows no certificates of
-security keys or by them, and takes SHA-1 for good: such are told apart here, and vouch for nobody.
+security keys or by them, and takes SHA-1 for good: such are distinguished here, and vouch for nobody.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The keywords of ssh_config(5): how the value of each is read, and which are not followed.
 
 Each is read to its final type once. What is in none of these lists is a keyword that we do not know:
-misspelt, another program's, or a later release's. It is passed over, with a warning, unless ``IgnoreUnknown``
+misspelt, another program's, or a later release's. It is ignored, with a warning, unless ``IgnoreUnknown``
 names it.
 """
 

@@ -1,7 +1,7 @@
 """What the ssh config says about one host (``ssh -G``).
 
 First value wins, as with ssh 10.6. A line that changes who we connect to, or whom we trust, and that we
-cannot follow is told; keywords that nobody knows are passed over, with a warning. ``StrictHostKeyChecking``
+cannot follow is reported; keywords that nobody knows are ignored, with a warning. ``StrictHostKeyChecking``
 is followed where it says ``yes``: whether unknown host keys are taken is said by our own ``host_keys``, so
 that a forgotten ``StrictHostKeyChecking no`` in some ``Host *`` block cannot switch verification off.
 
@@ -271,7 +271,7 @@ def load(
         none. With either, ProxyJump and ProxyCommand do not count
     :param session: ``"exec"`` for a connection that runs commands, ``"none"`` for forwards alone (``ssh -N``)
     :param system: the system's config; None reads none
-    :raises ConfigError: naming file and line, if a line cannot be read or may not be passed over
+    :raises ConfigError: naming file and line, if a line cannot be read or may not be ignored
     :raises ResolveError: if the config asks for a canonical name, and there is none
     """
     request = Request(alias, user, port, jump, session)
@@ -382,7 +382,7 @@ class _Lookup:
         """Read a file.
 
         :param checked: whether nobody else may be able to write it
-        :raises ConfigError: if it cannot be read, or a line may not be passed over
+        :raises ConfigError: if it cannot be read, or a line may not be ignored
         """
         try:
             with Path(position.path).open(
