@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.events import Prompt
-from bokeh_ssh._core.keywords import StrPath, convert_keywords
+from bokeh_ssh._core.keywords import StrPath, convert_keywords, is_time
 from bokeh_ssh._core.settings import set_to, setting
 
 HostKeys = Literal["strict", "ask", "accept-new"]
@@ -233,7 +233,7 @@ class Host(Login, _Name):  # in this order: the fields of the last base come fir
         if self.host_keys not in ("strict", "ask", "accept-new"):
             msg = f"{set_to('host_keys', self.host_keys)} is not known"
             raise UsageError(msg, host=target.host, hint='use "strict", "ask" or "accept-new"')
-        if self.timeout is not None and not self.timeout > 0:
+        if self.timeout is not None and not is_time(self.timeout, zero=False):
             msg = f"{set_to('timeout', self.timeout)} is not a time"
             raise UsageError(msg, host=target.host, hint="give seconds above 0, or leave it out")
 

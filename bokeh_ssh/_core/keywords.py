@@ -30,6 +30,10 @@ _KINDS: dict[Any, tuple[str, str]] = {
 }
 
 
+#: Seconds, more than thirty years: what is more, or infinite, overflows a clock or a socket's timeout.
+_MOST_SECONDS = 1e9
+
+
 class _MismatchError(Exception):
     """A value is none of a kind."""
 
@@ -53,6 +57,19 @@ def convert_keywords(record: Any) -> None:
                 what = f"{setting(each.name)} of type {_name_type(value)}"
             msg = f"{what} is not {kind}"
             raise UsageError(msg, hint=hint) from None
+
+
+def is_time(seconds: object, *, zero: bool = True) -> bool:
+    """Return whether these are seconds that can be waited for.
+
+    >>> is_time(1.5), is_time(0), is_time(0, zero=False), is_time(float("inf")), is_time(float("nan"))
+    (True, True, False, False, False)
+
+    :param zero: whether no time at all is one
+    """
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        return False
+    return 0 <= seconds < _MOST_SECONDS and (zero or seconds > 0)
 
 
 @functools.cache

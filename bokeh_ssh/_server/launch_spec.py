@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 from bokeh_ssh._core.errors import LaunchError, UsageError
 from bokeh_ssh._core.host import check_port
+from bokeh_ssh._core.keywords import is_time
 from bokeh_ssh._core.settings import set_to, setting
 from bokeh_ssh._server.payload import payload
 
@@ -204,7 +205,7 @@ class Launch:
                 raise UsageError(msg)
         for name in ("grace", "timeout", "lease", "watch"):
             seconds = getattr(self, name)
-            if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < 1e9:
+            if not is_time(seconds):
                 msg = f"{set_to(_KEYWORDS.get(name, name), seconds)} is not a time"
                 raise UsageError(msg, hint="give seconds, 0 or more")
         if self.port is not None:

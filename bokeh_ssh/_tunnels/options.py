@@ -15,7 +15,7 @@ from typing import Concatenate, Literal, ParamSpec, TypeVar
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.events import OnEvent
 from bokeh_ssh._core.host import LOGIN_KEYWORDS, Host, Login, as_host
-from bokeh_ssh._core.keywords import StrPath, convert_keywords
+from bokeh_ssh._core.keywords import StrPath, convert_keywords, is_time
 from bokeh_ssh._core.settings import set_to, setting
 from bokeh_ssh._jobs.batch import Batch, as_batch
 from bokeh_ssh._server.options import BOKEH_PORT, LOOPBACK, ServerOptions
@@ -45,7 +45,7 @@ class DirectOptions(Login, ServerOptions):
             msg = f"{set_to('user', self.user)} is the second argument, and looks like an app"
             raise UsageError(msg, hint=f"give the app by its name: {set_to('app', self.user)}")
         object.__setattr__(self, "batch", as_batch(self.batch))
-        if self.queue_timeout is not None and not self.queue_timeout > 0:
+        if self.queue_timeout is not None and not is_time(self.queue_timeout, zero=False):
             msg = f"{set_to('queue_timeout', self.queue_timeout)} is no time to wait"
             raise UsageError(msg, hint="give seconds, or leave it out to wait as long as it takes")
         if self.job is not None:

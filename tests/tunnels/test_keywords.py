@@ -118,6 +118,16 @@ def test_several_known_hosts_files_count(embedded: Callable[..., Machine], tmp_p
         assert forward.local_port
 
 
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), 10**400, -1, True], ids=str)
+@pytest.mark.parametrize("name", ["timeout", "queue_timeout", "launch_timeout", "grace"])
+def test_seconds_that_no_clock_counts_are_refused(name: str, seconds: float) -> None:
+    """A time of years and years, infinite or less than none is refused at once; a long one is taken."""
+    options = {"host": "h", "app": "app.py", "batch": "slurm"}
+    DirectTunnel(**options, **{name: 1e8})
+    with pytest.raises(UsageError, match=rf"(^|\W){name}=.* is no(t a)? time"):
+        DirectTunnel(**options, **{name: seconds})
+
+
 @pytest.mark.parametrize(("cls", "record", "needed"), _CLASSES[:4])
 def test_pickling_what_is_opened_is_refused_in_a_sentence(
     cls: Any, record: Any, needed: dict[str, Any]
