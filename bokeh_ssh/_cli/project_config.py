@@ -105,6 +105,9 @@ def _read(file: Path) -> tuple[str, os.stat_result] | None:
         return data.decode("utf-8"), facts
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except IsADirectoryError as exc:  # Python's own words have the number of the descriptor as its name
+        msg = f"{file} is a folder, and no file of settings"
+        raise UsageError(msg, hint="move it away, or run this elsewhere") from exc
     except (OSError, UnicodeDecodeError) as exc:
         msg = f"{file} cannot be read ({exc})"
         raise UsageError(msg) from exc
