@@ -7,7 +7,9 @@ import os
 import signal
 import socket
 import stat
+import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -210,6 +212,37 @@ def test_tunnel_of_another_version_is_listed_as_silent(changed: dict[str, Any]) 
         assert [tunnel.state for tunnel in find_tunnels()] == ["ready"]  # the control
         assert [(tunnel.pid, tunnel.state) for tunnel in find_tunnels()] == [(os.getpid(), "silent")]
         thread.join()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the clock of another thread")
+def test_who_asks_while_there_are_no_descriptors_is_answered_later() -> None:
+    """Where no more files may be opened, who asks is not dropped, and the thread does not spin meanwhile."""
+    import resource
+
+    asked = threading.Event()
+
+    def tell() -> dict[str, Any]:
+        asked.set()
+        return {}
+
+    with control.answering(tell, asked.clear), socket.socket(socket.AF_UNIX) as asking:
+        [path] = control.folders()[0].iterdir()
+        [thread] = [each for each in threading.enumerate() if each.name == "bokeh-ssh control"]
+        assert thread.ident
+        clock = time.pthread_getcpuclockid(thread.ident)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        lowest = os.dup(0)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+        try:
+            asking.connect(str(path))
+            asking.sendall(b'{"request": "status"}\n')
+            assert not asked.wait(1)
+            spent = time.clock_gettime(clock)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert asked.wait(30)
+    assert spent < 0.1
 
 
 def test_folder_of_others_is_not_used(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

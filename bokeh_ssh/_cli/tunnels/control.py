@@ -29,6 +29,8 @@ log = logging.getLogger("bokeh_ssh")
 #: Bytes of a request and of an answer, and seconds for either.
 _MOST = 1 << 16
 _PATIENCE = 2.0
+#: Seconds until who asks is accepted again where that failed.
+_PAUSE = 0.2
 SUFFIX = ".sock"
 #: Names the folder, where it is set; for tests, as it does for servers.
 _SETTING = "BOKEH_SSH_DIR"
@@ -99,13 +101,16 @@ def answering(tell: Callable[[], dict[str, Any]], stop: Callable[[], None]) -> I
             ready, _, _ = select.select([made.sock, end_recv], [], [])
             if end_recv in ready:
                 return
-            with contextlib.suppress(OSError):
+            try:
                 client = made.sock.accept()[0]
-                client.settimeout(_PATIENCE)
-                if not _answer(client, tell, stop):
-                    client.close()
-                elif len(held) < 100:
-                    held.append(client)
+            except OSError:  # as where no more files may be opened: who asks is still there, and waits
+                select.select([end_recv], [], [], _PAUSE)
+                continue
+            client.settimeout(_PATIENCE)
+            if not _answer(client, tell, stop):
+                client.close()
+            elif len(held) < 100:
+                held.append(client)
 
     thread = threading.Thread(target=serve, name="bokeh-ssh control", daemon=True)
     thread.start()
@@ -125,7 +130,8 @@ def _answer(client: socket.socket, tell: Callable[[], dict[str, Any]], stop: Cal
     except (ValueError, AttributeError, RecursionError, OSError):
         asked = None
     if asked == "stop":
-        client.sendall(b'{"stopping": true}\n')
+        with contextlib.suppress(OSError):  # who asked need not stay for the answer
+            client.sendall(b'{"stopping": true}\n')
         threading.Thread(target=stop, name="bokeh-ssh stop", daemon=True).start()
         return True
     told = tell() if asked == "status" else {"error": "unknown request"}
