@@ -93,7 +93,13 @@ def answering(tell: Callable[[], dict[str, Any]], stop: Callable[[], None]) -> I
     if made is None:
         yield False
         return
-    end_recv, end_send = socket.socketpair()
+    try:
+        end_recv, end_send = socket.socketpair()
+    except OSError as exc:
+        log.info("no control socket: %s", exc)
+        made.close()
+        yield False
+        return
     held: list[socket.socket] = []  # who waits for this process to end, which closes these
 
     def serve() -> None:
