@@ -28,8 +28,11 @@ from bokeh_ssh._ssh.connection import Connection
 
 log = logging.getLogger("bokeh_ssh.tunnel")
 
-#: Seconds between two looks at a server that does not answer yet.
+#: Seconds between two looks at a server that is not ready yet, which may log each: at least, at most, and as
+#: a part of the wait so far, by which a start is seen too late.
 _PAUSE = 0.05
+_LONGEST_PAUSE = 2.0
+_PAUSE_SHARE = 0.1
 #: What OpenSSL says of a server that speaks old versions only: in its own words, and in the server's.
 _OLD_TLS = ("UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION")
 
@@ -237,7 +240,8 @@ def wait_until_ready(
     :param broken: raises if there is no point in going on
     :raises TimeoutError: if it was not within ``timeout`` seconds, with the last answer as its text
     """
-    deadline = time.monotonic() + timeout
+    began = time.monotonic()
+    deadline = began + timeout
     pause = threading.Event()
     last = "no answer"
     while (left := deadline - time.monotonic()) > 0:
@@ -251,6 +255,7 @@ def wait_until_ready(
             if is_scarce(exc):  # here, and not there
                 raise
             last = str(exc)
-        pause.wait(_PAUSE)
+        waited = time.monotonic() - began
+        pause.wait(min(max(_PAUSE, waited * _PAUSE_SHARE), _LONGEST_PAUSE, max(0.0, timeout - waited)))
     broken()
     raise TimeoutError(last)

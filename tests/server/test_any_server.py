@@ -137,6 +137,8 @@ def test_server_that_is_never_ready_is_told(machine: Machine) -> None:
     with pytest.raises(LaunchTimeoutError, match="404") as slow:
         tunnel_to(machine, command, ready="/never", launch_timeout=3).open()
     assert "ready=" in str(slow.value.hint)
+    # Every 50 ms it would be asked 60 times; it is asked less often the longer it takes.
+    assert 2 < sum("GET /never" in line for line in slow.value.log) < 40
     with pytest.raises(LaunchError) as caught:
         tunnel_to(machine, (machine.python, "-c", "raise SystemExit('no such thing')", "{port}")).open()
     assert "no such thing" in str(caught.value)
