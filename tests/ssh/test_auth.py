@@ -781,8 +781,10 @@ def test_agent_that_refuses_to_sign(
     bed = make_bed({"publickey"}, keys=(first, second))
     config = Config(identity_files=(str(keys / "second"),), identity_agent=agent.path)
     assert enter(bed.port, config) == ("publickey",)
-    with pytest.raises(AuthenticationError, match="the SSH agent refused to sign"):
+    with pytest.raises(AuthenticationError, match="the SSH agent refused to sign") as caught:
         enter(bed.port, Config(identity_agent=agent.path))
+    assert "have the agent sign" in str(caught.value.hint)
+    assert "authorized_keys" not in str(caught.value.hint)
 
 
 def test_agent_without_unix_sockets(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:

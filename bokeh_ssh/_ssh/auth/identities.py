@@ -124,7 +124,7 @@ class HeldKey:
         try:
             return self._agent.sign(self._key.blob, data, algorithm)
         except AgentError as exc:
-            raise UnusableKeyError(str(exc)) from exc
+            raise UnusableKeyError(str(exc), unsigned=True) from exc
 
 
 class KeyFile:
@@ -213,7 +213,7 @@ class KeyFile:
                     return self._agent.sign(held.blob, data, algorithm)
                 except AgentError as exc:
                     if not self._text:
-                        raise UnusableKeyError(str(exc)) from exc
+                        raise UnusableKeyError(str(exc), unsigned=True) from exc
         key = self._open()
         used, self._used = self._used, None
         if used:

@@ -155,6 +155,7 @@ class _Login:
         self._fresh_notes: list[str] = []  # not yet shown to a person
         self._delegates, self._uses_kerberos = wants_kerberos(host, config)
         self._absent = False  # a security key
+        self._unsigned = ""  # the key that the server takes, with which the agent did not sign
         self._no_ticket: kerberos.KerberosError | None = None
         self._kerberos_tried = False
         self._methods = self._enabled()
@@ -383,6 +384,7 @@ class _Login:
         log.debug("%s: key %s not used: %s", self.name, identity.label, why)
         self.notes.append(f"key {identity.label} was not used: {why}")
         self._absent = self._absent or why.absent
+        self._unsigned = self._unsigned or identity.label * why.unsigned
         if not why.locked:
             self._fresh_notes.append(self.notes[-1])
         if not why.locked or self.host.prompt is not None:
@@ -570,6 +572,9 @@ class _Login:
         advice = _advice(self.allowed)
         if self._absent:
             return self._error(SecurityKeyAbsentError, text, f"{_PLUG_IN}, or {advice}")
+        if self._unsigned:  # an agent's key is offered first: the server would have taken it
+            hint = f"the server takes {self._unsigned}: have the agent sign (confirm it, or ssh-add it again)"
+            return self._error(AuthenticationError, text, hint)
         if self._no_ticket is None:
             return self._error(AuthenticationError, text, advice)
         kind = KDCUnreachableError if self._no_ticket.temporary else AuthenticationError

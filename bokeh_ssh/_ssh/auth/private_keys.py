@@ -57,12 +57,16 @@ class UnusableKeyError(Exception):
 
     :ivar locked: it only lacks its passphrase
     :ivar absent: it is in a security key that was not plugged in, or not touched
+    :ivar unsigned: it is in an agent that did not sign with it
     """
 
-    def __init__(self, message: str, *, locked: bool = False, absent: bool = False) -> None:
+    def __init__(
+        self, message: str, *, locked: bool = False, absent: bool = False, unsigned: bool = False
+    ) -> None:
         super().__init__(message)
         self.locked = locked
         self.absent = absent
+        self.unsigned = unsigned
 
 
 class WrongPassphraseError(Exception):
