@@ -691,9 +691,18 @@ def test_strict_asks_nobody(keys: Keys, tmp_path: Path) -> None:
         raise AssertionError
 
     path = tmp_path / "dir" / "known_hosts"
-    with pytest.raises(UnknownHostKeyError):
+    with pytest.raises(UnknownHostKeyError) as caught:
         verify(blob(keys.public["ed"]), [str(path)], ask=never)
+    assert "connect once" in str(caught.value.hint)
     assert not path.parent.exists()
+
+
+def test_strict_without_a_file_points_at_one(keys: Keys, tmp_path: Path) -> None:
+    """Where no file keeps keys (``UserKnownHostsFile none``), nobody is told to connect once for that."""
+    with pytest.raises(UnknownHostKeyError) as caught:
+        verify(blob(keys.public["ed"]), [str(tmp_path / "system")], writable=None)
+    assert "connect once" not in str(caught.value.hint)
+    assert "known_hosts=" in str(caught.value.hint)
 
 
 def answers(*given: str | None) -> tuple[Callable[[Question], str | None], list[Question]]:

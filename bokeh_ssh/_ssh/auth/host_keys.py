@@ -147,7 +147,7 @@ def verify(
         facts = {"key_type": presented.kind, "fingerprint": presented.fingerprint}
         raise HostKeyError(msg, host=host, hint=hint, **facts)
     _check_revoked(host, presented, rules.revoked)
-    case = _Case(host, presented, name, address, port, tuple(files), rules)
+    case = _Case(host, presented, name, address, port, tuple(files), rules, writable is not None)
     verdict = case.judge()
     verified = HostKeyVerified(host=host, key_type=presented.kind, fingerprint=presented.fingerprint)
     if verdict.status == "known":
@@ -177,6 +177,7 @@ class _Case:
     port: int | None
     files: tuple[str, ...]
     rules: Rules
+    remembers: bool  # whether there is a file that gets new keys
 
     @property
     def listed(self) -> str:
@@ -215,10 +216,10 @@ class _Case:
         entry = verdict.entry
         if verdict.status == "unknown" or entry is None:
             more = f"(its certificate is {verdict.problem})" if verdict.problem else ""
-            hint = "compare the fingerprint with one from a trusted source, then connect once with "
-            return self.unknown(
-                more, hint + (f"{setting('host_keys=ask')} or {setting('host_keys=accept-new')}")
-            )
+            then = f"connect once with {setting('host_keys=ask')} or {setting('host_keys=accept-new')}"
+            if not self.remembers:
+                then = f"give {setting('known_hosts=')} a file for it: there is none that keeps keys"
+            return self.unknown(more, f"compare the fingerprint with one from a trusted source, then {then}")
         if verdict.status == "revoked":
             who = "host key" if entry.key.blob == self.key.blob else "certificate's CA"
             msg = f"its {who} {entry.key.fingerprint} is marked @revoked in {entry}"
