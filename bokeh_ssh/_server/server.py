@@ -283,8 +283,9 @@ class Server:
                 said = self._reader.last_words(self._stderr)
                 msg = f"a start file (such as ~/.bashrc), or what the login itself runs, {blocked}"
                 hint = (
-                    "have the start file do that on a terminal only: [ -t 0 ] || return; an account without "
-                    f"commands can attach ({setting('launch=False')})"
+                    "have the start file do that on a terminal only (sh, bash, zsh: [ -t 0 ] || return; "
+                    "fish: if status is-interactive; csh: if ($?prompt)); an account without commands can "
+                    f"attach ({setting('launch=False')})"
                 )
                 msg += f": {said}" if said else ""
                 raise LaunchError(msg, host=self.host, hint=hint, command=state.evidence.argv)
