@@ -225,6 +225,7 @@ def make_run_dir(fill: Any) -> tuple[RunDir | None, Any, str]:
             try:
                 with private():
                     os.mkdir(hidden, 0o700)
+                    _try_room(hidden)
                     filled = fill(hidden)
                 os.rename(hidden, shown)
             except OSError as exc:
@@ -234,6 +235,18 @@ def make_run_dir(fill: Any) -> tuple[RunDir | None, Any, str]:
             return RunDir(shown), filled, ""
         why.append(f"{root} {fault}")
     return None, None, ", ".join(why)
+
+
+def _try_room(path: str) -> None:
+    """Make all that a server will have there, and remove it: there may be room for a part only.
+
+    :raises OSError: if it cannot be made
+    """
+    names = [os.path.join(path, name) for name in (CONTROL, SERVER, RECORD, RECORD + ".new")]
+    for name in names:
+        os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    for name in names:
+        os.unlink(name)
 
 
 def found(root: str) -> str:

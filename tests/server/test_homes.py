@@ -33,6 +33,13 @@ STATES: dict[str, tuple[str, dict[str, str], str, str, str]] = {
         "",
         "",
     ),
+    "/tmp has room for a part of what is needed, and the home for nothing": (
+        "chown -R root:root /home/alice",
+        {"/tmp": "nr_inodes=4,mode=1777"},
+        "/home/alice",
+        "",
+        "No space left on device",
+    ),
     "both are full": (
         f"{FILL.format('/home/alice')}; {FILL.format('/tmp')}",
         {"/home/alice": SMALL, "/tmp": SMALL},
