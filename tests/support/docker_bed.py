@@ -30,6 +30,7 @@ from typing import Any
 import docker
 import docker.errors
 
+import light_bokeh
 from beds import PASSWORD, Key, Knobs, Machine, Result, has_banner, until
 
 CONTEXT = Path(__file__).parent / "image"
@@ -239,6 +240,7 @@ class Docker:
         try:
             for network in networks[1:]:
                 network.connect(container, aliases=[name])
+            container.put_archive("/", _light())
             if package:
                 container.put_archive("/opt/src", _package())
             container.start()
@@ -398,6 +400,21 @@ def download_wheels(arch: str) -> Path:
     assert done.returncode == 0, f"pip did not bring the image's wheels:\n{done.stderr[-3000:]}"
     part.replace(wheels)
     return wheels
+
+
+@functools.cache
+def _light() -> bytes:
+    """Pack the stand-in for Bokeh, and the Python that has it."""
+    with tempfile.TemporaryDirectory() as place:
+        packages = Path(light_bokeh.path_with_it(Path(place)))
+        python = packages / Path(light_bokeh.PYTHON).name
+        there = Path(light_bokeh.PYTHON).parent
+        python.write_text(f'#!/bin/sh\nPYTHONPATH={there} exec {PYTHON} "$@"\n', encoding="ascii")
+        python.chmod(0o755)
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            tar.add(packages, there)
+        return buffer.getvalue()
 
 
 @functools.cache

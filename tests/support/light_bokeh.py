@@ -23,6 +23,9 @@ from pathlib import Path
 #: An app for it.
 APP = "print('a page')\n"
 
+#: The Python of a container that finds it; the container's own finds Bokeh.
+PYTHON = "/opt/light/python"
+
 #: What an app for it has of Bokeh.
 _IO = """
 import threading, types

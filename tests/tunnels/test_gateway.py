@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import apps
+import light_bokeh
 from beds import until
 from bokeh_ssh import (
     BokehSSHError,
@@ -104,27 +105,27 @@ def test_nothing_is_left_here(shape_c: Any, isolate: bool, no_leaks: Any) -> Non
 
 def test_auto_takes_the_host_where_it_can(shape_c: Any) -> None:
     """``auto`` has the host dial where bokeh_ssh is installed there and it can log in."""
-    app = apps.put(shape_c.bokehhost, "sliders.py", apps.SLIDER)
+    app = apps.put(shape_c.bokehhost, "sliders.py", light_bokeh.APP)
     with GatewayTunnel(
-        gateway_of(shape_c), host=host_of(shape_c), app=app, python=shape_c.bokehhost.python,
+        gateway_of(shape_c), host=host_of(shape_c), app=app, python=light_bokeh.PYTHON,
         gateway_address="gateway:22",
     ) as tunnel:  # fmt: skip
         assert tunnel.reverse == "host"
-        apps.drive(tunnel.url)
+        assert "Bokeh" in apps.get(tunnel.url)
 
 
 def test_auto_relays_where_the_host_cannot(bed: Any) -> None:
     """Without bokeh_ssh on the host, ``auto`` relays and says why; ``host`` is a typed error."""
     made = bed("C", package=False)
-    app = apps.put(made.bokehhost, "sliders.py", apps.SLIDER)
+    app = apps.put(made.bokehhost, "sliders.py", light_bokeh.APP)
     keywords = {
-        "host": host_of(made), "app": app, "python": made.bokehhost.python, "signed": False,
+        "host": host_of(made), "app": app, "python": light_bokeh.PYTHON, "signed": False,
         "gateway_address": "gateway:22",
     }  # fmt: skip
     events: list[Event] = []
     with GatewayTunnel(gateway_of(made), on_event=events.append, **keywords) as tunnel:
         assert tunnel.reverse == "relay"
-        apps.drive(tunnel.url)
+        assert "Bokeh" in apps.get(tunnel.url)
     [told] = [event for event in events if isinstance(event, ReverseForwarded)]
     assert "bokeh_ssh" in told.reason
     with pytest.raises(BokehSSHError, match="relay"):
@@ -133,7 +134,7 @@ def test_auto_relays_where_the_host_cannot(bed: Any) -> None:
 
 def test_name_of_the_host_takes_the_gateways_login(shape_c: Any, account: Any) -> None:
     """A host given as a name has the gateway's user, key and ssh config."""
-    app = apps.put(shape_c.bokehhost, "sliders.py", apps.SLIDER)
+    app = apps.put(shape_c.bokehhost, "sliders.py", light_bokeh.APP)
     config = account / ".ssh" / "config"
     config.write_text(
         shape_c.gateway.ssh_config("gate")
@@ -147,18 +148,18 @@ def test_name_of_the_host_takes_the_gateways_login(shape_c: Any, account: Any) -
         key_filename=str(shape_c.gateway.key_path),
         host="node",
         app=app,
-        python=shape_c.bokehhost.python,
+        python=light_bokeh.PYTHON,
         reverse="relay",
     ) as tunnel:
-        apps.drive(tunnel.url)
+        assert "Bokeh" in apps.get(tunnel.url)
 
 
 def test_gateway_port_taken_is_told(shape_c: Any) -> None:
     """A gateway port that was asked for by number and is taken is a typed error; nothing is left."""
-    app = apps.put(shape_c.bokehhost, "sliders.py", apps.SLIDER)
+    app = apps.put(shape_c.bokehhost, "sliders.py", light_bokeh.APP)
     with pytest.raises(PortInUseError) as caught:
         GatewayTunnel(
-            gateway_of(shape_c), host=host_of(shape_c), app=app, python=shape_c.bokehhost.python,
+            gateway_of(shape_c), host=host_of(shape_c), app=app, python=light_bokeh.PYTHON,
             gateway_port=22, reverse="relay",
         ).open()  # fmt: skip
     assert caught.value.side == "remote"
@@ -168,9 +169,9 @@ def test_gateway_port_taken_is_told(shape_c: Any) -> None:
 def test_gateway_that_exposes_the_port_is_refused(bed: Any) -> None:
     """``GatewayPorts yes`` on the gateway: refused for both ways, allowed in words."""
     made = bed("C", directives={"GatewayPorts": "yes"})
-    app = apps.put(made.bokehhost, "sliders.py", apps.SLIDER)
+    app = apps.put(made.bokehhost, "sliders.py", light_bokeh.APP)
     keywords = {
-        "host": host_of(made), "app": app, "python": made.bokehhost.python, "signed": False,
+        "host": host_of(made), "app": app, "python": light_bokeh.PYTHON, "signed": False,
         "gateway_address": "gateway:22",
     }  # fmt: skip
     with pytest.raises(GatewayExposedError):
@@ -179,7 +180,7 @@ def test_gateway_that_exposes_the_port_is_refused(bed: Any) -> None:
         GatewayTunnel(gateway_of(made), reverse="host", **keywords).open()
     before = made.gateway.listening()
     with GatewayTunnel(gateway_of(made), reverse="relay", allow_exposed=True, **keywords) as tunnel:
-        apps.drive(tunnel.url)
+        assert "Bokeh" in apps.get(tunnel.url)
         opened = {address for address, _ in made.gateway.listening() - before}
         assert opened & {"0.0.0.0", "::"}  # the control: this is what the network would get
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import apps
+import light_bokeh
 from attacks import attack
 from beds import Knobs, Machine, until
 from bokeh_ssh import DirectTunnel, Event, GatewayTunnel, Host, ReverseForwarded, Warned
@@ -33,9 +34,8 @@ def through(bed: Any, app: str, **keywords: Any) -> GatewayTunnel:
         Host(bed.gateway.host, bed.gateway.user, **bed.gateway.login),
         host=Host(room.inside, room.user, **{**room.login, "port": 22}),
         app=app,
-        python=room.python,
         gateway_address="gateway",
-        **keywords,
+        **{"python": room.python, **keywords},
     )
 
 
@@ -60,8 +60,8 @@ def test_other_user_of_the_bokeh_host_gets_nowhere(container: Callable[..., Cont
 def test_control_open_port(container: Callable[..., Container]) -> None:
     """With ``signed=False``, as with ``bokeh serve`` and ``ssh -L``, the other user opens the app."""
     machine = container()
-    app = apps.put(machine, "sliders.py", apps.SLIDER)
-    with tunnel_to(machine, app, signed=False) as tunnel:
+    app = apps.put(machine, "sliders.py", light_bokeh.APP)
+    with tunnel_to(machine, app, signed=False, python=light_bokeh.PYTHON) as tunnel:
         assert attack(machine, "/sliders") == [f"GOT IN port {tunnel.remote_port}"]
 
 
@@ -91,24 +91,26 @@ def test_signed_sessions_where_there_is_no_socket(container: Callable[..., Conta
 
 def test_other_users_of_a_gateway_get_nowhere(shape_c: Any) -> None:
     """What the gateway listens on is a socket of the person's own account there."""
-    app = apps.put(shape_c.bokehhost, "sliders.py", apps.SLIDER)
+    app = apps.put(shape_c.bokehhost, "sliders.py", light_bokeh.APP)
     for reverse in ("host", "relay"):
         events: list[Event] = []
-        with through(shape_c, app, reverse=reverse, on_event=events.append) as tunnel:
+        with through(
+            shape_c, app, reverse=reverse, python=light_bokeh.PYTHON, on_event=events.append
+        ) as tunnel:
             [reversed_] = [event for event in events if isinstance(event, ReverseForwarded)]
             assert reversed_.socket
             assert not reversed_.port
             assert attack(shape_c.gateway, "/sliders") == []
             assert attack(shape_c.bokehhost, "/sliders") == []
             assert "session-id" not in tunnel.url
-            apps.drive(tunnel.url)
+            assert "Bokeh" in apps.get(tunnel.url)
         until(lambda: str(shape_c.gateway.execute("ls /tmp/bokeh-ssh-*")) == "", what="the socket to be gone")
 
 
 def test_control_open_port_of_a_gateway(shape_c: Any) -> None:
     """With ``signed=False``, as with ``ssh -R``, the gateway's other users open the app."""
-    app = apps.put(shape_c.bokehhost, "sliders.py", apps.SLIDER)
-    with through(shape_c, app, signed=False, reverse="relay"):
+    app = apps.put(shape_c.bokehhost, "sliders.py", light_bokeh.APP)
+    with through(shape_c, app, signed=False, reverse="relay", python=light_bokeh.PYTHON):
         assert len(attack(shape_c.gateway, "/sliders")) == 1
 
 
