@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import apps
+import light_bokeh
 from beds import Machine, until
 from bokeh_ssh import (
     Attached,
@@ -141,7 +142,7 @@ def test_gateway_tunnel_leaves_its_server_too(shape_c: Any) -> None:
         return GatewayTunnel(
             Host(shape_c.gateway.host, shape_c.gateway.user, **shape_c.gateway.login),
             host=Host(room.inside, room.user, **{**room.login, "port": 22}),
-            python=room.python,
+            python=light_bokeh.PYTHON,
             reverse="relay",
             **keywords,
         )
@@ -173,7 +174,7 @@ def cleaned(host: Machine, app: str) -> Iterator[None]:
 
 def leave_through(bed: Any, events: list[Event], **keywords: Any) -> GatewayTunnel:
     """Make a tunnel that leaves its server and the way through the gateway."""
-    words = {"python": bed.bokehhost.python, "gateway_address": "gateway:22", "on_event": events.append}
+    words = {"python": light_bokeh.PYTHON, "gateway_address": "gateway:22", "on_event": events.append}
     return GatewayTunnel(gateway_of(bed), host=host_of(bed), **{**words, **keywords})
 
 

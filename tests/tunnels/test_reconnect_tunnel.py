@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import apps
+import light_bokeh
 from beds import Machine, until
 from bokeh_ssh import (
     Closed,
@@ -201,7 +202,7 @@ def test_gateway_tunnel_comes_back(shape_c: Any, tmp_path: Path, reverse: Any) -
             Host(there.host, there.user, **there.login),
             host=host,
             app=app,
-            python=bed.bokehhost.python,
+            python=light_bokeh.PYTHON,
             gateway_address="gateway",
             reverse=reverse,
             on_event=events.append,
