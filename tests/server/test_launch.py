@@ -96,9 +96,11 @@ def test_every_shell_passes_everything_verbatim(shell: list[str], bench: Bench) 
     where = bench.path / "a 'dir' $(x) ü\n"
     where.mkdir()
 
-    @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=2, deadline=None, suppress_health_check=list(HealthCheck))
     @given(
-        st.lists(TEXT, max_size=5), TEXT.filter(lambda text: text and not text.startswith(("~", "-"))), TEXT
+        st.lists(TEXT, min_size=10, max_size=20),
+        TEXT.filter(lambda text: text and not text.startswith(("~", "-"))),
+        TEXT,
     )
     @example(NASTY, "my 'app' $(id).py", "a\nb'\"")
     @example(["--args", "--port", "1"], "ünï/`app`", "")
