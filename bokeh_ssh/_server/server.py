@@ -610,6 +610,14 @@ class Server:
         if self._lease_thread.is_alive() and self._lease_thread is not threading.current_thread():
             self._lease_thread.join(2)
 
+    def await_close(self, timeout: float) -> None:
+        """Wait until the other side has closed the session as well.
+
+        Dropbear (2022.83) closes a session whose program is asked for while that of another ends.
+        """
+        if self._session:
+            wait(self._session.ended, timeout)
+
     # --- what the connection brings, on its own thread
 
     def _on_stdout(self, data: bytes) -> None:

@@ -50,7 +50,7 @@ from bokeh_ssh._tunnels.local_session import LocalSession
 
 #: Seconds of a round trip from which on a line is taken to be slow: on a nearer one a page is there at once.
 _FAR = 0.01
-#: Seconds for a look whether a server that was left is there.
+#: Seconds for a look whether a server that was left is there, and for the end of a session.
 _GLANCE = 1.0
 #: Seconds for a first answer; a server that listens may have to get ready yet, and is asked again.
 _ANSWER = 10.0
@@ -332,6 +332,7 @@ class ServerAcquisition:
                 self._no_sockets = True
                 connection.check_ports()  # or another one would be started to no end
                 server.stop()
+                server.await_close(_GLANCE)
             else:
                 path = "" if found.tls else self.ready_path(found)  # a server with TLS would log it
                 spare = self._open_spare(connection, found.endpoint)
