@@ -12,7 +12,7 @@ import other_servers
 from skips import missing
 
 #: What no distribution that we run on has itself: .ci/run says so where it cannot be had.
-FETCHED = ("OpenSSH 10.6", "npm ssh2", "Apache MINA")
+FETCHED = ("OpenSSH 10.6", "Dropbear 2026.94", "npm ssh2", "Apache MINA")
 
 if os.name != "posix":
     pytest.skip("the servers are POSIX programs", allow_module_level=True)

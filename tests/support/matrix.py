@@ -89,6 +89,16 @@ def _newest_openssh(key: Key, place: Path) -> Iterator[Machine]:
 
 
 @contextmanager
+def _newest_dropbear(key: Key, place: Path) -> Iterator[Machine]:
+    newest = os.environ.get("OPENSSH_NEWEST", "")
+    if not newest:
+        msg = "no newer Dropbear than the distribution's is here (OPENSSH_NEWEST)"
+        raise other_servers.MissingError(msg)
+    with other_servers.dropbear(key, place, newest=newest) as machine:
+        yield machine
+
+
+@contextmanager
 def _asyncssh(key: Key, place: Path) -> Iterator[Machine]:
     with beds.embedded(Knobs(), key, place) as machine:
         yield machine
@@ -97,14 +107,16 @@ def _asyncssh(key: Key, place: Path) -> Iterator[Machine]:
 STARTS = {
     "OpenSSH 9.2": _openssh,
     "OpenSSH 10.6": _newest_openssh,
-    "Dropbear": other_servers.dropbear,
+    "Dropbear 2022.83": other_servers.dropbear,
+    "Dropbear 2026.94": _newest_dropbear,
     "TinySSH": other_servers.tinyssh,
     "asyncssh": _asyncssh,
 }
 SERVERS = [
     Server("OpenSSH 9.2"),
     Server("OpenSSH 10.6"),
-    Server("Dropbear"),
+    Server("Dropbear 2022.83"),
+    Server("Dropbear 2026.94"),
     Server("TinySSH"),
     Server("asyncssh"),
     Server("Twisted Conch", "conch"),

@@ -213,8 +213,10 @@ def _home_for(key: Key, place: Path) -> Path:
 
 
 @contextmanager
-def dropbear(key: Key, directory: Path) -> Iterator[Machine]:
+def dropbear(key: Key, directory: Path, *, newest: str = "") -> Iterator[Machine]:
     """Run a Dropbear on loopback that the key logs in to, as this account.
+
+    :param newest: a folder with another one's ``bin`` and ``sbin``
 
     It reads the account's own ``~/.ssh/authorized_keys`` and no other, so it gets a home of its own, in a
     mount name space of its own.
@@ -222,6 +224,8 @@ def dropbear(key: Key, directory: Path) -> Iterator[Machine]:
     :raises MissingError: if it is not installed, or cannot be had a home
     """
     path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])
+    if newest:
+        path = os.pathsep.join([f"{newest}/bin", f"{newest}/sbin"])
     program, keys = shutil.which("dropbear", path=path), shutil.which("dropbearkey", path=path)
     if not program or not keys:
         msg = "Dropbear is not installed (dropbear-bin)"
