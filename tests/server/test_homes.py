@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import apps
+import light_bokeh
 from bokeh_ssh import LaunchError, UploadError
 from direct_tunnels import tunnel_to
 from docker_bed import Container
@@ -69,3 +70,36 @@ def test_state_of_home_and_tmp(state: str, container: Callable[..., Container], 
         else:
             with tunnel:
                 assert f"<title>{place}</title>" in apps.get(tunnel.url) or tunnel is brought
+
+
+#: What is wrong with one of them, and the file system of its own that it has.
+HOMES = {
+    "is its own": ("true", ""),
+    "is missing": ("mv /home/alice /srv", ""),
+    "is read-only": ("chown -R root:root /home/alice", ""),
+    "is full": (FILL.format("/home/alice"), SMALL),
+    "is of an account of another machine": ("chown -R 4711:4711 /home/alice; chmod 700 /home/alice", ""),
+}
+TEMPS = {
+    "runs nothing": ("true", "noexec,nosuid,nodev,mode=1777"),
+    "is full": (FILL.format("/tmp"), SMALL),
+    "is private to others": ("chmod 700 /tmp", ""),
+    "is missing": ("mv /tmp /srv/tmp", ""),
+}
+
+
+@pytest.mark.parametrize("home", HOMES)
+@pytest.mark.parametrize("temp", TEMPS)
+def test_server_starts_whatever_home_and_tmp_are_like(
+    home: str, temp: str, container: Callable[..., Container]
+) -> None:
+    """Each of the twenty states keeps nobody from a server that answers."""
+    parts = {"/home/alice": HOMES[home], "/tmp": TEMPS[temp]}
+    keys = {"AuthorizedKeysFile": "/etc/ssh/keys", "StrictModes": "no"}
+    mounts = {place: mount for place, (_, mount) in parts.items() if mount}
+    machine = container(directives=keys, tmpfs=mounts)
+    machine.execute("cp /root/.ssh/authorized_keys /etc/ssh/keys; chmod 644 /etc/ssh/keys; touch /srv/app.py")
+    for prepare, _ in parts.values():
+        machine.execute(f"{prepare}; true")
+    with tunnel_to(machine, "/srv/app.py", python=light_bokeh.PYTHON) as tunnel:
+        assert "Bokeh" in apps.get(tunnel.url)
