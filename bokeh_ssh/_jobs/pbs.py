@@ -83,7 +83,7 @@ _REFUSED = {
     "-t": _ARRAY,
     "-I": _TERMINAL,
     "-X": _TERMINAL,
-    "-z": "the job's number would not be told",
+    "-z": "the job would be submitted without its number being printed",
     "-C": "nothing in the script is for PBS",
 }
 

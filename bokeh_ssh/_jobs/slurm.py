@@ -92,7 +92,7 @@ ENDS = {
 _ARRAY = "a server runs in one job, not in an array of them"
 _CLUSTER = "the job has to be on the cluster that the login node belongs to"
 _WAIT = "the job's end would be waited for before its start"
-_QUIET = "the job's number would not be told"
+_QUIET = "the job would be submitted without its number being printed"
 _REFUSED = {
     "--array": _ARRAY,
     "-a": _ARRAY,
