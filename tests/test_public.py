@@ -45,6 +45,7 @@ from bokeh_ssh import (
     UsageError,
 )
 from bokeh_ssh._core import errors as errors_module
+from bokeh_ssh._version import DOCUMENTATION
 from fakes import FakeSSH, Listener
 
 pytestmark = pytest.mark.every_python
@@ -144,6 +145,7 @@ def test_conda_recipe_asks_for_what_the_package_asks_for() -> None:
     oldest = re.search(r'requires-python = ">=([\d.]+)"', project)
     assert oldest
     assert f'python_min: "{oldest[1]}"' in recipe
+    assert f'Documentation = "{DOCUMENTATION}"' in project, "the help and the index name one address"
 
 
 def test_map_shows_every_room() -> None:

@@ -63,7 +63,7 @@ from bokeh_ssh._cli.run import (
 from bokeh_ssh._cli.std_streams import OutputError, standing
 from bokeh_ssh._cli.user_config import weakens
 from bokeh_ssh._core.settings import surface
-from bokeh_ssh._version import __version__
+from bokeh_ssh._version import DOCUMENTATION, __version__
 
 if TYPE_CHECKING:
     from bokeh_ssh._cli.foreground import Foreground
@@ -71,7 +71,8 @@ if TYPE_CHECKING:
 
 
 def _examples(*lines: str) -> str:
-    return "\n".join(("[bold]Examples[/bold]", *(f"  bokeh-ssh {line}" for line in lines)))
+    head = f"[bold]Examples[/bold], and more at {DOCUMENTATION}"
+    return "\n".join((head, *(f"  bokeh-ssh {line}" for line in lines)))
 
 
 _EPILOG = f"""\

@@ -14,6 +14,7 @@ import pytest
 import apps
 from beds import Machine, free_port
 from bokeh_ssh._cli.app import app
+from bokeh_ssh._version import DOCUMENTATION
 from programs import Program, login, run_here, unkeyed
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and terminals of POSIX")
@@ -43,6 +44,7 @@ def test_help_fits_a_screen(command: str, monkeypatch: pytest.MonkeyPatch) -> No
         assert "--json" in whole
         assert "--json" not in short
         assert ("Examples" in short) == (command != "demo")
+        assert (f"more at {DOCUMENTATION}" in short) == (command != "demo")
     if command == "up":
         assert "[tool.bokeh-ssh]" in short
 
@@ -55,6 +57,7 @@ def test_help_begins_with_the_shortest_way(columns: int | None) -> None:
     lines = program.stdout.splitlines()
     examples = program.stdout.partition("Examples")[2].splitlines()
     assert examples[1].strip() == "bokeh-ssh HOST app.py"
+    assert f"more at {DOCUMENTATION}" in program.stdout
     assert max(map(len, lines)) <= (columns or 80)
     assert "<bool>" not in program.stdout
     assert "--install-completion " in program.stdout, "no option is cut"
