@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO
 
 from bokeh_ssh._core import python_path
@@ -101,10 +101,9 @@ class ChildSession:
         :raises BokehSSHError: whatever went wrong there
         :raises ConnectionLostError: if the child ends, or does not respond
         """
-        process = self._process = ChildProcess(self._what.label, self._take, self._on_end)
-        args = self._marshaller.pack(self._what.args)
-        process.send(python_path.hand_over())
-        process.send((dataclasses.replace(self._what, args=args), log.getEffectiveLevel()))
+        what = dataclasses.replace(self._what, args=self._marshaller.pack(self._what.args))
+        first = python_path.hand_over(), (what, log.getEffectiveLevel())
+        process = self._process = ChildProcess(self._what.label, first, self._take, self._on_end)
         while True:
             word, *rest = self._next()
             if word in ("question", "sign"):
@@ -252,6 +251,7 @@ class ChildProcess:
     """A child process: what is said to it and heard from it, whether it runs, and its end.
 
     :param label: the host, for messages
+    :param first: what is sent to it before anybody else can send something
     :param take: gets each message: a word and what belongs to it; must not block
     :param on_end: told that it has ended, and why, where it did so by itself; must not block
     :ivar stands: whether it holds something that is open; set by whoever takes the messages
@@ -259,7 +259,11 @@ class ChildProcess:
     """
 
     def __init__(
-        self, label: str, take: Callable[..., None], on_end: Callable[[BokehSSHError | None], None]
+        self,
+        label: str,
+        first: Sequence[Any],
+        take: Callable[..., None],
+        on_end: Callable[[BokehSSHError | None], None],
     ) -> None:
         self.stands = False
         self.fell = False
@@ -292,6 +296,8 @@ class ChildProcess:
         self._to: BinaryIO = self._process.stdin  # type: ignore[assignment]  # IO[bytes] is one
         self._from: BinaryIO = self._process.stdout  # type: ignore[assignment]
         in_child(self, ChildProcess._abandon)
+        for message in first:
+            self.send(message)
         self._reader = threading.Thread(target=self._read, name=f"bokeh-ssh child {label}", daemon=True)
         self._reader.start()
         self._watcher = threading.Thread(target=self._watch, name=f"bokeh-ssh watch {label}", daemon=True)

@@ -34,6 +34,7 @@ from bokeh_ssh import (
     RemoteForward,
     UsageError,
 )
+from bokeh_ssh._tunnels import child_protocol
 from processes import children
 from targets import target_on
 
@@ -182,6 +183,25 @@ def test_secrets_are_nowhere_to_be_seen(embedded: Callable[..., Machine]) -> Non
         [child] = children()
         for name in ("cmdline", "environ"):
             assert PASSWORD.encode() not in Path(f"/proc/{child}/{name}").read_bytes()
+
+
+def test_question_before_the_child_knows_what_to_open(
+    embedded: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks for the status at any moment, as a notebook's widget does on a thread of its own, does not
+    get between the child and what it is to open."""
+    machine = embedded()
+    forward = LocalForward(machine.host, machine.user, remote_port=1, isolate=True, **machine.login)
+    pack, asked = child_protocol.Marshaller.pack, []
+
+    def ask(*args: Any) -> Any:
+        asked.append(forward.status())
+        return pack(*args)
+
+    monkeypatch.setattr(child_protocol.Marshaller, "pack", ask)
+    with forward:
+        assert asked
+        assert forward.status().hops
 
 
 @pytest.mark.every_python
