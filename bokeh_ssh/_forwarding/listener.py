@@ -342,8 +342,6 @@ class LocalAcceptor:
         if request_filter:
             full = functools.partial(pause, self._forwarder)
             gate = HttpGate(connection.io_loop, inspect, accept, self._route_or_hold, full, kept)
-        if spare:  # for those that are held, first of all
-            spare.fill()
         self.route_to(gate.check if gate else accept, alive=lambda: connection.alive)
         try:
             yield

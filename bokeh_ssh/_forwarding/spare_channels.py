@@ -29,6 +29,13 @@ class Check(Protocol):
     def __call__(self, verdict: Callable[[bool], None], opened_at: float = ..., /) -> None: ...
 
 
+def open_spare(connection: Connection, target: Endpoint, check: Check | None) -> SpareChannels:
+    """Ask for the channels of the next page; returns at once."""
+    spare = SpareChannels(connection, target, check)
+    spare.fill()
+    return spare
+
+
 class SpareChannels:
     """A few channels to ``target``, for the next local connections.
 

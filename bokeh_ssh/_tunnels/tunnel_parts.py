@@ -25,7 +25,7 @@ from bokeh_ssh._forwarding.listener import LocalAcceptor, bind, open_acceptor
 from bokeh_ssh._forwarding.port_ownership import PortOwnershipMonitor, monitor_port
 from bokeh_ssh._forwarding.request_filter import RequestFilter
 from bokeh_ssh._forwarding.site_cache import name_site
-from bokeh_ssh._forwarding.spare_channels import SPARE, SpareChannels
+from bokeh_ssh._forwarding.spare_channels import SPARE, SpareChannels, open_spare
 from bokeh_ssh._forwarding.static_cache import StaticCache, open_cache
 from bokeh_ssh._server.file_sync import FileSync
 from bokeh_ssh._server.launch_spec import is_servable
@@ -87,7 +87,7 @@ class Attachment:
     :ivar endpoint: a path, or a port of that machine
     :ivar probe: what answered; None where nothing did
     :ivar monitor: what watches over a port that was attached to; None where it may be another user's
-    :ivar spare: channels for the first page, which were asked for while the server was
+    :ivar spare: channels for the first page
     """
 
     connection: Connection
@@ -206,15 +206,11 @@ class ServerAcquisition:
             before = self._attached.monitor if self._attached else None
             watch = monitor_port(connection, port, self._session.lose, before)
             monitor = self._session.connection_stack.enter_context(watch)
-        endpoint = ("localhost", port)  # it may listen on ::1 alone
-        spare = self._open_spare(connection, endpoint, monitor)
         if self.found:
             probe, route = probe_port(connection, port, timeout=timeout), ""
         else:
             probe, route = probe_server(connection, port, timeout=timeout)
         if probe is None or not probe.is_bokeh:
-            if spare:
-                spare.close()
             if monitor:
                 monitor.close()
             if probe is None or (options.launch is None and not options.remote_port):
@@ -224,6 +220,9 @@ class ServerAcquisition:
             msg = f"port {port} is taken by something that is not a Bokeh server"
             hint = f"choose another {setting('remote_port')}, or leave it out for any free one"
             raise PortInUseError(msg, host=connection.name, hint=hint, port=port, side="remote")
+        endpoint = ("localhost", port)  # it may listen on ::1 alone
+        # Not before: what is no Bokeh server may serve one connection after the other.
+        spare = self._open_spare(connection, endpoint, monitor)
         if monitor:
             monitor.check_owner()
         self._attached = Attachment(connection, port, probe, monitor, spare)
@@ -247,12 +246,11 @@ class ServerAcquisition:
     def _open_spare(
         self, connection: Connection, endpoint: Endpoint, monitor: PortOwnershipMonitor | None = None
     ) -> SpareChannels | None:
-        """Ask for the channels of the first page, while the server is asked whether it is there."""
+        """Ask for the channels of the first page, while the tunnel is not open yet."""
         if self._options.plain:  # it may serve nobody else while a connection is idle
             return None
-        spare = SpareChannels(connection, endpoint, monitor.verify if monitor else None)
+        spare = open_spare(connection, endpoint, monitor.verify if monitor else None)
         self._session.connection_stack.callback(spare.close)
-        spare.fill()
         return spare
 
     def _expect_left(self) -> None:
@@ -621,7 +619,7 @@ class TunnelParts:
             verify = monitor.verify if monitor.wait() else None
         spare = attached.spare if attached else None
         if self._may_wait:
-            spare = spare or SpareChannels(connection, endpoint, verify)
+            spare = spare or open_spare(connection, endpoint, verify)
         elif spare:
             spare.close()
             spare = None

@@ -213,7 +213,8 @@ def test_request_that_was_not_sent_yet_waits_for_the_next_line(
         entrance = open_acceptor(stack, bind(0), lambda _: None, True, Attempts())
         guard = RequestFilter(entrance.port)
         asked: list[Callable[[bool], None]] = []
-        leading = entrance.forwarding(first, target, guard, asked.append if checked else None)
+        check = (lambda verdict, _: asked.append(verdict)) if checked else None
+        leading = entrance.forwarding(first, target, guard, check)
         with leading:
             if not checked:
                 cable.cut()

@@ -16,7 +16,7 @@ from bokeh_ssh._core.backoff import Attempts
 from bokeh_ssh._forwarding import spare_channels
 from bokeh_ssh._forwarding.listener import LocalAcceptor, bind, open_acceptor
 from bokeh_ssh._forwarding.request_filter import RequestFilter
-from bokeh_ssh._forwarding.spare_channels import SpareChannels
+from bokeh_ssh._forwarding.spare_channels import SpareChannels, open_spare
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._ssh.transport import EarlyChannel
 from cable import Cable
@@ -71,8 +71,8 @@ def forwarding(
 
 
 def spare_to(connection: Connection, port: int) -> SpareChannels:
-    """Make spare channels to a port."""
-    return SpareChannels(connection, (LOOPBACK, port), None)
+    """Ask for spare channels to a port."""
+    return open_spare(connection, (LOOPBACK, port), None)
 
 
 def count_spare(connection: Connection) -> int:

@@ -324,6 +324,8 @@ def _read_private(path: Path) -> tuple[bytes | None, int]:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
             text = file.read(_MOST_BYTES)
+    except FileNotFoundError:
+        return None, 0
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
         if is_scarce(exc):
             raise
@@ -337,6 +339,8 @@ def read(path: Path) -> bytes | None:
     try:
         with path.open("rb") as file:
             return file.read(_MOST_BYTES)
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
         if is_scarce(exc):
             raise
