@@ -475,6 +475,11 @@ def test_way_that_breaks_costs_no_server(bed: SlurmBed, way: str) -> None:
     more = {"app": None, "command": command, "batch": Batch(queue="one", way=way)}
     carries = r"ss -Htnp dst 10.77.0.11 | grep -o 'pid=[0-9]*' | cut -c 5- | sort -u"
     carries = "pgrep -u alice -x srun" if way == "srun" else carries
+
+    def running(node: str) -> set[str]:
+        return set(bed.run(node, "pgrep -u alice", "root").split())
+
+    before = {node: running(node) for node in ("login1", "c1")}  # what others have left waits for its grace
     with DirectTunnel(bed.login1, "alice", **options(bed, events, **more)) as tunnel:
         assert tunnel.local_port
 
@@ -493,9 +498,8 @@ def test_way_that_breaks_costs_no_server(bed: SlurmBed, way: str) -> None:
         with contextlib.closing(ask()) as answer:
             assert len(answer.read()) == size, "the control: nothing breaks it"
     assert [event.way for event in find(events, JobReached)] == [way]
-    for node in ("login1", "c1"):
-        alive = f"nothing runs on {node}"
-        until(lambda node=node: not bed.run(node, "pgrep -u alice", "root"), what=alive)  # type: ignore[misc]
+    for node, others in before.items():
+        until(lambda node=node, others=others: running(node) <= others, what=f"nothing runs on {node}")  # type: ignore[misc]
     bed.run("login1", "rm large.bin")
 
 

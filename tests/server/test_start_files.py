@@ -105,7 +105,7 @@ def test_functions_of_interactive_shells(machine: Container) -> None:
     assert report(machine, "~/report.py", setup=setup) == "/opt/tools/viz:/tmp/tmp"
     setup = "if [ -d /tmp ]; then cd /tmp; PURPOSE=test workon viz; fi"
     assert report(machine, "~/report.py", setup=setup) == "/opt/tools/viz/tmp"
-    assert "interactive" in failure(machine, LaunchError, setup="no-such-tool activate viz")
+    assert "source the file" in failure(machine, LaunchError, setup="no-such-tool activate viz")
 
 
 @pytest.mark.parametrize(
