@@ -405,6 +405,10 @@ class Connection:
             and now < taken + _CROWDED
         )
 
+    def close_unclaimed(self, after: float) -> None:
+        """Close in some seconds what was asked for ahead and is not wanted by then; never blocks."""
+        self.io_loop.post(lambda: self.io_loop.later(after, self.transport.close_unclaimed))
+
     def open_channel(
         self,
         target: Endpoint,

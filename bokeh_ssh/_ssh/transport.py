@@ -999,6 +999,13 @@ class Transport(_Base):
                 each.channel.close()
                 self.forget(each.channel)
 
+    def close_unclaimed(self) -> None:
+        """Close the channels that were asked for ahead, and that nobody has wanted so far."""
+        for asked in list(self._ahead.values()):
+            with contextlib.suppress(IndexError):
+                while channel := asked.popleft().channel:
+                    channel.close()
+
     def _ask_again(self) -> None:
         """Ask once more for what was lost by a server that forgets what comes together with a login.
 

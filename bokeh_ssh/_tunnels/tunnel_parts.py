@@ -54,6 +54,9 @@ _FAR = 0.01
 _GLANCE = 1.0
 #: Seconds for a first answer; a server that listens may have to get ready yet, and is asked again.
 _ANSWER = 10.0
+#: Seconds for an answer of what was found, after which it has no idle connection any more: it may serve one
+#: after the other.
+_UNCLAIMED = 1.5
 #: Seconds for a server that wants a login to write its address: some begin to answer first.
 _ADDRESS = 3.0
 
@@ -206,6 +209,7 @@ class ServerAcquisition:
             before = self._attached.monitor if self._attached else None
             watch = monitor_port(connection, port, self._session.lose, before)
             monitor = self._session.connection_stack.enter_context(watch)
+        connection.close_unclaimed(_UNCLAIMED)
         if self.found:
             probe, route = probe_port(connection, port, timeout=timeout), ""
         else:

@@ -158,6 +158,31 @@ def test_attaches_to_a_server_that_is_there(machine: Machine) -> None:
         assert running.running
 
 
+#: Calls itself Bokeh's, and serves one connection after the other, the one that came last first.
+ONE_BY_ONE = """
+import select, socket
+with socket.create_server(("127.0.0.1", 0)) as listener:
+    print(f"running at: http://localhost:{listener.getsockname()[1]}/", flush=True)
+    while True:
+        waiting = [listener.accept()[0]]
+        while select.select([listener], [], [], 0.3)[0]:
+            waiting.append(listener.accept()[0])
+        while waiting:
+            with waiting.pop() as sock:
+                if sock.recv(1000):
+                    sock.sendall(b"HTTP/1.0 200 OK\\r\\nServer: TornadoServer/6\\r\\n\\r\\n{}")
+"""
+
+
+def test_server_that_serves_one_after_the_other_is_found(embedded: Callable[..., Machine]) -> None:
+    """No connection that is open ahead keeps it from answering."""
+    machine = embedded()
+    for _ in range(2):  # channels are asked for together with the second login
+        with machine.spawn([machine.python, "-c", ONE_BY_ONE]) as running:
+            with tunnel_to(machine, remote_port=port_of(running), launch=False) as tunnel:
+                assert tunnel.state == "ready"
+
+
 def test_attaching_keeps_the_servers_own_port_here(embedded: Callable[..., Machine]) -> None:
     """The local port follows the server's, since that is the only origin it takes by default.
 
