@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+import beds
 import fakes
 from beds import Key, Knobs, Machine, until
 from bokeh_ssh import (
@@ -279,6 +280,28 @@ def test_penalty_is_told_and_not_tried_again(no_leaks: Any) -> None:
     with no_leaks(), Listener(refuse) as server, pytest.raises(RefusedError, match="PerSourcePenalties"):
         forward_to("127.0.0.1", server.port, timeout=20).open()
     assert server.count == 1
+
+
+def test_penalty_of_a_real_server_is_told(key: Key, tmp_path: Path) -> None:
+    """OpenSSH 10.6 refuses an address after one login with a wrong key, the right one's too."""
+    newest = os.environ.get("OPENSSH_NEWEST", "")
+    if not newest:
+        pytest.skip("no OpenSSH with PerSourcePenalties is here (OPENSSH_NEWEST)")
+    wrong = Key.generate().write(tmp_path / "wrong")
+    penalty = {"PerSourcePenalties": "authfail:60s min:1s"}
+    with beds.local_sshd(key, tmp_path, penalty, newest=newest) as machine:
+        with machine_forward(machine):
+            pass  # the control
+        with pytest.raises(AuthenticationError):
+            machine_forward(machine, key_filename=str(wrong)).open()
+        until(lambda: not beds.has_banner(machine.host, machine.port), what="the penalty")
+        with pytest.raises(RefusedError, match="PerSourcePenalties"):
+            machine_forward(machine).open()
+
+
+def machine_forward(machine: Machine, **keywords: Any) -> LocalForward:
+    """Make a forward to the machine's own SSH port."""
+    return LocalForward(machine.host, machine.user, remote_port=machine.port, **{**machine.login, **keywords})
 
 
 def test_tries_end_at_the_deadline(no_leaks: Any) -> None:

@@ -384,7 +384,8 @@ class _Login:
         log.debug("%s: key %s not used: %s", self.name, identity.label, why)
         self.notes.append(f"key {identity.label} was not used: {why}")
         self._absent = self._absent or why.absent
-        self._unsigned = self._unsigned or identity.label * why.unsigned
+        if why.unsigned:
+            self._unsigned = self._unsigned or identity.label
         if not why.locked:
             self._fresh_notes.append(self.notes[-1])
         if not why.locked or self.host.prompt is not None:
