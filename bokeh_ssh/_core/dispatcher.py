@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
+from bokeh_ssh._core.threads import Thread
 from bokeh_ssh._core.waiting import wait_for
 
 log = logging.getLogger("bokeh_ssh")
@@ -87,7 +88,7 @@ class Dispatcher(Generic[_T]):
         self._done = 0
         self._dropped = 0
         self._over = False
-        self._thread: threading.Thread | None = None
+        self._thread: Thread | None = None
         self._parked: list[Callable[[], bool]] = []
 
     @property
@@ -114,7 +115,7 @@ class Dispatcher(Generic[_T]):
             self._change.notify_all()
             if self._thread is not None:
                 return
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            self._thread = Thread(self._run, name=self._name)
             try:
                 self._thread.start()
                 return
@@ -136,7 +137,8 @@ class Dispatcher(Generic[_T]):
     def drain(self, timeout: float) -> bool:
         """Wait until all that was put so far is handled, and after :meth:`finish` for the thread to end.
 
-        Does not wait on its own thread, nor while the handler waits in turn, see :func:`parked`.
+        Does not wait on its own thread, nor while the handler waits in turn, see :func:`parked`; nor in a
+        signal handler that has interrupted the thread's start.
 
         :param timeout: seconds
         :returns: whether all of it is handled
@@ -146,6 +148,8 @@ class Dispatcher(Generic[_T]):
         deadline = time.monotonic() + timeout
         with self._change:
             thread, last = self._thread, self._put
+            if thread and thread.is_starting_here:
+                return False
             while wait_for(
                 self._change, lambda: self._done >= last or self._is_parked(), deadline - time.monotonic()
             ):
@@ -157,7 +161,7 @@ class Dispatcher(Generic[_T]):
             done = self._done >= last
             over = self._over and not self._waiting
         if thread and done and over:
-            thread.join(max(0.0, deadline - time.monotonic()))
+            thread.join(deadline - time.monotonic())
         return done
 
     def _is_parked(self) -> bool:

@@ -13,6 +13,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from bokeh_ssh._core.threads import Flag
+
 #: Seconds; Ctrl-C, and a close from another thread, are heard within one.
 SLICE = 0.5
 
@@ -43,7 +45,7 @@ def heed() -> None:
         _here.check()
 
 
-def wait(event: threading.Event, timeout: float) -> bool:
+def wait(event: threading.Event | Flag, timeout: float) -> bool:
     """Wait until the event is set; False if that takes more than ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
     while not event.wait(max(0.0, min(SLICE, deadline - time.monotonic()))):

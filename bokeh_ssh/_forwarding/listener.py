@@ -27,6 +27,7 @@ from bokeh_ssh._core.errors import PortInUseError
 from bokeh_ssh._core.fork import in_child
 from bokeh_ssh._core.settings import setting, shown
 from bokeh_ssh._core.this_machine.scarcity import scarcity_of
+from bokeh_ssh._core.threads import Thread
 from bokeh_ssh._forwarding.filtered_relay import FilteredRelay
 from bokeh_ssh._forwarding.http_gate import HttpGate
 from bokeh_ssh._forwarding.http_requests import MOST, Inspector, Opened
@@ -227,9 +228,7 @@ class LocalAcceptor:
             if hold and not self._attempts.over:
                 self._held.append(_Held(sock, origin, time.monotonic()))
                 if self._hold_thread is None:
-                    self._hold_thread = threading.Thread(
-                        target=self._reset_expired, name="bokeh-ssh hold", daemon=True
-                    )
+                    self._hold_thread = Thread(self._reset_expired, name="bokeh-ssh hold")
                     self._hold_thread.start()
                 self._change.notify_all()
                 self._attempts.want()
@@ -372,7 +371,7 @@ class LocalAcceptor:
             self._held = []
             hold_thread = self._hold_thread
             self._change.notify_all()
-        if hold_thread and hold_thread is not threading.current_thread():
+        if hold_thread:
             hold_thread.join(2)
         self._refusals.close()
 

@@ -26,6 +26,7 @@ from bokeh_ssh._core.errors import (
     TargetUnreachableError,
 )
 from bokeh_ssh._core.settings import setting
+from bokeh_ssh._core.threads import Thread
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._ssh.messages import CONNECT_FAILED
 from bokeh_ssh._ssh.remote_shell import begin, run_script
@@ -210,14 +211,13 @@ class _Keeper:
         """See now and then that the socket is there, and make it again; the way in goes by its path."""
         if self._script:
             name = f"bokeh-ssh socket {self._connection.name}"
-            words = (handler, on_lost)
-            self._watcher = threading.Thread(target=self._check_path, args=words, name=name, daemon=True)
+            self._watcher = Thread(self._check_path, handler, on_lost, name=name)
             self._watcher.start()
 
     def rest(self) -> None:
         """Look no more."""
         self._rests.set()
-        if self._watcher and self._watcher is not threading.current_thread():
+        if self._watcher:
             self._watcher.join(_GLANCE + _GOODBYE)
 
     def _check_path(

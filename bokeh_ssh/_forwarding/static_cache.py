@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 
 from bokeh_ssh._core.fork import in_child
 from bokeh_ssh._core.this_machine.private_folder import FolderError, find_folder
+from bokeh_ssh._core.threads import Thread
 from bokeh_ssh._forwarding.static_requests import Address, Lasting, StaticFile, name_static_file
 from bokeh_ssh._forwarding.static_store import StaticStore, StaticWriter
 from bokeh_ssh._ssh.relay import Loop
@@ -177,14 +178,14 @@ class StaticCache:
             self._closed = True
             self._change.notify_all()
             thread = self._thread
-        if thread and thread is not threading.current_thread():
+        if thread:
             thread.join(timeout)
 
     def _put(self, jobs: collections.deque[Callable[[], None]], job: Callable[[], None]) -> None:
         with self._change:
             jobs.append(job)
             if self._thread is None and not self._closed:
-                self._thread = threading.Thread(target=self._run, name="bokeh-ssh static files", daemon=True)
+                self._thread = Thread(self._run, name="bokeh-ssh static files")
                 self._thread.start()
             self._change.notify_all()
 

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 
 from bokeh_ssh._core.errors import BokehSSHError, ForwardError
+from bokeh_ssh._core.threads import Thread
 from bokeh_ssh._core.waiting import wait
 from bokeh_ssh._ssh.connection import Connection
 
@@ -54,9 +55,7 @@ class JobNews:
         self._kept = threading.Event()
         self._rest = b""
         self.clients = 0
-        self._thread = threading.Thread(
-            target=self._run, name=f"bokeh-ssh job news {connection.name}", daemon=True
-        )
+        self._thread = Thread(self._run, name=f"bokeh-ssh job news {connection.name}")
 
     def __enter__(self) -> JobNews:
         self._thread.start()
@@ -67,8 +66,7 @@ class JobNews:
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
         self._silent.close()
-        if threading.current_thread() is not self._thread:
-            self._thread.join(_GIVING_UP)
+        self._thread.join(_GIVING_UP)
 
     def keep_job(self) -> bool:
         """Ask the holder to stay without clients; return whether it has confirmed that."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bokeh_ssh._core.errors import BokehSSHError, UploadError
 from bokeh_ssh._core.events import OnEvent, Updated, Uploading, Warned
+from bokeh_ssh._core.threads import Thread
 from bokeh_ssh._server.server import UploadChannel
 from bokeh_ssh._server.upload import upload
 from bokeh_ssh._server.upload_set import Bundle, Contents, Item
@@ -110,16 +111,13 @@ class FileSync:
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Notice changes, and bring them, while the context lasts."""
-        threads = [threading.Thread(target=self._follow_changes, name="bokeh-ssh mirror", daemon=True)]
+        threads = [Thread(self._follow_changes, name="bokeh-ssh mirror")]
         folders = [root for root in self._bundle.roots if root.is_dir()]
         # Editors replace a file by another one, so it is its folder that has to be watched.
         files = {root.parent for root in self._bundle.roots if not root.is_dir()}
         for roots, deep in ((folders, True), (sorted(files), False)):
             if roots:
-                work = threading.Thread(
-                    target=self._watch, args=(roots, deep), name="bokeh-ssh watch", daemon=True
-                )
-                threads.append(work)
+                threads.append(Thread(self._watch, roots, deep, name="bokeh-ssh watch"))
         for thread in threads:
             thread.start()
         try:

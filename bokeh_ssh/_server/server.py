@@ -19,6 +19,7 @@ from bokeh_ssh._core.errors import (
 from bokeh_ssh._core.events import Launched, Launching, OnEvent, ServerExited, ignore
 from bokeh_ssh._core.framing import Reader, Tail
 from bokeh_ssh._core.settings import setting
+from bokeh_ssh._core.threads import Thread
 from bokeh_ssh._core.waiting import wait, wait_for
 from bokeh_ssh._server.bootstrap import control_client_script, list_pythons, supervisor_input
 from bokeh_ssh._server.diagnosis import StartFailure, refused
@@ -76,8 +77,7 @@ class Server:
         self._over = False  # the session is
         self._session_status: int | None = None
         self._closing = threading.Event()
-        name = f"bokeh-ssh lease {self.host}"
-        self._lease_thread = threading.Thread(target=self._keep_lease, name=name, daemon=True)
+        self._lease_thread = Thread(self._keep_lease, name=f"bokeh-ssh lease {self.host}")
 
     def __repr__(self) -> str:
         state = "ended" if self.ended.is_set() else self.state.stage.name.lower()
@@ -607,16 +607,15 @@ class Server:
         if self._session:
             self._session.write_eof()
             self._session.close()
-        if self._lease_thread.is_alive() and self._lease_thread is not threading.current_thread():
-            self._lease_thread.join(2)
+        self._lease_thread.join(2)
 
     def await_close(self, timeout: float) -> None:
         """Wait until the other side has closed the session as well.
 
         Dropbear (2022.83) closes a session whose program is asked for while that of another ends.
         """
-        if self._session:
-            wait(self._session.ended, timeout)
+        with self.state.changed:
+            wait_for(self.state.changed, lambda: self._over or not self._session, timeout)
 
     # --- what the connection brings, on its own thread
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 from bokeh_ssh._core.errors import BokehSSHError
+from bokeh_ssh._core.threads import Thread
 from bokeh_ssh._server.registry import ControlRequest
 from bokeh_ssh._ssh.connection import Connection
 
@@ -65,9 +66,7 @@ class StaticSource:
         with self._lock:
             if self._closed or self._thread:
                 return
-            self._thread = threading.Thread(
-                target=self._run, args=(python, folder), name="bokeh-ssh static source", daemon=True
-            )
+            self._thread = Thread(self._run, python, folder, name="bokeh-ssh static source")
             self._thread.start()
 
     def close(self, timeout: float = 2.0) -> None:
@@ -77,7 +76,7 @@ class StaticSource:
             request, thread = self._request, self._thread
         if request:
             request.cancel()
-        if thread and thread is not threading.current_thread():
+        if thread:
             thread.join(timeout)
 
     def _run(self, python: str, folder: str) -> None:

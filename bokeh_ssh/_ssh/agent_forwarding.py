@@ -12,10 +12,10 @@ from __future__ import annotations
 import contextlib
 import queue
 import struct
-import threading
 from collections.abc import Iterator
 
 from bokeh_ssh._core.endpoint import Origin
+from bokeh_ssh._core.threads import Thread
 from bokeh_ssh._ssh.auth.agent import Agent, AgentError
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._ssh.messages import AGENT, string, strings
@@ -64,9 +64,7 @@ class _AgentForwarding:
         self._over = False
         self._count = 0
         # The agent may ask a person, who takes a while; nothing else may wait for that.
-        self._thread = threading.Thread(
-            target=self._answer, name=f"bokeh-ssh lends agent {connection.name}", daemon=True
-        )
+        self._thread = Thread(self._answer, name=f"bokeh-ssh lends agent {connection.name}")
         self._thread.start()
 
     def on_open(self, channel: Channel, origin: Origin) -> None:

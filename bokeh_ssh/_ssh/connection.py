@@ -24,6 +24,7 @@ from bokeh_ssh._core.errors import (
 )
 from bokeh_ssh._core.fork import in_child
 from bokeh_ssh._core.settings import setting
+from bokeh_ssh._core.threads import Thread
 from bokeh_ssh._core.waiting import clocks, wait
 from bokeh_ssh._ssh.io_loop import IOLoop
 from bokeh_ssh._ssh.messages import AGENT_REQUEST, CONNECT_FAILED, PROHIBITED, SHORTAGE, UNKNOWN_TYPE, string
@@ -593,16 +594,14 @@ class _Keepalive:
         self._count = count
         self._stopped = threading.Event()
         self._asked: deque[tuple[float, Reply]] = deque()  # when the answer must be there, and the answer
-        name = f"bokeh-ssh keepalive {connection.name}"
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = Thread(self._run, name=f"bokeh-ssh keepalive {connection.name}")
         _bound_retransmission(connection.transport, interval * count)
         self._thread.start()
 
     def stop(self, timeout: float) -> None:
         """Ask no more; waits up to ``timeout`` seconds for the thread."""
         self._stopped.set()
-        if self._thread.is_alive() and threading.current_thread() is not self._thread:
-            self._thread.join(timeout)
+        self._thread.join(timeout)
 
     def _run(self) -> None:
         before = clocks()

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from bokeh_ssh._core.fork import in_child
+from bokeh_ssh._core.threads import Thread
 from bokeh_ssh._ssh.relay import MakeRelay, RelayChannel, SocketRelay, reset, reset_if_killed
 from bokeh_ssh._ssh.tcp import Address
 
@@ -51,7 +52,7 @@ class IOLoop:
         self._wake_recv.setblocking(False)
         self._wake_send.setblocking(False)
         self._selector.register(self._wake_recv, selectors.EVENT_READ, self._on_wake)
-        self._thread = threading.Thread(target=self._run, name=f"bokeh-ssh io loop {name}", daemon=True)
+        self._thread = Thread(self._run, name=f"bokeh-ssh io loop {name}")
         self._thread.start()
         in_child(self, IOLoop._abandon)
 
@@ -125,8 +126,7 @@ class IOLoop:
                     self._wake_send.send(b"!")
                 except OSError:
                     pass
-        if threading.current_thread() is not self._thread:
-            self._thread.join(timeout)
+        self._thread.join(timeout)
 
     def forget(self, relay: SocketRelay) -> None:
         """Serve a relay no longer. Loop thread only."""

@@ -17,6 +17,7 @@ from typing import IO
 from bokeh_ssh._core.errors import ConnectError
 from bokeh_ssh._core.framing import Tail
 from bokeh_ssh._core.this_machine import user_shell
+from bokeh_ssh._core.threads import Thread
 
 log = logging.getLogger("bokeh_ssh.connection")
 
@@ -84,9 +85,8 @@ class _Program:
         )
         self._listener = self._thread(self._listen, self._popen.stderr)
 
-    def _thread(self, work: Callable[..., object], *args: object) -> threading.Thread:
-        name = f"bokeh-ssh proxy {self._name}"
-        thread = threading.Thread(target=work, args=args, name=name, daemon=True)
+    def _thread(self, work: Callable[..., object], *args: object) -> Thread:
+        thread = Thread(work, *args, name=f"bokeh-ssh proxy {self._name}")
         thread.start()
         return thread
 

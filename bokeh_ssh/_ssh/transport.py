@@ -52,6 +52,7 @@ from paramiko.common import (
 from paramiko.message import Message
 
 from bokeh_ssh._core.endpoint import HERE, Endpoint, Origin
+from bokeh_ssh._core.threads import Flag
 from bokeh_ssh._core.waiting import wait
 from bokeh_ssh._ssh.algorithms import CIPHERS, KEX, MACS, Algorithms, Mismatch, Offer
 from bokeh_ssh._ssh.crypto import mldsa
@@ -713,6 +714,7 @@ class Transport(_Base):
         self._ahead: dict[tuple[bytes, bytes], collections.deque[AskedChannel]] = {}
         self._unanswered: list[AskedChannel] = []  # as far as is known
         self._ended = threading.Event()
+        self._worked = Flag()  # what its thread has to do is done
 
     @property
     def fault(self) -> str:
@@ -810,6 +812,7 @@ class Transport(_Base):
                 channel.lose()
             if self._on_end:
                 self._on_end()
+            self._worked.set()
 
     def on_end(self, call: Callable[[], None]) -> None:
         """Call ``call`` on the transport thread when the connection has ended, however it did."""
@@ -821,7 +824,7 @@ class Transport(_Base):
         """Close at once and wait up to ``timeout`` seconds for the thread."""
         self.close()
         if self.is_alive() and threading.current_thread() is not self:
-            self.join(timeout)
+            self._worked.wait(timeout)
 
     def abandon(self) -> None:
         """Close a forked child's copy of the socket; the parent's connection goes on."""

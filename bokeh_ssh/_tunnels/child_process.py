@@ -23,6 +23,7 @@ from bokeh_ssh._core.dispatcher import Dispatcher
 from bokeh_ssh._core.errors import BokehSSHError, ConnectionLostError
 from bokeh_ssh._core.events import Closed, Event, Lost, Ready
 from bokeh_ssh._core.fork import in_child
+from bokeh_ssh._core.threads import Thread
 from bokeh_ssh._core.waiting import SLICE, clocks, heed, wait_for
 from bokeh_ssh._forwarding.status import TunnelStatus
 from bokeh_ssh._ssh.auth.prompt_cache import ask_person
@@ -298,9 +299,9 @@ class ChildProcess:
         in_child(self, ChildProcess._abandon)
         for message in first:
             self.send(message)
-        self._reader = threading.Thread(target=self._read, name=f"bokeh-ssh child {label}", daemon=True)
+        self._reader = Thread(self._read, name=f"bokeh-ssh child {label}")
         self._reader.start()
-        self._watcher = threading.Thread(target=self._watch, name=f"bokeh-ssh watch {label}", daemon=True)
+        self._watcher = Thread(self._watch, name=f"bokeh-ssh watch {label}")
         self._watcher.start()
 
     def _abandon(self) -> None:
@@ -349,8 +350,7 @@ class ChildProcess:
             self.fell = True
             self._process.kill()
         patience = _NO_TIME if hurry else _LAST_RECORDS
-        if threading.current_thread() is not self._reader:
-            self._reader.join(patience)
+        self._reader.join(patience)
         self._watcher.join(patience)
         self._orders.drain(patience)
         return True

@@ -20,6 +20,7 @@ from bokeh_ssh._core.errors import (
     UsageError,
 )
 from bokeh_ssh._core.settings import setting
+from bokeh_ssh._core.threads import Thread
 from bokeh_ssh._core.waiting import wait, wanted
 from bokeh_ssh._forwarding.published_sockets import published
 from bokeh_ssh._server.probe import http_get
@@ -149,7 +150,7 @@ def watching(
                         pass
                 over.wait(_PAUSE)  # a server may end what nobody uses, now and then
 
-    thread = threading.Thread(target=watch, name=f"bokeh-ssh published {end.name}", daemon=True)
+    thread = Thread(watch, name=f"bokeh-ssh published {end.name}")
     thread.start()
     try:
         yield
@@ -158,8 +159,7 @@ def watching(
         for sock in held:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
-        if threading.current_thread() is not thread:
-            thread.join(_GIVING_UP)
+        thread.join(_GIVING_UP)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from bokeh_ssh._core.endpoint import Endpoint
 from bokeh_ssh._core.errors import BokehSSHError, TunnelClosedError
 from bokeh_ssh._core.events import Closed, Event, Lost, Warned, ignore
 from bokeh_ssh._core.this_machine.scarcity import scarcity_of
+from bokeh_ssh._core.threads import Flag
 from bokeh_ssh._core.waiting import SLICE, wait, wait_for, wanted
 from bokeh_ssh._forwarding.status import TunnelStatus
 from bokeh_ssh._jobs.job import Job
@@ -194,14 +195,14 @@ class Lifecycle:
         self._closer: threading.Thread | None = None
         self._cancelled = False
         self._closable = False
-        self._ending = threading.Event()
-        self._closed = threading.Event()
+        self._ending = False
+        self._closed = Flag()
         self.session = make_session(self)
 
     @property
     def leaving(self) -> bool:
         """Whether connections are closed for good, and not because they are made again."""
-        return not self.state.is_open or self._ending.is_set()
+        return not self.state.is_open or self._ending
 
     def _move(self, state: State) -> bool:
         """Go on to a state, if the one that it is in leads there."""
@@ -209,7 +210,7 @@ class Lifecycle:
             if state not in _NEXT[self.state]:
                 return False
             self.state = state
-            if state.is_open and self._ending.is_set():  # a signal handler has closed it just now
+            if state.is_open and self._ending:  # a signal handler has closed it just now
                 self.state = State.CLOSED
             self.change.notify_all()
         self.on_state()
@@ -245,7 +246,7 @@ class Lifecycle:
                 if self._closable:  # else closed by a signal handler, or by another thread once it stood
                     self._closable = False
                     self._move(State.FAILED)
-                self._ending.set()
+                self._ending = True
             self._abort()
             if cancelled:
                 self._move(State.CLOSED)
@@ -259,7 +260,7 @@ class Lifecycle:
             raise
         finally:
             self._opener = None
-        if self._ending.is_set():
+        if self._ending:
             wait(self._closed, _OTHERS)
             raise self._was_closed()
 
@@ -441,7 +442,7 @@ class Lifecycle:
                 # A signal handler may be in the middle of the very thread that closes it.
                 return "nobody" if self._closer in (None, here) else "other"
             self._cancelled = self._cancelled or self.state in (State.CONNECTING, State.RECONNECTING)
-            self._ending.set()
+            self._ending = True
             if self.state is State.CONNECTING and self._opener is not here:
                 return "opener"
             self._closable, self._closer = False, here

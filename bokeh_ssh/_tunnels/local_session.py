@@ -35,6 +35,7 @@ from bokeh_ssh._core.host import Host
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.this_machine.network_changes import NetworkWatch
 from bokeh_ssh._core.this_machine.scarcity import scarcity_of
+from bokeh_ssh._core.threads import Thread
 from bokeh_ssh._core.waiting import wanted
 from bokeh_ssh._forwarding.status import HopStatus, StateName, TunnelStatus
 from bokeh_ssh._server.diagnosis import expired_password
@@ -215,12 +216,7 @@ class LocalSession:
         :param told: what broke it; a handler of that finds it broken, also where it closes it at once
         """
         again = self._reconnect and error.temporary
-        recovery = threading.Thread(
-            target=self._recover,
-            args=(error.message,),
-            name=f"bokeh-ssh reconnect {self.life.label}",
-            daemon=True,
-        )
+        recovery = Thread(self._recover, error.message, name=f"bokeh-ssh reconnect {self.life.label}")
         with self.life.change:
             lost = self.life.lose(error, again=again, told=told)
             if lost and again:
@@ -328,7 +324,7 @@ class LocalSession:
             if not at_once:
                 self._drop_silent_connections()
             self.connection_stack.close()
-            if recovery and recovery.is_alive() and recovery is not threading.current_thread():
+            if recovery:
                 recovery.join(GIVING_UP)
             self.connection_stack.close()  # what an attempt that was under way still added
 

@@ -11,10 +11,12 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -22,7 +24,7 @@ import pytest
 import apps
 import fakes
 from beds import PASSWORD, Knobs, Machine, until
-from bokeh_ssh import BokehSSHError, LocalForward, TunnelClosedError
+from bokeh_ssh import BokehSSHError, Event, LocalForward, RemoteForward, TunnelClosedError
 from fakes import FakeSSH, Listener
 from processes import kill
 
@@ -606,6 +608,47 @@ def test_close_in_a_signal_handler_at_any_moment(
     assert running.said[-1] == "threads 1"
     until(lambda: not machine.server._clients, what="the server to see all of them go")
     gc.collect()
+
+
+def test_close_amid_the_start_of_a_thread(
+    embedded: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Python locks to start a thread, others need to end: a handler that awaits them is free soon."""
+    machine = embedded()
+    taken: list[Event] = []
+    tunnel = RemoteForward(*at(machine), local_port=1, remote_port=0, on_event=taken.append, **machine.login)
+    with tunnel:
+        pass  # what is imported late is, from here on
+    lines = stop = 0
+
+    start = threading.Thread.start
+
+    def trace(frame: FrameType, event: str, arg: object) -> Any:
+        nonlocal lines
+        lines += event == "line"
+        if lines == stop:
+            lines += 1
+            tunnel.close()  # as a signal handler would
+        return trace
+
+    def start_traced(thread: threading.Thread) -> None:
+        sys.settrace(trace)
+        try:
+            start(thread)
+        finally:
+            sys.settrace(None)
+
+    slow = []
+    monkeypatch.setattr(threading.Thread, "start", start_traced)
+    while lines >= stop:
+        lines, stop = 0, stop + 7
+        began = time.monotonic()
+        with suppress(TunnelClosedError), tunnel:
+            pass
+        if time.monotonic() - began > 5:  # its events would be waited for twice as long
+            slow.append(stop)
+        assert tunnel.state == "closed"
+    assert (slow, stop > 100) == ([], True)
 
 
 # Exceptions.

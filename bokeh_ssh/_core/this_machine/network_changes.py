@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from bokeh_ssh._core.threads import Thread
 from bokeh_ssh._core.waiting import clocks
 
 #: The groups of rtnetlink(7) that tell of addresses and routes.
@@ -45,8 +46,7 @@ class NetworkWatch:
         with contextlib.suppress(OSError, RuntimeError), contextlib.ExitStack() as stack:
             wake_recv, wake_send = map(stack.enter_context, socket.socketpair())
             selector = stack.enter_context(selectors.DefaultSelector())
-            args = wake_recv, selector
-            thread = threading.Thread(target=self._run, args=args, name=self._name, daemon=True)
+            thread = Thread(self._run, wake_recv, selector, name=self._name)
             thread.start()
             stack.pop_all()  # the thread closes its own
             self._stack.enter_context(wake_send)
