@@ -491,7 +491,14 @@ def encode(text: str) -> bytes:
 
 
 def free_port() -> bytes:
-    """Return the number of a port that nobody has now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return b"%d" % probe.getsockname()[1]
+    """Return the number of a port that nobody has now, and that the system gives to no outgoing connection.
+
+    The server takes it a second later, when it has imported all it needs.
+    """
+    low, count = 10000, 22768  # the ephemeral ports begin where these end, or higher
+    wanted = [low + int.from_bytes(os.urandom(4), "big") % count for _ in range(50)]
+    for port in [*wanted, 0]:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return b"%d" % probe.getsockname()[1]
+    raise OSError(errno.EADDRINUSE, "no port is free")
