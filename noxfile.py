@@ -95,9 +95,9 @@ NEWEST = next((name for name in reversed(PYTHONS) if shutil.which(f"python{name}
 PROJECT = nox.project.load_toml(HERE / "pyproject.toml")
 
 #: Most of a test is waiting. A file's tests stay together: they share containers. Only CI runs the few that
-#: are marked as slow. What fails there is run once more, and listed: a test that needs luck is a defect.
+#: are marked as slow.
 SPREAD = ("-n", "6", "--dist", "loadfile", "--no-loadscope-reorder")
-OPTIONS = (*SPREAD, "--reruns", "1") if CI else (*SPREAD, "-m", "not slow")
+OPTIONS = SPREAD if CI else (*SPREAD, "-m", "not slow")
 #: What is tried with both an embedded server and one in a container is run once with each: with the first by
 #: the oldest Python, with the second by the newest, which alone has containers, and tests the project's tools
 #: and pages.

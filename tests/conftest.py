@@ -105,13 +105,6 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         engine.prepare()
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Show why a test was run again: one that passes then has a defect all the same."""
-    for report in terminalreporter.stats.get("rerun", ()):
-        terminalreporter.section(f"rerun: {report.nodeid}", "_")
-        terminalreporter.write_line("\n".join(report.longreprtext.splitlines()[-40:]))
-
-
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Hang up."""
     engine = session.stash.get(_ENGINE, "")
