@@ -227,6 +227,17 @@ def is_answering(connection: Connection, target: Endpoint, *, timeout: float) ->
     return True
 
 
+class UnreadyError(TimeoutError):
+    """No acceptable answer came in time; its text is the last one.
+
+    :ivar status: the last answer's, 0 where there was none
+    """
+
+    def __init__(self, why: str, status: int) -> None:
+        super().__init__(why)
+        self.status = status
+
+
 def wait_until_ready(
     probe: Callable[[float], HttpProbe],
     *,
@@ -238,24 +249,25 @@ def wait_until_ready(
 
     :param probe: asks, within that many seconds
     :param broken: raises if there is no point in going on
-    :raises TimeoutError: if it was not within ``timeout`` seconds, with the last answer as its text
+    :raises UnreadyError: if it was not within ``timeout`` seconds
     """
     began = time.monotonic()
     deadline = began + timeout
     pause = threading.Event()
-    last = "no answer"
+    last, status = "no answer", 0
     while (left := deadline - time.monotonic()) > 0:
         broken()
         try:
             found = probe(min(left, 10.0))
             if accept(found):
                 return found
-            last = f"status {found.status}"
+            status = found.status
+            last = f"status {status}"
         except (OSError, TargetUnreachableError) as exc:
             if is_scarce(exc):  # here, and not there
                 raise
-            last = str(exc)
+            last, status = str(exc), 0
         waited = time.monotonic() - began
         pause.wait(min(max(_PAUSE, waited * _PAUSE_SHARE), _LONGEST_PAUSE, max(0.0, timeout - waited)))
     broken()
-    raise TimeoutError(last)
+    raise UnreadyError(last, status)

@@ -32,6 +32,7 @@ from bokeh_ssh._server.launch_spec import is_servable
 from bokeh_ssh._server.options import ANY, BOKEH_PORT, LOOPBACK, ServerOptions
 from bokeh_ssh._server.probe import (
     HttpProbe,
+    UnreadyError,
     ask_at_once,
     find_route,
     http_get,
@@ -671,13 +672,13 @@ class TunnelParts:
                     accept=accept,
                     broken=self._session.life.check_unbroken,
                 )
-        except TimeoutError as exc:
+        except UnreadyError as exc:
             msg = f"the server did not answer through the tunnel ({exc})"
             host = self._session.life.label
             error: BokehSSHError
             if launched:
                 hint = f"give a longer {setting('launch_timeout')}, or see the log"
-                if "status 4" in str(exc):  # of a page that is not there, or needs a login
+                if 400 <= exc.status < 500:  # of a page that is not there, or needs a login
                     hint = f"give {setting('ready=')} a page that opens without a login, or leave it out"
                 error = LaunchTimeoutError(msg, host=host, hint=hint, log=self._session.log)
             else:
