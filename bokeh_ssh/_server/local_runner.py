@@ -53,7 +53,10 @@ class ShellRunner:
 
 
 class ShellProcess:
-    """One command on this machine: its streams as callbacks. Made by :meth:`ShellRunner.run`."""
+    """One command on this machine: its streams as callbacks. Made by :meth:`ShellRunner.run`.
+
+    :ivar ended: set when it has ended
+    """
 
     def __init__(
         self,
@@ -63,6 +66,7 @@ class ShellProcess:
         on_exit: Callable[[int | None], None],
     ) -> None:
         self._popen = popen
+        self.ended = threading.Event()
         self._input: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._on_exit = on_exit
         self._readers = [
@@ -112,4 +116,5 @@ class ShellProcess:
         for reader in self._readers:
             reader.join(_LEFTOVERS)  # what a daemon of the command's holds open may never end
         self._input.put(None)
+        self.ended.set()
         self._on_exit(status)

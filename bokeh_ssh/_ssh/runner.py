@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 
 class Session(Protocol):
-    """One command that runs on the remote machine. No method blocks; each works from any thread."""
+    """One command that runs on the remote machine. No method blocks; each works from any thread.
+
+    :ivar ended: set when it is over, and nothing more comes of it
+    """
+
+    ended: threading.Event
 
     def write(self, data: bytes) -> None: ...
     def write_eof(self) -> None: ...

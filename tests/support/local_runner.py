@@ -81,6 +81,7 @@ class LocalSession:
         self.written = bytearray()  # all that went to standard input
         self.received = bytearray()  # all that came from standard output
         self.signals: list[str] = []
+        self.ended = threading.Event()
         self._callbacks = {1: on_stdout, 2: on_stderr}
         self._on_exit = on_exit
         self._out = bytearray()
@@ -148,6 +149,7 @@ class LocalSession:
             self._stderr.close()
             with contextlib.suppress(OSError):
                 self._stdin.close()
+            self.ended.set()
             self._on_exit(status)
 
     def _pump(self) -> int | None:
