@@ -7,7 +7,6 @@ import dataclasses
 import itertools
 import logging
 import re
-import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -15,23 +14,18 @@ import paramiko
 
 from bokeh_ssh._core.errors import (
     AuthenticationError,
-    BokehSSHError,
-    ConnectionLostError,
     ConnectTimeoutError,
-    KDCUnreachableError,
     PromptRequiredError,
-    SecurityKeyAbsentError,
-    TooManyKeysError,
 )
 from bokeh_ssh._core.events import Question
 from bokeh_ssh._core.host import Host
-from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.text import clean
 from bokeh_ssh._ssh.algorithms import signatures
 from bokeh_ssh._ssh.auth import kerberos, public_keys
 from bokeh_ssh._ssh.auth.agent import Agent, agent_address
 from bokeh_ssh._ssh.auth.identities import PROMPTS, Identity, find_identities, key_type
 from bokeh_ssh._ssh.auth.key_memory import KeyMemory, fingerprint
+from bokeh_ssh._ssh.auth.login_record import CHANGE, MOST_WORDS, TOO_MANY, LoginRecord
 from bokeh_ssh._ssh.auth.private_keys import UnusableKeyError
 from bokeh_ssh._ssh.auth.userauth import (
     Accepted,
@@ -53,7 +47,6 @@ log = logging.getLogger("bokeh_ssh.auth")
 #: than any server has use for, and an end for one that goes on for ever.
 _MOST_ROUNDS = 100
 _MOST_PARTIAL = 10
-_MOST_SAID = 600
 
 #: A question for the account's password: pam_unix and its translations, SSSD, Windows. What asks for a new
 #: password, or for a one-time one, is none.
@@ -63,13 +56,6 @@ _OTHER = re.compile(
 )
 #: ssh offers no such keys either.
 _OUTDATED = ("ssh-dss", "ssh-dss-cert-v01@openssh.com")
-#: What pam_slurm_adopt, and others of its kind, say to those without a job.
-_NO_JOB = re.compile(r"no active jobs|do not have (a|any) (running )?job|no running jobs", re.IGNORECASE)
-#: What PAM says of a password that has run out, and of an account that has.
-_CHANGE = re.compile(r"change your password|password (has )?expired", re.IGNORECASE)
-_CLOSED = re.compile(r"account (has|is) (been )?(expired|locked|disabled|suspended)", re.IGNORECASE)
-_PLUG_IN = "plug in the security key and touch it"
-_TOO_MANY = re.compile(r"too many auth|max(imum)? auth", re.IGNORECASE)
 
 
 def login(
@@ -115,12 +101,17 @@ def login(
         try:
             return attempt.run()
         except NoAnswerError as exc:
-            what = f" ({attempt.tried[-1]})" if attempt.tried else ""
+            what = f" ({attempt.record.tried[-1]})" if attempt.record.tried else ""
             msg = f"the server did not answer within {exc} during login{what}"
             raise ConnectTimeoutError(msg, host=attempt.name, hint="try again, or raise timeout") from exc
         except EndedError as exc:
             cause = transport.get_exception() or exc.__cause__
-            raise attempt.ended(getattr(transport, "disconnect_message", ""), cause) from cause
+            last_words = getattr(transport, "disconnect_message", "")
+            if memory and TOO_MANY.search(last_words):
+                memory.forget()  # the server has counted the key, and minds nothing else
+            elif memory:
+                memory.note_end(certain=bool(clean(last_words, MOST_WORDS)))
+            raise attempt.record.ended(last_words, cause) from cause
 
 
 class _Login:
@@ -142,32 +133,21 @@ class _Login:
         self._fitting: tuple[bytes, str] | None = None  # the first key that was taken, and its algorithm
         self.userauth = wire
         self.warn = warn
-        self.agent = agent
         self.config = config
         self.prompts = PROMPTS if config.password_prompts is None else config.password_prompts
         self._asks_nobody = config.batch_mode or not self.prompts  # so says the config
         self.host = dataclasses.replace(host, prompt=None) if self._asks_nobody else host
         self.name = host.target.host
-        self.tried: list[str] = []
-        self.passed: list[str] = []
-        self.allowed: tuple[str, ...] = ()
-        self.notes: list[str] = []
+        self._delegates, uses_kerberos = wants_kerberos(host, config)
+        self._methods = self._enabled(uses_kerberos)
+        self.record = LoginRecord(wire, host, config, agent, self._methods.keys(), uses_kerberos)
         self._fresh_notes: list[str] = []  # not yet shown to a person
-        self._delegates, self._uses_kerberos = wants_kerberos(host, config)
-        self._absent = False  # a security key
-        self._unsigned = ""  # the key that the server takes, with which the agent did not sign
-        self._no_ticket: kerberos.KerberosError | None = None
-        self._kerberos_tried = False
-        self._methods = self._enabled()
         self._identities: Iterator[Identity] = find_identities(
-            host, config, agent, touch, lambda: not wire.transport.is_active(), self.notes.append
+            host, config, agent, touch, lambda: not wire.transport.is_active(), self.record.notes.append
         )
-        self._keys_tried = 0
         self._seen: set[bytes] = set()  # keys that the server has judged
-        self._unasked = ""  # what a person had to be asked, had there been one
         self._rounds = 0  # tries of keyboard-interactive
         self._passwords = 0  # tries of password
-        self._answered_late = False  # the server had hung up when a person answered
         self._typed = False  # host.password has answered a question
 
     def run(self) -> tuple[str, ...]:
@@ -175,16 +155,18 @@ class _Login:
         if reply is None:
             method, reply = "none", self.userauth.ask_methods()
         while isinstance(reply, Refused):
-            self.allowed = reply.allowed
+            self.record.allowed = reply.allowed
             if reply.partial:
-                self.passed.append(method)
+                self.record.passed.append(method)
                 self._rounds = self._passwords = 0
-                if len(self.passed) > _MOST_PARTIAL:
-                    raise self._refused()
-            log.debug("%s: %s refused=%s; allowed: %s", self.name, method, not reply.partial, self.allowed)
+                if len(self.record.passed) > _MOST_PARTIAL:
+                    raise self.record.refused()
+            log.debug(
+                "%s: %s refused=%s; allowed: %s", self.name, method, not reply.partial, self.record.allowed
+            )
             method, reply = self._next()
         log.debug("%s: logged in with %s", self.name, method)
-        methods = (*self.passed, method)
+        methods = (*self.record.passed, method)
         if self._memory and self._fitting and methods[0] == "publickey":
             self._memory.keep(*self._fitting, alone=len(methods) == 1)
         elif self._memory:
@@ -225,11 +207,11 @@ class _Login:
             raise EndedError  # soon, when somebody may have been asked something in vain
         return reply
 
-    def _enabled(self) -> dict[str, Callable[[], Verdict | None]]:
+    def _enabled(self, uses_kerberos: bool) -> dict[str, Callable[[], Verdict | None]]:
         """List the methods that the config leaves, in the order that it wants them in."""
         config = self.config
         usual: dict[str, tuple[bool | None, Callable[[], Verdict | None]]] = {
-            "gssapi-with-mic": (self._uses_kerberos, self._kerberos),
+            "gssapi-with-mic": (uses_kerberos, self._kerberos),
             "publickey": (config.pubkey_authentication, self._publickey),
             "keyboard-interactive": (config.kbd_interactive_authentication, self._interactive),
             "password": (config.password_authentication, self._password),
@@ -243,29 +225,30 @@ class _Login:
 
     def _next(self) -> tuple[str, Verdict]:
         for method, attempt in self._methods.items():
-            if method in self.allowed:
+            if method in self.record.allowed:
                 reply = attempt()
                 if reply is not None:
                     return method, reply
-        raise self._refused()
+        raise self.record.refused()
 
     def _note_try(self, what: str) -> None:
-        if not self.tried or self.tried[-1] != what:
-            self.tried.append(what)
+        tried = self.record.tried
+        if not tried or tried[-1] != what:
+            tried.append(what)
         log.debug("%s: trying %s", self.name, what)
 
     # Each method makes its next try; None means that it has none left.
 
     def _kerberos(self) -> Verdict | None:
-        if self._kerberos_tried:
+        if self.record.kerberos_tried:
             return None
-        self._kerberos_tried = True
+        self.record.kerberos_tried = True
         try:
             return self._prove_ticket()
         except kerberos.KerberosError as exc:
             log.debug("%s: Kerberos not used: %s", self.name, exc)
-            self._no_ticket = exc
-            self.notes.append(f"Kerberos: {exc}")
+            self.record.no_ticket = exc
+            self.record.notes.append(f"Kerberos: {exc}")
             return None
 
     def _prove_ticket(self) -> Verdict:
@@ -285,7 +268,9 @@ class _Login:
         reply = self.userauth.offer_mechanism(kerberos.MECHANISM)
         if isinstance(reply, Refused):
             # sshd looks for a key of its own name first (GSSAPIStrictAcceptorCheck).
-            self.notes.append("Kerberos: the server has no key (keytab) for the name that it has itself")
+            self.record.notes.append(
+                "Kerberos: the server has no key (keytab) for the name that it has itself"
+            )
             return reply
         token = context.token
         for _ in range(_MOST_ROUNDS):
@@ -303,7 +288,7 @@ class _Login:
         reply = self.userauth.prove_context(context.sign)
         if isinstance(reply, Refused) and not reply.partial:
             user = self.userauth.account
-            self.notes.append(
+            self.record.notes.append(
                 f"Kerberos: {context.principal} may not log in as {user} (see ~/.k5login there)"
             )
         return reply
@@ -316,7 +301,7 @@ class _Login:
                 context.step(self.userauth.error_token)
             except kerberos.KerberosError as exc:
                 why = f"the server refused the ticket for host/{server}: {exc}"
-        self.notes.append(f"Kerberos: {why}")
+        self.record.notes.append(f"Kerberos: {why}")
         assert isinstance(reply, (Accepted, Refused))  # no other can be under way
         return reply
 
@@ -344,20 +329,20 @@ class _Login:
         least = self.config.required_rsa_size
         bits = public_keys.count_rsa_bits(blob) if least else None
         if least and bits and bits < least:
-            msg = f"it has {bits} bits, which {self._line('RequiredRSASize', str(least))} leaves out"
+            msg = f"it has {bits} bits, which {self.record.line('RequiredRSASize', str(least))} leaves out"
             raise UnusableKeyError(msg)
         line = self.config.algorithms.get("pubkeyacceptedalgorithms")
         allowed = signatures(kind, line)
         if not allowed:
-            msg = f"its kind is left out by {self._line('PubkeyAcceptedAlgorithms', line or '')}"
+            msg = f"its kind is left out by {self.record.line('PubkeyAcceptedAlgorithms', line or '')}"
             raise UnusableKeyError(msg)
         algorithm = prefer if prefer in allowed else self.userauth.choose_algorithm(allowed)
         if algorithm is None:
             msg = "the server takes none of its signature algorithms"
             raise UnusableKeyError(msg)
         self._note_try(f"publickey {identity.label}")
-        self._keys_tried += 1
-        if not identity.ready or self._keys_tried > 1 or (self.userauth.has_free_offers and not prefer):
+        self.record.keys_tried += 1
+        if not identity.ready or self.record.keys_tried > 1 or (self.userauth.has_free_offers and not prefer):
             # As with ssh, nobody is asked for a passphrase or a touch that would be in vain; and since 10.6,
             # sshd counts a refused signature towards MaxAuthTries, but not its first refused questions.
             reply = self.userauth.offer(algorithm, blob)
@@ -378,28 +363,29 @@ class _Login:
         with contextlib.suppress(ValueError):
             certificate = public_keys.read(blob).certificate if key_type(blob).endswith(CERTIFICATE) else None
             if certificate and (untimely := certificate.untimely(time.time())):
-                self.notes.append(f"certificate {label} is {untimely}")
+                self.record.notes.append(f"certificate {label} is {untimely}")
 
     def _skip(self, identity: Identity, why: UnusableKeyError) -> None:
         log.debug("%s: key %s not used: %s", self.name, identity.label, why)
-        self.notes.append(f"key {identity.label} was not used: {why}")
-        self._absent = self._absent or why.absent
+        self.record.notes.append(f"key {identity.label} was not used: {why}")
+        self.record.absent = self.record.absent or why.absent
         if why.unsigned:
-            self._unsigned = self._unsigned or identity.label
+            self.record.unsigned = self.record.unsigned or identity.label
         if not why.locked:
-            self._fresh_notes.append(self.notes[-1])
+            self._fresh_notes.append(self.record.notes[-1])
         if not why.locked or self.host.prompt is not None:
             return
         if not identity.explicit:
-            self._unasked = self._unasked or f"the passphrase of {identity.label}"
+            self.record.unasked = self.record.unasked or f"the passphrase of {identity.label}"
             return
         kind: type[AuthenticationError] = PromptRequiredError
         if self.host.passphrase is not None:
             kind = AuthenticationError
         msg = f"key {identity.label} cannot be used to log in as {self.userauth.account}: {why}"
         hint = "give its passphrase=, a prompt= that can ask for it, or add it to the SSH agent"
-        msg = "; ".join((msg, *self._left_out()))
-        raise kind(msg, host=self.name, hint=hint, tried=tuple(self.tried), allowed=self.allowed) from why
+        msg = "; ".join((msg, *self.record.left_out()))
+        tried, allowed = tuple(self.record.tried), self.record.allowed
+        raise kind(msg, host=self.name, hint=hint, tried=tried, allowed=allowed) from why
 
     def _interactive(self) -> Verdict | None:
         if self._rounds >= (self.prompts if self.host.prompt else 1):
@@ -423,7 +409,7 @@ class _Login:
         if isinstance(reply, (Accepted, Refused)):
             return reply
         msg = f"the server asked {_MOST_ROUNDS} rounds of questions without an end"
-        raise self._error(AuthenticationError, msg, "")
+        raise self.record.error(AuthenticationError, msg, "")
 
     def _answers(self, asked: Questions) -> list[str] | None:
         """Answer one round; None if a person is needed and there is none."""
@@ -435,7 +421,7 @@ class _Login:
             self.userauth.hear(asked.instructions)
             return []
         if self.host.prompt is None:
-            self._unasked = f"{clean(questions[0][0], 200)!r}"
+            self.record.unasked = f"{clean(questions[0][0], 200)!r}"
             return None
         answers = []
         said = asked.instructions
@@ -455,7 +441,7 @@ class _Login:
             password = self.host.password or ""
         elif self.host.prompt is None:
             if self.host.password is None:
-                self._unasked = self._unasked or "a password"
+                self.record.unasked = self.record.unasked or "a password"
             return None
         elif self._passwords >= self.prompts + (self.host.password is not None):
             return None
@@ -468,16 +454,7 @@ class _Login:
         reply = self.userauth.send_password(password)
         if isinstance(reply, (Accepted, Refused)):
             return reply
-        raise self._expired()
-
-    def _expired(self) -> AuthenticationError:
-        account, user = self.userauth.account, self.userauth.user
-        msg = f"the password of {account} has expired"
-        # What is hidden of a name cannot be typed: then there is no command to copy.
-        hint = f"change it with ssh {shlex.quote(f'{user}@{self.name}')}"
-        if account != user:
-            hint = f"log in to {self.name} once with ssh, as the same user, and change it"
-        return self._error(AuthenticationError, msg, hint)
+        raise self.record.expired()
 
     def _ask_person(
         self, kind: str, text: str, *, echo: bool = False, instructions: str = "", reusable: bool = False
@@ -488,132 +465,12 @@ class _Login:
             kind=kind, host=self.name, text=text, echo=echo, instructions=instructions, reusable=reusable
         )
         answer = self.host.prompt(question) if self.host.prompt else None
-        if answer is None and _CHANGE.search(text):
-            raise self._expired()
+        if answer is None and CHANGE.search(text):
+            raise self.record.expired()
         if answer is None:
-            raise self._error(AuthenticationError, f"{clean(text, 200)!r} was not answered", "")
-        self._answered_late = not self.userauth.transport.is_active()
+            raise self.record.error(AuthenticationError, f"{clean(text, 200)!r} was not answered", "")
+        self.record.answered_late = not self.userauth.transport.is_active()
         return answer
-
-    # What is told when it failed.
-
-    def _with_notes(self, text: str) -> str:
-        said = clean(self.userauth.said, _MOST_SAID, tail=True)
-        hidden = "what follows the colon is part of the login name, and no password"
-        trouble = self.agent.trouble
-        parts = (
-            text,
-            hidden * (self.userauth.account != self.userauth.user),
-            *self.notes,
-            *self._left_out(),
-            trouble * (not any(trouble in note for note in self.notes)),
-            f"the server said: {said}" if said else "",
-        )
-        return "; ".join(part for part in parts if part)
-
-    def _error(self, kind: type[AuthenticationError], text: str, hint: str) -> AuthenticationError:
-        if _NO_JOB.search(self.userauth.said):
-            hint = (
-                "only who has a job on that node may log in: start "
-                f"one with {setting('batch=')} on the login node"
-            )
-        elif _CLOSED.search(self.userauth.said):
-            hint = "ask the administrator to open the account"
-        message = self._with_notes(text)
-        tried = tuple(self.tried)
-        return kind(message, host=self.name, hint=hint or None, tried=tried, allowed=self.allowed)
-
-    def _left_out(self) -> Iterator[str]:
-        """Yield what the ssh config kept from being tried, and the line that did."""
-        config = self.config
-        switches = {
-            "gssapi-with-mic": ("GSSAPIAuthentication", self._uses_kerberos),
-            "publickey": ("PubkeyAuthentication", config.pubkey_authentication),
-            "keyboard-interactive": ("KbdInteractiveAuthentication", config.kbd_interactive_authentication),
-            "password": ("PasswordAuthentication", config.password_authentication),
-        }
-        for method, (keyword, said) in switches.items():
-            if method not in self.allowed or method in self._methods:
-                continue
-            preferred = config.preferred_authentications
-            value = "no"
-            if said is not False and (preferred is None or (method in preferred and "" not in preferred)):
-                continue  # there is nobody to ask
-            if said is not False:
-                keyword, value = "PreferredAuthentications", ",".join(config.preferred_authentications or ())
-            yield f"{method} was not tried: {self._line(keyword, value)}"
-        wants_key = "publickey" in self.allowed and "publickey" in self._methods
-        if wants_key and not self._keys_tried and self.agent.present and not self.agent.list_keys():
-            yield "the SSH agent has no keys, or is locked"
-        if config.pkcs11_provider and wants_key:
-            line = self._line("PKCS11Provider", config.pkcs11_provider)
-            yield f"keys of a token are used through the SSH agent only (ssh-add -s), and not by {line}"
-        if config.gssapi_trust_dns and self._kerberos_tried:
-            yield f"the DNS is not asked for the server's name: {self._line('GSSAPITrustDns', 'yes')}"
-        if config.batch_mode:
-            yield f"nobody is asked: {self._line('BatchMode', 'yes')}"
-        if self.prompts == 0:
-            yield f"nobody is asked: {self._line('NumberOfPasswordPrompts', '0')}"
-
-    def _line(self, keyword: str, value: str) -> str:
-        where = self.config.lines.get(keyword.lower(), "")
-        return f"{keyword} {value}" + f" ({where})" * bool(where)
-
-    def _refused(self) -> AuthenticationError:
-        tried = f"tried {', '.join(self.tried)}" if self.tried else "nothing could be tried"
-        allowed = f"the server {'still ' * bool(self.tried)}allows {', '.join(self.allowed) or 'nothing'}"
-        passed = f"the server accepted {', '.join(self.passed)} but wants more; " * bool(self.passed)
-        text = f"login as {self.userauth.account} was refused ({tried}; {passed}{allowed})"
-        if _CHANGE.search(self._unasked):
-            return self._expired()
-        if self._unasked:
-            text = f"{text}; nobody was there to be asked for {self._unasked}"
-            given = "password= or passphrase=, or " * (self.host.password is None)
-            return self._error(PromptRequiredError, text, f"give {given}a prompt= that can ask")
-        advice = _advice(self.allowed)
-        if self._absent:
-            return self._error(SecurityKeyAbsentError, text, f"{_PLUG_IN}, or {advice}")
-        if self._unsigned:  # an agent's key is offered first: the server would have taken it
-            hint = f"the server takes {self._unsigned}: have the agent sign (confirm it, or ssh-add it again)"
-            return self._error(AuthenticationError, text, hint)
-        if self._no_ticket is None:
-            return self._error(AuthenticationError, text, advice)
-        kind = KDCUnreachableError if self._no_ticket.temporary else AuthenticationError
-        return self._error(kind, text, f"{self._no_ticket.hint}, or {advice}")
-
-    def ended(self, last_words: str, cause: BaseException | None) -> BokehSSHError:
-        """Return why the connection ended during the login."""
-        words = clean(last_words, 300)
-        hung_up = bool(words) or cause is None or isinstance(cause, EOFError)
-        why = words or ("no reason was given" if hung_up else clean(str(cause), 300))
-        if self._memory and _TOO_MANY.search(words):
-            self._memory.forget()  # it has counted the key, and minds nothing else
-        elif self._memory:
-            self._memory.note_end(certain=bool(words))
-        if _TOO_MANY.search(words) and self._keys_tried > 1:
-            tried = ", ".join(self.tried)
-            text = f"login as {self.userauth.account} was refused: too many keys ({tried}): {why}"
-            hint = (
-                f"name the right one with {setting('key_filename=')}, or by IdentityFile and IdentitiesOnly"
-            )
-            return self._error(TooManyKeysError, text, hint)
-        tried = f" (tried {', '.join(self.tried)})" if self.tried else ""
-        if self._answered_late and hung_up:
-            text = f"the server did not wait for the answer of {self.userauth.account}{tried}: {why}"
-            hint = "answer sooner, or ask the administrator for a longer LoginGraceTime"
-            return self._error(AuthenticationError, text, hint)
-        if self._absent:  # it has waited for no longer than we did
-            text = f"the server ended the login of {self.userauth.account}{tried}: {why}"
-            return self._error(SecurityKeyAbsentError, text, _PLUG_IN)
-        if self.tried and hung_up:
-            text = f"the server ended the login of {self.userauth.account}{tried}"
-            text += f": {why}" if words or not self.userauth.said else ""
-            hint = f"it may let nobody in for now, or not this account; if it does, {_advice(self.allowed)}"
-            error = self._error(AuthenticationError, text, hint)
-            error.ended_by = ""
-            return error
-        text = f"the connection ended during login{tried}: {why}"
-        return ConnectionLostError(self._with_notes(text), host=self.name, hint="try again")
 
 
 def wants_kerberos(host: Host, config: HostConfig) -> tuple[bool, bool]:
@@ -630,14 +487,3 @@ def _asks_password(questions: Sequence[tuple[str, bool]]) -> bool:
         return False
     text = questions[0][0]
     return bool(_PASSWORD.search(text)) and not _OTHER.search(text)
-
-
-def _advice(allowed: Sequence[str]) -> str:
-    ways = []
-    if "gssapi-with-mic" in allowed:
-        ways.append(f"a Kerberos ticket (kinit, {setting('gss_auth=True')})")
-    if "publickey" in allowed:
-        ways.append("that the key is in the account's authorized_keys there")
-    if "password" in allowed or "keyboard-interactive" in allowed:
-        ways.append("the password")
-    return f"check the user name{''.join(f', {way}' for way in ways)}"
