@@ -14,7 +14,8 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from bokeh_ssh._core.backoff import pause_before
 from bokeh_ssh._core.errors import (
@@ -51,7 +52,6 @@ from bokeh_ssh._jobs.job_news import JobNews
 from bokeh_ssh._jobs.job_stream import check_session, open_job_stream
 from bokeh_ssh._jobs.script import job_script
 from bokeh_ssh._jobs.warden import Warden
-from bokeh_ssh._server.bootstrap import list_pythons
 from bokeh_ssh._ssh.connect import OpenStream
 from bokeh_ssh._ssh.connection import Connection
 
@@ -89,20 +89,63 @@ _NOWHERE = "/dev/null"  # for output, where the home has a name that sbatch woul
 _LINES = 20  # of what the job wrote, in an error
 
 
+@dataclass(frozen=True, kw_only=True)
+class JobRequest:
+    """What job is wanted, and how long to wait for it.
+
+    :ivar batch: what to submit
+    :ivar job: the number or the name of a job that is there, in place of one that is submitted; it is never
+        cancelled. In one that we have not submitted, our holder runs as a step beside what runs in it
+    :ivar pythons: interpreters on the login node and on the nodes; the first that runs is taken
+    :ivar grace: seconds that the job outlives a client that has vanished, while it waits and while it runs
+    :ivar timeout: seconds from the job's start until it must answer
+    :ivar queue_timeout: seconds that it may wait; None: as long as it takes
+    :ivar resubmit: whether a new job is submitted for one that has served, and reaches its time limit, loses
+        its machine, or makes room for another
+    :ivar reconnect: whether a login that is lost while the job waits is made again
+    """
+
+    batch: Batch
+    job: str = ""
+    pythons: Sequence[str]
+    grace: float
+    timeout: float
+    queue_timeout: float | None
+    resubmit: bool
+    reconnect: bool
+
+
+class _Progress:
+    """How far one job has come; each has keys of its own.
+
+    :ivar marks: warnings of the time limit that are not given yet
+    :ivar asked: when the scheduler was asked for the last answer
+    :ivar silent: whether it was reported that the scheduler does not answer
+    :ivar started: whether the start was reported
+    :ivar reached: whether its machine was reached, so that what it wrote is of no interest
+    :ivar patience: seconds for its holder to answer there
+    :ivar joined: whether the job that was named is one that we have not submitted
+    :ivar step: our own holder in such a job
+    """
+
+    def __init__(self, login: JobLogin, patience: float) -> None:
+        self.login = login
+        self.nonce = secrets.token_hex(8)
+        self.submitted_at = 0.0
+        self.marks = list(_MARKS)
+        self.asked = 0.0
+        self.silent = False
+        self.started = False
+        self.reached = False
+        self.patience = patience
+        self.joined = False
+        self.step = ""
+
+
 class ClusterJob:
     """A batch job on a cluster whose login node is reached by SSH.
 
-    :param batch: what to submit
-    :param job: the number or the name of a job that is there, in place of one that is submitted; it is never
-        cancelled. In one that we have not submitted, our holder runs as a step beside what runs in it
     :param host: the login node
-    :param python: an interpreter there and on the nodes; None takes ``python3`` or ``python``
-    :param grace: seconds that the job outlives a client that has vanished, while it waits and while it runs
-    :param timeout: seconds from the job's start until it must answer
-    :param queue_timeout: seconds that it may wait; None: as long as it takes
-    :param resubmit: whether a new job is submitted for one that has served, and reaches its time limit, loses
-        its machine, or makes room for another
-    :param reconnect: whether a login that is lost while the job waits is made again
     :param dial: logs in to a machine
     :param pass_over: has it log in to another login node of that name from now on; whether that may help
     :param on_event: gets JobSubmitted, JobWaiting, JobStarted, JobEnding, JobEnded and Warned
@@ -112,55 +155,32 @@ class ClusterJob:
 
     def __init__(
         self,
-        batch: Batch,
+        request: JobRequest,
         host: Host,
         *,
-        job: str = "",
-        python: str | None,
-        grace: float,
-        timeout: float,
-        queue_timeout: float | None,
-        resubmit: bool,
-        reconnect: bool,
         dial: Dial,
         pass_over: Callable[[Connection], bool],
         on_event: Callable[[Event], None],
         on_change: Callable[[Job], None],
     ) -> None:
-        self._batch = batch
-        self._named = job
+        self._request = request
+        self._named = request.job
         self._scheduler: scheduler.Scheduler = scheduler.KNOWN[0]
         self._way = ""  # that has led to the job last
         self._host = host
         self._label = host.target.host
-        self._pythons = list_pythons(python)
-        self._grace = grace
-        self._timeout = timeout
-        self._queue_timeout = queue_timeout
-        self._resubmit = resubmit
-        self._reconnect = reconnect
         self._dial = dial
         self._pass_over = pass_over
         self._emit = on_event
         self._on_change = on_change
         self._stack = contextlib.ExitStack()
         self._login_stack = contextlib.ExitStack()
-        self._key = JobLogin(self._stack, host)
-        self._nonce = secrets.token_hex(8)
         self._warden: Warden | None = None
         self._job: Job | None = None
+        self._progress = _Progress(JobLogin(self._stack, host), _PATIENCE if request.job else request.timeout)
         self.submitted = 0
-        self._submitted_at = 0.0
-        self._marks = list(_MARKS)  # warnings of the time limit that are not given yet
-        self._asked = 0.0  # when the scheduler was asked for the last answer
-        self._silent = False  # whether it was told that the scheduler does not answer
-        self._started = False  # whether the start was told
-        self._reached = False  # whether its machine was reached, so that what it wrote is of no interest
         self._name = secrets.token_hex(8)  # by which the job's holder tells us from others
         self._news: JobNews | None = None
-        self._patience = _PATIENCE if job else timeout  # seconds for its holder to answer there
-        self._joined = False  # whether the job that was named is one that we have not submitted
-        self._step = ""  # of our own holder in such a job
         self._kept = False  # whether the job is to stay at the end
         self._closed = threading.Event()
 
@@ -190,7 +210,7 @@ class ClusterJob:
                 return self._reach_node(warden, connection_stack)
             except JobEndedError as exc:
                 # One that nobody has reached would end in the same way again.
-                if not (self._resubmit and self._reached and exc.state in _AGAIN):
+                if not (self._request.resubmit and self._progress.reached and exc.state in _AGAIN):
                     raise
                 self._forget_job()
                 self._warn(f"{exc.message}, so a new one is submitted")
@@ -203,7 +223,9 @@ class ClusterJob:
             except BokehSSHError as exc:
                 # A job may wait for longer than any line lasts.
                 job = (
-                    self._job if self._reconnect and exc.temporary and not isinstance(exc, JobError) else None
+                    self._job
+                    if self._request.reconnect and exc.temporary and not isinstance(exc, JobError)
+                    else None
                 )
                 if not job or job.state is not JobState.PENDING:
                     raise
@@ -214,12 +236,9 @@ class ClusterJob:
                 self._check_wanted()
 
     def _forget_job(self) -> None:
-        """Start again with new keys, which each job has."""
-        self._key = JobLogin(self._stack, self._host)
-        self._nonce = secrets.token_hex(8)
+        """Start again with a new one."""
+        self._progress = _Progress(JobLogin(self._stack, self._host), self._request.timeout)
         self._job = None
-        self._started = self._reached = False
-        self._marks = list(_MARKS)
 
     def _reach_login(self) -> Warden:
         """Return the warden on the login node; log in and start one if there is none."""
@@ -231,8 +250,8 @@ class ClusterJob:
             stack = self._login_stack = contextlib.ExitStack()
             connection = self._dial(stack, self._host, None)
             try:
-                programs = scheduler.programs(self._batch.scheduler)
-                warden = Warden(connection, self._pythons, self._grace, programs)
+                programs = scheduler.programs(self._request.batch.scheduler)
+                warden = Warden(connection, self._request.pythons, self._request.grace, programs)
                 break
             except SessionError as exc:  # such as /etc/nologin: nothing runs on this one
                 if not self._pass_over(connection):
@@ -245,14 +264,14 @@ class ClusterJob:
         self._warden = warden
         if self._job is None:
             self._scheduler = scheduler.choose(warden, self._label)
-        if self._batch.way == "srun" and "srun" not in self._scheduler.WAYS:
+        if self._request.batch.way == "srun" and "srun" not in self._scheduler.WAYS:
             msg = f"{self._scheduler.TITLE} has no srun"
             raise UsageError(msg, host=self._label, hint='leave out way, or give "tcp" or "back"')
         if self._job and not self._named:  # the warden before this one leaves the job to it
             job = self._job.id
-            self._nonce = secrets.token_hex(8)
-            warden.look_after(self._scheduler.guard(self._nonce, job))
-            warden.run(self._scheduler.claim_words(job, self._nonce))
+            self._progress.nonce = secrets.token_hex(8)
+            warden.look_after(self._scheduler.guard(self._progress.nonce, job))
+            warden.run(self._scheduler.claim_words(job, self._progress.nonce))
         return warden
 
     def _check_wanted(self) -> None:
@@ -262,9 +281,9 @@ class ClusterJob:
 
     def _submit(self, warden: Warden) -> None:
         output = self._expand_home(warden, _OUTPUT)
-        words = self._scheduler.submit_words(self._batch, self._nonce, output)
+        words = self._scheduler.submit_words(self._request.batch, self._progress.nonce, output)
         own = "" if output == _NOWHERE else output  # for it to remove
-        answer = warden.run(words, self._script(own), guard=self._scheduler.guard(self._nonce))
+        answer = warden.run(words, self._script(own), guard=self._scheduler.guard(self._progress.nonce))
         job = self._scheduler.read_submitted(answer.out) if answer.status == 0 else ""
         if not job and answer.status == 0:
             msg = "the scheduler took the job, and did not tell its number"
@@ -273,8 +292,8 @@ class ClusterJob:
         if not job:
             msg = f"the scheduler refuses the job: {self._scheduler.refusal(answer.lines)}"
             raise SubmitError(msg, host=self._label, hint=CHECK_HINT, said=answer.lines)
-        self._submitted_at = time.monotonic()
-        self._asked = self._submitted_at - _LEAST + _FIRST
+        self._progress.submitted_at = time.monotonic()
+        self._progress.asked = self._progress.submitted_at - _LEAST + _FIRST
         self.submitted += 1
         self._set(Job(id=job))
         self._emit(JobSubmitted(host=self._label, job=job))
@@ -282,9 +301,9 @@ class ClusterJob:
 
     def _script(self, output: str, *, step: bool = False) -> str:
         return job_script(
-            self._pythons,
-            self._key.public_key,
-            self._grace,
+            self._request.pythons,
+            self._progress.login.public_key,
+            self._request.grace,
             output,
             variable=self._scheduler.JOB_VARIABLE,
             ways=self._ways,
@@ -319,15 +338,15 @@ class ClusterJob:
             msg = f"job {self._named} is another user's"
             hint = f"name one of your own: {self._scheduler.QUEUE_COMMAND}"
             raise JobError(msg, host=self._label, hint=hint, job=self._named)
-        self._joined = not ours
-        if self._joined and "srun" not in self._scheduler.WAYS:
+        self._progress.joined = not ours
+        if self._progress.joined and "srun" not in self._scheduler.WAYS:
             msg = f"job {self._named} was not started by bokeh_ssh, and {self._scheduler.TITLE} joins no job"
             hint = (
                 f"start one with {setting('batch')}; where nodes accept logins, "
                 "name the node itself, and a jump host"
             )
             raise JobError(msg, host=self._label, hint=hint, job=self._named)
-        self._submitted_at = time.monotonic()
+        self._progress.submitted_at = time.monotonic()
         self._set(Job(id=number))
 
     def _find_number(self, warden: Warden, name: str) -> str:
@@ -381,13 +400,13 @@ class ClusterJob:
             if job.state is JobState.RUNNING:
                 break
             if job.state is JobState.COMPLETING:
-                most = self._scheduler.VERDICT if self._started else _VERDICT
+                most = self._scheduler.VERDICT if self._progress.started else _VERDICT
                 verdict = verdict or time.monotonic() + most
                 if time.monotonic() < verdict:
                     pause = _LEAST
                     continue
                 # No accounting has one that was cancelled while it waited.
-                state = JobState.UNKNOWN if self._started else JobState.CANCELLED
+                state = JobState.UNKNOWN if self._progress.started else JobState.CANCELLED
                 job = dataclasses.replace(job, state=state)
                 self._set(job)
             if job.state.over:
@@ -411,11 +430,11 @@ class ClusterJob:
             if left <= 0:
                 raise self._waited(job)
             pause = min(pause, max(_LEAST, left))
-            self._patience = self._timeout  # it starts just now
-        if not self._started:
-            self._started = True
+            self._progress.patience = self._request.timeout  # it starts just now
+        if not self._progress.started:
+            self._progress.started = True
             if job.ends_at:  # what is told now need not be told again
-                self._marks = [each for each in _MARKS if each < job.ends_at - time.time()]
+                self._progress.marks = [each for each in _MARKS if each < job.ends_at - time.time()]
             self._emit(JobStarted(host=self._label, job=job.id, node=job.node, ends_at=job.ends_at))
 
     def check_end(self) -> None:
@@ -433,20 +452,20 @@ class ClusterJob:
     def _ask(self, warden: Warden, pause: float) -> Job | None:
         """Ask what the job does, ``pause`` seconds after the last answer; None if that cannot be asked."""
         assert self._job
-        left = self._asked + pause - time.monotonic()
+        left = self._progress.asked + pause - time.monotonic()
         if left > 0 and wait(warden.connection.lost, left):
             raise warden.connection.lost_error()
         self._check_wanted()
         waits = self._job.state is JobState.PENDING
         answer, age = warden.ask(self._job.id, self._scheduler.ASK, pause, waits=waits)
-        self._asked = time.monotonic() - age
+        self._progress.asked = time.monotonic() - age
         found = self._scheduler.read_answer(self._job.id, answer.status, answer.out, answer.err)
         if found is None:
-            if not self._silent:
-                self._silent = True
+            if not self._progress.silent:
+                self._progress.silent = True
                 self._warn(f"the scheduler cannot be asked ({answer.said})")
             return None
-        self._silent = False
+        self._progress.silent = False
         ends = self._job.ends_at
         if found.state is JobState.UNKNOWN and ends and time.time() > ends - _LEAST:
             found = dataclasses.replace(found, state=JobState.TIMEOUT)  # no history is kept of it
@@ -457,15 +476,15 @@ class ClusterJob:
 
     def _queue_left(self) -> float:
         """Return for how many more seconds the job may wait."""
-        if self._queue_timeout is None:
+        if self._request.queue_timeout is None:
             return float("inf")
-        return self._submitted_at + self._queue_timeout - time.monotonic()
+        return self._progress.submitted_at + self._request.queue_timeout - time.monotonic()
 
     def _waited(self, job: Job) -> QueueTimeoutError:
         """Cancel a job that has waited for too long, and make the error for it."""
         done = self._cancel("cancelled, since it has waited for too long")
         why = f" ({job.reason})" if job.reason else ""
-        msg = f"job {job.id} still waited after {self._queue_timeout:g} s{why}{done}"
+        msg = f"job {job.id} still waited after {self._request.queue_timeout:g} s{why}{done}"
         hint = f"give a longer {setting('queue_timeout')}, or ask for less, or for another queue"
         return QueueTimeoutError(msg, host=self._label, hint=hint, job=job.id, reason=job.reason)
 
@@ -480,10 +499,10 @@ class ClusterJob:
     def _ended(self, warden: Warden, job: Job) -> JobEndedError:
         """Make the error for a job that is over, and report its end."""
         canceller = self._find_canceller(warden, job) if job.state is JobState.CANCELLED else ""
-        why, hint = explain_end(self._scheduler.ENDS, job, self._batch.memory, canceller)
+        why, hint = explain_end(self._scheduler.ENDS, job, self._request.batch.memory, canceller)
         # A holder whose machine has failed does not remove it.
         lines = () if self._named else self._written(warden, job)
-        lines = () if self._reached else lines
+        lines = () if self._progress.reached else lines
         warden.release()
         self._emit(JobEnded(host=self._label, job=job.id, state=job.state.value, why=why))
         msg = f"{why} (job {job.id}, {job.state.value})"
@@ -521,8 +540,8 @@ class ClusterJob:
     # The way to the job's machine.
 
     def _reach_node(self, warden: Warden, connection_stack: contextlib.ExitStack) -> Connection:
-        deadline = time.monotonic() + self._timeout
-        if self._joined:
+        deadline = time.monotonic() + self._request.timeout
+        if self._progress.joined:
             self._start_holder(warden)
         while True:
             try:
@@ -537,7 +556,7 @@ class ClusterJob:
                     self._await_start(warden)  # raises how it ended
                 if time.monotonic() > deadline:
                     exc.host = exc.host or self._label
-                    if self._named or self._reached:
+                    if self._named or self._progress.reached:
                         raise
                     raise self._useless(warden, LaunchError(exc.message, hint=exc.hint)) from exc
             wait(self._closed, _PAUSE)
@@ -546,15 +565,15 @@ class ClusterJob:
     def _start_holder(self, warden: Warden) -> None:
         """Start a holder beside what the job runs; one that is there already stays the only one."""
         assert self._job
-        self._patience = self._timeout
+        self._progress.patience = self._request.timeout
         script = self._script("", step=True)
         warden.run(slurm.holder_words(self._job.id, self._job.node, script))
 
     def _end_holder(self) -> None:
         """End our own holder in a job that is not ours; it does so by itself after ``grace``."""
-        if self._step and self._job and self._warden and self._warden.alive:
+        if self._progress.step and self._job and self._warden and self._warden.alive:
             with contextlib.suppress(BokehSSHError):
-                words = slurm.end_holder_words(self._job.id, self._step)
+                words = slurm.end_holder_words(self._job.id, self._progress.step)
                 self._warden.run(words, timeout=_ACCOUNTING)
 
     def _dial_node(
@@ -565,8 +584,8 @@ class ClusterJob:
         try:
             assert self._job
             node = self._job.node or str(record["node"])
-            self._key.trust(node, str(record.get("host_key")))
-            host = self._key.host(node, str(record["user"]))
+            self._progress.login.trust(node, str(record.get("host_key")))
+            host = self._progress.login.host(node, str(record["user"]))
 
             def stream(timeout: float) -> socket.socket:
                 if unused:
@@ -574,12 +593,12 @@ class ClusterJob:
                 return self._open_stream(warden, time.monotonic() + timeout)[0]
 
             connection = self._dial(connection_stack, host, stream)
-            if record.get("way") != self._way or not self._reached:
+            if record.get("way") != self._way or not self._progress.reached:
                 self._way = str(record.get("way"))
                 self._emit(JobReached(host=self._label, job=self._job.id, node=node, way=self._way))
-            self._reached = True
-            mine = self._joined and record.get("client_key") == self._key.public_key
-            self._step = str(record.get("step", "")) if mine else ""
+            self._progress.reached = True
+            mine = self._progress.joined and record.get("client_key") == self._progress.login.public_key
+            self._progress.step = str(record.get("step", "")) if mine else ""
             self._news = connection_stack.enter_context(
                 JobNews(connection, str(record.get("news", "")), self._name, self._next_mark, self._on_news)
             )
@@ -591,7 +610,7 @@ class ClusterJob:
     @property
     def _ways(self) -> list[str]:
         """The ways to the job: the one that has worked last first."""
-        asked = self._batch.way
+        asked = self._request.batch.way
         ways = list(self._scheduler.WAYS) if asked == "auto" else [asked]
         return sorted(ways, key=lambda way: way != self._way)
 
@@ -602,13 +621,15 @@ class ClusterJob:
             slurm.stream_words(self._job.id, self._job.node) if self._ways == ["srun"] else [],
             job=self._job.id,
             path=warden.path,
-            pythons=self._pythons,
+            pythons=self._request.pythons,
             mark=secrets.token_hex(16),
             timeout=max(5.0, deadline - time.monotonic()),
-            patience=self._patience if self._ways == ["srun"] else min(self._patience, _MEETING),
+            patience=self._progress.patience
+            if self._ways == ["srun"]
+            else min(self._progress.patience, _MEETING),
             ways=self._ways,
             nodes=[self._job.node] if self._job.node else [],
-            client_key=self._key.public_key if self._named else "",
+            client_key=self._progress.login.public_key if self._named else "",
         )
 
     # Warnings of the end.
@@ -616,9 +637,9 @@ class ClusterJob:
     def _next_mark(self) -> float | None:
         """Return in how many seconds the next warning of the time limit is due; None: never."""
         job = self._job
-        if not job or not job.ends_at or not self._marks:
+        if not job or not job.ends_at or not self._progress.marks:
             return None
-        return max(0.0, job.ends_at - self._marks[0] - time.time())
+        return max(0.0, job.ends_at - self._progress.marks[0] - time.time())
 
     def _on_news(self, warned: bool) -> None:
         """Report that the job will end, after a warning of the scheduler's, or since a mark is due."""
@@ -629,8 +650,8 @@ class ClusterJob:
         if not job or job.state is not JobState.RUNNING:
             return
         left = job.ends_at - time.time() if job.ends_at else None
-        due = [each for each in self._marks if left is not None and left <= each + 1.0]
-        self._marks = [each for each in self._marks if each not in due]
+        due = [each for each in self._progress.marks if left is not None and left <= each + 1.0]
+        self._progress.marks = [each for each in self._progress.marks if each not in due]
         if warned and (left is None or left > _NEAR):
             self._emit(JobEnding(host=self._label, job=job.id, seconds=None, warned=True))
         elif warned or due:
@@ -681,12 +702,13 @@ class ClusterJob:
 
     def _is_shared(self) -> bool:
         """Return whether others use the job; and say so."""
-        ours = not self._named or self._step
+        ours = not self._named or self._progress.step
         if not ours or not self._job or self._job.state.over or not self._news or self._news.clients < 2:
             return False
         what = "what runs for us in it" if self._named else "it"
         self._warn(
-            f"job {self._job.id} is used by another tunnel, and {what} ends {self._grace:g} s after that"
+            f"job {self._job.id} is used by another tunnel, and {what} ends "
+            f"{self._request.grace:g} s after that"
         )
         return True
 
@@ -714,5 +736,5 @@ class ClusterJob:
             self._set(dataclasses.replace(job, state=JobState.CANCELLED))
             self._emit(JobEnded(host=self._label, job=job.id, state=JobState.CANCELLED.value, why=why))
         else:
-            self._warn(f"job {job.id} could not be told to end; it does so within {self._grace:g} s")
+            self._warn(f"job {job.id} could not be told to end; it does so within {self._request.grace:g} s")
         return ", so it was cancelled" if heard else ""

@@ -11,8 +11,9 @@ from bokeh_ssh._core.host import Host
 from bokeh_ssh._core.text import app_name
 from bokeh_ssh._forwarding.status import StateName
 from bokeh_ssh._jobs.batch import Batch, as_batch
-from bokeh_ssh._jobs.cluster_job import ClusterJob
+from bokeh_ssh._jobs.cluster_job import ClusterJob, JobRequest
 from bokeh_ssh._jobs.job import Job, JobState
+from bokeh_ssh._server.bootstrap import list_pythons
 from bokeh_ssh._ssh.connect import OpenStream
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._tunnels.base import Tunnel
@@ -141,16 +142,20 @@ class JobParts(TunnelParts):
         super().open_local()
         self._acquisition.reports = False  # the server ends with its job, of which that tells
         batch = as_batch(self._options.batch) or Batch()
+        options = self._options
+        request = JobRequest(
+            batch=dataclasses.replace(batch, name=batch.name or self._job_name),
+            job=str(options.job or ""),
+            pythons=list_pythons(options.python_path),
+            grace=options.grace,
+            timeout=options.launch_timeout,
+            queue_timeout=options.queue_timeout,
+            resubmit=options.resubmit,
+            reconnect=options.reconnect,
+        )
         self._cluster_job = ClusterJob(
-            dataclasses.replace(batch, name=batch.name or self._job_name),
+            request,
             self._host,
-            job=str(self._options.job or ""),
-            python=self._options.python_path,
-            grace=self._options.grace,
-            timeout=self._options.launch_timeout,
-            queue_timeout=self._options.queue_timeout,
-            resubmit=self._options.resubmit,
-            reconnect=self._options.reconnect,
             dial=self._dial,
             pass_over=self._session.pass_over,
             on_event=self._session.life.emit,
