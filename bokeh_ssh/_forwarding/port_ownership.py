@@ -61,7 +61,6 @@ class PortOwnershipMonitor:
         before: PortOwnershipMonitor | None = None,
     ) -> None:
         self._connection = connection
-        self._host = connection.name
         self._port = port
         self._on_taken = on_taken
         self._nonce = secrets.token_hex(16)
@@ -153,7 +152,9 @@ class PortOwnershipMonitor:
             hint = (
                 f"choose another {setting('remote_port')}, or allow it with {setting('allow_foreign=True')}"
             )
-            raise ForeignServerError(msg, host=self._host, hint=hint, port=self._port, owner=foreign)
+            raise ForeignServerError(
+                msg, host=self._connection.name, hint=hint, port=self._port, owner=foreign
+            )
 
     def _foreign_owner(self, now: frozenset[Listener]) -> int | None:
         if self._me < 0:  # that machine does not say who we are
@@ -223,7 +224,7 @@ class PortOwnershipMonitor:
             msg = f"port {self._port} belongs to another user now (uid {foreign}, you are {self._me})"
             hint = "see who took it; start the server again on another port, or on a private socket"
             self._on_taken(
-                ForeignServerError(msg, host=self._host, hint=hint, port=self._port, owner=foreign)
+                ForeignServerError(msg, host=self._connection.name, hint=hint, port=self._port, owner=foreign)
             )
             return False
         same = not self._first or bool(now & self._first)
@@ -242,7 +243,7 @@ class PortOwnershipMonitor:
         # Where the line went down, that is told, and not this.
         if "looked" in self._said and not self._leaving and self._connection.alive:
             msg = f"the check of who owns port {self._port} has ended"
-            self._on_taken(ConnectionLostError(msg, host=self._host, hint="open it again"))
+            self._on_taken(ConnectionLostError(msg, host=self._connection.name, hint="open it again"))
 
 
 @contextlib.contextmanager

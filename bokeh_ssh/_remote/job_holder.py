@@ -117,15 +117,12 @@ class JobHolder:
         self.meeting = make_meeting_place(self.job, self.place) if self.ways != ["srun"] else ""
         self.network = TokenListener() if "tcp" in self.ways else None
         self.sshd = ""
-        self.config = os.path.join(self.place, "sshd_config")
-        self.clients: dict[int, subprocess.Popen[bytes]] = {}
-        self.lines: dict[int, socket.socket] = {}  # to their clients, by the SSH server's number
+        self.clients: dict[int, tuple[subprocess.Popen[bytes], socket.socket]] = {}  # by the SSH server's id
         self.listeners: dict[socket.socket, bytes] = {}  # who is to get the news, with what they said first
         self.keep = False  # whether it stays without clients
         self.warned = False  # the scheduler's warning has come, and is to be passed on
         self.patience = max(self.grace, _FIRST)  # seconds without a client
         self.seen = time.monotonic()
-        self.touched = self.seen
         self.ending = False
         self.status = 0  # Grid Engine's accounting tells an end that was ordered by it, and by nothing else
         self.wakes, self.wake = os.pipe()
@@ -151,6 +148,11 @@ class JobHolder:
         why = self.configure(dict(os.environ))
         return self.configure({}) if why else ""  # before OpenSSH 7.8 there is no SetEnv
 
+    @property
+    def config(self) -> str:
+        """The path of the SSH server's settings."""
+        return os.path.join(self.place, "sshd_config")
+
     def configure(self, environment: dict[str, str]) -> str:
         """Write the server's settings; return what it says against them."""
         with open(self.config, "w", encoding="ascii") as file:
@@ -170,6 +172,7 @@ class JobHolder:
             why = self.prepare()
             door, news = self.listen_at(DOOR), self.listen_at(NEWS)
         self.write_records(why)
+        touched = time.monotonic()
         while not self.ending:
             now = time.monotonic()
             if self.clients:
@@ -177,8 +180,8 @@ class JobHolder:
             elif now - self.seen > self.patience and not self.keep:
                 print(f"bokeh_ssh: no client for {self.patience:g} s, so the job ends")
                 break
-            if now - self.touched > TOUCH:
-                self.touched = now
+            if now - touched > TOUCH:
+                touched = now
                 self.touch()
             left = _LOOK if self.clients or self.keep else self.seen + self.patience - now
             wait = min(_LOOK, max(0.1, left))
@@ -281,7 +284,7 @@ class JobHolder:
             print(f"bokeh_ssh: sshd cannot be started ({exc})")
             client.close()
             return
-        self.clients[made.pid], self.lines[made.pid] = made, client
+        self.clients[made.pid] = made, client
         self.patience = self.grace
 
     def reap(self) -> None:
@@ -293,8 +296,9 @@ class JobHolder:
                     break
                 ended = self.clients.pop(pid, None)
                 if ended:
-                    ended.returncode = status
-                    self.lines.pop(pid).close()
+                    sshd, client = ended
+                    sshd.returncode = status
+                    client.close()
                     self.seen = time.monotonic()
 
     def on_signal(self, number: int, frame: object) -> None:
@@ -316,9 +320,9 @@ class JobHolder:
 
     def finish(self) -> None:
         """End all that runs in the job, and leave no file."""
-        for line in self.lines.values():  # first: what ends it is the job's end, not the server's own
+        for _, client in self.clients.values():  # first: what ends it is the job's end, not the server's own
             with contextlib.suppress(OSError):
-                line.shutdown(socket.SHUT_RDWR)
+                client.shutdown(socket.SHUT_RDWR)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         mine = process_tree.below(os.getpid(), process_tree.table())
         servers = {os.fsdecode(value) for value in process_tree.values(WITHIN.encode(), mine)}

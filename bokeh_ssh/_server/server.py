@@ -117,8 +117,8 @@ class Server:
         :param timeout: seconds
         :returns: empty where nothing has come, and for one of Bokeh's, which has :attr:`routes`
         """
-        self.wait_until(lambda: self.state.address, timeout)
-        return self.state.address
+        self.wait_until(lambda: self.state.log.address, timeout)
+        return self.state.log.address
 
     @property
     def versions(self) -> str:
@@ -430,7 +430,7 @@ class Server:
             over=self._over,
             status=self._session_status,
             exit_status=state.exit_status,
-            memory_limit=state.memory_limit,
+            memory_limit=state.evidence.memory_limit,
             log=state.log.lines,
             before=self._reader.noise.lines + self._stderr.lines,
             timeout=timeout,

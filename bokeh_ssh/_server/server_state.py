@@ -99,13 +99,15 @@ class Evidence:
     :ivar argv: the server's command line, as far as it is known
     :ivar tried: the interpreters that could not be used, and why
     :ivar begun: whether start files have let the shell come as far as ``setup``
-    :ivar failed: the message that told where it ended; None where none came
+    :ivar failed: the message that says where it ended; None where none came
+    :ivar memory_limit: where the server was killed for memory: its limit in bytes, 0 where none is known
     """
 
     argv: tuple[str, ...]
     tried: list[dict[str, str]] = field(default_factory=list)
     begun: bool = False
     failed: dict[str, Any] | None = None
+    memory_limit: int | None = None
 
 
 @dataclass
@@ -126,10 +128,13 @@ class ServerLog:
     """The last lines that a server wrote, and what its apps raised.
 
     :ivar on_lines: called with lines as they come, on the connection's thread: it must not block
+    :ivar address: the path and query that a server of another kind than Bokeh's has written as its own; a
+        secret, such as Jupyter's token, may be in it
     """
 
     def __init__(self) -> None:
         self.on_lines: Callable[[list[str]], object] = lambda lines: None
+        self.address = ""
         self._lines = Kept()
         self._parser = AppErrors()
         self._errors: deque[str] = deque(maxlen=20)
@@ -199,11 +204,8 @@ class ServerState:
     """What is known of one server. Messages come on the connection's thread.
 
     :ivar changed: notified of each change
-    :ivar address: the path and query that a server of another kind than Bokeh's has written as its own; a
-        secret, such as Jupyter's token, may be in it
     :ivar exit_status: how the server ended, negative for a signal; None while it runs, and where nobody could
         tell
-    :ivar memory_limit: where it was killed for memory: its limit in bytes, 0 where none is known
     :ivar ended: set once the server has ended or the session is down
     :ivar gone: set once the whole remote process group is gone, or the session is down
     :ivar detached: whether it runs on without a client, for as long as nobody stops it
@@ -227,9 +229,7 @@ class ServerState:
         self.secrets = Secrets()
         self.upload = UploadProgress()
         self.sidecar = SidecarState()
-        self.address = ""
         self.exit_status: int | None = None
-        self.memory_limit: int | None = None
         self.ended = threading.Event()
         self.gone = threading.Event()
         self.detached = False
@@ -322,7 +322,7 @@ class ServerState:
         path = str(message["path"])
         if re.fullmatch(r"/[!-~]{0,2000}", path):
             with self.changing():
-                self.address = path
+                self.log.address = path
 
     def _handle_dropped(self, message: dict[str, Any]) -> None:
         self.log.note([f"[{int(message['lines'])} lines were lost here: the connection was too slow]"])
@@ -359,12 +359,14 @@ class ServerState:
         self.emit(ServerResponsive(host=self._host))
 
     def _handle_exit(self, message: dict[str, Any]) -> None:
-        status = int(message["status"])
+        status, limit = int(message["status"]), read_memory(message)
         with self.changing():
-            self.exit_status, self.memory_limit = status, read_memory(message)
+            self.exit_status, self.evidence.memory_limit = status, limit
         self.ended.set()
         if self.stage is Stage.READY and not self.stopping:
-            self.emit(ServerExited(host=self._host, exit_status=status, memory_limit=self.memory_limit))
+            self.emit(
+                ServerExited(host=self._host, exit_status=status, memory_limit=self.evidence.memory_limit)
+            )
 
     def _handle_gone(self, _: dict[str, Any]) -> None:
         self.gone.set()

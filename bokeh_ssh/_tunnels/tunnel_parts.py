@@ -363,7 +363,7 @@ class ServerAcquisition:
         """
         assert self.found
         held = self.found.held
-        address = held.state.address if held else ""
+        address = held.state.log.address if held else ""
         if held and wants_login and self._options.plain:
             address = held.await_address(_ADDRESS)
         if address:
