@@ -148,34 +148,6 @@ def test_conda_recipe_asks_for_what_the_package_asks_for() -> None:
     assert f'Documentation = "{DOCUMENTATION}"' in project, "the help and the index name one address"
 
 
-def test_map_shows_every_room() -> None:
-    """The map of the code for contributors has every module, and none that is no more."""
-    docs = Path(__file__).parents[1] / "docs"
-    pages = [docs / "architecture.md", *docs.glob("architecture/*.md")]
-    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
-    named = set(re.findall(r"`(_[a-z]+(?:\.\w+)+)`", text))
-    paths = (path.relative_to(PACKAGE) for path in PACKAGE.glob("_*/**/*.py") if path.stem != "__init__")
-    modules = {".".join(path.with_suffix("").parts) for path in paths}
-    assert modules - named == set()
-    assert named - modules == set()
-
-
-FOLDERS = sorted(path.parent for path in PACKAGE.glob("_*/**/__init__.py"))
-
-
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
-def test_folder_says_what_it_is(folder: Path) -> None:
-    """A folder has at most 20 modules; its docstring says what lives there, and where to begin reading."""
-    assert len(list(folder.glob("*.py"))) <= 21
-    doc = (
-        ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
-    ).splitlines()
-    assert len(doc) == 3
-    begin = re.findall(r":mod:`(\w+)`", doc[2])
-    assert begin
-    assert all((folder / f"{name}.py").exists() for name in begin)
-
-
 def test_what_a_dependency_is_compiled_with_reaches_nobody(tmp_path: Path) -> None:
     """What sshtunnel's source is warned of, in newer Pythons, is on nobody's screen, and ends no program."""
     import sshtunnel

@@ -58,7 +58,7 @@ def hold(
 
 
 def set_hints(foreground: Foreground, apps: Sequence[str], keywords: Mapping[str, Any]) -> None:
-    """Have errors get the next step that fits these apps and keywords."""
+    """Let errors get the next step that fits these apps and keywords."""
     config = keywords.get("ssh_config", "~/.ssh/config")
     foreground.advise = lambda error: advise(error, apps, keywords, find_aliases(config) if config else ())
     foreground.advise_app = lambda traceback: advise_app(traceback, apps, keywords)

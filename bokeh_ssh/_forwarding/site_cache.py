@@ -167,7 +167,7 @@ class _Question:
         self.over = False
 
     def finish(self, head: bytes) -> None:
-        """Tell, once."""
+        """Report it, once."""
         if not self.over:
             self.over = True
             self._done(head)

@@ -262,7 +262,7 @@ class Warden:
         threading.Thread(target=answer, daemon=True).start()
 
     def renew(self) -> None:
-        """Tell the account's other wardens that there is one for the job."""
+        """Let the account's other wardens know that there is one for the job."""
         guard, now = self.guard, time.monotonic()
         if guard and now > self.renewed + self.renewal:
             until = str(int(time.time() + max(_LEASE, self.silence) + 2 * self.renewal))

@@ -165,7 +165,7 @@ class SecurityKey(_Key):
         return string(self._plain(signed.signature)) + about
 
     def _verified(self, ctap: Any, hashed: bytes, pins: Callable[[], Iterator[str]], wait: _Touch) -> Any:
-        """Have it signed, by whom the device knows by a finger or a PIN if the key or the device wants it."""
+        """Let the device sign, after a finger or a PIN if the key or the device wants that."""
         from fido2.ctap import CtapError
 
         touched = bool(self._flags & _TOUCH)
