@@ -101,97 +101,21 @@ if TYPE_CHECKING:
     from bokeh_ssh._tunnels.notebook import notebook_prompt, show
     from bokeh_ssh._tunnels.remote_forward import RemoteForward
 
-#: Where each public name lives. Loaded at first use: the command line shows its help without paramiko.
+#: Where public names live that are neither errors nor events.
 _HOMES = {
-    "_tunnels.direct": ("DirectTunnel",),
-    "_core.errors": (
-        "AlgorithmError",
-        "AppAccessError",
-        "AuthenticationError",
-        "BokehNotFoundError",
-        "BokehSSHError",
-        "ChangedHostKeyError",
-        "ConfigError",
-        "ConnectError",
-        "ConnectTimeoutError",
-        "ConnectionLostError",
-        "ForeignServerError",
-        "ForwardError",
-        "ForwardingRefusedError",
-        "GatewayExposedError",
-        "HostKeyError",
-        "JobEndedError",
-        "JobError",
-        "JobNeverStartsError",
-        "KDCUnreachableError",
-        "LaunchError",
-        "LaunchTimeoutError",
-        "PortInUseError",
-        "PromptRequiredError",
-        "ProtocolError",
-        "PythonNotFoundError",
-        "QueueTimeoutError",
-        "RefusedError",
-        "ResolveError",
-        "ResourceError",
-        "RevokedHostKeyError",
-        "SecurityKeyAbsentError",
-        "ServerExitedError",
-        "ServerGoneError",
-        "ServerNotFoundError",
-        "ServerTakenError",
-        "SessionError",
-        "SocketInUseError",
-        "SubmitError",
-        "TargetUnreachableError",
-        "TooManyKeysError",
-        "TunnelClosedError",
-        "UnknownHostKeyError",
-        "UploadError",
-        "UsageError",
-    ),
-    "_core.events": (
-        "AppFailed",
-        "Attached",
-        "Authenticated",
-        "Closed",
-        "Connecting",
-        "Event",
-        "HostKeyAdded",
-        "HostKeyVerified",
-        "JobEnded",
-        "JobEnding",
-        "JobReached",
-        "JobStarted",
-        "JobSubmitted",
-        "JobWaiting",
-        "Launched",
-        "Launching",
-        "Lost",
-        "Question",
-        "Ready",
-        "Reconnected",
-        "Reconnecting",
-        "ReverseForwarded",
-        "ServerExited",
-        "ServerResponsive",
-        "ServerTaken",
-        "ServerUnresponsive",
-        "TouchRequested",
-        "Updated",
-        "Uploading",
-        "Warned",
-    ),
-    "_tunnels.gateway": ("GatewayTunnel",),
-    "_tunnels.local_forward": ("LocalForward",),
-    "_tunnels.notebook": ("notebook_prompt", "show"),
-    "_tunnels.remote_forward": ("RemoteForward",),
-    "_forwarding.status": ("HopStatus", "TunnelStatus"),
-    "_core.host": ("Host",),
-    "_jobs.batch": ("Batch",),
-    "_jobs.job": ("Job", "JobState"),
+    "Batch": "_jobs.batch",
+    "DirectTunnel": "_tunnels.direct",
+    "GatewayTunnel": "_tunnels.gateway",
+    "HopStatus": "_forwarding.status",
+    "Host": "_core.host",
+    "Job": "_jobs.job",
+    "JobState": "_jobs.job",
+    "LocalForward": "_tunnels.local_forward",
+    "RemoteForward": "_tunnels.remote_forward",
+    "TunnelStatus": "_forwarding.status",
+    "notebook_prompt": "_tunnels.notebook",
+    "show": "_tunnels.notebook",
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AlgorithmError",
@@ -285,10 +209,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    module = _HOME_OF.get(name)
-    if module is None:
+    """Load a public name at its first use: the command line shows its help without paramiko."""
+    if name not in __all__:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
+    module = _HOMES.get(name) or ("_core.errors" if name.endswith("Error") else "_core.events")
     found = getattr(importlib.import_module(f"{__name__}.{module}"), name)
     found.__module__ = __name__  # tracebacks and reprs show the public path
     globals()[name] = found
