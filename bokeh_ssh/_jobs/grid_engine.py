@@ -13,7 +13,7 @@ from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.framing import plain
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._jobs.batch import Batch, check_extra
-from bokeh_ssh._jobs.job import Job, JobState, list_fields
+from bokeh_ssh._jobs.job import Job, JobState, describe_ends, list_fields, run_script
 
 NAME = "sge"
 TITLE = "Grid Engine"
@@ -55,16 +55,7 @@ _HELD_TO = re.compile(r"^category\s.*\bh_rt=(\d+)", re.M)
 _ORDERED = 128 + 12  # USR2: what a holder ends with that was told to
 _BY_LIMIT = "37"
 
-ENDS = {
-    JobState.COMPLETED: ("the job ended by itself", "start it again"),
-    JobState.FAILED: ("the job failed", "see what the accounting (qacct -j) says of it"),
-    JobState.CANCELLED: ("the job was cancelled", "start it again, unless that was you"),
-    JobState.TIMEOUT: (
-        "the job reached its time limit",
-        f"give a longer {setting('time')}; start it again, or give {setting('resubmit=True')}, which does so",
-    ),
-    JobState.UNKNOWN: ("the job is over, and the scheduler does not know how it ended", "start it again"),
-}
+ENDS = describe_ends("see what the accounting (qacct -j) says of it")
 
 _REFUSED = {
     "-t": "a server runs in one job, not in an array of them",
@@ -131,12 +122,8 @@ def test_words(batch: Batch) -> list[str]:
     return [*submit_words(batch, "doctor", "/dev/null"), "-w", "v"]
 
 
-def _script(text: str, *words: str) -> list[str]:
-    return ["sh", "-c", text, "sh", *words]
-
-
 #: The command that asks what jobs do; the accounting is asked of one that is not there.
-ASK = _script(
+ASK = run_script(
     f"""\
 q=$(qstat -xml {_MINE}) || exit 1
 printf '%s\\n' "$q"
@@ -231,7 +218,7 @@ def is_unknown(err: str) -> bool:
 def cancel_words(job: str) -> list[str]:
     """Return the command that cancels a job; one that is not known counts as cancelled."""
     text = 'said=$(qdel "$1" 2>&1) && exit; printf "%s\n" "$said"; case $said in *exist*) ;; *) false ;; esac'
-    return _script(text, job)
+    return run_script(text, job)
 
 
 def claim_words(job: str, nonce: str) -> list[str]:
@@ -247,7 +234,7 @@ state=$(printf '%s\\n' "$q" | awk -v j="$1" '$1 == j {{ print $5 }}')
 context=$(qstat -j "$1" 2>/dev/null | sed -n 's/^context:.*\\({_CLAIM}[0-9a-z]*\\).*/\\1/p')
 printf '%s %s\\n' "$state" "$context\""""
     return {
-        "check": _script(text, job),
+        "check": run_script(text, job),
         "waits": ["qw", "hqw", "Eqw", "hRwq", "Rq", "Ehqw"],
         "mine": _CLAIM + nonce,
         "claim": _CLAIM,
@@ -267,7 +254,7 @@ def read_canceller(out: str) -> str:
     return found[1] if found and found[1] not in ("NONE", "undefined") else ""
 
 
-LIST = _script(
+LIST = run_script(
     f"""\
 q=$(qstat -xml {_MINE}) || exit 1
 printf '%s\\n' "$q"

@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from bokeh_ssh._core.settings import setting
+
 
 class JobState(str, enum.Enum):
     """The state of a job, in Slurm's words; states of other schedulers are translated into them."""
@@ -80,6 +82,32 @@ def list_fields(job: Job, name: str) -> dict[str, str]:
         left = f"{minutes // 60}:{minutes % 60:02}:{second:02}"
     known = {"state": job.state.value, "reason": job.reason, "node": job.node}
     return {"id": job.id, "name": name, **known, "left": left}
+
+
+def run_script(text: str, *words: str) -> list[str]:
+    """Return the command that runs lines of ``sh`` with these arguments."""
+    return ["sh", "-c", text, "sh", *words]
+
+
+def describe_ends(look: str) -> dict[JobState, tuple[str, str]]:
+    """Return for each state that is an end what happened and the next step.
+
+    :param look: the next step where a job failed: what the scheduler says of it
+    """
+    again = f"start it again, or give {setting('resubmit=True')}, which does so"
+    return {
+        JobState.COMPLETED: ("the job ended by itself", "start it again"),
+        JobState.FAILED: ("the job failed", look),
+        JobState.CANCELLED: ("the job was cancelled", "start it again, unless that was you"),
+        JobState.TIMEOUT: ("the job reached its time limit", f"give a longer {setting('time')}; {again}"),
+        JobState.OUT_OF_MEMORY: (
+            "the job used more memory than it has",
+            f"start it again with more {setting('memory')}",
+        ),
+        JobState.NODE_FAIL: ("the job's machine failed", again),
+        JobState.PREEMPTED: ("the job had to make room for one of a higher priority", again),
+        JobState.UNKNOWN: ("the job is over, and the scheduler does not know how it ended", "start it again"),
+    }
 
 
 def explain_end(

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.framing import plain
-from bokeh_ssh._core.settings import setting
 from bokeh_ssh._jobs.batch import Batch, check_extra
-from bokeh_ssh._jobs.job import Job, JobState, list_fields
+from bokeh_ssh._jobs.job import Job, JobState, describe_ends, list_fields, run_script
 
 NAME = "lsf"
 TITLE = "LSF"
@@ -70,17 +69,7 @@ _NEVER = {
     "Dependency condition invalid or never satisfied": "what it depends on has failed",
 }
 
-_RESUBMIT = f"start it again, or give {setting('resubmit=True')}, which does so"
-ENDS = {
-    JobState.COMPLETED: ("the job ended by itself", "start it again"),
-    JobState.FAILED: ("the job failed", "see what LSF says of it (bhist -l)"),
-    JobState.CANCELLED: ("the job was cancelled", "start it again, unless that was you"),
-    JobState.TIMEOUT: ("the job reached its time limit", f"give a longer time; {_RESUBMIT}"),
-    JobState.OUT_OF_MEMORY: ("the job used more memory than it has", "start it again with more memory"),
-    JobState.NODE_FAIL: ("the job's machine failed", _RESUBMIT),
-    JobState.PREEMPTED: ("the job had to make room for one of a higher priority", _RESUBMIT),
-    JobState.UNKNOWN: ("the job is over, and the scheduler does not know how it ended", "start it again"),
-}
+ENDS = describe_ends("see what LSF says of it (bhist -l)")
 
 _TERMINAL = "the job has a program of its own, and no terminal"
 _REFUSED = {
@@ -111,10 +100,6 @@ said=$("$@") || { status=$?; printf '%s\\n' "$said"; exit $status; }
 printf '%s\\n' "$said" | sed -n 's/^Job <\\([0-9]\\{1,\\}\\)> is submitted.*/\\1/p'"""
 
 
-def _script(text: str, *words: str) -> list[str]:
-    return ["sh", "-c", text, "sh", *words]
-
-
 def submit_words(batch: Batch, nonce: str, output: str) -> list[str]:
     """Return the command that submits a script on its standard input."""
     check_extra(batch.extra, _REFUSED)
@@ -129,7 +114,7 @@ def submit_words(batch: Batch, nonce: str, output: str) -> list[str]:
     for word in batch.extra:
         words += shlex.split(word)
     words += ["-rn", "-wa", "USR1", "-wt", str(int(_WARNING // 60)), "-o", "/dev/null"]
-    return _script(_SUBMIT, _kilobytes(batch.memory), *words, "-Jd", _CLAIM + nonce)
+    return run_script(_SUBMIT, _kilobytes(batch.memory), *words, "-Jd", _CLAIM + nonce)
 
 
 def _kilobytes(memory: str | None) -> str:
@@ -160,7 +145,7 @@ def refusal(lines: Sequence[str]) -> str:
 
 
 #: The command that asks what jobs do; LSF knows one for an hour after its end.
-ASK = _script(f"IFS=,; {_BJOBS} $1", "{jobs}")
+ASK = run_script(f"IFS=,; {_BJOBS} $1", "{jobs}")
 
 
 def _rows(out: str) -> list[dict[str, str]]:
@@ -232,7 +217,7 @@ said=$({_BJOBS} -u all "$1") || exit
 printf '%s\\n' "$said" | while IFS='|' read -r job stat host limit time code user mark rest; do
     printf '%s %s %s\\n' "$job" "$(id -u "$user")" "${{mark:--}}"
 done"""
-    return _script(text, job)
+    return run_script(text, job)
 
 
 def read_owners(out: str) -> list[tuple[str, str, bool]]:
@@ -253,7 +238,7 @@ said=$(LC_ALL=C bkill "$1" 2>&1) && exit
 status=$?
 printf '%s\\n' "$said"
 case $said in *"No matching job found"* | *"already finished"*) exit 0 ;; *) exit $status ;; esac"""
-    return _script(text, job)
+    return run_script(text, job)
 
 
 def claim_words(job: str, nonce: str) -> list[str]:
@@ -269,7 +254,7 @@ printf '%s\\n' "$said" | while IFS='|' read -r job stat host limit time code use
     printf '%s %s\\n' "$stat" "$mark"
 done"""
     return {
-        "check": _script(text, job),
+        "check": run_script(text, job),
         "waits": list(_WAITING),
         "mine": _CLAIM + nonce,
         "claim": _CLAIM,
@@ -280,7 +265,7 @@ done"""
 
 def canceller_words(job: str) -> list[str]:
     """Return the command that asks who cancelled a job."""
-    return _script('LC_ALL=C bhist -l "$1" | tr -d "\\n" | tr -s " "', job)
+    return run_script('LC_ALL=C bhist -l "$1" | tr -d "\\n" | tr -s " "', job)
 
 
 def read_canceller(out: str) -> str:
@@ -289,7 +274,7 @@ def read_canceller(out: str) -> str:
     return found[1] if found else ""
 
 
-LIST = _script(
+LIST = run_script(
     f"""\
 said=$({_BJOBS} 2>&1) || case $said in {_NONE}) exit 0 ;; *) printf '%s\\n' "$said"; exit 1 ;; esac
 printf '%s\\n' "$said\""""

@@ -13,9 +13,8 @@ from collections.abc import Sequence
 
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.framing import plain
-from bokeh_ssh._core.settings import setting
 from bokeh_ssh._jobs.batch import Batch, check_extra
-from bokeh_ssh._jobs.job import Job, JobState, list_fields
+from bokeh_ssh._jobs.job import Job, JobState, describe_ends, list_fields, run_script
 
 NAME = "pbs"
 TITLE = "PBS"
@@ -65,16 +64,7 @@ _NEVER = {
 _BY_SIGNAL = (265, 271)  # 256 + KILL, 256 + TERM
 _DELETED, _FAILED = "91", "93"
 
-_RESUBMIT = f"start it again, or give {setting('resubmit=True')}, which does so"
-ENDS = {
-    JobState.COMPLETED: ("the job ended by itself", "start it again"),
-    JobState.FAILED: ("the job failed", "see what your cluster's PBS says of it (qstat -x -f, tracejob)"),
-    JobState.CANCELLED: ("the job was cancelled", "start it again, unless that was you"),
-    JobState.TIMEOUT: ("the job reached its time limit", f"give a longer time; {_RESUBMIT}"),
-    JobState.OUT_OF_MEMORY: ("the job used more memory than it has", "start it again with more memory"),
-    JobState.NODE_FAIL: ("the job's machine failed", _RESUBMIT),
-    JobState.UNKNOWN: ("the job is over, and the scheduler does not know how it ended", "start it again"),
-}
+ENDS = describe_ends("see what your cluster's PBS says of it (qstat -x -f, tracejob)")
 
 _ARRAY = "a server runs in one job, not in an array of them"
 _TERMINAL = "the job has a program of its own, and no terminal"
@@ -102,10 +92,6 @@ said=$("$@") || { status=$?; printf '%s\\n' "$said"; exit $status; }
 printf '%s\\n' "$said" | sed -n 's/^\\([0-9]\\{1,\\}\\)\\..*/\\1/p'"""
 
 
-def _script(text: str, *words: str) -> list[str]:
-    return ["sh", "-c", text, "sh", *words]
-
-
 def submit_words(batch: Batch, nonce: str, output: str) -> list[str]:
     """Return the command that submits a script on its standard input."""
     check_extra(batch.extra, _REFUSED)
@@ -122,7 +108,7 @@ def submit_words(batch: Batch, nonce: str, output: str) -> list[str]:
         words += shlex.split(word)
     # A job that starts again by itself has nobody who waits for it.
     words += ["-S", "/bin/sh", "-r", "n", "-j", "oe", "-o", "/dev/null", "-e", f"/{_CLAIM}{nonce}"]
-    return _script(_SUBMIT, *_resources(batch), *words)
+    return run_script(_SUBMIT, *_resources(batch), *words)
 
 
 def _resources(batch: Batch) -> tuple[str, str]:
@@ -152,7 +138,7 @@ def refusal(lines: Sequence[str]) -> str:
 
 
 #: The command that asks what jobs do; where one is over, in the history, if it is kept.
-ASK = _script(
+ASK = run_script(
     f"""\
 {_UTC}IFS=,
 said=$(qstat -f $1 2>&1)
@@ -275,7 +261,7 @@ said=$(printf '%s\\n' "$said" | tr -d '\\n\\t')
 owner=$(printf '%s\\n' "$said" | sed -n 's/.*    Job_Owner = \\([^@ ]*\\)@.*/\\1/p')
 mark=$(printf '%s\\n' "$said" | sed -n 's:.*    Error_Path = [^ ]*/\\({_CLAIM}[0-9a-z]*\\).*:\\1:p')
 printf '%s %s %s\\n' "$1" "$(id -u "$owner")" "${{mark:--}}\""""
-    return _script(text, job)
+    return run_script(text, job)
 
 
 def read_owners(out: str) -> list[tuple[str, str, bool]]:
@@ -296,7 +282,7 @@ said=$(LC_ALL=C qdel "$1" 2>&1) && exit
 status=$?
 printf '%s\\n' "$said"
 case $said in {_GONE} | *COMPLETE*) exit 0 ;; *) exit $status ;; esac"""
-    return _script(text, job)
+    return run_script(text, job)
 
 
 def claim_words(job: str, nonce: str) -> list[str]:
@@ -313,7 +299,7 @@ state=$(printf '%s\\n' "$said" | sed -n 's/.*    job_state = \\([A-Z]\\).*/\\1/p
 mark=$(printf '%s\\n' "$said" | sed -n 's:.*    Error_Path = [^ ]*/\\({_CLAIM}[0-9a-z]*\\).*:\\1:p')
 printf '%s %s\\n' "$state" "$mark\""""
     return {
-        "check": _script(text, job),
+        "check": run_script(text, job),
         "waits": list(_WAITING),
         "mine": _CLAIM + nonce,
         "claim": _CLAIM,
@@ -324,7 +310,7 @@ printf '%s %s\\n' "$state" "$mark\""""
 
 def canceller_words(job: str) -> list[str]:
     """Return the command that asks who deleted a job; OpenPBS knows if it keeps a history."""
-    return _script('qstat -x -f "$1" | tr -d "\\n\\t"', job)
+    return run_script('qstat -x -f "$1" | tr -d "\\n\\t"', job)
 
 
 def read_canceller(out: str) -> str:
@@ -333,7 +319,7 @@ def read_canceller(out: str) -> str:
     return found[1] if found else ""
 
 
-LIST = _script(
+LIST = run_script(
     f"""\
 {_UTC}jobs=$(qselect -u "$(id -un)") || exit 1
 [ -z "$jobs" ] || qstat -f $jobs 2>/dev/null || :"""  # one of them may have gone in between

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from bokeh_ssh._core.framing import plain
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._jobs.batch import Batch, check_extra
-from bokeh_ssh._jobs.job import Job, JobState
+from bokeh_ssh._jobs.job import Job, JobState, describe_ends
 
 NAME = "slurm"
 TITLE = "Slurm"
@@ -73,21 +73,7 @@ _PER_JOB = re.compile(r"(Assoc|QOS)(Grp)?Max\w*Per(Job|Node)\w*|QOSMin\w+")
 #: In place of a word, a sentence that names the queue and whom it allows.
 _NOT_ALLOWED = re.compile(r"Job's (account|QOS) not (known|permitted)\b.*\)")
 
-_RESUBMIT = f"start it again, or give {setting('resubmit=True')}, which does so"
-#: How it ended, and the next step.
-ENDS = {
-    JobState.COMPLETED: ("the job ended by itself", "start it again"),
-    JobState.FAILED: ("the job failed", "see what your cluster's accounting (sacct -j) says of it"),
-    JobState.CANCELLED: ("the job was cancelled", "start it again, unless that was you"),
-    JobState.TIMEOUT: ("the job reached its time limit", f"give a longer {setting('time')}; {_RESUBMIT}"),
-    JobState.OUT_OF_MEMORY: (
-        "the job used more memory than it has",
-        f"start it again with more {setting('memory')}",
-    ),
-    JobState.NODE_FAIL: ("the job's machine failed", _RESUBMIT),
-    JobState.PREEMPTED: ("the job had to make room for one of a higher priority", _RESUBMIT),
-    JobState.UNKNOWN: ("the job is over, and the scheduler does not know how it ended", "start it again"),
-}
+ENDS = describe_ends("see what your cluster's accounting (sacct -j) says of it")
 
 _ARRAY = "a server runs in one job, not in an array of them"
 _CLUSTER = "the job has to be on the cluster that the login node belongs to"
