@@ -19,7 +19,7 @@ import pytest
 
 import bokeh_ssh
 from bokeh_ssh import BokehSSHError
-from bokeh_ssh._cli.options import as_flag
+from bokeh_ssh._cli.options.words import as_flag
 from bokeh_ssh._core.forward_spec import parse_forward
 from bokeh_ssh._core.framing import Reader, Tail, plain
 from bokeh_ssh._core.settings import word

@@ -23,7 +23,8 @@ from bokeh_ssh._cli.completion import (
 )
 from bokeh_ssh._cli.hints import check_order, with_command
 from bokeh_ssh._cli.notify_ready import announce as tell_supervisor
-from bokeh_ssh._cli.options import (
+from bokeh_ssh._cli.options.command import ORIGINS, Command, Program, take_batch, takes
+from bokeh_ssh._cli.options.table import (
     ATTACH,
     BATCH,
     DEMO,
@@ -34,7 +35,6 @@ from bokeh_ssh._cli.options import (
     JOB,
     LOGGED,
     LOGIN,
-    ORIGINS,
     OUTPUT,
     QUEUE,
     REMOTE,
@@ -42,13 +42,8 @@ from bokeh_ssh._cli.options import (
     STARTED_ONCE,
     TUNNEL,
     VISIT,
-    Command,
-    Program,
-    as_flag,
-    take_batch,
-    takes,
-    words_of,
 )
+from bokeh_ssh._cli.options.words import as_flag, words_of
 from bokeh_ssh._cli.run import (
     add_args,
     announce_urls,
@@ -76,13 +71,7 @@ def _examples(*lines: str) -> str:
 
 
 _EPILOG = f"""\
-{
-    _examples(
-        "HOST app.py",
-        "HOST ./app.py --upload --dev --show",
-        "doctor HOST",
-    )
-}
+{_examples("HOST app.py", "HOST ./app.py --upload --dev --show", "doctor HOST")}
 
 A HOST in place of a command means direct; `bokeh-ssh COMMAND --help` shows a command's options.
 Each is a keyword argument of the same name in Python. Passwords and codes are asked for."""
@@ -129,12 +118,7 @@ Apps = Annotated[
 _SERVER_HELP = "Its id, app or route, as `ls` shows them; none: the only one."
 ServerName = Annotated[
     Optional[str],  # noqa: UP045 - evaluated at run time
-    typer.Argument(
-        metavar="NAME",
-        help=_SERVER_HELP,
-        show_default=False,
-        autocompletion=complete_server,
-    ),
+    typer.Argument(metavar="NAME", help=_SERVER_HELP, show_default=False, autocompletion=complete_server),
 ]
 Show = Annotated[bool, typer.Option("--show", metavar="", help="Open it in the browser.")]
 Verbose = Annotated[

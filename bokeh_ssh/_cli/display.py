@@ -37,7 +37,7 @@ from bokeh_ssh._cli.messages import (
     tunnel_traffic,
     tunnel_way,
 )
-from bokeh_ssh._cli.options import as_flag
+from bokeh_ssh._cli.options.words import as_flag
 from bokeh_ssh._cli.tunnels.registry import HeldTunnel
 from bokeh_ssh._core.errors import BokehSSHError
 from bokeh_ssh._core.events import (

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bokeh_ssh._cli.messages import describe_error, next_step
-from bokeh_ssh._cli.options import as_flag
+from bokeh_ssh._cli.options.words import as_flag
 from bokeh_ssh._core.errors import (
     BokehSSHError,
     ConnectionLostError,

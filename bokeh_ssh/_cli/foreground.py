@@ -19,7 +19,7 @@ from typing import Any
 
 from bokeh_ssh._cli.display import Display, flush
 from bokeh_ssh._cli.json_output import JsonDisplay
-from bokeh_ssh._cli.options import ORIGINS
+from bokeh_ssh._cli.options.command import ORIGINS
 from bokeh_ssh._cli.output_queue import OutputQueue
 from bokeh_ssh._cli.prompts import find_prompt
 from bokeh_ssh._cli.std_streams import OutputError, current

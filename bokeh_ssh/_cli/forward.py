@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bokeh_ssh._cli.options import FORWARD
+from bokeh_ssh._cli.options.table import FORWARD
 from bokeh_ssh._core.endpoint import Endpoint
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.forward_spec import Listen, parse_forward, split_http

@@ -19,7 +19,7 @@ from typing import Any
 from bokeh_ssh._cli.cache import Kept
 from bokeh_ssh._cli.doctor import Finding
 from bokeh_ssh._cli.messages import describe_error, next_step
-from bokeh_ssh._cli.options import as_flag
+from bokeh_ssh._cli.options.words import as_flag
 from bokeh_ssh._cli.tunnels.registry import HeldTunnel
 from bokeh_ssh._core.errors import BokehSSHError
 from bokeh_ssh._core.events import Event, Prompt

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-from bokeh_ssh._cli.options import as_flag
+from bokeh_ssh._cli.options.words import as_flag
 from bokeh_ssh._cli.tunnels.registry import HeldTunnel
 from bokeh_ssh._core.errors import BokehSSHError, PromptRequiredError, UnknownHostKeyError
 from bokeh_ssh._core.events import (

@@ -20,7 +20,8 @@ from typing import Any
 
 from bokeh_ssh._cli import project_policy
 from bokeh_ssh._cli.hints import nearest
-from bokeh_ssh._cli.options import BATCH, EVERY_KEYWORD, GATEWAY, KINDS, QUEUE, START, TUNNEL
+from bokeh_ssh._cli.options.flag import KINDS
+from bokeh_ssh._cli.options.table import BATCH, EVERY_KEYWORD, GATEWAY, QUEUE, START, TUNNEL
 from bokeh_ssh._cli.user_config import check_shape
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.file_reader import FLAGS

@@ -9,7 +9,7 @@ import typer
 
 from bokeh_ssh._cli.completion import find_aliases
 from bokeh_ssh._cli.hints import advise, advise_app
-from bokeh_ssh._cli.options import LOGGED
+from bokeh_ssh._cli.options.table import LOGGED
 from bokeh_ssh._core.endpoint import format_endpoint
 from bokeh_ssh._core.errors import BokehSSHError
 

@@ -25,8 +25,11 @@ import pytest
 import apps
 import bokeh_ssh
 from beds import Knobs, Machine, free_port, until
-from bokeh_ssh._cli import options as flagtable
 from bokeh_ssh._cli.app import main
+from bokeh_ssh._cli.options import table
+from bokeh_ssh._cli.options.command import take_batch
+from bokeh_ssh._cli.options.flag import Flag
+from bokeh_ssh._cli.options.words import as_flag
 from bokeh_ssh._core.settings import as_toml, setting
 from bokeh_ssh._tunnels.publication import Publication
 from cable import Cable
@@ -98,14 +101,14 @@ NO_FLAGS |= {"batch", "queue_timeout", "resubmit", "job"}
 @pytest.mark.parametrize(
     ("cls", "flags", "positional"),
     [
-        (bokeh_ssh.DirectTunnel, (*flagtable.TUNNEL, *flagtable.LOGIN), "host"),
-        (bokeh_ssh.GatewayTunnel, (*flagtable.GATEWAY, *flagtable.TUNNEL, *flagtable.LOGIN), "gateway"),
-        (Publication, (*flagtable.REMOTE, *flagtable.START, *flagtable.LOGIN), "gateway"),
-        (bokeh_ssh.RemoteForward, (*flagtable.REMOTE, *flagtable.LOGIN), "gateway"),
-        (bokeh_ssh.LocalForward, (*flagtable.FORWARD, *flagtable.LOGIN), "host"),
+        (bokeh_ssh.DirectTunnel, (*table.TUNNEL, *table.LOGIN), "host"),
+        (bokeh_ssh.GatewayTunnel, (*table.GATEWAY, *table.TUNNEL, *table.LOGIN), "gateway"),
+        (Publication, (*table.REMOTE, *table.START, *table.LOGIN), "gateway"),
+        (bokeh_ssh.RemoteForward, (*table.REMOTE, *table.LOGIN), "gateway"),
+        (bokeh_ssh.LocalForward, (*table.FORWARD, *table.LOGIN), "host"),
     ],
 )
-def test_flags_are_keywords(cls: type, flags: tuple[flagtable.Flag, ...], positional: str) -> None:
+def test_flags_are_keywords(cls: type, flags: tuple[Flag, ...], positional: str) -> None:
     """Every keyword of a class is a flag of its command and the other way round, under the same name."""
 
     def keywords(cls: type) -> set[str]:
@@ -130,12 +133,12 @@ def test_flags_of_a_batch_job() -> None:
     """Every field of a Batch is a flag of ``direct``."""
     fields = {field.name for field in dataclasses.fields(bokeh_ssh.Batch)}
     done = subprocess.run(
-        [sys.executable, "-c", "import bokeh_ssh; bokeh_ssh.Batch; import bokeh_ssh._cli.options"],
+        [sys.executable, "-c", "import bokeh_ssh; bokeh_ssh.Batch; import bokeh_ssh._cli.options.command"],
         check=False,
     )
     assert done.returncode == 0, "the flags do not find the types of a class that says it is the package's"
-    assert {flag.keyword for flag in flagtable.BATCH} == fields | {"batch"}
-    assert {flag.keyword for flag in (*flagtable.QUEUE, *flagtable.JOB)} == {
+    assert {flag.keyword for flag in table.BATCH} == fields | {"batch"}
+    assert {flag.keyword for flag in (*table.QUEUE, *table.JOB)} == {
         "queue_timeout",
         "resubmit",
         "job",
@@ -145,20 +148,20 @@ def test_flags_of_a_batch_job() -> None:
 def test_batch_flags_make_a_record() -> None:
     """What is typed of a batch job arrives as one record; without ``--batch`` nothing does."""
     typed = {"batch": True, "time": "2:00:00", "gpus": 1, "extra": ("--constraint=a100",), "setup": "x"}
-    flagtable.take_batch(typed)
+    take_batch(typed)
     assert typed == {
         "batch": bokeh_ssh.Batch(time="2:00:00", gpus=1, extra=["--constraint=a100"]),
         "setup": "x",
     }
     plain = {"setup": "x"}
-    flagtable.take_batch(plain)
+    take_batch(plain)
     assert plain == {"setup": "x"}
 
 
 def test_job_flags_need_batch() -> None:
     """A flag of a batch job without ``--batch`` is an error, and not ignored."""
     with pytest.raises(bokeh_ssh.UsageError, match="--job-name is for a batch job; add --batch"):
-        flagtable.take_batch({"name": "dash"})
+        take_batch({"name": "dash"})
 
 
 def test_every_flag_reaches_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,14 +319,14 @@ def test_settings_are_worded_for_who_reads_them() -> None:
     assert str(error) == (
         'launch=False finds nothing; use host_keys="ask", jump=() or a longer timeout; launch'
     )
-    assert error.in_words(flagtable.as_flag) == (
+    assert error.in_words(as_flag) == (
         "--attach finds nothing",
         "use --host-keys ask, --jump none or a longer --timeout; launch",
     )
     assert error.in_words(as_toml)[0] == "launch = false finds nothing"
     copied = pickle.loads(pickle.dumps(error))
     assert (copied.setting, str(copied)) == (error.setting, str(error))
-    assert copied.in_words(flagtable.as_flag) == error.in_words(flagtable.as_flag)
+    assert copied.in_words(as_flag) == error.in_words(as_flag)
     assert bokeh_ssh.UsageError("launch=True was said by another machine").setting is None
 
 
@@ -352,7 +355,7 @@ def test_setting_that_was_given_is_worded_too(
         bokeh_ssh.DirectTunnel("remote.host", **keywords)
     error = caught.value
     assert python in error.message
-    assert flag in error.in_words(flagtable.as_flag)[0]
+    assert flag in error.in_words(as_flag)[0]
     assert toml in error.in_words(as_toml)[0]
     assert error.setting == next(iter(keywords))
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import bokeh_ssh
-from bokeh_ssh._cli import options
 from bokeh_ssh._cli.app import main
+from bokeh_ssh._cli.options.flag import KINDS
 from bokeh_ssh._cli.user_config import path_of_config, read_environment
 from programs import run_here
 
@@ -154,7 +154,7 @@ def test_file_that_cannot_be(text: str, mode: int, said: str) -> None:
 )
 def test_variable_that_cannot_be(name: str, text: str, said: str) -> None:
     """A variable with a mistake in its name or value is an error that names it; our own are no settings."""
-    kinds = {key: options.KINDS[key] for key in ("local_port", "upload", "args")}
+    kinds = {key: KINDS[key] for key in ("local_port", "upload", "args")}
     with pytest.raises(bokeh_ssh.UsageError, match=said):
         read_environment(kinds, kinds, {name: text})
     assert read_environment(kinds, kinds, {"BOKEH_SSH_DIR": "/x", "OTHER": "1", name: ""}) == {}

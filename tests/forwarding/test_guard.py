@@ -18,7 +18,7 @@ import apps
 import conformance
 from beds import Machine, until
 from bokeh_ssh import LocalForward
-from bokeh_ssh._cli.options import as_flag
+from bokeh_ssh._cli.options.words import as_flag
 from bokeh_ssh._core.settings import surface
 from bokeh_ssh._forwarding import http_gate
 from bokeh_ssh._forwarding.filtered_relay import FilteredRelay

@@ -1,0 +1,202 @@
+"""Commands that take flags: they are read, filled up with defaults, and shown in the help."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
+
+from bokeh_ssh._cli.hints import explain_option, nearest
+from bokeh_ssh._cli.options.flag import KINDS, Flag
+from bokeh_ssh._cli.options.table import BATCH, COMMANDS, EVERY_KEYWORD, JOB_ONLY
+from bokeh_ssh._cli.options.words import as_flag
+from bokeh_ssh._cli.user_config import PREFIX, merge, path_of_config, read_config, read_environment
+from bokeh_ssh._core.errors import UsageError
+from bokeh_ssh._jobs.batch import Batch
+
+#: Where settings of this command come from that were not typed: variables, and the person's file.
+ORIGINS: dict[str, str] = {}
+
+
+def takes(*flags: Flag) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add these flags to a command; it gets those that were typed, as keywords of the class."""
+    table = {flag.keyword: flag for flag in flags}
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def command(**typed: Any) -> None:
+            typed.pop("help_all", None)
+            keywords, rest = {}, {}
+            for name, value in typed.items():
+                if name not in table:
+                    rest[name] = value
+                elif value is not None and value != []:
+                    keywords[name] = table[name].value(value)
+            try:
+                keywords, own = _with_defaults(keywords, function.__name__.rstrip("_"), table)
+            except UsageError as exc:
+                raise typer.BadParameter("; ".join(exc.in_words(as_flag))) from exc
+            if "defaults" in parameters_of:
+                rest["defaults"] = own
+            else:
+                keywords = own | keywords
+            for flag in flags:
+                if flag.default is not None:
+                    keywords.setdefault(flag.keyword, flag.default)
+            function(**rest, **keywords)
+
+        parameters_of = inspect.signature(function, eval_str=True).parameters
+        parameters = [
+            parameter
+            for parameter in parameters_of.values()
+            if parameter.kind is not parameter.VAR_KEYWORD and parameter.name != "defaults"
+        ]
+        parameters += [flag.parameter for flag in flags]
+        if not all(flag.first for flag in flags):
+            parameters.append(_help_all(table))
+        # Both are read by typer, some versions the one, some the other.
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # any callable has one
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return command
+
+    return decorate
+
+
+def _with_defaults(
+    typed: dict[str, Any], command: str, table: Mapping[str, Flag]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Add what the environment says to what was typed; return also what the person's own file says.
+
+    :raises UsageError: if either says what cannot be
+    """
+    one = command in ("forward", "publish")  # what is forwarded there is typed each time
+    kinds = {name: flag.kind for name, flag in table.items() if not (one and flag.panel == "Ports")}
+    known = dict.fromkeys(EVERY_KEYWORD, bool) | {
+        name: KINDS[name] for name in EVERY_KEYWORD if name in KINDS
+    }
+    convert = {name: flag.convert for name, flag in table.items()}
+    environment = read_environment(kinds, known)
+    file = read_config(command, kinds, known, COMMANDS)
+    batch = typed.get("batch") or environment.get("batch") or file.get("batch") or typed.get("job")
+    for defaults in (environment, file):
+        only = JOB_ONLY | ({"name"} if "account" in table else set())
+        for name in () if batch else only & defaults.keys():
+            del defaults[name]
+    ORIGINS.clear()
+    ORIGINS.update(dict.fromkeys(file, str(path_of_config())))
+    ORIGINS.update((name, f"{PREFIX}{name.upper()}") for name in environment)
+    for name in typed:
+        ORIGINS.pop(name, None)
+    return merge(typed, environment, convert), merge({}, file, convert)
+
+
+def _help_all(flags: Mapping[str, Flag]) -> inspect.Parameter:
+    """Make ``--help-all``, which shows the flags that ``--help`` leaves out, each under its heading."""
+
+    def show(context: typer.Context, wanted: bool) -> None:
+        if not wanted:
+            return
+        for parameter in context.command.params:
+            flag = flags.get(parameter.name or "")
+            if flag and isinstance(parameter, TyperOption):
+                parameter.hidden = False
+                parameter.rich_help_panel = flag.panel
+        typer.echo(context.get_help())
+        raise typer.Exit
+
+    option = typer.Option(
+        "--help-all", metavar="", help="Show all options and exit.", is_eager=True, callback=show
+    )
+    annotation = Annotated[bool, option]
+    return inspect.Parameter("help_all", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+
+
+class Command(TyperCommand):
+    """A command whose help names no types of Python's: they say nothing that the help does not."""
+
+    def __init__(self, *args: Any, **keywords: Any) -> None:
+        super().__init__(*args, **keywords)
+        for parameter in self.params:
+            if isinstance(parameter, TyperArgument):
+                parameter.display_type_rich = lambda ctx: None  # type: ignore[method-assign]  # no option for it
+                kind: Any = copy.copy(getattr(parameter, "type", None))
+                if kind:  # typer before 0.29 asks this instead
+                    kind.get_metavar = lambda *_, **__: ""
+                    vars(parameter)["type"] = kind
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the words; say of an unknown option where one of the server's goes."""
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as exc:
+            wrong: Any = exc  # typer's own, which has no public name
+            if hasattr(wrong, "message"):
+                wrong.message = wrong.message.removeprefix("Value error, ")  # typer 0.29's, of a choice
+            name = getattr(exc, "option_name", None)
+            if name in ("--batch", "--job") and self.name == "gateway":
+                wrong.possibilities = []
+                wrong.message += (
+                    ". A job is submitted from its login node: bokeh-ssh direct --batch -J GATEWAY"
+                )
+                raise
+            if self.name == "forward" and "unexpected extra argument" in str(wrong):
+                wrong.message += ". The port to forward is --remote-port, or written with -L as for ssh."
+            if name and str(wrong).startswith("No such option"):
+                server = "args" in {each.name for each in self.params}
+                if habit := explain_option(name):
+                    wrong.message += f". {habit}"
+                    wrong.possibilities = []
+                    raise
+                meant = nearest(name, wrong.possibilities or ())
+                wrong.possibilities = [meant] if meant else []
+                if server and not meant:
+                    ssh = "" if name.startswith("--") else "; one of ssh into ~/.ssh/config"
+                    wrong.message += f". An option of the server goes after --: -- {name}{ssh}"
+            raise
+
+    def get_help_option(self, ctx: Any) -> TyperOption | None:
+        """Return ``--help``."""
+        option = super().get_help_option(ctx)
+        if option:
+            option.metavar = ""
+        return option
+
+
+class Program(TyperGroup):
+    """All commands, with a help that likewise names no types."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return its options, also those that typer adds."""
+        parameters = super().get_params(ctx)
+        for parameter in parameters:
+            if isinstance(parameter, TyperOption):
+                parameter.metavar = ""
+        return parameters
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take the name of a shell after --show-completion and --install-completion; typer ignores it."""
+        option, _, shell = "=".join(args[:2]).partition("=")
+        for parameter in self.get_params(ctx) if shell else ():
+            if option in ("--show-completion", "--install-completion") and option in parameter.opts:
+                parameter.callback(ctx, parameter, shell)
+        return super().parse_args(ctx, args)
+
+
+def take_batch(keywords: dict[str, Any]) -> None:
+    """Put what was typed of a batch job together, as ``batch``.
+
+    :raises UsageError: if something of it was typed without ``--batch``, or cannot be
+    """
+    asked = keywords.pop("batch", False)
+    given = {flag.keyword: keywords.pop(flag.keyword) for flag in BATCH if flag.keyword in keywords}
+    if given and not asked:
+        flag = next(flag for flag in BATCH if flag.keyword in given)
+        msg = f"{flag.names[0]} is for a batch job"
+        raise UsageError(msg, hint="add --batch, or leave it out")
+    if asked:
+        keywords["batch"] = Batch(**given)
