@@ -126,7 +126,8 @@ def _(event: JobSubmitted) -> Line:
 def _(event: JobWaiting) -> Line:
     why = f": {event.reason}" if event.reason else ""
     when = f", may start {_clock(event.estimated_start)}" if event.estimated_start else ""
-    return Line("begin", f"Job {event.job} waits{why}{when} (Ctrl-C cancels it)")
+    end = "leaves" if event.stays else "cancels"
+    return Line("begin", f"Job {event.job} waits{why}{when} (Ctrl-C {end} it)")
 
 
 @describe.register

@@ -80,16 +80,18 @@ class JobSubmitted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class JobWaiting(Event):
-    """The job is queued. Reported at first, and whenever ``reason`` or ``estimated_start`` changes.
+    """The job is queued, or suspended. Reported at first, and if ``reason`` or ``estimated_start`` changes.
 
-    :param reason: why it waits, in the scheduler's word; empty if it has not said
+    :param reason: why it waits, in the scheduler's word, or "suspended"; empty if it has not said
     :param estimated_start: when the scheduler expects to start it, in seconds since the epoch; None if it
         does not say, or has said a time that has passed
+    :param stays: whether the job is left alone if the tunnel is closed now
     """
 
     job: str
     reason: str = ""
     estimated_start: float | None = None
+    stays: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -227,7 +227,7 @@ class ClusterJob:
                     if self._request.reconnect and exc.temporary and not isinstance(exc, JobError)
                     else None
                 )
-                if not job or job.state is not JobState.PENDING:
+                if not job or not job.state.waits:
                     raise
                 losses += 1
                 if losses == 1:
@@ -414,15 +414,17 @@ class ClusterJob:
             hopeless = hopeless + 1 if self._scheduler.why_never(job.reason) else 0
             if hopeless >= _SURE:
                 raise self._never(job)
-            now = (job.reason, round((job.estimated_start or 0) / 60))
+            reason = "suspended" if job.state is JobState.SUSPENDED else job.reason
+            now = (reason, round((job.estimated_start or 0) / 60))
             if now != told:
                 told = now
                 self._emit(
                     JobWaiting(
                         host=self._label,
                         job=job.id,
-                        reason=job.reason,
+                        reason=reason,
                         estimated_start=job.estimated_start,
+                        stays=self.stays,
                     )
                 )
             pause = _LEAST if hopeless else min(_MOST, pause * _GROWTH)
@@ -446,7 +448,7 @@ class ClusterJob:
         with contextlib.suppress(ConnectionLostError):  # the login node's, which is told as it is
             while self._warden and self._warden.alive and self._job and time.monotonic() < until:
                 job = self._ask(self._warden, _LEAST)
-                if job and job.state is not JobState.RUNNING:
+                if job and job.state not in (JobState.RUNNING, JobState.SUSPENDED):
                     self._await_start(self._warden)  # raises how it ended
 
     def _ask(self, warden: Warden, pause: float) -> Job | None:
@@ -476,7 +478,7 @@ class ClusterJob:
 
     def _queue_left(self) -> float:
         """Return for how many more seconds the job may wait."""
-        if self._request.queue_timeout is None:
+        if self._request.queue_timeout is None or self._progress.started:
             return float("inf")
         return self._progress.submitted_at + self._request.queue_timeout - time.monotonic()
 
@@ -553,7 +555,8 @@ class ClusterJob:
                     raise
                 job = self._ask(warden, _LEAST)
                 if job and job.state is not JobState.RUNNING:
-                    self._await_start(warden)  # raises how it ended
+                    self._await_start(warden)  # raises how it ended, unless it was suspended
+                    deadline = time.monotonic() + self._request.timeout
                 if time.monotonic() > deadline:
                     exc.host = exc.host or self._label
                     if self._named or self._progress.reached:
@@ -647,11 +650,11 @@ class ClusterJob:
         if warden and warden.alive:  # the limit may have been raised
             self._ask(warden, 0.0)
         job = self._job
-        if not job or job.state is not JobState.RUNNING:
-            return
-        left = job.ends_at - time.time() if job.ends_at else None
+        left = job.ends_at - time.time() if job and job.ends_at else None
         due = [each for each in self._progress.marks if left is not None and left <= each + 1.0]
         self._progress.marks = [each for each in self._progress.marks if each not in due]
+        if not job or job.state is not JobState.RUNNING:
+            return
         if warned and (left is None or left > _NEAR):
             self._emit(JobEnding(host=self._label, job=job.id, seconds=None, warned=True))
         elif warned or due:

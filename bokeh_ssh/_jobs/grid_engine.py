@@ -165,6 +165,8 @@ def read_state(word: str) -> JobState:
         return JobState.COMPLETING
     if "w" in word:  # qw, hqw, Eqw, hRwq
         return JobState.PENDING
+    if set(word) & set("sST"):  # by its user, with its queue, for the load of its machine
+        return JobState.SUSPENDED
     return JobState.RUNNING
 
 

@@ -15,6 +15,7 @@ class JobState(str, enum.Enum):
 
     PENDING = "PENDING"  #: It waits in the queue.
     RUNNING = "RUNNING"
+    SUSPENDED = "SUSPENDED"  #: It has started, and is stopped for a while: its server does not answer.
     COMPLETING = "COMPLETING"  #: It has ended; how is not known yet.
     COMPLETED = "COMPLETED"
     FAILED = "FAILED"
@@ -28,7 +29,12 @@ class JobState(str, enum.Enum):
     @property
     def over(self) -> bool:
         """Whether the job has ended, and it is known how."""
-        return self not in (JobState.PENDING, JobState.RUNNING, JobState.COMPLETING)
+        return not (self.waits or self in (JobState.RUNNING, JobState.COMPLETING))
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is up to the scheduler when the job goes on."""
+        return self in (JobState.PENDING, JobState.SUSPENDED)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,7 +48,8 @@ _CLOCK = re.compile(r"(\d{1,9}):(\d{2}):(\d{2})")
 
 _WAITING = ("PEND", "PSUSP", "PROV", "WAIT")
 #: UNKWN: the machine does not answer, and the job may run on it.
-_RUNNING = ("RUN", "USUSP", "SSUSP", "UNKWN")
+_RUNNING = ("RUN", "UNKWN")
+_SUSPENDED = ("USUSP", "SSUSP")
 #: Why LSF has ended a job; all others failed.
 _TERMS = {
     "TERM_RUNLIMIT": JobState.TIMEOUT,
@@ -179,6 +180,8 @@ def _read_state(row: dict[str, str]) -> JobState:
         return JobState.PENDING
     if word in _RUNNING:
         return JobState.RUNNING
+    if word in _SUSPENDED:
+        return JobState.SUSPENDED
     if word == "DONE":
         return JobState.COMPLETED
     if word == "ZOMBI":  # it was to be ended, and its machine does not answer

@@ -44,7 +44,8 @@ _UNKNOWN = re.compile(r"Unknown Job Id (?:Error )?(\d+)")
 _ATTRIBUTE = re.compile(r"^    (\S+) = (.*)$", re.M)
 
 _WAITING = ("Q", "H", "W", "T")
-_RUNNING = ("R", "S", "U", "B")
+_RUNNING = ("R", "B")
+_SUSPENDED = ("S", "U")
 _OVER = ("F", "X", "C")  # C: Torque
 #: What MOM says of a job that it has ended: OpenPBS from 20 on, Torque (``exit_status`` in small letters).
 _KILLED = {
@@ -186,6 +187,8 @@ def read_state(letter: str) -> JobState:
     """Read a state; how a job ended is not in it."""
     if letter in _WAITING or letter == "M":  # M: went to another server, which is not asked
         return JobState.PENDING
+    if letter in _SUSPENDED:
+        return JobState.SUSPENDED
     return JobState.RUNNING if letter in _RUNNING else JobState.COMPLETING
 
 

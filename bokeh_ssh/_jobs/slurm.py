@@ -47,7 +47,8 @@ _NUMBERS = re.compile(r"\[([^][,-]*)(?:[,-][^][]*)?\]")
 #: What squeue says, with exit status 1, of a job that it does not know, or knows no more (MinJobAge).
 _UNKNOWN = "Invalid job id specified"
 
-_RUNNING = ("RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING")
+_RUNNING = ("RUNNING", "SIGNALING", "RESIZING")
+_SUSPENDED = ("SUSPENDED", "STOPPED")
 _WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD")
 _OVER = {"BOOT_FAIL": JobState.NODE_FAIL, "DEADLINE": JobState.TIMEOUT, "REVOKED": JobState.CANCELLED}
 
@@ -259,6 +260,8 @@ def read_state(word: str) -> JobState:
     """Read a state, also one that is a special case of another."""
     if word in _RUNNING:
         return JobState.RUNNING
+    if word in _SUSPENDED:
+        return JobState.SUSPENDED
     if word in _WAITING:
         return JobState.PENDING
     if word in _OVER:

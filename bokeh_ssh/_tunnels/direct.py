@@ -12,7 +12,7 @@ from bokeh_ssh._core.text import app_name
 from bokeh_ssh._forwarding.status import StateName
 from bokeh_ssh._jobs.batch import Batch, as_batch
 from bokeh_ssh._jobs.cluster_job import ClusterJob, JobRequest
-from bokeh_ssh._jobs.job import Job, JobState
+from bokeh_ssh._jobs.job import Job
 from bokeh_ssh._server.bootstrap import list_pythons
 from bokeh_ssh._ssh.connect import OpenStream
 from bokeh_ssh._ssh.connection import Connection
@@ -111,9 +111,9 @@ class DirectTunnel(Tunnel):
 
     @property
     def state(self) -> StateName:
-        """As for every tunnel; "queued" while its batch job waits to be started."""
+        """As for every tunnel; "queued" while its batch job waits to be started, or is suspended."""
         state, job = super().state, self._info.job
-        waits = job is not None and job.state is JobState.PENDING
+        waits = job is not None and job.state.waits
         return "queued" if waits and state in ("connecting", "reconnecting") else state
 
 

@@ -311,6 +311,7 @@ def test_batch_job_in_words() -> None:
         for event in (
             JobWaiting(host="h", job="123"),
             JobWaiting(host="h", job="123", reason="Resources", estimated_start=today),
+            JobWaiting(host="h", job="123", reason="suspended", stays=True),
             JobStarted(host="h", job="123", node="c17", ends_at=today),
             JobEnding(host="h", job="123", seconds=598.0),
             JobEnding(host="h", job="123", seconds=34.2, warned=True),
@@ -321,6 +322,7 @@ def test_batch_job_in_words() -> None:
     assert [line.text for line in lines if line] == [
         "Job 123 waits (Ctrl-C cancels it)",
         "Job 123 waits: Resources, may start 14:05 (Ctrl-C cancels it)",
+        "Job 123 waits: suspended (Ctrl-C leaves it)",
         "Job 123 runs on c17, ends 14:05",
         "Job 123 ends in 10 min, at its time limit",
         "Job 123 ends in 34 s, at its time limit",

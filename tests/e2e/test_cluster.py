@@ -693,6 +693,25 @@ def test_allocation_of_several_nodes_is_entered(bed: SlurmBed) -> None:
     assert bed.queue() == [f"{job} RUNNING"]
 
 
+def test_suspended_job_is_waited_for(bed: SlurmBed) -> None:
+    """A job that Slurm has stopped for a while is said to be suspended, and is entered when it goes on."""
+    events: list[Event] = []
+    job = bed.run("login1", 'sbatch --parsable -t 10 -o /dev/null --wrap "sleep 600"').strip()
+    until(lambda: bed.queue() == [f"{job} RUNNING"], what="it runs")
+    bed.run("ctl", f"scontrol suspend {job}", "root")
+    tunnel = DirectTunnel(bed.login1, "alice", **options(bed, events, batch=None, job=job))
+    with opening(tunnel) as raised:
+        until(lambda: find(events, JobWaiting) or raised, what="it is told")
+        assert (find(events, JobWaiting)[0].reason, find(events, JobWaiting)[0].stays) == ("suspended", True)
+        assert tunnel.state == "queued"
+        assert tunnel.job
+        assert tunnel.job.state is JobState.SUSPENDED
+        bed.run("ctl", f"scontrol resume {job}", "root")
+        until(lambda: tunnel.state == "ready" or raised, what="it opens")
+        assert not raised
+    assert bed.queue() == [f"{job} RUNNING"]
+
+
 #: An SSH server that asks PAM.
 PAM_PORT = 2223
 PAM_SSHD = f"-p {PAM_PORT} -o UsePAM=yes -o PidFile=/run/pam-sshd.pid"

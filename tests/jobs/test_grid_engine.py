@@ -90,6 +90,15 @@ def test_running_job_is_read() -> None:
     assert grid_engine.read_answer("2", 0, "Welcome\n" + RUNNING + DETAIL, "") == job
 
 
+@pytest.mark.parametrize(
+    ("letters", "state"),
+    [("s", "SUSPENDED"), ("S", "SUSPENDED"), ("T", "SUSPENDED"), ("t", "RUNNING"), ("ds", "COMPLETING")],
+)
+def test_suspended_job_is_read(letters: str, state: str) -> None:
+    """Its user, its queue or the load of its machine may have stopped a job."""
+    assert grid_engine.read_state(letters) == state
+
+
 def test_job_in_error_never_starts() -> None:
     """The state of error is one that no waiting ends, and says why."""
     job = grid_engine.read_answer("15", 0, RUNNING + ERROR, "")

@@ -86,8 +86,8 @@ def test_waiting_job_says_why(stat: str, pend: str, reason: str, never: bool) ->
         ("EXIT", "-", "TERM_ZOMBIE: zombie job killed", JobState.NODE_FAIL),
         ("ZOMBI", "-", "-", JobState.NODE_FAIL),
         ("UNKWN", "-", "-", JobState.RUNNING),
-        ("USUSP", "-", "-", JobState.RUNNING),
-        ("SSUSP", "-", "-", JobState.RUNNING),
+        ("USUSP", "-", "-", JobState.SUSPENDED),
+        ("SSUSP", "-", "-", JobState.SUSPENDED),
     ],
 )
 def test_state_and_end_are_read(stat: str, code: str, why: str, state: JobState) -> None:

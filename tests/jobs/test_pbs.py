@@ -118,6 +118,13 @@ def test_end_is_read_from_the_history(attributes: str, state: JobState) -> None:
     assert leaving == Job(id="1234", state=JobState.COMPLETING)
 
 
+def test_suspended_job_is_read() -> None:
+    """One that the server or a busy workstation has stopped still has its node."""
+    for letter in "SU":
+        job = pbs.read_answer("1234", 0, RUNNING.replace("job_state = R", f"job_state = {letter}"), "")
+        assert job == Job(id="1234", state=JobState.SUSPENDED, node="localhost")
+
+
 def test_canceller_is_read() -> None:
     """The history has who it was."""
     said = (

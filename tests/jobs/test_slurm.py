@@ -26,6 +26,10 @@ from bokeh_ssh._remote.warden import still_waits
         ),
         ("7|PENDING|None|N/A|N/A|n/a|main\n", Job(id="7")),
         (
+            "7|SUSPENDED|None|1795899223|1795901023|c1|main\n",
+            Job(id="7", state=JobState.SUSPENDED, node="c1", ends_at=1795901023.0),
+        ),
+        (
             "7|COMPLETING|None|1795899223|1795899223|c1|main\n",
             Job(id="7", state=JobState.COMPLETING, node="c1", ends_at=1795899223.0),
         ),
