@@ -358,8 +358,8 @@ class ClusterJob:
         if leader.isdigit() and part.isdigit():
             raise self._is_part()
         number, _, task = name.partition("_")
-        if number.isdigit() and task.isdigit():  # as squeue lists them; while they wait, they are one
-            msg = f"job {name} is one of an array"
+        if number.isdigit() and (task[:1].isdigit() or task[:1] == "["):  # as squeue has them
+            msg = f"job {name} is of an array"
             raise JobError(msg, host=self._label, hint=self._scheduler.OF_ARRAY, job=name)
         listed, answer = scheduler.list_jobs(warden, self._scheduler)
         if answer.status:

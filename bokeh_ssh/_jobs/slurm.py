@@ -44,8 +44,9 @@ _ANSWER = re.compile(
 )
 #: Numbers of nodes in a list, of which the first one is kept.
 _NUMBERS = re.compile(r"\[([^][,-]*)(?:[,-][^][]*)?\]")
-#: What squeue says, with exit status 1, of a job that it does not know, or knows no more (MinJobAge).
-_UNKNOWN = "Invalid job id specified"
+#: What squeue says, with exit status 1, of a job that it does not know, or knows no more (MinJobAge), or of
+#: a number that no job has.
+_UNKNOWN = "Invalid job id"
 
 _RUNNING = ("RUNNING", "SIGNALING", "RESIZING")
 _SUSPENDED = ("SUSPENDED", "STOPPED")
@@ -182,8 +183,11 @@ def claim_words(job: str, nonce: str) -> list[str]:
 
 def guard(nonce: str, job: str = "{job}") -> dict[str, object]:
     """Say how a warden sees that a job still waits and is its own to cancel; see ``_remote.warden``."""
+    check = f"""\
+said=$(squeue -h -j "$1" -o "%T %k" 2>&1) || case $said in *"{_UNKNOWN}"*) exit 0 ;; *) exit 1 ;; esac
+printf '%s\\n' "$said\""""
     return {
-        "check": ["squeue", "-h", "-j", job, "-o", "%T %k"],
+        "check": ["sh", "-c", check, "sh", job],
         "waits": list(_WAITING),
         "mine": _CLAIM + nonce,
         "claim": _CLAIM,

@@ -331,15 +331,26 @@ class Warden:
 
     def settle(self, guard: dict[str, Any]) -> bool:
         """Cancel a job that still waits; return False where the scheduler does not answer."""
-        if not guard.get("now"):
-            status, out, _ = self.run(guard["check"])
-            if status or not still_waits(guard, out):
-                return not status  # it runs, and ends by itself; or it has ended; or has another warden
-        return not self.run(guard["cancel"])[0]
+        waits = guard.get("now") or self.waits(guard)
+        return not self.run(guard["cancel"])[0] if waits else waits is not None
+
+    def waits(self, guard: dict[str, Any]) -> bool | None:
+        """Return whether a job waits, and is ours to cancel; None where the scheduler does not answer."""
+        status, out, _ = self.run(guard["check"])
+        return None if status else still_waits(guard, out)
 
     def follow(self, guard: dict[str, Any], pause: float) -> None:
-        """Cancel a job that still waits after some seconds."""
-        time.sleep(pause)
+        """Cancel a job that still waits after some seconds.
+
+        One that runs ends by itself, and one that another warden has taken over is that one's: there is
+        nothing to stay for.
+        """
+        soon = min(pause, _AGAIN)
+        time.sleep(soon)
+        if soon < pause:
+            if self.waits(guard) is False:
+                return
+            time.sleep(pause - soon)
         for _ in range(_TRIES):
             if self.settle(guard):
                 break

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,11 +54,32 @@ def test_answer_is_read(out: str, job: Job) -> None:
     assert slurm.read_answer("7", 0, out, "") == job
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="login nodes are POSIX")
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        ("echo PENDING bokeh-ssh:f00", 0),
+        ("echo slurm_load_jobs error: Invalid job id specified >&2; exit 1", 0),
+        ("echo slurm_load_jobs error: Unable to contact slurm controller >&2; exit 1", 1),
+    ],
+)
+def test_warden_asks_no_more_for_a_job_that_is_forgotten(tmp_path: Path, said: str, status: int) -> None:
+    """That squeue knows a job no more is an answer; that it reaches no controller is none."""
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\n{said}\n")
+    (tmp_path / "squeue").chmod(0o755)
+    words: Any = slurm.guard("f00", "7")["check"]
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(words, capture_output=True, env=env, text=True, check=False)
+    assert done.returncode == status
+    assert still_waits(slurm.guard("f00", "7"), done.stdout) == ("PENDING" in said)
+
+
 def test_unknown_job_is_over() -> None:
     """A job that Slurm has forgotten is over; exit status and text are squeue's."""
     said = "slurm_load_jobs error: Invalid job id specified\n"
     assert slurm.read_answer("7", 1, "", said) == Job(id="7", state=JobState.UNKNOWN)
     assert JobState.UNKNOWN.over
+    assert slurm.is_unknown("squeue: error: Invalid job id: 0\n"), "a number that no job has"
 
 
 @pytest.mark.parametrize(

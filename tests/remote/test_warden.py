@@ -38,7 +38,13 @@ class Running:
     """
 
     def __init__(
-        self, folder: Path, python: str, grace: float, silence: float = 60, renewal: float = 60
+        self,
+        folder: Path,
+        python: str,
+        grace: float,
+        silence: float = 60,
+        renewal: float = 60,
+        again: float = 15.0,
     ) -> None:
         self.shared = folder / "shared"
         self.queue = folder / "queue"
@@ -46,7 +52,7 @@ class Running:
             (folder / name).write_text(QUEUE.format(queue=self.queue))
             (folder / name).chmod(0o755)
         program = folder / "warden.py"
-        program.write_bytes(payload("warden"))
+        program.write_bytes(payload("warden").replace(b"_AGAIN = 15.0", b"_AGAIN = %r" % again))
         self.process = subprocess.Popen(
             [python, str(program)],
             stdin=subprocess.PIPE,
@@ -138,6 +144,23 @@ def test_job_of_others_is_left_alone(warden: Running, said: str, tmp_path: Path)
     warden.vanish()
     until(lambda: Path(f"{warden.queue}.asked").exists(), what="it has looked")
     assert warden.queue.exists()
+
+
+def test_nobody_stays_for_a_job_that_runs(tmp_path: Path, python: str) -> None:
+    """A job that runs ends by itself: the warden of a client that is gone does not wait for ``grace``."""
+    warden = Running(tmp_path, python, 600, again=0.2)
+    stays = ["pgrep", "-f", str(tmp_path / "warden.py")]
+    try:
+        warden.submit()
+        warden.queue.write_text("RUNNING bokeh-ssh:f00\n")
+        assert not subprocess.run(stays, stdout=subprocess.DEVNULL, check=False).returncode, "the control"
+        warden.vanish()
+        until(
+            lambda: subprocess.run(stays, stdout=subprocess.DEVNULL, check=False).returncode, what="it ends"
+        )
+    finally:
+        warden.process.kill()
+        subprocess.run(["pkill", *stays[1:]], check=False)
 
 
 def test_waiting_job_is_cancelled_when_its_client_is_silent(tmp_path: Path, python: str) -> None:
