@@ -394,11 +394,11 @@ def forward(
     context: typer.Context,
     host: Target,
     local: Annotated[
-        Optional[str],  # noqa: UP045 - evaluated at run time
+        Optional[list[str]],  # noqa: UP045 - evaluated at run time
         typer.Option("-L", metavar="SPEC", help="A local forward as for ssh: [BIND:]PORT:HOST:HOSTPORT."),
     ] = None,
     remote: Annotated[
-        Optional[str],  # noqa: UP045 - evaluated at run time
+        Optional[list[str]],  # noqa: UP045 - evaluated at run time
         typer.Option("-R", metavar="SPEC", help="A remote forward, likewise."),
     ] = None,
     verbose: Verbose = 0,
@@ -413,13 +413,13 @@ def forward(
     def make(foreground: Foreground) -> Openable:
         from bokeh_ssh._cli.forward import make_forward
 
-        return make_forward(host, local, remote, keywords | common(foreground))
+        return make_forward(host, local or (), remote or (), keywords | common(foreground))
 
     def announce(foreground: Foreground, _: Any) -> None:
         foreground.display.addresses(foreground.display.ready)
 
-    plan = ("forward", host, {"-L": local, "-R": remote})
-    hold(make, announce, verbose, keywords, command="forward", plan=lambda: plan)
+    specs = {"-L": local[0] if local else None, "-R": remote[0] if remote else None}
+    hold(make, announce, verbose, keywords, command="forward", plan=lambda: ("forward", host, specs))
 
 
 @app.command("ls", cls=Command, epilog=_examples("ls", "ls me@host", "ls ."))

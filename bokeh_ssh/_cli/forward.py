@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from bokeh_ssh._cli.options.table import FORWARD
@@ -14,17 +15,17 @@ from bokeh_ssh._tunnels.remote_forward import RemoteForward
 
 
 def make_forward(
-    host: str, local: str | None, remote: str | None, keywords: dict[str, Any]
+    host: str, local: Sequence[str], remote: Sequence[str], keywords: dict[str, Any]
 ) -> LocalForward | RemoteForward:
     """Make the forward that was asked for, by flags or as ``ssh`` writes it.
 
-    :param local: the value of ``-L``
-    :param remote: the value of ``-R``
+    :param local: the values of ``-L``, of which there may be one
+    :param remote: those of ``-R``, likewise
     :param keywords: the flags that were given, and the login keywords
     :raises UsageError: if it was asked for in two ways, or in none
     """
-    ways = [name for name, spec in (("-L", local), ("-R", remote)) if spec is not None]
-    beside = {"http", "cache"} if remote is None else set()  # go with -L
+    ways = ["-L"] * len(local) + ["-R"] * len(remote)
+    beside = set() if remote else {"http", "cache"}  # go with -L
     ways += [setting(name) for name in sorted(({flag.keyword for flag in FORWARD} - beside) & set(keywords))]
     if not ways:
         msg = "it is not said what to forward"
@@ -36,13 +37,13 @@ def make_forward(
         msg = f"{ways[0]} and {ways[1]} cannot be given together"
         raise UsageError(msg, hint="give -L, -R, or the flags; run it once for each forward")
     allow_exposed = keywords.pop("allow_exposed", False)
-    if remote is not None:
-        listen, target = parse_forward(remote)
+    if remote:
+        listen, target = parse_forward(remote[0])
         return RemoteForward(
             host, allow_exposed=allow_exposed, **_named(listen, target, "remote", "local"), **keywords
         )
-    if local is not None:
-        spec, http = split_http(local)
+    if local:
+        spec, http = split_http(local[0])
         keywords |= _named(*parse_forward(spec), "local", "remote") | ({"http": True} if http else {})
     return LocalForward(host, **keywords)
 

@@ -265,6 +265,8 @@ def test_every_flag_reaches_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
         "forward host --local-socket /x",
         "publish -g host app.py --local-socket /x",
         "forward host -L 1:x:2 -R 1:x:2",
+        "forward host -L 1:x:2 -L 2:x:2",
+        "forward host -R 1:x:2 -R 2:x:2",
         "forward host -R 1:x:2 --http",
         "forward host --http",
         "forward host -L *:1:x:2/http",
