@@ -646,16 +646,20 @@ def test_many_configs_at_random(write, tmp_path: Path) -> None:
 
 
 def test_include(write, tmp_path: Path) -> None:
-    """Include takes patterns, several files in order, no links to nothing, and counts only where its block
-    does."""
+    """Include takes patterns of glob(3), several files in order, no links to nothing, and counts only where
+    its block does."""
     write("User one\nHost b\nUser no\n", "1.conf")
     write("Match host a\nPort 2\n", "2.conf")
     (tmp_path / "3.conf").symlink_to(tmp_path / "gone")
+    for name in ("[x].inc", "z.inc"):
+        write(f"IdentityFile /{name}\n", name)
     later = f"Host a\nInclude {tmp_path}/*.conf {tmp_path}/none*\nHostKeyAlias k\n"
-    path = write(f"Host b\nInclude {tmp_path}/1.conf\n{later}")
+    odd = rf"Include {tmp_path}/\[x]*.inc {tmp_path}/[!x^].i*c"
+    path = write(f"{odd}\nHost b\nInclude {tmp_path}/1.conf\n{later}")
     config = check_same(path, "a")
     assert config is not None
     assert (config.user, config.port, config.host_key_alias) == ("one", 2, "k")
+    assert config.identity_files == ("/[x].inc", "/z.inc")
 
 
 def test_include_depth(write) -> None:

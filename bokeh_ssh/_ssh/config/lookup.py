@@ -474,7 +474,7 @@ class _Lookup:
             msg = "files include each other too deeply"
             raise ValueError(msg)
         # A home of nobody matches no file.
-        everything = str(Path(syntax.home(position.base), expand_home(pattern)))
+        everything = str(Path(syntax.home(position.base), expand_home(syntax.as_glob(pattern))))
         for path in sorted(glob.glob(everything)):  # noqa: PTH207  # Path.glob takes no absolute pattern
             depth, never = position.depth + 1, not position.active
             inner = _Position(path, position.mine, position.base, depth, active=position.active, never=never)

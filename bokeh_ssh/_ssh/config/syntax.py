@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import getopt
+import glob
+import os
 import re
 import shlex
 import socket
@@ -243,6 +245,13 @@ def expand(text: str, tokens: Mapping[str, str], env: Mapping[str, str] | None =
         return env[name]
 
     return _SUBSTITUTE.sub(value, text)
+
+
+def as_glob(pattern: str) -> str:
+    r"""Write a pattern of glob(3) as one of Python's, which takes no ``\[`` for a bracket."""
+    if os.name == "nt":  # where a backslash parts folders
+        return pattern
+    return re.sub(r"\\(.)", lambda found: glob.escape(found[1]), pattern)
 
 
 def as_jump(command: str) -> str | None:
