@@ -730,6 +730,17 @@ def test_question(keys: Keys, tmp_path: Path) -> None:
     assert verdict(blob(keys.public["ed"]), [str(path)], port=2222) == "known"
 
 
+def test_question_where_no_file_keeps_keys(keys: Keys, tmp_path: Path) -> None:
+    """The answer counts for this time alone (``UserKnownHostsFile none``), and a person is asked again."""
+    for _ in range(2):
+        ask, asked = answers("yes")
+        assert (
+            verify(blob(keys.public["ed"]), [str(tmp_path / "x")], policy="ask", ask=ask, writable=None)
+            is None
+        )
+        assert len(asked) == 1
+
+
 def test_answers(keys: Keys, tmp_path: Path) -> None:
     """Yes and the fingerprint accept, no and nothing decline, anything else is asked again."""
     key = blob(keys.public["ed"])

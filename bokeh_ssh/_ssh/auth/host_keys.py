@@ -124,7 +124,7 @@ def verify(
         the rules say so (``CheckHostIP``, off since OpenSSH 8.5)
     :param port: None if ``name`` is a HostKeyAlias: that stands in the files without a port
     :param files: known_hosts files; missing ones are as good as empty
-    :param writable: the file that gets new keys; None if there is none
+    :param writable: the file that gets new keys; None if there is none, so that a person is asked each time
     :param policy: what becomes of an unknown key: refused, asked about, or taken
     :param ask: gets a ``Question`` of kind ``"host_key"``; ``"yes"`` or the fingerprint accepts
     :param rules: what else the ssh config says
@@ -156,13 +156,13 @@ def verify(
         return [verified]
     if verdict.status != "unknown" or policy == "strict":
         raise case.refusal(verdict)
-    if writable is None:
+    if writable is None and policy != "ask":  # then anybody's key would be taken, each time
         raise case.unknown("and there is no file to remember it in", f"give {setting('known_hosts=')} a file")
-    if _NOT_A_NAME.search(name):
+    if writable is not None and _NOT_A_NAME.search(name):
         raise case.unknown("and its name cannot stand in a known_hosts file", "give it a HostKeyAlias")
     if policy == "ask":
         _confirm(case, verdict, ask)
-    added = _remember(case, writable)
+    added = None if writable is None else _remember(case, writable)
     return [added, verified] if added else [verified]
 
 
