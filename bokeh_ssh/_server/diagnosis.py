@@ -69,6 +69,8 @@ _PYTHON_HINT = (
     f"give {setting('python=')} the path of one, or {setting('setup=')} "
     'what makes one available ("conda activate NAME")'
 )
+#: No shell reads a path; one that has a dollar is mostly meant for one.
+_LITERAL_HINT = "a variable in a path is not replaced by its value: write that, or ~/ for the home"
 #: A command without a place for the port is given Bokeh's options.
 _PLACE_HINT = (
     f"{setting('command')} has no {{port}}, so it was given the options of bokeh serve; "
@@ -148,7 +150,10 @@ class StartFailure:
             return self._make(LaunchError, msg, hint, status)
         if at == "cwd":
             msg = f"there is no directory {self.launch.cwd!r} to run in, or your account cannot enter it"
-            return self._make(LaunchError, msg, f"give {setting('cwd=')} a directory of that machine", status)
+            hint = f"give {setting('cwd=')} a directory of that machine"
+            if "$" in str(self.launch.cwd):
+                hint = _LITERAL_HINT
+            return self._make(LaunchError, msg, hint, status)
         if at == "spawn":
             msg = f"{self.evidence.argv[0]!r} could not be started ({failed.get('text', '')})"
             hint = (
@@ -178,7 +183,10 @@ class StartFailure:
                 msg = f"{wanted} is there, but is no program that your account may run"
                 hint = f"give {setting('python=')} a program, such as bin/python in that folder"
                 return self._make(PythonNotFoundError, msg, hint, status)
-            return self._make(PythonNotFoundError, f"there is no {wanted}", _PYTHON_HINT, status)
+            hint = _LITERAL_HINT if "$" in wanted else _PYTHON_HINT
+            if " " in wanted and not wanted.startswith(("'/", "'~")) and self.launch.python:
+                hint = f'{setting("python=")} takes a path, and {setting("setup=")} "conda activate NAME"'
+            return self._make(PythonNotFoundError, f"there is no {wanted}", hint, status)
         msg = f"the shell ended early (exit status {status})"
         return self._make(LaunchError, msg, "a start file of the login shell may end it", status)
 
@@ -242,6 +250,8 @@ class StartFailure:
                 f"an app is a path of that machine: of a script, a notebook, or a folder with a main.py; a "
                 f"relative one starts at {setting('cwd')}, or at the home"
             )
+            if any("$" in app for app in self.launch.app):
+                hint = _LITERAL_HINT
         elif any(_TLS in line for line in self.log):
             hint = (
                 "see whether the certificate's file is there, and has its key in it (else --ssl-keyfile); "

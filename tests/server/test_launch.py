@@ -365,6 +365,22 @@ def test_python_missing(bench: Bench, python: str) -> None:
     assert python in str(error)
 
 
+@pytest.mark.parametrize(
+    ("launch", "says"),
+    [
+        ({"cwd": "$SCRATCH/app"}, "is not replaced"),
+        ({"python": "$HOME/bin/python"}, "is not replaced"),
+        ({"python": "conda run -n it python"}, "setup"),
+        ({"app": ("$HOME/app.py",)}, "is not replaced"),
+    ],
+)
+def test_path_that_is_written_for_a_shell(bench: Bench, launch: dict[str, Any], says: str) -> None:
+    """A variable or a command in the place of a path is answered by what can be written there."""
+    with pytest.raises(LaunchError) as caught:
+        bench.start(**launch)
+    assert says in str(caught.value.hint)
+
+
 def test_python_that_may_not_be_run(bench: Bench) -> None:
     """An interpreter that is there, and is not for this account to run, is not told as missing."""
     python = bench.script("python", "#!/bin/sh\n")

@@ -732,12 +732,10 @@ def test_question(keys: Keys, tmp_path: Path) -> None:
 
 def test_question_where_no_file_keeps_keys(keys: Keys, tmp_path: Path) -> None:
     """The answer counts for this time alone (``UserKnownHostsFile none``), and a person is asked again."""
+    key, files = blob(keys.public["ed"]), [str(tmp_path / "x")]
     for _ in range(2):
         ask, asked = answers("yes")
-        assert (
-            verify(blob(keys.public["ed"]), [str(tmp_path / "x")], policy="ask", ask=ask, writable=None)
-            is None
-        )
+        assert verify(key, files, policy="ask", ask=ask, writable=None) is None
         assert len(asked) == 1
 
 
