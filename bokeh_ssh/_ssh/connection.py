@@ -45,7 +45,7 @@ _PING = 2.0
 _CROWDED = 5.0
 _RETRY = 0.05
 #: What forbids as much as sshd_config, and belongs to the account.
-_OF_KEY = ", unless it is your key's own line in authorized_keys there (restrict, no-port-forwarding)"
+_OF_KEY = ", unless it is your key's own line in authorized_keys there (restrict, permitopen, permitlisten)"
 #: As OpenSSH's server does since 9.2 where its administrator says so; it gives no reason.
 _EARLY = "it ended right after the login"
 _EARLY_HINT = (

@@ -18,7 +18,13 @@ from bokeh_ssh._core.endpoint import (
     format_endpoint,
     format_short,
 )
-from bokeh_ssh._core.errors import BokehSSHError, ConnectionLostError, GatewayExposedError, PortInUseError
+from bokeh_ssh._core.errors import (
+    BokehSSHError,
+    ConnectionLostError,
+    ForwardingRefusedError,
+    GatewayExposedError,
+    PortInUseError,
+)
 from bokeh_ssh._core.events import Ready
 from bokeh_ssh._core.host import Host, check_host, check_port
 from bokeh_ssh._core.settings import setting
@@ -152,7 +158,7 @@ def listening(
         return
     proof = ListenerProbe(connection)
     try:
-        bound = connection.listen(where, proof.handle)
+        bound = _listen(connection, where, proof.handle)
     except PortInUseError as exc:
         if not again:
             raise
@@ -167,9 +173,23 @@ def listening(
         finally:
             proof.close()
         connection.transport.listen(bound, handler)
-        yield bound
+        yield where[0], int(bound[1])
     finally:
         connection.unlisten(bound)
+
+
+def _listen(connection: Connection, where: tuple[str, int], handler: IncomingHandler) -> Endpoint:
+    """Ask the server to listen; where it does not on 127.0.0.1, under the name that ``ssh -R`` asks for.
+
+    OpenSSH compares PermitListen with that as text, and an administrator writes there what ``ssh`` says.
+    """
+    try:
+        return connection.listen(where, handler)
+    except ForwardingRefusedError:
+        if where[0] == LOOPBACK:
+            with contextlib.suppress(ForwardingRefusedError):
+                return connection.listen(("localhost", where[1]), handler)
+        raise
 
 
 @contextlib.contextmanager

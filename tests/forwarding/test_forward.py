@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import conformance
-from beds import Machine, parse_listeners, until
+from beds import Machine, free_port, parse_listeners, until
 from bokeh_ssh import (
     Event,
     ForwardingRefusedError,
@@ -151,6 +151,18 @@ def test_forbidden_remote_forward_fails_on_entering(machine_with, knobs) -> None
     machine = machine_with(**knobs)
     with pytest.raises(ForwardingRefusedError):
         RemoteForward(machine.host, machine.user, remote_port=45006, **machine.login).open()
+
+
+def test_gateway_that_permits_a_port_by_the_name_of_ssh(sshd: Callable[..., Machine]) -> None:
+    """``ssh -R 5006:...`` asks for "localhost", so that is what PermitListen and permitlisten name."""
+    port = free_port()
+    machine = sshd(PermitListen=f"localhost:{port}")
+    with target_here() as target:
+        words = {"remote_port": port, "local_port": target, "local_host": "127.0.0.1", **machine.login}
+        with RemoteForward(machine.host, machine.user, **words) as forward:
+            assert forward.remote_port == port
+            conformance.check_echo(("127.0.0.1", port))
+        until(lambda: port not in {each for _, each in machine.listening()}, what="the port to be closed")
 
 
 def test_gateway_that_opens_the_port_to_its_network_is_refused(machine_with) -> None:
