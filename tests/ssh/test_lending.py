@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import apps
-from beds import until
+from auth_servers import SshAgent
 from bokeh_ssh import AuthenticationError, BokehSSHError, GatewayTunnel, Host, ReverseForwarded, UsageError
 from bokeh_ssh._ssh.agent_forwarding import is_login, lend_agent
 from bokeh_ssh._ssh.auth.agent import Agent
@@ -28,18 +29,9 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="an agent on a Unix s
 @pytest.fixture
 def agent(tmp_path: Path, key: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A real ssh-agent here that has the key for all machines; gives its socket."""
-    path = f"{os.environ['BOKEH_SSH_DIR']}.agent"
-    with subprocess.Popen(["ssh-agent", "-D", "-a", path], stdout=subprocess.DEVNULL) as process:
-        try:
-            until(lambda: Path(path).exists(), what="the agent")
-            monkeypatch.setenv("SSH_AUTH_SOCK", path)
-            add = ["ssh-add", "-q", str(key.write(tmp_path / "lent"))]
-            subprocess.run(add, check=True, timeout=20, stderr=subprocess.DEVNULL)
-            yield path
-        finally:
-            process.terminate()
-            process.wait(30)
-            Path(path).unlink(missing_ok=True)
+    with closing(SshAgent(key.write(tmp_path / "lent"))) as made:
+        monkeypatch.setenv("SSH_AUTH_SOCK", made.path)
+        yield made.path
 
 
 def keys_here() -> int:

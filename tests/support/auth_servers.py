@@ -365,7 +365,7 @@ class SshAgent:
 
     def add(self, key: Path) -> None:
         environment = {**os.environ, "SSH_AUTH_SOCK": self.path}
-        subprocess.run(["ssh-add", "-q", str(key)], env=environment, check=True, timeout=10)
+        subprocess.run(["ssh-add", "-q", str(key)], env=environment, check=True, timeout=30)
 
     def keys(self) -> list[str]:
         """What it holds: fingerprint and comment of each key."""
