@@ -295,23 +295,29 @@ def parse_listeners(table: str) -> set[tuple[str, int]]:
     return found
 
 
-def _ports() -> Iterator[int]:
-    # Below those that the system gives to outgoing connections, and other ones for each process of a run: one
-    # that is let go of is still free when a server that cannot pick one itself binds it a moment later.
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    first, count = 12_000 + worker % 16 * 1_200, 1_200
-    start = os.getpid() % count
-    while True:
-        for number in range(count):
-            yield first + (start + number) % count
+def _own_ports() -> Iterator[int]:
+    # Below those that the system gives to outgoing connections, and other ones for each process, also of a
+    # run beside this one: one that is let go of is still free when a server that cannot pick one itself binds
+    # it a moment later, and nobody connects to it by mistake. Who has bound the first of them has them all.
+    for first in range(12_000, 31_200, 600):
+        mark = socket.socket()
+        try:
+            mark.bind(("127.0.0.1", first))
+        except OSError:
+            mark.close()
+        else:
+            _MARKS.append(mark)
+            break
+    return (first + 1 + (os.getpid() + number) % 599 for number in itertools.count())
 
 
-_PORTS = _ports()
+_MARKS: list[socket.socket] = []
+_PORTS = _own_ports()
 
 
 def free_port() -> int:
     """Find a TCP port that is free on loopback, and stays so; for servers that cannot pick one themselves."""
-    for port in itertools.islice(_PORTS, 1_200):
+    for port in itertools.islice(_PORTS, 599):
         if all(_can_bind(family, address, port) for family, address in _LOOPBACKS):
             return port
     msg = "no port is free"
