@@ -86,7 +86,7 @@ def jupyterlab(folder: Path) -> Iterator[str]:
                     re.search(r"http://(?:localhost|127\.0\.0\.1):\d+/lab", log.read_text())
                     or process.poll() is not None
                 ),
-                timeout=60,
+                timeout=120,
                 what="JupyterLab to listen",
             )
             assert found is not True, log.read_text()
@@ -125,12 +125,12 @@ def test_jupyterlab_shows_and_drives_an_app(
     (folder / "it.ipynb").write_text(json.dumps(notebook))
     with no_leaks(), jupyterlab(folder) as address, browser.chromium() as make:
         page = make().page
-        page.goto(f"{address}/tree/it.ipynb", timeout=60_000)
-        page.locator(".jp-Notebook .jp-Cell").nth(len(CELLS) - 1).wait_for(timeout=60_000)
+        page.goto(f"{address}/tree/it.ipynb", timeout=120_000)
+        page.locator(".jp-Notebook .jp-Cell").nth(len(CELLS) - 1).wait_for(timeout=120_000)
         every = page.locator(".jp-Notebook .jp-Cell")
         outputs = [every.nth(i).locator(".jp-Cell-outputArea") for i in range(len(CELLS))]
 
-        page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(timeout=60_000)
+        page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(timeout=120_000)
 
         def run(number: int) -> None:
             # A click may come while the page still moves, and then what is typed goes elsewhere: look at it.
@@ -149,19 +149,19 @@ def test_jupyterlab_shows_and_drives_an_app(
 
         run(0)
         password = page.locator("input.jp-Stdin-input[type=password]")
-        password.wait_for(timeout=60_000)
+        password.wait_for(timeout=120_000)
         password.fill(PASSWORD)
         password.press("Enter")
         run(1)
         link = outputs[1].locator("a")
-        link.wait_for(timeout=60_000)
+        link.wait_for(timeout=120_000)
         assert re.fullmatch(r"http://localhost:\d+/app", link.get_attribute("href"))
         assert "DirectTunnel to app.py on 127.0.0.1: ready" in outputs[1].inner_text()
         run(2)
         inside = outputs[2].frame_locator("iframe")
         inside.locator(".noUi-handle").wait_for(timeout=30_000)
         inside.locator(".noUi-handle").press("ArrowRight")
-        inside.get_by_text("answer 4, call 1").wait_for(timeout=10_000)
+        inside.get_by_text("answer 4, call 1").wait_for(timeout=30_000)
         assert not outputs[2].inner_text().strip()  # no warning of IPython's, and no value
         run(3)
         outputs[3].get_by_text("pulled: answer 42, call 1").wait_for(timeout=30_000)
@@ -185,7 +185,7 @@ def test_widget_follows_the_tunnel(
     app = apps.put(machine, "app.py", browser.APP)
     events: list[Event] = []
     with Cable(machine.host, machine.port) as cable:
-        tunnel = tunnel_to(cable.machine(machine, tmp_path), app, on_event=events.append)
+        tunnel = tunnel_to(cable.machine(machine, tmp_path), app, isolate=True, on_event=events.append)
         assert tunnel._repr_mimebundle_() == {}, "no notebook"
         monkeypatch.setattr("bokeh_ssh._tunnels.notebook.is_here", lambda: True)
         monkeypatch.setattr("bokeh_ssh._tunnels.notebook._PERIOD", 0.1)
