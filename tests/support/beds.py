@@ -6,6 +6,7 @@ said once, as :class:`Knobs`, and translated for each kind of server.
 
 from __future__ import annotations
 
+import atexit
 import errno
 import getpass
 import importlib.metadata
@@ -306,12 +307,11 @@ def _own_ports() -> Iterator[int]:
         except OSError:
             mark.close()
         else:
-            _MARKS.append(mark)
+            atexit.register(mark.close)
             break
     return (first + 1 + (os.getpid() + number) % 599 for number in itertools.count())
 
 
-_MARKS: list[socket.socket] = []
 _PORTS = _own_ports()
 
 
