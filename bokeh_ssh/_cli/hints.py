@@ -33,10 +33,11 @@ _AFTER = (
 )
 #: What other programs begin with, in place of a machine or of an app.
 _VERBS = (
-    *("bokeh", "panel", "ssh", "python", "python3", "jupyter", "streamlit", "voila"),
-    *("serve", "run", "open", "connect", "start", "lab", "notebook"),
+    *("bokeh", "panel", "ssh", "autossh", "python", "python3", "jupyter", "streamlit", "voila"),
+    *("serve", "run", "open", "connect", "start", "lab", "notebook", "tunnel"),
 )
 #: What other programs call options of ours, or what has no need of one here.
+_RETURNS = "Leave it out: a lost connection is made again anyway."
 _CONFIG = "Write it into ~/.ssh/config, or into a file that -F names."
 _HABITS = {
     "-N": "Leave it out: no command of yours runs there anyway.",
@@ -51,6 +52,7 @@ _HABITS = {
     "-A": "Only bokeh-ssh gateway forwards the agent, where the Bokeh host logs in to the gateway.",
     "-D": "There is no SOCKS proxy here; other ports are forwarded with -L.",
     "-G": "It is --dry-run here.",
+    "-M": _RETURNS,
     "-P": "It is -p here.",
     "-R": "It is an option of bokeh-ssh forward; bokeh-ssh publish takes a server to a gateway.",
     "-m": "An app is a path: of a script, a notebook, or a folder with a main.py.",
@@ -67,9 +69,21 @@ _HABITS = {
     "--no-browser": "Leave it out: only --show opens a browser.",
     "--no-show": "Leave it out: only --show opens a browser.",
     "--open": "It is --show here.",
+    "--reconnect": _RETURNS,
+}
+#: What other programs call commands of ours, or what has no need of one here.
+_COMMANDS = {
+    **dict.fromkeys(("list", "ps", "tunnels"), "It is ls here."),
+    **dict.fromkeys(("kill", "end", "quit", "disconnect"), "It is stop here."),
+    **dict.fromkeys(("check", "diagnose"), "It is doctor here."),
+    "logs": "It is an option here, as in: bokeh-ssh HOST app.py --log",
+    **dict.fromkeys(("restart", "reconnect"), _RETURNS),
 }
 #: What asks for help and for the version.
-_HELP = {"help": "--help", "version": "--version", "-V": "--version"}
+_HELP = {
+    **{"help": "--help", "-help": "--help"},
+    **{"version": "--version", "-V": "--version", "-version": "--version"},
+}
 #: What may stand before a command.
 _TOP = ("-h", "--help", "--version", "--install-completion", "--show-completion")
 
@@ -93,12 +107,25 @@ def with_command(
         return list(words)
     if first in _HELP and all(word in commands for word in words[1:]):
         return [*words[1:], _HELP[first]]
+    if explain_command(first) and not is_alias(first):
+        return list(words)
     if not first.startswith("-"):
         alone = all(word.startswith("-") for word in words[1:]) and not set("@.:") & set(first)
         near = bool(difflib.get_close_matches(first, commands, n=1, cutoff=0.75))
         if (alone or near) and not is_alias(first):
             return list(words)  # a word that may be meant as a command is no machine
     return ["direct", *words]
+
+
+def explain_command(name: str) -> str:
+    """Return what to do in place of a command that other programs have; empty where that is not known.
+
+    >>> explain_command("kill"), explain_command("box")
+    ('It is stop here.', '')
+    """
+    if name in _VERBS:
+        return f"{_ORDER[0].upper()}{_ORDER[1:]}"
+    return _COMMANDS.get(name, "")
 
 
 def explain_option(name: str) -> str:

@@ -26,6 +26,8 @@ _BAD_HOST = re.compile(r"[^A-Za-z0-9._:%\-\u00a1-\ud7ff\ue000-\U0010ffff]")
 _BAD_USER = re.compile(
     r"""['`";&<>|(){}\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]|^-| -|\\$"""
 )
+#: Who copies with scp writes both in one.
+_APART = "a path is given apart from the host"
 #: What a percent sign is followed by in an ssh:// address.
 _NO_CODE = re.compile(r"%(?![0-9A-Fa-f]{2})|%00")
 
@@ -127,7 +129,7 @@ def parse_port(digits: str, text: str) -> int:
     if digits.isascii() and digits.isdigit() and 0 < int(digits) < 65536:
         return int(digits)
     msg = f"{hide_secrets(text)!r} has no valid port"
-    apart = "" if digits.isascii() and digits.isdigit() else ", and a path is given apart from the host"
+    apart = "" if digits.isascii() and digits.isdigit() else f", and {_APART}"
     raise UsageError(msg, hint=f"a port is a number from 1 to 65535{apart}")
 
 
@@ -138,8 +140,12 @@ def check_host(host: str) -> None:
     """
     if not host or host.startswith("-") or _BAD_HOST.search(host):
         msg = f"{host!r} is not a host name"
-        address = f"; the port of a server that runs there is {setting('remote_port=')}" * ("://" in host)
-        raise UsageError(msg, hint=f"give a host name, an address or an alias of your ssh config{address}")
+        hint = "give a host name, an address or an alias of your ssh config"
+        if "://" in host:
+            hint += f"; the port of a server that runs there is {setting('remote_port=')}"
+        elif "/" in host:
+            hint += f"; {_APART}"
+        raise UsageError(msg, hint=hint)
 
 
 def check_user(user: str) -> None:

@@ -101,7 +101,7 @@ def test_alias_alone_is_a_machine(account: Path) -> None:
     ("words", "told"),
     [
         (["app.py", "me@127.0.0.1"], "name the machine first"),
-        (["serve", "127.0.0.1", "app.py"], "name the machine first"),
+        (["serve", "127.0.0.1", "app.py"], "Name the machine first"),
         (["127.0.0.1:app.py"], "a path is given apart from the host"),
         (["http://127.0.0.1:5006/app"], "--remote-port"),
         (["127.0.0.1", "-N"], "Leave it out"),
@@ -113,7 +113,11 @@ def test_alias_alone_is_a_machine(account: Path) -> None:
             "No such option: --num-threads. An option of the server",
         ),
         (["https://127.0.0.1/user/me/app"], "is not a host name"),
-        (["lab", "me@127.0.0.1"], "name the machine first"),
+        (["me@127.0.0.1:22:~/app.py"], "a path is given apart from the host"),
+        (["lab", "me@127.0.0.1"], "Name the machine first"),
+        (["kill", "127.0.0.1"], "No such command 'kill'. It is stop here"),
+        (["ps"], "It is ls here"),
+        (["-M", "0", "-NL", "5006:localhost:5006", "127.0.0.1"], "a lost connection is made again"),
         (["doctor", "app.py"], "name the machine first"),
         (["forward", "127.0.0.1", "8888"], "--remote-port"),
         (["127.0.0.1", "app.py", "--local-port", "50x"], "'50x' is not a whole number"),
@@ -134,7 +138,7 @@ def test_habits_of_other_programs_are_answered(
     monkeypatch.chdir(tmp_path)
     Path("app.py").touch()
     monkeypatch.setenv("COLUMNS", "200")
-    if words[0] in ("serve", "lab", "stop"):
+    if words[0] == "stop":
         with Program(*words) as program:
             assert program.end() != 0, program
         shown = program.stderr
@@ -175,11 +179,11 @@ def test_app_that_is_not_there_is_told_by_what_is_missing(
     assert ("app.py is on this machine" in program.stderr) == (words == ["app"])
 
 
-@pytest.mark.parametrize("word", ["help", "version", "-V"])
+@pytest.mark.parametrize("word", ["help", "version", "-V", "-help", "-version"])
 def test_help_and_version_have_other_names(word: str) -> None:
     """Words of other programs for both."""
     shown = run_here(word, *(["stop"] if word == "help" else [])).stdout
-    assert ("bokeh-ssh stop" if word == "help" else "bokeh-ssh 0") in shown
+    assert {"help": "bokeh-ssh stop", "-help": "bokeh-ssh HOST app.py"}.get(word, "bokeh-ssh 0") in shown
 
 
 @pytest.mark.parametrize(("command", "server"), [("direct", True), ("publish", True), ("ls", False)])

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
-from bokeh_ssh._cli.hints import explain_option, nearest
+from bokeh_ssh._cli.hints import explain_command, explain_option, nearest
 from bokeh_ssh._cli.options.flag import KINDS, Flag
 from bokeh_ssh._cli.options.table import BATCH, COMMANDS, EVERY_KEYWORD, JOB_ONLY
 from bokeh_ssh._cli.options.words import as_flag
@@ -185,6 +185,16 @@ class Program(TyperGroup):
             if option in ("--show-completion", "--install-completion") and option in parameter.opts:
                 parameter.callback(ctx, parameter, shell)
         return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command; say of one of other programs how it is called here."""
+        try:
+            return super().resolve_command(ctx, args)
+        except Exception as exc:
+            wrong: Any = exc  # typer's own, which has no public name
+            if habit := explain_command(args[0]):
+                wrong.message = f"No such command {args[0]!r}. {habit}"
+            raise
 
 
 def take_batch(keywords: dict[str, Any]) -> None:
