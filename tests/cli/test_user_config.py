@@ -177,3 +177,19 @@ def test_batch_settings_wait_for_batch(given: dict[str, Any]) -> None:
     assert "batch" not in given
     run("direct", "h", "--batch")
     assert given["batch"] == bokeh_ssh.Batch(account="p1", queue="gpu")
+
+
+def test_settings_for_apps_wait_for_an_app(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is uploaded, or starts a server, may stand in the file for all; where none is started, it means
+    nothing: ``bokeh-ssh h`` attaches, and ``publish -g h`` takes a server that runs."""
+    write('upload = true\nbring = ["data"]\ndev = true\ndetach = true\ngrace = 5\n')
+    monkeypatch.setenv("BOKEH_SSH_PYTHON", "/env/bin/python")
+    monkeypatch.setenv("BOKEH_SSH_SETUP", "conda activate viz")
+    run("direct", "h", "app.py")
+    assert (given["upload"], given["dev"], given["detach"]) == (True, True, True)
+    given.clear()
+    run("direct", "h", "--attach")
+    assert not {"upload", "bring", "dev", "detach"} & given.keys()
+    assert given["python"] == "/env/bin/python"
+    shown = run_here("publish", "-g", "h", "--dry-run")
+    assert "Would open Publication of localhost port 5006" in shown.stderr

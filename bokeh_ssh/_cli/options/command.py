@@ -13,7 +13,7 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from bokeh_ssh._cli.hints import explain_command, explain_option, nearest
 from bokeh_ssh._cli.options.flag import KINDS, Flag
-from bokeh_ssh._cli.options.table import BATCH, COMMANDS, EVERY_KEYWORD, JOB_ONLY
+from bokeh_ssh._cli.options.table import APP_ONLY, BATCH, COMMANDS, EVERY_KEYWORD, JOB_ONLY, START_ONLY
 from bokeh_ssh._cli.options.words import as_flag
 from bokeh_ssh._cli.user_config import PREFIX, merge, path_of_config, read_config, read_environment
 from bokeh_ssh._core.errors import UsageError
@@ -38,7 +38,8 @@ def takes(*flags: Flag) -> Callable[[Callable[..., None]], Callable[..., None]]:
                 elif value is not None and value != []:
                     keywords[name] = table[name].value(value)
             try:
-                keywords, own = _with_defaults(keywords, function.__name__.rstrip("_"), table)
+                without_app = "apps" in rest and not rest["apps"]
+                keywords, own = _with_defaults(keywords, function.__name__.rstrip("_"), table, without_app)
             except UsageError as exc:
                 raise typer.BadParameter("; ".join(exc.in_words(as_flag))) from exc
             if "defaults" in parameters_of:
@@ -68,7 +69,7 @@ def takes(*flags: Flag) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
 
 def _with_defaults(
-    typed: dict[str, Any], command: str, table: Mapping[str, Flag]
+    typed: dict[str, Any], command: str, table: Mapping[str, Flag], without_app: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Add what the environment says to what was typed; return also what the person's own file says.
 
@@ -83,9 +84,13 @@ def _with_defaults(
     environment = read_environment(kinds, known)
     file = read_config(command, kinds, known, COMMANDS)
     batch = typed.get("batch") or environment.get("batch") or file.get("batch") or typed.get("job")
+    useless = set() if batch else JOB_ONLY | ({"name"} if "account" in table else set())
+    if without_app:
+        useless |= START_ONLY if command == "publish" else APP_ONLY
+    if typed.get("launch") is False:
+        useless |= {"detach"}
     for defaults in (environment, file):
-        only = JOB_ONLY | ({"name"} if "account" in table else set())
-        for name in () if batch else only & defaults.keys():
+        for name in useless & defaults.keys():
             del defaults[name]
     ORIGINS.clear()
     ORIGINS.update(dict.fromkeys(file, str(path_of_config())))

@@ -414,3 +414,6 @@ COMMANDS = frozenset(
 )
 #: What means nothing without a batch job.
 JOB_ONLY = {flag.keyword for flag in (*BATCH, *QUEUE)} - {"batch", "name"}
+#: What means nothing to a tunnel without an app, and to a publication of a server that runs.
+APP_ONLY = {"upload", "bring", "dev"}
+START_ONLY = {flag.keyword for flag in START}
