@@ -166,20 +166,32 @@ class PublicationParts(RemoteForwardParts):
 
     def connect_all(self) -> tuple[Ready, bool]:
         """Connect, and have the gateway listen: by name, or else on a port."""
+        again = self._again
         try:
             connected = super().connect_all()
         except ForwardError as exc:
-            if not self._may_be_a_port or self._again or exc.temporary:
+            if not self._may_be_a_port or again or exc.temporary:
                 raise
             text = f"it cannot be published by name ({exc.message}), so it is on a port"
             self._session.life.warn(text)
             self._session.connection_stack.close()
             self.info = dataclasses.replace(self.info, name=None, remote_socket=None, remote_port=BOKEH_PORT)
             connected = super().connect_all()
-        if self.info.remote_port:
-            text = f"port {self.info.remote_port} is open to the other users of the gateway"
-            self._session.life.warn(text)
+        if self.info.remote_port and not again:
+            self._warn_of_readers(self.info.remote_port)
         return connected
+
+    def _warn_of_readers(self, port: int) -> None:
+        """Say who can open the port; and what pages need that are opened at the gateway's own address."""
+        if self._options.bind_address in (LOOPBACK, "localhost", "::1"):
+            self._session.life.warn(f"port {port} is open to the other users of the gateway")
+            return
+        text = f"port {port} is open to the gateway's network"
+        here = ("localhost:", f"{LOOPBACK}:")
+        if self._launch and all(origin.startswith(here) for origin in self._launch.origins):
+            origins = setting(f"extra_origins={self._session.life.label}:{port}")
+            text += f"; pages that are opened there stay blank without {origins} (or as readers name it)"
+        self._session.life.warn(text)
 
     def _stop(self, server: Server) -> None:
         if server.stop():

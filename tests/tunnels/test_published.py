@@ -7,11 +7,13 @@ import http.client
 import threading
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import apps
+import light_bokeh
 from attacks import attack
 from beds import Knobs, Machine, Running, free_port, until
 from bokeh_ssh import (
@@ -138,6 +140,34 @@ def test_publication_is_waited_for_and_its_end_is_noticed(embedded: Callable[...
         finally:
             tunnel.close()
             opening.join(20)
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ({}, "other users of the gateway"),
+        ({"bind_address": "0.0.0.0"}, "network; pages that are opened there stay blank without"),
+        ({"bind_address": "0.0.0.0", "extra_origins": ["gw.example:80"]}, "network"),
+    ],
+)
+def test_readers_without_ssh_are_told_of(
+    place: dict[str, Any],
+    told: str,
+    embedded: Callable[..., Machine],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who can open a published port is told, and what pages need at the gateway's own address."""
+    monkeypatch.setenv("PYTHONPATH", light_bokeh.path_with_it(tmp_path))
+    (tmp_path / "dash.py").write_text(light_bokeh.APP)
+    machine, events = embedded(Knobs(gateway_ports="clientspecified")), list[Event]()
+    words: dict[str, Any] = {"app": [str(tmp_path / "dash.py")], "remote_port": 0, "on_event": events.append}
+    with Publication(machine.host, machine.user, **words, **place, **machine.login) as publication:
+        port = publication.remote_port
+    [text] = [each.text for each in events if isinstance(each, Warned) and f"port {port}" in each.text]
+    assert text.startswith(f"port {port} is open to the")
+    assert told in text
+    assert ("extra_origins" in text) == ("blank" in told)
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "-x", "a b", "ä", "x" * 41, "a\n"])
