@@ -176,9 +176,12 @@ def select(lines: Mapping[str, str], where: Mapping[str, str], host: str) -> Alg
             raise ConfigError(msg, host=host, hint=f"name one of {', '.join(every())}")
         return found
 
-    host_keys = lines.get("hostkeyalgorithms", "")
+    host_keys, ciphers = lines.get("hostkeyalgorithms", ""), chosen("Ciphers", usual.ciphers)
+    alone = tuple(name for name in ciphers if CIPHERS[name].get("is_aead"))
+    if alone and "umac-" in lines.get("macs", "") and not choose(lines["macs"], usual.macs, MACS):
+        ciphers, lines = alone, {**lines, "macs": ""}  # those that need no MAC
     return Algorithms(
-        ciphers=chosen("Ciphers", usual.ciphers),
+        ciphers=ciphers,
         macs=chosen("MACs", usual.macs),
         kex=chosen("KexAlgorithms", usual.kex),
         host_keys=chosen("HostKeyAlgorithms", usual.host_keys),

@@ -354,6 +354,11 @@ def test_line_that_leaves_nothing(
     ("lines", "cipher", "mac"),
     [
         ("Ciphers aes256-gcm@openssh.com\n", "aes256-gcm@openssh.com", None),
+        (
+            "Ciphers aes128-ctr,aes256-gcm@openssh.com\nMACs umac-64@openssh.com\n",
+            "aes256-gcm@openssh.com",
+            None,
+        ),
         (f"Ciphers {CHACHA},aes128-ctr\n", CHACHA, None),
         (
             "Ciphers ^aes192-ctr\nMACs hmac-sha2-512-etm@openssh.com\n",
