@@ -472,7 +472,7 @@ class ServerAcquisition:
                 self.outcome = "ended"
                 text = "the server was detached, but has ended with its session: see bokeh-ssh doctor"
                 self._session.life.warn(text)
-        elif not server.stop() and server.lost:
+        elif not server.stop() and server.state.exit_status is None:
             self._report_left_behind(server)
         else:
             self.outcome = "ended"

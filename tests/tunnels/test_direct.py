@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import socket
 import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partialmethod
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,6 +19,7 @@ import bokeh
 import pytest
 
 import apps
+import light_bokeh
 from beds import Machine, free_port, until
 from bokeh_ssh import (
     AppAccessError,
@@ -37,6 +43,7 @@ from bokeh_ssh import (
     Warned,
 )
 from bokeh_ssh._server import options
+from bokeh_ssh._server.server import Server
 from direct_tunnels import port_of, serve_on, tunnel_to
 
 
@@ -435,3 +442,21 @@ def test_ready_event_has_the_address(machine: Machine) -> None:
         assert events[-1].url == tunnel.url
         with socket.create_connection(("127.0.0.1", tunnel.local_port), timeout=30):
             pass
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_end_that_nobody_confirms_is_not_told_as_one(
+    light: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server whose supervisor is stopped, as by a debugger or a batch system, is said to end by itself."""
+    machine, events = light(), list[Event]()
+    app = apps.put(machine, "page.py", light_bokeh.APP)
+    monkeypatch.setattr(Server, "stop", partialmethod(Server.stop, timeout=0.5))
+    with tunnel_to(machine, app, isolate=False, on_event=events.append):
+        [record] = Path(os.environ["BOKEH_SSH_DIR"]).glob("*/record")
+        supervisor = json.loads(record.read_text())["supervisor"]
+        os.kill(supervisor, signal.SIGSTOP)
+    os.kill(supervisor, signal.SIGCONT)
+    assert isinstance(events[-2], Warned)
+    assert events[-1] == Closed(host=machine.host, server="unreached")
+    until(lambda: not machine.pids(app), what="the server to be gone")
