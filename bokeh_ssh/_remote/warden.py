@@ -100,19 +100,18 @@ class SharedAnswer:
     """
 
     def __init__(self) -> None:
-        self.job = ""
-        self.key: object = None  # of the same scheduler, asked in the same words
+        self.key: object = None  # of the same scheduler, asked in the same words; None: nothing was asked
 
     def ask(self, order: dict[str, Any], run: Any) -> dict[str, Any]:
         """Return status, output, errors and age of an answer that tells of the job; see the module."""
         settings = {name: os.environ[name] for name in sorted(os.environ) if _SETTING.fullmatch(name)}
-        self.job, self.key = order["job"], [order["argv"], settings]
+        job, self.key = order["job"], [order["argv"], settings]
         with self.locked() as folder:
             jobs, answer = self.read(folder)
             now = time.time()
-            jobs[self.job] = [os.getpid(), now]
+            jobs[job] = [os.getpid(), now]
             age = now - answer.get("at", 0.0)
-            if self.job not in answer.get("of", ()) or not 0 <= age < order["fresh"]:
+            if job not in answer.get("of", ()) or not 0 <= age < order["fresh"]:
                 argv = [word.replace("{jobs}", ",".join(jobs)) for word in order["argv"]]
                 status, out, err = run(argv, timeout=order["timeout"])
                 answer = {"status": status, "out": out, "err": err, "of": list(jobs), "at": time.time()}
@@ -122,11 +121,10 @@ class SharedAnswer:
 
     def leave(self) -> None:
         """Wait for no job; the last one leaves no file."""
-        if not self.job:
+        if self.key is None:
             return
         with self.locked() as folder:
             jobs, answer = self.read(folder)
-            jobs.pop(self.job, None)
             if jobs:
                 self.write(folder, jobs, answer)
             elif folder is not None:
@@ -158,7 +156,7 @@ class SharedAnswer:
                 os.close(folder)
 
     def read(self, folder: int | None) -> tuple[dict[str, list[Any]], dict[str, Any]]:
-        """Read which jobs are waited for, by which process and when it asked last; and the last answer."""
+        """Read the jobs that others wait for, each with its process and a time; and the last answer."""
         try:
             assert folder is not None
             with open(os.open(_ANSWER, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder)) as file:
@@ -170,7 +168,7 @@ class SharedAnswer:
             for job, (pid, at) in known["jobs"].items():
                 with contextlib.suppress(OSError):  # it was killed
                     os.kill(pid, 0)
-                    if 0 <= now - at < _WAITED_FOR:
+                    if pid != os.getpid() and 0 <= now - at < _WAITED_FOR:
                         jobs[job] = [pid, at]
             return jobs, known["answer"]
         except (AssertionError, AttributeError, OSError, ValueError, KeyError, TypeError):

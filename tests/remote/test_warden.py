@@ -268,12 +268,13 @@ def test_one_question_is_for_the_jobs_of_all(tmp_path: Path, python: str) -> Non
     first, second = Running(tmp_path, python, 0.5), Running(tmp_path, python, 0.5)
     try:
         assert first.hear()["event"] == second.hear()["event"] == "found"
-        assert first.ask("1") == (0, "1\n")
+        assert first.ask("0") == (0, "0\n")
+        assert first.ask("1") == (0, "1\n"), "what it waits for no more is in no question"
         assert second.ask("2") == (0, "1,2\n"), "nobody was told of that one"
         first.queue.write_text("new\n")
         assert second.ask("2") == (0, "1,2\n"), "it is fresh"
         assert first.ask("1") == (0, "1,2\n"), "it has the other's"
-        assert first.ask("1", fresh=0) == (0, "new\n1,2\n"), "the control: a new one differs"
+        assert first.ask("1", fresh=0) == (0, "new\n2,1\n"), "the control: a new one differs"
         asked = tmp_path / "asked"
         words = ["sh", "-c", f"echo >{asked}; exec sleep 60"]
         first.say(do="ask", id=3, job="1", argv=words, fresh=0, timeout=60, waits=True)
