@@ -176,8 +176,8 @@ class Updated(Event):
 class Launched(Event):
     """The remote server listens: on ``port`` of its loopback interface, or on ``socket``, a path there.
 
-    :param compressed: whether it compresses what it sends to pages over WebSockets: if a round trip takes
-        more than 10 ms, or you asked for it
+    :param compressed: whether what it sends to pages is compressed, over WebSockets at least: if a round trip
+        takes more than 10 ms, or you asked for it
     """
 
     port: int

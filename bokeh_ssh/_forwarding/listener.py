@@ -297,6 +297,7 @@ class LocalAcceptor:
         *,
         site: str = "",
         spare: SpareChannels | None = None,
+        packed: str = "",
     ) -> Iterator[None]:
         """Lead to ``target`` as seen from the connection's server, while the context lasts.
 
@@ -305,7 +306,10 @@ class LocalAcceptor:
         :param cache: answers requests for static files, and keeps those of the server
         :param site: names the machine, the account and the server there, where what a server says may be kept
             for it alone; empty keeps nothing that counts for one server only
-        :param spare: channels to ``target`` for the next connections, if there may be some; closed at the end
+        :param spare: channels to ``packed`` or else to ``target`` for the next connections, if there may be
+            some; closed at the end
+        :param packed: a socket there that leads to ``target`` too, and packs what that sends; for connections
+            whose requests are judged, as long as it is served
         """
         kept = None
         if cache:
@@ -314,12 +318,23 @@ class LocalAcceptor:
         def accept(sock: socket.socket, origin: tuple[str, int], begun: Opened | None = None) -> None:
             again = functools.partial(hold_again, sock, origin, begun)
 
-            def lead(unused: EarlyChannel | None) -> None:
+            def lead(unused: EarlyChannel | None, *, unpacks: bool = True) -> None:
+                if unused is None and packed and unpacks:
+                    connection.open_channel(
+                        packed,
+                        HERE,
+                        lambda channel: lead(EarlyChannel(channel)),
+                        lambda *_: lead(None, unpacks=False),
+                    )
+                    return
                 make: MakeRelay = SocketRelay
                 if begun:
                     # On a channel that is open already it goes out at once, onto a line that may be dead.
                     repeat = (lambda: reset(sock) if connection.alive else again()) if unused else None
-                    make = functools.partial(FilteredRelay, opened=begun, cache=kept, again=repeat)
+                    unpacks = bool(packed) and unpacks
+                    make = functools.partial(
+                        FilteredRelay, opened=begun, cache=kept, again=repeat, packed=unpacks
+                    )
                 connection.forward(sock, target, origin, check, make, again, unused)
 
             if spare:

@@ -7,6 +7,7 @@
             control         the supervisor's socket
             record          what is known of it, as JSON
             server          the server's own socket, where it has one
+            packed          leads there too; what comes back is packed, for a slow line
             apps            what its client has brought
 
 Who may enter the directory may do with the servers what their owner may; nobody else can even see them. Not
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 CONTROL = "control"
 RECORD = "record"
 SERVER = "server"
+PACKED = "packed"
 APPS = "apps"
 #: Tells what a server starts, in its environment, which one that was; the supervisors of others among it.
 WITHIN = "BOKEH_SSH_WITHIN"
@@ -175,7 +177,7 @@ class RunDir:
         """Touch it every now and then, so that it looks used."""
         if time.monotonic() - self.touched > TOUCH:
             self.touched = time.monotonic()
-            for path in (self.path, *map(self.at, (CONTROL, RECORD, SERVER))):
+            for path in (self.path, *map(self.at, (CONTROL, RECORD, SERVER, PACKED))):
                 with contextlib.suppress(OSError):
                     os.utime(path)
 

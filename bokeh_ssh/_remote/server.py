@@ -16,9 +16,10 @@ import time
 from bokeh_ssh._remote import process_tree
 from bokeh_ssh._remote.control_group import MemoryGroup
 from bokeh_ssh._remote.control_socket import remove_stale
+from bokeh_ssh._remote.packing.packer import start_packer
 from bokeh_ssh._remote.process_group import PATIENCE, changes
 from bokeh_ssh._remote.readiness import READY_FD, ReadinessProbe, Watch, mask, parse_notice, routes_of
-from bokeh_ssh._remote.run_dir import APPS, HOLDER, SERVER, WITHIN, RunDir, identity, node
+from bokeh_ssh._remote.run_dir import APPS, HOLDER, PACKED, SERVER, WITHIN, RunDir, identity, node
 from bokeh_ssh._remote.server_process import ServerProcess, Sidecar, Stage
 from bokeh_ssh._remote.upload_dir import UploadDir
 
@@ -319,6 +320,10 @@ class Server:
         ready.setdefault("pid", self.process.pid)
         if self.spec.get("reload"):
             ready["pid"] = self.process.pid  # the one that stays
+        if self.spec.get("packs") and ready.get("socket") and self.run_dir:
+            path = self.run_dir.at(PACKED)
+            if start_packer(path, ready["socket"], self.process.group):
+                ready["packed"] = path
         self.probe.note_ready(ready)
         if ready.get("tls"):
             self.watch.pause = 0  # it would log each look

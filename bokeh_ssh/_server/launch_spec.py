@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -167,6 +168,7 @@ class Launch:
     :param prefix: the path that all of its pages are under
     :param compresses: asked when the command line goes out: whether what its pages get over their WebSockets
         is to be compressed
+    :param packs: if so, and if it listens on a socket, all that it sends is to be packed in its place
     :raises UsageError: if something cannot work; nothing was started
     """
 
@@ -190,6 +192,7 @@ class Launch:
     watch: float = 10
     prefix: str = ""
     compresses: Callable[[], bool] = field(default=lambda: False, repr=False, compare=False)
+    packs: bool = False
 
     def __post_init__(self) -> None:
         one = {"python": self.python, "cwd": self.cwd, "setup": self.setup, "command": self.command}
@@ -316,6 +319,12 @@ class Launch:
         where = ["--address", "127.0.0.1", "--port", port]
         signed = ["--session-ids", "external-signed"]
         where += signed if self.sign == "port" else []
+        compression: list[str] = []
+        if "serve" in self.words and self.compresses():  # a script of one's own may not know it, near or far
+            # The lowest level: while a message is compressed, the server does nothing else.
+            compression = [COMPRESSION, "1", "--websocket-compression-mem-level", "8"]
+        if self.socket and self.packs:  # else it is packed
+            where, compression = where + compression, []
         words += [["listen", *where]] if self.socket or port == "free" else where
         options = ["--log-level", "info"]
         # Pages that come back after the line was down must find their session: BokehJS reconnects by itself,
@@ -324,9 +333,7 @@ class Launch:
         options += ["--session-token-expiration", str(_TOKEN_LIFETIME)]
         options += signed if self.sign is True else []
         options += ["--prefix", self.prefix] if self.prefix else []
-        if "serve" in self.words and self.compresses():  # a script of one's own may not know it, near or far
-            # The lowest level: while a message is compressed, the server does nothing else.
-            options += [COMPRESSION, "1", "--websocket-compression-mem-level", "8"]
+        options += compression
         for origin in self.origins:
             options += ["--allow-websocket-origin", origin]
         # The caller's options come last: of two the last one counts, and --args swallows all that follow.
@@ -410,6 +417,7 @@ class Launch:
             "glob": "--glob" in self._options,
             "socket": self.socket,
             "plain": self.plain,
+            "packs": self.packs and self.socket and sys.byteorder == "little" and self.compresses(),
             "port": self.port or 0,
             "no_socket": "Bokeh takes no TLS on a socket" if self._uses_tls else "",
             "signed": self.sign if key else False,

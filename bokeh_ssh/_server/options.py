@@ -261,12 +261,13 @@ class ServerOptions:
         local_port: int,
         *,
         compresses: Callable[[], bool] = lambda: False,
+        packs: bool = False,
         sockets: bool = True,
         must_sign: bool = False,
     ) -> Launch:
         """Return what to start for pages at ``local_port`` of this machine.
 
-        :param compresses: see :class:`Launch`
+        :param compresses: see :class:`Launch`, as for ``packs``
         :param sockets: whether the SSH server connects to them
         :param must_sign: whether others can get to the server, wherever it listens itself
         """
@@ -283,6 +284,7 @@ class ServerOptions:
             "timeout": self.launch_timeout,
             "brings": self.bundle is not None,
             "compresses": compresses,
+            "packs": packs,
         }
         if self.plain:
             return Launch(

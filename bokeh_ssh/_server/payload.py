@@ -17,13 +17,14 @@ def load(name, text):
     return module
 load("bokeh_ssh", None)
 load("bokeh_ssh._remote", None)
+load("bokeh_ssh._remote.packing", None)
 """
 
 
 _PARTS = {
     "supervisor": (
         *("process_tree", "process_group", "run_dir", "upload_dir", "control_socket", "guardian"),
-        *("readiness", "client_stream", "server_process", "control_group", "server"),
+        *("readiness", "client_stream", "server_process", "control_group", "packing.packer", "server"),
         *("client_requests", "daemonize", "supervisor"),
     ),
     "dev_server": ("process_tree", "dev_server"),
@@ -43,7 +44,7 @@ def payload(name: str) -> bytes:
     folder = importlib.resources.files("bokeh_ssh") / "_remote"
     lines = [_FRAME]
     for module in _PARTS[name]:
-        text = (folder / f"{module}.py").read_text(encoding="utf-8")
+        text = (folder / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
         text = _without_docstrings(text)
         # Raw, since each escaped line end would be a byte more; no module has these quotes.
         lines.append(f"last = load('bokeh_ssh._remote.{module}', r'''{text}''')\n")

@@ -299,7 +299,7 @@ class Server:
         if not self.wait_for_stage(Stage.READY, deadline):
             raise self.failure()
         found = {"port": self.port, "socket": self.socket, "pid": self.pid, "versions": self.versions}
-        compressed = has_option(state.evidence.argv, COMPRESSION)
+        compressed = bool(state.listening.packed) or has_option(state.evidence.argv, COMPRESSION)
         state.emit(Launched(host=self.host, compressed=compressed, **found))  # type: ignore[arg-type]
         if self.doomed:
             state.warn(f"the server ends when the connection does ({self.doomed}), so a loss ends it")

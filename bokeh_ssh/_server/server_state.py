@@ -81,6 +81,7 @@ class Listening:
     :param routes: the paths of its apps, ready for a URL; ``"/"`` where it serves none
     :param versions: such as ``"Bokeh 3.10.2, Tornado 6.6.1"``
     :param tls: whether it says that its addresses are https ones
+    :param packed: the path of the socket that leads to it, and packs what it sends; empty where none does
     """
 
     port: int = 0
@@ -90,6 +91,7 @@ class Listening:
     routes: tuple[str, ...] = ()
     versions: str = ""
     tls: bool = False
+    packed: str = ""
 
 
 @dataclass
@@ -339,6 +341,7 @@ class ServerState:
             routes=as_paths([plain(route) for route in message["routes"][:_WORDS]]) or ("/",),
             versions=plain(message["versions"]),
             tls=message.get("tls") is True,
+            packed="" if port else plain(str(message.get("packed", ""))),
         )
         # One that is taken over was started in another way than this launch says.
         if found.socket and self._launch.sign == "port" and not self.secrets.confirmed:

@@ -73,6 +73,7 @@ class FoundServer:
     :ivar tls: whether it is known to speak TLS
     :ivar id: what names it on its machine
     :ivar held: what holds it; None where it is only attached to
+    :ivar packed: the socket there that leads to it over a slow line; empty where none does
     """
 
     endpoint: Endpoint
@@ -82,6 +83,7 @@ class FoundServer:
     tls: bool = False
     id: str = ""
     held: Server | None = None
+    packed: str = ""
 
 
 @dataclass(frozen=True)
@@ -142,10 +144,13 @@ class ServerAcquisition:
             if self._options.dev:
                 self._session.life.stack.enter_context(self._file_sync.watching())
 
-    def acquire(self, connection: Connection, *, must_sign: bool = False) -> tuple[FoundServer, bool]:
+    def acquire(
+        self, connection: Connection, *, must_sign: bool = False, packs: bool = False
+    ) -> tuple[FoundServer, bool]:
         """Return the server from before the loss, or find or start one.
 
         :param must_sign: whether others can get to the server, wherever it listens itself
+        :param packs: whether what it sends is unpacked here, should the line be slow
         :returns: the server, and whether it is the one from before
         """
         found, same = None, True
@@ -156,7 +161,7 @@ class ServerAcquisition:
         elif not self._options.must_launch:
             found = self._attach(connection)
         if found is None:
-            found, same = self._launch(connection, must_sign), False
+            found, same = self._launch(connection, must_sign, packs), False
         self.wanted = self._list_wanted()
         return found, same
 
@@ -164,7 +169,7 @@ class ServerAcquisition:
         options, found = self._options, self.found
         again = 1 if options.plain else 1 + SPARE
         if found and found.held:
-            return [None, *[found.endpoint] * again]
+            return [None, found.endpoint, *[found.packed or found.endpoint] * (again - 1)]
         if options.server is not None:
             return [None]
         if options.must_launch:
@@ -294,7 +299,7 @@ class ServerAcquisition:
 
     # Starting, and taking over.
 
-    def _launch(self, connection: Connection, must_sign: bool) -> FoundServer:
+    def _launch(self, connection: Connection, must_sign: bool, packs: bool) -> FoundServer:
         local_port = self._bind(BOKEH_PORT)  # first: the server must know which origin its pages have
 
         def begin(server: Server) -> None:
@@ -305,6 +310,7 @@ class ServerAcquisition:
             launch = self._options.launch_spec(
                 local_port,
                 compresses=lambda: is_far(connection),
+                packs=packs,
                 sockets=not self._no_sockets,
                 must_sign=must_sign,
             )
@@ -338,7 +344,7 @@ class ServerAcquisition:
                 server.await_close(_GLANCE)
             else:
                 path = "" if found.tls else self.ready_path(found)  # a server with TLS would log it
-                spare = self._open_spare(connection, found.endpoint)
+                spare = self._open_spare(connection, found.packed or found.endpoint)
                 probe = ask_at_once(sock, path, timeout=_ANSWER)
                 self._attached = Attachment(connection, found.endpoint, probe, None, spare)
                 return found
@@ -441,6 +447,7 @@ class ServerAcquisition:
             listening.tls,
             server.state.started.id,
             server,
+            listening.packed if is_far(connection) else "",
         )
         why = listening.no_socket
         if self._options.plain and listening.port:
@@ -579,8 +586,8 @@ class TunnelParts:
     def connect_all(self) -> tuple[Ready, bool]:
         """Connect, find or start a server, and forward to it."""
         connection = self._reach()
-        found, same = self._acquisition.acquire(connection)
-        return self._start_forwarding(connection, found.endpoint, found), same
+        found, same = self._acquisition.acquire(connection, packs=True)
+        return self._start_forwarding(connection, found.endpoint, found, found.packed), same
 
     def _reach(self) -> Connection:
         return self._connect_host(self._host, ahead=self._acquisition.wanted)
@@ -598,10 +605,13 @@ class TunnelParts:
         for forward in self._port_forwards:
             forward.route_to(connection)
 
-    def _start_forwarding(self, connection: Connection, endpoint: Endpoint, found: FoundServer) -> Ready:
+    def _start_forwarding(
+        self, connection: Connection, endpoint: Endpoint, found: FoundServer, packed: str = ""
+    ) -> Ready:
         """Forward local connections to the server, once it has answered that way; this runs no app.
 
         :param endpoint: where it is found, as seen from the connection's server
+        :param packed: where what it sends is packed
         :raises LaunchTimeoutError: if a server that we started does not answer in time
         :raises ServerNotFoundError: if one that we attached to does not
         :raises ForeignServerError: if what listens on the port there is another user's
@@ -624,7 +634,7 @@ class TunnelParts:
             verify = monitor.verify if monitor.wait() else None
         spare = attached.spare if attached else None
         if self._may_wait:
-            spare = spare or open_spare(connection, endpoint, verify)
+            spare = spare or open_spare(connection, packed or endpoint, verify)
         elif spare:
             spare.close()
             spare = None
@@ -636,6 +646,7 @@ class TunnelParts:
             self._cache,
             site=self._name_site(connection, endpoint, found),
             spare=spare,
+            packed=packed,
         )
         session.connection_stack.enter_context(leads)
         self._acquisition.keep_if_detached()

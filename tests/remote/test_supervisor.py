@@ -349,12 +349,13 @@ def test_what_is_sent_is_the_code_without_its_docstrings(name: str) -> None:
     for node in ast.walk(ast.parse(payload(name))):
         if isinstance(node, ast.Call) and len(node.args) == 2 and isinstance(node.args[1], ast.Constant):
             module, text = (argument.value for argument in node.args if isinstance(argument, ast.Constant))
-            modules[str(module).rpartition(".")[2]] = text
+            modules[str(module).removeprefix("bokeh_ssh._remote.")] = text
     assert name in modules
     for module, text in modules.items():
         if text is None:  # a package
             continue
-        tree = ast.parse(resources.files("bokeh_ssh").joinpath("_remote", f"{module}.py").read_text("utf-8"))
+        path = resources.files("bokeh_ssh") / "_remote" / f"{module.replace('.', '/')}.py"
+        tree = ast.parse(path.read_text("utf-8"))
         sent = ast.parse(str(text))
         for node in ast.walk(tree):
             is_documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)

@@ -85,19 +85,33 @@ def test_near_line_is_left_alone(
     assert kept() == set()
 
 
-@pytest.mark.parametrize(("far", "agreed"), [(-1.0, True), (60.0, False)])
+@pytest.mark.parametrize(
+    ("far", "words", "agreed", "compressed"),
+    [
+        (-1.0, {"signed": False}, True, True),
+        (-1.0, {}, False, True),  # it listens on a socket, and is packed
+        (60.0, {}, False, False),
+    ],
+    ids=["port", "socket", "near"],
+)
 def test_websockets_are_compressed_where_the_line_is_slow(
-    sshd: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch, far: float, agreed: bool
+    sshd: Callable[..., Machine],
+    monkeypatch: pytest.MonkeyPatch,
+    far: float,
+    words: dict[str, Any],
+    agreed: bool,
+    compressed: bool,
 ) -> None:
-    """Bokeh is told to, and says so to a page; it is not on a near line, and the event says which."""
+    """Bokeh is told to, and says so to a page, unless all that it sends is packed; neither is so on a near
+    line, and the event says which."""
     monkeypatch.setattr(tunnel_parts, "_FAR", far)
     machine, events = sshd(), list[Event]()
     app = apps.put(machine, "sliders.py", apps.SLIDER)
-    with tunnel_to(machine, app, isolate=False, cache=False, on_event=events.append) as tunnel:
+    with tunnel_to(machine, app, isolate=False, cache=False, on_event=events.append, **words) as tunnel:
         message, extensions = apps.exchange(tunnel.url, apps.get(tunnel.url))
     assert message["msgtype"] == "ACK"
     assert extensions.startswith("permessage-deflate") == agreed
-    assert [event.compressed for event in events if isinstance(event, Launched)] == [agreed]
+    assert [event.compressed for event in events if isinstance(event, Launched)] == [compressed]
 
 
 @contextmanager

@@ -1,0 +1,214 @@
+"""Over a slow line, what a server sends is packed there and unpacked here, and nobody at either end knows."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import signal
+import struct
+import zlib
+from array import array
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import conformance
+from beds import Machine, until
+from bokeh_ssh import DirectTunnel, Event, Launched
+from bokeh_ssh._forwarding.unpacker import NotPackedError, UnpackingChannel
+from bokeh_ssh._remote import process_tree
+from bokeh_ssh._remote.packing import packer
+from bokeh_ssh._tunnels import tunnel_parts
+from direct_tunnels import tunnel_to
+from static_bed import Reader, request
+
+#: What a page draws, and what it does not.
+SAMPLES = {
+    "smooth": array("d", map(math.sin, (n / 5_000 for n in range(60_000)))).tobytes(),
+    "single": array("f", map(math.sin, (n / 5_000 for n in range(60_000)))).tobytes(),
+    "counted": array("q", range(-9_000, 51_000)).tobytes(),
+    "text": b"".join(b'{"id": "p%d", "attributes": {}}, ' % n for n in range(9_000)),
+    "zeros": bytes(300_000),
+    "random": random.Random(1).randbytes(300_000),
+    "extreme": struct.pack("<8Q", 0, 1, 1 << 63, (1 << 64) - 1, 5, 1 << 63, (1 << 63) - 1, 0) * 3_000,
+}
+#: A web server on a socket; /NAME sends that sample, /flood zeros for as long as somebody takes them, and
+#: POST sends back what came. How much of the flood was taken is in a file beside the socket.
+SERVER = """
+import http.server, os, socketserver, sys
+path, samples = sys.argv[1], sys.argv[2]
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        if self.path == "/flood":
+            self.send_response(200)
+            self.send_header("Content-Length", str(1 << 40))
+            self.end_headers()
+            block, sent = bytes(1 << 16), 0
+            while True:
+                self.wfile.write(block)
+                sent += len(block)
+                with open(samples + "/sent", "w") as file:
+                    file.write(str(sent))
+        self.answer(open(samples + self.path, "rb").read() if self.path != "/" else b"")
+
+    def do_POST(self):
+        self.answer(self.rfile.read(int(self.headers["Content-Length"])))
+
+    def answer(self, data):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+class Server(socketserver.ThreadingUnixStreamServer):
+    daemon_threads = True
+    def get_request(self):
+        return super().get_request()[0], ("", 0)
+
+Server(path, Handler).serve_forever()
+"""
+
+
+EVENTS: list[Event] = []
+
+
+class Credited:
+    """A channel that counts the credit it gets."""
+
+    def __init__(self) -> None:
+        self.given = 0
+
+    def writable(self) -> int: ...  # type: ignore[empty-body]
+    def send(self, data: memoryview) -> None: ...
+    def send_eof(self) -> None: ...
+    def close(self) -> None: ...
+
+    def credit(self, count: int) -> None:
+        self.given += count
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_every_byte_comes_back(name: str) -> None:
+    """Whatever is sent, in whichever pieces, comes out as it was, and all that travelled is credited; numbers
+    get smaller than deflate alone makes them, wherever they begin."""
+    chance, data = random.Random(2), b"{}" + SAMPLES[name]
+    sizes = {"any": [1, 9, 100, 8_191, 8_192, 9_001, packer.MOST], "full": [packer.MOST]}
+    for pieces in sizes.values():
+        channel, packs = Credited(), packer.Packer()
+        unpacks, came, travelled, begin = UnpackingChannel(channel), b"", 0, 0
+        while begin < len(data):
+            piece = data[begin : begin + chance.choice(pieces)]
+            begin += len(piece)
+            sent = memoryview(packs.pack(piece))
+            travelled += len(sent)
+            cut = chance.randrange(len(sent))
+            for part in (sent[:cut], sent[cut:]):
+                for found in unpacks.unpack([part]):
+                    came += found
+                    unpacks.credit(1)
+                    unpacks.credit(len(found) - 1)
+        assert came == data
+        assert channel.given == travelled
+        assert travelled >= len(data) / packer.LEAST
+    if name in ("smooth", "single", "counted"):
+        assert travelled < 0.7 * len(zlib.compress(data))
+    assert travelled < 1.01 * len(data)
+
+
+def head(how: int, skip: int, size: int, packed: bytes) -> bytes:
+    """Write a block by hand."""
+    return packer.block(bytes(size), how, skip, packed)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        packer.HEAD.pack(0, 0, packer.MOST + 1, 9),
+        packer.HEAD.pack(0, 0, 100, 1 << 20),
+        head(0, 0, 8, b"short"),
+        head(1, 0, 100, b"not deflated at all"),
+        head(1, 0, 100, zlib.compress(bytes(60_000))),
+        head(1, 0, 60_000, zlib.compress(bytes(100))),
+        head(9, 0, 80, zlib.compress(bytes(80))),
+        head(2, 8, 80, zlib.compress(bytes(80))),
+        head(0, 0, 0, b"") + head(0, 0, 1, b"x"),
+    ],
+)
+def test_what_is_not_packed_is_refused(bad: bytes) -> None:
+    """Sizes that are not those, more than a block may hold, unknown arrangements, and more after the end."""
+    with pytest.raises(NotPackedError):
+        UnpackingChannel(Credited()).unpack([memoryview(bad + bytes(100))])
+
+
+@pytest.fixture
+def tunnel(
+    sshd: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[DirectTunnel]:
+    """Open one as over a slow line; the samples are in tmp_path."""
+    monkeypatch.setattr(tunnel_parts, "_FAR", -1.0)
+    for name, data in SAMPLES.items():
+        (tmp_path / name).write_bytes(data)
+    machine = sshd()
+    command = (machine.python, "-c", SERVER, "{socket}", str(tmp_path))
+    with tunnel_to(machine, command=command, isolate=False, on_event=EVENTS.append) as opened:
+        yield opened
+
+
+def test_pages_are_the_same_and_less_travels(tunnel: DirectTunnel, tmp_path: Path) -> None:
+    """Answers and uploads of one connection are as without; a page with numbers takes half the bytes, and who
+    reads nothing holds the server back."""
+    assert [event.compressed for event in EVENTS if isinstance(event, Launched)][-1]
+    with Reader(tunnel.local_port) as reader:
+        for name, data in SAMPLES.items():
+            before = tunnel.status().received
+            assert reader.ask(request(f"/{name}"))[2] == data, name
+            if name == "smooth":
+                assert tunnel.status().received - before < len(data) / 2
+        upload = SAMPLES["random"] * 10
+        asked = request("/", f"Content-Length: {len(upload)}", method="POST")
+        assert reader.ask(asked + upload)[2] == upload
+    with Reader(tunnel.local_port) as slow:
+        slow.sock.sendall(request("/flood"))
+        sent = tmp_path / "sent"
+        taken: list[int] = []
+
+        def is_held() -> bool:
+            taken.append(int(sent.read_text() or 0) if sent.exists() else 0)
+            return len(taken) > 20 and taken[-1] == taken[-10] > 0
+
+        until(is_held, timeout=60, what="the server to be held back")
+    # Two windows of 2 MiB may have been granted by then, each byte of which is 8; and systems keep some.
+    assert taken[-1] < 48 << 20
+
+
+def test_answer_that_is_cut_off_is_no_answer(tunnel: DirectTunnel) -> None:
+    """Where what packs is killed, connections through it are reset, and new ones go without."""
+    server = tunnel._lifecycle.session.server
+    group = process_tree.members(server.pid, process_tree.table())
+    (packs,) = group - {server.pid}
+    with Reader(tunnel.local_port) as cut:
+        cut.sock.sendall(request("/flood"))
+        assert cut.sock.recv(100)
+        os.kill(packs, signal.SIGKILL)
+        with pytest.raises(ConnectionResetError):
+            conformance.read_all(cut.sock)
+    with Reader(tunnel.local_port) as reader:
+        assert reader.ask(request("/text"))[2] == SAMPLES["text"]
+
+
+def test_server_that_nobody_serves_is_no_empty_answer(tunnel: DirectTunnel, tmp_path: Path) -> None:
+    """A connection that the server does not take is reset, as without."""
+    (tmp_path / "none").touch()
+    (tmp_path / "none").replace(tunnel._lifecycle.session.server.socket)
+    with Reader(tunnel.local_port) as reader:
+        reader.sock.sendall(request("/text"))
+        with pytest.raises(ConnectionResetError):
+            reader.sock.recv(1)
