@@ -22,7 +22,7 @@ from bokeh_ssh._cli.completion import (
     find_aliases,
 )
 from bokeh_ssh._cli.hints import check_order, with_command
-from bokeh_ssh._cli.notify_ready import announce as tell_supervisor
+from bokeh_ssh._cli.notify_ready import announce as announce_ready
 from bokeh_ssh._cli.options.command import ORIGINS, Command, Program, take_batch, takes
 from bokeh_ssh._cli.options.table import (
     ATTACH,
@@ -370,7 +370,7 @@ def publish(
 
     def announce(foreground: Foreground, publication: Any) -> None:
         where = publication.remote_socket or publication.remote_port
-        tell_supervisor(where, routes=publication.routes)
+        announce_ready(where, routes=publication.routes)
         foreground.display.addresses(foreground.display.ready)
         foreground.display.hint(f"Open it on your own machine with: {other_half(gateway, where)}")
 
@@ -663,7 +663,7 @@ def _run(words: list[str]) -> None:
             raise
         from bokeh_ssh._cli.json_output import record
 
-        told: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "type": "UsageError",
             "stage": "use",
             "host": None,
@@ -671,6 +671,6 @@ def _run(words: list[str]) -> None:
             "hint": "see --help",
             "log": [],
         }
-        print(record("error", **told, message=say(), exit_code=2))
+        print(record("error", **fields, message=say(), exit_code=2))
         code = 2
     sys.exit(code)

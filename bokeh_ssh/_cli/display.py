@@ -114,7 +114,7 @@ class Display:
         self.wording: Wording = as_flag
         self._advise_app = advise_app
 
-    # What is told.
+    # What is reported.
 
     def on_event(self, event: Event) -> None:
         """Show an event; from any thread."""

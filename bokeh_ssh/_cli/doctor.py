@@ -94,7 +94,7 @@ def examine(
 
     A server is started there for a moment, with no app, as ``serve`` says.
 
-    :param begin: told what is looked at next
+    :param begin: gets what is looked at next
     :param batch: look at this job in place of a server on that machine itself; nothing is submitted
     """
     yield _check_port_here()
@@ -145,7 +145,7 @@ def _cluster_checks(
 
     def check(name: str, look: Callable[[Connection], ClusterFact]) -> Callable[[Connection], Finding | None]:
         def find(connection: Connection) -> Finding | None:
-            if cluster.missing:  # that is told already
+            if cluster.missing:  # that is reported already
                 return None
             fact = look(connection)
             return Finding(name, "good" if fact.good else "bad", fact.text, word(fact.hint, as_flag))

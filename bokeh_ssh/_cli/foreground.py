@@ -92,7 +92,7 @@ class Foreground:
             try:
                 with self.stack:
                     thing = make(self)
-                    # Who was to be told is gone; on a thread, as whoever writes holds what closing may need.
+                    # Who was to read it is gone; on a thread, as whoever writes holds what closing may need.
                     self._streams.on_fault = lambda: threading.Thread(
                         target=thing.close, name="bokeh-ssh end", daemon=True
                     ).start()
@@ -146,7 +146,7 @@ class Foreground:
         leave.finish()
 
     def _tell(self, thing: Openable) -> dict[str, Any]:
-        """Return what other commands on this machine are told of it: addresses without a session's id."""
+        """Return what other commands on this machine get of it: addresses without a session's id."""
         host, apps = names_of(thing)
         status = thing.status()
         urls: tuple[str, ...] = ()
@@ -191,7 +191,7 @@ class Foreground:
     def check(self) -> None:
         """Refuse to go on where standard output takes nothing any more.
 
-        :raises OutputError: if it does not; ``main`` tells
+        :raises OutputError: if it does not; ``main`` reports it
         """
         self._streams.check()
 
@@ -253,7 +253,7 @@ class Foreground:
 def show(display: Display | JsonDisplay, browse: Callable[[], bool]) -> None:
     """Open the app in a browser, where there is one with a display.
 
-    :param browse: opens it, and tells whether there was one
+    :param browse: opens it, and returns whether there was one
     """
     graphical = sys.platform in ("win32", "darwin") or any(
         os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")

@@ -1,4 +1,4 @@
-"""What the command line tells other programs: one JSON object a line, on standard output.
+"""What the command line sends to other programs: one JSON object a line, on standard output.
 
 The names of objects and of their fields are part of the interface: they change as the Python names do.
 """
@@ -60,13 +60,13 @@ def error_fields(error: BokehSSHError, exit_code: int, wording: Wording = as_fla
 
 
 def _fields(server: RemoteServer) -> dict[str, Any]:
-    """Return what is told of a server; not what is our own way to it."""
+    """Return what is written of a server; not what is our own way to it."""
     every = dataclasses.asdict(server)
     return {name: value for name, value in every.items() if name not in ("python", "libraries", "place")}
 
 
 class JsonDisplay:
-    """Tells what happens in JSON; shows nothing. Has what ``Display`` has."""
+    """Reports what happens in JSON; shows nothing. Has what ``Display`` has."""
 
     moving = False
 
@@ -78,9 +78,9 @@ class JsonDisplay:
     def on_event(self, event: Event) -> None:
         """Print an event; from any thread."""
         self.ready = getattr(event, "url", "") or self.ready
-        self.tell(name_of(event), **dataclasses.asdict(event))
+        self.write(name_of(event), **dataclasses.asdict(event))
 
-    def tell(self, event: str, **fields: Any) -> None:
+    def write(self, event: str, **fields: Any) -> None:
         """Write one object."""
         line = record(event, **fields)
         with self._lock:
@@ -89,12 +89,12 @@ class JsonDisplay:
 
     def addresses(self, *texts: str) -> None:
         """Print the addresses that can be opened now."""
-        self.tell("opened", addresses=list(texts))
+        self.write("opened", addresses=list(texts))
 
     def servers(self, servers: Sequence[RemoteServer]) -> None:
         """Print which servers there are."""
         for server in servers:
-            self.tell("server", **_fields(server))
+            self.write("server", **_fields(server))
 
     def tunnels(self, tunnels: Sequence[HeldTunnel]) -> None:
         """Print which tunnels this machine has, and what each does."""
@@ -103,7 +103,7 @@ class JsonDisplay:
             fields.pop("path")
             if tunnel.status:
                 fields["status"]["rate"] = tunnel.status.rate
-            self.tell("tunnel", **fields, state=tunnel.state)
+            self.write("tunnel", **fields, state=tunnel.state)
 
     def statuses(
         self, find: Callable[[], Sequence[HeldTunnel]], *, watch: bool, check: Callable[[], None]
@@ -118,52 +118,52 @@ class JsonDisplay:
 
     def plan(self, lines: Sequence[str]) -> None:
         """Print what would be done."""
-        self.tell("plan", commands=list(lines))
+        self.write("plan", commands=list(lines))
 
     def ended_tunnel(self, tunnel: HeldTunnel) -> None:
         """Print which tunnel was ended."""
-        self.tell("ended_tunnel", pid=tunnel.pid, host=tunnel.host, addresses=list(tunnel.addresses))
+        self.write("ended_tunnel", pid=tunnel.pid, host=tunnel.host, addresses=list(tunnel.addresses))
 
     def jobs(self, jobs: Sequence[ListedJob]) -> None:
         """Print which jobs there are."""
         for job in jobs:
-            self.tell("job", **dataclasses.asdict(job))
+            self.write("job", **dataclasses.asdict(job))
 
     def cancelled(self, job: ListedJob) -> None:
         """Print which job was cancelled."""
-        self.tell("cancelled", **dataclasses.asdict(job))
+        self.write("cancelled", **dataclasses.asdict(job))
 
     def cache(self, kept: Kept) -> None:
         """Print what is kept on this machine."""
-        self.tell("cache", **dataclasses.asdict(kept))
+        self.write("cache", **dataclasses.asdict(kept))
 
     def begin(self, text: str) -> None:
         """Print nothing: what comes of it is printed."""
 
     def finding(self, finding: Finding) -> None:
         """Print what was found."""
-        self.tell("finding", **dataclasses.asdict(finding))
+        self.write("finding", **dataclasses.asdict(finding))
 
     def ended(self, server: RemoteServer) -> None:
         """Print which server was ended."""
-        self.tell("ended", **_fields(server))
+        self.write("ended", **_fields(server))
 
     def log_lines(self, lines: Sequence[str]) -> None:
         """Print what the server wrote."""
         for line in lines:
-            self.tell("log", line=line)
+            self.write("log", line=line)
 
     def error(self, error: BokehSSHError, exit_code: int, *, trace: bool = False) -> None:
         """Print an error; no object comes after it."""
-        self.tell("error", **error_fields(error, exit_code, self.wording))
+        self.write("error", **error_fields(error, exit_code, self.wording))
 
     def note(self, text: str) -> None:
         """Print how things are."""
-        self.tell("note", text=text)
+        self.write("note", text=text)
 
     def warn(self, text: str) -> None:
         """Print what does not work as hoped."""
-        self.tell("warning", text=text)
+        self.write("warning", text=text)
 
     def prompt(self, ask: Prompt) -> Prompt:
         """Leave the question to the terminal."""

@@ -64,7 +64,7 @@ class Line:
     :param more: what stands below it, as it was written
     :param then: what is waited for after it
     :param wait: seconds until what a line of kind "begin" says is tried
-    :param total: whether it tells how long all took
+    :param total: whether it says how long all took
     :param loud: whether it is shown to those who want to hear of trouble only
     """
 
@@ -79,7 +79,7 @@ class Line:
 
 @functools.singledispatch
 def describe(event: Event) -> Line | None:
-    """Say an event in words; None for those that an error or another event tells better.
+    """Say an event in words; None for those that an error or another event says better.
 
     >>> from bokeh_ssh import Launching
     >>> describe(Launching(host="node17", command=("python3", "-m", "bokeh"))).text

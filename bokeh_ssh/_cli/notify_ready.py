@@ -14,7 +14,7 @@ def announce(where: int | str, *, routes: Sequence[str] = ("/",), versions: str 
     """Say, to the supervisor that runs this program, that it is ready; once, and only where there is one.
 
     :param where: the port that its pages are on, or the path of the socket; of a publication, the gateway's
-    :returns: whether somebody was told
+    :returns: whether somebody waits for that
     """
     number = os.environ.pop(_VARIABLE, "")  # the programs that this one starts have nothing to say there
     if not number.isdigit():

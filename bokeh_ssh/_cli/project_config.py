@@ -265,7 +265,7 @@ def _rooted(keywords: dict[str, Any], file: Path, typed: Mapping[str, Any]) -> d
 def _is_inside(path: str, folder: Path) -> bool:
     whole = folder / path
     try:
-        with contextlib.suppress(FileNotFoundError):  # which is told when it is brought
+        with contextlib.suppress(FileNotFoundError):  # which is reported when it is brought
             whole.resolve(strict=True)  # from Python 3.13 on, only that sees a link to itself
         return whole.resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError, ValueError):  # such a link; no path at all

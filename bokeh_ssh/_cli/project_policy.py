@@ -95,7 +95,7 @@ def check_value(key: str, value: Any, file: object) -> None:
             _check_args(value)
         elif rule:
             every = value if isinstance(value, tuple) else (value,)
-            for each in sorted(every, key=lambda each: each != "*"):  # the worst is told
+            for each in sorted(every, key=lambda each: each != "*"):  # the worst is reported
                 rule(each)
     except _Refused as exc:
         raise _error(f"{key} {exc}", exc.hint, file) from None

@@ -119,7 +119,7 @@ def other_half(gateway: str, where: str | int) -> str:
 
 
 def announce_urls(browse: bool, host: str = "") -> Callable[[Foreground, Any], None]:
-    """Make what tells where an open tunnel leads, and shows it in the browser if ``browse``."""
+    """Make what says where an open tunnel leads, and shows it in the browser if ``browse``."""
 
     def announce(foreground: Foreground, tunnel: Any) -> None:
         from bokeh_ssh._cli.foreground import show

@@ -1,8 +1,8 @@
 """Standard output and error of the command line, where they are closed or full, or nobody reads them.
 
-What cannot be written to standard output is an error, told once, with its exit status; what cannot be written
-to standard error has nobody to be told. And where a pipe takes nothing, whoever writes waits; but not for
-long once the program has been told to end.
+What cannot be written to standard output is an error, reported once, with its exit status; what cannot be
+written to standard error is lost. And where a pipe takes nothing, whoever writes waits; but not for long once
+the program is to end.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from bokeh_ssh._core.events import ignore
 
-#: Seconds for what is left to be said, once the program has been told to end.
+#: Seconds for what is left to be said, once the program is to end.
 _LAST_WORDS = 1.0
 #: Bytes that a pipe takes at once which is said to take any (PIPE_BUF is 512 at least).
 _PIECE = getattr(select, "PIPE_BUF", 512)
@@ -52,7 +52,7 @@ class Streams:
         self._apart: dict[int, int] = {}  # see _open_apart
 
     def open(self) -> None:
-        """Be ready to be told of the end."""
+        """Be ready to be woken at the end."""
         self._wake_recv, self._wake_send = os.pipe()
         os.set_blocking(self._wake_send, False)
         for descriptor in (1, 2):
@@ -68,7 +68,7 @@ class Streams:
                 os.write(self._wake_send, b"!")
 
     def check(self) -> None:
-        """Refuse to go on where nobody can be told what comes of it.
+        """Refuse to go on where nobody can read what comes of it.
 
         :raises OutputError: if standard output could not be written to
         """
@@ -156,17 +156,17 @@ class _Raw(io.RawIOBase):
     Each write is whole, so no :class:`io.BufferedWriter` is needed: who waits for the lock of one sees no
     signal, and who has it may wait for a reader.
 
-    :param told: gets the reason; None where nobody is to hear of it
+    :param on_fault: gets the reason; None where nobody is to hear of it
     :param fault: where it was closed from the beginning
     """
 
     def __init__(
-        self, streams: Streams, descriptor: int, told: Callable[[OSError], object], fault: OSError | None
+        self, streams: Streams, descriptor: int, on_fault: Callable[[OSError], object], fault: OSError | None
     ) -> None:
         self._streams = streams
         self.name = "<stdout>" if descriptor == 1 else "<stderr>"
         self._descriptor = descriptor
-        self._told = told
+        self._on_fault = on_fault
         self._fault = fault
         self._dead = False
         self._order = threading.RLock()  # a signal handler may write while its thread does
@@ -194,7 +194,7 @@ class _Raw(io.RawIOBase):
                     written = self._streams.write(self._descriptor, view)
                 except OSError as exc:
                     self._dead = True
-                    self._told(exc)
+                    self._on_fault(exc)
                 else:
                     self._dead = not written
                     view = view[written:]
@@ -261,9 +261,9 @@ def _is_open(descriptor: int) -> bool:
 
 
 def _text(
-    streams: Streams, descriptor: int, old: Any, told: Callable[..., object], fault: OSError | None
+    streams: Streams, descriptor: int, old: Any, on_fault: Callable[..., object], fault: OSError | None
 ) -> io.TextIOWrapper:
-    raw = _Raw(streams, descriptor, told, fault)
+    raw = _Raw(streams, descriptor, on_fault, fault)
     return io.TextIOWrapper(
         raw,
         encoding=getattr(old, "encoding", None) or "utf-8",

@@ -7,7 +7,7 @@ import re
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.settings import set_to, setting
 
-#: ``(host, port)``, or the path of a Unix socket; of which machine, the place where it is used tells.
+#: ``(host, port)``, or the path of a Unix socket; of which machine, the place where it is used says.
 Endpoint = tuple[str, int] | str
 #: Who connected, as (address, port): servers log it.
 Origin = tuple[str, int]

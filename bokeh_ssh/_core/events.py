@@ -353,4 +353,4 @@ OnEvent = Callable[[Event], None]
 
 
 def ignore(*_: object) -> None:
-    """Do nothing with an event, the default ``on_event``; or with whatever else somebody is told."""
+    """Do nothing with an event, the default ``on_event``; or with whatever else is reported."""

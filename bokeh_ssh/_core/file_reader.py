@@ -64,7 +64,7 @@ class Reading:
         :param most: bytes of a piece
         :raises OSError: if it cannot be read
         """
-        told = at = 0
+        reported = at = 0
         try:
             while at < self._most:
                 at = self._after_hole(at)
@@ -73,7 +73,7 @@ class Reading:
                     break
                 if data != bytes(len(data)):
                     yield at, data
-                    told = at + len(data)
+                    reported = at + len(data)
                 at += len(data)
         except OSError as exc:
             exc.filename = exc.filename or self.name
@@ -81,7 +81,7 @@ class Reading:
         facts = os.fstat(self._file)
         same = (facts.st_size, facts.st_mtime_ns) == self._looked
         self.settled = same and (at == facts.st_size or (not facts.st_size and at < _UNSIZED))
-        if told < at:
+        if reported < at:
             yield at - 1, b"\0"
 
     def _read(self, at: int, count: int) -> bytes:

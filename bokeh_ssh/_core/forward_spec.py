@@ -62,7 +62,7 @@ def parse_forward(spec: str) -> tuple[Listen, Endpoint]:
 
     :raises UsageError: if it is written otherwise
     """
-    # As OpenSSH's parse_forward (readconf.c): which parts are paths tells what the others are.
+    # As OpenSSH's parse_forward (readconf.c): which parts are paths says what the others are.
     parts = _parts(spec)
     paths = tuple("/" in part for part in parts)
     if len(parts) in (2, 3) and paths == (*(False,) * (len(parts) - 1), True):

@@ -2,7 +2,7 @@
 
 A file beside a notebook or in a home is called ``random.py`` or ``token.py`` before long. A program of ours
 that runs there must not take it for what it imports itself: so it starts with no path of the person's, and is
-told by us, as plain data, where to look. What it starts in turn finds ``PYTHONPATH`` as it was.
+sent by us, as plain data, where to look. What it starts in turn finds ``PYTHONPATH`` as it was.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _avoided(here: str) -> set[str]:
 
 
 def _sites() -> list[str]:
-    """List the directories where packages are installed; some embedded Pythons do not tell."""
+    """List the directories where packages are installed; some embedded Pythons do not say."""
     every: list[str] = list(getattr(site, "getsitepackages", list)())
     user: Any = site.ENABLE_USER_SITE and site.getusersitepackages()
     return [*every, user] if user else every

@@ -39,10 +39,10 @@ def update(attr: str, old: float, new: float) -> None:
     global answers
     answers += 1
     source.data = {"x": X, "y": curve(frequency.value, damping.value)}
-    tell()
+    describe()
 
 
-def tell() -> None:
+def describe() -> None:
     """Say who computed the curve."""
     moves = "Move a slider" if answers == 0 else f"{answers} answer{'s' * (answers != 1)} so far"
     answer.text = f"Computed by Python process {os.getpid()}, reached through an SSH tunnel. {moves}."
@@ -52,7 +52,7 @@ for slider in (frequency, damping):
     slider.sizing_mode = "stretch_width"
     slider.bar_color = COLOR
     slider.on_change("value", update)
-tell()
+describe()
 
 curdoc().title = "bokeh_ssh demo"
 curdoc().add_root(

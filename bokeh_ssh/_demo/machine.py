@@ -33,7 +33,7 @@ class SSHMachine:
     :ivar host: logs in there, wherever a host is asked for
     :ivar home: where its commands start, and paths begin; empty, and removed at the end
     :ivar server: its SSH server; ``drop_connections()`` cuts every line, ``close()`` switches it off and
-        ``open()`` on again, on another port; ``connections``, ``sessions`` and ``processes`` tell what is on
+        ``open()`` on again, on another port; ``connections``, ``sessions`` and ``processes`` say what is on
     """
 
     host: Host

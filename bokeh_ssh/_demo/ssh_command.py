@@ -196,7 +196,7 @@ class Command(asyncssh.SSHServerProcess[bytes]):
         ended: asyncio.Future[int] = loop.create_future()
         running = self._account.running
 
-        def tell(status: int) -> None:
+        def report(status: int) -> None:
             if not ended.done():
                 ended.set_result(status)
 
@@ -204,7 +204,7 @@ class Command(asyncssh.SSHServerProcess[bytes]):
             status = process.wait()
             running.pop(process.pid, None)
             with contextlib.suppress(RuntimeError):  # the server has closed meanwhile
-                loop.call_soon_threadsafe(tell, status)
+                loop.call_soon_threadsafe(report, status)
 
         running[process.pid] = thread = threading.Thread(target=wait, name="embedded-sshd-wait", daemon=True)
         thread.start()

@@ -103,7 +103,7 @@ class EmbeddedServer:
 
     :param settings: who may log in and what is allowed; by default nobody may log in
 
-    What its commands left running stays, as with sshd; ``processes`` tells their ids.
+    What its commands left running stays, as with sshd; ``processes`` has their ids.
     """
 
     host = "127.0.0.1"
@@ -146,15 +146,15 @@ class EmbeddedServer:
         if self._thread:
             return
         ready: list[BaseException | None] = []
-        told = threading.Event()
+        started = threading.Event()
 
-        def tell(problem: BaseException | None) -> None:
+        def report(problem: BaseException | None) -> None:
             ready.append(problem)
-            told.set()
+            started.set()
 
-        self._thread = threading.Thread(target=self._run, args=(tell,), name="embedded-sshd", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(report,), name="embedded-sshd", daemon=True)
         self._thread.start()
-        told.wait(_PATIENCE)
+        started.wait(_PATIENCE)
         if not ready or ready[0]:
             self.close()
             raise OSError("the embedded SSH server did not start") from (ready[0] if ready else None)
@@ -186,7 +186,7 @@ class EmbeddedServer:
         return tuple(self._account.running)
 
     def drop_connections(self) -> int:
-        """Cut every connection, without goodbye; tell how many there were."""
+        """Cut every connection, without goodbye; return how many there were."""
 
         async def drop() -> int:
             clients = tuple(self._clients)
@@ -212,13 +212,13 @@ class EmbeddedServer:
             raise RuntimeError("the embedded SSH server is not open")
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(_PATIENCE)
 
-    def _run(self, tell: Callable[[BaseException | None], None]) -> None:
+    def _run(self, report: Callable[[BaseException | None], None]) -> None:
         try:
-            asyncio.run(self._serve(tell))
+            asyncio.run(self._serve(report))
         except BaseException as exc:  # noqa: BLE001 - handed to the thread that waits in open()
-            tell(exc)
+            report(exc)
 
-    async def _serve(self, tell: Callable[[BaseException | None], None]) -> None:
+    async def _serve(self, report: Callable[[BaseException | None], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         acceptor = await asyncssh.listen(
@@ -233,7 +233,7 @@ class EmbeddedServer:
             **self.settings.options,
         )
         self.port = acceptor.get_port()
-        tell(None)
+        report(None)
         await self._stop.wait()
         # asyncio loses what it has accepted and not begun to serve as it closes: accept no more before that.
         with contextlib.suppress(NotImplementedError):  # Windows

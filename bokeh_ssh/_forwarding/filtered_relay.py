@@ -1,6 +1,6 @@
 """A relay whose requests are judged as they come: nothing goes to the server unread but TLS and WebSockets.
 
-What the server sends is looked at as far as to tell where each answer ends. Only where it says yes to a
+What the server sends is looked at as far as to see where each answer ends. Only where it says yes to a
 WebSocket that was asked for, or speaks TLS, may what is not read follow. Until that is known nothing more is
 let through. And only between two answers can there be one of ours: a refusal, or a static file that the cache
 has. Static files that the server sends are handed to the cache as they pass.

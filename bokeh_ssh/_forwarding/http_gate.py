@@ -45,7 +45,7 @@ class HttpGate:
     :param accept: takes what may go on
     :param late: takes what comes after :meth:`release`, when nobody looks at it here any more
     :param cache: answers requests for static files, where the inspectors stop at them
-    :param full: told whether as many wait as may: then no more should be admitted
+    :param full: gets whether as many wait as may: then no more should be admitted
     """
 
     def __init__(

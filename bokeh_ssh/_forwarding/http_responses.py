@@ -1,4 +1,4 @@
-"""Follows what a server answers over one connection, as far as to tell where each answer ends. Pure text.
+"""Follows what a server answers over one connection, as far as to see where each answer ends. Pure text.
 
 Nothing of it is changed, and nothing is kept but what a request was said to be for (:class:`Due`). Where an
 answer ends only with the connection, or is not understood, that is the last that is known of it.

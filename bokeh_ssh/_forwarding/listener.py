@@ -54,11 +54,11 @@ _BACKLOG = 4096
 _TAKEN = {errno.EADDRINUSE, errno.EACCES, getattr(errno, "WSAEADDRINUSE", 10048), 10013}
 _TRIES = 20
 
-#: Takes sshtunnel's own log lines, which tell of a login that does not take place.
+#: Takes sshtunnel's own log lines, which speak of a login that does not take place.
 _SILENT = logging.Logger("sshtunnel", logging.CRITICAL + 1)
 
 Accept = Callable[[socket.socket, Origin], None]
-Tell = Callable[[str], None]
+Warn = Callable[[str], None]
 
 _REFUSED = {
     GONE: (
@@ -140,7 +140,7 @@ def _be_exclusive(sock: socket.socket) -> None:
 def open_acceptor(
     stack: contextlib.ExitStack,
     sockets: list[socket.socket],
-    tell: Tell,
+    warn: Warn,
     others: bool | None,
     attempts: Attempts,
 ) -> LocalAcceptor:
@@ -148,7 +148,7 @@ def open_acceptor(
     with contextlib.ExitStack() as first:
         for sock in sockets:
             first.callback(sock.close)
-        acceptor = LocalAcceptor(sockets, tell, others, attempts)
+        acceptor = LocalAcceptor(sockets, warn, others, attempts)
         first.pop_all()
     stack.callback(acceptor.close)
     return acceptor
@@ -163,22 +163,22 @@ class LocalAcceptor:
     after few attempts, so that each should last), is reset once an attempt that began then has failed.
 
     :param sockets: bound and listening, see :func:`bind`; closed by :meth:`close`
-    :param tell: told what is refused or lost here: nobody else would notice, where a program has sent
+    :param warn: gets what is refused or lost here: nobody else would notice, where a program has sent
         something and gone
     :param others: whether the other users of this machine are let in; None: only where a program has closed
-        its end already, so that nobody can tell whose it was, and it reads no answer. Where the system does
+        its end already, so that nobody can know whose it was, and it reads no answer. Where the system does
         not say who connects, all are
     :param attempts: to have a line again
     :ivar port: the one that they share; 0 for a Unix socket
     """
 
     def __init__(
-        self, sockets: list[socket.socket], tell: Tell, others: bool | None, attempts: Attempts
+        self, sockets: list[socket.socket], warn: Warn, others: bool | None, attempts: Attempts
     ) -> None:
         self.port = address_of(sockets[0])[1]
         self._peer_uid_check = PeerUidCheck() if self.port and not others else None
         self._others = others
-        self._refusals = _RefusalReporter(tell)
+        self._refusals = _RefusalReporter(warn)
         self._route: Accept | None = None
         self._route_alive = _never
         self._started = False
@@ -396,10 +396,10 @@ def _never() -> bool:
 
 
 class _RefusalReporter:
-    """Tells what is refused or lost, in a number of events that whoever connects has no influence on."""
+    """Reports what is refused or lost, in a number of events that whoever connects has no influence on."""
 
-    def __init__(self, tell: Tell) -> None:
-        self._report = tell
+    def __init__(self, warn: Warn) -> None:
+        self._report = warn
         self._counts: dict[str, int] = {}
         self._told: dict[str, int] = {}
         self._lock = threading.RLock()  # a signal handler may close meanwhile
@@ -414,7 +414,7 @@ class _RefusalReporter:
         self._report(text)
 
     def count(self, text: str) -> None:
-        """Count one: the first, the tenth, the hundredth and so on are told at once, the rest at the end."""
+        """Count one: the 1st, the 10th, the 100th and so on are reported at once, the rest at the end."""
         log.info("%s", text)
         with self._lock:
             count = self._counts[text] = self._counts.get(text, 0) + 1
@@ -532,7 +532,7 @@ class Forwarder(sshtunnel.SSHTunnelForwarder):  # type: ignore[misc]  # sshtunne
         def make(address: object, handler: type[_Handler], logger: object = None) -> _Server:
             try:
                 return _Server(listening, handler)
-            except OSError as exc:  # sshtunnel would tell no reason
+            except OSError as exc:  # sshtunnel would give no reason
                 if scarce := scarcity_of(exc):
                     raise scarce from exc
                 raise

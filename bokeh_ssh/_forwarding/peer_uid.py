@@ -1,8 +1,8 @@
 """Which account of this machine a local connection comes from (Linux).
 
 TCP has no ``SO_PEERCRED``, so a port on loopback is open to every user of the machine; ``ssh -L`` leaves it
-so. But the kernel tells the owner of the socket at the other end: at once through ``sock_diag(7)``, or in the
-table of all, ``/proc/net/tcp``. On systems that tell neither, everybody gets in, as with ``ssh -L``.
+so. But the kernel knows the owner of the socket at the other end: at once through ``sock_diag(7)``, or in the
+table of all, ``/proc/net/tcp``. On systems that have neither, everybody gets in, as with ``ssh -L``.
 
 Once the program at the other end has closed its socket, Linux before 6.17 says 0 for its owner, whoever that
 was; later ones remember. A socket that is only shut down in one direction still has its owner.
@@ -25,7 +25,7 @@ from bokeh_ssh._core.this_machine.proc_net import find_peer
 #: (user id, number of the socket); the number is 0 once the program at the other end has closed it.
 Owner = tuple[int, int]
 
-#: In place of a user id: the program has closed its end, and nobody can tell any more whose it was; the end
+#: In place of a user id: the program has closed its end, and nobody can know any more whose it was; the end
 #: is there, and the system does not say whose it is.
 GONE = -1
 UNKNOWN = -2
@@ -50,7 +50,7 @@ _TIMEOUT = 1.0
 
 
 class PeerUidCheck:
-    """Tells who at the other end of a connection is another user of this machine."""
+    """Finds out who at the other end of a connection is another user of this machine."""
 
     def __init__(self) -> None:
         self._me = {os.geteuid(), 0} if sys.platform == "linux" and hasattr(os, "geteuid") else set()

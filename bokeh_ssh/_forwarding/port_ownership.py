@@ -27,7 +27,7 @@ from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._ssh.remote_shell import exec_script
 from bokeh_ssh._ssh.session import Session
 
-#: Told whether the port is still one's own; on the connection's thread, so it must not block.
+#: Called with whether the port is still one's own; on the connection's thread, so it must not block.
 Verdict = Callable[[bool], None]
 
 #: What is waited for.
@@ -45,11 +45,11 @@ _LOOK = (
 
 
 class PortOwnershipMonitor:
-    """Tells, again and again, whether the listener on a port is still the one from the beginning.
+    """Checks, again and again, whether the listener on a port is still the one from the beginning.
 
     Made by :func:`monitor_port`. It begins on a thread of its own, since that takes two round trips.
 
-    :param on_taken: told when the port becomes another user's; on the connection's thread
+    :param on_taken: called when the port becomes another user's; on the connection's thread
     :param before: watched over the same port, over a connection that was lost
     """
 
@@ -162,7 +162,7 @@ class PortOwnershipMonitor:
         return next((owner for owner, _ in now if owner != self._me), None)
 
     def verify(self, verdict: Verdict, opened_at: float = math.inf) -> None:
-        """Look at the port, and tell; returns at once. Where nothing is seen, all are fine.
+        """Look at the port, and report; returns at once. Where nothing is seen, all are fine.
 
         :param opened_at: when the channel was confirmed that is to be used. Before the first look, that one
             decides
@@ -240,7 +240,7 @@ class PortOwnershipMonitor:
             self._change.notify_all()
         for verdict in asked.values():
             verdict(False)
-        # Where the line went down, that is told, and not this.
+        # Where the line went down, that is reported, and not this.
         if "looked" in self._said and not self._leaving and self._connection.alive:
             msg = f"the check of who owns port {self._port} has ended"
             self._on_taken(ConnectionLostError(msg, host=self._connection.name, hint="open it again"))
@@ -255,7 +255,7 @@ def monitor_port(
 ) -> Iterator[PortOwnershipMonitor]:
     """Watch over the port while the context lasts; begins in the background.
 
-    :param on_taken: told when the port becomes another user's; on the connection's thread
+    :param on_taken: called when the port becomes another user's; on the connection's thread
     :param before: watched over the same port, over a connection that was lost
     """
     monitor = PortOwnershipMonitor(connection, port, on_taken, before)

@@ -76,9 +76,9 @@ _DROP = 'if [ -S "$p" ] && [ -O "$p" ] && rm -f -- "$p"; then say removed; else 
 _REMOVE = 'r=left; if [ -S "$p" ] && [ -O "$p" ] && rm -f -- "$p"; then r=removed; fi; leave; say $r'
 _LEAVE = 'if [ -d "$d" ]; then leave; say done; else say gone; fi'
 
-#: Stays while we listen, and does what it is told; when nobody can tell it any more, it removes a socket that
-#: nobody listens on. sshd lets go of it a moment after it has ended our sessions. A link tells it from one
-#: that was made meanwhile.
+#: Stays while we listen, and does what it is ordered; when nobody can order it any more, it removes a socket
+#: that nobody listens on. sshd lets go of it a moment after it has ended our sessions. A link distinguishes
+#: it from one that was made meanwhile.
 _KEEP = f"""\
 trap '' HUP INT TERM PIPE
 served() {{
@@ -107,7 +107,7 @@ for n in 1 2 3 4 5; do
   sleep 1
 done"""
 
-#: Linux tells who listens; a socket that we may write to is one that we may connect to.
+#: Linux says who listens; a socket that we may write to is one that we may connect to.
 _SERVED = """\
 if [ -w "$p" ] && [ -r /proc/net/unix ]; then
   while read -r a b c flags e f g path; do
@@ -147,7 +147,7 @@ def listening_at(
 
     :param replace: it was ours before, and whoever still answers on it is what is left of that: an SSH server
         that has not noticed yet that its line has gone down
-    :param on_lost: told where it was removed, and cannot be made again; otherwise that is done unasked
+    :param on_lost: called where it was removed, and cannot be made again; otherwise that is done unasked
     :raises SocketInUseError: somebody answers on it, or something else is in the way
     :raises ForwardingRefusedError: the server forbids it
     :raises GatewayExposedError: other users of that machine could use it
@@ -194,7 +194,7 @@ def listening_at(
 
 
 class _Keeper:
-    """A command there that makes room for a socket, and takes it away: when told to, or when we cannot tell.
+    """A command there that makes room for a socket, and takes it away: when ordered to, or when we have gone.
 
     :ivar able: whether a command may be run there
     """

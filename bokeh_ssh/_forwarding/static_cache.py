@@ -33,10 +33,10 @@ _EXPECTED_PATIENCE = 60.0
 _MOST_WAITING = 8 * 1024 * 1024
 
 
-def open_cache(stack: contextlib.ExitStack, tell: Callable[[str], None]) -> StaticCache | None:
+def open_cache(stack: contextlib.ExitStack, warn: Callable[[str], None]) -> StaticCache | None:
     """Return a :class:`StaticCache` of the account's store, closed with ``stack``; None where it has none."""
     try:
-        cache = StaticCache(StaticStore(find_folder("static")), tell)
+        cache = StaticCache(StaticStore(find_folder("static")), warn)
     except FolderError as exc:
         log.info("static files are not kept: %s", exc)
         return None
@@ -56,12 +56,12 @@ class Content(bytearray):
 class StaticCache:
     """The store of one tunnel, and the thread that reads and writes it.
 
-    :param tell: told once of a file that is not what its address says
+    :param warn: called once for a file that is not what its address says
     """
 
-    def __init__(self, store: StaticStore, tell: Callable[[str], None]) -> None:
+    def __init__(self, store: StaticStore, warn: Callable[[str], None]) -> None:
         self._store = store
-        self._tell = tell
+        self._warn = warn
         self._told = False
         self._change = threading.Condition()
         self._reads: collections.deque[Callable[[], None]] = collections.deque()
@@ -145,7 +145,7 @@ class StaticCache:
         """Begin to keep a file; returns at once, and from then on neither blocks nor raises.
 
         :param answer: to whose address it is
-        :param promised: whether its address says which content it has, so that another one is told
+        :param promised: whether its address says which content it has, so that another one is reported
         """
         return Recording(self, file, answer, promised=promised)
 
@@ -212,7 +212,7 @@ class StaticCache:
         log.info("%s", text)
         if not self._told:
             self._told = True
-            self._tell(text)
+            self._warn(text)
 
 
 class _LookUp(Generic[Read]):

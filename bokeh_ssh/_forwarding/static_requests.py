@@ -1,6 +1,6 @@
 """Which requests ask for a file that may be kept on this side, and the answers to them. Pure text.
 
-There are three kinds, by what tells that a file that is here is the one that the server has:
+There are three kinds, by what says that a file that is here is the one that the server has:
 
 - *Its address.* Bokeh's pages name a file with the SHA-512 of its content, behind the server's prefix:
   ``/static/js/bokeh.min.js?v=b93164...``. So the answer is known before it is asked for, whichever server is
@@ -54,8 +54,8 @@ _TYPE = re.compile(
     rb"|application/(?:x-)?font-|application/vnd\.ms-fontobject|application/octet-stream)",
     re.IGNORECASE | re.MULTILINE,
 )
-#: What tells one version of a file from the next: a hash as the name, or behind a dot or a dash in it, or as
-#: a value of the query. A word has no capitals and no digits.
+#: What distinguishes one version of a file from the next: a hash as the name, or behind a dot or a dash in
+#: it, or as a value of the query. A word has no capitals and no digits.
 _HASH = re.compile(r"[0-9a-f]{8,}")
 _WHOLE_HASH = 16
 _HASH_PART = re.compile(r"[\w-]{8,}", re.ASCII)
@@ -137,7 +137,7 @@ class Address(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What tells it from others, in hexadecimal digits."""
+        """What distinguishes it from others, in hexadecimal digits."""
         return hashlib.sha256(f"{self.site}\0{self.target}".encode()).hexdigest()
 
 

@@ -75,7 +75,7 @@ _PATIENCE = 3.0
 _PAUSE = 2.0
 #: How a job may end that is submitted again, if that is wanted: of these, nobody has wanted the end.
 _AGAIN = (JobState.TIMEOUT, JobState.NODE_FAIL, JobState.PREEMPTED)
-#: Seconds before the time limit at which it is told.
+#: Seconds before the time limit at which there is a warning.
 _MARKS = (600.0, 120.0)
 #: Seconds to its time limit at which the scheduler's warning may be due to that.
 _NEAR = 180.0
@@ -179,7 +179,7 @@ class ClusterJob:
         self._job: Job | None = None
         self._progress = _Progress(JobLogin(self._stack, host), _PATIENCE if request.job else request.timeout)
         self.submitted = 0
-        self._name = secrets.token_hex(8)  # by which the job's holder tells us from others
+        self._name = secrets.token_hex(8)  # by which the job's holder knows us from others
         self._news: JobNews | None = None
         self._kept = False  # whether the job is to stay at the end
         self._closed = threading.Event()
@@ -388,7 +388,7 @@ class ClusterJob:
     def _await_start(self, warden: Warden) -> None:
         """Wait until the job runs, as long as it takes."""
         pause, hopeless = _LEAST, 0
-        told: tuple[str, int] | None = None
+        reported: tuple[str, int] | None = None
         verdict = 0.0
         while True:
             job = self._ask(warden, pause)
@@ -416,8 +416,8 @@ class ClusterJob:
                 raise self._never(job)
             reason = "suspended" if job.state is JobState.SUSPENDED else job.reason
             now = (reason, round((job.estimated_start or 0) / 60))
-            if now != told:
-                told = now
+            if now != reported:
+                reported = now
                 self._emit(
                     JobWaiting(
                         host=self._label,
@@ -435,7 +435,7 @@ class ClusterJob:
             self._progress.patience = self._request.timeout  # it starts just now
         if not self._progress.started:
             self._progress.started = True
-            if job.ends_at:  # what is told now need not be told again
+            if job.ends_at:  # what is reported now need not be reported again
                 self._progress.marks = [each for each in _MARKS if each < job.ends_at - time.time()]
             self._emit(JobStarted(host=self._label, job=job.id, node=job.node, ends_at=job.ends_at))
 
@@ -445,7 +445,7 @@ class ClusterJob:
         :raises JobEndedError: if it is, with the reason
         """
         until = time.monotonic() + _VERDICT
-        with contextlib.suppress(ConnectionLostError):  # the login node's, which is told as it is
+        with contextlib.suppress(ConnectionLostError):  # the login node's, which is reported as it is
             while self._warden and self._warden.alive and self._job and time.monotonic() < until:
                 job = self._ask(self._warden, _LEAST)
                 if job and job.state not in (JobState.RUNNING, JobState.SUSPENDED):

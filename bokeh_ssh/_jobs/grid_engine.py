@@ -52,7 +52,7 @@ _FAILED = re.compile(r"^failed\s+(\d+)", re.M)
 _STATUS = re.compile(r"^exit_status\s+(\d+)", re.M)
 _TOOK = re.compile(r"^ru_wallclock\s+([\d.]+)", re.M)
 _HELD_TO = re.compile(r"^category\s.*\bh_rt=(\d+)", re.M)
-_ORDERED = 128 + 12  # USR2: what a holder ends with that was told to
+_ORDERED = 128 + 12  # USR2: what a holder ends with that was ordered to
 _BY_LIMIT = "37"
 
 ENDS = describe_ends("see what the accounting (qacct -j) says of it")
@@ -183,7 +183,7 @@ def _read_reason(state: str, detail: str) -> str:
 def _read_end(out: str) -> JobState:
     failed, status = _FAILED.search(out), _STATUS.search(out)
     if not failed or not status:
-        return JobState.COMPLETING  # nothing is told yet, or never: of one that was cancelled while it waited
+        return JobState.COMPLETING  # nothing is said yet, or never: of one that was cancelled while it waited
     took, limit = _TOOK.search(out), _HELD_TO.search(out)
     late = bool(took and limit and float(took[1]) > float(limit[1]) - _WARNING - 10)
     if failed[1] == _BY_LIMIT:

@@ -123,7 +123,7 @@ def explain_end(
 
     :param ends: both for each state, and for one that is not known
     :param memory: what the job had asked for
-    :param canceller: the account that has cancelled it; empty where that is not told
+    :param canceller: the account that has cancelled it; empty where that is not known
     """
     why, hint = ends.get(job.state, ends[JobState.UNKNOWN])
     details = {

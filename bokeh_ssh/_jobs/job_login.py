@@ -1,4 +1,4 @@
-"""The login to a job's own SSH server: a key pair for one job, and the host key that the job told."""
+"""The login to a job's own SSH server: a key pair for one job, and the host key that the job has sent."""
 
 from __future__ import annotations
 

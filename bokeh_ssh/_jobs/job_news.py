@@ -30,7 +30,7 @@ class JobNews:
 
     :param connection: leads to the job's machine
     :param path: the holder's socket there; empty where it has none
-    :param name: tells this tunnel from others, also after a loss
+    :param name: distinguishes this tunnel from others, also after a loss
     :param next_due: returns in how many seconds it is to be called; None: not for a time
     :param on_news: called on a thread of its own; with whether a warning came
     :ivar clients: how many tunnels use the job, as far as that is known
@@ -82,7 +82,7 @@ class JobNews:
             with self._sock:
                 while not self._over:
                     self._listen()
-        except (BokehSSHError, OSError) as exc:  # the line went down, or it is closed: told elsewhere
+        except (BokehSSHError, OSError) as exc:  # the line went down, or it is closed: reported elsewhere
             log.debug("%s: news of the job: %s", self._connection.name, exc)
 
     def _open(self) -> None:

@@ -88,7 +88,7 @@ def open_job_stream(
     :param ways: "srun" for a command in the job; on the login node "tcp" and "back", tried in this order
     :param nodes: names of the job's machine
     :param client_key: a public key that the server is to let in, if it does not yet
-    :returns: a socket to it, and what the job told: ``host_key``, ``user``, ``node``, and the ``way``
+    :returns: a socket to it, and what the job said: ``host_key``, ``user``, ``node``, and the ``way``
     :raises ConnectionLostError: if the command fails: the job may be over, or the scheduler not there
     :raises LaunchError: if there can be no SSH server
     :raises SessionError: if the login node has no session for it

@@ -21,7 +21,7 @@ TITLE = "LSF"
 SUBMIT = "bqueues"
 JOB_VARIABLE = "LSB_JOBID"
 WAYS = ("tcp", "back")
-#: It is told in whole minutes.
+#: It is given in whole minutes.
 _WARNING = 120.0
 VERDICT = 25.0
 QUEUE_COMMAND = "bjobs"

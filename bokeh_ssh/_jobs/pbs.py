@@ -1,7 +1,7 @@
 """PBS's commands and what they say: OpenPBS, PBS Professional, and Torque where it differs. Text only.
 
 What it really does was tried with OpenPBS 23.06; Torque's part follows its manual. Which of them it is,
-``qsub --version`` tells.
+``qsub --version`` says.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ def _read_end(known: dict[str, str]) -> JobState:
     name = "exit_status" if "exit_status" in known else "Exit_status"
     try:
         status = int(known.get(name, ""))
-    except ValueError:  # its machine has not told one; or it has never run
+    except ValueError:  # its machine has not reported one; or it has never run
         lost = known.get("substate") == _FAILED and "stime" in known
         return JobState.NODE_FAIL if lost else JobState.CANCELLED
     if status in _KILLED[name]:

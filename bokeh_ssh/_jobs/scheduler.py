@@ -30,7 +30,7 @@ class Scheduler(Protocol):
 
     @property
     def JOB_VARIABLE(self) -> str:  # noqa: N802
-        """The variable that tells a job its number."""
+        """The variable that holds the job's number in a job."""
 
     @property
     def WAYS(self) -> tuple[str, ...]:  # noqa: N802

@@ -35,7 +35,7 @@ def job_script(
     :param client_key: the public key that gets in
     :param grace: seconds without a client after which the job ends
     :param output: where the scheduler puts what it writes, which its end removes
-    :param variable: what tells a job its number
+    :param variable: what holds the job's number in a job
     :param ways: how the bytes may get there
     :param step: whether it runs beside a job's own script
     :param redirect: whether the script has to put it there itself

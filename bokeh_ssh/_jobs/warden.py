@@ -113,7 +113,7 @@ class Warden:
             self._program.send({"do": "inherit", "guards": list(guards)})
 
     def end_job(self) -> bool:
-        """Cancel the job; return whether the scheduler has heard it. It is told on where it has not."""
+        """Cancel the job; return whether the scheduler has heard it. It is passed on where it has not."""
         self._program.send({"do": "end"})
         return not self._program.expect(("ended",), _GOODBYE)["status"]
 

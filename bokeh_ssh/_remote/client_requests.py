@@ -54,7 +54,7 @@ class ClientRequests:
             self.client.send("detached")
 
     def do_accompany(self, message: dict[str, Any]) -> None:
-        """Run a program beside the server, unless one runs; ``along`` tells what it says of itself."""
+        """Run a program beside the server, unless one runs; ``along`` has what it says of itself."""
         server, sidecar = self.server, self.server.sidecar
         if sidecar.pid:
             if sidecar.status:  # else it is to come
@@ -91,7 +91,7 @@ class ClientRequests:
         self.store("drop", message["name"])
 
     def do_sync(self, message: dict[str, Any]) -> None:
-        """Say how far we are, and ``go`` on if that is all; what could not be stored is told once."""
+        """Say how far we are, and ``go`` on if that is all; what could not be stored is reported once."""
         upload_dir = self.server.upload_dir
         if upload_dir:
             fault, upload_dir.fault = upload_dir.fault, ""
@@ -130,12 +130,12 @@ class ClientRequests:
         return ""
 
     def ask_stop(self, control: ControlClient, request: dict[str, Any]) -> str:
-        """End the server; the guest is told when all is over."""
+        """End the server; the guest gets an answer when all is over."""
         self.do_stop(request)
         return self.wait_for_end(control, stopping=True)
 
     def wait_for_end(self, control: ControlClient, **answer: Any) -> str:
-        """Note one who is to be told when all is over, unless too many wait for that."""
+        """Note one who is to get an answer when all is over, unless too many wait for that."""
         if len(self.waiters) >= MOST_CLIENTS:
             return "busy"
         self.waiters.append(control)

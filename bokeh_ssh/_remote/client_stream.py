@@ -20,7 +20,7 @@ PAIRS = {"continued": "stopped", "answers": "busy"}  # only the last of the two 
 
 
 class ClientStream:
-    """Both directions. Nothing raises: :attr:`input_closed` and :attr:`output_closed` tell what is closed.
+    """Both directions. Nothing raises: :attr:`input_closed` and :attr:`output_closed` say what is closed.
 
     :param mark: stands before each message, so that it is distinguished from what start files print
     :param inbox: what was read already
@@ -96,7 +96,7 @@ class ClientStream:
             self.send(**more)
 
     def discard(self) -> None:
-        """Forget what the client was still to be told."""
+        """Forget what was still to be sent to the client."""
         self._outbox.clear()
         self._deferred.clear()
         self._size = self._dropped = 0

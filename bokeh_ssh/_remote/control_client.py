@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 LOST = 5  # our exit status where the supervisor went away without a word
-QUICK = 2.0  # seconds for a supervisor to tell about itself
-ENDED = 12.0  # seconds in which one has ended that was told to
+QUICK = 2.0  # seconds for a supervisor to say what it is
+ENDED = 12.0  # seconds in which one has ended that was ordered to
 #: The files of BokehJS that each page of a server loads, in their order; and the most bytes of one.
 STATIC = tuple("bokeh%s.min.js" % part for part in ("", "-gl", "-widgets", "-tables", "-mathjax"))
 MOST_STATIC = 16 << 20
@@ -119,7 +119,7 @@ class ControlCommand:
         return 1
 
     def report_end(self, run_dir: RunDir) -> int:
-        """Report what became of a server whose supervisor is no more; what was told need not be kept."""
+        """Report what became of a server whose supervisor is no more; what was reported need not be kept."""
         record = run_dir.read()
         if "ended" not in record:
             remove_run_dir(run_dir, QUICK)

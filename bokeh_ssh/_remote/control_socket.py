@@ -33,7 +33,7 @@ _GRACE = 5.0  # seconds between TERM and KILL for what nobody holds any more
 
 
 def peer(sock: socket.socket) -> int | None:
-    """Return the user who is on the other end; None where the system does not tell."""
+    """Return the user who is on the other end; None where the system does not say."""
     try:
         if hasattr(socket, "SO_PEERCRED"):
             raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
@@ -210,7 +210,7 @@ def send_request(
 def is_stale(run_dir: RunDir) -> bool:
     """Return whether the supervisor of a place is no more; one whose socket was removed makes it again.
 
-    Where its record was removed too, its server's environment tells which process it is; else it has the time
+    Where its record was removed too, its server's environment says which process it is; else it has the time
     for that.
     """
     record = run_dir.read()

@@ -218,7 +218,7 @@ class Child:
 
 
 def socket_at(path: str) -> tuple[int, int] | None:
-    """Return what tells the socket at a path from another one there."""
+    """Return what distinguishes the socket at a path from another one there."""
     with contextlib.suppress(OSError):
         found = os.lstat(path)
         return found.st_ino, found.st_ctime_ns
@@ -241,7 +241,7 @@ class Reloader:
         signal.signal(signal.SIGTERM, self.on_term)
         self.seen = self.before = look(watched)
         self.faults: dict[str, str] = {}
-        self.reloaded = self.told = False
+        self.reloaded = self.reported = False
         self.child = Child(argv, bokeh)
 
     def on_term(self, *_: object) -> None:
@@ -260,8 +260,8 @@ class Reloader:
             if self.child.status is not None:
                 if self.ending or not self.reloaded:
                     self.child.end_likewise()
-                if not self.told:
-                    self.told = True
+                if not self.reported:
+                    self.reported = True
                     self.report_end(self.child, "the server ended, and the next change starts it")
             began = time.monotonic()
             changed = self.have_changed()
@@ -290,7 +290,7 @@ class Reloader:
                 "a file does not compile, so the server runs on as it was", "\n".join(self.faults.values())
             )
             return
-        self.told, self.reloaded = False, True
+        self.reported, self.reloaded = False, True
         if self.child.status is None and self.path:
             self.replace()
         else:

@@ -25,7 +25,7 @@ _CHUNK = 1 << 12
 
 
 class Guardian:
-    """A process that starts another one, tells what becomes of that, and ends all of it where we are killed.
+    """A process that starts another one, reports what becomes of that, and ends all of it if we are killed.
 
     It waits on a pipe whose end means that.
 
@@ -43,12 +43,12 @@ class Guardian:
     ) -> None:
         self._rest = b""
         waits, self._death_pipe = os.pipe()
-        self._word, tells = os.pipe()
+        self._word, report = os.pipe()
         try:
             self.pid = os.fork()
             if not self.pid:
                 try:
-                    _guard(begin, leave, mark, adopts, waits, tells)
+                    _guard(begin, leave, mark, adopts, waits, report)
                 finally:
                     os._exit(0)
         except OSError:
@@ -56,7 +56,7 @@ class Guardian:
             raise
         finally:
             os.close(waits)
-            os.close(tells)
+            os.close(report)
         with open(self._word, "rb", 0, closefd=False) as word:
             first = word.readline()
         if first[:1] != b"+":
@@ -66,7 +66,7 @@ class Guardian:
         os.set_blocking(self._word, False)
 
     def fileno(self) -> int:
-        """Return what to wait for; -1 once nothing more will be told."""
+        """Return what to wait for; -1 once nothing more will be reported."""
         return self._word
 
     def read_changes(self) -> list[tuple[str, int]]:
@@ -102,9 +102,9 @@ class Guardian:
 
 
 def _guard(
-    begin: Callable[[], int], leave: Callable[[], object], mark: bytes, adopts: bool, waits: int, tells: int
+    begin: Callable[[], int], leave: Callable[[], object], mark: bytes, adopts: bool, waits: int, report: int
 ) -> None:
-    """Begin, tell what there is to tell until the supervisor is killed, and then end all."""
+    """Begin, report what there is to report until the supervisor is killed, and then end all."""
     os.setpgid(0, 0)  # what is sent to the server's group, or to the session's, is not for us
     adopts = adopts and process_tree.adopt()
     try:
@@ -114,12 +114,12 @@ def _guard(
         signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
         child = begin()
     except OSError as exc:
-        os.write(tells, b"-%d\n" % (exc.errno or 0))
+        os.write(report, b"-%d\n" % (exc.errno or 0))
         return
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with contextlib.suppress(OSError):  # nobody listens any more: we notice below
-        os.write(tells, b"+%d\n" % child)
-    waits, tells, wake, wakes = let_go(waits, tells, wake, wakes)
+        os.write(report, b"+%d\n" % child)
+    waits, report, wake, wakes = let_go(waits, report, wake, wakes)
     signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
     ended = False
     ready: list[int] = []
@@ -128,7 +128,7 @@ def _guard(
             if pid == child:
                 ended = event == "exit"
                 with contextlib.suppress(OSError):
-                    os.write(tells, f"{event} {status}\n".encode())
+                    os.write(report, f"{event} {status}\n".encode())
         ready, _, _ = select.select([waits, wake], [], [])
         if wake in ready:
             with contextlib.suppress(BlockingIOError):

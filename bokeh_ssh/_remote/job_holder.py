@@ -124,7 +124,7 @@ class JobHolder:
         self.patience = max(self.grace, _FIRST)  # seconds without a client
         self.seen = time.monotonic()
         self.ending = False
-        self.status = 0  # Grid Engine's accounting tells an end that was ordered by it, and by nothing else
+        self.status = 0  # Grid Engine's accounting knows an end that was ordered by it, and by nothing else
         self.wakes, self.wake = os.pipe()
         for fd in (self.wakes, self.wake):
             os.set_blocking(fd, False)
@@ -196,7 +196,7 @@ class JobHolder:
                 self.reap()
             if self.warned:
                 self.warned = False
-                self.tell(event="warned")
+                self.send(event="warned")
             if door in ready:
                 with contextlib.suppress(OSError):
                     self.serve(door.accept()[0])
@@ -241,7 +241,7 @@ class JobHolder:
         sock.setblocking(False)
         return sock
 
-    def tell(self, **message: object) -> None:
+    def send(self, **message: object) -> None:
         """Say something to all who listen."""
         for listener in self.listeners:
             with contextlib.suppress(OSError):
@@ -260,8 +260,8 @@ class JobHolder:
             self.listeners[listener] = said
         if b"keep" in said:
             self.keep = True
-            self.tell(event="kept")
-        self.tell(event="clients", count=len(set(self.listeners.values()) - {b""}))
+            self.send(event="kept")
+        self.send(event="clients", count=len(set(self.listeners.values()) - {b""}))
 
     def meet(self) -> None:
         """Connect to the login nodes that wait for that."""

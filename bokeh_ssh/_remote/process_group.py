@@ -70,8 +70,8 @@ def changes(kept: int) -> Iterator[tuple[int, str, int]]:
     """Reap children; return each with "exit" and its status (below 0: a signal), "stopped" or "continued".
 
     The zombie of ``kept`` stays, so that nobody else gets its number, which is its group's too; after that
-    exit nothing else is told. Where Python has no ``waitid`` (before 3.13 on macOS) it does not stay, and the
-    number is pinned for as long as the group has members.
+    exit nothing else is reported. Where Python has no ``waitid`` (before 3.13 on macOS) it does not stay, and
+    the number is pinned for as long as the group has members.
     """
     with contextlib.suppress(ChildProcessError):
         if not hasattr(os, "waitid"):

@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable
 
-    #: Parent, process group, letter of the state, and when it was started (in ticks; 0: not told).
+    #: Parent, process group, letter of the state, and when it was started (in ticks; 0: not known).
     Row = tuple[int, int, str, int]
     Table = dict[int, Row]
 

@@ -1,4 +1,4 @@
-"""What tells that a server listens, and where: its log lines, its socket, or its own word."""
+"""What says that a server listens, and where: its log lines, its socket, or its own word."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Facts:
 
     An app may write such lines too: whether a process of the server listens there has to be seen.
 
-    :param asked: the port that Bokeh was told to listen on, the only one that is read of; 0 for any
+    :param asked: the port that Bokeh is to listen on, the only one that is read of; 0 for any
     """
 
     def __init__(self, asked: int = 0) -> None:
@@ -100,8 +100,8 @@ class OwnAddress:
 
         The first address counts, and the last with a secret: a server that restarts itself makes another.
 
-        :param port: the one that it was told to listen on, or 0
-        :param socket: the path of the socket that it was told to listen on, or nothing
+        :param port: the one that it is to listen on, or 0
+        :param socket: the path of the socket that it is to listen on, or nothing
         """
         lines = list(lines)
         for line in lines:
@@ -124,7 +124,7 @@ class OwnAddress:
 
 
 def asked_port(words: Sequence[str]) -> int:
-    """Return the port that a command line tells Bokeh to listen on; 0 for any."""
+    """Return the port that Bokeh is to listen on by its command line; 0 for any."""
     own = list(words[: words.index("--args")] if "--args" in words else words)  # the rest is the app's own
     asked = [own[at + 1] for at, word in enumerate(own[:-1]) if word == "--port"]
     return int(asked[-1]) if asked and asked[-1].isdigit() else 0
@@ -152,7 +152,7 @@ def listeners(port: int = 0) -> dict[str, int] | None:
 
 
 def holds(pids: Iterable[int], port: int) -> bool | None:
-    """Check whether one of these processes listens on a TCP port; None where the system does not tell."""
+    """Check whether one of these processes listens on a TCP port; None where the system does not say."""
     sockets = listeners(port)
     if sockets is None:
         return None
@@ -195,7 +195,7 @@ def parse_notice(line: str) -> dict[str, Any] | None:
 
 
 def listener(path: str) -> int | None:
-    """Return the process that listens on a socket, 0 if the system does not tell; None if none does."""
+    """Return the process that listens on a socket, 0 if the system does not say; None if none does."""
     sock = socket.socket(socket.AF_UNIX)
     try:
         sock.setblocking(False)
@@ -243,7 +243,7 @@ class ReadinessProbe:
     :param spec: the ``start`` message
     :param running: lists its processes
     :param routes: lists those that its apps are served at
-    :ivar port: the one that it is to listen on, where it is not Bokeh's and cannot tell
+    :ivar port: the one that it is to listen on, where it is not Bokeh's and cannot say it
     :ivar socket: the path that it is to listen on; empty for a port
     :ivar no_socket: why it is a port though a socket was wanted
     :ivar before: sockets that others listened on before it was started
@@ -291,7 +291,7 @@ class ReadinessProbe:
     def pause(self) -> float:
         """Return how long there is nothing to look at, in seconds."""
         if self.socket:
-            return 0.02  # its socket is not told of, but looked for
+            return 0.02  # its socket is not announced, but looked for
         if self._claims:
             return max(0.0, self._claims_at - time.monotonic())
         return 0.1 if self.port else float("inf")  # each look takes a port
@@ -306,7 +306,7 @@ class ReadinessProbe:
         return found or (self._check_port() if self.port else None)
 
     def read(self, lines: Iterable[str]) -> None:
-        """Read its log, unless it was told where to listen: what it writes counts for nothing then."""
+        """Read its log, unless it is known where it is to listen: what it writes counts for nothing then."""
         for line in [] if self._spec.get("notify") or self._spec.get("plain") else lines:
             ready = self.facts.read(line)
             if ready:  # what an app writes while it is imported comes first, and Bokeh's own last
@@ -343,7 +343,7 @@ class ReadinessProbe:
         return True
 
     def _holds(self, port: int, mine: set[int]) -> bool | None:
-        """Check whether the server listens on a port; None where the system does not tell.
+        """Check whether the server listens on a port; None where the system does not say.
 
         A command of the caller's own may have somebody else start what listens (``srun``), or start it as
         another user (``sudo -u``), where it cannot be looked into. Then it has to be new, and of such a user.
@@ -371,7 +371,7 @@ class ReadinessProbe:
         return dict(ready, versions=self.facts.versions, **({"pid": pid} if pid else {}))
 
     def _check_port(self) -> dict[str, Any] | None:
-        """Look whether it listens on the port that it was told."""
+        """Look whether it listens on the port that it was given."""
         sock = socket.socket()
         try:
             sock.settimeout(0.1)

@@ -33,7 +33,7 @@ RECORD = "record"
 SERVER = "server"
 PACKED = "packed"
 APPS = "apps"
-#: Tells what a server starts, in its environment, which one that was; the supervisors of others among it.
+#: Says to what a server starts, in its environment, which one that was; the supervisors of others among it.
 WITHIN = "BOKEH_SSH_WITHIN"
 #: And which process that is, as :func:`identity` has it.
 HOLDER = "BOKEH_SSH_SUPERVISOR"
@@ -41,7 +41,7 @@ HOLDER = "BOKEH_SSH_SUPERVISOR"
 SETTING = "BOKEH_SSH_DIR"
 LONGEST = 100  # bytes of a socket's path: 103 on macOS, 107 on Linux
 TOUCH = 1200.0  # seconds; what cleans /tmp by age leaves what is younger than some days
-KEEP = 86400.0  # seconds that a record tells how a server ended when nobody was there
+KEEP = 86400.0  # seconds that a record says how a server ended when nobody was there
 
 _ID = re.compile(r"[0-9a-f]{8}")
 
@@ -288,9 +288,9 @@ def repair_run_dir(run_dir: RunDir) -> str:
 
 
 def identity(pid: int) -> str:
-    """Return what tells a process from others of the same number, before or after; empty where it has ended.
+    """Return what distinguishes a process from others of the same number; empty where it has ended.
 
-    Always empty where the system does not tell (/proc).
+    Always empty where the system does not say it (/proc).
     """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:

@@ -1,4 +1,4 @@
-"""The server that is held: how it is started, seen to listen, and what is told of it."""
+"""The server that is held: how it is started, seen to listen, and what is reported of it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 PROTOCOL = 1
 CHUNK = 1 << 16  # bytes read at once, and the longest line before it is cut
 LINES = 1000  # lines kept of the log
-TAIL = 1 << 18  # characters kept of the log, which is what one who comes later is told; 1 MiB at most
+TAIL = 1 << 18  # characters kept of the log, which is what one who comes later gets; 1 MiB at most
 LAST = 100  # lines of the log in the record of a server that ended while nobody was there
 #: Errors of a machine, or an account, that has no more of something.
 SCARCE = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
@@ -60,7 +60,7 @@ class ServerOutput:
 
     :param on_lines: is called with the name of a stream and the lines that have come
     :ivar streams: by descriptor: name and unfinished line
-    :ivar log: the last lines, as many as one who comes later is told
+    :ivar log: the last lines, as many as one who comes later gets
     """
 
     def __init__(self, on_lines: Callable[[str, list[str]], object]) -> None:
@@ -100,7 +100,7 @@ class ServerOutput:
                     break
 
     def keep(self, lines: list[str]) -> None:
-        """Keep the last lines, and no more than is ever told of them."""
+        """Keep the last lines, and no more than is ever sent of them."""
         last = lines[-LINES:]
         self.log.extend(last)
         self._kept += sum(len(line) + 1 for line in last)
@@ -346,7 +346,7 @@ class Server:
             elif pid == self.sidecar.pid:
                 self.output.drain_all()
                 self.sidecar.note_ended()
-                if not self.process.ending:  # else the server's end counts, which is told by itself
+                if not self.process.ending:  # else the server's end counts, which is reported by itself
                     self.client.send("along", word={})
 
     def read_guardian(self) -> None:
@@ -419,7 +419,7 @@ class Server:
             self.check_answers(now)
         self.process.check(now)
         ready = self.probe.ready
-        if ready and ready["pid"] != self.process.pid:  # a wrapper's child: no signal tells us of it
+        if ready and ready["pid"] != self.process.pid:  # a wrapper's child: no signal reports it
             row = process_tree.read_process(ready["pid"])
             if row and row[1] == self.process.group:
                 self.note_halted(row[2] in ("T", "t"))
@@ -435,7 +435,7 @@ class Server:
             self.was_busy = self.watch.busy
             self.client.send("busy" if self.was_busy else "answers")
 
-    # --- what is told of it
+    # --- what is reported of it
 
     def is_findable(self) -> bool:
         """Return whether one who comes later can find it."""

@@ -204,22 +204,22 @@ class Supervisor:
             pass
         if server.upload_dir:
             server.upload_dir.remove()
-        told = server.process.stop_requested or not server.probe.ready
-        if told:
+        ordered = server.process.stop_requested or not server.probe.ready
+        if ordered:
             server.leave()
         client.send("gone", status=server.process.status)
         deadline = time.monotonic() + 2
-        while client.stream.sinks() or not (told or client.seen or client.lease.gone_since):
+        while client.stream.sinks() or not (ordered or client.seen or client.lease.gone_since):
             if time.monotonic() > deadline:
                 break
             readable, _, _ = select.select(client.stream.sources(), client.stream.sinks(), [], 0.2)
             if readable:
                 self.read_client()
             client.flush()
-        if server.run_dir and not (told or client.seen):
+        if server.run_dir and not (ordered or client.seen):
             server.write_record()  # the client may come back for it
             server.run_dir.clear()
-        elif not told:
+        elif not ordered:
             server.leave()
         for waiter in self.requests.waiters:
             waiter.answer(over=True, status=server.process.status)
@@ -242,7 +242,7 @@ def main() -> NoReturn:
     supervisor = Supervisor(json.loads(first), rest, anchor)
     try:
         supervisor.run()
-    except BaseException:  # noqa: BLE001 - the client must be told whatever it is
+    except BaseException:  # noqa: BLE001 - it is reported to the client, whatever it is
         import traceback
 
         supervisor.client.send("crashed", text=traceback.format_exc())

@@ -8,7 +8,7 @@ the commands, and reads what they say. The first line of JSON on standard input 
 - ``run``: run ``argv`` with ``input``, answer ``ran`` with ``id``, ``status``, ``out`` and ``err``. With
   ``guard`` it submits a job, whose number in the output stands for ``{job}`` in the guard.
 - ``ask``: likewise, with the numbers of all jobs that the account's wardens here wait for in place of
-  ``{jobs}``; or answer with what one of them was told of ``job`` in the last ``fresh`` seconds. Its age in
+  ``{jobs}``; or answer with what one of them has heard of ``job`` in the last ``fresh`` seconds. Its age in
   seconds is ``age``. With ``waits``, the job waited when it was last seen: a client that asks no more is
   gone, also where its connection does not end; and ``renew`` is run at times, which writes into the comment
   until when (``{until}``) nobody but this warden is to cancel the job.
@@ -103,7 +103,7 @@ class SharedAnswer:
         self.key: object = None  # of the same scheduler, asked in the same words; None: nothing was asked
 
     def ask(self, order: dict[str, Any], run: Any) -> dict[str, Any]:
-        """Return status, output, errors and age of an answer that tells of the job; see the module."""
+        """Return status, output, errors and age of an answer about the job; see the module."""
         settings = {name: os.environ[name] for name in sorted(os.environ) if _SETTING.fullmatch(name)}
         job, self.key = order["job"], [order["argv"], settings]
         with self.locked() as folder:
@@ -249,7 +249,7 @@ class Warden:
         self.send("ran", id=order["id"], status=status, out=out, err=err)
 
     def do_ask(self, order: dict[str, Any]) -> None:
-        """Ask what a job does, or take what another warden was told."""
+        """Ask what a job does, or take what another warden has heard."""
         self.asked = time.monotonic() if order["waits"] else None
 
         def answer() -> None:

@@ -72,7 +72,7 @@ def control_client_script(
     return encode("\n".join(lines)) + b"%d\n" % len(program) + program + order
 
 
-#: What Python is told first: it has put the current directory, which is often the home, before all others, so
+#: What Python runs first: it has put the current directory, which is often the home, before all others, so
 #: an import before this would be one from there. ``sys`` is a part of Python itself.
 _CLEAN = "import sys; sys.path[:] = [p for p in sys.path if p]"
 
@@ -185,14 +185,14 @@ def _early(env: Mapping[str, str]) -> list[str]:
 #: may have closed standard error.
 _ASIDE = "( : >&2 ) || exec 2>/dev/null; exec 3<&0 4>&1 </dev/null >&2"
 
-#: Tells the client where the script ended, if it does; handing over to Python is not an end.
+#: Reports to the client where the script ended, if it does; handing over to Python is not an end.
 _TRAP = (
     "bokeh_ssh_at=start; trap 'bokeh_ssh_r=$?; "
     'command printf "%s{\\"event\\":\\"failed\\",\\"at\\":\\"%s\\",\\"status\\":%d}\\n" '
     '"$bokeh_ssh_mark" "$bokeh_ssh_at" $bokeh_ssh_r >&4\' EXIT'
 )
 
-#: Tells the client that start files have let it come so far.
+#: Reports to the client that start files have let it come so far.
 _BEGUN = """command printf '%s{"event":"begun"}\\n' "$bokeh_ssh_mark" >&4"""
 
 #: Takes back what start files and set-up have made of commands that come next: people have functions and

@@ -16,7 +16,7 @@ from bokeh_ssh._server.server import UploadChannel
 from bokeh_ssh._server.upload import upload
 from bokeh_ssh._server.upload_set import Bundle, Contents, Item
 
-_TELLING = 0.1  # seconds between two events of progress
+_REPORT_EVERY = 0.1  # seconds between two events of progress
 _SETTLE = 100  # milliseconds without another change: editors write in several steps
 _QUIET = 500  # milliseconds without a change, after which it is quiet
 _SHOWN = 5  # names in a warning
@@ -56,19 +56,20 @@ class FileSync:
         contents = self._bundle.scan()
         self._warn(to, contents)
         files, size = len(contents.items), contents.size
-        told = float("-inf")
+        reported = float("-inf")
         before = 0
 
-        def tell(sent: int) -> None:
-            nonlocal told
-            if before + sent < size and time.monotonic() - told >= _TELLING:  # all of it is told at the end
-                told = time.monotonic()
+        def report(sent: int) -> None:
+            nonlocal reported
+            # All of it is reported at the end.
+            if before + sent < size and time.monotonic() - reported >= _REPORT_EVERY:
+                reported = time.monotonic()
                 self._on_event(Uploading(host=to.host, files=files, size=size, sent=before + sent))
 
-        tell(0)
+        report(0)
         much = size > _LITTLE
         unsettled = upload(
-            to, contents.items.values(), told=tell, files=to.open_sftp() if much else None, go=True
+            to, contents.items.values(), on_progress=report, files=to.open_sftp() if much else None, go=True
         )
         self._note(contents.items, unsettled)
         for _ in range(_LOOKS):
@@ -84,7 +85,7 @@ class FileSync:
             if not changed and not removed:
                 break
             size += sum(item.size for item in changed)
-            still = upload(to, changed, removed, told=tell)
+            still = upload(to, changed, removed, on_progress=report)
             self._note({item.name: item for item in changed}, still, removed)
             unsettled = still | (unsettled & grown)
         self._on_event(Uploading(host=to.host, files=files, size=size, sent=size))
@@ -145,8 +146,8 @@ class FileSync:
         watched, removed = _identify(roots), False
         names = {str(root) for root in roots}
         options = {"step": _SETTLE, "debounce": 10 * _SETTLE, "rust_timeout": _QUIET}
-        # Nobody tells what has changed before the watch stood, nor what was put into a new folder before that
-        # one was watched too: one more look, once it is quiet, sees both.
+        # Nobody reports what has changed before the watch stood, nor what was put into a new folder before
+        # that one was watched too: one more look, once it is quiet, sees both.
         looks = True
         for changes in watchfiles.watch(
             *roots,
@@ -202,7 +203,7 @@ class FileSync:
                 self._failed = exc.message
                 self._on_event(Warned(host=to.host, text=f"a change was not uploaded: {exc.message}"))
         except BokehSSHError:
-            pass  # the line is down, as others tell; sync_to() is called again when it is back
+            pass  # the line is down, as others report; sync_to() is called again when it is back
 
     def _warn(self, to: UploadChannel, contents: Contents) -> None:
         left = [each for each in contents.left_out if each not in self._warned]
@@ -213,7 +214,7 @@ class FileSync:
 
 
 def _identify(folders: Iterable[Path]) -> list[tuple[int, int] | None]:
-    """Return what tells each from another of its name; None for one that does not exist."""
+    """Return what distinguishes each from another of its name; None for one that does not exist."""
     found: list[tuple[int, int] | None] = []
     for folder in folders:
         try:

@@ -156,7 +156,7 @@ class Launch:
         else on a port
     :param sign: answer only to sessions whose id is signed (``--session-ids external-signed``); the key is
         ``BOKEH_SECRET_KEY`` of ``env``, or a random one. "port": only if it listens on a port after all
-    :param verbatim: ``command`` is all there is: none of Bokeh's options are added, and it tells by itself
+    :param verbatim: ``command`` is all there is: none of Bokeh's options are added, and it says by itself
         that it is ready, by a line of JSON with ``port`` or ``socket``, and maybe ``routes`` and
         ``versions``, on the descriptor that ``BOKEH_SSH_READY_FD`` of its environment numbers
     :param brings: ``app`` are names in a folder that is made there, to be filled by :meth:`Server.start`'s

@@ -99,10 +99,10 @@ class ShellProcess:
         thread.start()
         return thread
 
-    def _read(self, pipe: IO[bytes], told: Callable[[bytes], None]) -> None:
+    def _read(self, pipe: IO[bytes], on_data: Callable[[bytes], None]) -> None:
         with pipe:
             while data := pipe.read(_CHUNK):
-                told(data)
+                on_data(data)
 
     def _feed(self, pipe: IO[bytes]) -> None:
         with contextlib.suppress(OSError), pipe:  # it may read no more

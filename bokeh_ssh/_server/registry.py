@@ -33,7 +33,7 @@ _PATIENCE = 5.0  # seconds between TERM and KILL
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteServer:
-    """A server of this account on a machine, as its supervisor tells of it.
+    """A server of this account on a machine, as its supervisor describes it.
 
     :ivar host: the machine, as the user named it
     :ivar node: the machine's own name for itself
@@ -249,7 +249,7 @@ class ControlRequest:
     def _on_stdout(self, data: bytes) -> None:
         self._heard_bytes += len(data)
         if self._heard_bytes > _MOST_BYTES:
-            return  # then the end does not come, and that is told
+            return  # then the end does not come, and that is reported
         messages = self._reader.feed(data)
         if self._on_message:
             for message in messages:

@@ -142,12 +142,12 @@ class Server:
 
     @property
     def exit_status(self) -> int | None:
-        """How it ended, negative for a signal; None while it runs, and where nobody could tell."""
+        """How it ended, negative for a signal; None while it runs, and where nobody knows."""
         return self.state.exit_status
 
     @property
     def ended(self) -> threading.Event:
-        """Set once it has ended or the session is down; :attr:`lost` tells which."""
+        """Set once it has ended or the session is down; :attr:`lost` says which."""
         return self.state.ended
 
     @property
@@ -491,7 +491,7 @@ class Server:
             without a token, only a server that nobody is attached to is taken over
         :param launch: its ``lease`` and ``grace`` hold from now on; ``env`` counts as far as it decides
             whether Python runs
-        :param on_event: as for :meth:`start`; what the log holds already is not told again
+        :param on_event: as for :meth:`start`; what the log holds already is not reported again
         :param on_begin: gets it before anything is run; :meth:`cancel` then works from another thread
         :param timeout: seconds
         :raises ServerExitedError: if the server ended by itself meanwhile; has its status and last lines
@@ -637,21 +637,21 @@ class Server:
 
     def _on_exit(self, status: int | None) -> None:
         state = self.state
-        told = (
+        killed = (
             state.stage is Stage.READY
             and state.exit_status is None
             and not state.stopping
             and status is not None
         )
-        told = told and not state.taken and not self.parted and not self._closing.is_set()
-        # From 128 on it is a signal, as some SSH servers tell it: what was executed was killed, and that need
-        # not be the supervisor.
-        told = told and (status or 0) < 128
+        killed = killed and not state.taken and not self.parted and not self._closing.is_set()
+        # From 128 on it is a signal, as some SSH servers report it: what was executed was killed, and that
+        # need not be the supervisor.
+        killed = killed and (status or 0) < 128
         with state.changing():
             self._over, self._session_status = True, status
         state.gone.set()
         state.ended.set()
-        if told:  # the supervisor was killed, and its guardian ends the server
+        if killed:  # the supervisor was killed, and its guardian ends the server
             state.emit(ServerExited(host=self.host, exit_status=None))
 
 
@@ -698,7 +698,7 @@ class UploadChannel:
         self._server.send(**message)
 
     def request_sync(self, *, go: bool = False) -> int:
-        """Ask to be told when all orders so far are done; return a number for :meth:`wait_for_sync`.
+        """Ask for an answer once all orders so far are done; return a number for :meth:`wait_for_sync`.
 
         :param go: whether the server is to be started then, if all could be stored
         """

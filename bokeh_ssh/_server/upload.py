@@ -42,7 +42,7 @@ def upload(
     changed: Iterable[Item],
     removed: Iterable[str] = (),
     *,
-    told: Callable[[int], object] = lambda sent: None,
+    on_progress: Callable[[int], object] = lambda sent: None,
     files: Sftp | None = None,
     go: bool = False,
 ) -> set[str]:
@@ -51,7 +51,7 @@ def upload(
     :param changed: what is to be there, as it is here now; what has vanished here, or is no file any more, is
         left out
     :param removed: names that are to be there no longer
-    :param told: gets how many bytes have arrived, now and then
+    :param on_progress: gets how many bytes have arrived, now and then
     :param files: the session for what is in the files, closed afterwards; None sends it in messages
     :param go: whether the server is to be started when all is there, unless something has to be looked at
         again
@@ -66,13 +66,13 @@ def upload(
         to.send_order(do="drop", name=name)
     before = 0  # bytes that are there when the messages begin
 
-    def tell(sent: int) -> None:
-        told(before + sent)
+    def report(sent: int) -> None:
+        on_progress(before + sent)
 
     if files:
         with contextlib.closing(files):
-            before = _upload_over_sftp(to, files, left, unsettled, tell)
-    _upload_in_messages(to, left.values(), unsettled, tell, go)
+            before = _upload_over_sftp(to, files, left, unsettled, report)
+    _upload_in_messages(to, left.values(), unsettled, report, go)
     return unsettled
 
 
@@ -81,7 +81,7 @@ def _upload_over_sftp(
     files: Sftp,
     left: dict[str, Item],
     unsettled: set[str],
-    told: Callable[[int], object],
+    on_progress: Callable[[int], object],
 ) -> int:
     """Write what is in the files, as far as that goes; what is there is taken from ``left``.
 
@@ -113,7 +113,7 @@ def _upload_over_sftp(
         del left[item.name]
 
     try:
-        files.put(opened(), done=done, told=told)
+        files.put(opened(), done=done, on_progress=on_progress)
     except SftpError as exc:
         log.info("%s: SFTP: %s; files go over the server's session", to.host, exc)
     except OSError as exc:
@@ -125,7 +125,11 @@ def _upload_over_sftp(
 
 
 def _upload_in_messages(
-    to: UploadChannel, items: Iterable[Item], unsettled: set[str], told: Callable[[int], object], go: bool
+    to: UploadChannel,
+    items: Iterable[Item],
+    unsettled: set[str],
+    on_progress: Callable[[int], object],
+    go: bool,
 ) -> None:
     """Send it, and wait until that and all that was ordered before is done."""
     under_way: collections.deque[tuple[int, int]] = collections.deque()
@@ -136,7 +140,7 @@ def _upload_in_messages(
         while len(under_way) > most:
             number, size = under_way.popleft()
             to.wait_for_sync(number, _SILENCE)
-            told(size)
+            on_progress(size)
 
     for item in items:
         for message, count in _messages(item, unsettled):

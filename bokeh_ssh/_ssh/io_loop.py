@@ -223,7 +223,7 @@ class _Dial:
             self._done(sock, None)
             return
         if code == errno.EAGAIN and family == getattr(socket, "AF_UNIX", None):
-            # Its queue is full; it is not connecting, and nothing tells when there is room.
+            # Its queue is full; it is not connecting, and nothing reports when there is room.
             sock.close()
             self._timeout -= _RETRY
             if self._timeout > 0:

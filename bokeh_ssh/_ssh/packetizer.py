@@ -118,7 +118,7 @@ class Packetizer(_Base):
     It has the same name as its base on purpose: Python mangles ``self.__name`` with the name of the class,
     so the base's private attributes can be used as they are written there.
 
-    :ivar on_data: takes the decrypted packet of channel data and its end without padding, and tells whether
+    :ivar on_data: takes the decrypted packet of channel data and its end without padding, and returns whether
         it was taken; it may gather them until
     :ivar on_pause: is called, which is before anything else is handed on and before it waits for more
     """

@@ -42,11 +42,11 @@ log = logging.getLogger("bokeh_ssh.pump")
 #: Parts for one system call; POSIX lets a kernel refuse more than 16 (IOV_MAX), none here has less than 1024.
 _MOST_PARTS = 512
 #: Seconds for a program to notice that the far side has closed, once it has all that was sent to it: what it
-#: sends until then is dropped; after that, its system tells it with a reset.
+#: sends until then is dropped; after that, its system answers with a reset.
 _LINGER = 2.0
 #: Seconds after which a program that sends to a far side which has closed, and reads nothing, is reset.
 _STALLED = 30.0
-#: Seconds between two looks at what it has taken: nothing tells.
+#: Seconds between two looks at what it has taken: nothing reports it.
 _TICK = 0.5
 
 
@@ -81,7 +81,7 @@ class RelayChannel(Protocol):
 def reset_on_close(sock: socket.socket, on: bool) -> None:
     """Choose what a close does: a reset at once (SO_LINGER of 0 s), or what it usually does.
 
-    A Unix socket has no reset, and is not changed by this: all that its peer can be told is an end.
+    A Unix socket has no reset, and is not changed by this: all that its peer can see is an end.
     """
     for layout in ("ii", "hh"):  # Windows has the second
         try:
@@ -116,7 +116,7 @@ def reset(sock: socket.socket) -> None:
 def _count_unread(sock: socket.socket) -> int:
     """Count the bytes sent that the peer's system has not taken; of a Unix socket, the peer itself.
 
-    0 where this system does not tell.
+    0 where this system does not say.
     """
     if not sys.platform.startswith("linux"):
         return 0
@@ -356,11 +356,11 @@ class SocketRelay:
         self._end(finish if self._closed and self._is_delivered() else reset)
 
     def break_off(self) -> None:
-        """Take it that the other end of the local socket broke, which that may not tell; from any thread."""
+        """Take it that the other end of the local socket broke, which that may not show; from any thread."""
         self._broken = True
         self._io_loop.post(self.abort)
 
-    # The transport thread's half: what the channel tells.
+    # The transport thread's half: what the channel reports.
 
     def on_data(self, parts: list[memoryview]) -> None:
         """Take what arrived: to the socket while it fits, else into the backlog."""
@@ -422,7 +422,7 @@ class SocketRelay:
     def _shut_down_writing(self) -> None:
         try:
             self._sock.shutdown(socket.SHUT_WR)
-        except OSError as exc:  # it is gone already, which reading from it will tell
+        except OSError as exc:  # it is gone already, which reading from it will show
             log.debug("a local connection cannot be half-closed: %s", exc)
 
 

@@ -73,7 +73,7 @@ class Session:
     def hand_over(self, rest: bytes) -> socket.socket:
         """Return a local socket that the command's streams are joined to from here on.
 
-        Called from ``on_stdout`` alone. Nothing is told of the command any more: its end is the socket's.
+        Called from ``on_stdout`` alone. Nothing is reported of the command any more: its end is the socket's.
 
         :param rest: what has come already for whoever reads that socket
         """
@@ -106,12 +106,12 @@ class Session:
                     channel.send(memoryview(part))
                 if finish:
                     channel.send_eof()
-            except OSError:  # the line goes down, which the transport tells
+            except OSError:  # the line goes down, which the transport reports
                 return
             if not part:
                 return
 
-    # What the stream tells, on the transport thread.
+    # What the stream reports, on the transport thread.
 
     def on_data(self, parts: list[memoryview]) -> None:
         data = b"".join(parts)

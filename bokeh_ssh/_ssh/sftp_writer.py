@@ -106,13 +106,13 @@ class Sftp:
         files: Iterable[tuple[_T, bytes, Source]],
         *,
         done: Callable[[_T], object],
-        told: Callable[[int], object],
+        on_progress: Callable[[int], object],
     ) -> None:
         """Write files that are not there yet, for nobody but their owner to read.
 
         :param files: whose each is, its path there, and its contents here; taken as their turn comes near.
         :param done: gets whose each is that is there, whole
-        :param told: gets how many bytes have arrived in all, each time that more have
+        :param on_progress: gets how many bytes have arrived in all, each time that more have
         :raises SftpError: if that does not work; a file that was begun may be there in part
         :raises OSError: if a file cannot be read
         """
@@ -131,7 +131,7 @@ class Sftp:
                 load -= size + _EACH
                 sent += much
                 if much:
-                    told(sent)
+                    on_progress(sent)
                 for whose in ends:
                     done(whose)
 

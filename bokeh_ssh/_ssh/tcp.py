@@ -265,7 +265,7 @@ class _Race:
         if code == 0:
             return sock
         if code in _IN_PROGRESS:
-            # Windows tells a failed connect through the exceptional set, which selectors folds into
+            # Windows reports a failed connect through the exceptional set, which selectors folds into
             # EVENT_WRITE, so one interest serves everywhere.
             self._selector.register(sock, selectors.EVENT_WRITE)
             return None

@@ -80,7 +80,7 @@ _UNANSWERED = 0.4
 _NO_KIND = b"probe@bokeh-ssh"
 _uint32 = struct.Struct(">I").unpack_from
 _numbers = struct.Struct(">II").unpack_from
-_MOST_TEXT = 1024  # bytes of a name that a server may tell
+_MOST_TEXT = 1024  # bytes of a name that a server may send
 #: Bytes by which the windows of all channels of a connection may grow together: the bound of what slow
 #: readers can make us keep, on top of 2 MiB for each of them.
 _WINDOW_BUDGET = 64 * 1024 * 1024
@@ -368,7 +368,7 @@ class Channel:
             self.handler.hand_over(handler)
             return
         self.handler = handler
-        if self._close_received:  # the connection died meanwhile, and told nobody
+        if self._close_received:  # the connection died meanwhile, and nobody was called
             handler.on_lost()
 
     def reject(self, code: int = PROHIBITED, text: bytes = b"") -> None:
@@ -719,8 +719,8 @@ class Transport(_Base):
     @property
     def fault(self) -> str:
         """What the server did that ended the connection; empty where it is not known."""
-        told = isinstance(self.saved_exception, (UnknownChannelError, InflateError))
-        return str(self.saved_exception) if told else ""
+        ours = isinstance(self.saved_exception, (UnknownChannelError, InflateError))
+        return str(self.saved_exception) if ours else ""
 
     @property
     def alive(self) -> bool:
@@ -852,7 +852,7 @@ class Transport(_Base):
             raise BrokenPipeError(errno.EPIPE, msg) from exc
 
     def send_later(self, packet: bytes, reply: Reply | None = None) -> None:
-        """Send from the loop's thread, in order; never blocks. ``reply`` is told what the server answers."""
+        """Send from the loop's thread, in order; never blocks. ``reply`` gets what the server answers."""
         full = len(self._outbox) > _MOST_WAITING
         if full:
             self.packetizer.close()
@@ -869,7 +869,7 @@ class Transport(_Base):
             if self._ended.is_set():
                 reply.set(lost=True)
         if self.active:
-            with contextlib.suppress(BrokenPipeError):  # whoever waits for an answer is told by run()
+            with contextlib.suppress(BrokenPipeError):  # run() lets know whoever waits for an answer
                 self.send_now(packet)
 
     # Global requests.
@@ -968,9 +968,9 @@ class Transport(_Base):
         on_open: Callable[[Channel], None],
         on_refused: Callable[[int, str], None],
     ) -> Channel:
-        """Ask for a channel (RFC 4254, section 5.1); returns at once, the callbacks tell.
+        """Ask for a channel (RFC 4254, section 5.1); returns at once, the callbacks report.
 
-        One that was asked for ahead is taken first: then it may be the caller's thread that is told.
+        One that was asked for ahead is taken first: then they may be called on the caller's thread.
         """
         asked = self._ahead.get((kind, payload))
         if asked:

@@ -56,12 +56,12 @@ class _Parent:
         self.gone = threading.Event()
         self.done = threading.Event()
 
-    def tell(self, *message: Any) -> None:
-        """Send a message, without waiting; a parent that is gone is told nothing."""
+    def send(self, *message: Any) -> None:
+        """Send a message, without waiting; nothing is sent to a parent that is gone."""
         self._writer.put((message[0], child_protocol.dump(message)))
 
     def _write(self, said: tuple[str, bytes]) -> None:
-        with contextlib.suppress(OSError, ValueError):  # the end of the orders tells that it is gone
+        with contextlib.suppress(OSError, ValueError):  # the end of the orders says that it is gone
             child_protocol.write(self._reports, said[1])
 
     def finish(self, timeout: float) -> None:
@@ -96,7 +96,7 @@ class _Parent:
         slot: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._slots[number] = slot
         try:
-            self.tell(word, number, *asked)
+            self.send(word, number, *asked)
             while not self.gone.is_set():
                 heed()
                 with contextlib.suppress(queue.Empty):
@@ -118,11 +118,11 @@ class _Parent:
                     if slot:
                         slot.put(value)
                 elif word == "log":
-                    self.tell("lines", held.session.log)
+                    self.send("lines", held.session.log)
                 elif word == "status":
-                    self.tell("status", held.session.status())
+                    self.send("status", held.session.status())
                 elif word == "ping":
-                    self.tell("pong")
+                    self.send("pong")
         except (EOFError, OSError):
             pass
         self.gone.set()
@@ -175,7 +175,7 @@ class _Relay(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         text = self.format(record)
         values = {**record.__dict__, "msg": text, "args": None, "exc_info": None, "exc_text": None}
-        self._parent.tell("log", values)
+        self._parent.send("log", values)
 
 
 def _is_ours_to_log(record: logging.LogRecord) -> bool:
@@ -189,7 +189,7 @@ def main() -> None:
     reports = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what anything prints must not get in between
     parent = _Parent(sys.stdin.buffer, reports)
-    parent.tell("hello")
+    parent.send("hello")
     what, level = child_protocol.read(parent.orders)
     logger = logging.getLogger("bokeh_ssh")
     logger.setLevel(level)
@@ -203,16 +203,16 @@ def main() -> None:
     try:
         life.open()
     except BokehSSHError as exc:
-        parent.tell("failed", exc, traceback.format_exc())
+        parent.send("failed", exc, traceback.format_exc())
     except BaseException:
-        parent.tell("failed", BokehSSHError("the child process failed"), traceback.format_exc())
+        parent.send("failed", BokehSSHError("the child process failed"), traceback.format_exc())
         raise
     else:
-        parent.tell("ready", life.session.info)
+        parent.send("ready", life.session.info)
         life.on_state = lambda: _tell_state(parent, life)
         if life.state is not State.READY:  # it broke in between
             life.on_state()
-        with contextlib.suppress(BokehSSHError):  # its state has told the parent
+        with contextlib.suppress(BokehSSHError):  # its state was sent to the parent
             life.wait()
     finally:
         parent.done.set()
@@ -226,7 +226,7 @@ def _make(parent: _Parent, what: Opening) -> Lifecycle:
     what = dataclasses.replace(what, args=args)
 
     def deliver(event: Event) -> None:
-        parent.tell("event", event, life.session.info)
+        parent.send("event", event, life.session.info)
 
     life = Lifecycle(
         what.label,
@@ -240,4 +240,4 @@ def _make(parent: _Parent, what: Opening) -> Lifecycle:
 def _tell_state(parent: _Parent, life: Lifecycle) -> None:
     error = life.error
     trace = "".join(traceback.format_exception(error)) if error else ""
-    parent.tell("state", life.state, error, trace, life.session.info)
+    parent.send("state", life.state, error, trace, life.session.info)

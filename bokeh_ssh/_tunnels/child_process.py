@@ -43,7 +43,7 @@ _OPENS = 15.0
 _STANDS = 60.0
 #: Seconds for it to show that it runs, before it is given the time to end what it started.
 _LAST_WORD = 5.0
-#: Seconds for it to tell something; it only has to look.
+#: Seconds for it to answer; it only has to look.
 _TELLS = 3.0
 #: Questions that may be open at once.
 _MOST_ASKED = 100
@@ -85,7 +85,7 @@ class ChildSession:
         self._process: ChildProcess | None = None
         self._marshaller = child_protocol.Marshaller()
         self._missed: tuple[State, BokehSSHError | None] | None = None
-        self._ready: Event = Ready(host=what.label, url="")  # until it has told
+        self._ready: Event = Ready(host=what.label, url="")  # until it has said so
         self._log: tuple[str, ...] = ()
         self._status = TunnelStatus("new")
         self._answers: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()  # to open()
@@ -143,7 +143,7 @@ class ChildSession:
 
     @property
     def log(self) -> tuple[str, ...]:
-        """The last lines of the server; those known last, if the child is gone or does not tell in time."""
+        """The last lines of the server; those known last, if the child is gone or does not answer in time."""
         self._ask("log")
         return self._log
 
@@ -211,7 +211,7 @@ class ChildSession:
             self._answers.put((word, *rest))
 
     def _pass_on(self, event: Event, info: TunnelInfo) -> None:
-        """Report what happened there; that it has closed is told once we have."""
+        """Report what happened there; that it has closed is reported once we have."""
         self.info = info
         if isinstance(event, Ready):
             self._ready = event
@@ -230,7 +230,7 @@ class ChildSession:
     def _on_end(self, error: BokehSSHError | None) -> None:
         """Fail, since the child process has ended.
 
-        :param error: why, where it has ended by itself; who waits for our end is to have been told of that
+        :param error: why, where it has ended by itself; that is reported before our end is
         """
         self._answers.put(("ended",))
         with self._heard:
@@ -254,7 +254,7 @@ class ChildProcess:
     :param label: the host, for messages
     :param first: what is sent to it before anybody else can send something
     :param take: gets each message: a word and what belongs to it; must not block
-    :param on_end: told that it has ended, and why, where it did so by itself; must not block
+    :param on_end: called when it has ended, with the reason where it did so by itself; must not block
     :ivar stands: whether it holds something that is open; set by whoever takes the messages
     :ivar fell: whether it ended, or was ended, before it had closed what it held
     """
@@ -373,7 +373,7 @@ class ChildProcess:
             self.send(("ping", 0, None))
 
     def _watch(self) -> None:
-        """End a child that says nothing any more, as one that was stopped; whoever waits for it is told."""
+        """End a child that says nothing any more, as one that was stopped, and wake who waits for it."""
         words, since = 0, time.monotonic()
         while True:
             patience = _STARTS if not self._words else _STANDS if self.stands else _OPENS

@@ -78,7 +78,7 @@ class DirectTunnel(Tunnel):
     :param extra_origins: more ``host:port`` whose pages may embed the app, that is, open WebSockets to it
     :param allow_foreign: attach to a server of another user
     :param allow_others: let the other users of this machine open the local port, as ``ssh -L`` does; if the
-        system does not tell who connects (other than Linux), ``signed=True`` keeps them out
+        system does not say who connects (other than Linux), ``signed=True`` keeps them out
     :param allow_any_origin: let the pages of every site open WebSockets to the server, and so use the app as
         you can; otherwise only its own pages may, and those of ``extra_origins``, for any kind of server
     :param signed: True: a server that is started accepts only sessions whose id is signed here (one that is
@@ -140,7 +140,7 @@ class JobParts(TunnelParts):
     def open_local(self) -> None:
         """Listen here, and prepare the batch job."""
         super().open_local()
-        self._acquisition.reports = False  # the server ends with its job, of which that tells
+        self._acquisition.reports = False  # the server ends with its job, which reports that
         batch = as_batch(self._options.batch) or Batch()
         options = self._options
         request = JobRequest(

@@ -132,7 +132,7 @@ def _as_bokeh_host(host: str | Host, gateway: Host) -> Host:
         return host
     user = parse_target(host).user or gateway.target.user
     login = {"pkey": gateway.pkey, "key_filename": gateway.key_filename, "passphrase": gateway.passphrase}
-    # Not the password: it would be told to the host, and who runs that is another question.
+    # Not the password: it would be sent to the host, and who runs that is another question.
     return alike(gateway, host, user=user, **login)
 
 

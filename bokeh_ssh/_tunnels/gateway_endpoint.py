@@ -106,17 +106,17 @@ def await_published(
     """Find what is published there by name, as :func:`find_published`; wait for it where it is not yet.
 
     :param seconds: for how long; where no name is given, and nothing was found before, not at all
-    :param on_wait: told once what is missing
+    :param on_wait: called once, with what is missing
     """
-    deadline, pause, told = time.monotonic() + seconds, _PAUSE, False
+    deadline, pause, reported = time.monotonic() + seconds, _PAUSE, False
     while True:
         try:
             return find_published(gateway, name)
         except NotPublishedError as exc:
             if time.monotonic() + pause > deadline:
                 raise
-            if not told:
-                told = True
+            if not reported:
+                reported = True
                 on_wait(f"{exc.message} yet; it is waited for")
         if not gateway.alive:
             raise gateway.lost_error()
@@ -130,7 +130,7 @@ def watching(
 ) -> Iterator[None]:
     """Hold an idle connection to what is published; when that ends, and no new one can be made, it is gone.
 
-    :param on_lost: told so, on a thread of its own
+    :param on_lost: called then, on a thread of its own
     """
     over = threading.Event()
     held: list[socket.socket] = []
@@ -169,7 +169,7 @@ def relay(
     """Make the gateway listen for this program, which joins what arrives there to the server.
 
     :param again: whether it has listened for us before
-    :param on_lost: told where it cannot listen any more
+    :param on_lost: called where it cannot listen any more
     :raises BokehSSHError: as :func:`listening`
     """
     handler = to_peer(request.gateway, request.host, request.target)
@@ -208,7 +208,7 @@ def host_sidecar(
 ) -> GatewayEndpoint | None:
     """Publish a server that is left from the Bokeh host, beside it and for as long as it lives.
 
-    :param warn: told where it is left, and not published for longer than this program lives
+    :param warn: called where it is left, and not published for longer than this program lives
     :returns: None where it is not to be left, or what publishes it has yet to come back
     :raises UnavailableError: if the host cannot publish by itself
     """

@@ -136,7 +136,7 @@ def publish_from_host(
 
     :param python: the interpreter to try first
     :param agent: lent to the host while it logs in to the gateway; None: it has a login of its own
-    :param on_lost: told when it ends by itself
+    :param on_lost: called when it ends by itself
     :raises UnavailableError: if it cannot be done that way
     """
     host, wanted = request.host, request.wanted

@@ -122,7 +122,7 @@ class LocalForward(Openable):
     :param allow_others: whether other users of this machine can connect. None refuses them, as far as the
         system knows them: a program that sends something and closes at once may belong to anybody, and is
         accepted, since it reads no answer. False refuses such programs too, with a warning. True accepts
-        everybody, as ``ssh -L`` does. On systems other than Linux, which do not tell who connects, everybody
+        everybody, as ``ssh -L`` does. On systems other than Linux, which do not say who connects, everybody
         is accepted
     :param local_socket: the path of a Unix socket to listen on, instead of a port. Only this account can
         connect to it. It is removed at the end; one that another program has left behind is replaced

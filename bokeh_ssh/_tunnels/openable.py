@@ -138,7 +138,7 @@ class Openable:
             lifecycle = self._lifecycle
             begun = lifecycle.state is not State.NEW
             if begun and not lifecycle.state.is_open:
-                if self._events.is_here:  # what it was told of is over
+                if self._events.is_here:  # what it handles is over
                     msg = "it has ended"
                     raise TunnelClosedError(msg, host=self._label, hint="open it again outside of on_event")
                 lifecycle, begun = self._new_lifecycle(), False
@@ -226,7 +226,7 @@ def names_of(opened: Openable) -> tuple[str, tuple[str, ...]]:
 
 
 def info_of(opened: Openable) -> TunnelInfo:
-    """Return what is known of it: more than users are told."""
+    """Return what is known of it: more than users see."""
     return opened._info
 
 

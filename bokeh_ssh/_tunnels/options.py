@@ -168,7 +168,7 @@ def arguments_of(
             given = {name: value for name, value in keywords.items() if name in LOGIN_KEYWORDS}
             init(self, options, as_host(getattr(options, machine), getattr(options, user), **given))
 
-        # A wrong argument is told as one of the class.
+        # A wrong argument is reported as one of the class.
         record.__init__.__qualname__ = init.__qualname__
         itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
         __init__.__signature__ = inspect.Signature([itself, *parameters])  # type: ignore[attr-defined]

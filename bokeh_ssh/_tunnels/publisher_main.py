@@ -1,4 +1,4 @@
-"""What the Bokeh host runs when it dials the gateway itself: one ``RemoteForward``, told in one line of JSON.
+"""What the Bokeh host runs when it dials the gateway itself: one ``RemoteForward``, from a line of JSON.
 
 Started by ``_tunnels.host_publisher``, in one of two ways:
 
@@ -34,11 +34,11 @@ def main(stdin: TextIO = sys.stdin, stdout: TextIO = sys.stdout) -> int:
     stays = os.environ.pop(SPECIFICATION, "")
     spec: dict[str, Any] = json.loads(stays or stdin.readline())
 
-    def tell(**message: object) -> None:
+    def send(**message: object) -> None:
         try:
             stdout.write(f"{spec['mark']}{json.dumps(message)}\n")
             stdout.flush()
-        except OSError:  # the one who asked is gone, which the end of standard input tells too
+        except OSError:  # the one who asked is gone, as the end of standard input says too
             pass
 
     # The gateway's key as the one who asked has verified it: no file here needs to have it.
@@ -59,10 +59,10 @@ def main(stdin: TextIO = sys.stdin, stdout: TextIO = sys.stdout) -> int:
         try:
             with _open_first(forwards) as forward:
                 socket, at = forward.remote_socket, f"{spec['gateway']}:{spec['port']}"
-                tell(event="port", port=forward.remote_port, socket=socket, name=forward.name, gateway=at)
+                send(event="port", port=forward.remote_port, socket=socket, name=forward.name, gateway=at)
                 forward.wait()
         except BokehSSHError as exc:
-            tell(event="error", message=exc.message, host=exc.host, hint=exc.hint)
+            send(event="error", message=exc.message, host=exc.host, hint=exc.hint)
             return 1
     return 0
 

@@ -35,7 +35,7 @@ _NAME = "open.html"
 _SNAPS = ("/snap/bin", "/var/lib/snapd/snap/bin")
 _BROWSERS = ("brave", "chromium", "firefox", "microsoft-edge", "opera", "vivaldi")
 
-# It moves on without a script, leaves no entry in the history, and does not tell where it was.
+# It moves on without a script, leaves no entry in the history, and does not say where it was.
 _TEXT = """\
 <!doctype html>
 <html lang="en">
@@ -52,7 +52,7 @@ _TEXT = """\
 
 
 class Page:
-    """A page of mode 0600, in a directory of mode 0700 of its own, whose names tell nothing.
+    """A page of mode 0600, in a directory of mode 0700 of its own, whose names say nothing.
 
     :param url: where it leads
     :ivar path: of the file

@@ -99,7 +99,7 @@ def to_peer(gateway: Connection, peer: Connection, target: Endpoint) -> Incoming
 def _join_channels(gateway: Connection, channel: Channel, peer: Connection, onward: Channel) -> None:
     """Join two channels, each on its own connection's loop, through a pair of sockets.
 
-    The pair bounds what is on its way between the two; an end that breaks is told to the other, since a
+    The pair bounds what is on its way between the two; an end that breaks is reported to the other, since a
     socket pair cannot be reset.
 
     Called where ``onward`` was confirmed: so it has its sink before a target that speaks first can.
@@ -118,7 +118,7 @@ def _join_channels(gateway: Connection, channel: Channel, peer: Connection, onwa
         channel.accept()  # sent by this thread, so nothing arrives before there is a sink
         relays.append(gateway.io_loop.relay(here, channel, ended))
         channel.attach(relays[-1])
-        if broken.is_set():  # it may not have been told
+        if broken.is_set():  # it may not have been called
             relays[-1].break_off()
 
     relays.append(peer.io_loop.relay(there, onward, ended))
@@ -141,8 +141,8 @@ def listening(
 
     :param again: it listened there for us before the line was lost. An SSH server may hold on to that until
         it notices: it has to give up a socket; a port may be free a little later
-    :param on_lost: told where a socket was removed there, and cannot be made again
-    :param on_stranger: told the port where somebody else has it on ::1, which many programs try first
+    :param on_lost: called where a socket was removed there, and cannot be made again
+    :param on_stranger: gets the port where somebody else has it on ::1, which many programs try first
     :raises ConnectionLostError: that port is still taken
     :raises PortInUseError: the port is taken there; also where the server says that it listens, but what
         connects there does not come here
@@ -384,7 +384,7 @@ class RemoteForwardParts:
         if self.info.name is not None:
             path = named_socket(connection, self.info.name)
             self.info = dataclasses.replace(self.info, remote_socket=path)
-        # Once the port is known it stays: others have been told.
+        # Once the port is known it stays: others know it.
         where: Endpoint = self.info.remote_socket or (self._options.bind_address, self.info.remote_port)
         bound = self._session.connection_stack.enter_context(
             listening(

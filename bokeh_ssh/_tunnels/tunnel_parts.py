@@ -337,7 +337,7 @@ class ServerAcquisition:
                 sock = connection.open_socket(found.endpoint, timeout=connection.hop.timeout)
             except ForwardError:
                 # It listens, as its supervisor has seen, so what is missing is the permission
-                # (AllowStreamLocalForwarding), which OpenSSH does not tell from a socket that nobody serves.
+                # (AllowStreamLocalForwarding); OpenSSH says the same of a socket that nobody serves.
                 self._no_sockets = True
                 connection.check_ports()  # or another one would be started to no end
                 server.stop()
@@ -559,7 +559,7 @@ class TunnelParts:
             )
             self._port_forwards.append(forward)
         if self._options.local_port:
-            self._bind(BOKEH_PORT)  # a port that is taken here is told before anything is dialled
+            self._bind(BOKEH_PORT)  # a port that is taken here is reported before anything is dialled
 
     def _bind(self, prefer: int) -> int:
         """Listen on this machine, unless it does already, until the tunnel is closed."""

@@ -54,7 +54,7 @@ def put(sftp: Sftp, files: Mapping[str, bytes | File]) -> tuple[list[str], list[
     opened = (
         (path, path.encode(), File(data) if isinstance(data, bytes) else data) for path, data in files.items()
     )
-    sftp.put(opened, done=done.append, told=told.append)
+    sftp.put(opened, done=done.append, on_progress=told.append)
     return done, told
 
 
@@ -95,7 +95,7 @@ def test_what_is_there_is_not_written_over(machine: Machine, folder: str) -> Non
         done: list[str] = []
         files = [(n, f"{folder}/{n}".encode(), File(b"x" * 10)) for n in ("first", "taken", "last")]
         with pytest.raises(SftpError, match=r"[Ff]ail|exist"):
-            sftp.put(iter(files), done=done.append, told=lambda sent: None)
+            sftp.put(iter(files), done=done.append, on_progress=lambda sent: None)
     assert str(machine.execute(["cat", f"{folder}/taken"])) == "mine"
     assert "taken" not in done
     assert all(file.closed for _, _, file in files)
@@ -271,7 +271,7 @@ def test_wrong_answers_end_it(answer: Callable[..., None], words: str) -> None:
     done: list[str] = []
     sftp = Sftp(Played(answer), patience=20)
     with pytest.raises(SftpError, match=words):
-        sftp.put(iter([("x", b"/x", File(b"data"))]), done=done.append, told=lambda sent: None)
+        sftp.put(iter([("x", b"/x", File(b"data"))]), done=done.append, on_progress=lambda sent: None)
     assert not done
 
 
@@ -301,7 +301,7 @@ def test_file_that_cannot_be_read_is_an_error() -> None:
 
     files = [("a", b"/a", Broken()), ("b", b"/b", File())]
     with pytest.raises(OSError, match="Input/output"):
-        Sftp(Played(behaves)).put(iter(files), done=lambda _: None, told=lambda _: None)
+        Sftp(Played(behaves)).put(iter(files), done=lambda _: None, on_progress=lambda _: None)
     assert all(file.closed for _, _, file in files)
 
 

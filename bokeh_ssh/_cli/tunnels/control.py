@@ -77,10 +77,10 @@ def _make_folder() -> Path | None:
 
 
 @contextlib.contextmanager
-def answering(tell: Callable[[], dict[str, Any]], stop: Callable[[], None]) -> Iterator[bool]:
+def answering(describe: Callable[[], dict[str, Any]], stop: Callable[[], None]) -> Iterator[bool]:
     """Answer who asks what this process holds, while the context lasts.
 
-    :param tell: returns that, fit for JSON
+    :param describe: returns that, fit for JSON
     :param stop: ends it; called on a thread of its own
     :returns: whether anybody can ask
     """
@@ -113,7 +113,7 @@ def answering(tell: Callable[[], dict[str, Any]], stop: Callable[[], None]) -> I
                 select.select([end_recv], [], [], _PAUSE)
                 continue
             client.settimeout(_PATIENCE)
-            if not _answer(client, tell, stop):
+            if not _answer(client, describe, stop):
                 client.close()
             elif len(held) < 100:
                 held.append(client)
@@ -129,7 +129,7 @@ def answering(tell: Callable[[], dict[str, Any]], stop: Callable[[], None]) -> I
         made.close()
 
 
-def _answer(client: socket.socket, tell: Callable[[], dict[str, Any]], stop: Callable[[], None]) -> bool:
+def _answer(client: socket.socket, describe: Callable[[], dict[str, Any]], stop: Callable[[], None]) -> bool:
     """Answer one; return whether it is to see when this process ends."""
     try:
         asked = json.loads(_read_line(client)).get("request")
@@ -140,9 +140,9 @@ def _answer(client: socket.socket, tell: Callable[[], dict[str, Any]], stop: Cal
             client.sendall(b'{"stopping": true}\n')
         threading.Thread(target=stop, name="bokeh-ssh stop", daemon=True).start()
         return True
-    told = tell() if asked == "status" else {"error": "unknown request"}
+    answer = describe() if asked == "status" else {"error": "unknown request"}
     with contextlib.suppress(OSError):
-        client.sendall(json.dumps(told).encode("ascii") + b"\n")
+        client.sendall(json.dumps(answer).encode("ascii") + b"\n")
     return False
 
 
@@ -172,12 +172,12 @@ def ask(path: Path) -> dict[str, Any] | None:
         try:
             sock.connect(str(path))
             sock.sendall(b'{"request": "status"}\n')
-            told = json.loads(_read_line(sock))
+            answer = json.loads(_read_line(sock))
         except (ConnectionRefusedError, FileNotFoundError):
             raise
         except (OSError, ValueError, RecursionError):
             return None
-    return told if isinstance(told, dict) and "status" in told else None
+    return answer if isinstance(answer, dict) and "status" in answer else None
 
 
 def ask_to_stop(path: Path, timeout: float) -> bool:

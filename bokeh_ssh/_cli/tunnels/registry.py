@@ -84,7 +84,7 @@ def find_tunnels() -> list[HeldTunnel]:
 def _look(path: Path) -> HeldTunnel | None:
     pid = int(path.stem) if path.stem.isascii() and path.stem.isdigit() else 0
     try:
-        told = ask(path)
+        answer = ask(path)
     except FileNotFoundError:
         return None
     except ConnectionRefusedError:
@@ -93,17 +93,17 @@ def _look(path: Path) -> HeldTunnel | None:
                 path.unlink()
         return None
     try:
-        return _parse(told, path) if told else HeldTunnel(pid, path=path)
+        return _parse(answer, path) if answer else HeldTunnel(pid, path=path)
     except (KeyError, TypeError, ValueError, AttributeError):  # another version's
         return HeldTunnel(pid, path=path)
 
 
-def _parse(told: dict[str, Any], path: Path) -> HeldTunnel:
-    status = dict(told.pop("status"))
+def _parse(answer: dict[str, Any], path: Path) -> HeldTunnel:
+    status = dict(answer.pop("status"))
     status.pop("rate", None)
     status["hops"] = tuple(HopStatus(**hop) for hop in status["hops"])
     known = {field.name for field in dataclasses.fields(HeldTunnel)} - {"path", "status"}
-    fields = {name: value for name, value in told.items() if name in known}
+    fields = {name: value for name, value in answer.items() if name in known}
     fields |= {name: tuple(map(str, fields[name])) for name in ("apps", "addresses")}
     tunnel = HeldTunnel(**fields, status=TunnelStatus(**status), path=path)
     _check_kinds(tunnel, HeldTunnel(0, status=TunnelStatus("new")))
@@ -113,14 +113,14 @@ def _parse(told: dict[str, Any], path: Path) -> HeldTunnel:
     return tunnel
 
 
-def _check_kinds(told: object, model: object) -> None:
-    """Check that each field of what was told is of the kind that the model's is.
+def _check_kinds(answer: object, model: object) -> None:
+    """Check that each field of an answer is of the kind that the model's is.
 
     :raises TypeError: if one is not
     """
     for name, value in vars(model).items():
         kind = (int, float) if isinstance(value, float) else type(value)
-        if not isinstance(vars(told)[name], kind):
+        if not isinstance(vars(answer)[name], kind):
             raise TypeError(name)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-#: Variables that tell where the hub is, the best first: JupyterHub's own from 5 on, where its administrator
+#: Variables that say where the hub is, the best first: JupyterHub's own from 5 on, where its administrator
 #: has set it; Bokeh's; JupyterHub's where each user has a name of their own.
 _PUBLIC = ("JUPYTERHUB_PUBLIC_URL", "JUPYTER_BOKEH_EXTERNAL_URL", "JUPYTERHUB_HOST")
 
@@ -18,7 +18,7 @@ class HubProxy:
     """The addresses of a user's ports on a JupyterHub.
 
     :param prefix: the path of the user's server, such as ``/user/me/``
-    :param site: such as ``https://hub.example.org``; empty where nothing tells
+    :param site: such as ``https://hub.example.org``; empty where nothing says it
     """
 
     prefix: str
@@ -32,7 +32,7 @@ class HubProxy:
     def root(self, port: int) -> str:
         """Return the path that the proxy passes on as it is to a port of this machine.
 
-        A server that is told to serve there (Bokeh's ``--prefix``) has its pages find their scripts.
+        A server that is to serve there (Bokeh's ``--prefix``) has its pages find their scripts.
         """
         return f"{self.prefix}proxy/absolute/{port}"
 

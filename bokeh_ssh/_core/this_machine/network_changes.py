@@ -16,9 +16,9 @@ from typing import Any
 from bokeh_ssh._core.threads import Thread
 from bokeh_ssh._core.waiting import clocks
 
-#: The groups of rtnetlink(7) that tell of addresses and routes.
+#: The groups of rtnetlink(7) that report addresses and routes.
 _GROUPS = 0x10 | 0x100 | 0x40 | 0x400  # IPV4_IFADDR, IPV6_IFADDR, IPV4_ROUTE, IPV6_ROUTE
-#: Seconds between two looks for what no event tells, and until a burst of changes is over.
+#: Seconds between two looks for what no event reports, and until a burst of changes is over.
 _LOOK = 5.0
 _SETTLED = 1.0
 #: Addresses that are nobody's (RFC 5737, RFC 3849): a UDP socket that is connected to one sends nothing, and
@@ -27,9 +27,9 @@ _NOWHERE = ("192.0.2.1", "2001:db8::1")
 
 
 class NetworkWatch:
-    """A thread that tells when the network has changed; a context manager.
+    """A thread that notices when the network has changed; a context manager.
 
-    :param on_change: told at the first change of a burst, and once more after the last
+    :param on_change: called at the first change of a burst, and once more after the last
     :param peers: addresses that matter
     :param name: for the thread's name
     """
@@ -84,7 +84,7 @@ class NetworkWatch:
 
 
 def _events() -> socket.socket | None:
-    """Open what tells of changes: rtnetlink(7) on Linux, route(4) on BSD and macOS; None where neither is."""
+    """Open what reports changes: rtnetlink(7) on Linux, route(4) on BSD and macOS; None where neither is."""
     with contextlib.suppress(OSError, AttributeError):
         family: Any = getattr(socket, "AF_NETLINK", None)
         if family is not None:
@@ -98,7 +98,7 @@ def _events() -> socket.socket | None:
 
 
 def _take_all(sock: socket.socket) -> None:
-    """Read what has been told; that it was too much to keep is a change as well."""
+    """Read what was reported; that it was too much to keep is a change as well."""
     with contextlib.suppress(OSError):
         while sock.recv(65536):
             pass

@@ -128,7 +128,7 @@ def verify(
     :param policy: what becomes of an unknown key: refused, asked about, or taken
     :param ask: gets a ``Question`` of kind ``"host_key"``; ``"yes"`` or the fingerprint accepts
     :param rules: what else the ssh config says
-    :returns: what is to be told of it
+    :returns: what is to be reported
     :raises UnknownHostKeyError: if no file has it, and it was not accepted or could not be written down
     :raises ChangedHostKeyError: if the files have another key for the host
     :raises RevokedHostKeyError: if it is marked ``@revoked``, or the CA that signed it is

@@ -405,9 +405,9 @@ def find_identities(
 ) -> Iterator[Identity]:
     """Yield the keys to offer, best first; each file and the agent is looked at when its turn comes.
 
-    :param touch: told which key waits for a touch of its security key
+    :param touch: gets the key that waits for a touch of its security key
     :param ended: whether the login that they are for is over: nobody waits for a touch then
-    :param note: told which files that the config names are of no use, and why
+    :param note: gets which files that the config names are of no use, and why
     """
     tries = PROMPTS if config.password_prompts is None else config.password_prompts
     asker = _asker(host, "Enter passphrase", host.passphrase, tries)

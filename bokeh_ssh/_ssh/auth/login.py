@@ -81,8 +81,8 @@ def login(
     :param timeout: seconds for each answer of the server; a person may take as long as the server waits,
         and the answer to a password or a code at least 120 s, since the server may be waiting for a phone;
         also for the KDC
-    :param warn: told what works, but not as it was asked for
-    :param touch: told which key waits for a touch of its security key
+    :param warn: gets what works, but not as it was asked for
+    :param touch: gets the key that waits for a touch of its security key
     :param memory: knows which key has fitted last time, and learns which one did
     :param ahead: asks for what will be wanted once we are logged in; called with a login that is expected to
         succeed, so perhaps never

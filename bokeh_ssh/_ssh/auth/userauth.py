@@ -272,7 +272,7 @@ class UserAuth(AuthHandler):
             then()
         while (left := deadline - time.monotonic()) > 0:
             heed()
-            try:  # in slices, since paramiko tells nobody that another thread has closed the transport
+            try:  # in slices, since paramiko lets nobody know that another thread has closed the transport
                 reply = self._inbox.get(timeout=min(left, SLICE))
             except queue.Empty:
                 if self.transport.is_active():

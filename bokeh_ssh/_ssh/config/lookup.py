@@ -451,7 +451,7 @@ class _Lookup:
         if not all(patterns):
             msg = "a pattern is empty"
             raise ValueError(msg)
-        # The name as it was given, upper case too: unlike Match, Host tells them apart.
+        # The name as it was given, upper case too: unlike Match, Host distinguishes them.
         wanted = False
         for pattern in patterns:
             if matches(self.host, pattern.removeprefix("!")):

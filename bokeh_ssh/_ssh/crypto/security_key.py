@@ -207,7 +207,7 @@ class SecurityKey(_Key):
         from fido2.ctap1 import ApduError
 
         application = hashlib.sha256(self._application.encode()).digest()
-        told = False  # one that has not made the key is not to be touched
+        asked = False  # one that has not made the key is not to be touched
         while not wait.is_set():
             try:
                 signed = ctap.authenticate(hashed, application, self._handle)
@@ -217,9 +217,9 @@ class SecurityKey(_Key):
                 if exc.code != _NOT_TOUCHED:
                     msg = f"the security key answers {exc.code:#x}"
                     raise DeviceError(msg) from exc
-                if not told:
+                if not asked:
                     wait.begin()
-                    told = True
+                    asked = True
                 time.sleep(_POLL)
                 continue
             about = struct.pack(">BI", signed.user_presence, signed.counter)
