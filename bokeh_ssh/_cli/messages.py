@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from dataclasses import dataclass
@@ -9,36 +10,8 @@ from typing import Literal
 
 from bokeh_ssh._cli.options.words import as_flag
 from bokeh_ssh._cli.tunnels.registry import HeldTunnel
+from bokeh_ssh._core import events
 from bokeh_ssh._core.errors import BokehSSHError, PromptRequiredError, UnknownHostKeyError
-from bokeh_ssh._core.events import (
-    AppFailed,
-    Attached,
-    Authenticated,
-    Closed,
-    Connecting,
-    Event,
-    HostKeyAdded,
-    HostKeyVerified,
-    JobEnded,
-    JobEnding,
-    JobReached,
-    JobStarted,
-    JobSubmitted,
-    JobWaiting,
-    Launched,
-    Launching,
-    Ready,
-    Reconnected,
-    Reconnecting,
-    ReverseForwarded,
-    ServerExited,
-    ServerResponsive,
-    ServerUnresponsive,
-    TouchRequested,
-    Updated,
-    Uploading,
-    Warned,
-)
 from bokeh_ssh._core.settings import Wording
 from bokeh_ssh._core.text import clean, describe_age, describe_bytes
 from bokeh_ssh._forwarding.status import describe_traffic, describe_way
@@ -77,53 +50,50 @@ class Line:
     loud: bool = False
 
 
+#: Events that one sentence says.
+_SENTENCES = {
+    events.HostKeyAdded: Line("note", "Added the {0.key_type} key of {0.host} ({0.fingerprint}) to {0.path}"),
+    events.HostKeyVerified: Line(
+        "done", "Reached {0.host}; its host key is known ({0.key_type})", then="Logging in to {0.host}"
+    ),
+    events.TouchRequested: Line(
+        "note", "Touch the security key, to log in to {0.host} with {0.key}", loud=True
+    ),
+    events.JobSubmitted: Line("done", "Submitted job {0.job} on {0.host}", then="Waiting for job {0.job}"),
+    events.JobEnded: Line("note", "Job {0.job} is over: {0.why}"),
+    events.Launching: Line("begin", "Launching the server on {0.host}"),
+    events.Ready: Line("done", "Ready", total=True),
+    events.ServerResponsive: Line("note", "The server on {0.host} responds again"),
+    events.Warned: Line("warn", "{0.host}: {0.text}"),
+}
+
+
 @functools.singledispatch
-def describe(event: Event) -> Line | None:
+def describe(event: events.Event) -> Line | None:
     """Say an event in words; None for those that an error or another event says better.
 
     >>> from bokeh_ssh import Launching
     >>> describe(Launching(host="node17", command=("python3", "-m", "bokeh"))).text
     'Launching the server on node17'
     """
-    return None
+    line = _SENTENCES.get(type(event))
+    return line and dataclasses.replace(line, text=line.text.format(event), then=line.then.format(event))
 
 
 @describe.register
-def _(event: Connecting) -> Line:
+def _(event: events.Connecting) -> Line:
     via = f" through {event.via}" if event.via else ""
     port = f", port {event.port}" if event.port else ""
     return Line("begin", f"Connecting to {event.host}{port}{via}")
 
 
 @describe.register
-def _(event: HostKeyAdded) -> Line:
-    key = f"{event.key_type} key of {event.host} ({event.fingerprint})"
-    return Line("note", f"Added the {key} to {event.path}")
-
-
-@describe.register
-def _(event: HostKeyVerified) -> Line:
-    text = f"Reached {event.host}; its host key is known ({event.key_type})"
-    return Line("done", text, then=f"Logging in to {event.host}")
-
-
-@describe.register
-def _(event: TouchRequested) -> Line:
-    return Line("note", f"Touch the security key, to log in to {event.host} with {event.key}", loud=True)
-
-
-@describe.register
-def _(event: Authenticated) -> Line:
+def _(event: events.Authenticated) -> Line:
     return Line("done", f"Logged in to {event.host} as {event.user} ({', '.join(event.methods)})")
 
 
 @describe.register
-def _(event: JobSubmitted) -> Line:
-    return Line("done", f"Submitted job {event.job} on {event.host}", then=f"Waiting for job {event.job}")
-
-
-@describe.register
-def _(event: JobWaiting) -> Line:
+def _(event: events.JobWaiting) -> Line:
     why = f": {event.reason}" if event.reason else ""
     when = f", may start {_clock(event.estimated_start)}" if event.estimated_start else ""
     end = "leaves" if event.stays else "cancels"
@@ -131,20 +101,20 @@ def _(event: JobWaiting) -> Line:
 
 
 @describe.register
-def _(event: JobStarted) -> Line:
+def _(event: events.JobStarted) -> Line:
     until = f", ends {_clock(event.ends_at)}" if event.ends_at else ""
     text = f"Job {event.job} runs on {event.node}{until}"
     return Line("done", text, then=f"Connecting to {event.node}")
 
 
 @describe.register
-def _(event: JobReached) -> Line:
+def _(event: events.JobReached) -> Line:
     way = {"srun": "by srun", "tcp": "by TCP", "back": "as the job connects back"}.get(event.way, event.way)
     return Line("done", f"Reached job {event.job} on {event.node} ({way})")
 
 
 @describe.register
-def _(event: JobEnding) -> Line:
+def _(event: events.JobEnding) -> Line:
     if event.seconds is None:
         return Line("warn", f"Job {event.job} was warned by the scheduler: it may be ended soon")
     left = f"{event.seconds / 60:.0f} min" if event.seconds >= 90 else f"{event.seconds:.0f} s"
@@ -152,17 +122,7 @@ def _(event: JobEnding) -> Line:
 
 
 @describe.register
-def _(event: JobEnded) -> Line:
-    return Line("note", f"Job {event.job} is over: {event.why}")
-
-
-@describe.register
-def _(event: Launching) -> Line:
-    return Line("begin", f"Launching the server on {event.host}")
-
-
-@describe.register
-def _(event: Uploading) -> Line | None:
+def _(event: events.Uploading) -> Line | None:
     size, files = describe_bytes(event.size), f"{event.files} file{'s' * (event.files != 1)}"
     if event.sent == event.size:
         text = f"Uploaded {files}, {size}, to {event.host}"
@@ -173,21 +133,21 @@ def _(event: Uploading) -> Line | None:
 
 
 @describe.register
-def _(event: Updated) -> Line:
+def _(event: events.Updated) -> Line:
     names = [*event.changed, *(f"{name} (removed)" for name in event.removed)]
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return Line("note", f"Uploaded to {event.host}: {', '.join(names[:_SHOWN])}{more}")
 
 
 @describe.register
-def _(event: Launched) -> Line:
+def _(event: events.Launched) -> Line:
     where = f"port {event.port}, " if event.port else ""
     text = f"Started {event.versions or 'the server'} on {event.host}, {where}process {event.pid}"
     return Line("done", text, then=_WAITING)
 
 
 @describe.register
-def _(event: Attached) -> Line:
+def _(event: events.Attached) -> Line:
     if event.id:
         text = f"Took over your server {event.id} on {event.host}, process {event.pid}"
     elif event.name:
@@ -198,19 +158,14 @@ def _(event: Attached) -> Line:
 
 
 @describe.register
-def _(event: ReverseForwarded) -> Line:
+def _(event: events.ReverseForwarded) -> Line:
     by = "the Bokeh host" if event.by == "host" else "this machine"
     what = f"Port {event.port}" if event.port else "A private socket"
     return Line("done", f"{what} of {event.host} leads to it, opened by {by}", event.reason, _WAITING)
 
 
 @describe.register
-def _(event: Ready) -> Line:
-    return Line("done", "Ready", total=True)
-
-
-@describe.register
-def _(event: Reconnecting) -> Line:
+def _(event: events.Reconnecting) -> Line:
     again = f"Reconnecting to {event.host}"
     if event.attempt == 1:
         return Line("warn", f"Lost {event.host}: {event.reason}", then=again)
@@ -218,41 +173,31 @@ def _(event: Reconnecting) -> Line:
 
 
 @describe.register
-def _(event: Reconnected) -> Line:
+def _(event: events.Reconnected) -> Line:
     text = "Reconnected" if event.same_server else "Reconnected, with a new server: load the page again"
     return Line("done", text, loud=True)
 
 
 @describe.register
-def _(event: AppFailed) -> Line:
+def _(event: events.AppFailed) -> Line:
     text = "was changed, and cannot run as it is" if event.reload else "failed, and its page is blank"
     return Line("fail", f"The app on {event.host} {text}", event.traceback)
 
 
 @describe.register
-def _(event: ServerUnresponsive) -> Line:
+def _(event: events.ServerUnresponsive) -> Line:
     why = {"stopped": "its process is stopped", "busy": "it is busy, or hangs"}
     text = f"The server on {event.host} does not respond: {why.get(event.reason, event.reason)}"
     return Line("warn", text)
 
 
 @describe.register
-def _(event: ServerResponsive) -> Line:
-    return Line("note", f"The server on {event.host} responds again")
-
-
-@describe.register
-def _(event: Warned) -> Line:
-    return Line("warn", f"{event.host}: {event.text}")
-
-
-@describe.register
-def _(event: Closed) -> Line:
+def _(event: events.Closed) -> Line:
     what = _ENDS.get(event.server, "")
     return Line("note", f"Closed the connection to {event.host}" + (f"; {what}" if what else ""))
 
 
-def describe_end(event: Closed, before: Event | None) -> Line | None:
+def describe_end(event: events.Closed, before: events.Event | None) -> Line | None:
     """Say that it is closed, but not again what the loss before it, or the error after it, says.
 
     :param before: the :class:`Lost`, :class:`ServerExited` or :class:`JobEnded` since when nothing works;
@@ -260,7 +205,7 @@ def describe_end(event: Closed, before: Event | None) -> Line | None:
     """
     if before is None:
         return describe(event)
-    what = "" if isinstance(before, (ServerExited, JobEnded)) else _ENDS.get(event.server, "")
+    what = "" if isinstance(before, (events.ServerExited, events.JobEnded)) else _ENDS.get(event.server, "")
     return Line("note", what[0].upper() + what[1:]) if what else None
 
 
