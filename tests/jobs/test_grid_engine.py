@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-
 import pytest
 
 from bokeh_ssh import Batch, Job, JobState, UsageError
@@ -179,13 +177,3 @@ def test_guard_knows_its_own_job() -> None:
     assert still_waits(guard, "qw bokeh-ssh=f00\n")
     for said in ("qw bokeh-ssh=abc\n", "r bokeh-ssh=f00\n", " \n"):
         assert not still_waits(guard, said), said
-
-
-@pytest.mark.parametrize("words", [grid_engine.ASK, grid_engine.LIST, grid_engine.cancel_words("7")])
-def test_scripts_are_for_any_shell(words: list[str]) -> None:
-    """The few lines of shell are such, and pass on that there is no scheduler."""
-    done = subprocess.run([words[0], "-n", *words[1:]], capture_output=True, check=False)
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert subprocess.run(
-        words, capture_output=True, env={"PATH": "/nowhere"}, executable="/bin/sh", check=False
-    ).returncode

@@ -192,13 +192,3 @@ def test_guard_knows_its_own_job() -> None:
     assert still_waits(guard, "PEND bokeh-ssh:f00\n")
     for said in ("PEND bokeh-ssh:abc\n", "RUN bokeh-ssh:f00\n", " \n", ""):
         assert not still_waits(guard, said), said
-
-
-@pytest.mark.parametrize("words", [lsf.ASK, lsf.LIST, lsf.cancel_words("7"), lsf.owner_words("7")])
-def test_scripts_are_for_any_shell(words: list[str]) -> None:
-    """The few lines of shell are such, and pass on that there is no LSF."""
-    done = subprocess.run([words[0], "-n", *words[1:]], capture_output=True, check=False)
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert subprocess.run(
-        words, capture_output=True, env={"PATH": "/nowhere"}, executable="/bin/sh", check=False
-    ).returncode

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any, cast
 
 import pytest
 
-from bokeh_ssh import SubmitError
-from bokeh_ssh._jobs import scheduler
+from bokeh_ssh import Batch, SubmitError
+from bokeh_ssh._jobs import grid_engine, lsf, pbs, scheduler
 from bokeh_ssh._jobs.warden import Answer, Warden
 
 _DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef
@@ -70,3 +71,18 @@ def test_what_is_said_of_all_schedulers_names_no_ones_command(module: str) -> No
         word for word in words if isinstance(word, str) and commands.search(word) and word not in docs
     ]
     assert all(("squeue" in each.OF_ARRAY) == (each is scheduler.slurm) for each in scheduler.KNOWN)
+
+
+@pytest.mark.parametrize("which", [grid_engine, lsf, pbs], ids=lambda which: which.NAME)
+def test_scripts_are_for_any_shell(which: scheduler.Scheduler) -> None:
+    """The few lines of shell are such, and pass on that there is no scheduler."""
+    scripts = [which.ASK, which.LIST, which.cancel_words("7"), which.owner_words("7")]
+    scripts.append(which.submit_words(Batch(), "f00", "/dev/null"))
+    for words in scripts:
+        if words[0] != "sh":
+            continue
+        done = subprocess.run([words[0], "-n", *words[1:]], capture_output=True, check=False)
+        assert (done.returncode, done.stderr) == (0, b"")
+        nowhere = {"PATH": "/nowhere"}
+        done = subprocess.run(words, capture_output=True, env=nowhere, executable="/bin/sh", check=False)
+        assert done.returncode, words

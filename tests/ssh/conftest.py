@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from auth_servers import Bed, Rules
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._ssh.transport import Transport
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    """A folder for key files."""
+    folder = tmp_path / "keys"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def make_bed() -> Iterator[Callable[..., Bed]]:
+    """Start asyncssh servers: the arguments are those of Rules."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *args, **kw: stack.enter_context(contextlib.closing(Bed(lambda: Rules(*args, **kw))))
 
 
 @pytest.fixture

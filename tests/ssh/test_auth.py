@@ -110,13 +110,6 @@ def make_sshd(tmp_path: Path) -> Iterator[Callable[..., Sshd]]:
 
 
 @pytest.fixture
-def make_bed() -> Iterator[Callable[..., Bed]]:
-    """Start asyncssh servers: the arguments are those of Rules."""
-    with contextlib.ExitStack() as stack:
-        yield lambda *args, **kw: stack.enter_context(contextlib.closing(Bed(lambda: Rules(*args, **kw))))
-
-
-@pytest.fixture
 def make_agent() -> Iterator[Callable[..., SshAgent]]:
     """Start real SSH agents that hold the given key files."""
     with contextlib.ExitStack() as stack:
@@ -128,14 +121,6 @@ def fake_agent() -> Iterator[Callable[..., FakeAgent]]:
     """Start agents that do what a script says."""
     with contextlib.ExitStack() as stack:
         yield lambda script: stack.enter_context(contextlib.closing(FakeAgent(script)))
-
-
-@pytest.fixture
-def keys(tmp_path: Path) -> Path:
-    """A folder for key files."""
-    folder = tmp_path / "keys"
-    folder.mkdir()
-    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -24,14 +24,6 @@ EVERYTHING = {"publickey", "keyboard-interactive", "password"}
 
 
 @pytest.fixture
-def keys(tmp_path: Path) -> Path:
-    """A folder for key files."""
-    folder = tmp_path / "keys"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
 def bed(account: Path) -> Iterator[Bed]:
     """A server that takes a password or a code, and refuses all keys."""
     server = Bed(lambda: Rules(EVERYTHING, rounds=QUESTION))

@@ -51,14 +51,6 @@ def public_half(path: Path, passphrase: str = PASSPHRASE) -> bytes:
 
 
 @pytest.fixture
-def keys(tmp_path: Path) -> Path:
-    """A folder for key files."""
-    folder = tmp_path / "keys"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
 def bed(keys: Path) -> Iterator[Bed]:
     """A server that takes the key ``keys/id``."""
     key = make_key(keys / "id")

@@ -70,13 +70,6 @@ def bench(account: object, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     return Bench(tmp_path, caplog)
 
 
-@pytest.fixture
-def make_bed() -> Iterator[Callable[..., Bed]]:
-    """Start asyncssh servers: the arguments are those of Rules."""
-    with contextlib.ExitStack() as stack:
-        yield lambda *args, **kw: stack.enter_context(contextlib.closing(Bed(lambda: Rules(*args, **kw))))
-
-
 def remembered() -> list[Path]:
     """List what is remembered."""
     folder = find_folder("logins")

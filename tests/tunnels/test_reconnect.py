@@ -10,8 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from bokeh_ssh import (
     RemoteForward,
 )
 from bokeh_ssh._forwarding import listener
-from cable import Cable
+from counting import cabled
 from events import kinds
 from processes import children
 from targets import check_on, target_here, target_on
@@ -46,13 +46,6 @@ def quick(tmp_path: Path) -> str:
     path = tmp_path / "quick_config"
     path.write_text("ServerAliveInterval 1\nServerAliveCountMax 2\n", encoding="ascii")
     return str(path)
-
-
-@contextmanager
-def cabled(machine: Machine, tmp_path: Path) -> Iterator[tuple[Cable, Machine]]:
-    """Put a cable before a machine."""
-    with Cable(machine.host, machine.port) as cable:
-        yield cable, cable.machine(machine, tmp_path)
 
 
 def forward_to(machine: Machine, port: int, **keywords: Any) -> LocalForward:
