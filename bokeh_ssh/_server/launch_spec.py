@@ -303,8 +303,11 @@ class Launch:
             return ""
         return self.words[0] if is_packaged(self.words) else ""
 
-    def argv(self) -> list[str | list[str]]:
-        """Return the server's command line; a list in it stands for a word that only the far side knows."""
+    def argv(self, *, compresses: bool = False) -> list[str | list[str]]:
+        """Return the server's command line; a list in it stands for a word that only the far side knows.
+
+        :param compresses: whether Bokeh is to compress what pages get over their WebSockets
+        """
         words: list[str | list[str]] = [_home(self.words[0]), *self.words[1:]]
         if self.package:
             words = [["python", "python3"], "-m", *self.words]
@@ -320,7 +323,7 @@ class Launch:
         signed = ["--session-ids", "external-signed"]
         where += signed if self.sign == "port" else []
         compression: list[str] = []
-        if "serve" in self.words and self.compresses():  # a script of one's own may not know it, near or far
+        if "serve" in self.words and compresses:  # a script of one's own may not know it, near or far
             # The lowest level: while a message is compressed, the server does nothing else.
             compression = [COMPRESSION, "1", "--websocket-compression-mem-level", "8"]
         if self.socket and self.packs:  # else it is packed
@@ -409,7 +412,7 @@ class Launch:
             "do": "start",
             "mark": mark,
             "token": token,
-            "argv": self.argv(),
+            "argv": self.argv(compresses=self.compresses()),
             "apps": list(self.app),
             "brings": self.brings,
             "inside": self.cwd is None,

@@ -171,18 +171,6 @@ class Server:
         sidecar = self.state.sidecar
         return {} if sidecar.ended else sidecar.status
 
-    def on_log(self, call: Callable[[list[str]], object]) -> None:
-        """Call with its lines as they come, on the connection's thread: it must not block."""
-        self.state.log.on_lines = call
-
-    def on_package(self, call: Callable[[str, str], object]) -> None:
-        """Call, likewise, with the interpreter there and the folder of its Bokeh, while the server starts."""
-        self.state.on_package = call
-
-    def on_sidecar_ended(self, call: Callable[[], object]) -> None:
-        """Call, likewise, when what runs beside it ends by itself."""
-        self.state.sidecar.on_end = call
-
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it has ended or the session is down; False if neither within ``timeout`` seconds."""
         return self.ended.wait(timeout)

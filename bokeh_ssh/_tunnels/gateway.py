@@ -255,6 +255,6 @@ class GatewayParts(TunnelParts):
             error = ConnectionLostError(msg, host=self._session.life.label, hint="open it again")
             self._session.lose(error)
 
-        server.on_sidecar_ended(lost)
+        server.state.sidecar.on_end = lost
         if not server.sidecar_status:  # it ended in between
             lost()

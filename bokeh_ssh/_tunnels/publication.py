@@ -144,7 +144,7 @@ class PublicationParts(RemoteForwardParts):
         self._may_be_a_port = may_be_a_port
 
     def _begin(self, server: Server) -> None:
-        server.on_log(self._session.life.on_log)
+        server.state.log.on_lines = self._session.life.on_log
 
     def open_local(self) -> None:
         """Start the server, or see whether it runs."""

@@ -428,7 +428,7 @@ class ServerAcquisition:
         return self._hold(connection, server)
 
     def _register(self, server: Server, end: Callable[[], object]) -> None:
-        server.on_log(self._session.life.on_log)
+        server.state.log.on_lines = self._session.life.on_log
         self._session.connection_stack.callback(end)  # closing while it opens ends the start too
 
     def _hold(self, connection: Connection, server: Server) -> FoundServer:
@@ -581,7 +581,7 @@ class TunnelParts:
             if is_far(connection):  # as is known by then
                 source.start(python, folder)
 
-        server.on_package(start)
+        server.state.on_package = start
 
     def connect_all(self) -> tuple[Ready, bool]:
         """Connect, find or start a server, and forward to it."""

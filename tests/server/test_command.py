@@ -152,7 +152,7 @@ def test_args_of_the_app_are_its_own() -> None:
 def test_compression_is_asked_of_bokeh_alone() -> None:
     """On a slow line a script of one's own gets no option more than on a fast one."""
     for command, asked in (("bokeh serve", True), ("env X=1 panel serve a.py", True), ("./mine", False)):
-        assert (COMPRESSION in Launch(command=command, compresses=lambda: True).argv()) == asked
+        assert (COMPRESSION in Launch(command=command).argv(compresses=True)) == asked
 
 
 def test_options_come_before_the_apps_and_args_last() -> None:
