@@ -173,17 +173,12 @@ class KeyFile:
             # An old PEM file without a .pub beside it.
             with contextlib.suppress(UnusableKeyError):
                 self.known = self._open().for_paramiko.asbytes()
+        self.ready = bool(self._text and not (self._locked or self._exposed or self._touched))
 
     @property
     def exists(self) -> bool:
         """Whether there is anything to use."""
         return self._text is not None or self.known is not None
-
-    @property
-    def ready(self) -> bool:
-        if self._touched:
-            return False
-        return self._private is not None or bool(self._text and not self._locked and not self._exposed)
 
     def certificate(self) -> Certified | None:
         """Return the certificate in ``<path>-cert.pub``, which the same key signs for."""
@@ -244,6 +239,7 @@ class KeyFile:
                 raise UnusableKeyError(msg)
             name = shlex.quote(str(self.path))
             self._private = self._unlock(self._text, name) if self._locked else load(self._text, None, name)
+            self.ready = not self._touched
         return self._private
 
     def _unlock(self, text: bytes, name: str) -> PrivateKey:

@@ -104,6 +104,8 @@ class UserAuth(AuthHandler):
 
     :param transport: held weakly, as paramiko's handlers do: the caller keeps it
     :param timeout: seconds for each answer; that to a password or a code has at least ``PERSON_TIMEOUT``
+    :ivar has_free_offers: whether the server does not count an offered key as a try: OpenSSH since 10.6, six
+        of them
     :raises NoAnswerError: (each request) if none came in time
     :raises EndedError: (each request) if the connection ended
     """
@@ -120,6 +122,8 @@ class UserAuth(AuthHandler):
         self._offered = b""
         self.error_token = b""  # the last one of a security context that the server gave up
         self._in_context = False
+        release = _RELEASE.match(transport.remote_version)
+        self.has_free_offers = release is not None and (int(release[1]), int(release[2])) >= (10, 6)
         self._inbox: queue.SimpleQueue[Reply | None] = queue.SimpleQueue()
         transport.auth_handler = self
 
@@ -142,12 +146,6 @@ class UserAuth(AuthHandler):
     def passes_over(self) -> bool:
         """Whether the server is known to pass over what comes too early; others hang up."""
         return "OpenSSH" in self.transport.remote_version
-
-    @property
-    def has_free_offers(self) -> bool:
-        """Whether the server does not count an offered key as a try: OpenSSH since 10.6, six of them."""
-        found = _RELEASE.match(self.transport.remote_version)
-        return found is not None and (int(found[1]), int(found[2])) >= (10, 6)
 
     def news(self) -> str:
         """Return what has been said since this was last asked."""
