@@ -130,7 +130,7 @@ def _beside(names: Sequence[str], name: str, *, before: str = "", after: str = "
 
 def _usual_host_keys() -> tuple[str, ...]:
     plain: tuple[str, ...] = tuple(_PARAMIKO._preferred_keys)
-    if mldsa.is_available():
+    if mldsa.AVAILABLE:
         plain = _beside(plain, "ssh-ed25519", after=mldsa.NAME)
     return (*plain, *(name + CERTIFICATE for name in plain if name != mldsa.NAME))
 

@@ -23,7 +23,7 @@ from bokeh_ssh._ssh.messages import string, strings
 FILES = Path(__file__).with_name("mldsa")
 PASSPHRASE = "open sesame"
 PUBLIC = FILES.joinpath("key.pub").read_text(encoding="ascii").rsplit(" ", 4)[0]
-needs_mldsa = pytest.mark.skipif(not mldsa.is_available(), reason="this cryptography has no ML-DSA")
+needs_mldsa = pytest.mark.skipif(not mldsa.AVAILABLE, reason="this cryptography has no ML-DSA")
 
 
 class Server(paramiko.Transport):
@@ -163,7 +163,7 @@ def test_cryptography_without_it(
     server: tuple[int, bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without ML-DSA, another key is not added beside one of this kind, and the error says why."""
-    monkeypatch.setattr(mldsa, "is_available", lambda: False)
+    monkeypatch.setattr(mldsa, "AVAILABLE", False)
     port, both = server
     known = tmp_path / "known_hosts"
     known.write_text(f"[127.0.0.1]:{port} {PUBLIC}\n")

@@ -42,7 +42,7 @@ _FIELDS = {
     "ecdsa-sha2-nistp384": 3,
     "ecdsa-sha2-nistp521": 3,
     "ssh-rsa": 6,
-    **({mldsa.NAME: 2} if mldsa.is_available() else {}),
+    **({mldsa.NAME: 2} if mldsa.AVAILABLE else {}),
 }
 _BEGIN = b"-----BEGIN OPENSSH PRIVATE KEY-----"
 _PLAIN_BLOCK = 8

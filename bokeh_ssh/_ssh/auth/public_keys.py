@@ -159,7 +159,7 @@ def read(blob: bytes) -> PublicKey:
 
 def is_supported(kind: str) -> bool:
     """Return whether a host can prove to have a key of this type."""
-    return not kind.startswith("sk-") and (kind != mldsa.NAME or mldsa.is_available())
+    return not kind.startswith("sk-") and (kind != mldsa.NAME or mldsa.AVAILABLE)
 
 
 def _read_key(blob: bytes) -> PublicKey:

@@ -36,12 +36,15 @@ except ImportError:  # cryptography before 47
     pass
 
 
-def is_available() -> bool:
-    """Return whether cryptography and what it is built on have ML-DSA."""
+def _is_available() -> bool:
     try:
         return bool(_mldsa and _mldsa.MLDSA44PrivateKey.from_seed_bytes(bytes(_PRIVATE)))
     except UnsupportedAlgorithm:
         return False
+
+
+#: Whether cryptography and what it is built on have ML-DSA.
+AVAILABLE = _is_available()
 
 
 def is_public(blob: bytes) -> bool:
