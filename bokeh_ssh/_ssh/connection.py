@@ -100,6 +100,8 @@ class Connection:
         self._reached: dict[Endpoint, float] = {}  # when each target has last taken a connection
         self._on_lost: list[Callable[[str], None]] = []
         self._jump = jump
+        #: The connections that it goes through, as far as they are this program's, and itself.
+        self.hops: tuple[Connection, ...] = (*(jump.hops if isinstance(jump, Connection) else ()), self)
         self._closing = threading.Event()
         self._lock = threading.RLock()  # a signal handler may close meanwhile
         self._keepalive: _Keepalive | None = None
@@ -133,12 +135,6 @@ class Connection:
     def alive(self) -> bool:
         """Whether the connection works, as far as is known."""
         return self.transport.alive and not self._closing.is_set()
-
-    @property
-    def hops(self) -> tuple[Connection, ...]:
-        """The connections that it goes through, as far as they are this program's, and itself."""
-        before = self._jump.hops if isinstance(self._jump, Connection) else ()
-        return (*before, self)
 
     @property
     def first(self) -> Connection:
