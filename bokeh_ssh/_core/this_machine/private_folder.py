@@ -38,6 +38,22 @@ def find_folder(name: str) -> Path:
     return Path(top, *parts)
 
 
+def open_folder(name: str, *, make: bool = False) -> Path:
+    """Return a folder of the cache, which nobody else can put files into.
+
+    :param name: its last part
+    :param make: whether it is made where it is missing
+    :raises OSError: if it is not there, or cannot be made
+    :raises FolderError: if it is not the account's own
+    """
+    folder = find_folder(name)
+    if make:
+        make_folder(folder)
+    else:
+        check_folder(folder)
+    return folder
+
+
 def check_folder(folder: Path) -> None:
     """Check that nobody else can put files into a folder.
 

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from bokeh_ssh._core.this_machine.private_folder import FolderError, check_folder, find_folder, make_folder
+from bokeh_ssh._core.this_machine.private_folder import FolderError, open_folder
 
 log = logging.getLogger("bokeh_ssh.auth")
 
@@ -109,7 +109,7 @@ class KeyMemory:
         """Forget the key that fitted: another way was needed."""
         if self._known:
             with contextlib.suppress(OSError, FolderError):
-                self._path().unlink()
+                (open_folder(_FOLDER) / self._name).unlink()
 
     def note_end(self, *, certain: bool) -> None:
         """Take it that the connection has ended during the login.
@@ -143,9 +143,7 @@ class KeyMemory:
     def _read(self) -> tuple[str, float]:
         """Return what stands there, and for how many seconds; empty where that is not to be used."""
         try:
-            path = self._path()
-            check_folder(path.parent)
-            opened = os.open(path, _READ_FLAGS)
+            opened = os.open(open_folder(_FOLDER) / self._name, _READ_FLAGS)
             try:
                 text = os.read(opened, 200).decode("ascii")
                 return text, time.time() - os.fstat(opened).st_mtime
@@ -154,14 +152,10 @@ class KeyMemory:
         except (OSError, ValueError, FolderError):
             return "", 0.0
 
-    def _path(self) -> Path:
-        return find_folder(_FOLDER) / self._name
-
     def _write(self, known: KnownKey | None) -> None:
         text = f"{known.key} {known.algorithm}{known.more}{known.doubt}\n" if known else _MINDS
         try:
-            path = self._path()
-            make_folder(path.parent)
+            path = open_folder(_FOLDER, make=True) / self._name
             begun = path.with_name(f"begun-{secrets.token_hex(8)}")
             begun.touch(0o600, exist_ok=False)
             try:
@@ -191,10 +185,8 @@ def clear_keys() -> None:
     :raises OSError: if one cannot be removed
     :raises FolderError: if the folder is not the account's own
     """
-    folder = find_folder(_FOLDER)
-    if os.path.lexists(folder):
-        check_folder(folder)
-        for path in folder.iterdir():
+    with contextlib.suppress(FileNotFoundError):
+        for path in open_folder(_FOLDER).iterdir():
             path.unlink(missing_ok=True)
 
 
