@@ -29,7 +29,7 @@ from bokeh_ssh._core.host import Target, format_target, hide_secret, parse_targe
 from bokeh_ssh._core.patterns import lower, matches, matches_host, matches_list
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.text import clean
-from bokeh_ssh._core.this_machine.home import expand_home
+from bokeh_ssh._core.this_machine.home import expand_home, find_home
 from bokeh_ssh._core.this_machine.interfaces import list_addresses
 from bokeh_ssh._ssh.config import keywords, syntax
 from bokeh_ssh._ssh.config.canonical import Rules
@@ -581,7 +581,7 @@ class _Lookup:
         here = socket.gethostname()
         jumps = self._jumps() if self.request.jump is None else None
         return {
-            **({"d": str(home)} if (home := _place("~")) else {}),
+            **({"d": str(home)} if (home := find_home()) else {}),
             "h": host,
             "i": str(os.getuid()) if hasattr(os, "getuid") else "",
             "j": jumps[-1].host if jumps else self.request.jump or "",
