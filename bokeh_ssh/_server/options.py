@@ -148,7 +148,7 @@ class ServerOptions:
 
         :raises UsageError: if it does
         """
-        words = () if self.plain else (*self.words, *own_options([*map(str, self.args)]), "")
+        words = () if self.plain else (*self.words, *self._own_args, "")
         for word, following in itertools.pairwise(words):
             value = word.partition("=")[2] if "=" in word else following
             if is_option(word, "--session-ids") and value == "external-signed":
@@ -204,6 +204,11 @@ class ServerOptions:
         :raises UsageError: if it is empty or has unbalanced quotes
         """
         return split(self.command if isinstance(self.command, str) else tuple(map(str, self.command)))
+
+    @functools.cached_property
+    def _own_args(self) -> Sequence[str]:
+        """``args`` without what is the app's own."""
+        return own_options([*map(str, self.args)])
 
     @functools.cached_property
     def python_path(self) -> str | None:
@@ -298,7 +303,7 @@ class ServerOptions:
         hub = self.hub
         origins = (*ours, *self.page_origins, *((hub.origin,) if hub else ()))
         private = self.signed is not False
-        own_ids = any(is_option(arg, "--session-ids") for arg in own_options([*map(str, self.args)]))
+        own_ids = any(is_option(arg, "--session-ids") for arg in self._own_args)
         sign: bool | Literal["port"] = "port" if self.signed is None and not own_ids else bool(self.signed)
         if sign == "port" and _is_true(self.variables.get("BOKEH_SIGN_SESSIONS", "")):
             sign = True  # the same, but with a key that is known here too
