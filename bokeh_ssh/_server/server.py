@@ -28,7 +28,6 @@ from bokeh_ssh._server.local_runner import ShellRunner
 from bokeh_ssh._server.payload import payload
 from bokeh_ssh._server.server_ref import ServerRef
 from bokeh_ssh._server.server_state import Secrets, ServerState, Stage
-from bokeh_ssh._server.session_ids import new_key
 from bokeh_ssh._ssh.remote_shell import exec_line
 from bokeh_ssh._ssh.runner import Runner, Session, Signals, Subsystems
 from bokeh_ssh._ssh.sftp_writer import Sftp
@@ -65,7 +64,7 @@ class Server:
         if adopts:
             self.state.secrets = Secrets(token=adopts.token)
         else:
-            key = launch.env.get("BOKEH_SECRET_KEY", "") or new_key() if launch.sign else ""
+            key = launch.env.get("BOKEH_SECRET_KEY", "") or secrets.token_hex(32) if launch.sign else ""
             self.state.secrets = Secrets(secrets.token_hex(16), key)
         self.uploads = UploadChannel(self, runner)
         self._runner = runner

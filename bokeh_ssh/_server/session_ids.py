@@ -17,14 +17,9 @@ _LETTERS = string.ascii_letters + string.digits
 _LENGTH = 44  # characters: 261 bits
 
 
-def new_key() -> str:
-    """Return a key that nobody knows, for ``BOKEH_SECRET_KEY``."""
-    return _random()
-
-
 def new_session_id(key: str) -> str:
     """Return the id of a new session, signed with ``key``."""
-    name = _random()
+    name = "".join(secrets.choice(_LETTERS) for _ in range(_LENGTH))
     return f"{name}.{_signature(name, key)}"
 
 
@@ -36,10 +31,6 @@ def token_of(session_id: str, key: str, *, lifetime: int = 300) -> str:
     payload = {"session_id": session_id, "session_expiry": int(time.time()) + lifetime}
     text = _base64(json.dumps(payload).encode())
     return f"{text}.{_signature(text, key)}"
-
-
-def _random() -> str:
-    return "".join(secrets.choice(_LETTERS) for _ in range(_LENGTH))
 
 
 def _signature(text: str, key: str) -> str:
