@@ -14,7 +14,6 @@ import weakref
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from bokeh_ssh._core.fork import in_child
 from bokeh_ssh._core.this_machine.private_folder import FolderError, find_folder
 from bokeh_ssh._core.threads import Thread
 from bokeh_ssh._forwarding.static_requests import Address, Lasting, StaticFile, name_static_file
@@ -76,12 +75,6 @@ class StaticCache:
         self._late = 0  # look-ups that nobody waits for any more
         self._closed = False
         self._thread: threading.Thread | None = None
-        in_child(self, StaticCache._abandon)
-
-    def _abandon(self) -> None:
-        self._change = threading.Condition()
-        self._closed = True
-        self._thread = None
 
     def look_up(self, loop: Loop, file: StaticFile | Address, done: Callable[[Content | None], None]) -> None:
         """Call ``done`` on the loop's thread with the content of a file, or None. Loop thread only."""
