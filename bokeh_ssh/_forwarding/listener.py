@@ -304,8 +304,8 @@ class LocalAcceptor:
         :param request_filter: judges each request; None lets all through, HTTP or not
         :param check: has the last word on each, see :meth:`Connection.forward`
         :param cache: answers requests for static files, and keeps those of the server
-        :param site: names the machine, the account and the server there, where what a server says may be kept
-            for it alone; empty keeps nothing that counts for one server only
+        :param site: names the server on its machine, the same each time, where what it says may be kept for
+            it alone; empty keeps nothing that counts for one server only
         :param spare: channels to ``packed`` or else to ``target`` for the next connections, if there may be
             some; closed at the end
         :param packed: a socket there that leads to ``target`` too, and packs what that sends; for connections
@@ -313,7 +313,7 @@ class LocalAcceptor:
         """
         kept = None
         if cache:
-            kept = SiteCache(cache, site, connection.io_loop, SpareChannels(connection, target, check, 1))
+            kept = SiteCache(cache, connection, site, SpareChannels(connection, target, check, 1))
 
         def accept(sock: socket.socket, origin: tuple[str, int], begun: Opened | None = None) -> None:
             again = functools.partial(hold_again, sock, origin, begun)

@@ -45,10 +45,9 @@ _STATUS = re.compile(rb"HTTP/1\.1 (?!1)[0-9]{3}[ \r]")
 Done = Callable[[bytes], None]
 
 
-def name_site(connection: Connection, server: str) -> str:
+def _name_site(connection: Connection, server: str) -> str:
     """Name a server for whom alone files are kept: by host key, account, and what it is there.
 
-    :param server: names it on that machine, the same each time
     :returns: empty where the machine has no key of its own (:mod:`control_master`)
     """
     if connection.methods == ("ControlMaster",):
@@ -222,15 +221,15 @@ class _Talk:
 class SiteCache:
     """What one server's files are looked for in, over one connection.
 
-    :param site: names the machine, the account and the server there; empty keeps nothing for an address
+    :param server: names the server on its machine, the same each time; empty keeps nothing for an address
     :param spare: opens the channel over which the server is asked whether it still has a file; closed with
         this
     """
 
-    def __init__(self, cache: StaticCache, site: str, io_loop: Loop, spare: SpareChannels) -> None:
+    def __init__(self, cache: StaticCache, connection: Connection, server: str, spare: SpareChannels) -> None:
         self._cache = cache
-        self._revalidator = _Revalidator(io_loop, spare)
-        self._site = site
+        self._revalidator = _Revalidator(connection.io_loop, spare)
+        self._site = _name_site(connection, server) if server else ""
 
     def close(self) -> None:
         """Ask no more; idempotent."""

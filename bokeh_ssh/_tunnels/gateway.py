@@ -154,7 +154,7 @@ class GatewayParts(TunnelParts):
         end = self._end or GatewayEndpoint("", name=self._options.name)
         return dataclasses.replace(super().info, reverse=end.by, name=end.name)
 
-    def _name_site(self, connection: Connection, endpoint: Endpoint, found: FoundServer) -> str:
+    def _name_site(self, endpoint: Endpoint, found: FoundServer) -> str:
         return ""  # what is found on the gateway may be another machine's each time
 
     def connect_all(self) -> tuple[Ready, bool]:

@@ -14,7 +14,6 @@ from bokeh_ssh._forwarding.local_sockets import bind as bind_socket
 from bokeh_ssh._forwarding.local_sockets import check_here
 from bokeh_ssh._forwarding.remote_sockets import check_forbidden
 from bokeh_ssh._forwarding.request_filter import RequestFilter
-from bokeh_ssh._forwarding.site_cache import name_site
 from bokeh_ssh._forwarding.static_cache import StaticCache, open_cache
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._tunnels.lifecycle import TunnelInfo
@@ -97,7 +96,7 @@ class LocalPortForward:
             self.target,
             RequestFilter(self.port) if self._http else None,
             cache=self._cache,
-            site=name_site(connection, str(self.target)) if self._private else "",
+            site=str(self.target) if self._private else "",
         )
         self._connection_stack.enter_context(leads)
 

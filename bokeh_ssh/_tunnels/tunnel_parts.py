@@ -24,7 +24,6 @@ from bokeh_ssh._core.settings import setting
 from bokeh_ssh._forwarding.listener import LocalAcceptor, bind, open_acceptor
 from bokeh_ssh._forwarding.port_ownership import PortOwnershipMonitor, monitor_port
 from bokeh_ssh._forwarding.request_filter import RequestFilter
-from bokeh_ssh._forwarding.site_cache import name_site
 from bokeh_ssh._forwarding.spare_channels import SPARE, SpareChannels, open_spare
 from bokeh_ssh._forwarding.static_cache import StaticCache, open_cache
 from bokeh_ssh._server.file_sync import FileSync
@@ -644,7 +643,7 @@ class TunnelParts:
             request_filter,
             verify,
             self._cache,
-            site=self._name_site(connection, endpoint, found),
+            site=self._name_site(endpoint, found),
             spare=spare,
             packed=packed,
         )
@@ -653,15 +652,15 @@ class TunnelParts:
         url = page_address(port, found.routes[0], found.key, self._options.hub, tls=self._tls)
         return Ready(host=connection.name, url=url)
 
-    def _name_site(self, connection: Connection, endpoint: Endpoint, found: FoundServer) -> str:
-        """Name the server that files are kept for; empty if none are kept for a single server."""
+    def _name_site(self, endpoint: Endpoint, found: FoundServer) -> str:
+        """Name, on its machine, the server that files are kept for; empty if none are for a single one."""
         options = self._options
         if options.allow_others:  # what a server shows one person it may not show another
             return ""
         if found.held is None:
-            return name_site(connection, str(endpoint))
+            return str(endpoint)
         # It listens elsewhere each time.
-        return name_site(connection, repr((options.words, options.apps, options.python_path, options.cwd)))
+        return repr((options.words, options.apps, options.python_path, options.cwd))
 
     def _await_answer(self, connection: Connection, endpoint: Endpoint, found: FoundServer) -> HttpProbe:
         options, launched = self._options, found.held is not None
