@@ -6,11 +6,11 @@ import logging
 import webbrowser
 from typing import Any
 
-from bokeh_ssh._core.this_machine.jupyter_hub import HubProxy, find_hub
-from bokeh_ssh._server.session_ids import new_session_id
+from bokeh_ssh._core.this_machine.jupyter_hub import find_hub
 from bokeh_ssh._tunnels import bokeh_client, notebook
 from bokeh_ssh._tunnels.openable import Openable
 from bokeh_ssh._tunnels.redirect_page import open_in_browser
+from bokeh_ssh._tunnels.tunnel_parts import page_address, session_query
 
 log = logging.getLogger("bokeh_ssh")
 
@@ -171,21 +171,3 @@ class Tunnel(Openable):
 
     def _query(self) -> str:
         return session_query(self._info.key)
-
-
-def page_address(port: int, route: str, key: str, hub: HubProxy | None, *, tls: bool) -> str:
-    """Return the address that a browser opens, where the tunnel listens on a port here.
-
-    :param route: the path
-    :param key: signs the id of a new session; empty where there need be none
-    :param hub: by way of which the page is opened, if this program runs on one
-    """
-    route += session_query(key)
-    if hub and not tls:  # its proxy speaks plain HTTP to this machine
-        return hub.address(port, route)
-    return f"{'https' if tls else 'http'}://localhost:{port}{route}"
-
-
-def session_query(key: str) -> str:
-    """Return the query of an address with the id of a new session, where ``key`` has to sign it."""
-    return f"?bokeh-session-id={new_session_id(key)}" if key else ""

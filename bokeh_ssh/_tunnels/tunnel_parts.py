@@ -21,6 +21,7 @@ from bokeh_ssh._core.errors import (
 from bokeh_ssh._core.events import Attached, Ready, ignore
 from bokeh_ssh._core.host import Host
 from bokeh_ssh._core.settings import setting
+from bokeh_ssh._core.this_machine.jupyter_hub import HubProxy
 from bokeh_ssh._forwarding.listener import LocalAcceptor, bind, open_acceptor
 from bokeh_ssh._forwarding.port_ownership import PortOwnershipMonitor, monitor_port
 from bokeh_ssh._forwarding.request_filter import RequestFilter
@@ -41,9 +42,9 @@ from bokeh_ssh._server.probe import (
 )
 from bokeh_ssh._server.registry import choose, list_servers
 from bokeh_ssh._server.server import Server
+from bokeh_ssh._server.session_ids import new_session_id
 from bokeh_ssh._server.static_source import StaticSource
 from bokeh_ssh._ssh.connection import Connection
-from bokeh_ssh._tunnels.base import page_address
 from bokeh_ssh._tunnels.lifecycle import UNREACHED, TunnelInfo
 from bokeh_ssh._tunnels.local_forward import LocalPortForward
 from bokeh_ssh._tunnels.local_session import LocalSession
@@ -124,6 +125,7 @@ class ServerAcquisition:
         self.outcome = ""
         self._session = session
         self._options = options
+        self._must_launch = options.must_launch
         self._bind = bind
         self._follow = follow
         self._file_sync: FileSync | None = None
@@ -157,7 +159,7 @@ class ServerAcquisition:
             found = self._readopt(connection, self.found.held)
         elif self._options.server is not None:
             found, same = self._take_over(connection, self._options.server), False
-        elif not self._options.must_launch:
+        elif not self._must_launch:
             found = self._attach(connection)
         if found is None:
             found, same = self._launch(connection, must_sign, packs), False
@@ -171,7 +173,7 @@ class ServerAcquisition:
             return [None, found.endpoint, *[found.packed or found.endpoint] * (again - 1)]
         if options.server is not None:
             return [None]
-        if options.must_launch:
+        if self._must_launch:
             return [None, None] if options.bundle else [None]  # for the supervisor, and for SFTP
         looks = again if found else 1 + again  # at first, its app's path is asked for too
         watch = [] if options.allow_foreign else [None]
@@ -713,3 +715,21 @@ class TunnelParts:
             self._session.life.warn(f"{text} (SSH has checked the machine, and encrypts, in any case)")
         if known and probe.status >= 400 and not probe.wants_login:
             self._session.life.warn(f"the server answers {path} with status {probe.status}: see its log")
+
+
+def page_address(port: int, route: str, key: str, hub: HubProxy | None, *, tls: bool) -> str:
+    """Return the address that a browser opens, where the tunnel listens on a port here.
+
+    :param route: the path
+    :param key: signs the id of a new session; empty where there need be none
+    :param hub: by way of which the page is opened, if this program runs on one
+    """
+    route += session_query(key)
+    if hub and not tls:  # its proxy speaks plain HTTP to this machine
+        return hub.address(port, route)
+    return f"{'https' if tls else 'http'}://localhost:{port}{route}"
+
+
+def session_query(key: str) -> str:
+    """Return the query of an address with the id of a new session, where ``key`` has to sign it."""
+    return f"?bokeh-session-id={new_session_id(key)}" if key else ""
