@@ -768,9 +768,11 @@ class _Lookup:
         """Return the machines to go through, and the command that makes the connection."""
         if self.request.jump is not None:
             return None, None
+        command, jumps = self._command(), self._jumps()
+        if not (command or jumps):
+            return None if jumps is None else (), None
         # ssh makes a ProxyCommand of ProxyJump, and so has tokens there.
         few = {key: value for key, value in self._tokens().items() if key in "hnpr"}
-        command, jumps = self._command(), self._jumps()
         said = self.settings.get(keywords.PROXY_JUMP)
         where, keyword = said.where if said else "", "ProxyJump"
         try:
@@ -787,7 +789,7 @@ class _Lookup:
         except (UsageError, ValueError) as exc:
             reason = exc.message if isinstance(exc, UsageError) else str(exc)
             raise self.error(where, f"{keyword}: {reason}") from exc
-        return tuple(targets) if targets or jumps is not None else None, None
+        return tuple(targets), None
 
 
 def _target(jump: Jump, tokens: Mapping[str, str]) -> str:
