@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 import time
@@ -27,7 +28,7 @@ from bokeh_ssh._server.launch_spec import COMPRESSION, Launch, encode_message, h
 from bokeh_ssh._server.local_runner import ShellRunner
 from bokeh_ssh._server.payload import payload
 from bokeh_ssh._server.server_ref import ServerRef
-from bokeh_ssh._server.server_state import Secrets, ServerState, Stage
+from bokeh_ssh._server.server_state import OnLog, OnPackage, Secrets, ServerState, Stage
 from bokeh_ssh._ssh.remote_shell import exec_line
 from bokeh_ssh._ssh.runner import Runner, Session, Signals, Subsystems
 from bokeh_ssh._ssh.sftp_writer import Sftp
@@ -47,6 +48,8 @@ class Server:
     unless it was adopted again meanwhile, or is one that was left running by :meth:`detach`.
 
     :param adopts: the server to take over; None starts one
+    :param on_log: gets its lines as they come, on the connection's thread: it must not block
+    :param on_package: gets, likewise, the interpreter there and the folder of its Bokeh, while it starts
     :ivar host: the machine, as the user named it
     :ivar launch: what was asked for
     :ivar state: what the supervisor has said
@@ -55,12 +58,18 @@ class Server:
     """
 
     def __init__(
-        self, runner: Runner, launch: Launch, on_event: OnEvent, adopts: ServerRef | None = None
+        self,
+        runner: Runner,
+        launch: Launch,
+        on_event: OnEvent,
+        adopts: ServerRef | None = None,
+        on_log: OnLog = ignore,
+        on_package: OnPackage | None = None,
     ) -> None:
         self.host = runner.name
         self.launch = launch
         self.parted = False
-        self.state = ServerState(self.host, launch, on_event)
+        self.state = ServerState(self.host, launch, on_event, on_log, on_package)
         if adopts:
             self.state.secrets = Secrets(token=adopts.token)
         else:
@@ -228,8 +237,10 @@ class Server:
         launch: Launch,
         *,
         on_event: OnEvent = ignore,
-        on_begin: Callable[[Server], object] = lambda server: None,
-        bring: Callable[[UploadChannel], object] = lambda uploads: None,
+        on_log: OnLog = ignore,
+        on_package: OnPackage | None = None,
+        stack: contextlib.ExitStack | None = None,
+        bring: Callable[[UploadChannel], object] = ignore,
     ) -> Server:
         """Start a server and wait until it listens.
 
@@ -237,7 +248,8 @@ class Server:
 
         :param on_event: gets Launching, Launched, Warned, AppFailed, ServerUnresponsive, ServerResponsive
             and ServerExited; on the connection's thread, so it must not wait for this server
-        :param on_begin: gets it before anything is started; :meth:`cancel` then works from another thread
+        :param on_log: this and ``on_package`` are as for the class
+        :param stack: closing it ends the start too, from another thread
         :param bring: where the launch ``brings`` something, fills the folder that is made for it, which need
             not be there yet; the time for that does not count as the launch's
         :raises SessionError: if the account may not run commands
@@ -248,8 +260,9 @@ class Server:
         :raises LaunchError: if it does not start for another reason, or the machine is none we can run on
         :raises ConnectionLostError: if the connection goes down meanwhile
         """
-        server = cls(runner, launch, on_event)
-        on_begin(server)
+        server = cls(runner, launch, on_event, None, on_log, on_package)
+        if stack:
+            stack.callback(server.cancel)
         try:
             server._start(bring)
         except BaseException:
@@ -464,7 +477,8 @@ class Server:
         *,
         launch: Launch,
         on_event: OnEvent = ignore,
-        on_begin: Callable[[Server], object] = lambda server: None,
+        on_log: OnLog = ignore,
+        stack: contextlib.ExitStack | None = None,
         timeout: float = 30,
     ) -> Server:
         """Take a server over that runs: after a loss, or one that was left running.
@@ -479,7 +493,8 @@ class Server:
         :param launch: its ``lease`` and ``grace`` hold from now on; ``env`` counts as far as it decides
             whether Python runs
         :param on_event: as for :meth:`start`; what the log holds already is not reported again
-        :param on_begin: gets it before anything is run; :meth:`cancel` then works from another thread
+        :param on_log: as for the class
+        :param stack: closing it ends the attempt too, from another thread
         :param timeout: seconds
         :raises ServerExitedError: if the server ended by itself meanwhile; has its status and last lines
         :raises ServerGoneError: if it is no longer there: stopped, out of its grace time, machine restarted
@@ -491,8 +506,9 @@ class Server:
         :raises SessionError: if the account may not run commands
         :raises PythonNotFoundError: if no Python there runs any more
         """
-        server = cls(runner, launch, on_event, server_ref)
-        on_begin(server)
+        server = cls(runner, launch, on_event, server_ref, on_log)
+        if stack:
+            stack.callback(server.close)
         try:
             server._adopt(timeout)
         except BaseException:

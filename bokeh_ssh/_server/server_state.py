@@ -21,6 +21,7 @@ from bokeh_ssh._core.events import (
     ServerTaken,
     ServerUnresponsive,
     Warned,
+    ignore,
 )
 from bokeh_ssh._core.framing import plain
 from bokeh_ssh._server.launch_spec import Launch
@@ -33,6 +34,9 @@ _log = logging.getLogger("bokeh_ssh")
 _TRIED = 10
 #: Words of a command line, and routes, that are kept.
 _WORDS = 10_000
+
+OnLog = Callable[[list[str]], object]
+OnPackage = Callable[[str, str], object]
 
 
 class Stage(enum.IntEnum):
@@ -129,14 +133,14 @@ class Secrets:
 class ServerLog:
     """The last lines that a server wrote, and what its apps raised.
 
-    :ivar on_lines: called with lines as they come, on the connection's thread: it must not block
+    :param on_lines: called with lines as they come, on the connection's thread: it must not block
     :ivar address: the path and query that a server of another kind than Bokeh's has written as its own; a
         secret, such as Jupyter's token, may be in it
     """
 
-    def __init__(self) -> None:
-        self.on_lines: Callable[[list[str]], object] = lambda lines: None
+    def __init__(self, on_lines: OnLog = ignore) -> None:
         self.address = ""
+        self._on_lines = on_lines
         self._lines = Kept()
         self._parser = AppErrors()
         self._errors: deque[str] = deque(maxlen=20)
@@ -162,7 +166,7 @@ class ServerLog:
         """
         self._lines.extend(lines)
         if not again:
-            self.on_lines(lines)
+            self._on_lines(lines)
         errors = self._parser.feed(lines)
         self._errors.extend(errors)
         return errors
@@ -214,20 +218,26 @@ class ServerState:
     :ivar kept: set once the supervisor has confirmed that
     :ivar taken: whether another client has taken it over
     :ivar stopping: whether we end it, so that its end is no event
-    :ivar on_package: called with the interpreter that it starts on and the folder of its Bokeh, on the
-        connection's thread
     """
 
-    def __init__(self, host: str, launch: Launch, on_event: OnEvent) -> None:
+    def __init__(
+        self,
+        host: str,
+        launch: Launch,
+        on_event: OnEvent,
+        on_log: OnLog = ignore,
+        on_package: OnPackage | None = None,
+    ) -> None:
         self._host = host
         self._launch = launch
         self._on_event = on_event
+        self._on_package = on_package
         self.changed = threading.Condition()
         self.stage = Stage.LOGIN
         self.evidence = Evidence(launch.display_argv())
         self.started = Started()
         self.listening = Listening()
-        self.log = ServerLog()
+        self.log = ServerLog(on_log)
         self.secrets = Secrets()
         self.upload = UploadProgress()
         self.sidecar = SidecarState()
@@ -238,7 +248,6 @@ class ServerState:
         self.kept = threading.Event()
         self.taken = False
         self.stopping = False
-        self.on_package: Callable[[str, str], object] = lambda python, folder: None
 
     @contextlib.contextmanager
     def changing(self, stage: Stage | None = None) -> Iterator[None]:
@@ -277,8 +286,8 @@ class ServerState:
 
     def _handle_python(self, message: dict[str, Any]) -> None:
         python, folder = str(message["path"]), str(message["bokeh"])
-        if python and folder:
-            self.on_package(python, folder)
+        if python and folder and self._on_package:
+            self._on_package(python, folder)
 
     def _handle_failed(self, message: dict[str, Any]) -> None:
         argv = tuple(map(plain, message.get("argv", self.evidence.argv)[:_WORDS]))

@@ -143,9 +143,6 @@ class PublicationParts(RemoteForwardParts):
         self._launch = launch
         self._may_be_a_port = may_be_a_port
 
-    def _begin(self, server: Server) -> None:
-        server.state.log.on_lines = self._session.life.on_log
-
     def open_local(self) -> None:
         """Start the server, or see whether it runs."""
         if self._launch is None:
@@ -154,7 +151,7 @@ class PublicationParts(RemoteForwardParts):
             return
         session = self._session
         session.server = server = Server.start(
-            ShellRunner(), self._launch, on_event=session.on_server_event, on_begin=self._begin
+            ShellRunner(), self._launch, on_event=session.on_server_event, on_log=session.life.on_log
         )
         session.life.stack.callback(self._stop, server)
         self._target = server.socket or (LOOPBACK, server.port)

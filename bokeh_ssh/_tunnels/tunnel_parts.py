@@ -42,6 +42,7 @@ from bokeh_ssh._server.probe import (
 )
 from bokeh_ssh._server.registry import choose, list_servers
 from bokeh_ssh._server.server import Server
+from bokeh_ssh._server.server_state import OnPackage
 from bokeh_ssh._server.session_ids import new_session_id
 from bokeh_ssh._server.static_source import StaticSource
 from bokeh_ssh._ssh.connection import Connection
@@ -107,7 +108,8 @@ class ServerAcquisition:
     """Finds or starts a server as the keywords say, follows it, and ends it at the end if it should.
 
     :param bind: has the tunnel listen on this machine, unless it does; gets the port to prefer, returns which
-    :param follow: gets a server that is about to start
+    :param fetch_static: begins to fetch static files over a connection; returns what :class:`Server` calls
+        with where they are
     :ivar found: the server, once there is one
     :ivar outcome: what became of it, see :class:`Closed`
     :ivar reports: whether it reports a server that could not be told to end
@@ -119,7 +121,7 @@ class ServerAcquisition:
         session: LocalSession,
         options: ServerOptions,
         bind: Callable[[int], int],
-        follow: Callable[[Connection, Server], None],
+        fetch_static: Callable[[Connection], OnPackage | None],
     ) -> None:
         self.found: FoundServer | None = None
         self.outcome = ""
@@ -127,7 +129,7 @@ class ServerAcquisition:
         self._options = options
         self._must_launch = options.must_launch
         self._bind = bind
-        self._follow = follow
+        self._fetch_static = fetch_static
         self._file_sync: FileSync | None = None
         self._no_sockets = False  # whether the SSH server connects nobody to sockets
         self._left_behind = False
@@ -303,10 +305,6 @@ class ServerAcquisition:
     def _launch(self, connection: Connection, must_sign: bool, packs: bool) -> FoundServer:
         local_port = self._bind(BOKEH_PORT)  # first: the server must know which origin its pages have
 
-        def begin(server: Server) -> None:
-            self._register(server, server.cancel)
-            self._follow(connection, server)
-
         while True:
             launch = self._options.launch_spec(
                 local_port,
@@ -325,7 +323,9 @@ class ServerAcquisition:
                 connection,
                 launch,
                 on_event=self._session.on_server_event,
-                on_begin=begin,
+                on_log=self._session.life.on_log,
+                on_package=self._fetch_static(connection),
+                stack=self._session.connection_stack,
                 bring=self._file_sync.upload_all if self._file_sync else ignore,
             )
             found = self._hold(connection, server)
@@ -394,7 +394,8 @@ class ServerAcquisition:
             listed.server_ref,
             launch=self._options.launch_spec(local_port),
             on_event=self._session.on_server_event,
-            on_begin=lambda begun: self._register(begun, begun.close),
+            on_log=self._session.life.on_log,
+            stack=self._session.connection_stack,
             timeout=self._options.launch_timeout,
         )
         found = self._hold(connection, server)
@@ -418,7 +419,8 @@ class ServerAcquisition:
                 server_ref,
                 launch=before.launch,
                 on_event=self._session.on_server_event,
-                on_begin=lambda begun: self._register(begun, begun.close),
+                on_log=self._session.life.on_log,
+                stack=self._session.connection_stack,
             )
         except (ServerGoneError, ServerExitedError) as exc:
             if self._options.server is not None:
@@ -427,10 +429,6 @@ class ServerAcquisition:
             self._session.life.warn(text, connection.name)
             return None
         return self._hold(connection, server)
-
-    def _register(self, server: Server, end: Callable[[], object]) -> None:
-        server.state.log.on_lines = self._session.life.on_log
-        self._session.connection_stack.callback(end)  # closing while it opens ends the start too
 
     def _hold(self, connection: Connection, server: Server) -> FoundServer:
         self._session.connection_stack.callback(self._release, connection, server)
@@ -570,10 +568,10 @@ class TunnelParts:
             self._acceptor = open_acceptor(life.stack, sockets, life.warn, others, self._session.attempts)
         return self._acceptor.port
 
-    def _fetch_static(self, connection: Connection, server: Server) -> None:
+    def _fetch_static(self, connection: Connection) -> OnPackage | None:
         """Fetch files of BokehJS while the server starts, if the line is slow enough for that to help."""
         if self._cache is None:
-            return
+            return None
         connection.send_keepalive()  # the shortest of several round trips is the line's
         source = StaticSource(connection, self._cache.hashes, self._cache.expect)
         self._session.connection_stack.callback(source.close)
@@ -582,7 +580,7 @@ class TunnelParts:
             if is_far(connection):  # as is known by then
                 source.start(python, folder)
 
-        server.state.on_package = start
+        return start
 
     def connect_all(self) -> tuple[Ready, bool]:
         """Connect, find or start a server, and forward to it."""
