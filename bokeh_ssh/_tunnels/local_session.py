@@ -204,9 +204,10 @@ class LocalSession:
         self.life.emit(event)
 
     def on_ready(self) -> None:
-        """Let nobody wait for an attempt any more."""
-        self.attempts.succeed()
+        """Count from now on; after a loss, let nobody wait for an attempt any more."""
         self._meter.note_ready(self._connections)
+        if self._recovery:
+            self.attempts.succeed()
 
     # Losing a connection, and making it again.
 
@@ -271,7 +272,6 @@ class LocalSession:
                 _, same = self._connect_all()
             back = Reconnected(host=self.life.label, same_server=same)
             self.life.become_ready(back)
-            self._meter.note_reconnected()
         except BokehSSHError as exc:
             return scarcity_of(exc, self.life.label) or exc
         except Exception as exc:  # a defect of ours; nobody above us would see it
@@ -361,17 +361,14 @@ class Meter:
         self._losses = 0
 
     def note_ready(self, connections: Sequence[Connection]) -> None:
-        """Note that it stands, by these connections."""
+        """Note that it stands, by these connections; not for the first time if a loss was made good."""
+        self._losses += bool(self._opened_at)
         self._opened_at = self._opened_at or time.monotonic()
         self._names = tuple(hop.name for connection in connections for hop in connection.hops)
 
     def note_closed(self) -> None:
         """Note that it is over."""
         self._closed_at = self._closed_at or time.monotonic()
-
-    def note_reconnected(self) -> None:
-        """Note that a loss was made good."""
-        self._losses += 1
 
     def add(self, connection: Connection) -> None:
         """Count what a connection has carried that is about to be closed."""
