@@ -22,7 +22,6 @@ from bokeh_ssh._core.errors import (
     SessionError,
     TargetUnreachableError,
 )
-from bokeh_ssh._core.fork import in_child
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.threads import Thread
 from bokeh_ssh._core.waiting import clocks, wait
@@ -109,15 +108,8 @@ class Connection:
         self.peers = jump.peers if jump else _peers(transport)
         #: The machine's own address, where it is connected to from this machine.
         self.address = "" if jump else next(iter(self.peers), "")
-        in_child(self, Connection._abandon)
         transport.on_end(self._on_end)
         self._start_keepalive()
-
-    def _abandon(self) -> None:
-        """Be closed in a forked child: not one byte of its may go out."""
-        self._closing = threading.Event()
-        self._closing.set()
-        self.transport.abandon()
 
     def __repr__(self) -> str:
         state = "closed" if self._closing.is_set() else "lost" if self.lost.is_set() else "open"
@@ -200,7 +192,7 @@ class Connection:
 
     def close(self) -> None:
         """End the connection and those of its hops; idempotent, within two seconds on a dead line."""
-        if self._closing.is_set():
+        if self._closing.is_set() or self.transport.abandoned:
             return
         self._closing.set()
         if self.transport.alive:

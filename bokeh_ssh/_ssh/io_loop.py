@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from bokeh_ssh._core.fork import in_child
 from bokeh_ssh._core.threads import Thread
 from bokeh_ssh._ssh.relay import MakeRelay, RelayChannel, SocketRelay, reset, reset_if_killed
 from bokeh_ssh._ssh.tcp import Address
@@ -54,9 +53,8 @@ class IOLoop:
         self._selector.register(self._wake_recv, selectors.EVENT_READ, self._on_wake)
         self._thread = Thread(self._run, name=f"bokeh-ssh io loop {name}")
         self._thread.start()
-        in_child(self, IOLoop._abandon)
 
-    def _abandon(self) -> None:
+    def abandon(self) -> None:
         """Close a forked child's copies of all sockets; the parent's stay as they are."""
         self._closing = True
         self._selector.close()

@@ -52,6 +52,7 @@ from paramiko.common import (
 from paramiko.message import Message
 
 from bokeh_ssh._core.endpoint import HERE, Endpoint, Origin
+from bokeh_ssh._core.fork import in_child
 from bokeh_ssh._core.threads import Flag
 from bokeh_ssh._core.waiting import wait
 from bokeh_ssh._ssh.algorithms import CIPHERS, KEX, MACS, Algorithms, Mismatch, Offer
@@ -667,6 +668,7 @@ class Transport(_Base):
     :param prefer_host_keys: host key algorithms to ask for first, since we know keys of those kinds
     :param algorithms: what to ask for
     :ivar ended_unused: the far side hung up while no channel was open
+    :ivar abandoned: this is the copy in a forked child; the parent's goes on
     """
 
     def __init__(
@@ -702,6 +704,7 @@ class Transport(_Base):
         self.disconnect_message = ""
         self.preamble: list[str] = []
         self.ended_unused = False
+        self.abandoned = False
         self._on_end: Callable[[], None] | None = None
         # No lock around the two: a signal handler may ask between any two steps of the thread that asks.
         self._outbox: collections.deque[tuple[bytes, Reply | None]] = collections.deque()
@@ -715,6 +718,7 @@ class Transport(_Base):
         self._unanswered: list[AskedChannel] = []  # as far as is known
         self._ended = threading.Event()
         self._worked = Flag()  # what its thread has to do is done
+        in_child(self, Transport._abandon)
 
     @property
     def fault(self) -> str:
@@ -826,12 +830,14 @@ class Transport(_Base):
         if self.is_alive() and threading.current_thread() is not self:
             self._worked.wait(timeout)
 
-    def abandon(self) -> None:
-        """Close a forked child's copy of the socket; the parent's connection goes on."""
+    def _abandon(self) -> None:
+        """Close a forked child's copies of all sockets: not one byte of its may go out."""
+        self.abandoned = True
         self.active = False
         self._ended = threading.Event()
         self._ended.set()
         self.sock.close()
+        self.io_loop.abandon()
 
     # Sending.
 
