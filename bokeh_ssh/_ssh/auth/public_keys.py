@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import datetime
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -106,17 +106,17 @@ class PublicKey:
 
     :ivar kind: its type, such as ``"ssh-ed25519"``; for a certificate, that of the key in it
     :ivar blob: the key itself, without certificate
+    :ivar fingerprint: ``"SHA256:…"``, as ``ssh-keygen -l`` prints it, of the key without its certificate
     """
 
     kind: str
     blob: bytes
     certificate: Certificate | None = None
+    fingerprint: str = field(init=False)
 
-    @property
-    def fingerprint(self) -> str:
-        """``"SHA256:…"``, as ``ssh-keygen -l`` prints it, of the key without its certificate."""
+    def __post_init__(self) -> None:
         digest = base64.b64encode(hashlib.sha256(self.blob).digest()).decode()
-        return f"SHA256:{digest.rstrip('=')}"
+        object.__setattr__(self, "fingerprint", f"SHA256:{digest.rstrip('=')}")
 
     @property
     def rsa_bits(self) -> int | None:
