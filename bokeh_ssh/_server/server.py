@@ -24,7 +24,7 @@ from bokeh_ssh._core.threads import Thread
 from bokeh_ssh._core.waiting import wait, wait_for
 from bokeh_ssh._server.bootstrap import control_client_script, list_pythons, supervisor_input
 from bokeh_ssh._server.diagnosis import StartFailure, refused
-from bokeh_ssh._server.launch_spec import COMPRESSION, Launch, encode_message, has_option
+from bokeh_ssh._server.launch_spec import Launch, encode_message
 from bokeh_ssh._server.local_runner import ShellRunner
 from bokeh_ssh._server.payload import payload
 from bokeh_ssh._server.server_ref import ServerRef
@@ -76,6 +76,7 @@ class Server:
             key = launch.env.get("BOKEH_SECRET_KEY", "") or secrets.token_hex(32) if launch.sign else ""
             self.state.secrets = Secrets(secrets.token_hex(16), key)
         self.uploads = UploadChannel(self, runner)
+        self._on_event = on_event
         self._runner = runner
         self._adopts = adopts
         self._nonce = secrets.token_hex(16)
@@ -273,7 +274,7 @@ class Server:
     def _start(self, bring: Callable[[UploadChannel], object]) -> None:
         state = self.state
         deadline = time.monotonic() + self.launch.timeout
-        state.emit(Launching(host=self.host, command=state.evidence.argv))
+        self._on_event(Launching(host=self.host, command=state.evidence.argv))
         self.begin(self.launch.timeout)
         self.hold_lease()
         hello = self.wait_for_stage(Stage.SHELL, min(deadline, time.monotonic() + HESITATION))
@@ -299,8 +300,8 @@ class Server:
         if not self.wait_for_stage(Stage.READY, deadline):
             raise self.failure()
         found = {"port": self.port, "socket": self.socket, "pid": self.pid, "versions": self.versions}
-        compressed = bool(state.listening.packed) or has_option(state.evidence.argv, COMPRESSION)
-        state.emit(Launched(host=self.host, compressed=compressed, **found))  # type: ignore[arg-type]
+        compressed = bool(state.listening.packed) or state.evidence.compresses
+        self._on_event(Launched(host=self.host, compressed=compressed, **found))  # type: ignore[arg-type]
         if self.doomed:
             state.warn(f"the server ends when the connection does ({self.doomed}), so a loss ends it")
         self.launch.check_routes(self.routes, self.host)

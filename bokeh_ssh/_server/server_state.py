@@ -24,7 +24,7 @@ from bokeh_ssh._core.events import (
     ignore,
 )
 from bokeh_ssh._core.framing import plain
-from bokeh_ssh._server.launch_spec import Launch
+from bokeh_ssh._server.launch_spec import COMPRESSION, Launch, has_option
 from bokeh_ssh._server.log_parsing import RELOAD, AppErrors, Kept
 from bokeh_ssh._server.server_ref import as_paths
 
@@ -103,6 +103,7 @@ class Evidence:
     """What was seen of a start, should it fail.
 
     :ivar argv: the server's command line, as far as it is known
+    :ivar compresses: whether that has it compress what pages get over their WebSockets
     :ivar tried: the interpreters that could not be used, and why
     :ivar begun: whether start files have let the shell come as far as ``setup``
     :ivar failed: the message that says where it ended; None where none came
@@ -110,6 +111,7 @@ class Evidence:
     """
 
     argv: tuple[str, ...]
+    compresses: bool = False
     tried: list[dict[str, str]] = field(default_factory=list)
     begun: bool = False
     failed: dict[str, Any] | None = None
@@ -298,7 +300,8 @@ class ServerState:
         self.log.note(list(map(plain, str(message["text"]).splitlines())))
 
     def _handle_started(self, message: dict[str, Any]) -> None:
-        self.evidence.argv = tuple(map(plain, message["argv"][:_WORDS]))
+        argv = tuple(map(plain, message["argv"][:_WORDS]))
+        self.evidence.argv, self.evidence.compresses = argv, has_option(argv, COMPRESSION)
         self.upload.directory = str(message.get("depot") or "")
         self.started = Started(
             **{each.name: plain(str(message.get(each.name) or "")) for each in fields(Started)}
