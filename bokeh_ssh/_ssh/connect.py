@@ -204,8 +204,9 @@ def _connect_hop(
     care: int,
 ) -> Connection:
     proxy_connection = jump or via
-    host, prompt = hop.host, prompt_cache.begin(None if hop.config.batch_mode else hop.host.prompt)
-    if host.prompt is not prompt:
+    host = hop.host
+    if host.prompt:
+        prompt = None if hop.config.batch_mode else prompt_cache.begin(host.prompt)
         host = dataclasses.replace(host, prompt=prompt)
     program = "its ProxyCommand" if hop.proxy_command else ""
     through = proxy_connection.name if proxy_connection else hop.by or program
@@ -260,7 +261,8 @@ def _connect_hop(
             raise
         if memory.refused:
             transport.drop_ahead()
-        prompt_cache.keep()
+        if host.prompt:
+            prompt_cache.keep()
         connection = Connection(hop, transport, methods, jump)
         stack.callback(connection.close)
         on_event(Authenticated(host=hop.label, user=hop.account, methods=methods))

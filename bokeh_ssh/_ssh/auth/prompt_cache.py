@@ -39,20 +39,14 @@ class PromptCache:
     def __repr__(self) -> str:
         return f"<PromptCache of {len(self._kept)} answers>"
 
-    def begin(self, prompt: Prompt | None) -> Prompt | None:
+    def begin(self, prompt: Prompt) -> Prompt:
         """Begin a login; return what asks ``prompt`` only for what is not known.
 
         What is asked twice in one login was answered wrongly the first time.
         """
         self._new = {}
         self._given = set()
-        return self._wrap(prompt) if prompt else None
 
-    def keep(self) -> None:
-        """Keep what was answered since: the login has worked."""
-        self._kept |= self._new
-
-    def _wrap(self, prompt: Prompt) -> Prompt:
         def ask(question: Question) -> str | None:
             key = (question.kind, question.host, question.text)
             if question.reusable and key not in self._given and key in self._kept:
@@ -66,3 +60,7 @@ class PromptCache:
             return answer
 
         return ask
+
+    def keep(self) -> None:
+        """Keep what was answered since: the login has worked."""
+        self._kept |= self._new
