@@ -242,6 +242,10 @@ class Host(Login, _Name):  # in this order: the fields of the last base come fir
         if self.timeout is not None and not is_time(self.timeout, zero=False):
             msg = f"{set_to('timeout', self.timeout)} is not a time"
             raise UsageError(msg, host=target.host, hint="give seconds above 0, or leave it out")
+        for name, paths in (("key_filename", self.key_files), ("known_hosts", self.known_hosts_files)):
+            if "" in (paths or ()):
+                msg = f"{setting(name)} has an empty path"
+                raise UsageError(msg, host=target.host, hint="name the file, or leave it out")
 
     def __repr__(self) -> str:
         shown = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.repr}
@@ -273,10 +277,15 @@ class Host(Login, _Name):  # in this order: the fields of the last base come fir
         parsed = parse_target(self.name)
         return Target(parsed.host, self.user or parsed.user, self.port or parsed.port)
 
-    @property
+    @functools.cached_property
     def key_files(self) -> tuple[str, ...]:
         """``key_filename`` as paths."""
         return as_paths(self.key_filename)
+
+    @functools.cached_property
+    def known_hosts_files(self) -> tuple[str, ...] | None:
+        """``known_hosts`` as paths; None where it was not given."""
+        return None if self.known_hosts is None else as_paths(self.known_hosts)
 
 
 def _hide_in_jumps(jump: str | Sequence[str | Host]) -> str | tuple[str | Host, ...]:

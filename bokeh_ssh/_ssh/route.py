@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bokeh_ssh._core.errors import ConfigError, UsageError
-from bokeh_ssh._core.host import Host, as_paths, hide_secret
+from bokeh_ssh._core.host import Host, hide_secret
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.this_machine.home import expand
 from bokeh_ssh._ssh.config import lookup
@@ -58,11 +58,11 @@ class Hop:
     known_hosts: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        config, given = self.config, self.host.known_hosts
+        config, given = self.config, self.host.known_hosts_files
         usable = config.control_master in (None, "false", "auto", "autoask") and os.name == "posix"
         user, system = config.user_known_hosts, config.global_known_hosts
         own = lookup.USER_KNOWN_HOSTS if user is None else user
-        own = tuple(str(expand(path)) for path in (own if given is None else as_paths(given)))
+        own = tuple(str(expand(path)) for path in (own if given is None else given))
         system = () if given is not None else lookup.GLOBAL_KNOWN_HOSTS if system is None else system
         derived = {
             "account": hide_secret(self.user),
