@@ -85,21 +85,15 @@ def known_algorithms(
 ) -> tuple[str, ...]:
     """List the host key algorithms that can be verified, best first, so that the server is asked for them.
 
-    With a ``@cert-authority`` for the host these begin with ``…-cert-v01@openssh.com``. One for the bare name
-    of a host on another port than 22 counts where nothing is known with the port: ssh asks for certificates
-    first by itself.
+    With a ``@cert-authority`` for the host these begin with ``…-cert-v01@openssh.com``.
 
     :param name: the HostKeyAlias, or the host name
     :param port: None if ``name`` is a HostKeyAlias
     :param command: says more known_hosts lines
     :raises ConfigError: if the command fails
     """
-    listed = known_hosts.name_of(name, port)
-    entries = [*_find(files, listed), *_ask_command(command, listed, "ORDER", None)]
-    bare = known_hosts.name_of(name, None)
-    if not any(entry.marker != "revoked" for entry in entries) and listed != bare:
-        entries += [entry for entry in _find(files, bare) if entry.marker == "cert-authority"]
-    return known_hosts.algorithms(entries)
+    said = _ask_command(command, name, port, "ORDER", None)
+    return known_hosts.algorithms(_read_files(files), name, port, said)
 
 
 def verify(
@@ -186,15 +180,12 @@ class _Case:
 
     def judge(self) -> Verdict:
         """Read the files and decide."""
-        bare = known_hosts.name_of(self.name, None)
-        entries = _find(self.files, self.listed)
-        entries += _ask_command(self.rules.command, self.listed, "HOSTNAME", self.key)
-        others = [] if bare == self.listed else _find(self.files, bare)
+        said = _ask_command(self.rules.command, self.name, self.port, "HOSTNAME", self.key)
         key, allowed = self.key, self.rules.ca_algorithms
         if key.certificate and allowed is not None and key.certificate.algorithm not in allowed:
             certificate = dataclasses.replace(key.certificate, left_out=True)
             key = dataclasses.replace(key, certificate=certificate)
-        return known_hosts.judge(entries, others, key, bare, time.time())
+        return known_hosts.judge(_read_files(self.files), self.name, self.port, key, time.time(), said)
 
     def check_address(self) -> None:
         """Refuse a host whose address has another key in the files, where that is asked for.
@@ -358,7 +349,7 @@ def _check_revoked(host: str, key: PublicKey, files: Sequence[str]) -> None:
 
 
 def _ask_command(
-    command: HostKeysCommand | None, name: str, reason: str, key: PublicKey | None
+    command: HostKeysCommand | None, name: str, port: int | None, reason: str, key: PublicKey | None
 ) -> list[Entry]:
     """Run a KnownHostsCommand, and list the entries for a host that it says.
 
@@ -367,11 +358,12 @@ def _ask_command(
     """
     if command is None:
         return []
+    listed = known_hosts.name_of(name, port)
     kind = text = print_of = "NONE"
     if key:
         kind, text = public_keys.to_text(key).split()[:2]
         print_of = key.fingerprint
-    words = command.expand(H=name, I=reason, t=kind, f=print_of, K=text)
+    words = command.expand(H=listed, I=reason, t=kind, f=print_of, K=text)
     null = subprocess.DEVNULL
     try:
         if not Path(words[0]).is_absolute():
@@ -385,12 +377,12 @@ def _ask_command(
         problem = str(getattr(exc, "strerror", None) or exc)
     if problem:
         msg = f"{command.where}: KnownHostsCommand failed ({problem})"
-        raise ConfigError(msg, host=name, hint="run it in a shell, or correct the line")
-    return known_hosts.find(done.stdout, _COMMAND, name)
+        raise ConfigError(msg, host=listed, hint="run it in a shell, or correct the line")
+    return known_hosts.find(done.stdout, _COMMAND, listed)
 
 
-def _find(files: Sequence[str], name: str) -> list[Entry]:
-    return [entry for path in files for entry in known_hosts.find(_read_file(path), path, name)]
+def _read_files(files: Sequence[str]) -> list[tuple[str, bytes]]:
+    return [(path, _read_file(path)) for path in files]
 
 
 def _read_file(path: str) -> bytes:

@@ -29,6 +29,8 @@ _SALT_BYTES = 20
 Marker = Literal["", "cert-authority", "revoked"]
 #: A line may name an RSA key by its signature algorithm.
 _SAME = {"rsa-sha2-256": "ssh-rsa", "rsa-sha2-512": "ssh-rsa"}
+#: Paths, and what stands there.
+Files = Sequence[tuple[str, bytes]]
 _CERTIFICATES = tuple(
     f"{kind}{CERTIFICATE}"
     for kind in (
@@ -84,6 +86,10 @@ def name_of(host: str, port: int | None) -> str:
 def find(text: bytes, path: str, name: str) -> list[Entry]:
     """List the entries for a host, as :func:`name_of` writes it. Lines that cannot be read are skipped."""
     return list(_entries(text, path, name))
+
+
+def _find_all(files: Files, name: str) -> list[Entry]:
+    return [entry for path, text in files for entry in _entries(text, path, name)]
 
 
 def find_key(text: bytes, path: str, key: PublicKey) -> list[Entry]:
@@ -183,15 +189,27 @@ def _decode(text: str) -> bytes:
 
 
 def judge(
-    entries: Sequence[Entry], without_port: Sequence[Entry], key: PublicKey, principal: str, now: float
+    files: Files, name: str, port: int | None, key: PublicKey, now: float, said: Sequence[Entry] = ()
 ) -> Verdict:
     """Decide about the key that a host presents.
 
-    :param entries: those for the host
+    :param name: the HostKeyAlias, or the host name, which a certificate must be for
+    :param port: None for a HostKeyAlias
+    :param now: seconds since 1970
+    :param said: entries for the host that are in no file
+    """
+    listed, bare = name_of(name, port), name_of(name, None)
+    entries = [*_find_all(files, listed), *said]
+    return _judge(entries, [] if bare == listed else _find_all(files, bare), key, bare, now)
+
+
+def _judge(
+    entries: Sequence[Entry], without_port: Sequence[Entry], key: PublicKey, principal: str, now: float
+) -> Verdict:
+    """Decide by the entries for a host.
+
     :param without_port: those for the host's bare name where it listens on another port than 22: they can
         vouch for a key, too, but not speak against one (unless they revoke it)
-    :param principal: the name that a certificate must be for
-    :param now: seconds since 1970
     """
     certificate = key.certificate
     bad = (key.blob, certificate.ca) if certificate else (key.blob,)
@@ -207,7 +225,7 @@ def judge(
             if not problem:
                 return Verdict("known", found[0])
         elif without_port:
-            bare = judge(without_port, (), key, principal, now)
+            bare = _judge(without_port, (), key, principal, now)
             if bare.status == "known":
                 return bare
             problem = bare.problem
@@ -223,15 +241,24 @@ def judge(
         same_kind = [e for e in plain if e.key.kind == key.kind]
         return Verdict("changed", (same_kind or plain)[-1], problem)
     if without_port:
-        bare = judge(without_port, (), key, principal, now)
+        bare = _judge(without_port, (), key, principal, now)
     return bare if bare.status in ("known", "revoked") else Verdict("unknown", None, problem)
 
 
-def algorithms(entries: Sequence[Entry]) -> tuple[str, ...]:
+def algorithms(files: Files, name: str, port: int | None, said: Sequence[Entry] = ()) -> tuple[str, ...]:
     """List the host key algorithms to ask a host for first, best first, so that it shows what is known.
 
-    Certificates where there is a CA, then the types of the keys (``order_hostkeyalgs()``).
+    Certificates where there is a CA, then the types of the keys (``order_hostkeyalgs()``). A CA for the bare
+    name of a host on another port than 22 counts where nothing is known with the port: ssh asks for
+    certificates first by itself.
+
+    :param port: None for a HostKeyAlias
+    :param said: entries for the host that are in no file
     """
+    listed, bare = name_of(name, port), name_of(name, None)
+    entries = [*_find_all(files, listed), *said]
+    if not any(entry.marker != "revoked" for entry in entries) and listed != bare:
+        entries += [entry for entry in _find_all(files, bare) if entry.marker == "cert-authority"]
     wanted = list(_CERTIFICATES) if any(e.marker == "cert-authority" for e in entries) else []
     kinds = {e.key.kind for e in entries if not e.marker}
     for name in (*public_keys.KINDS, "rsa-sha2-512", "rsa-sha2-256"):
