@@ -58,7 +58,7 @@ class Dispatcher(Generic[_T]):
     """A thread that calls ``handle`` for each thing that is put, in order, one at a time.
 
     The thread begins with the first thing, and ends after :meth:`finish` once nothing waits. What is put
-    later is handled all the same.
+    later is handled all the same, by another one.
 
     :param handle: takes a thing; what it raises is logged
     :param name: the thread's name
@@ -96,12 +96,6 @@ class Dispatcher(Generic[_T]):
         """Whether this is its thread: the caller is the handler, or what that calls."""
         return _here.dispatcher is self
 
-    def begin(self, name: str) -> None:
-        """Keep the thread, from the first thing on and under this name, until :meth:`finish`."""
-        with self._change:
-            self._name = name
-            self._over = False
-
     def put(self, thing: _T) -> None:
         """Queue a thing to be handled; never blocks, from any thread."""
         with self._change:
@@ -131,7 +125,7 @@ class Dispatcher(Generic[_T]):
     def finish(self) -> None:
         """Let the thread end once nothing waits; does not wait for that."""
         with self._change:
-            self._over = True
+            self._over = self._thread is not None
             self._change.notify_all()
 
     def drain(self, timeout: float) -> bool:
@@ -150,13 +144,11 @@ class Dispatcher(Generic[_T]):
             thread, last = self._thread, self._put
             if thread and thread.is_starting_here:
                 return False
-            while wait_for(
+            while self._done < last and wait_for(
                 self._change, lambda: self._done >= last or self._is_parked(), deadline - time.monotonic()
             ):
-                if self._done >= last:
-                    break
                 left = min(_PARKED, deadline - time.monotonic())
-                if not wait_for(self._change, lambda: not self._is_parked(), left):
+                if not wait_for(self._change, lambda: self._done >= last or not self._is_parked(), left):
                     break
             done = self._done >= last
             over = self._over and not self._waiting
@@ -184,7 +176,7 @@ class Dispatcher(Generic[_T]):
             with self._change:
                 while not self._waiting:
                     if self._over:
-                        self._thread = None
+                        self._thread, self._over = None, False
                         return
                     self._change.wait()
                 thing, size = self._waiting.popleft()

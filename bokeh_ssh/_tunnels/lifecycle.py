@@ -222,7 +222,6 @@ class Lifecycle:
         """Begin: from here on it is open, and :meth:`open` has to follow."""
         with self.change:
             self._opener = threading.current_thread()
-            self._events.begin(f"bokeh-ssh events {self.label}")
             self._move(State.CONNECTING)
             self._closable = True  # last: before that, a signal handler has nothing to close
 

@@ -67,7 +67,8 @@ class Openable:
     def _reset(self) -> None:
         self._opening = threading.RLock()
         # Events come on any thread, those among them that must not wait: a connection's, a loop's.
-        self._events: Dispatcher[Event] = Dispatcher(self._listener, "bokeh-ssh events", "on_event")
+        name = f"bokeh-ssh events {self._label}"
+        self._events: Dispatcher[Event] = Dispatcher(self._listener, name, "on_event")
         self._lifecycle = self._new_lifecycle()
 
     def _new_lifecycle(self) -> Lifecycle:
