@@ -60,6 +60,8 @@ class Dispatcher(Generic[_T]):
     The thread begins with the first thing, and ends after :meth:`finish` once nothing waits. What is put
     later is handled all the same, by another one.
 
+    :ivar stays: whether the thread stays when nothing waits; until :meth:`finish`, and if set, from then on
+
     :param handle: takes a thing; what it raises is logged
     :param name: the thread's name
     :param what: what ``handle`` is, for the log
@@ -87,7 +89,7 @@ class Dispatcher(Generic[_T]):
         self._put = 0
         self._done = 0
         self._dropped = 0
-        self._over = False
+        self.stays = True
         self._thread: Thread | None = None
         self._parked: list[Callable[[], bool]] = []
 
@@ -125,7 +127,7 @@ class Dispatcher(Generic[_T]):
     def finish(self) -> None:
         """Let the thread end once nothing waits; does not wait for that."""
         with self._change:
-            self._over = self._thread is not None
+            self.stays = False
             self._change.notify_all()
 
     def drain(self, timeout: float) -> bool:
@@ -151,7 +153,7 @@ class Dispatcher(Generic[_T]):
                 if not wait_for(self._change, lambda: self._done >= last or not self._is_parked(), left):
                     break
             done = self._done >= last
-            over = self._over and not self._waiting
+            over = not (self.stays or self._waiting)
         if thread and done and over:
             thread.join(deadline - time.monotonic())
         return done
@@ -175,8 +177,8 @@ class Dispatcher(Generic[_T]):
         while True:
             with self._change:
                 while not self._waiting:
-                    if self._over:
-                        self._thread, self._over = None, False
+                    if not self.stays:
+                        self._thread = None
                         return
                     self._change.wait()
                 thing, size = self._waiting.popleft()

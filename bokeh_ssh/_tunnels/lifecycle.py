@@ -222,6 +222,7 @@ class Lifecycle:
         """Begin: from here on it is open, and :meth:`open` has to follow."""
         with self.change:
             self._opener = threading.current_thread()
+            self._events.stays = True
             self._move(State.CONNECTING)
             self._closable = True  # last: before that, a signal handler has nothing to close
 
