@@ -97,7 +97,7 @@ PROJECT = nox.project.load_toml(HERE / "pyproject.toml")
 #: Most of a test is waiting. A file's tests stay together: they share containers. Only CI runs the few that
 #: are marked as slow.
 SPREAD = ("-n", "6", "--dist", "loadfile", "--no-loadscope-reorder")
-OPTIONS = SPREAD if CI else (*SPREAD, "-m", "not slow")
+OPTIONS = (*SPREAD, "--durations", "10") if CI else (*SPREAD, "-m", "not slow")
 #: What is tried with both an embedded server and one in a container is run once with each: with the first by
 #: the oldest Python, with the second by the newest, which alone has containers, and tests the project's tools
 #: and pages.
@@ -146,6 +146,12 @@ def _tools(session: nox.Session) -> list[str]:
     return _group("e2e" if whole else "test")
 
 
+def _compile(session: nox.Session, *files: str) -> None:
+    """Have what the tests import compiled once, before six processes do so at the same time."""
+    if CI and not session.posargs:
+        session.run_install("pytest", "--collect-only", "-qq", *files, silent=True)
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style and formatting with ruff."""
@@ -185,6 +191,7 @@ def lowest(session: nox.Session) -> None:
     constraints = Path(session.virtualenv.location, "lowest.txt")
     constraints.write_text("".join(f"{line}\n" for line in _lowest()), encoding="utf-8")
     session.install(".[demo]", *_tools(session), "-c", str(constraints))
+    _compile(session)
     session.run("pytest", *(session.posargs or LOWEST))
 
 
@@ -193,8 +200,9 @@ def tests(session: nox.Session) -> None:
     """Run the tests; what follows ``--`` goes to pytest."""
     between = CI and not session.posargs and session.python not in (PYTHONS[0], NEWEST)
     session.install(".[demo]", *(_group("test") if between else _tools(session)))
-    chosen = (*BETWEEN, *_files_with("every_python")) if between else HIGHEST
-    session.run("pytest", *(session.posargs or chosen))
+    files = _files_with("every_python") if between else []
+    _compile(session, *files)
+    session.run("pytest", *(session.posargs or (*(BETWEEN if between else HIGHEST), *files)))
 
 
 @nox.session(default=False)
