@@ -67,7 +67,7 @@ def test_pages_are_opened_by_way_of_the_hub(
         monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/me@x/")
         for known in (f"{site}/user/me@x/", ""):
             monkeypatch.setenv("JUPYTERHUB_PUBLIC_URL", known)
-            with tunnel_to(here, str(app)) as tunnel:
+            with tunnel_to(here, str(app), isolate=True) as tunnel:
                 path = f"/user/me@x/proxy/absolute/{tunnel.local_port}/app"
                 assert tunnel.url == (site + path if known else path)
                 make().open(site + path).move()

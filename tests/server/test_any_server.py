@@ -66,9 +66,8 @@ server.serve_forever()
 
 def tunnel_to(machine: Machine, command: tuple[str, ...], **keywords: Any) -> DirectTunnel:
     """Make a tunnel to a server of any kind."""
-    return DirectTunnel(
-        machine.host, machine.user, command=command, python=machine.python, **machine.login, **keywords
-    )
+    keywords = {"command": command, "python": machine.python, "isolate": False, **machine.login, **keywords}
+    return DirectTunnel(machine.host, machine.user, **keywords)
 
 
 def get(url: str) -> str:

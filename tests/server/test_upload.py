@@ -75,7 +75,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def tunnel_to(machine: Machine, app: Path | str, **keywords: Any) -> DirectTunnel:
-    keywords = {"python": machine.python, "upload": True, **machine.login, **keywords}
+    keywords = {"python": machine.python, "isolate": False, "upload": True, **machine.login, **keywords}
     return DirectTunnel(machine.host, machine.user, str(app), **keywords)
 
 
@@ -148,7 +148,7 @@ def test_script_is_brought_with_what_it_needs(embedded: Callable[..., Machine], 
     with tunnel_to(machine, script, bring=[str(project / "helper.py"), str(project / "data")]) as tunnel:
         assert tunnel.url.endswith("/script")
         assert text_of(tunnel) == "first data"
-    with tunnel_to(machine, script, isolate=False) as tunnel:  # the control: alone it lacks them
+    with tunnel_to(machine, script) as tunnel:  # the control: alone it lacks them
         until(lambda: any("No module named 'helper'" in line for line in tunnel.log) or not get(tunnel.url))
 
 
@@ -201,7 +201,7 @@ def test_contents_go_over_sftp(machine: Machine, project: Path, orders: Orders, 
     (app / "tool").write_text("#!/bin/sh\n")
     (app / "tool").chmod(0o755)
     (app / "large").write_bytes(os.urandom(1_200_000))
-    with tunnel_to(machine, app, isolate=False) as tunnel:
+    with tunnel_to(machine, app) as tunnel:
         assert text_of(tunnel) == "first data"
         there = listing(machine, "oversftp")
         assert there["oversftp/tool"] == "0o100700"
@@ -260,7 +260,7 @@ def test_without_sftp_it_arrives_all_the_same(
     app = project.rename(project.with_name("anyway"))
     (app / "z-large").write_bytes(os.urandom(1_200_000))
     events: list[Event] = []
-    with tunnel_to(machine, app, isolate=False, on_event=events.append) as tunnel:
+    with tunnel_to(machine, app, on_event=events.append) as tunnel:
         assert text_of(tunnel) == "first data"
         there = machine.execute("sha256sum $(find /tmp -path '*/anyway/z-large')").stdout.split()[0]
         assert there == sha256((app / "z-large").read_bytes()).hexdigest()
@@ -278,7 +278,7 @@ def test_one_session_is_enough(machine_with: Callable[..., Machine], project: Pa
     """A server that allows one session on a connection is given none for SFTP."""
     app = project.rename(project.with_name("single"))
     (app / "large").write_bytes(os.urandom(1_200_000))
-    with tunnel_to(machine_with(max_sessions=1), app, isolate=False) as tunnel:
+    with tunnel_to(machine_with(max_sessions=1), app) as tunnel:
         assert text_of(tunnel) == "first data"
     assert len({order["name"] for order in orders.of("put")}) == 5
     assert not orders.of("place")
@@ -393,7 +393,7 @@ def test_changes_follow_and_the_server_takes_them(
     machine = embedded()
     app = project.rename(project.with_name("devapp"))
     events: list[Event] = []
-    with tunnel_to(machine, app, dev=True, isolate=False, on_event=events.append) as tunnel:
+    with tunnel_to(machine, app, dev=True, on_event=events.append) as tunnel:
         assert text_of(tunnel) == "first data"
 
         def updated(name: str, *, removed: bool = False) -> bool:

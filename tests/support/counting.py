@@ -34,8 +34,14 @@ def cabled(machine: Machine, tmp_path: Path) -> Iterator[tuple[Cable, Machine]]:
 def tunnel_with_events(
     machine: Machine, app: str | None, events: list[Event], **keywords: Any
 ) -> DirectTunnel:
-    """Make a tunnel that writes its events down."""
-    words = {"python": machine.python, "on_event": events.append, **machine.login, **keywords}
+    """Make a tunnel, of this process, that writes its events down."""
+    words = {
+        "python": machine.python,
+        "isolate": False,
+        "on_event": events.append,
+        **machine.login,
+        **keywords,
+    }
     return DirectTunnel(machine.host, machine.user, app, **words)
 
 

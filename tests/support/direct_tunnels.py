@@ -9,10 +9,9 @@ from bokeh_ssh import DirectTunnel
 
 
 def tunnel_to(machine: Machine, app: str | None = None, **keywords: Any) -> DirectTunnel:
-    """Make a tunnel that uses the machine's own interpreter."""
-    return DirectTunnel(
-        machine.host, machine.user, app, **{"python": machine.python, **machine.login, **keywords}
-    )
+    """Make a tunnel, of this process, that uses the machine's own interpreter."""
+    words = {"python": machine.python, "isolate": False, **machine.login, **keywords}
+    return DirectTunnel(machine.host, machine.user, app, **words)
 
 
 def serve_on(machine: Machine, *words: str, user: str | None = None) -> Any:

@@ -96,7 +96,7 @@ def test_server_waiting_for_its_client_is_had_from_elsewhere(machine: Machine, t
     """One whose client has vanished within its grace is taken over, and ends with the new tunnel."""
     app = apps.put(machine, "counter.py", COUNTER)
     with Cable(machine.host, machine.port) as cable:
-        with tunnel_with_events(cable.machine(machine, tmp_path), app, [], isolate=False) as tunnel:
+        with tunnel_with_events(cable.machine(machine, tmp_path), app, []) as tunnel:
             seen, name = ask(tunnel), tunnel.server
             assert name
             with pytest.raises(ServerTakenError):

@@ -53,7 +53,7 @@ def test_launched_app_answers_a_browser_and_a_script(machine: Machine, no_leaks:
     events: list[Event] = []
     # Looking into a container leaves a connection to Docker's engine open.
     with no_leaks() if machine.kind == "embedded" else nullcontext():
-        with tunnel_to(machine, app, on_event=events.append) as tunnel:
+        with tunnel_to(machine, app, isolate=True, on_event=events.append) as tunnel:
             assert tunnel.state == "ready"
             assert tunnel.url == f"http://localhost:{tunnel.local_port}/sliders"
             apps.drive(tunnel.url)
@@ -134,7 +134,7 @@ def test_several_apps_have_an_address_each(machine: Machine) -> None:
 def test_two_tunnels_to_one_app_are_separate(machine: Machine) -> None:
     """Two tunnels to the same host and app have their own servers and ports."""
     app = apps.put(machine, "sliders.py", apps.SLIDER)
-    with tunnel_to(machine, app) as one, tunnel_to(machine, app) as two:
+    with tunnel_to(machine, app, isolate=True) as one, tunnel_to(machine, app, isolate=True) as two:
         assert one.local_port != two.local_port
         apps.drive(one.url)
         apps.drive(two.url)
@@ -156,7 +156,7 @@ def test_attaches_to_a_server_that_is_there(machine: Machine) -> None:
     events: list[Event] = []
     with serve_on(machine, app, "--allow-websocket-origin", "localhost:0") as running:
         port = port_of(running)
-        with tunnel_to(machine, remote_port=port, on_event=events.append) as tunnel:
+        with tunnel_to(machine, remote_port=port, isolate=True, on_event=events.append) as tunnel:
             assert tunnel.remote_port == port
             assert tunnel.url == f"http://localhost:{tunnel.local_port}/sliders"  # its only app
             assert "sliders" in apps.get(tunnel.url) or "Bokeh" in apps.get(tunnel.url)
@@ -201,7 +201,7 @@ def test_attaching_keeps_the_servers_own_port_here(embedded: Callable[..., Machi
     with machine.spawn([machine.python, "-m", "bokeh", "serve", "--port", "0", app]) as running:
         port = port_of(running)
         # The machine is this one, so its port is taken here; elsewhere it is free and would be chosen.
-        with tunnel_to(machine, remote_port=port, on_event=events.append) as tunnel:
+        with tunnel_to(machine, remote_port=port, isolate=True, on_event=events.append) as tunnel:
             assert tunnel.local_port != port
     assert [event for event in events if isinstance(event, Warned) and "'/my sliders'" in event.text]
 
@@ -225,10 +225,10 @@ def test_command_with_an_app_in_it_is_started(
     with serve_on(machine) as running:
         monkeypatch.setattr(options, "BOKEH_PORT", port_of(running))
         command = ["bokeh", "serve", app]
-        with tunnel_to(machine, command=command, local_port=0, isolate=False) as tunnel:
+        with tunnel_to(machine, command=command, local_port=0) as tunnel:
             assert tunnel.remote_port == 0, "a server of its own, on a socket"
             apps.drive(tunnel.url)
-        with tunnel_to(machine, command="bokeh serve", local_port=0, isolate=False) as tunnel:
+        with tunnel_to(machine, command="bokeh serve", local_port=0) as tunnel:
             assert tunnel.remote_port == port_of(running)
 
 
@@ -239,22 +239,22 @@ def test_command_says_where_its_apps_are(embedded: Callable[..., Machine]) -> No
     app, other = (apps.put(machine, name, apps.SLIDER) for name in ("one.py", "two.py"))
     events: list[Event] = []
     words = ["env", "X=1", machine.python, "-m", "bokeh", "serve", app]
-    with tunnel_to(machine, command=words, isolate=False, on_event=events.append) as tunnel:
+    with tunnel_to(machine, command=words, on_event=events.append) as tunnel:
         assert urlsplit(tunnel.url).path == "/one"
     command = f"bokeh serve {app} {other} --prefix /my"
-    with tunnel_to(machine, command=command, isolate=False, on_event=events.append) as tunnel:
+    with tunnel_to(machine, command=command, on_event=events.append) as tunnel:
         assert urlsplit(tunnel.url).path == "/my/"
         assert "two" in apps.get(tunnel.url)
     assert not [event for event in events if isinstance(event, Warned)]
     spaced = apps.put(machine, "my app.py", apps.SLIDER)
     with pytest.raises(LaunchError, match="my app"):
-        tunnel_to(machine, command=["bokeh", "serve", spaced], isolate=False).open()
+        tunnel_to(machine, command=["bokeh", "serve", spaced]).open()
 
 
 def test_nothing_to_attach_to_is_told(machine: Machine, no_leaks: Any) -> None:
     """``launch=False`` where nothing answers is a typed error that names the port."""
     with no_leaks(), pytest.raises(ServerNotFoundError, match="port 1"):
-        tunnel_to(machine, launch=False, remote_port=1).open()
+        tunnel_to(machine, launch=False, remote_port=1, isolate=True).open()
 
 
 def test_port_of_another_program_is_not_attached_to(machine: Machine) -> None:
@@ -393,7 +393,7 @@ def test_closing_from_another_thread_while_it_opens(machine: Machine, no_leaks: 
             connected.set()
 
     with no_leaks():
-        tunnel = tunnel_to(machine, "app.py", setup="sleep 30", on_event=told)
+        tunnel = tunnel_to(machine, "app.py", setup="sleep 30", isolate=True, on_event=told)
         errors: list[BaseException] = []
 
         def run() -> None:

@@ -74,7 +74,7 @@ def test_page_that_was_loaded_hours_ago_reconnects(here: Machine, tmp_path: Path
     app = apps.put(here, "later.py", LATER)
     events: list[Event] = []
     with cabled(here, tmp_path) as (cable, there):
-        with tunnel_with_events(there, app, events, isolate=False) as tunnel:
+        with tunnel_with_events(there, app, events) as tunnel:
             page = apps.get(tunnel.url)
             cable.pull()
             until(lambda: Reconnected in kinds(events), timeout=30, what="the line to be back")
@@ -103,7 +103,7 @@ def test_server_that_has_ended_is_started_anew(machine: Machine, tmp_path: Path)
     app = apps.put(machine, "counter.py", COUNTER)
     events: list[Event] = []
     with cabled(machine, tmp_path) as (cable, there):
-        with tunnel_with_events(there, app, events, isolate=False) as tunnel:
+        with tunnel_with_events(there, app, events) as tunnel:
             url = tunnel.url
             [launched] = [event for event in events if isinstance(event, Launched)]
             cable.refuse()
@@ -182,7 +182,7 @@ def test_attached_server_is_attached_to_again(machine: Machine, tmp_path: Path) 
         cabled(machine, tmp_path) as (cable, there),
     ):
         port = port_of(running)
-        with tunnel_with_events(there, None, events, remote_port=port, launch=False, isolate=False) as tunnel:
+        with tunnel_with_events(there, None, events, remote_port=port, launch=False) as tunnel:
             cable.pull()
             until(lambda: Reconnected in kinds(events), timeout=30, what="the line to be back")
             assert tunnel.remote_port == port
@@ -256,7 +256,7 @@ def test_killed_client_leaves_a_server_to_come_back_to(machine: Machine, tmp_pat
     app = apps.put(machine, "counter.py", COUNTER)
     events: list[Event] = []
 
-    with tunnel_with_events(machine, app, events, grace=2) as tunnel:
+    with tunnel_with_events(machine, app, events, isolate=True, grace=2) as tunnel:
         [child] = children()
         os.kill(child, signal.SIGKILL)
         until(lambda: tunnel.state == "failed", what="its end to be noticed")
