@@ -61,7 +61,7 @@ def published(bed: Any, app: str) -> Iterator[int]:
         "5006",
     ]
     with bed.bokehhost.spawn(words, user="alice") as publisher:
-        until(lambda: "Ready" in publisher.log, timeout=40, what=f"it to publish: {publisher.log}")
+        until(lambda: "Ready" in publisher.log, timeout=90, what=f"it to publish: {publisher.log}")
         yield 5006
 
 

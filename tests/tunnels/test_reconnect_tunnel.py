@@ -235,7 +235,7 @@ def test_local_half_comes_back_when_what_is_published_does(shape_a: Any, tmp_pat
     words += ["--remote-port", "5017"]
     with cabled(bed.gateway, tmp_path) as (_, there):
         with bed.bokehhost.spawn(words, user="alice") as publisher:
-            until(lambda: "Ready" in publisher.log, timeout=40, what=f"it to publish: {publisher.log}")
+            until(lambda: "Ready" in publisher.log, timeout=90, what=f"it to publish: {publisher.log}")
             tunnel = GatewayTunnel(
                 Host(there.host, there.user, **there.login),
                 gateway_port=5017,
