@@ -171,7 +171,7 @@ def direct(
 
     Like `bokeh serve APP` there and `ssh -NL 5006:localhost:5006 HOST` here.
     """
-    add_args(context, keywords)
+    add_args(context, keywords, needs_app=not apps)
 
     def make(foreground: Foreground) -> Openable:
         from bokeh_ssh._tunnels.direct import DirectTunnel
@@ -238,7 +238,7 @@ def gateway(
 
     Like `ssh -NR 5006:localhost:5006 GATEWAY` on the Bokeh host and `ssh -NL ...` to it here.
     """
-    add_args(context, keywords)
+    add_args(context, keywords, needs_app=not apps)
 
     def make(foreground: Foreground) -> Openable:
         from bokeh_ssh._tunnels.gateway import GatewayTunnel
@@ -361,7 +361,7 @@ def publish(
 
     Like `bokeh serve APP` and `ssh -NR 5006:localhost:5006 GATEWAY`.
     """
-    add_args(context, keywords)
+    add_args(context, keywords, needs_app=not apps)
 
     def make(foreground: Foreground) -> Openable:
         from bokeh_ssh._tunnels.publication import Publication

@@ -145,10 +145,17 @@ def common(foreground: Foreground) -> dict[str, Any]:
     return {"prompt": foreground.prompt, "on_event": foreground.on_event, "isolate": False}
 
 
-def add_args(context: typer.Context, keywords: dict[str, Any]) -> None:
-    """Add what stood after ``--``."""
-    if context.obj["args"]:
-        keywords["args"] = (*keywords.get("args", ()), *context.obj["args"])
+def add_args(context: typer.Context, keywords: dict[str, Any], *, needs_app: bool = False) -> None:
+    """Add what stood after ``--``.
+
+    :param needs_app: whether none was named before that, where a server that runs would be used without
+    """
+    args = context.obj["args"]
+    if args and needs_app and "command" not in keywords and not args[0].startswith("-"):
+        msg = f"{args[0]} stands after --, which is for options of bokeh serve; name an app before it"
+        raise typer.BadParameter(msg, param_hint="'--'")
+    if args:
+        keywords["args"] = (*keywords.get("args", ()), *args)
 
 
 def take_no_args(context: typer.Context) -> None:

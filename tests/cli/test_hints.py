@@ -105,6 +105,7 @@ def test_alias_alone_is_a_machine(account: Path) -> None:
         (["127.0.0.1:app.py"], "a path is given apart from the host"),
         (["http://127.0.0.1:5006/app"], "--remote-port"),
         (["127.0.0.1", "-N"], "Leave it out"),
+        (["127.0.0.1", "--", "app.py"], "name an app before it"),
         (["127.0.0.1", "app.py", "--autoreload"], "It is --dev here"),
         (["127.0.0.1", "app.py", "-tt"], "Leave it out"),
         (["127.0.0.1", "app.py", "-w", "4"], "one of ssh into ~/.ssh/config"),
