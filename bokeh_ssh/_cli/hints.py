@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -84,6 +85,8 @@ _HELP = {
     **{"help": "--help", "-help": "--help"},
     **{"version": "--version", "-V": "--version", "-version": "--version"},
 }
+#: What stands before a command for many programs, and has no value.
+_SHOWN = ("--json", "-q", "--quiet", "-v", "-vv", "-vvv", "--log", "-f", "--background", "--dry-run")
 #: What may stand before a command.
 _TOP = ("-h", "--help", "--version", "--install-completion", "--show-completion")
 
@@ -101,9 +104,15 @@ def with_command(
     ['gatewy', 'me@host']
     >>> with_command(["help", "direct"], ["direct", "gateway"])
     ['direct', '--help']
+    >>> with_command(["--json", "gateway", "me@host"], ["direct", "gateway"])
+    ['gateway', '--json', 'me@host']
     """
     first = words[0] if words else ""
-    if not first or first in commands or first.partition("=")[0] in _TOP:
+    shown = list(itertools.takewhile(_SHOWN.__contains__, words))
+    command, rest = words[len(shown) : len(shown) + 1], words[len(shown) + 1 :]
+    if command and command[0] in commands:
+        return [*command, *shown, *rest]
+    if not first or first.partition("=")[0] in _TOP:
         return list(words)
     if first in _HELP and all(word in commands for word in words[1:]):
         return [*words[1:], _HELP[first]]

@@ -106,6 +106,7 @@ def test_alias_alone_is_a_machine(account: Path) -> None:
         (["http://127.0.0.1:5006/app"], "--remote-port"),
         (["127.0.0.1", "-N"], "Leave it out"),
         (["127.0.0.1", "--", "app.py"], "name an app before it"),
+        (["--quiet", "doctor", "app.py"], "name the machine first"),
         (["127.0.0.1", "app.py", "--autoreload"], "It is --dev here"),
         (["127.0.0.1", "app.py", "-tt"], "Leave it out"),
         (["127.0.0.1", "app.py", "-w", "4"], "one of ssh into ~/.ssh/config"),
