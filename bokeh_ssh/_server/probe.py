@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from urllib.parse import quote, urlsplit
 
 from bokeh_ssh._core.endpoint import Endpoint, format_endpoint
@@ -164,11 +165,15 @@ def find_route(
     """Find the path of a server's app; ``root`` where it serves none or several, or wants a login first.
 
     :param root: what all of its pages are under
+    :returns: empty where nothing is at ``root``
     """
     try:
-        location = urlsplit(http_get(connection, target, root, timeout=timeout, tls=tls).location)
+        answer = http_get(connection, target, root, timeout=timeout, tls=tls)
+        location = urlsplit(answer.location)
     except (OSError, ValueError, ForwardError):
         return root
+    if answer.status == HTTPStatus.NOT_FOUND:
+        return ""
     if location.query or location.netloc:  # it leads to the login, and what it is to lead back to
         return root
     return quote(location.path, safe="/~%") if location.path.startswith("/") else root
@@ -195,6 +200,8 @@ def probe_port(connection: Connection, port: int, *, timeout: float) -> HttpProb
 
 def probe_server(connection: Connection, port: int, *, timeout: float) -> tuple[HttpProbe | None, str]:
     """Find out what answers on ``port``, and the path of its app (:func:`find_route`), both at once.
+
+    The path is empty where nothing is at the root.
 
     Raises as :func:`probe_port`.
     """

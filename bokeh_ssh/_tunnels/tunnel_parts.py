@@ -245,9 +245,16 @@ class ServerAcquisition:
         self._expect_left()
         if self.found:
             return self.found
-        self.found = FoundServer(endpoint, port, (route,), options.attach_key, tls=probe.tls)
+        self.found = FoundServer(endpoint, port, (route or "/",), options.attach_key, tls=probe.tls)
         self._session.life.emit(Attached(host=connection.name, port=port))
-        self._check_name(route, connection.name)
+        if route:
+            self._check_name(route, connection.name)
+        else:
+            text = (
+                f"the server on port {port} has no page at / (--prefix, --disable-index): "
+                "add the path of its app to the address"
+            )
+            self._session.life.warn(text, connection.name)
         if port != local_port:
             text = (
                 f"the server on port {port} may take pages from localhost:{port} only; if the page stays "
@@ -288,7 +295,7 @@ class ServerAcquisition:
         self._bind(BOKEH_PORT)
         self._expect_left()
         if self.found is None:
-            route = find_route(gateway, where, timeout=gateway.hop.timeout)
+            route = find_route(gateway, where, timeout=gateway.hop.timeout) or "/"
             self.found = FoundServer(where, routes=(route,), key=self._options.attach_key)
             self._session.life.emit(Attached(host=gateway.name, name=name))
             self._check_name(route, gateway.name)
@@ -354,7 +361,7 @@ class ServerAcquisition:
         """Ask the server where its app is, which only its command knows."""
         with contextlib.suppress(ForwardError):  # no sockets here, which is looked at next
             where, root, timeout = found.endpoint, found.routes[0], connection.hop.timeout
-            route = find_route(connection, where, timeout=timeout, root=root, tls=found.tls)
+            route = find_route(connection, where, timeout=timeout, root=root, tls=found.tls) or root
             self.found = found = dataclasses.replace(found, routes=(route,))
         return found
 

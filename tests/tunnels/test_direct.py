@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import signal
@@ -75,6 +76,31 @@ def test_open_server_is_on_loopback_alone(machine: Machine) -> None:
     with tunnel_to(machine, app, signed=False) as tunnel:
         assert {a for a, p in machine.listening() if p == tunnel.remote_port} == {"127.0.0.1"}
         apps.drive(tunnel.url)
+
+
+class NothingAtTheRoot(http.server.BaseHTTPRequestHandler):
+    """What a Bokeh server with ``--prefix`` answers outside it."""
+
+    server_version, sys_version = "TornadoServer/6.5", ""
+
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+    def log_message(self, *args: object) -> None:
+        """Say nothing."""
+
+
+def test_server_without_a_page_at_its_root_is_told(embedded: Callable[..., Machine]) -> None:
+    """One with a prefix, or without an index, opens at a 404: what to add to the address is said."""
+    events: list[Event] = []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), NothingAtTheRoot) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with tunnel_to(
+            embedded(), remote_port=server.server_port, launch=False, on_event=events.append
+        ) as tunnel:
+            assert tunnel.url.endswith("/")
+        server.shutdown()
+    assert [event for event in events if isinstance(event, Warned) and "--prefix" in event.text]
 
 
 @pytest.mark.filterwarnings("ignore:There is no current event loop")  # Bokeh's own client
