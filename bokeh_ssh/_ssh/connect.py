@@ -405,12 +405,19 @@ def _handshake_error(
         if said.startswith(_PENALTY):
             hint = "after failed logins it refuses this address for a while (PerSourcePenalties): wait 10 min"
         return RefusedError(msg, host=hop.label, hint=hint)
-    if said:
+    if said and not transport.remote_version:  # lines before that are allowed (RFC 4253, section 4.2)
         msg = f"{where} is not an SSH server: it says {said!r}"
         return ProtocolError(msg, host=hop.label, hint="check the port")
     if not finished or isinstance(cause, socket.timeout) or "timed out" in str(cause):
         msg = f"{where} takes connections but does not answer as an SSH server within {hop.timeout:g} s"
-        return ConnectTimeoutError(msg, host=hop.label, hint="check the port, or give a longer timeout")
+        hint = "check the port, or give a longer timeout"
+        if transport.remote_version:
+            msg = f"{where} answers as an SSH server, but does not exchange keys within {hop.timeout:g} s"
+            hint = (
+                "try again; if it is always so, something between loses large packets, as a VPN with too "
+                "large an MTU does, or the server is too busy: give a longer timeout"
+            )
+        return ConnectTimeoutError(msg, host=hop.label, hint=hint)
     if mismatch := transport.mismatch:
         return _algorithm_error(hop, where, mismatch)
     said = transport.disconnect_message

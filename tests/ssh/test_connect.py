@@ -111,6 +111,17 @@ def test_silent_listener_ends_at_the_connect_deadline(no_leaks: Any) -> None:
         assert silent.count == 1
 
 
+def test_server_that_says_no_more_than_its_version_is_told() -> None:
+    """Where large packets are lost, as in a VPN with a wrong MTU, the port is right."""
+    greeting = b"Welcome\r\nSSH-2.0-OpenSSH_9.2\r\n"
+    told = r"does not exchange keys within 0.5 s; .*MTU"
+    with (
+        Listener(fakes.saying(greeting, then=fakes.stay)) as silent,
+        pytest.raises(ConnectTimeoutError, match=told),
+    ):
+        forward_to("127.0.0.1", silent.port, timeout=0.5).open()
+
+
 def test_connect_timeout_of_the_ssh_config_counts(account: Path, no_leaks: Any) -> None:
     """``ConnectTimeout`` is the deadline where ``timeout`` is not given."""
     with no_leaks(), Listener(fakes.stay) as silent:
