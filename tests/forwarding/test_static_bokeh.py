@@ -218,6 +218,7 @@ def name_files(port: int, page: str) -> list[str]:
     return [file if file.startswith("/") else f"/{file}" for file in map(html.unescape, found)]
 
 
+@pytest.mark.timeout(max(300, _COUNT // 5))
 @pytest.mark.parametrize(
     ("server", "least"),
     [
