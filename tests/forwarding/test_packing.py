@@ -212,3 +212,23 @@ def test_server_that_nobody_serves_is_no_empty_answer(tunnel: DirectTunnel, tmp_
         reader.sock.sendall(request("/text"))
         with pytest.raises(ConnectionResetError):
             reader.sock.recv(1)
+
+
+def test_line_that_is_faster_than_packing_gets_it_as_it_is() -> None:
+    """Where a line waits for the packing, it is tried without, and stays so only if more gets through."""
+
+    def send(pace: packer.Pace, rate: float) -> None:
+        """Send a round, over a line that takes so many bytes a second, of numbers of which a quarter is left."""
+        share = 1.0 if pace.plain else 0.25
+        for _ in range(packer.ROUND * 4 // packer.MOST):
+            came = packer.MOST
+            packing = 0.0 if pace.plain else came / 20e6
+            pace.count(came, int(came * share), packing, max(0.0, came * share / rate - packing))
+
+    for rate, plain in ((1e6, False), (3e6, False), (10e6, False), (100e6, True)):
+        pace = packer.Pace()
+        for _ in range(6):
+            send(pace, rate)
+        assert pace.plain is plain, rate
+        pace.restart()
+        assert not pace.plain
