@@ -98,7 +98,9 @@ class Foreground:
                     ).start()
                     if self._output_queue:
                         follow_log(thing, self._output_queue.put)
-                    self.stack.enter_context(answering(lambda: self._tell(thing), lambda: self._stop(thing)))
+                    self.stack.enter_context(
+                        answering(lambda: self._describe(thing), lambda: self._stop(thing))
+                    )
                     with thing:
                         stood = True
                         self.display.stop()
@@ -145,7 +147,7 @@ class Foreground:
         self._streams.leave_terminal()
         leave.finish()
 
-    def _tell(self, thing: Openable) -> dict[str, Any]:
+    def _describe(self, thing: Openable) -> dict[str, Any]:
         """Return what other commands on this machine get of it: addresses without a session's id."""
         host, apps = names_of(thing)
         status = thing.status()

@@ -46,7 +46,7 @@ def hold(
     foreground.command = command
     set_hints(foreground, apps, keywords)
 
-    def announce_and_tell(thing: Openable) -> None:
+    def announce_and_notify(thing: Openable) -> None:
         announce(foreground, thing)
         stays = getattr(thing, "detached", False)
         if not leave:
@@ -54,7 +54,7 @@ def hold(
                 "Ctrl-C ends the tunnel; the server keeps running." if stays else "Ctrl-C ends it."
             )
 
-    raise typer.Exit(foreground.hold(make, announce_and_tell))
+    raise typer.Exit(foreground.hold(make, announce_and_notify))
 
 
 def set_hints(foreground: Foreground, apps: Sequence[str], keywords: Mapping[str, Any]) -> None:

@@ -53,7 +53,7 @@ class Attempts:
             self._active, self.over, self._wanted, self._under_way = True, False, False, False
             self._began = self._ended = 0.0
             self._allowed, self._counted = float(_EARLY), time.monotonic()
-        self._tell()
+        self._notify()
 
     def want(self) -> None:
         """Ask for an attempt as soon as there may be one; never blocks."""
@@ -80,20 +80,20 @@ class Attempts:
         with self._change:
             self._active, self.over, self._under_way = False, True, False
             self._change.notify_all()
-        self._tell()
+        self._notify()
 
     def succeed(self) -> None:
         """Note that the connection stands."""
         with self._change:
             self._active = self.over = self._under_way = False
-        self._tell()
+        self._notify()
 
     def fail(self) -> None:
         """Note that the attempt under way has failed, and another will follow."""
         with self._change:
             self._under_way = False
             self._ended = time.monotonic()
-        self._tell()
+        self._notify()
 
     def wait(self, pause: float, on_early: Callable[[], None]) -> bool:
         """Wait until the next attempt is due, which is then under way; False if there will be none.
@@ -141,7 +141,7 @@ class Attempts:
         missing = max(0.0, 1.0 - self._allowed) * _EARLY_EVERY
         return max(self._ended + _GAP if self._ended else now, now + missing)
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         for call in list(self.listeners):
             call()
 

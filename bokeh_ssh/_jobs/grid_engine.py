@@ -20,7 +20,7 @@ TITLE = "Grid Engine"
 #: PBS has a qsub too.
 SUBMIT = "qconf"
 JOB_VARIABLE = "JOB_ID"
-WAYS = ("tcp", "back")
+WAYS: tuple[str, ...] = ("tcp", "back")
 #: The default of a queue's ``notify``: USR2 comes that much before KILL, and nothing before that.
 _WARNING = 60.0
 #: The accounting is written every 15 s.

@@ -41,7 +41,7 @@ def check_session(connection: Connection) -> None:
     :raises SessionError: if the login node has no further session for us
     """
     ended = threading.Event()
-    with _telling_of_sessions():
+    with _explaining_sessions():
         session = connection.run(
             "true",
             on_stdout=lambda data: None,
@@ -54,7 +54,7 @@ def check_session(connection: Connection) -> None:
 
 
 @contextlib.contextmanager
-def _telling_of_sessions() -> Iterator[None]:
+def _explaining_sessions() -> Iterator[None]:
     try:
         yield
     except SessionError as exc:
@@ -95,7 +95,7 @@ def open_job_stream(
     """
     start = _Start(mark, shared="srun" not in ways)
     deadline = time.monotonic() + timeout
-    with _telling_of_sessions():
+    with _explaining_sessions():
         session = start.session = connection.run(
             exec_line(mark),
             on_stdout=start.on_stdout,

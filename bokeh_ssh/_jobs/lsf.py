@@ -20,7 +20,7 @@ TITLE = "LSF"
 #: Slurm's wrappers for people who are used to LSF have a bsub and a bjobs too.
 SUBMIT = "bqueues"
 JOB_VARIABLE = "LSB_JOBID"
-WAYS = ("tcp", "back")
+WAYS: tuple[str, ...] = ("tcp", "back")
 #: It is given in whole minutes.
 _WARNING = 120.0
 VERDICT = 25.0

@@ -21,7 +21,7 @@ TITLE = "PBS"
 #: Grid Engine, and Slurm's wrappers for people who are used to PBS, have a qsub too.
 SUBMIT = "qmgr"
 JOB_VARIABLE = "PBS_JOBID"
-WAYS = ("tcp", "back")
+WAYS: tuple[str, ...] = ("tcp", "back")
 VERDICT = 25.0
 QUEUE_COMMAND = "qstat"
 OF_ARRAY = "start one that is no array: PBS gives the jobs of one no numbers of their own"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from bokeh_ssh._core.errors import SubmitError
@@ -16,61 +16,34 @@ from bokeh_ssh._jobs.warden import Answer, Warden
 class Scheduler(Protocol):
     """A scheduler, as :mod:`bokeh_ssh._jobs.slurm` and the modules beside it have it."""
 
-    @property
-    def NAME(self) -> str:  # noqa: N802 - a constant of a module
-        """What ``Batch.scheduler`` calls it."""
-
-    @property
-    def TITLE(self) -> str:  # noqa: N802
-        """What people call it."""
-
-    @property
-    def SUBMIT(self) -> str:  # noqa: N802
-        """The program by which it is known that a login node has it, and no other scheduler."""
-
-    @property
-    def JOB_VARIABLE(self) -> str:  # noqa: N802
-        """The variable that holds the job's number in a job."""
-
-    @property
-    def WAYS(self) -> tuple[str, ...]:  # noqa: N802
-        """How the bytes get to a job, the best way first; see :class:`Batch`."""
-
-    @property
-    def VERDICT(self) -> float:  # noqa: N802
-        """Seconds that it may take to say how a job ended."""
-
-    @property
-    def SPOOLS(self) -> bool:  # noqa: N802
-        """Whether what a job writes is brought at its end only: its script has to write a file itself."""
-
-    @property
-    def VERSION(self) -> Sequence[str]:  # noqa: N802
-        """The command that says which release it is."""
-
-    @property
-    def QUEUES(self) -> Sequence[str]:  # noqa: N802
-        """The command that lists the queues; it fails where the scheduler does not answer."""
-
-    @property
-    def ASK(self) -> Sequence[str]:  # noqa: N802
-        """The command that asks what jobs do, whose numbers stand for ``{jobs}`` with commas between."""
-
-    @property
-    def LIST(self) -> Sequence[str]:  # noqa: N802
-        """The command that lists the account's jobs."""
-
-    @property
-    def ENDS(self) -> Mapping[JobState, tuple[str, str]]:  # noqa: N802
-        """How a job ended, in words, and the next step."""
-
-    @property
-    def QUEUE_COMMAND(self) -> str:  # noqa: N802
-        """What a person types to see them."""
-
-    @property
-    def OF_ARRAY(self) -> str:  # noqa: N802
-        """What to do instead of entering an array of jobs."""
+    #: What ``Batch.scheduler`` calls it.
+    NAME: str
+    #: What people call it.
+    TITLE: str
+    #: The program by which it is known that a login node has it, and no other scheduler.
+    SUBMIT: str
+    #: The variable that holds the job's number in a job.
+    JOB_VARIABLE: str
+    #: How the bytes get to a job, the best way first; see :class:`Batch`.
+    WAYS: tuple[str, ...]
+    #: Seconds that it may take to say how a job ended.
+    VERDICT: float
+    #: Whether what a job writes is brought at its end only: its script has to write a file itself.
+    SPOOLS: bool
+    #: The command that says which release it is.
+    VERSION: list[str]
+    #: The command that lists the queues; it fails where the scheduler does not answer.
+    QUEUES: list[str]
+    #: The command that asks what jobs do, whose numbers stand for ``{jobs}`` with commas between.
+    ASK: list[str]
+    #: The command that lists the account's jobs.
+    LIST: list[str]
+    #: How a job ended, in words, and the next step.
+    ENDS: dict[JobState, tuple[str, str]]
+    #: What a person types to see them.
+    QUEUE_COMMAND: str
+    #: What to do instead of entering an array of jobs.
+    OF_ARRAY: str
 
     def submit_words(self, batch: Batch, nonce: str, output: str) -> list[str]:
         """Return the command that submits a script on its standard input; ``%j`` in ``output`` is the job."""

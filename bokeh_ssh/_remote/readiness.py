@@ -463,12 +463,12 @@ class Watch:
 def mask(before: str, word: str) -> str:
     """Hide a word of a command line that its option, or its name, says is a secret."""
     name, equals, _ = word.partition("=")
-    if equals and _tells(name):
+    if equals and _names_secret(name):
         return name + "=***"
-    return "***" if _tells(before) else word
+    return "***" if _names_secret(before) else word
 
 
-def _tells(option: str) -> bool:
+def _names_secret(option: str) -> bool:
     """Check whether the value of an option is a secret, as its name goes."""
     name = option.lower()
     at = len(name)

@@ -61,9 +61,7 @@ class ServerProcess:
         self._leave = leave
         self._deadline = 0.0  # of its end: when KILL is sent, and then when nothing more is waited for
         self._adopts = False  # what leaves the group, and its parents, becomes a child of ours
-        self._untold = (
-            False  # the guardian was killed where nobody adopts: nothing reports how the server ends
-        )
+        self._untold = False  # the guardian was killed where nobody adopts: its end is not reported
         self._asked: set[tuple[int, int]] = set()  # who was sent TERM
 
     def advance(self, stage: Stage) -> bool:

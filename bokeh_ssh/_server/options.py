@@ -90,7 +90,7 @@ class ServerOptions:
                 check_port(getattr(self, name), name)
         for name in ("app", "args", "command", "setup", "forwards", "bring", "extra_origins"):
             object.__setattr__(self, name, self._as_tuple(name))
-        self.passages  # noqa: B018 - raises if one cannot be read
+        self.parsed_forwards  # noqa: B018 - raises if one cannot be read
         if self.app and self.launch is False:
             msg = f"{setting('launch=False')} attaches to a server that is there, but an app was given"
             raise UsageError(msg, hint=f"leave out the app, or {setting('launch=False')}")
@@ -174,7 +174,7 @@ class ServerOptions:
             raise UsageError(msg, hint=f"leave out {setting(given)}, or {setting('server')}")
 
     @functools.cached_property
-    def passages(self) -> tuple[tuple[Listen, Endpoint, bool], ...]:
+    def parsed_forwards(self) -> tuple[tuple[Listen, Endpoint, bool], ...]:
         """``forwards``, read: where each listens here, where it leads, and whether to a web server."""
         read = []
         for given in self.forwards:

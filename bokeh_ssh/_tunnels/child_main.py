@@ -209,7 +209,7 @@ def main() -> None:
         raise
     else:
         parent.send("ready", life.session.info)
-        life.on_state = lambda: _tell_state(parent, life)
+        life.on_state = lambda: _send_state(parent, life)
         if life.state is not State.READY:  # it broke in between
             life.on_state()
         with contextlib.suppress(BokehSSHError):  # its state was sent to the parent
@@ -237,7 +237,7 @@ def _make(parent: _Parent, what: Opening) -> Lifecycle:
     return life
 
 
-def _tell_state(parent: _Parent, life: Lifecycle) -> None:
+def _send_state(parent: _Parent, life: Lifecycle) -> None:
     error = life.error
     trace = "".join(traceback.format_exception(error)) if error else ""
     parent.send("state", life.state, error, trace, life.session.info)

@@ -188,7 +188,7 @@ class JobParts(TunnelParts):
         connection = self._cluster_job.connect(self._session.connection_stack)
         if self._cluster_job.submitted != before:
             self._acquisition.forget_server()  # it has ended with its job
-        self._lead_forwards(connection)
+        self._start_extra_forwards(connection)
         return connection
 
     def connect_all(self) -> tuple[Ready, bool]:

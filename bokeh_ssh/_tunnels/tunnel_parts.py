@@ -559,7 +559,7 @@ class TunnelParts:
         if self._options.cache:
             self._cache = open_cache(self._session.life.stack, self._session.life.warn)
         others = self._options.allow_others
-        for listen, target, http in self._options.passages:
+        for listen, target, http in self._options.parsed_forwards:
             forward = LocalPortForward(
                 self._session, listen, target, others=others, http=http, cache=self._cache
             )
@@ -604,10 +604,10 @@ class TunnelParts:
         """Connect to the machine that the extra forwards go through, and route them over it."""
         ahead = (*(forward.target for forward in self._port_forwards), *ahead)
         connection = self._session.connect(host, via, ahead=ahead)
-        self._lead_forwards(connection)
+        self._start_extra_forwards(connection)
         return connection
 
-    def _lead_forwards(self, connection: Connection) -> None:
+    def _start_extra_forwards(self, connection: Connection) -> None:
         for forward in self._port_forwards:
             forward.route_to(connection)
 
