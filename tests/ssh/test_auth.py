@@ -1248,10 +1248,11 @@ def test_too_many_questions_at_once(make_bed: Callable[..., Bed]) -> None:
 
 
 def test_hang_up_before_anything_was_tried(make_bed: Callable[..., Bed]) -> None:
-    """A server that hangs up before any credential was tried is a lost connection."""
+    """A server that hangs up before any credential was tried is a lost connection; its log is pointed at."""
     bed = make_bed({"password"}, on_begin=lambda conn: conn.abort())
-    with pytest.raises(ConnectionLostError, match="during login"):
+    with pytest.raises(ConnectionLostError, match="during login") as caught:
         enter(bed.port, password="right")
+    assert "RefuseConnection" in str(caught.value.hint)
 
 
 def test_hang_up_at_the_password(make_bed: Callable[..., Bed]) -> None:

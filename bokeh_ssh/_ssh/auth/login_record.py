@@ -203,7 +203,8 @@ class LoginRecord:
             error.ended_by = ""
             return error
         text = f"the connection ended during login{tried}: {why}"
-        return ConnectionLostError(self._with_notes(text), host=self.name, hint="try again")
+        hint = "try again; if it always ends there, the SSH server's log says why (10.6: RefuseConnection)"
+        return ConnectionLostError(self._with_notes(text), host=self.name, hint=hint)
 
 
 def _advice(allowed: Sequence[str]) -> str:
