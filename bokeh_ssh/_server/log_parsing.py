@@ -16,6 +16,8 @@ _RECORD = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ ")
 _FAILED = "Error running application handler"
 #: In the first line of what is written of an app that was changed and cannot run (``dev``).
 RELOAD = "after a change:"
+#: What Bokeh with TLS says where it is started on a socket; it is then started on a port.
+_MADE_AGAIN = "args are not supported with a unix socket"
 _PORT = re.compile(r"https?://[\w.\[\]*-]{0,255}:(\d{1,5})(?!\d)")
 _WINDOWS = re.compile(r"""CommandNotFoundException|["'«]\s?exec\s?["'»]|\bMicrosoft Windows\b|\bcmd\.exe\b""")
 
@@ -82,9 +84,9 @@ class AppErrors:
 
 def reason(log: Iterable[str]) -> str:
     """Find the one line of a failed start that says why; empty where there is none."""
-    lines = [line.strip() for line in log if line.strip()]
+    lines = [line.strip() for line in log if line.strip() and _MADE_AGAIN not in line]
     for i, line in enumerate(lines):
-        found = re.search(r"(Cannot start Bokeh server, .*)", line) or re.search(r"^(?:ERROR: )+(.*)", line)
+        found = re.search(r"(Cannot start Bokeh server\b.*)", line) or re.search(r"^(?:ERROR: )+(.*)", line)
         if found:
             more = lines[i + 1 : i + 2] if found.group(1).endswith(":") else []
             return " ".join([found.group(1), *more]).rstrip(":")

@@ -307,6 +307,13 @@ def test_app_error_does_not_wait_for_the_next_record() -> None:
     ("lines", "expected"),
     [
         (["x Cannot start Bokeh server, port 5 is in use"], "Cannot start Bokeh server, port 5 is in use"),
+        (
+            [
+                "ERROR: ['ssl_certfile', 'port'] args are not supported with a unix socket",
+                "2026 Cannot start Bokeh server [ENOENT]: No such file or directory",
+            ],
+            "Cannot start Bokeh server [ENOENT]: No such file or directory",
+        ),
         (["ERROR: ERROR: Path does not exist: /x"], "Path does not exist: /x"),
         (["ERROR: Error loading /a.py:", "", "Invalid syntax", "z"], "Error loading /a.py: Invalid syntax"),
         (["usage: x", "  [-h]", "x: error: unrecognized arguments: --zzz"], "unrecognized arguments: --zzz"),
