@@ -97,6 +97,7 @@ class Connection:
         self.reason = ""
         self.unused = False
         self._reached: dict[Endpoint, float] = {}  # when each target has last taken a connection
+        self._retries: dict[Callable[[], None], bool] = {}  # each gives back what is to be tried again
         self._on_lost: list[Callable[[str], None]] = []
         self._jump = jump
         #: The connections that it goes through, as far as they are this program's, and itself.
@@ -201,6 +202,7 @@ class Connection:
             self.io_loop.drain(0.5)
         self.transport.shut(0.5)
         self.io_loop.close(0.5)
+        self._give_back_retries()
         if self._keepalive:
             self._keepalive.stop(0.5)
         if self._jump:
@@ -346,7 +348,10 @@ class Connection:
 
         def refused(code: int, text: str) -> None:
             if code == CONNECT_FAILED and self._is_crowded(target, began):
-                self.io_loop.post(lambda: self.io_loop.later(_RETRY, try_open))
+                self._retries[give_back] = True
+                self.io_loop.post(lambda: self.io_loop.later(_RETRY, retry))
+                if not self.alive:
+                    self._give_back_retries()
                 return
             log.info("%s: %s: %s", self.name, format_endpoint(target), text or f"refused, reason {code}")
             give_back()
@@ -371,6 +376,10 @@ class Connection:
             self.io_loop.post(early.channel.close)
             give_back()
 
+        def retry() -> None:
+            if self._retries.pop(give_back, False):
+                try_open()
+
         def try_open() -> None:
             self.open_channel(target, origin, opened, refused)
 
@@ -378,6 +387,12 @@ class Connection:
             go_on(ahead)
         else:
             try_open()
+
+    def _give_back_retries(self) -> None:
+        """Give back the local connections that were to be tried again, which an ended loop does not."""
+        for give_back in list(self._retries):
+            if self._retries.pop(give_back, False):
+                give_back()
 
     def _is_crowded(self, target: Endpoint, began: float) -> bool:
         """Return whether a target that refuses may only have more connections than it accepts at a time.

@@ -142,6 +142,23 @@ def test_channel_to_a_socket_that_nobody_serves(machine: Machine, folder: str) -
         assert connection.ping(20)
 
 
+def test_connection_that_is_tried_again_is_given_back_with_the_line(embedded: Any, here: Path) -> None:
+    """A socket that refuses is tried again for seconds; a line that is closed meanwhile forgets nobody."""
+    path, back = str(here / "s"), threading.Event()
+    with connect(login_of(embedded())) as connection, contextlib.ExitStack() as stack:
+        ours, theirs = map(stack.enter_context, socket.socketpair())
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)
+            listener.listen()
+            connection.forward(theirs, path, endpoint.HERE)
+            listener.accept()[0].close()
+            assert ours.recv(1) == b""  # taken: so what refuses from here on may only have no room
+        connection.forward(stack.enter_context(socket.socket()), path, endpoint.HERE, again=back.set)
+        until(lambda: connection.io_loop._timers, what="it to be refused")
+        connection.close()
+        assert back.wait(5)
+
+
 def test_listening_on_a_socket(machine: Machine, folder: str) -> None:
     """The server listens on a path, hands over what connects to it, and stops when it is told to."""
     one, other = f"{folder}/one.sock", f"{folder}/other.sock"
