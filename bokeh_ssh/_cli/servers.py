@@ -104,6 +104,7 @@ def choose_job(
     :raises UsageError: if several have it
     """
     fits = [job for job in jobs if job.id == name] or [job for job in jobs if name in (None, job.name)]
+    fits = fits or [job for job in jobs if f"{name}".startswith(f"{job.id}.")]  # as PBS has them
     if not jobs or any(server.id == name for server in servers) or (servers and not fits):
         return None
     if len(fits) == 1 and (fits[0].id == name or not servers):

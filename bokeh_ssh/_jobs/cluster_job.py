@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import re
 import secrets
 import socket
 import threading
@@ -85,6 +86,8 @@ _ACCOUNTING = 5.0
 _MEETING = 10.0
 #: Where the job's script writes until its holder has begun; in the home, which a node has too.
 _OUTPUT = "~/.bokeh-ssh-job-%j.log"
+#: One or more jobs of an array, as Slurm (``7_1``, ``7_[1-3]``), PBS and LSF (``7[1]``) list it.
+_IN_ARRAY = re.compile(r"^\d+(?:_\d|_?\[)")
 _NOWHERE = "/dev/null"  # for output, where the home has a name that sbatch would take for a pattern
 _LINES = 20  # of what the job wrote, in an error
 
@@ -357,8 +360,7 @@ class ClusterJob:
         leader, _, part = name.partition("+")
         if leader.isdigit() and part.isdigit():
             raise self._is_part()
-        number, _, task = name.partition("_")
-        if number.isdigit() and (task[:1].isdigit() or task[:1] == "["):  # as squeue has them
+        if _IN_ARRAY.match(name):
             msg = f"job {name} is of an array"
             raise JobError(msg, host=self._label, hint=self._scheduler.OF_ARRAY, job=name)
         listed, answer = scheduler.list_jobs(warden, self._scheduler)
@@ -369,6 +371,9 @@ class ClusterJob:
         fits = [number for number, called in jobs if called == name]
         if len(fits) == 1:
             return fits[0]
+        number, dot, _ = name.partition(".")
+        if not fits and dot and number.isdigit():  # with PBS's server behind it, or a step of Slurm's
+            return number
         there = ", ".join(f"{number} {called}" for number, called in jobs) or "none"
         msg = f"there is no job named {name!r} that was started with {setting('batch')} (there are: {there})"
         if fits:

@@ -85,6 +85,7 @@ def test_job_is_chosen_by_name_or_number() -> None:
     server = RemoteServer(host="h", node="n", id="0a1b", state="running", apps=("dash.py",))
     assert choose_job(jobs, [], "7", host="h") is seven
     assert choose_job(jobs, [], "8", host="h") is eight
+    assert choose_job(jobs, [], "8.pbs1", host="h") is eight, "as PBS has it"
     assert choose_job([nine], [], None, host="h") is nine
     assert choose_job(jobs, [server], "0a1b", host="h") is None, "a server is meant"
     assert choose_job([nine], [server], "dash", host="h") is None, "a server is meant"

@@ -634,6 +634,7 @@ def test_job_that_cannot_be_entered_is_told(bed: SlurmBed) -> None:
     assert "there is no job 0" in refusal("0")
     for name in (f"{array}_1", f"{array}_[1-2]"):
         assert f"job {name} is of an array; once it runs" in refusal(name)
+    assert f"job {other} is another user's" in refusal(f"{other}.batch"), "the job of a step is entered"
     for part in (str(parts), str(parts + 1), f"{parts}+1"):
         assert f"job {part} is of several parts (a heterogeneous job)" in refusal(part)
     bed.run("login1", f"scancel {own}")
