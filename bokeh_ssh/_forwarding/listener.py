@@ -154,6 +154,70 @@ def open_acceptor(
     return acceptor
 
 
+class _Destination:
+    """Where local connections are led while one SSH connection lasts; see :meth:`LocalAcceptor.forwarding`.
+
+    :param take_back: takes a connection of which nothing came, and what was read of it
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        target: Endpoint,
+        check: Check | None,
+        kept: SiteCache | None,
+        spare: SpareChannels | None,
+        packed: str,
+        take_back: Callable[[socket.socket, Origin, Opened | None], None],
+    ) -> None:
+        self._connection = connection
+        self._target = target
+        self._check = check
+        self._kept = kept
+        self._spare = spare
+        self._packed = packed
+        self._take_back = take_back
+
+    def accept(self, sock: socket.socket, origin: Origin, begun: Opened | None = None) -> None:
+        """Lead a connection there, on a channel that is open already if there is one."""
+        lead = functools.partial(self._lead, sock, origin, begun)
+        if self._spare:
+            self._spare.take(lead)
+            self._spare.fill()
+        else:
+            lead(None)
+
+    def _lead(
+        self,
+        sock: socket.socket,
+        origin: Origin,
+        begun: Opened | None,
+        unused: EarlyChannel | None,
+        *,
+        unpacks: bool = True,
+    ) -> None:
+        connection = self._connection
+        if unused is None and self._packed and unpacks:
+            lead = functools.partial(self._lead, sock, origin, begun)
+            connection.open_channel(
+                self._packed,
+                HERE,
+                lambda channel: lead(EarlyChannel(channel)),
+                lambda *_: lead(None, unpacks=False),
+            )
+            return
+        again = functools.partial(self._take_back, sock, origin, begun)
+        make: MakeRelay = SocketRelay
+        if begun:
+            # On a channel that is open already it goes out at once, onto a line that may be dead.
+            repeat = (lambda: reset(sock) if connection.alive else again()) if unused else None
+            unpacks = bool(self._packed) and unpacks
+            make = functools.partial(
+                FilteredRelay, opened=begun, cache=self._kept, again=repeat, packed=unpacks
+            )
+        connection.forward(sock, self._target, origin, self._check, make, again, unused)
+
+
 class LocalAcceptor:
     """Where local connections come in: stays open while the lines that it leads to come and go.
 
@@ -315,46 +379,12 @@ class LocalAcceptor:
         if cache:
             kept = SiteCache(cache, connection, site, SpareChannels(connection, target, check, 1))
 
-        def accept(sock: socket.socket, origin: tuple[str, int], begun: Opened | None = None) -> None:
-            again = functools.partial(hold_again, sock, origin, begun)
-
-            def lead(unused: EarlyChannel | None, *, unpacks: bool = True) -> None:
-                if unused is None and packed and unpacks:
-                    connection.open_channel(
-                        packed,
-                        HERE,
-                        lambda channel: lead(EarlyChannel(channel)),
-                        lambda *_: lead(None, unpacks=False),
-                    )
-                    return
-                make: MakeRelay = SocketRelay
-                if begun:
-                    # On a channel that is open already it goes out at once, onto a line that may be dead.
-                    repeat = (lambda: reset(sock) if connection.alive else again()) if unused else None
-                    unpacks = bool(packed) and unpacks
-                    make = functools.partial(
-                        FilteredRelay, opened=begun, cache=kept, again=repeat, packed=unpacks
-                    )
-                connection.forward(sock, target, origin, check, make, again, unused)
-
-            if spare:
-                spare.take(lead)
-                spare.fill()
-            else:
-                lead(None)
-
-        def hold_again(sock: socket.socket, origin: tuple[str, int], begun: Opened | None) -> None:
-            if begun:
-                self._begun[sock] = begun.undone()
-            self._route_or_hold(sock, origin)
-
-        def inspect(sock: socket.socket) -> Inspector:
-            assert request_filter
-            return self._begun.pop(sock, None) or Inspector(request_filter, stops=kept is not None)
-
+        destination = _Destination(connection, target, check, kept, spare, packed, self._hold_again)
+        accept = destination.accept
         gate: HttpGate | None = None
         if request_filter:
             full = functools.partial(pause, self._forwarder)
+            inspect = functools.partial(self._inspect, request_filter, stops=kept is not None)
             gate = HttpGate(connection.io_loop, inspect, accept, self._route_or_hold, full, kept)
         self.route_to(gate.check if gate else accept, alive=lambda: connection.alive)
         try:
@@ -368,6 +398,16 @@ class LocalAcceptor:
                 if inspector.held or inspector.unsent:
                     self._begun[sock] = inspector
                 self._route_or_hold(sock, origin)
+
+    def _inspect(self, request_filter: RequestFilter, sock: socket.socket, *, stops: bool) -> Inspector:
+        """Return what reads the requests of a connection, on the next line too where it has begun to."""
+        return self._begun.pop(sock, None) or Inspector(request_filter, stops=stops)
+
+    def _hold_again(self, sock: socket.socket, origin: Origin, begun: Opened | None) -> None:
+        """Take back a connection of which nothing came, with what was read of it."""
+        if begun:
+            self._begun[sock] = begun.undone()
+        self._route_or_hold(sock, origin)
 
     def close(self) -> None:
         """Stop listening, and reset what is held; idempotent."""
