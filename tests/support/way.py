@@ -131,7 +131,7 @@ def main() -> None:
             passed = modules(first_connection(way.calls[opened:]))
             sys.stdout.write(
                 f"{type(thing).__name__}.open(): {len(own)} calls, {len(modules(own))} modules, "
-                f"{len(crossings(own))} crossings, in the order in which they are entered:\n"
+                f"{len(crossings(own))} crossings at {len(set(crossings(own)))} different places:\n"
                 f"  {' > '.join(modules(own))}\n"
                 f"from accept to CHANNEL_OPEN: {len(passed)} modules: {' > '.join(passed)}\n"
             )
