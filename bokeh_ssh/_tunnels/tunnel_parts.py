@@ -453,7 +453,7 @@ class ServerAcquisition:
             listening.tls,
             server.state.started.id,
             server,
-            listening.packed if is_far(connection) else "",
+            listening.packed if listening.packed and is_far(connection) else "",
         )
         why = listening.no_socket
         if self._options.plain and listening.port:
