@@ -247,7 +247,7 @@ def _connect_hop(
                 warn=lambda text: on_event(Warned(host=hop.label, text=text)),
                 touch=lambda key: on_event(TouchRequested(host=hop.label, key=key)),
                 memory=memory,
-                ahead=(lambda: transport.ask_ahead(map(_request, ahead))) if ahead else None,
+                ahead=functools.partial(transport.ask_ahead, [*map(_request, ahead)]) if ahead else None,
             )
         except (AuthenticationError, ConnectionLostError) as exc:
             if not memory.objected:

@@ -60,6 +60,7 @@ class KeyMemory:
     :param host_key: as the server sent it, verified
     :param care: whatever could be written down: 1 asks for nothing together with the login, 2 for the methods
         first
+    :ivar may_ask_ahead: whether channels may be asked for with the key
     :ivar unanswered: whether a login has begun with the key, and the server has not answered
     :ivar ahead: whether channels were asked for with it
     :ivar refused: whether it was not enough this time
@@ -68,7 +69,7 @@ class KeyMemory:
     """
 
     def __init__(self, host_key: bytes, user: str, *, care: int = 0) -> None:
-        self.unanswered = False
+        self.unanswered = self.may_ask_ahead = False
         self.ahead = self.refused = self.objected = self.certain = False
         self._care = care
         self._name = hashlib.sha256(b"%b\0%b" % (host_key, user.encode("utf-8", "replace"))).hexdigest()
@@ -79,13 +80,11 @@ class KeyMemory:
         self._known = None if self._care > 1 else _parse(self._read()[0])
         if self._known and self._known.doubt == "!" and self._known.more != " alone":
             self._known = None  # once
-        return self._known
-
-    @property
-    def may_ask_ahead(self) -> bool:
-        """Whether channels may be asked for with the key."""
         known = self._known
-        return self._care == 0 and known is not None and known.more == " alone" and known.doubt != "!"
+        self.may_ask_ahead = (
+            self._care == 0 and known is not None and known.more == " alone" and known.doubt != "!"
+        )
+        return known
 
     def keep(self, blob: bytes, algorithm: str, *, alone: bool) -> None:
         """Remember a key that has fitted, unless the server minds.
