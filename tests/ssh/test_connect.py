@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import itertools
@@ -10,6 +11,7 @@ import os
 import re
 import signal
 import socket
+import stat
 import sys
 import threading
 import time
@@ -39,6 +41,7 @@ from bokeh_ssh import (
     HostKeyAdded,
     LocalForward,
     ProtocolError,
+    Question,
     RefusedError,
     RemoteForward,
     ResolveError,
@@ -592,6 +595,36 @@ def test_idle_connection_wakes_nothing(sshd: Callable[..., Machine], no_leaks: A
         reader.packetizer.close()
         reader.join(5)
         assert not reader.is_alive()
+
+
+def count_lines(port: int) -> int:
+    """Return how many sockets of this process are connected to a port."""
+    found = 0
+    for number in range(3, 1024):
+        with contextlib.suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(number).st_mode):
+                with socket.socket(fileno=os.dup(number)) as sock:
+                    found += sock.getpeername()[1:2] == (port,)
+    return found
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_fork_during_a_login_keeps_no_line(embedded: Callable[..., Machine], tmp_path: Path) -> None:
+    """A child that is forked while a person is asked has no copy of the connection."""
+    machine, statuses = embedded(), list[int]()
+
+    def answer(_: Question) -> str:
+        assert count_lines(machine.port) == 1  # the control
+        child = os.fork()
+        if not child:
+            os._exit(count_lines(machine.port))
+        statuses.append(os.waitpid(child, 0)[1])
+        return "yes"
+
+    asks = host_of(machine, known_hosts=str(tmp_path / "new"), host_keys="ask", prompt=answer)
+    with connect(asks) as connection:
+        assert connection.ping(10)
+    assert statuses == [0]
 
 
 # Ways through other machines.
