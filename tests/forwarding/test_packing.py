@@ -218,7 +218,7 @@ def test_line_that_is_faster_than_packing_gets_it_as_it_is() -> None:
     """Where a line waits for the packing, it is tried without, and stays so only if more gets through."""
 
     def send(pace: packer.Pace, rate: float) -> None:
-        """Send a round, over a line that takes so many bytes a second, of numbers of which a quarter is left."""
+        """Send a round of numbers, of which a quarter is left, over a line of so many bytes a second."""
         share = 1.0 if pace.plain else 0.25
         for _ in range(packer.ROUND * 4 // packer.MOST):
             came = packer.MOST
