@@ -107,12 +107,12 @@ def with_command(
     >>> with_command(["--json", "gateway", "me@host"], ["direct", "gateway"])
     ['gateway', '--json', 'me@host']
     """
-    first = words[0] if words else ""
     shown = list(itertools.takewhile(_SHOWN.__contains__, words))
-    command, rest = words[len(shown) : len(shown) + 1], words[len(shown) + 1 :]
-    if command and command[0] in commands:
-        return [*command, *shown, *rest]
-    if not first or first.partition("=")[0] in _TOP:
+    rest = words[len(shown) :]
+    if shown and rest and not rest[0].startswith("-"):
+        words = [rest[0], *shown, *rest[1:]]
+    first = words[0] if words else ""
+    if not first or first in commands or first.partition("=")[0] in _TOP:
         return list(words)
     if first in _HELP and all(word in commands for word in words[1:]):
         return [*words[1:], _HELP[first]]

@@ -119,6 +119,7 @@ def test_alias_alone_is_a_machine(account: Path) -> None:
         (["lab", "me@127.0.0.1"], "Name the machine first"),
         (["kill", "127.0.0.1"], "No such command 'kill'. It is stop here"),
         (["ps"], "It is ls here"),
+        (["--json", "kill", "127.0.0.1"], "It is stop here"),
         (["-M", "0", "-NL", "5006:localhost:5006", "127.0.0.1"], "a lost connection is made again"),
         (["doctor", "app.py"], "name the machine first"),
         (["forward", "127.0.0.1", "8888"], "--remote-port"),
@@ -146,7 +147,8 @@ def test_habits_of_other_programs_are_answered(
         shown = program.stderr
         assert "Connecting" in shown
     else:
-        code, _, shown = run_here(*words, code=None)
+        code, out, shown = run_here(*words, code=None)
+        shown += out
         assert code != 0
         assert "Connecting" not in shown
     assert told in shown
