@@ -85,7 +85,12 @@ _ACCOUNTING = 5.0
 #: Seconds for one try to find what a job has left in the home; the scheduler is asked between two.
 _MEETING = 10.0
 #: Where the job's script writes until its holder has begun; in the home, which a node has too.
-_OUTPUT = "~/.bokeh-ssh-job-%j.log"
+_OUTPUT = "/.bokeh-ssh-job-%j.log"
+#: Says where the home is, if it takes a file: where it does not, Slurm ends the job, and says nothing of it.
+_FIND_HOME = (
+    'f=$HOME/.bokeh-ssh-job-$$.log; (echo >"$f") 2>/dev/null; s=$?; rm -f -- "$f"; '
+    '[ "$s" != 0 ] || printf "%s\\n" "$HOME"'
+)
 #: One or more jobs of an array, as Slurm (``7_1``, ``7_[1-3]``), PBS and LSF (``7[1]``) list it.
 _IN_ARRAY = re.compile(r"^\d+(?:_\d|_?\[)")
 _NOWHERE = "/dev/null"  # for output, where the home has a name that sbatch would take for a pattern
@@ -122,6 +127,7 @@ class _Progress:
     """How far one job has come; each has keys of its own.
 
     :ivar marks: warnings of the time limit that are not given yet
+    :ivar output: where the scheduler puts what the job writes; empty where that is lost
     :ivar asked: when the scheduler was asked for the last answer
     :ivar silent: whether it was reported that the scheduler does not answer
     :ivar started: whether the start was reported
@@ -136,6 +142,7 @@ class _Progress:
         self.nonce = secrets.token_hex(8)
         self.submitted_at = 0.0
         self.marks = list(_MARKS)
+        self.output = ""
         self.asked = 0.0
         self.silent = False
         self.started = False
@@ -283,10 +290,9 @@ class ClusterJob:
             raise TunnelClosedError(msg, host=self._label)
 
     def _submit(self, warden: Warden) -> None:
-        output = self._expand_home(warden, _OUTPUT)
-        words = self._scheduler.submit_words(self._request.batch, self._progress.nonce, output)
-        own = "" if output == _NOWHERE else output  # for it to remove
-        answer = warden.run(words, self._script(own), guard=self._scheduler.guard(self._progress.nonce))
+        output = self._progress.output = self._find_output(warden)
+        words = self._scheduler.submit_words(self._request.batch, self._progress.nonce, output or _NOWHERE)
+        answer = warden.run(words, self._script(output), guard=self._scheduler.guard(self._progress.nonce))
         job = self._scheduler.read_submitted(answer.out) if answer.status == 0 else ""
         if not job and answer.status == 0:
             msg = "the scheduler took the job, and did not tell its number"
@@ -386,9 +392,13 @@ class ClusterJob:
         hint = f"start one with {setting('batch')}, or name another job"
         return JobError(msg, host=self._label, hint=hint, job=self._named)
 
-    def _expand_home(self, warden: Warden, path: str) -> str:
-        home = warden.run(["sh", "-c", 'printf "%s\\n" "$HOME"']).out.strip()
-        return path.replace("~", home, 1) if home.startswith("/") and not set(home) & set("%$:") else _NOWHERE
+    def _find_output(self, warden: Warden) -> str:
+        """Return where the job's output goes; empty where the home cannot take it, or sbatch its name."""
+        home = warden.run(["sh", "-c", _FIND_HOME]).out.strip()
+        if not home.startswith("/"):
+            self._warn("nothing can be written to the home, so what the job writes is lost")
+            return ""
+        return "" if set(home) & set("%$:") else home + _OUTPUT
 
     def _await_start(self, warden: Warden) -> None:
         """Wait until the job runs, as long as it takes."""
@@ -510,6 +520,8 @@ class ClusterJob:
         # A holder whose machine has failed does not remove it.
         lines = () if self._named else self._written(warden, job)
         lines = () if self._progress.reached else lines
+        if job.state is JobState.FAILED and not (self._named or self._progress.reached or lines):
+            hint = f"see whether its machine can write to the home (space, quota); {hint}"
         warden.release()
         self._emit(JobEnded(host=self._label, job=job.id, state=job.state.value, why=why))
         msg = f"{why} (job {job.id}, {job.state.value})"
@@ -535,8 +547,8 @@ class ClusterJob:
 
     def _written(self, warden: Warden, job: Job) -> tuple[str, ...]:
         """Read what the job wrote, where the home is shared; empty elsewhere."""
-        output = self._expand_home(warden, _OUTPUT).replace("%j", job.id)
-        if output == _NOWHERE:
+        output = self._progress.output.replace("%j", job.id)
+        if not output:
             return ()
         text = '[ ! -e "$2" ] || { tail -n "$1" -- "$2" && rm -f -- "$2"; }'
         try:

@@ -351,7 +351,7 @@ def test_job_that_fails_is_told_with_what_it_wrote(bed: SlurmBed) -> None:
         DirectTunnel(bed.login1, "alice", **options(bed, events, batch=batch)).open()
     assert caught.value.log == ("no such luck",)
     assert [event.state for event in find(events, JobEnded)] == ["FAILED"]
-    assert not bed.files("login1")
+    until(lambda: not bed.files("login1"), what="nothing is left on login1")
 
 
 def test_end_is_told_before_it_comes(bed: SlurmBed) -> None:
@@ -969,6 +969,23 @@ def test_nodes_need_no_shared_home(bed: SlurmBed) -> None:
             session.close()
         for each in ("c1", "login1"):
             until(lambda each=each: not bed.files(each), what=f"nothing is left on {each}")  # type: ignore[misc]
+    finally:
+        bed.run("c1", "umount /home", "root")
+
+
+def test_home_that_cannot_be_written_costs_no_job(bed: SlurmBed) -> None:
+    """Where the home takes no file, the app opens all the same, with a warning; a node's home is an error."""
+    events: list[Event] = []
+    bed.run("login1", "chmod 555 /home/alice", "root")
+    try:
+        with DirectTunnel(bed.login1, "alice", **options(bed, events)):
+            assert "nothing can be written to the home" in find(events, Warned)[0].text
+    finally:
+        bed.run("login1", "chmod 750 /home/alice", "root")
+    bed.run("c1", "mount -t tmpfs none /home; mkdir /home/alice", "root")  # not alice's
+    try:
+        with pytest.raises(JobEndedError, match="whether its machine can write to the home"):
+            DirectTunnel(bed.login1, "alice", **options(bed, events, batch=Batch(queue="one"))).open()
     finally:
         bed.run("c1", "umount /home", "root")
 
