@@ -45,7 +45,9 @@ def test_picture_of_the_way_is_true(sshd: Callable[..., Machine]) -> None:
         named |= {f"{folder}.{name}" for name in names}
     assert len(named) > 25
     assert named - set(way.modules(calls)) == set()
-    assert len(set(way.crossings(calls))) <= 120  # 117, and 3 where this thread takes what the server answers
+    # Where the shell's greeting has come before its session was known, this thread answers it.
+    answers = any(call.function == "supervisor_input" for call in calls)
+    assert len(set(way.crossings(calls))) <= 120 + 9 * answers
 
 
 def test_way_of_a_connection_is_short(sshd: Callable[..., Machine]) -> None:
