@@ -389,7 +389,7 @@ class Connection:
             try_open()
 
     def _give_back_retries(self) -> None:
-        """Give back the local connections that were to be tried again, which an ended loop does not."""
+        """Return the local connections that were to be tried again, which an ended loop does not."""
         for give_back in list(self._retries):
             if self._retries.pop(give_back, False):
                 give_back()
