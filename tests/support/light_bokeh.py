@@ -11,6 +11,7 @@ and no sessions.
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import signal
@@ -110,12 +111,11 @@ class Server:
     def _answer(self, path: str) -> bytes:
         status, more, body = "404 Not Found", "", ""
         if path in self.apps:
-            import bokeh.io  # the stand-in's own
-
-            bokeh.io.begin()
+            io = importlib.import_module("bokeh.io")  # the stand-in's own
+            io.begin()
             with open(self.apps[path], encoding="utf-8") as file:
                 exec(compile(file.read(), self.apps[path], "exec"), {"__file__": self.apps[path]})
-            status, body = "200 OK", f"<title>{bokeh.io.curdoc().title}</title>"
+            status, body = "200 OK", f"<title>{io.curdoc().title}</title>"
         elif path.rpartition("/")[2] == "metadata":
             status, body = "200 OK", "{}"
         elif path == "/" and len(self.apps) == 1:
