@@ -276,7 +276,7 @@ def test_packet_lengths_that_cannot_be_are_refused(tmp_path: Path, length: int) 
 @pytest.mark.parametrize(
     ("text", "error", "said"),
     [
-        (b"\xff\xfe who?\r\nSSH-1.5-old\r\n", ProtocolError, "who?"),
+        (b"\xff\xfe who?\r\nSSH-1.5-old\r\n", ProtocolError, "SSH 1.5"),
         (b"SSH-1.5-old\r\n", ProtocolError, "SSH 1.5"),
         (b"SSH-2.0-\xff\xfe\r\n", ProtocolError, ""),
         (b"SSH-2.0-ok\r\n" + bytes(4096), ProtocolError, "key exchange"),
