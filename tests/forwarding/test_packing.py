@@ -35,7 +35,8 @@ SAMPLES = {
     "extreme": struct.pack("<8Q", 0, 1, 1 << 63, (1 << 64) - 1, 5, 1 << 63, (1 << 63) - 1, 0) * 3_000,
 }
 #: A web server on a socket; /NAME sends that sample, /flood zeros for as long as somebody takes them, and
-#: POST sends back what came. How much of the flood was taken is in a file beside the socket.
+#: POST sends back what came, or at once a sample, and closes. How much of the flood was taken is in a file
+#: beside the socket.
 SERVER = """
 import http.server, os, socketserver, sys
 path, samples = sys.argv[1], sys.argv[2]
@@ -57,6 +58,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.answer(open(samples + self.path, "rb").read() if self.path != "/" else b"")
 
     def do_POST(self):
+        if self.path != "/":
+            self.close_connection = True
+            return self.do_GET()
         self.answer(self.rfile.read(int(self.headers["Content-Length"])))
 
     def answer(self, data):
@@ -187,6 +191,14 @@ def test_pages_are_the_same_and_less_travels(tunnel: DirectTunnel, tmp_path: Pat
         until(is_held, timeout=60, what="the server to be held back")
     # Two windows of 2 MiB may have been granted by then, each byte of which is 8; and systems keep some.
     assert taken[-1] < 48 << 20
+
+
+def test_answer_arrives_though_the_upload_was_not_read(tunnel: DirectTunnel) -> None:
+    """A server that refuses an upload, and closes over what it has not read, is heard to its end."""
+    upload = bytes(1 << 20)
+    with Reader(tunnel.local_port) as reader:
+        reader.sock.sendall(request("/random", f"Content-Length: {len(upload)}", method="POST") + upload)
+        assert reader.sock.makefile("rb").read().endswith(SAMPLES["random"])
 
 
 def test_answer_that_is_cut_off_is_no_answer(tunnel: DirectTunnel) -> None:

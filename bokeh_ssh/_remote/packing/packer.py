@@ -140,12 +140,20 @@ class Pace:
         self.begin_round()
 
 
+def receive(sock: socket.socket) -> bytes:
+    """Return what comes next: nothing once it has ended, be it over what it has not read (ECONNRESET)."""
+    try:
+        return sock.recv(MOST)
+    except OSError:
+        return b""
+
+
 def send_packed(server: socket.socket, client: socket.socket) -> None:
     """Pack and send all that the server sends, and its end."""
     packer, pace, begun = Packer(), Pace(), False
     while True:
         asked = time.monotonic()
-        data = server.recv(MOST)
+        data = receive(server)
         came = time.monotonic()
         if not data:
             break
@@ -162,20 +170,19 @@ def send_packed(server: socket.socket, client: socket.socket) -> None:
 
 
 def send_on(client: socket.socket, server: socket.socket) -> None:
-    """Send on all that the client sends, and its end."""
+    """Send on all that the client sends, and its end; or as much as the server takes, which has its say."""
     try:
-        for data in iter(lambda: client.recv(MOST), b""):
+        for data in iter(lambda: receive(client), b""):
             server.sendall(data)
-        server.shutdown(socket.SHUT_WR)
+        end(server, socket.SHUT_WR)
     except OSError:
-        end(client, server)
+        end(client, socket.SHUT_RD)
 
 
-def end(*socks: socket.socket) -> None:
-    """Wake whoever waits for these: one has broken."""
-    for sock in socks:
-        with contextlib.suppress(OSError):
-            sock.shutdown(socket.SHUT_RDWR)
+def end(sock: socket.socket, how: int) -> None:
+    """Shut it down, and wake whoever waits for it; it may have ended by itself."""
+    with contextlib.suppress(OSError):
+        sock.shutdown(how)
 
 
 def carry(client: socket.socket, path: str) -> None:
@@ -193,8 +200,9 @@ def carry(client: socket.socket, path: str) -> None:
             return
         try:
             send_packed(server, client)
-        except OSError:
-            end(client, server)
+        except OSError:  # the client is gone
+            end(client, socket.SHUT_RDWR)
+            end(server, socket.SHUT_RDWR)
         there.join()
 
 
