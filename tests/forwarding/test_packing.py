@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import random
+import select
 import signal
+import socket
 import struct
+import subprocess
+import sys
 import zlib
 from array import array
 from collections.abc import Callable, Iterator
@@ -80,7 +85,17 @@ class Server(socketserver.ThreadingUnixStreamServer):
 Server(path, Handler).serve_forever()
 """
 
-
+#: A packer that may have 33 descriptors, until the input ends; its number is written.
+LIMITED = """
+import os, resource, sys
+from bokeh_ssh._remote import process_tree
+from bokeh_ssh._remote.packing.packer import start_packer
+resource.setrlimit(resource.RLIMIT_NOFILE, (33, 33))
+start_packer(sys.argv[1], sys.argv[2], os.getpgrp())
+print(*process_tree.below(os.getpid(), process_tree.table()), flush=True)
+sys.stdin.read()
+os.killpg(0, 9)
+"""
 EVENTS: list[Event] = []
 
 
@@ -224,6 +239,46 @@ def test_server_that_nobody_serves_is_no_empty_answer(tunnel: DirectTunnel, tmp_
         reader.sock.sendall(request("/text"))
         with pytest.raises(ConnectionResetError):
             reader.sock.recv(1)
+
+
+def test_limits_of_a_machine_are_kept(tmp_path: Path) -> None:
+    """Where a limit lets no more connections in, the next are refused, so that they go to the server itself,
+    and those before go on; and little memory is reserved for each, which batch systems may count."""
+    path, served = str(tmp_path / "packed"), str(tmp_path / "server")
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.socket(socket.AF_UNIX))
+        server.bind(served)
+        server.listen()
+        server.settimeout(20)
+        process = subprocess.Popen(
+            [sys.executable, "-c", LIMITED, path, served],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        stack.enter_context(process)
+        assert process.stdin
+        assert process.stdout
+        stack.callback(process.stdin.close)
+        number = int(process.stdout.readline())
+        pairs, room = [], True
+        while room:
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.settimeout(20)
+            room = not client.connect_ex(path) and server in select.select([client, server], [], [], 20)[0]
+            if room:
+                pairs.append((client, stack.enter_context(server.accept()[0])))
+        with socket.socket(socket.AF_UNIX) as late, pytest.raises(ConnectionRefusedError):
+            late.connect(path)
+        assert len(pairs) > 8
+        for client, there in pairs:
+            there.sendall(b"answer")
+            (found,) = UnpackingChannel(Credited()).unpack([memoryview(client.recv(packer.MOST))])
+            assert found == b"answer"
+        status = Path(f"/proc/{number}/status")
+        if status.exists():
+            (size,) = (line.split()[1] for line in status.read_text().splitlines() if "VmSize" in line)
+            assert int(size) < 300_000  # in KiB; it was 100 MB for each
 
 
 def test_line_that_is_faster_than_packing_gets_it_as_it_is() -> None:

@@ -185,18 +185,17 @@ def end(sock: socket.socket, how: int) -> None:
         sock.shutdown(how)
 
 
-def carry(client: socket.socket, path: str) -> None:
+def carry(client: socket.socket, server: socket.socket, path: str) -> None:
     """Carry one connection to its end."""
     from threading import Thread
 
-    with client, socket.socket(socket.AF_UNIX) as server:
+    with client, server:
         there = Thread(target=send_on, args=(client, server), daemon=True)
         try:
             server.connect(path)
             there.start()
         except (OSError, RuntimeError):
-            with contextlib.suppress(OSError):
-                client.sendall(b"\0")  # not even a head: the client breaks it off
+            refuse(client)
             return
         try:
             send_packed(server, client)
@@ -204,6 +203,12 @@ def carry(client: socket.socket, path: str) -> None:
             end(client, socket.SHUT_RDWR)
             end(server, socket.SHUT_RDWR)
         there.join()
+
+
+def refuse(client: socket.socket) -> None:
+    """Let the client break it off: an end alone would be an empty answer."""
+    with contextlib.suppress(OSError):
+        client.sendall(b"\0")  # not even a head
 
 
 def serve(listener: socket.socket, path: str) -> NoReturn:
@@ -214,11 +219,30 @@ def serve(listener: socket.socket, path: str) -> NoReturn:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    spare_memory()
     with contextlib.suppress(OSError, RuntimeError), listener:
         while True:
-            Thread(target=carry, args=(listener.accept()[0], path), daemon=True).start()
+            server = socket.socket(socket.AF_UNIX)
+            os.close(os.dup(server.fileno()))  # there is one more for who comes, else nobody is let in
+            client = listener.accept()[0]
+            try:
+                Thread(target=carry, args=(client, server, path), daemon=True).start()
+            except RuntimeError:
+                refuse(client)
+                raise
     while True:
         signal.pause()
+
+
+def spare_memory() -> None:
+    """Let threads reserve little: a batch system may count what is reserved, and kill the job for it."""
+    import threading
+
+    threading.stack_size(1 << 18)  # of 8 MiB
+    with contextlib.suppress(Exception):  # no ctypes, or another C library, which reserves less
+        import ctypes
+
+        ctypes.CDLL(None).mallopt(-8, 1)  # glibc's M_ARENA_MAX: else 64 MiB for each thread
 
 
 def start_packer(listens: str, path: str, group: int) -> bool:
