@@ -12,6 +12,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import zlib
 from array import array
 from collections.abc import Callable, Iterator
@@ -279,6 +280,32 @@ def test_limits_of_a_machine_are_kept(tmp_path: Path) -> None:
         if status.exists():
             (size,) = (line.split()[1] for line in status.read_text().splitlines() if "VmSize" in line)
             assert int(size) < 300_000  # in KiB; it was 100 MB for each
+
+
+def test_answer_that_memory_lacks_for_is_broken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where memory ends while an answer is packed, both ends see it, and nobody takes it for empty."""
+
+    def fail(*_: object) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr(packer.Packer, "pack", fail)
+    near, client = socket.socketpair()
+    with near, socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "server"))
+        server.listen()
+        near.settimeout(20)
+        ways = client, socket.socket(socket.AF_UNIX), str(tmp_path / "server")
+        carries = threading.Thread(target=packer.carry, args=ways)
+        carries.start()
+        with server.accept()[0] as there:
+            there.settimeout(20)
+            there.sendall(b"answer")
+            channel = UnpackingChannel(Credited())
+            assert channel.unpack([memoryview(conformance.read_all(near))]) == []
+            assert channel.is_cut_off
+            assert there.recv(1) == b""
+        carries.join(20)
+        assert not carries.is_alive()
 
 
 def test_line_that_is_faster_than_packing_gets_it_as_it_is() -> None:

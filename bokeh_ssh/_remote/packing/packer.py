@@ -174,9 +174,9 @@ def send_on(client: socket.socket, server: socket.socket) -> None:
     try:
         for data in iter(lambda: receive(client), b""):
             server.sendall(data)
-        end(server, socket.SHUT_WR)
-    except OSError:
+    except (OSError, MemoryError):
         end(client, socket.SHUT_RD)
+    end(server, socket.SHUT_WR)
 
 
 def end(sock: socket.socket, how: int) -> None:
@@ -199,7 +199,8 @@ def carry(client: socket.socket, server: socket.socket, path: str) -> None:
             return
         try:
             send_packed(server, client)
-        except OSError:  # the client is gone
+        except (OSError, MemoryError):  # the client is gone, or a limit is reached
+            refuse(client)
             end(client, socket.SHUT_RDWR)
             end(server, socket.SHUT_RDWR)
         there.join()
@@ -208,7 +209,7 @@ def carry(client: socket.socket, server: socket.socket, path: str) -> None:
 def refuse(client: socket.socket) -> None:
     """Let the client break it off: an end alone would be an empty answer."""
     with contextlib.suppress(OSError):
-        client.sendall(b"\0")  # not even a head
+        client.send(b"\0", socket.MSG_DONTWAIT)  # not even a head
 
 
 def serve(listener: socket.socket, path: str) -> NoReturn:
