@@ -276,6 +276,10 @@ def _write_accounts(base: Path) -> None:
 
 
 def _pythons() -> Sequence[str]:
-    """List the folders that this Python is in, without those that are below another."""
+    """List the folders that this Python is in, by its links too, without those that are below another."""
     found = {os.path.realpath(path) for path in (sys.prefix, sys.base_prefix)}
+    python = Path(sys.executable)
+    while python.is_symlink():
+        python = python.parent / python.readlink()
+        found.add(os.path.realpath(python.parent))
     return sorted(path for path in found if not any(path.startswith(other + "/") for other in found))
