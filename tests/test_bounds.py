@@ -12,7 +12,6 @@ import threading
 import time
 import types
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +27,7 @@ from bokeh_ssh._server.launch_spec import Launch
 from bokeh_ssh._server.log_parsing import AppErrors
 from bokeh_ssh._server.server_state import ServerState
 from memory import peak
+from processes import proc
 
 if os.name != "posix":
     pytest.skip("the remote side is a POSIX system", allow_module_level=True)
@@ -63,7 +63,7 @@ time.sleep(600)
 
 def memory(pid: int) -> int:
     """Tell how many bytes a process has had in use at most."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+    for line in proc(f"{pid}/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     raise AssertionError(pid)

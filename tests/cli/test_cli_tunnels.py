@@ -22,6 +22,7 @@ from beds import Knobs, Machine, until
 from bokeh_ssh._cli.tunnels import background, control
 from bokeh_ssh._cli.tunnels.registry import find_tunnels
 from cable import Cable
+from processes import proc
 from programs import OnTerminal, Program, login, run_here, unkeyed
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and terminals of POSIX")
@@ -61,7 +62,7 @@ def live() -> bokeh_ssh.TunnelStatus:
 def is_alive(pid: int) -> bool:
     """Tell whether a process runs; one that has ended, and that nobody waited for, does not."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+        return proc(f"{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
     except OSError:
         return False
 

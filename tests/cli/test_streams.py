@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from processes import proc
+
 if os.name != "posix":
     pytest.skip("redirections of POSIX", allow_module_level=True)
 
@@ -310,7 +312,7 @@ def test_interrupt_counts_where_two_wait_for_a_reader() -> None:
 
 def _state(pid: int) -> str:
     """Return what a process's main thread does, as a letter of the kernel's."""
-    return Path(f"/proc/{pid}/task/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
+    return proc(f"{pid}/task/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
 
 
 def _fill(mouth: int) -> None:

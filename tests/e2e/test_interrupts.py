@@ -26,7 +26,7 @@ import fakes
 from beds import PASSWORD, Knobs, Machine, until
 from bokeh_ssh import BokehSSHError, Event, LocalForward, RemoteForward, TunnelClosedError
 from fakes import FakeSSH, Listener
-from processes import kill
+from processes import kill, proc
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="signals and fork as POSIX has them")
 
@@ -221,7 +221,7 @@ ISOLATE = pytest.mark.parametrize("isolate", [False, True], ids=["in process", "
 
 def dialling(port: int) -> int:
     """Tell how many SYNs to the port wait for an answer."""
-    return Path("/proc/net/tcp").read_text().count(f"0100007F:{port:04X} 02 ")
+    return proc("net/tcp").read_text().count(f"0100007F:{port:04X} 02 ")
 
 
 @pytest.mark.every_python

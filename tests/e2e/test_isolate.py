@@ -35,7 +35,7 @@ from bokeh_ssh import (
     UsageError,
 )
 from bokeh_ssh._tunnels import child_protocol
-from processes import children
+from processes import children, proc
 from targets import target_on
 
 
@@ -182,7 +182,7 @@ def test_secrets_are_nowhere_to_be_seen(embedded: Callable[..., Machine]) -> Non
     ):
         [child] = children()
         for name in ("cmdline", "environ"):
-            assert PASSWORD.encode() not in Path(f"/proc/{child}/{name}").read_bytes()
+            assert PASSWORD.encode() not in proc(f"{child}/{name}").read_bytes()
 
 
 def test_question_before_the_child_knows_what_to_open(

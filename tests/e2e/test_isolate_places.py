@@ -16,6 +16,7 @@ import pytest
 from beds import Machine, until
 from benchmarks.process import tree
 from conformance import ask, read_exactly
+from processes import proc
 from targets import target_here
 
 pytestmark = pytest.mark.every_python
@@ -133,14 +134,12 @@ def check(port: int) -> None:
 def holders(root: int) -> list[int]:
     """List the processes below one that hold a tunnel for it."""
     return [
-        pid
-        for pid in tree([root])
-        if b"bokeh_ssh._tunnels.child_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        pid for pid in tree([root]) if b"bokeh_ssh._tunnels.child_main" in proc(f"{pid}/cmdline").read_bytes()
     ]
 
 
 def _stat(pid: int) -> list[str]:
-    text = Path("/proc", str(pid), "stat").read_text(encoding="utf-8", errors="replace")
+    text = proc(f"{pid}/stat").read_text(encoding="utf-8", errors="replace")
     return text.rpartition(")")[2].split()
 
 

@@ -6,7 +6,6 @@ import re
 import socket
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -23,6 +22,7 @@ from bokeh_ssh import (
     UsageError,
     Warned,
 )
+from processes import proc
 from targets import check_on, target_here, target_on
 
 
@@ -77,7 +77,7 @@ def test_local_port_none_prefers_5006_and_takes_another(machine: Machine) -> Non
         LocalForward(machine.host, machine.user, remote_port=9, local_port=None, **machine.login) as two,
     ):
         assert one.local_port != two.local_port
-        table = Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text()
+        table = proc("net/tcp").read_text() + proc("net/tcp6").read_text()
         here = {address for address, port in parse_listeners(table) if port == two.local_port}
         assert here <= {"127.0.0.1", "::1"}
         assert "127.0.0.1" in here

@@ -23,6 +23,7 @@ from cable import Cable
 from connections import connected
 from direct_tunnels import port_of, serve_on, tunnel_to
 from fakes import Listener
+from processes import proc
 
 LOOPBACK = "127.0.0.1"
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -226,7 +227,7 @@ def test_tunnel_to_a_bokeh_server_has_one(sshd: Callable[..., Machine]) -> None:
         port = port_of(running)
 
         def established() -> int:
-            table = Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]
+            table = proc("net/tcp").read_text(encoding="ascii").splitlines()[1:]
             return sum(f":{port:04X} " in line.split()[1] + " " and line.split()[3] == "01" for line in table)
 
         with tunnel_to(machine, remote_port=port, launch=False):

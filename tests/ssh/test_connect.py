@@ -56,6 +56,7 @@ from bokeh_ssh._ssh.tcp import dial
 from bokeh_ssh._ssh.transport import Channel
 from connections import connected
 from fakes import Listener
+from processes import proc
 
 _LOGIN: dict[str, Any] = {"ssh_config": None, "allow_agent": False, "look_for_keys": False}
 #: Seconds above a deadline that a busy machine may need.
@@ -572,7 +573,7 @@ def test_hostile_user_names_are_refused_by_the_constructor(user: str) -> None:
 
 def switches(thread: threading.Thread) -> int:
     """Return how often a thread has waited (Linux)."""
-    text = Path(f"/proc/self/task/{thread.native_id}/status").read_text(encoding="ascii")
+    text = proc(f"self/task/{thread.native_id}/status").read_text(encoding="ascii")
     return int(text.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
 
 

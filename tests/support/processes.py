@@ -8,6 +8,15 @@ import signal
 from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
+
+
+def proc(place: str = "") -> Path:
+    """Return a place in /proc; where a system has none, as macOS, the test is skipped."""
+    if not Path("/proc/self").exists():
+        pytest.skip("this system has no /proc")
+    return Path("/proc", place)
+
 
 def kill(pids: Iterable[int]) -> None:
     """Kill processes; one that has ended meanwhile, perhaps with another of them, is skipped."""
@@ -19,7 +28,7 @@ def kill(pids: Iterable[int]) -> None:
 def children() -> list[int]:
     """List the child processes of this one that hold a tunnel."""
     found = []
-    for path in Path("/proc").glob("[0-9]*"):
+    for path in proc().glob("[0-9]*"):
         try:
             parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
             if parent == os.getpid() and b"bokeh_ssh._tunnels.child_main" in (path / "cmdline").read_bytes():
@@ -32,7 +41,7 @@ def children() -> list[int]:
 def running(top: Path | str) -> set[int]:
     """List the processes whose environment says that their place is there, or in there."""
     found = set()
-    for path in Path("/proc").glob("[0-9]*/environ"):
+    for path in proc().glob("[0-9]*/environ"):
         if path.parent.name == str(os.getpid()):
             continue
         try:

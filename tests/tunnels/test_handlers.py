@@ -43,7 +43,7 @@ from bokeh_ssh import (
 from bokeh_ssh._core.dispatcher import Dispatcher
 from bokeh_ssh._tunnels import child_process, lifecycle
 from conformance import ask
-from processes import children
+from processes import children, proc
 from targets import target_here
 
 ISOLATE = pytest.mark.parametrize("isolate", [False, True], ids=["in process", "isolated"])
@@ -569,7 +569,7 @@ def program(machine: Machine, **words: Any) -> Iterator[tuple[subprocess.Popen[s
 
 
 def _child_of(pid: int) -> int:
-    [child] = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    [child] = proc(f"{pid}/task/{pid}/children").read_text().split()
     return int(child)
 
 
