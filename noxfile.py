@@ -49,6 +49,15 @@ def _has_venv(python: str) -> bool:
         return False
 
 
+def _uv_installs(python: Path) -> bool:
+    """Return whether uv can install here: it reads none of pip's settings, as those of a mirror."""
+    command = [str(python), "-m", "uv", "pip", "install", "--dry-run", "--python", str(python), "hatchling"]
+    try:
+        return subprocess.run(command, capture_output=True, check=False, timeout=60).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
 def _bootstrap() -> int:
     """Run nox from an environment of its own, made first where it is missing."""
     place = HERE / ".nox" / "bootstrap"
@@ -64,6 +73,9 @@ def _bootstrap() -> int:
         shutil.rmtree(place, ignore_errors=True)
         subprocess.run([base, "-m", "venv", str(place)], check=True)
         subprocess.run([str(python), "-m", "pip", "install", "--quiet", NOX], check=True)
+        (place / "uv-installs").unlink(missing_ok=True)
+        if _uv_installs(python):
+            (place / "uv-installs").touch()
         stamp.write_text(made_of, encoding="utf-8")
     command = [str(python), "-m", "nox", "-f", str(HERE / "noxfile.py"), *sys.argv[1:]]
     if os.name != "nt":
@@ -82,6 +94,7 @@ def _complain() -> int:
 
 
 _pyenv()
+os.environ.setdefault("UV_SYSTEM_CERTS", "1")  # as pip does: some networks have a certificate of their own
 if __name__ == "__main__":
     sys.exit(_bootstrap())
 
@@ -111,7 +124,8 @@ OF_TESTS = {"PYTHONPATH": os.pathsep.join(("tests", "tests/support"))}
 
 nox.needs_version = NOX.removeprefix("nox[uv]")
 nox.options.reuse_venv = "yes"
-nox.options.default_venv_backend = "uv|virtualenv"  # uv installs in seconds what takes pip a minute
+if (HERE / ".nox/bootstrap/uv-installs").exists():
+    nox.options.default_venv_backend = "uv|virtualenv"  # which installs in seconds what takes pip a minute
 nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = CI
 CHECKS = ["lint", "layers", "types", "docs"]
