@@ -236,10 +236,7 @@ def test_server_that_nobody_serves_is_no_empty_answer(tunnel: DirectTunnel, tmp_
     """A connection that the server does not take is reset, as without."""
     (tmp_path / "none").touch()
     (tmp_path / "none").replace(tunnel._lifecycle.session.server.socket)
-    with Reader(tunnel.local_port) as reader:
-        reader.sock.sendall(request("/text"))
-        with pytest.raises(ConnectionResetError):
-            reader.sock.recv(1)
+    conformance.check_reset(("127.0.0.1", tunnel.local_port), request("/text"))
 
 
 def test_limits_of_a_machine_are_kept(tmp_path: Path) -> None:

@@ -179,6 +179,14 @@ def ask(address: tuple[str, int], words: str) -> socket.socket:
     return sock
 
 
+def check_reset(address: tuple[str, int], words: bytes = b"") -> None:
+    """A connection is reset, as early as while it is made or asks: no moment of that is promised."""
+    with suppress(ConnectionResetError), socket.create_connection(address, timeout=DEADLINE) as sock:
+        sock.sendall(words)
+        answer = sock.recv(1)
+        raise AssertionError(f"no reset, but {answer!r}")
+
+
 def check_echo(address: tuple[str, int]) -> None:
     """Small and odd sizes come back as they are, one after the other."""
     with ask(address, "echo") as sock:
