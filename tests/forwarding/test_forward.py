@@ -103,7 +103,7 @@ def test_target_that_is_down_is_a_warning(machine: Machine) -> None:
         machine.host, machine.user, remote_port=1, on_event=events.append, **machine.login
     ) as forward:
         assert any(isinstance(event, Warned) for event in events)
-        conformance.check_reset(("127.0.0.1", forward.local_port))
+        conformance.expect_reset(("127.0.0.1", forward.local_port))
 
 
 def test_port_that_somebody_has_on_the_other_loopback_is_told(embedded: Callable[..., Machine]) -> None:

@@ -236,7 +236,7 @@ def test_server_that_nobody_serves_is_no_empty_answer(tunnel: DirectTunnel, tmp_
     """A connection that the server does not take is reset, as without."""
     (tmp_path / "none").touch()
     (tmp_path / "none").replace(tunnel._lifecycle.session.server.socket)
-    conformance.check_reset(("127.0.0.1", tunnel.local_port), request("/text"))
+    conformance.expect_reset(("127.0.0.1", tunnel.local_port), request("/text"))
 
 
 def test_limits_of_a_machine_are_kept(tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def test_connection_that_is_tried_again_is_given_back_with_the_line(embedded: An
         connection.forward(stack.enter_context(socket.socket()), path, endpoint.HERE, again=back.set)
         until(lambda: connection.io_loop._timers, what="it to be refused")
         connection.close()
-        assert back.wait(5)
+        assert back.wait(30)
 
 
 def test_listening_on_a_socket(machine: Machine, folder: str) -> None:
@@ -331,11 +331,7 @@ def test_target_socket_that_is_down_is_a_warning(machine: Machine, folder: str) 
         **machine.login,
     ) as forward:
         assert any(isinstance(event, Warned) for event in events)
-        with (  # the reset may come while it still connects
-            pytest.raises(ConnectionResetError),
-            socket.create_connection(("127.0.0.1", forward.local_port), timeout=20) as sock,
-        ):
-            sock.recv(1)
+        conformance.expect_reset(("127.0.0.1", forward.local_port))
 
 
 def test_forbidden_target_socket_fails_on_entering(machine_with: Any) -> None:

@@ -607,7 +607,7 @@ def test_close_in_place_of_an_answer_is_a_refusal(tmp_path: Path, first: str) ->
         told: list[Any] = []
         with local_forward(fake, remote_port=9, on_event=told.append) as forward:
             assert any(isinstance(event, Warned) and "the server closed it" in event.text for event in told)
-            conformance.check_reset(("127.0.0.1", forward.local_port))
+            conformance.expect_reset(("127.0.0.1", forward.local_port))
             assert forward.state == "ready"
     assert time.monotonic() - began < 15
 

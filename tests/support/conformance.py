@@ -52,6 +52,14 @@ def read_exactly(sock: socket.socket, count: int) -> bytes:
     return b"".join(parts)
 
 
+def expect_reset(address: tuple[str, int], words: bytes = b"") -> None:
+    """A connection is reset, as early as while it is made or asks: no moment of that is promised."""
+    with suppress(ConnectionResetError), socket.create_connection(address, timeout=DEADLINE) as sock:
+        sock.sendall(words)
+        answer = sock.recv(1)
+        raise AssertionError(f"no reset, but {answer!r}")
+
+
 # The target.
 
 
@@ -177,14 +185,6 @@ def ask(address: tuple[str, int], words: str) -> socket.socket:
     sock = socket.create_connection(address, timeout=DEADLINE)
     sock.sendall(words.encode() + b"\n")
     return sock
-
-
-def check_reset(address: tuple[str, int], words: bytes = b"") -> None:
-    """A connection is reset, as early as while it is made or asks: no moment of that is promised."""
-    with suppress(ConnectionResetError), socket.create_connection(address, timeout=DEADLINE) as sock:
-        sock.sendall(words)
-        answer = sock.recv(1)
-        raise AssertionError(f"no reset, but {answer!r}")
 
 
 def check_echo(address: tuple[str, int]) -> None:

@@ -242,7 +242,7 @@ def test_connections_are_held_for_a_stated_time(
         address = ("127.0.0.1", forward.local_port)
         with socket.create_connection(address, timeout=1) as page:
             page.sendall(b"GET /app/ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: WebSocket\r\n\r\n")
-            conformance.check_reset(address)
+            conformance.expect_reset(address)
             with pytest.raises(TimeoutError):
                 page.recv(1)
             monkeypatch.setattr(listener, "PAGE_PATIENCE", 0.0)
