@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -42,12 +41,10 @@ class Target:
         self.count = 0
         self._greeting = greeting
         self._ends = ends  # so many connections are ended as they come
-        self._lock = threading.Lock()
 
     def answer(self, sock: socket.socket, number: int) -> None:
-        with self._lock:
-            self.count += 1
-            number = self.count
+        number += 1  # as they were accepted: their threads may start in another order
+        self.count = max(self.count, number)
         if number <= self._ends:
             return
         if self._greeting:
@@ -60,15 +57,15 @@ class Target:
 @contextmanager
 def forwarding(
     connection: Connection, target: Target, *, ahead: bool = True, http: bool = True
-) -> Iterator[tuple[LocalAcceptor, ExitStack]]:
-    """Lead a local port to the target."""
+) -> Iterator[tuple[LocalAcceptor, SpareChannels | None]]:
+    """Lead a local port to the target; gives the channels ahead too."""
     with ExitStack() as stack:
         port = stack.enter_context(Listener(target.answer)).port
         acceptor = open_acceptor(stack, bind(0), lambda _: None, True, Attempts())
         request_filter = RequestFilter(acceptor.port) if http else None
         spare = spare_to(connection, port) if ahead else None
         stack.enter_context(acceptor.forwarding(connection, (LOOPBACK, port), request_filter, spare=spare))
-        yield acceptor, stack
+        yield acceptor, spare
 
 
 def spare_to(connection: Connection, port: int) -> SpareChannels:
@@ -80,6 +77,12 @@ def count_spare(connection: Connection) -> int:
     """Return how many channels are open that nobody uses, here or there."""
     handlers = [channel.handler for channel in list(connection.transport._channels.values())]
     return sum(isinstance(handler, EarlyChannel) and handler.untouched for handler in handlers)
+
+
+def are_touched(spare: SpareChannels | None) -> bool:
+    """Return whether both channels ahead are open, and something has come on each."""
+    assert spare
+    return [early.untouched for early in list(spare._unused)] == [False, False]
 
 
 def fetch(port: int, request: bytes = GET) -> bytes:
@@ -129,9 +132,8 @@ def test_none_is_open_where_none_is_wanted(embedded: Callable[..., Machine]) -> 
 def test_one_that_has_ended_is_not_used(embedded: Callable[..., Machine]) -> None:
     """A target that ends idle connections does not end a request with them."""
     target = Target(ends=2)
-    with connected(embedded()) as connection, forwarding(connection, target) as (acceptor, _):
-        until(lambda: target.count == 2, what="the connections ahead")
-        until(lambda: connection.ping(10) and not count_spare(connection), what="their end to be known")
+    with connected(embedded()) as connection, forwarding(connection, target) as (acceptor, spare):
+        until(lambda: are_touched(spare), what="their end to be known")
         assert fetch(acceptor.port) == b"3"
 
 
@@ -149,9 +151,8 @@ def test_one_that_is_old_is_not_used(
 def test_old_greeting_is_shown_to_nobody(embedded: Callable[..., Machine]) -> None:
     """A target that speaks first is heard when somebody connects; after one try none is opened ahead."""
     target = Target(greeting=b"hello")
-    with connected(embedded()) as connection, forwarding(connection, target, http=False) as (acceptor, _):
-        until(lambda: target.count == 2, what="the connections ahead")
-        until(lambda: connection.ping(10), what="their greeting to be here")
+    with connected(embedded()) as connection, forwarding(connection, target, http=False) as (acceptor, spare):
+        until(lambda: are_touched(spare), what="their greeting to be here")
         for number in (3, 4):
             with socket.create_connection((LOOPBACK, acceptor.port), timeout=30) as sock:
                 assert sock.recv(100) == b"hello %d\n" % number

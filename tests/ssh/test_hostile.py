@@ -184,8 +184,8 @@ class Overrun:
         number = channel_to_nine(message)
         if number is None:
             return False
-        self.theirs.append(number)
         server.raw(number)
+        self.theirs.append(number)  # who waits for this looks at the other end too
         return True
 
 
@@ -271,7 +271,7 @@ def test_packet_lengths_that_cannot_be_are_refused(tmp_path: Path, length: int) 
         # With AES-GCM the length is in the clear: this needs no key.
         fake.session.sock.sendall(struct.pack(">I", length) + bytes(100))
         with pytest.raises(ConnectionLostError):
-            forward.wait(5)
+            forward.wait(30)
 
 
 @pytest.mark.parametrize(
@@ -409,16 +409,16 @@ def test_silence_after_a_channel_open_has_a_deadline(tmp_path: Path, no_leaks: A
     deaf = {"on_open": lambda server, message: True, "on_request": lambda server, message: True}
     with no_leaks(), FakeSSH(tmp_path, **deaf) as fake:
         with pytest.raises(ConnectionLostError, match="channel"):
-            local_forward(fake, timeout=1).open()
+            local_forward(fake, timeout=3).open()
         assert sum(b"direct-tcpip" in rest for kind, rest in fake.session.seen if kind == "open") == 1
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 30
 
 
 def test_target_that_never_answers_is_told_as_that(tmp_path: Path, no_leaks: Any) -> None:
     """Where the server answers, but its own connection to the target never comes about, that is a warning."""
     told: list[Any] = []
     with no_leaks(), FakeSSH(tmp_path, on_open=lambda server, message: True) as fake:
-        with local_forward(fake, timeout=1, on_event=told.append) as forward:
+        with local_forward(fake, timeout=3, on_event=told.append) as forward:
             assert forward.state == "ready"
         assert any(isinstance(event, Warned) and "did not answer" in event.text for event in told)
 
@@ -430,14 +430,14 @@ def test_silence_after_a_global_request_has_a_deadline(tmp_path: Path, no_leaks:
     deaf: dict[str, Any] = {"on_request": lambda server, message: True}
     with no_leaks(), FakeSSH(tmp_path, **deaf) as fake:
         with pytest.raises(ForwardingRefusedError, match="does not answer the request to listen") as caught:
-            remote_forward(fake, timeout=1).open()
+            remote_forward(fake, timeout=3).open()
         assert not caught.value.temporary
         assert any(b"tcpip-forward" in rest for kind, rest in fake.session.seen if kind == "global request")
     deaf["on_open"] = lambda server, message: True
     with no_leaks(), FakeSSH(tmp_path, **deaf) as fake:
         with pytest.raises(ConnectionLostError, match="no answer"):
-            remote_forward(fake, timeout=1).open()
-    assert time.monotonic() - began < 15
+            remote_forward(fake, timeout=3).open()
+    assert time.monotonic() - began < 60
 
 
 def test_server_that_answers_no_global_request_is_not_given_up(tmp_path: Path, no_leaks: Any) -> None:
@@ -463,7 +463,7 @@ def test_request_that_a_server_does_not_know_is_an_answer(tmp_path: Path) -> Non
     with FakeSSH(tmp_path, on_request=unknown) as fake:
         with pytest.raises(ForwardingRefusedError, match="does not know the request to listen"):
             remote_forward(fake).open()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 10  # not at the deadline
 
 
 def test_silence_during_the_login_has_a_deadline(tmp_path: Path, no_leaks: Any) -> None:

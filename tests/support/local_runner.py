@@ -346,7 +346,8 @@ class Held:
 
 def heard(server: Server, session: LocalSession, event: str) -> list[dict[str, Any]]:
     """List the messages of one kind that came from a server's supervisor."""
-    lines = bytes(session.received).decode("utf-8", "replace").splitlines()
+    whole = bytes(session.received).rpartition(b"\n")[0]  # of what comes after it, some is on its way
+    lines = whole.decode("utf-8", "replace").splitlines()
     found = (line.partition(server._nonce)[2] for line in lines)
     messages = [json.loads(text) for text in found if text.startswith("{")]
     return [message for message in messages if message["event"] == event]
