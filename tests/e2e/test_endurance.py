@@ -244,7 +244,7 @@ def test_channel_timeout_ends_one_connection(patient: Callable[..., Machine]) ->
 
     It ends with an end of file: that is what sshd sends, and nothing in it tells the two apart.
     """
-    machine = patient(ChannelTimeout="direct-tcpip=1")
+    machine = patient(ChannelTimeout="direct-tcpip=3")
     with target_here() as port:
         with LocalForward(
             machine.host, machine.user, remote_port=port, remote_host=_LOOPBACK, **machine.login
@@ -265,7 +265,7 @@ def test_without_channel_timeout_idle_connections_last(sshd: Callable[..., Machi
             machine.host, machine.user, remote_port=port, remote_host=_LOOPBACK, **machine.login
         ) as forward:
             with ask((_LOOPBACK, forward.local_port), "echo") as idle:
-                idle.settimeout(3)
+                idle.settimeout(6)
                 with pytest.raises(TimeoutError):
                     idle.recv(1)
                 idle.sendall(b"x")
@@ -274,7 +274,7 @@ def test_without_channel_timeout_idle_connections_last(sshd: Callable[..., Machi
 
 def test_unused_connection_timeout_is_a_loss(patient: Callable[..., Machine], no_leaks: Any) -> None:
     """A connection that sshd ends because nobody uses it is told as lost."""
-    machine = patient(UnusedConnectionTimeout="1")
+    machine = patient(UnusedConnectionTimeout="3")
     with no_leaks():
         with LocalForward(
             machine.host, machine.user, remote_port=1, reconnect=False, **machine.login
@@ -287,7 +287,7 @@ def test_unused_connection_timeout_is_a_loss(patient: Callable[..., Machine], no
 
 def test_used_connection_has_no_unused_timeout(patient: Callable[..., Machine]) -> None:
     """The control: with a connection open through it, the same sshd leaves it alone."""
-    machine = patient(UnusedConnectionTimeout="1")
+    machine = patient(UnusedConnectionTimeout="3")
     with target_here() as port:
         with LocalForward(
             machine.host,
@@ -298,7 +298,7 @@ def test_used_connection_has_no_unused_timeout(patient: Callable[..., Machine]) 
             **machine.login,
         ) as forward:
             with ask((_LOOPBACK, forward.local_port), "echo") as used:
-                used.settimeout(3)
+                used.settimeout(7)
                 with pytest.raises(TimeoutError):
                     used.recv(1)
                 assert forward.state == "ready"

@@ -47,7 +47,7 @@ def test_tunnels_are_isolated_unless_told_otherwise_and_forwards_are_not(machine
         [child] = children()
         assert not [t for t in threading.enumerate() if "io loop" in t.name]
         apps.drive(tunnel.url)
-        assert any("Starting Bokeh server" in line for line in tunnel.log)
+        until(lambda: any("Starting Bokeh server" in line for line in tunnel.log), what="its lines")
     until(lambda: child not in children(), what="the child to end")
     assert any("Starting Bokeh server" in line for line in tunnel.log)
     with LocalForward(machine.host, machine.user, remote_port=1, **machine.login):

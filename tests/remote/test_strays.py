@@ -135,7 +135,7 @@ def test_all_that_left_the_group_ends_with_stop(
     held = escaped(bench, mark)
     group = process_tree.members(os.getpgid(held.server.pid), process_tree.table())
     assert len(strays(mark, bystander) - group) >= len(_WAYS)  # the control: none is a member
-    with deadline(15):
+    with deadline(30):
         assert held.server.stop() is True
         assert strays(mark, bystander) == set()  # and it has said so only then
     assert held.session.process.wait(20) == 0
@@ -155,8 +155,8 @@ def test_what_ignores_term_is_killed(bench: Bench, mark: str, bystander: subproc
     """A program in a session of its own that does not listen ends with the patience that a server has."""
     held = escaped(bench, mark, _DEAF)
     began = time.monotonic()
-    assert held.server.stop(timeout=5) is True
-    assert 1 < time.monotonic() - began < 8
+    assert held.server.stop(timeout=10) is True
+    assert 2 < time.monotonic() - began < 11
     assert strays(mark, bystander) == set()
 
 

@@ -118,8 +118,8 @@ def test_stop_kills_what_ignores_term(bench: Bench, mark: str) -> None:
     """A server and a grandchild that ignore TERM are killed in time."""
     held = Held(bench, mark, "child deaf")
     began = time.monotonic()
-    assert held.server.stop(timeout=5) is True
-    assert 1 < time.monotonic() - began < 8
+    assert held.server.stop(timeout=10) is True
+    assert 2 < time.monotonic() - began < 11
     assert held.server.exit_status == -signal.SIGKILL
     held.check_gone()
 
@@ -218,14 +218,18 @@ def test_flood_is_drained_while_the_client_does_not_read(bench: Bench, mark: str
     def stall() -> None:
         until(lambda: runner.sessions and b'"started"' in runner.sessions[0].received, what="it was started")
         runner.sessions[0].stalled.set()
+        try:
+            until(report.exists, what="it to come past the flood")
+        finally:
+            runner.sessions[0].vanish()
 
     staller = threading.Thread(target=stall)
     staller.start()
     env = {"FAKE": "flood", "FAKE_REPORT": str(report)}
-    with pytest.raises(LaunchError):  # ready is never read
-        bench.start(runner, command=FAKE, env=env, timeout=2.5)
+    with pytest.raises((ConnectionLostError, LaunchError)):  # ready is never read
+        bench.start(runner, command=FAKE, env=env, grace=0)
     staller.join()
-    assert report.exists()  # it came past the flood
+    assert report.exists()
     assert len(runner.sessions[0].received) < 4 << 20
     assert runner.sessions[0].process.wait(20) is not None
 
@@ -328,7 +332,7 @@ def test_supervisor_runs_on_the_oldest_python(bench: Bench, mark: str) -> None:
     held = Held(bench, mark, "child deaf", python=found[0])
     os.kill(held.server.pid, signal.SIGSTOP)
     until(lambda: kinds(bench, ServerUnresponsive), what="it is told")
-    assert held.server.stop(timeout=5) is True
+    assert held.server.stop(timeout=10) is True
     held.check_gone()
 
 

@@ -157,18 +157,18 @@ def test_no_python_any_more_is_told(bench: Bench, mark: str) -> None:
 def test_adopted_server_is_held_as_before(bench: Bench, mark: str) -> None:
     """After the adoption heartbeats keep it; when that client is gone too, the grace time runs again."""
     held = Held(bench, mark, grace=0.5, lease=30)
-    again = Launch(grace=1, lease=0.6)
+    again = Launch(grace=3, lease=1.5)
     runner = bench.runner()
     server = Server.adopt(runner, ticket_of(held), launch=again)
     began = time.monotonic()
     until(lambda: runner.sessions[-1].received.count(b'"beat"') >= 8, what="heartbeats are answered")
-    assert time.monotonic() - began > 0.6
+    assert time.monotonic() - began > 1.5
     assert held.alive()
     gone = time.monotonic()
     runner.sessions[-1].vanish()
     assert server.lost
     held.check_gone()
-    assert 0.8 < time.monotonic() - gone < 15
+    assert 2.5 < time.monotonic() - gone < 30
 
 
 def test_silent_adopter_loses_its_lease(bench: Bench, mark: str) -> None:

@@ -590,9 +590,9 @@ def test_start_file_that_blocks_ends_at_the_deadline(bench: Bench, shell: str, m
     """A start file that never ends is a LaunchTimeoutError that shows what it wrote, and is ended."""
     runner = start_file(bench, shell, f"echo waiting for nothing\n{endless(mark)}\n")
     began = time.monotonic()
-    error = bench.fails(LaunchTimeoutError, runner, timeout=1.5)
-    assert 1.4 < time.monotonic() - began < 10
-    assert "the login shell did not run our command within 1.5 s" in str(error)
+    error = bench.fails(LaunchTimeoutError, runner, timeout=4)
+    assert 3.9 < time.monotonic() - began < 30
+    assert "the login shell did not run our command within 4 s" in str(error)
     assert "waiting for nothing" in str(error)
     assert runner.sessions[0].signals == ["KILL"]  # it did come that far
     until(lambda: not processes(mark), what="the start file is gone")
@@ -610,7 +610,7 @@ def test_setup_that_blocks_ends_at_the_deadline(bench: Bench, mark: str) -> None
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    error = bench.fails(LaunchTimeoutError, runner, setup=steps, timeout=3)
+    error = bench.fails(LaunchTimeoutError, runner, setup=steps, timeout=6)
     watcher.join()
     assert seen.is_set()
     assert "sets up" in str(error)
@@ -657,9 +657,9 @@ def test_server_that_never_gets_ready_ends_at_the_deadline(bench: Bench, mark: s
     """A server that never says that it listens is a LaunchTimeoutError, and is ended with its children."""
     runner = bench.runner()
     env = {"FAKE": "silent child deaf", "FAKE_MARK": mark}
-    error = bench.fails(LaunchTimeoutError, runner, command=FAKE, env=env, timeout=2)
+    error = bench.fails(LaunchTimeoutError, runner, command=FAKE, env=env, timeout=6)
     assert b'"started"' in runner.sessions[0].received
-    assert "did not say within 2 s that it listens" in str(error)
+    assert "did not say within 6 s that it listens" in str(error)
     until(lambda: not processes(mark), what="the grandchild is gone")
 
 

@@ -280,7 +280,7 @@ def test_server_of_a_publication_is_the_publications() -> None:
 def test_stopping_takes_it_from_whoever_holds_it(bench: Bench, mark: str, place: Path) -> None:
     """stop_server() ends a server that ignores TERM, with all that it started, and its client is told."""
     held = Held(bench, mark, "child deaf")
-    stop_server(bench.runner(), ids(bench.runner())[0], timeout=3)
+    stop_server(bench.runner(), ids(bench.runner())[0], timeout=10)
     assert not held.grandchildren()
     assert held.server.wait(30)
     assert held.server.exit_status == -signal.SIGKILL

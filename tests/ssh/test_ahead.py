@@ -298,7 +298,7 @@ def test_server_that_falls_silent_is_spared(
         monkeypatch.setitem(handlers, MSG_CHANNEL_OPEN, lambda *args: None)
         for _ in range(2):
             with pytest.raises(ConnectTimeoutError):
-                enter(bed.port, "a", ahead=[None], login={"timeout": 1})
+                enter(bed.port, "a", ahead=[None], login={"timeout": 3})
             assert remembered().endswith((" alone!\n", " waits\n"))
             enter(bed.port, "a", ahead=[None]).close()
         enter(bed.port, "a", ahead=[None]).close()

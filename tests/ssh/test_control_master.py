@@ -233,7 +233,7 @@ def test_master_that_is_not_used(
     arrange(masters)
     began = time.monotonic()
     events, via = enter(masters)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 20
     assert via == " gate"
     told = [event.text for event in events if isinstance(event, Warned)]
     assert told == [f"the ControlMaster of gate is not used ({why}); logging in"]
@@ -261,7 +261,7 @@ def test_machine_that_does_not_answer(masters: Masters, monkeypatch: pytest.Monk
         masters.write(f"ControlPath {masters.socket}", key=str(masters.gate.key_path))
         masters.start()
         with pytest.raises(RefusedError, match=r"the ControlMaster of gate cannot connect to 127.0.0.1 port"):
-            enter(masters, timeout=1.5)
+            enter(masters, timeout=3)
 
 
 def test_master_on_a_dead_line(masters: Masters, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +270,7 @@ def test_master_on_a_dead_line(masters: Masters, monkeypatch: pytest.MonkeyPatch
     masters.write(f"ControlPath {masters.socket}", key=str(masters.gate.key_path))
     masters.start()
     subprocess.run(["pkill", "-STOP", "-P", str(masters.gate.server.pid)], check=True)
-    events, via = enter(masters, timeout=1.5)
+    events, via = enter(masters, timeout=5)
     assert via.split() == ["the", "ControlMaster", "of", "gate", "gate"]
     assert ["did not answer in time" in event.text for event in events if isinstance(event, Warned)] == [True]
     subprocess.run(["pkill", "-CONT", "-P", str(masters.gate.server.pid)], check=True)
@@ -285,7 +285,9 @@ def test_machine_of_the_master(
     masters: Masters, sshd: Callable[..., Machine], no_leaks: Callable[[], Any]
 ) -> None:
     """The master's own machine is entered without a login; all that a connection carries goes there."""
-    masters.gate = sshd(SetEnv='MARK=as-after-a-login OTHER="two words"')
+    place = masters.socket.with_name("tmp")  # other runs have files of their own in /tmp
+    place.mkdir()
+    masters.gate = sshd(SetEnv=f'MARK=as-after-a-login OTHER="two words" TMPDIR={place}')
     masters.write(f"ControlPath {masters.socket}")
     masters.start()
     events: list[Event] = []
@@ -300,9 +302,9 @@ def test_machine_of_the_master(
             assert sock.recv(4) == b"SSH-"
         with contextlib.closing(Sftp(connection)) as sftp:
             sftp.wait()
-        assert list(Path("/tmp").glob("bokeh-ssh-sshd-*"))
+        assert list(place.glob("bokeh-ssh-sshd-*"))
     assert [event.via for event in events if isinstance(event, Connecting)] == ["the ControlMaster of gate"]
-    until(lambda: not list(Path("/tmp").glob("bokeh-ssh-sshd-*")), what="its files to be removed")
+    until(lambda: not list(place.iterdir()), what="its files to be removed")
 
 
 def test_doctor(masters: Masters) -> None:
@@ -364,7 +366,7 @@ def test_end_is_noticed(end: str, masters: Masters) -> None:
             assert masters.control("exit") == 0
         else:
             subprocess.run(["pkill", "-KILL", "-P", str(masters.inner.server.pid)], check=True)
-        assert connection.lost.wait(4), "not noticed before the keepalive's time"
+        assert connection.lost.wait(10), "not noticed before the keepalive's time"
 
 
 @pytest.mark.parametrize("again", ["login", "master"])

@@ -253,10 +253,10 @@ def test_silent_kdc(realm: Realm, door: Callable[..., Door], silent_kdc: int) ->
     server = door()
     os.environ["KRB5_CONFIG"] = str(realm.write_config(silent_kdc))
     began = time.monotonic()
-    assert server.methods(ON, key=True, timeout=1.5) == ("publickey",)
-    assert time.monotonic() - began < 8
-    with pytest.raises(KDCUnreachableError, match=r"no KDC answered within 1.5 s; check the network"):
-        server.methods(ON, timeout=1.5)
+    assert server.methods(ON, key=True, timeout=3) == ("publickey",)
+    assert time.monotonic() - began < 25
+    with pytest.raises(KDCUnreachableError, match=r"no KDC answered within 3 s; check the network"):
+        server.methods(ON, timeout=3)
 
 
 @pytest.mark.parametrize("asked", [False, True])

@@ -208,7 +208,7 @@ def test_lost_connection_ends_the_wait(
     sshd: Callable[..., Machine], plug_in: Callable[..., None], tmp_path: Path
 ) -> None:
     """Nobody is asked to touch for a connection that the server has given up."""
-    machine = sshd(AuthorizedKeysFile=str(FILES / "ed25519.pub"), LoginGraceTime="1")
+    machine = sshd(AuthorizedKeysFile=str(FILES / "ed25519.pub"), LoginGraceTime="4")
     plug_in(SoftToken(touch=lambda: False))
     began = time.monotonic()
     with pytest.raises(SecurityKeyAbsentError, match="nobody touched the security key in time"):

@@ -103,7 +103,7 @@ def test_cancelling_ends_an_opening(machine: Machine, no_leaks: Any) -> None:
             await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await asyncio.wait_for(task, 5)
+            await asyncio.wait_for(task, 30)
         assert forward.state == "closed"
 
     with silent() as port, no_leaks():
@@ -123,7 +123,7 @@ def test_cancelling_the_body_closes_it_first(machine: Machine, no_leaks: Any) ->
                 await asyncio.Event().wait()
 
         task = asyncio.create_task(use())
-        await asyncio.wait_for(inside.wait(), 10)
+        await asyncio.wait_for(inside.wait(), 30)
         task.cancel()
         await asyncio.sleep(0)
         task.cancel()
@@ -146,7 +146,7 @@ def test_its_end_can_be_awaited(machine: Machine, no_leaks: Any) -> None:
             await asyncio.sleep(0)
             await asyncio.to_thread(_cut, machine)
             with pytest.raises(ConnectionLostError):
-                await asyncio.wait_for(waiting, 10)
+                await asyncio.wait_for(waiting, 30)
 
     with no_leaks():
         asyncio.run(main())

@@ -58,7 +58,7 @@ def test_launched_app_answers_a_browser_and_a_script(machine: Machine, no_leaks:
             assert tunnel.state == "ready"
             assert tunnel.url == f"http://localhost:{tunnel.local_port}/sliders"
             apps.drive(tunnel.url)
-            assert any("Starting Bokeh server" in line for line in tunnel.log)
+            until(lambda: any("Starting Bokeh server" in line for line in tunnel.log), what="its lines")
             assert machine.pids(app)
             assert tunnel.remote_port == 0  # it listens on a socket of its account's alone
         assert tunnel.state == "closed"

@@ -149,6 +149,7 @@ def test_everything_can_be_used_in_a_handler_of_each_event(
 ) -> None:
     """Whatever a handler reads or calls answers, or says why not: at each event of a whole life."""
     monkeypatch.setattr(webbrowser, "open", lambda url: True)
+    monkeypatch.setattr(child_process, "_TELLS", 20.0)  # else what is known is read, where the child is late
     serves = kind in (DirectTunnel, GatewayTunnel)
     calls = calls_of(kind)
     seen: dict[str, dict[str, Any]] = {}
@@ -419,7 +420,7 @@ def test_what_is_not_taken_is_bounded_and_counted(caplog: pytest.LogCaptureFixtu
 
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the patience with a child short."""
-    short = {"_STARTS": 20.0, "_OPENS": 2.0, "_STANDS": 2.0, "_LAST_WORD": 1.0, "_TELLS": 0.5}
+    short = {"_STARTS": 60.0, "_OPENS": 5.0, "_STANDS": 5.0, "_LAST_WORD": 1.0, "_TELLS": 2.0}
     for name, value in short.items():
         monkeypatch.setattr(child_process, name, value)
 
@@ -475,7 +476,7 @@ def test_child_that_is_stopped_while_it_stands(
         with make(LocalForward, machine, isolate=True, on_event=events.append) as forward:
             [child] = children()
             if not stopped:
-                assert not forward.wait(3)
+                assert not forward.wait(7)
                 assert children() == [child]
                 return
             with continuing(child):
@@ -496,13 +497,12 @@ def test_closing_with_a_stopped_child(
     events: list[Event] = []
     with no_leaks():
         with make(DirectTunnel, quick_machine, app=app, grace=1, on_event=events.append) as tunnel:
-            log = tunnel.log
-            assert log  # the control
+            log = until(lambda: tunnel.log, what="its lines")  # the control
             [child] = children()
             with continuing(child):
                 os.kill(child, signal.SIGSTOP)
-                assert in_time(lambda: tunnel.log, 5) == log
-                in_time(tunnel.close, 15)
+                assert in_time(lambda: tunnel.log) == log
+                in_time(tunnel.close)
     assert events[-1] == Closed(host=quick_machine.host, server="unreached")
     assert isinstance(events[-2], Warned)
     assert "by itself within 1 s" in events[-2].text
@@ -592,14 +592,14 @@ def test_program_that_is_stopped_does_not_stop_its_forward(machine: Machine) -> 
 
 def test_both_stopped_together_go_on_together(machine: Machine) -> None:
     """Where the program was stopped too, or the machine slept, nobody is taken for hung."""
-    patience = {"_STANDS": 1.0, "_LATE": 0.5}
+    patience = {"_STANDS": 4.0, "_LATE": 0.5}
     with target_here() as target, program(machine, port=target, patience=patience) as (running, port):
         child = _child_of(running.pid)
         with continuing(child):
             for pid in (child, running.pid):
                 os.kill(pid, signal.SIGSTOP)
             asleep = time.monotonic()
-            until(lambda: time.monotonic() > asleep + 2, what="it to have slept")
+            until(lambda: time.monotonic() > asleep + 6, what="it to have slept")
             running.send_signal(signal.SIGCONT)
         with ask(("127.0.0.1", port), "echo") as sock:
             sock.sendall(b"x")
@@ -632,8 +632,11 @@ def test_a_prompt_may_use_the_tunnel(light: Callable[..., Machine], no_leaks: An
     assert read == [((), "connecting", ["Connecting", "HostKeyVerified"])]  # what came before it was told
 
 
-def test_a_logging_handler_may_use_the_tunnel(quick_machine: Machine, no_leaks: Any) -> None:
+def test_a_logging_handler_may_use_the_tunnel(
+    quick_machine: Machine, no_leaks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A handler of the program's log that reads what the child has holds up neither opening nor closing."""
+    monkeypatch.setattr(child_process, "_TELLS", 20.0)  # who holds up takes all of it, for each record
     app = apps.put(quick_machine, "app.py", light_bokeh.APP)
     read: list[Any] = []
 

@@ -132,7 +132,7 @@ def test_publication_is_waited_for_and_its_end_is_noticed(embedded: Callable[...
             with RemoteForward(gateway, name="late", local_port=here.local_port):
                 opening.join(20)
                 assert tunnel.state == "ready"
-            until(lambda: [each for each in events if isinstance(each, Lost)], timeout=5, what="told")
+            until(lambda: [each for each in events if isinstance(each, Lost)], what="told")
             assert "'late' is gone" in str(events)
             with RemoteForward(gateway, name="late", local_port=here.local_port):
                 until(lambda: [each for each in events if isinstance(each, Reconnected)], what="it is back")

@@ -235,12 +235,12 @@ def test_connections_are_held_for_a_stated_time(
     machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that has waited long enough is reset; a page's WebSocket is given more time."""
-    monkeypatch.setattr(listener, "PATIENCE", 0.3)
+    monkeypatch.setattr(listener, "PATIENCE", 2.0)
     with cabled(machine, tmp_path) as (cable, there), forward_to(there, 1) as forward:
         cable.refuse()
         until(lambda: forward.state in ("lost", "reconnecting"), what="the loss")
         address = ("127.0.0.1", forward.local_port)
-        with socket.create_connection(address, timeout=1) as page:
+        with socket.create_connection(address, timeout=4) as page:
             page.sendall(b"GET /app/ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: WebSocket\r\n\r\n")
             conformance.expect_reset(address)
             with pytest.raises(TimeoutError):
@@ -253,7 +253,7 @@ def test_close_while_it_is_lost_is_quick(machine: Machine, tmp_path: Path, no_le
     """Closing between two attempts cancels them, and leaves nothing."""
     events: list[Event] = []
     with cabled(machine, tmp_path) as (cable, there):
-        with no_leaks(timeout=8):
+        with no_leaks():
             forward = forward_to(there, 1, on_event=events.append).open()
             cable.refuse()
             until(lambda: kinds(events).count(Reconnecting) >= 3, what="attempts to fail")
@@ -280,7 +280,7 @@ def test_close_while_an_attempt_is_under_way(
         until(lambda: forward.state == "reconnecting", what="an attempt")
         closer = threading.Thread(target=forward.close)
         closer.start()
-        closer.join(8)
+        closer.join(12)
         assert not closer.is_alive()
         assert forward.state == "closed"
 
@@ -549,7 +549,7 @@ def test_close_on_a_silent_line_takes_two_seconds_at_most(
             began = time.monotonic()
             closer.start()
             closer.join(30)
-            assert time.monotonic() - began < 8  # the promise is 2; a loaded machine may be late
+            assert time.monotonic() - began < 12  # the promise is 2; a loaded machine may be late
 
 
 def test_remote_forward_on_a_silent_line_closes_in_two_seconds(machine: Machine, tmp_path: Path) -> None:
@@ -559,7 +559,7 @@ def test_remote_forward_on_a_silent_line_closes_in_two_seconds(machine: Machine,
         cable.cut()
         began = time.monotonic()
         forward.close()
-        assert time.monotonic() - began < 8
+        assert time.monotonic() - began < 12
         assert cable.held > 0
 
 
@@ -579,7 +579,7 @@ with LocalForward(host, user, remote_port=1, on_event=tell, **login) as forward:
 def test_waking_up_asks_once(machine: Machine, tmp_path: Path, cut: bool) -> None:
     """After this machine slept, one question decides: a dead line is made again, a live one kept."""
     config = tmp_path / "patient_config"
-    config.write_text("ServerAliveInterval 1\nServerAliveCountMax 30\n", encoding="ascii")
+    config.write_text("ServerAliveInterval 1\nServerAliveCountMax 60\n", encoding="ascii")
     with cabled(machine, tmp_path) as (cable, there):
         login = {**there.login, "ssh_config": str(config)}
         process = subprocess.Popen(
@@ -601,7 +601,7 @@ def test_waking_up_asks_once(machine: Machine, tmp_path: Path, cut: bool) -> Non
             os.kill(process.pid, signal.SIGCONT)
             if cut:
                 assert process.stdout.readline() == "Lost\n"
-                assert time.monotonic() - asleep < 3.5 + 4  # 30 s without the sleep
+                assert time.monotonic() - asleep < 3.5 + 20  # 60 s without the sleep
                 cable.mend()
                 while process.stdout.readline() != "Reconnected\n":
                     pass
