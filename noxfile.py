@@ -107,6 +107,15 @@ PYTHONS = sorted({*(f"3.{minor}" for minor in range(10, 16)), CURRENT}, key=lamb
 NEWEST = next((name for name in reversed(PYTHONS) if shutil.which(f"python{name}")), CURRENT)
 PROJECT = nox.project.load_toml(HERE / "pyproject.toml")
 
+
+def _unread() -> list[str]:
+    """Leave out files all of whose tests are marked `once`: each process would read them, for nothing."""
+    files = sorted((HERE / "tests").rglob("test_*.py"))
+    every = re.compile(r"^pytestmark = (?:\[\s*)?pytest\.mark\.once\b", re.MULTILINE)
+    unread = [path.relative_to(HERE) for path in files if every.search(path.read_text(encoding="utf-8"))]
+    return [f"--ignore={path}" for path in unread]
+
+
 #: Most of a test is waiting. A file's tests stay together: they share containers. Only CI runs the few that
 #: are marked as slow.
 SPREAD = ("-n", "6", "--dist", "loadfile", "--no-loadscope-reorder")
@@ -114,7 +123,7 @@ OPTIONS = (*SPREAD, "--durations", "10") if CI else (*SPREAD, "-m", "not slow")
 #: What is tried with both an embedded server and one in a container is run once with each: with the first by
 #: the oldest Python, with the second by the newest, which alone has containers, and tests the project's tools
 #: and pages.
-LOWEST = (*OPTIONS, "-m", "not once and not container") if CI else OPTIONS
+LOWEST = (*OPTIONS, "-m", "not once and not container", *_unread()) if CI else OPTIONS
 HIGHEST = (*OPTIONS, "-m", "once or not embedded") if CI else OPTIONS
 #: What is run on the Pythons between the oldest and the newest: no containers, whose Python is their own,
 #: so that no two tests share any.
@@ -205,7 +214,7 @@ def lowest(session: nox.Session) -> None:
     constraints = Path(session.virtualenv.location, "lowest.txt")
     constraints.write_text("".join(f"{line}\n" for line in _lowest()), encoding="utf-8")
     session.install(".[demo]", *_tools(session), "-c", str(constraints))
-    _compile(session)
+    _compile(session, *_unread())
     session.run("pytest", *(session.posargs or LOWEST))
 
 

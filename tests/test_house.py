@@ -13,15 +13,24 @@ import bokeh_ssh
 pytestmark = pytest.mark.once
 
 PACKAGE = Path(bokeh_ssh.__file__).parent
-TREES = {
-    str(path.relative_to(PACKAGE)): ast.parse(path.read_text(encoding="utf-8"))
-    for path in PACKAGE.glob("**/*.py")
-}
-CLASSES = {
-    node.name: node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)
-}
 #: A relay's flags are its own, on the way of every byte.
 MORE = {"FilteredRelay": 24}
+
+
+@pytest.fixture(scope="module")
+def trees() -> dict[str, ast.Module]:
+    """All that is written, by its path; not read where these tests are only listed."""
+    return {
+        str(path.relative_to(PACKAGE)): ast.parse(path.read_text(encoding="utf-8"))
+        for path in PACKAGE.glob("**/*.py")
+    }
+
+
+@pytest.fixture(scope="module")
+def classes(trees: dict[str, ast.Module]) -> dict[str, ast.ClassDef]:
+    """All classes, by name."""
+    nodes = (node for tree in trees.values() for node in ast.walk(tree))
+    return {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
 
 
 def test_map_shows_every_room() -> None:
@@ -52,10 +61,10 @@ def test_folder_says_what_it_is(folder: Path) -> None:
     assert all((folder / f"{name}.py").exists() for name in begin)
 
 
-def bases(cls: ast.ClassDef) -> set[str]:
+def bases(cls: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> set[str]:
     """Return the names of all classes of ours above it."""
-    direct = {ast.unparse(base).partition("[")[0] for base in cls.bases} & (CLASSES.keys() - {cls.name})
-    return direct.union(*(bases(CLASSES[name]) for name in direct))
+    direct = {ast.unparse(base).partition("[")[0] for base in cls.bases} & (classes.keys() - {cls.name})
+    return direct.union(*(bases(classes[name], classes) for name in direct))
 
 
 def attributes(cls: ast.ClassDef) -> set[str]:
@@ -69,35 +78,35 @@ def attributes(cls: ast.ClassDef) -> set[str]:
     }
 
 
-def test_classes_are_small() -> None:
+def test_classes_are_small(classes: dict[str, ast.ClassDef]) -> None:
     """A class that is no record has at most 20 attributes and two bases of ours, and no hole to be filled.
 
     Errors are a tree by their nature, and subclasses of a dependency's class have what that has.
     """
-    for name, cls in CLASSES.items():
-        above = bases(cls)
+    for name, cls in classes.items():
+        above = bases(cls, classes)
         if name.endswith("Error") or name in ("Transport", "Packetizer"):
             continue
         assert len(above) <= 2, name
-        every = attributes(cls).union(*(attributes(CLASSES[base]) for base in above))
+        every = attributes(cls).union(*(attributes(classes[base]) for base in above))
         assert len(every) <= MORE.get(name, 20), (name, sorted(every))
         raised = [ast.unparse(node) for node in ast.walk(cls) if isinstance(node, ast.Raise)]
         assert not any("NotImplementedError" in text for text in raised), name
 
 
-def test_no_module_imports_what_another_keeps_to_itself() -> None:
+def test_no_module_imports_what_another_keeps_to_itself(trees: dict[str, ast.Module]) -> None:
     """What begins with an underscore is used in its own module alone."""
     folders = {path.name for path in PACKAGE.glob("**/_*") if path.is_dir()} | {"_version"}
-    for path, tree in TREES.items():
+    for path, tree in trees.items():
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("bokeh_ssh"):
                 names = {each.name for each in node.names if re.match(r"_[^_]", each.name)}
                 assert names <= folders, path
 
 
-def test_docstrings_say_it_plainly() -> None:
+def test_docstrings_say_it_plainly(trees: dict[str, ast.Module]) -> None:
     """A function's docstring begins with what it does, and not with Give, Have or Tell."""
-    for path, tree in TREES.items():
+    for path, tree in trees.items():
         for node in ast.walk(tree):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 first = (ast.get_docstring(node) or "").partition(" ")[0].strip(",:;")
