@@ -37,13 +37,9 @@ BROKEN = "raise RuntimeError('the app is broken')\n"
 
 def put(machine: Machine, name: str, text: str) -> str:
     """Write a file into a new directory of the machine's user; gives its path there."""
-    code = (
-        "import base64, pathlib, sys, tempfile\n"
-        "path = pathlib.Path(tempfile.mkdtemp(), sys.argv[1])\n"
-        "path.write_bytes(base64.b64decode(sys.argv[2]))\n"
-        "print(path)"
-    )
-    words = [machine.python, "-c", code, name, base64.b64encode(text.encode()).decode()]
+    # By the shell: a Python would take as long as all else of it.
+    line = 'd=$(mktemp -d) && printf %s "$2" | base64 -d > "$d/$1" && printf %s "$d/$1"'
+    words = ["sh", "-c", line, "sh", name, base64.b64encode(text.encode()).decode()]
     done = machine.execute(words, user=machine.user if machine.kind == "docker" else None)
     assert done.status == 0, done.stderr
     return str(done)

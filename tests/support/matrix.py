@@ -201,7 +201,8 @@ def publish_ports(machine: Machine) -> None:
 def launch(machine: Machine) -> None:
     """A Bokeh server is launched there, its page is seen here, and it is gone afterwards."""
     app = apps.put(machine, "matrix_app.py", apps.SLIDER)
-    with DirectTunnel(machine.host, machine.user, app, python=machine.python, **machine.login) as tunnel:
+    keywords = {"python": machine.python, "isolate": False, **machine.login}
+    with DirectTunnel(machine.host, machine.user, app, **keywords) as tunnel:  # type: ignore[arg-type]
         assert "Bokeh" in apps.get(tunnel.url)
     until(lambda: not machine.pids(app), what="the server to be gone")
 
@@ -211,7 +212,7 @@ def launch_uploaded(machine: Machine) -> None:
     with tempfile.TemporaryDirectory() as folder:
         app = Path(folder, "uploaded_app.py")
         app.write_text(apps.SLIDER, encoding="utf-8")
-        keywords = {"python": machine.python, "upload": True, **machine.login}
+        keywords = {"python": machine.python, "upload": True, "isolate": False, **machine.login}
         with DirectTunnel(machine.host, machine.user, str(app), **keywords) as tunnel:  # type: ignore[arg-type]
             assert "Bokeh" in apps.get(tunnel.url)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import getpass
+import hashlib
 import os
 import pwd
 import shlex
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -67,7 +68,7 @@ def command(name: str, directory: Path) -> list[str]:
         if not shutil.which("java") or not all(jar.exists() for jar in jars):
             msg = "Java with Apache MINA's SSHD is not installed (openjdk-17-jdk-headless, libmina-sshd-java)"
             raise MissingError(msg)
-        return ["java", "-cp", os.pathsep.join(map(str, jars)), str(SOURCES / "Mina.java")]
+        return ["java", "-XX:TieredStopAtLevel=1", "-cp", *_compiled(SOURCES / "Mina.java", jars)]
     if not shutil.which("go") or not Path(_GOPATH, "src/github.com/gliderlabs/ssh").is_dir():
         msg = "Go with gliderlabs/ssh is not installed (golang-go, golang-github-gliderlabs-ssh-dev)"
         raise MissingError(msg)
@@ -87,6 +88,21 @@ def command(name: str, directory: Path) -> list[str]:
         timeout=100,
     )
     return [str(built)]
+
+
+def _compiled(source: Path, jars: Sequence[Path]) -> list[str]:
+    """Return Java's path and the class of a program, compiled if nobody has; else it is at each start."""
+    path = os.pathsep.join(map(str, jars))
+    if not shutil.which("javac"):
+        return [path, str(source)]
+    digest = hashlib.sha256(path.encode() + source.read_bytes()).hexdigest()[:12]
+    classes = Path(tempfile.gettempdir(), f"bokeh-ssh-tests-java-{digest}")
+    if not classes.is_dir():
+        part = tempfile.mkdtemp(prefix="bokeh-ssh-tests-java-")
+        subprocess.run(["javac", "-cp", path, "-d", part, str(source)], check=True, timeout=100)
+        with suppress(OSError):  # another process was faster
+            Path(part).replace(classes)
+    return [os.pathsep.join((path, str(classes))), source.stem]
 
 
 @contextmanager
