@@ -166,13 +166,18 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+def _own_place() -> dict[str, str]:
+    """Have what an account publishes, or leaves, found by the same test alone: this machine has others."""
+    return {"BOKEH_SSH_DIR": os.environ["BOKEH_SSH_DIR"]}
+
+
 @pytest.fixture
 def machine(kind: str, key: Key, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Machine]:
     """A machine that allows what sshd's defaults allow; its container is shared by the session."""
     if kind == "docker":
         yield request.getfixturevalue("_shared")("machine")
         return
-    with beds.embedded(Knobs(), key, tmp_path) as made:
+    with beds.embedded(Knobs(), key, tmp_path, env=_own_place()) as made:
         yield made
 
 
@@ -187,7 +192,7 @@ def machine_with(
             if kind == "docker":
                 engine: Docker = request.getfixturevalue("docker_engine")
                 return stack.enter_context(engine.machine(Knobs(**knobs)))
-            return stack.enter_context(beds.embedded(Knobs(**knobs), key, tmp_path))
+            return stack.enter_context(beds.embedded(Knobs(**knobs), key, tmp_path, env=_own_place()))
 
         yield make
 

@@ -16,6 +16,7 @@ import apps
 import browser
 from beds import Machine, until
 from bokeh_ssh import DirectTunnel, Event, GatewayTunnel, Host, Lost, Reconnected, Reconnecting, Warned
+from bokeh_ssh._forwarding import static_cache
 from bokeh_ssh._tunnels import tunnel_parts
 from cable import Cable
 from certificates import make_certificate
@@ -86,6 +87,7 @@ def test_second_page_takes_no_files_over_the_line(
     """A page of a known Bokeh version, on another host and port, works without its files crossing the line
     again; without the cache they do, which is the control."""
     monkeypatch.setattr(tunnel_parts, "_FAR", 60.0)  # nothing is sent ahead, however busy this machine is
+    monkeypatch.setattr(static_cache, "_PATIENCE", 30.0)  # nor does a request go there, for a slow disk
     sent = []
     for keywords in ({}, {}, {"cache": False}):
         machine = embedded()

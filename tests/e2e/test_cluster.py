@@ -256,7 +256,8 @@ def test_waiting_job_is_told_and_started(bed: SlurmBed) -> None:
         until(lambda: time.monotonic() - began > 13, what="more than the launch timeout")
         assert not raised
         bed.run("ctl", f"scancel {other}", "root")
-        until(lambda: tunnel.state == "ready", what="it opens")
+        until(lambda: tunnel.state == "ready" or raised, timeout=90, what="it opens")
+        assert not raised
     estimates = [event.estimated_start for event in find(events, JobWaiting) if event.estimated_start]
     assert all(when > submitted for when in estimates)
 

@@ -199,7 +199,7 @@ def test_widget_follows_the_tunnel(
         assert (widget.reconnect.disabled, widget.stop.disabled) == (False, True)
         widget.reconnect.click()
         shows("ready")
-        assert (widget.reconnect.disabled, widget.stop.disabled) == (True, False)
+        until(lambda: (widget.reconnect.disabled, widget.stop.disabled) == (True, False))
         before = widget.html
         with urllib.request.urlopen(tunnel.url) as answer:
             answer.read()
@@ -212,7 +212,7 @@ def test_widget_follows_the_tunnel(
         until(lambda: not widget.reconnect.disabled)
         widget.reconnect.click()
         shows("ready")
-        assert any(isinstance(event, Reconnecting) and not event.delay for event in events[mended:])
+        until(lambda: any(isinstance(event, Reconnecting) and not event.delay for event in events[mended:]))
         widget.stop.click()
         shows("closed")
         cable.refuse()

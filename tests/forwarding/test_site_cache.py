@@ -262,7 +262,8 @@ def test_server_that_does_not_say_is_asked_for_the_file(
     bed: Bed, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that hangs at the question, or hangs up behind it, costs a little time and no page."""
-    monkeypatch.setattr(site_cache, "_PATIENCE", 0.3)
+    if fault == "hangs":
+        monkeypatch.setattr(site_cache, "_PATIENCE", 0.3)
     bed.site.headers["ETag"] = TAG
     with bed.open() as port, Reader(port) as reader:
         reader.ask(request(EXTENSION))

@@ -93,12 +93,6 @@ class Bed:
         until(lambda: self.store.usage().files == count, what=f"{count} files to be kept")
 
 
-@pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait for the disk, however much else this machine does: a request would go to the server otherwise."""
-    monkeypatch.setattr(static_cache, "_PATIENCE", 30.0)
-
-
 @pytest.fixture
 def bed(embedded: Any) -> Iterator[Bed]:
     """Give a server and what leads to it."""

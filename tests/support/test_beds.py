@@ -247,7 +247,9 @@ def test_listeners_are_read_from_proc() -> None:
 
 def reaches(machine: Machine, host: str, port: int = 22) -> bool:
     """Tell whether a machine gets an SSH greeting from another."""
-    look = "import socket, sys; print(socket.create_connection((sys.argv[1], int(sys.argv[2])), 0.7).recv(4))"
+    # Whether it is let in shows at once; for its greeting a server has to be started.
+    look = "import socket, sys; sock = socket.create_connection((sys.argv[1], int(sys.argv[2])), 0.7); "
+    look += "sock.settimeout(20); print(sock.recv(4))"
     python = machine.python
     return "SSH-" in machine.execute([python, "-c", look, host, str(port)]).stdout
 
@@ -265,6 +267,7 @@ def reached_from_here(machine: Any) -> bool:
 
     try:
         with socket.create_connection((address(machine), 22), 0.7) as sock:
+            sock.settimeout(20)
             return sock.recv(4) == b"SSH-"
     except OSError:
         return False

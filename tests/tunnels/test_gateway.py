@@ -26,7 +26,8 @@ from gateways import gateway_of, host_of, publish
 
 def test_the_beds_are_what_they_say(shape_a: Any, shape_c: Any) -> None:
     """In shape A nobody reaches the Bokeh host; the control is that it reaches the gateway."""
-    probe = "import socket, sys; socket.create_connection((sys.argv[1], 22), timeout=2).recv(4)"
+    probe = "import socket, sys; sock = socket.create_connection((sys.argv[1], 22), timeout=2); "
+    probe += "sock.settimeout(20); sock.recv(4)"
     assert shape_a.gateway.execute(["python3", "-c", probe, "bokehhost"]).status != 0
     assert shape_a.bokehhost.execute(["python3", "-c", probe, "gateway"]).status == 0
     assert shape_c.gateway.execute(["python3", "-c", probe, "bokehhost"]).status == 0
