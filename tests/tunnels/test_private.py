@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 def tunnel_to(machine: Machine, app: str, **keywords: Any) -> DirectTunnel:
     """Make a tunnel that uses the machine's own interpreter."""
     return DirectTunnel(
-        machine.host, machine.user, app, **{"python": machine.python, **machine.login, **keywords}
+        machine.host,
+        machine.user,
+        app,
+        **{"python": machine.python, "isolate": False, **machine.login, **keywords},
     )
 
 
@@ -35,7 +38,7 @@ def through(bed: Any, app: str, **keywords: Any) -> GatewayTunnel:
         host=Host(room.inside, room.user, **{**room.login, "port": 22}),
         app=app,
         gateway_address="gateway",
-        **{"python": room.python, **keywords},
+        **{"python": room.python, "isolate": False, **keywords},
     )
 
 

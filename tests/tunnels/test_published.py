@@ -53,11 +53,11 @@ def test_other_users_of_the_gateway_cannot_open_what_is_published(shape_a: Any) 
         until(lambda: "Ready" in running.log or not running.running, timeout=60, what="it to be published")
         assert attack(shape_a.gateway, "/sliders") == []
         for name in (None, "sliders"):
-            with GatewayTunnel(gateway_of(shape_a), name=name) as tunnel:
+            with GatewayTunnel(gateway_of(shape_a), name=name, isolate=False) as tunnel:
                 assert tunnel.url == f"http://localhost:{tunnel.local_port}/sliders"
                 assert "Bokeh" in apps.get(tunnel.url)
         with pytest.raises(ServerNotFoundError, match="there are: sliders"):
-            GatewayTunnel(gateway_of(shape_a), name="other", launch_timeout=0.1).open()
+            GatewayTunnel(gateway_of(shape_a), name="other", launch_timeout=0.1, isolate=False).open()
 
 
 def test_control_port_of_the_gateway(shape_a: Any) -> None:
@@ -67,7 +67,7 @@ def test_control_port_of_the_gateway(shape_a: Any) -> None:
         until(lambda: "Ready" in running.log or not running.running, timeout=60, what="it to be published")
         assert attack(shape_a.gateway, "/sliders") == ["GOT IN port 5006"]
         assert "open to the other users" in running.log
-        with GatewayTunnel(gateway_of(shape_a)) as tunnel:
+        with GatewayTunnel(gateway_of(shape_a), isolate=False) as tunnel:
             assert tunnel.remote_port == 5006
 
 
@@ -82,7 +82,7 @@ def test_gateway_without_sockets_takes_a_port(container: Callable[..., Container
             with Publication(host_of(gateway), **words) as publication:
                 assert publication.remote_port == 5006
                 assert [event for event in events if isinstance(event, Warned)]
-                with GatewayTunnel(host_of(gateway)) as tunnel:
+                with GatewayTunnel(host_of(gateway), isolate=False) as tunnel:
                     assert tunnel.remote_port == 5006
             with pytest.raises(Exception, match="AllowStreamLocalForwarding"):
                 Publication(host_of(gateway), name="mine", **words).open()
@@ -103,26 +103,26 @@ def test_two_names_are_two_things(machine: Machine) -> None:
             ):
                 assert (forward.name, forward.remote_port) == ("one", 0)
                 with pytest.raises(UsageError, match="one, two"):
-                    GatewayTunnel(gateway).open()
-                with GatewayTunnel(gateway, name="two") as tunnel:
+                    GatewayTunnel(gateway, isolate=False).open()
+                with GatewayTunnel(gateway, name="two", isolate=False) as tunnel:
                     assert urllib.request.urlopen(f"{tunnel.url}metadata", timeout=20).status == 200
                     assert tunnel.detached
                 with pytest.raises(SocketInUseError):
                     RemoteForward(gateway, name="one", local_port=first.local_port).open()
             with pytest.raises(ServerNotFoundError, match="nothing is published under the name 'two'"):
-                GatewayTunnel(gateway, name="two", launch_timeout=0.1).open()
+                GatewayTunnel(gateway, name="two", launch_timeout=0.1, isolate=False).open()
             with (
                 RemoteForward(gateway, name="early", local_port=free_port()),
                 pytest.raises(ServerNotFoundError, match="'early' does not answer"),
             ):
-                GatewayTunnel(gateway, name="early", launch_timeout=0.1).open()
+                GatewayTunnel(gateway, name="early", launch_timeout=0.1, isolate=False).open()
 
 
 def test_publication_is_waited_for_and_its_end_is_noticed(embedded: Callable[..., Machine]) -> None:
     """What is not published yet is waited for; its end is told within seconds, and it is opened again."""
     machine = embedded()
     gateway, events = host_of(machine), list[Event]()
-    tunnel = GatewayTunnel(gateway, name="late", on_event=events.append)
+    tunnel = GatewayTunnel(gateway, name="late", on_event=events.append, isolate=False)
     with serve_on(machine) as served, LocalForward(gateway, remote_port=port_of(served)) as here:
         opening = threading.Thread(target=tunnel.open)
         opening.start()
