@@ -21,7 +21,7 @@ import tarfile
 import tempfile
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,15 +59,53 @@ class Container(Machine):
         """Run a command in the container, as root unless ``user`` says otherwise; it gets no input."""
         assert not data, "use write() first"
         words = ["sh", "-c", command] if isinstance(command, str) else list(command)
-        status, streams = self.server.exec_run(
-            ["timeout", str(timeout), *words], user=user or "root", demux=True
-        )
+        limited = ["timeout", str(timeout), *words]
+        if entering := self._entering:
+            status, *streams = _run(*entering(limited, user or "root"))
+        else:
+            status, streams = self.server.exec_run(limited, user=user or "root", demux=True)
         out, err = ((stream or b"").decode(errors="replace") for stream in streams)
         assert status != 124, f"{words} took longer than {timeout} s"
         return Result(status, out, err)
 
+    @functools.cached_property
+    def _entering(self) -> Callable[[Sequence[str], str], tuple[list[str], dict[str, str]]] | None:
+        """Says how a user's command is run in there without the engine, which takes ten times as long.
+
+        None where that cannot be: the engine is elsewhere, or we are not this machine's root.
+        """
+        nsenter, init = shutil.which("nsenter"), Path("/proc", str(self.server.attrs["State"]["Pid"]))
+        try:
+            if not nsenter or (init / "ns/user").readlink() != Path("/proc/self/ns/user").readlink():
+                return None
+            accounts = (init / "root/etc/passwd").read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return None
+        known = {fields[0]: fields for fields in (line.split(":") for line in accounts)}
+        given = dict(pair.partition("=")[::2] for pair in self.server.attrs["Config"]["Env"])
+        there = {**given, "HOSTNAME": self.server.attrs["Config"]["Hostname"]}
+        enter = [nsenter, "-t", init.name, *("-m", "-u", "-i", "-n", "-p")]
+
+        def words(command: Sequence[str], user: str) -> tuple[list[str], dict[str, str]]:
+            _, _, uid, gid, _, home, _ = known[user]
+            return [*enter, "-S", uid, "-G", gid, "--", *command], {**there, "HOME": home}
+
+        return words
+
     @contextmanager
     def _detached(self, line: str, user: str | None) -> Iterator[None]:
+        if entering := self._entering:
+            words, env = entering(["sh", "-c", line], user or "root")
+            null = subprocess.DEVNULL
+            process = subprocess.Popen(
+                words, env=env, stdin=null, stdout=null, stderr=null, start_new_session=True
+            )
+            with process:
+                try:
+                    yield
+                finally:  # what it has run was ended
+                    process.kill()
+            return
         api = self.server.client.api
         made = api.exec_create(self.server.id, ["sh", "-c", line], user=user or "root")
         api.exec_start(made["Id"], detach=True)
@@ -75,7 +113,7 @@ class Container(Machine):
 
     def write(self, path: str, text: str, *, user: str = "alice") -> None:
         """Write a file in the container; it belongs to ``user``."""
-        uid, gid = (int(str(self.execute(["id", flag, user]))) for flag in ("-u", "-g"))
+        uid, gid = map(int, str(self.execute(f"id -u {user}; id -g {user}")).split())
         info = tarfile.TarInfo(path.lstrip("/"))
         content = text.encode()
         info.size, info.mode, info.uid, info.gid = len(content), 0o644, uid, gid
@@ -99,9 +137,9 @@ class Container(Machine):
             self._iptables("-D", "OUTPUT", "1")
 
     def _iptables(self, *words: str) -> str:
-        status, said = self.server.exec_run(["iptables", "-w", *words], user="root")
-        assert status == 0, said
-        return str(said.decode(errors="replace"))
+        done = self.execute(["iptables", "-w", *words])
+        assert done.status == 0, done.stderr
+        return done.stdout
 
     def set_shell(self, shell: str, *, user: str = "alice") -> None:
         """Give a user another login shell, such as ``/bin/csh``."""
@@ -112,6 +150,25 @@ class Container(Machine):
         """What its sshd has said."""
         said: bytes = self.server.logs()
         return said.decode(errors="replace")
+
+
+def _run(words: Sequence[str], env: Mapping[str, str]) -> tuple[int, bytes, bytes]:
+    """Run a command to its end, not to that of what it has left behind."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        done = subprocess.run(
+            words,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+            check=False,
+        )
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read())
+        return done.returncode, texts[0], texts[1]
 
 
 @dataclass(frozen=True)
@@ -271,6 +328,8 @@ class Docker:
         def ready() -> bool:
             container.reload()
             assert container.status in ("created", "running"), f"{name} ended: {machine.log}"
+            if not container.attrs["State"]["Pid"]:
+                return False
             if not published:
                 return ("0.0.0.0", 22) in machine.listening()
             bindings = container.ports.get("22/tcp")
