@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# ansible-core 2.19.14: with ssh retries (ANSIBLE_SSH_RETRIES, retries in [ssh_connection]), a command of the modules raw
-# and script that is killed by a signal, loses its connection, or ends with 255 is run again, up to that many times,
-# from its beginning. What it had done by then is done once more: half an installation, an entry in a file, a job that
-# is submitted. The report is UNREACHABLE, so the machine is out of the rest of the play as well, though it was reached.
+# ansible-core 2.19.14: with ssh retries (ANSIBLE_SSH_RETRIES, retries in [ssh_connection]), a command of the modules
+# raw and script that is killed by a signal, loses its connection, or ends with 255 is run again, up to that many
+# times, from its beginning. What it had done by then is done once more: half an installation, an entry in a file, a
+# job that is submitted. The report is UNREACHABLE, so the machine is out of the rest of the play as well, though it was reached.
 #
 # ssh ends with 255 in each of these cases (its ssh(1): "exits with the exit status of the remote command or with 255 if
 # an error occurred"; that is also what it makes of exit-signal), and Ansible takes 255 alone for a connection that was
@@ -42,7 +42,8 @@ for _ in $(seq 100); do ! grep -q listening sshd.log || break; sleep 0.1; done
 
 options="-F none -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
 printf '%s ' box ansible_host=127.0.0.1 "ansible_port=$port" "ansible_user=$(id -un)" \
-    "ansible_ssh_private_key_file=$work/user" "ansible_ssh_common_args='$options'" "ansible_remote_tmp=$work/tmp" > inventory
+    "ansible_ssh_private_key_file=$work/user" "ansible_ssh_common_args='$options'" \
+    "ansible_remote_tmp=$work/tmp" > inventory
 # No ControlMaster: each attempt is a connection of its own.
 export HOME="$work/home" ANSIBLE_LOCALHOST_WARNING=False ANSIBLE_SSH_ARGS="-C" ANSIBLE_HOST_KEY_CHECKING=False
 export ANSIBLE_LOCAL_TEMP="$work/local"
@@ -55,7 +56,8 @@ try() {  # module, retries, how often it is to run, the report, what it does aft
         printf '#!/bin/sh\n%s\n' "$command" > it.sh
         command=$work/it.sh
     fi
-    ANSIBLE_SSH_RETRIES=$2 timeout 100 env/bin/ansible -i inventory box -m "$1" -a "$command" > said 2>&1 < /dev/null || true
+    ANSIBLE_SSH_RETRIES=$2 timeout 100 env/bin/ansible -i inventory box -m "$1" -a "$command" > said 2>&1 \
+        < /dev/null || true
     times=$(wc -l < ran)
     report=$(grep -o 'FAILED\|UNREACHABLE' said | head -n 1)
     printf '%-7s %-32s retries %s: ran %s times, %s\n' "$1" "$5" "$2" "$times" "$report"

@@ -2,15 +2,15 @@
 # asyncssh 2.24.1: SFTP put() of a file that ends in a hole saves a file that is shorter, without an error: all from the
 # last hole on is missing. A file that is one hole, such as what truncate or fallocate has made, comes out empty.
 #
-# Disk images, core dumps, arrays whose file gets its size before it is filled (numpy's memmap) and downloads with space
-# reserved end that way. The copy cannot be opened, or ends early; nothing says so where it was made. Since put()
-# overwrites, a good copy from before is gone too.
+# Disk images, core dumps, and files whose size is set before they are filled (a download with space reserved, a file
+# that several processes map) end that way. The copy cannot be opened, or ends early; nothing says so where it was made.
+# Since put() overwrites, a good copy from before is gone too.
 #
 # put(), get() and copy() ask the source for its ranges of data (SEEK_DATA, SEEK_HOLE; over SFTP asyncssh's own
 # extension) and write these at their offsets. Nothing sets the size at the end, and the check that all bytes have come
 # is left out for a sparse copy. From OpenSSH's server, which has no such extension, get() is right; from asyncssh's own
-# server it is short as well. The documentation: "sparse: Whether or not to do a sparse file copy where it is supported",
-# True where it is not given. OpenSSH's sftp and paramiko's put() are the controls.
+# server it is short as well. The documentation: "sparse: Whether or not to do a sparse file copy where it is
+# supported", True where it is not given. OpenSSH's sftp and paramiko's put() are the controls.
 # What helps: sparse=False.
 #
 # Seen, the size of each copy of data.bin (1 MiB of data, 3 MiB of hole) and of empty.img (a hole of 4 MiB):
@@ -108,7 +108,8 @@ def by_paramiko() -> dict[str, list[str]]:
 
 def by_openssh() -> dict[str, list[str]]:
     options = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"]
-    words = ["sftp", "-q", "-b", "-", "-F", "none", "-i", "user", "-P", str(PORT), *(f"-o{option}" for option in options)]
+    words = ["sftp", "-q", "-b", "-", "-F", "none", "-i", "user", "-P", str(PORT)]
+    words += [f"-o{option}" for option in options]
     lines = "".join(f"put {name} {HERE}/copy-of-{name}\n" for name in NAMES)
     subprocess.run([*words, f"{USER}@127.0.0.1"], input=lines, text=True, check=True, timeout=30,
                    stdout=subprocess.DEVNULL)

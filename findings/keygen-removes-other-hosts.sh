@@ -3,12 +3,12 @@
 # hosts too: each line of known_hosts that HOST matches goes as a whole, with all its other names, and with its pattern.
 #
 #   - gate,box,192.0.2.7 KEY: after -R box neither gate nor the address is known any more.
-#   - node* KEY, by which the nodes of a cluster or the machines of a lab are known: after -R node7, none of them is. One
-#     node that was installed again is enough; batch jobs (BatchMode, StrictHostKeyChecking=yes) then fail for all
+#   - node* KEY, by which the nodes of a cluster or the machines of a lab are known: after -R node7, none of them is.
+#     One node that was installed again is enough; batch jobs (BatchMode, StrictHostKeyChecking=yes) then fail for all
 #     others, and who answers "yes" at a prompt trusts each one on sight.
 #
 # It says "Host node7 found: line 2", as it does for a line of that host alone, and ends with 0. A pattern of which HOST
-# is a negated part (node*,!node7) stays, and so do @cert-authority and @revoked. The opposite, -H, takes care: it leaves
+# is a negated part (node*,!node7) stays, and so do @cert-authority and @revoked. Its sister -H takes care: it leaves
 # lines with patterns as they are and says so ("ignoring host name with wildcard").
 #
 # ssh-keygen(1): "-R hostname | [hostname]:port: Removes all keys belonging to the specified hostname (with optional
@@ -43,7 +43,8 @@ mkdir -p /run/sshd
 sshd=$!
 for _ in $(seq 100); do ! grep -q listening sshd.log || break; sleep 0.1; done
 
-begin() { printf '%s\n' "gate,box,192.0.2.7 $(cut -d ' ' -f 1,2 other_key.pub)" "node* $(cut -d ' ' -f 1,2 host_key.pub)" > known; }
+key() { cut -d ' ' -f 1,2 "$1"; }
+begin() { printf '%s\n' "gate,box,192.0.2.7 $(key other_key.pub)" "node* $(key host_key.pub)" > known; }
 known() {
     for name in gate box 192.0.2.7 node7 node8 node9; do
         ssh-keygen -F $name -f known > found && echo -n "$name yes  " || echo -n "$name no  "
@@ -53,8 +54,9 @@ known() {
 # HostKeyAlias: the name under which known_hosts is asked, as if node8 were that machine.
 log_in() {
     status=0
-    timeout 30 ssh -F none -i user -p "$port" -o HostKeyAlias=node8 -o UserKnownHostsFile="$work/known" -o LogLevel=ERROR \
-        -o GlobalKnownHostsFile=none -o BatchMode=yes "$(id -un)@127.0.0.1" true > said 2>&1 < /dev/null || status=$?
+    timeout 30 ssh -F none -i user -p "$port" -o HostKeyAlias=node8 -o UserKnownHostsFile="$work/known" \
+        -o LogLevel=ERROR -o GlobalKnownHostsFile=none -o BatchMode=yes "$(id -un)@127.0.0.1" true \
+        > said 2>&1 < /dev/null || status=$?
     echo "status $status $(tail -n 1 said | tr -d '\r')"
 }
 

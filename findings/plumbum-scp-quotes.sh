@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # plumbum 2.0.2 with OpenSSH 9.2p1: SshMachine.upload("in.txt", "my results.txt") makes a file there whose name has the
-# quotes in it, 'my results.txt' with both of them, and says nothing. An absolute path with a space, a bracket or a $ is
-# not found at all, in either direction, although it is there: machine.path(...).exists() is True.
+# quotes in it, 'my results.txt' with both of them, and says nothing. An absolute path with a space, a bracket or a $
+# can neither be written nor fetched ("No such file or directory"), although machine.path(...).exists() is True.
 #
 # upload() and download() quote the path on the other machine for its shell, which the scp of old needed: it ran a
 # command there. From 9.0 on scp speaks SFTP, where no shell reads the path, so the quotes are part of the name. A name

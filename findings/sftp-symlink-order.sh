@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # One SFTP request, five clients, three servers: a symbolic link points the wrong way round, or is not made at all.
 #
-# SFTP's draft has the new link first and its target second in SSH_FXP_SYMLINK; OpenSSH reads them the other way round
-# (PROTOCOL, "SSH_FXP_SYMLINK has its arguments swapped"), and so do all that have followed it. asyncssh and libssh swap
-# them where the SSH server's banner says OpenSSH. But the banner is not the SFTP server's: Dropbear, on routers and small
-# machines, has none of its own and runs OpenSSH's sftp-server. For such a host symlink("run-7", "latest") fails with
-# "Failure" where run-7 is there, and where it is to come makes a link by the name of run-7, which leads to latest, with
-# no error; what then writes run-7 writes to a file called latest, or fails. asyncssh's server reads the client's banner
-# for the same purpose, which libssh2 (curl, ssh2-python, parallel-ssh) swaps and is not known by.
+# SFTP's draft has the new link first and its target second in SSH_FXP_SYMLINK; OpenSSH's server reads them the other
+# way round (its PROTOCOL file: "the order of the arguments to the SSH_FXP_SYMLINK method was inadvertently reversed").
+# asyncssh and libssh swap them for that where the SSH server's banner says OpenSSH. But the banner is not the SFTP
+# server's: Dropbear, on routers and small machines, has none of its own and runs OpenSSH's sftp-server. There,
+# symlink("run-7", "latest") fails with "Failure" where run-7 exists. Where it does not exist yet, the link is made by
+# the name of run-7 and leads to latest, without an error: what then saves run-7 writes to a file called latest.
+# The same with a server that looks at the client's banner: asyncssh's knows OpenSSH and paramiko by it, and not libssh2
+# (curl, ssh2-python, parallel-ssh), which has OpenSSH's order too.
 #
 # asyncssh's documentation of symlink(oldpath, newpath): "The path the link should point to; The path of where to create
 # the remote symbolic link".
@@ -184,7 +185,8 @@ def outcome(target: str, link: str) -> str:
     return "error" if (FOLDER / f"error {there.name}").exists() else "nothing"
 
 
-clients = {"sftp": by_sftp, "paramiko": by_paramiko, "libssh2": by_libssh2, "libssh": by_libssh, "asyncssh": by_asyncssh}
+clients = {"sftp": by_sftp, "paramiko": by_paramiko, "libssh2": by_libssh2, "libssh": by_libssh,
+           "asyncssh": by_asyncssh}
 ports = dict(zip(("OpenSSH", "Dropbear", "asyncssh"), map(int, sys.argv[1:]), strict=True))
 good = True
 for name, client in clients.items():
