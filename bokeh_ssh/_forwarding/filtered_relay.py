@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from bokeh_ssh._forwarding.http_requests import MOST, Opened, RequestRefusedError
 from bokeh_ssh._forwarding.http_responses import Answers
@@ -26,6 +27,43 @@ log = logging.getLogger("bokeh_ssh.forward")
 _MOST_PIECES = 16
 
 
+class _Verdicts(Answers):
+    """What the server answers, read by the transport thread; what that means is for the loop's.
+
+    :ivar switched: whether it says yes to a WebSocket or TLS, until the loop's thread has taken that
+    """
+
+    switched: bool | None = None
+
+    def take(self, parts: list[memoryview], *, asking: bool) -> bool:
+        """Take what arrived; return whether there is a verdict now.
+
+        :param asking: whether one is waited for
+        """
+        switched = None
+        for part in parts:
+            said = self.read(part)
+            switched = switched if said is None else said
+        if switched is None and self.lost and asking:
+            switched = False  # it will not be known
+        if switched is not None:
+            self.switched = switched
+        return switched is not None
+
+
+@dataclass
+class _KeptFiles:
+    """The cache, and what one connection has of it.
+
+    :ivar asked: whether the cache is asked for a file
+    :ivar due: bytes at the front of the backlog that are from there, and did not come over the channel
+    """
+
+    cache: SiteCache | None
+    asked: bool = False
+    due: int = 0
+
+
 class FilteredRelay(SocketRelay):
     """A :class:`SocketRelay` that lets through what an inspector lets through.
 
@@ -36,10 +74,7 @@ class FilteredRelay(SocketRelay):
     :param packed: whether the far side packs what it sends
     """
 
-    __slots__ = (
-        *("_again", "_answers", "_cache", "_inspector", "_looking", "_outgoing", "_own", "_switched"),
-        "_unpacking",
-    )
+    __slots__ = ("_again", "_answers", "_files", "_inspector", "_outgoing")
 
     def __init__(
         self,
@@ -53,21 +88,17 @@ class FilteredRelay(SocketRelay):
         *,
         packed: bool = False,
     ) -> None:
-        self._unpacking = UnpackingChannel(channel) if packed else None
-        super().__init__(io_loop, sock, self._unpacking or channel, on_end)
+        super().__init__(io_loop, sock, UnpackingChannel(channel) if packed else channel, on_end)
         self._again = again if opened.passed.startswith((b"GET ", b"HEAD ")) else None
-        self._cache = cache
-        self._looking = False  # whether the cache is asked
-        self._own = 0  # bytes at the front of the backlog that did not come over the channel
+        self._files = _KeptFiles(cache)
         self._inspector = opened.inspector
         self._outgoing = memoryview(opened.passed)  # let through, and more than the channel took
-        self._answers = Answers(opened.inspector.due, cache.record if cache else None)
-        self._switched: bool | None = None  # what that answer is, until the loop's thread has taken it
+        self._answers = _Verdicts(opened.inspector.due, cache.record if cache else None)
 
     # The loop's thread's half.
 
     def _room(self) -> int:
-        if self._outgoing or self._looking or (self._inspector.asking and self._inspector.held):
+        if self._outgoing or self._files.asked or (self._inspector.asking and self._inspector.held):
             return 0
         return self._channel.writable()
 
@@ -90,15 +121,14 @@ class FilteredRelay(SocketRelay):
 
     def _send_on(self, data: memoryview) -> None:
         self._again = None
-        if self._switched is not None:  # the client has the answer, and goes by it
-            self._take_answer()
+        self._take_answer()  # the client has it, if there is one, and goes by it
         try:
             self._go_on(self._inspector.feed(data))
         except RequestRefusedError as exc:
             self._refuse(str(exc))
 
     def _take_answer(self) -> None:
-        switched, self._switched = self._switched, None
+        switched, self._answers.switched = self._answers.switched, None
         if switched is None or self._done:
             return
         try:
@@ -127,16 +157,16 @@ class FilteredRelay(SocketRelay):
         """Return whether all that the client has asked for is answered: then one from here is in order."""
         with self._lock:
             ended = self._channel_eof or self._deaf or self._answers.last
-            received = sum(map(len, self._backlog)) - self._own
-        return bool(self._cache) and self._answers.over and not (ended or received or self._outgoing)
+            received = sum(map(len, self._backlog)) - self._files.due
+        return bool(self._files.cache) and self._answers.over and not (ended or received or self._outgoing)
 
     def _look_up(self, request: StaticRequest) -> None:
-        assert self._cache
-        self._looking = True
-        self._cache.look_up(self._io_loop, request, self._on_found)
+        assert self._files.cache
+        self._files.asked = True
+        self._files.cache.look_up(self._io_loop, request, self._on_found)
 
     def _on_found(self, answer: list[memoryview] | None) -> None:
-        self._looking = False
+        self._files.asked = False
         if self._done or self._closed:
             return
         try:
@@ -154,12 +184,12 @@ class FilteredRelay(SocketRelay):
         """Answer from here, behind other answers from here."""
         with self._lock:
             self._backlog.extend(parts)
-            self._own += sum(map(len, parts))
+            self._files.due += sum(map(len, parts))
         self._write_backlog()
 
     def _credit(self, count: int) -> None:
-        own = min(self._own, count)
-        self._own -= own
+        own = min(self._files.due, count)
+        self._files.due -= own
         if count > own:
             super()._credit(count - own)
 
@@ -218,9 +248,9 @@ class FilteredRelay(SocketRelay):
     def on_data(self, parts: list[memoryview]) -> None:
         """Take what arrived, and look where answers end."""
         self._again = None
-        if self._unpacking:
+        if isinstance(self._channel, UnpackingChannel):
             try:
-                parts = [] if self._broken else self._unpacking.unpack(parts)
+                parts = [] if self._broken else self._channel.unpack(parts)
             except NotPackedError as exc:
                 log.warning("the other machine does not pack as expected: %s", exc)
                 self.break_off()
@@ -228,26 +258,15 @@ class FilteredRelay(SocketRelay):
             if not parts:
                 return
         # Before it is delivered: who has it may send the next request at once.
-        if not self._answers.free:
-            self._listen(parts)
+        if not self._answers.free and self._answers.take(parts, asking=self._inspector.asking):
+            self._io_loop.post(self._answered)
         super().on_data(parts)
 
     def _on_channel_end(self, *, closed: bool) -> None:
-        if self._unpacking and self._unpacking.is_cut_off:
+        if isinstance(self._channel, UnpackingChannel) and self._channel.is_cut_off:
             self.break_off()
         else:
             super()._on_channel_end(closed=closed)
-
-    def _listen(self, parts: list[memoryview]) -> None:
-        switched = None
-        for part in parts:
-            said = self._answers.read(part)
-            switched = switched if said is None else said
-        if switched is None and self._answers.lost and self._inspector.asking:
-            switched = False  # it will not be known
-        if switched is not None:
-            self._switched = switched
-            self._io_loop.post(self._answered)
 
 
 def turn_away(sock: socket.socket, reason: str) -> None:

@@ -598,7 +598,7 @@ def test_far_side_gets_credit_for_its_own_bytes_alone() -> None:
         relay: Any = FilteredRelay(still, ours, still, None, Opened(inspector, b""), cache)
         relay.start()
         relay._send_on(memoryview(request(PATH)))
-        assert relay._own > 0  # it does not fit
+        assert relay._files.due > 0  # it does not fit
         relay._send_on(memoryview(request("/page")))
         assert still.sent == request("/page")
         relay.on_data([memoryview(page)])
