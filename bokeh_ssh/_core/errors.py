@@ -7,8 +7,8 @@
     │   ├── ResolveError            its name has no address
     │   ├── RefusedError            nothing listens there
     │   ├── ConnectTimeoutError     nothing answered before the deadline
-    │   └── ProtocolError           something answered that is no SSH server we know
-    │       └── AlgorithmError      it is one, with no algorithm in common with us
+    │   ├── ProtocolError           something answered that is no SSH server we know
+    │   └── AlgorithmError          it is one, with no algorithm in common with us
     ├── HostKeyError                the machine was reached, but is it the right one?
     │   ├── UnknownHostKeyError
     │   ├── ChangedHostKeyError
@@ -166,7 +166,7 @@ class ProtocolError(ConnectError):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class AlgorithmError(ProtocolError):
+class AlgorithmError(ConnectError):
     """The server and we have no cipher, MAC, key exchange or kind of host key in common.
 
     :ivar kind: which of these: ``"cipher"``, ``"MAC"``, ``"key exchange"`` or ``"kind of host key"``
