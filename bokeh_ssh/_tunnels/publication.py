@@ -7,13 +7,13 @@ import importlib.util
 import os
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bokeh_ssh._core.endpoint import as_name, format_endpoint, nearby
 from bokeh_ssh._core.errors import ForwardError, ServerNotFoundError, UsageError
-from bokeh_ssh._core.events import Attached, OnEvent, Ready
+from bokeh_ssh._core.events import Attached, Ready
 from bokeh_ssh._core.host import Host
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.text import app_name
@@ -25,12 +25,15 @@ from bokeh_ssh._tunnels.local_session import LocalSession
 from bokeh_ssh._tunnels.remote_forward import RemoteForward, RemoteForwardParts
 
 _CONNECT_TIMEOUT = 5.0
+#: Keywords of a :class:`DirectTunnel` that say how a server is started; the first only with an app.
+_OF_APPS = ("args", "command", "python", "setup", "cwd", "env")
+_START = (*_OF_APPS, "grace", "launch_timeout")
 
 
 class Publication(RemoteForward):
     """Start a Bokeh server on this machine, or take one that runs, and have a gateway serve it.
 
-    >>> publication = Publication("gateway.example.org", "me", "dashboard.py")
+    >>> publication = Publication("gateway.example.org", "me", ["dashboard.py"])
     >>> publication.state
     'new'
 
@@ -46,7 +49,7 @@ class Publication(RemoteForward):
     :param name: see :class:`RemoteForward`; None takes the app's
     :param local_port: None is 5006 without an app, and any free one with it
     :param local_host: where the server already listens
-    :param others: as for :class:`RemoteForward`
+    :param keywords: those, and all others of :class:`RemoteForward`
     :raises UsageError: if an argument cannot work
     """
 
@@ -56,23 +59,15 @@ class Publication(RemoteForward):
         user: str | None = None,
         app: Sequence[str] = (),
         *,
-        args: Sequence[str] = (),
-        command: str = "bokeh serve",
-        python: str | None = None,
-        setup: Sequence[str] = (),
-        cwd: str | None = None,
-        env: Mapping[str, str] | None = None,
-        grace: float = 60.0,
-        launch_timeout: float = 60.0,
         extra_origins: Sequence[str] = (),
         remote_port: int | None = None,
         name: str | None = None,
         local_port: int | None = None,
         local_host: str | None = None,
-        on_event: OnEvent | None = None,
-        **others: Any,
+        **keywords: Any,
     ) -> None:
-        elsewhere = others.get("remote_socket") is not None or "bind_address" in others
+        start = {each: keywords.pop(each) for each in _START if each in keywords}
+        elsewhere = keywords.get("remote_socket") is not None or "bind_address" in keywords
         may_be_a_port = name is None and remote_port is None and not elsewhere
         if may_be_a_port:
             name = as_name(app_name(app[0]) if app else "bokeh")
@@ -83,8 +78,7 @@ class Publication(RemoteForward):
             name=name,
             local_port=local_port or BOKEH_PORT,
             local_host=local_host or "localhost",
-            on_event=on_event,
-            **others,
+            **keywords,
         )
         self._launch: Launch | None = None
         self._apps = tuple(app)
@@ -96,21 +90,21 @@ class Publication(RemoteForward):
             # The other half takes the same number on the person's machine, or one nearby.
             pages = nearby(remote_port or BOKEH_PORT)
             origins = [f"{name}:{page}" for page in pages for name in ("localhost", LOOPBACK)]
-            self._launch = Launch(
-                app=tuple(app),
-                args=tuple(args),
-                command=command,
-                python=python or _own_python(command, setup),
-                setup=tuple(setup),
-                cwd=cwd,
-                env=dict(env or {}),
-                port=local_port or None,
-                socket=not local_port,
-                origins=(*origins, *extra_origins),
-                grace=grace,
-                timeout=launch_timeout,
-            )
-        elif args or setup or python or cwd or env or command != "bokeh serve":
+            words: dict[str, Any] = {
+                "app": self._apps,
+                "python": _own_python(start.get("command", Launch.command), start.get("setup", ())),
+                "port": local_port or None,
+                "socket": not local_port,
+                "origins": (*origins, *extra_origins),
+                "timeout": start.pop("launch_timeout", Launch.timeout),
+                "grace": 60.0,
+                **start,
+            }
+            as_given: dict[str, Any] = {
+                each: tuple(of) if isinstance(of, list) else of for each, of in words.items()
+            }
+            self._launch = Launch(**as_given)
+        elif any(start.get(each) not in (None, (), [], {}, Launch.command) for each in _OF_APPS):
             msg = "there is no app to start"
             raise UsageError(msg, hint="name one, or leave out what is for starting it")
         # What a RemoteForward consists of, and the server.
