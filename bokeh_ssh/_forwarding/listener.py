@@ -19,7 +19,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from bokeh_ssh._core.backoff import Attempts
 from bokeh_ssh._core.endpoint import HERE, Endpoint, Origin, nearby
@@ -53,6 +53,8 @@ log = logging.getLogger("bokeh_ssh.forward")
 _BACKLOG = 4096
 _TAKEN = {errno.EADDRINUSE, errno.EACCES, getattr(errno, "WSAEADDRINUSE", 10048), 10013}
 _TRIES = 20
+#: Seconds for the end of a connection to come here by way of the machine that it was made through.
+_ENDS = 1.0
 
 #: Takes sshtunnel's own log lines, which speak of a login that does not take place.
 _SILENT = logging.Logger("sshtunnel", logging.CRITICAL + 1)
@@ -409,6 +411,35 @@ class LocalAcceptor:
             self._begun[sock] = begun.undone()
         self._route_or_hold(sock, origin)
 
+    def is_reached_by(self, dial: Callable[[], socket.socket]) -> bool:
+        """Return whether what ``dial`` connects comes in here: each would make another one, without end.
+
+        Nothing is sent for that: what comes in here also ends here, and does so again. Once connections are
+        led on, it is only dialled.
+
+        :param dial: may take a connection that was made before
+        """
+        came: list[tuple[socket.socket, Any]] = []
+        ended: set[socket.socket] = set()
+        for _ in range(1 if self._started else 2):
+            before = len(ended)
+            with contextlib.closing(dial()):
+                for sock in () if self._started else self._sockets:
+                    sock.setblocking(False)
+                    with contextlib.suppress(BlockingIOError):
+                        while True:
+                            came.append(sock.accept())
+            ended |= _find_ended([sock for sock, _ in came if sock not in ended])
+            if len(ended) == before:
+                break
+        for sock, address in came:
+            if sock in ended:
+                sock.close()
+            else:  # somebody else's
+                reset_on_close(sock, True)
+                self._accept(sock, _origin(address))
+        return len(ended) > 1
+
     def close(self) -> None:
         """Stop listening, and reset what is held; idempotent."""
         with self._change:
@@ -433,6 +464,30 @@ class LocalAcceptor:
 
 def _never() -> bool:
     return False
+
+
+def _origin(address: Any) -> Origin:
+    """Return who connected, as ``accept()`` says it; of a Unix socket nothing is known."""
+    return (str(address[0]), int(address[1])) if isinstance(address, tuple) else HERE
+
+
+def _find_ended(sockets: list[socket.socket]) -> set[socket.socket]:
+    """Return which of these ends now; the first is waited for a little."""
+    with selectors.DefaultSelector() as selector:
+        for sock in sockets:
+            selector.register(sock, selectors.EVENT_READ)
+        ended: set[socket.socket] = set()
+        deadline = time.monotonic() + _ENDS
+        while selector.get_map() and not ended and (left := deadline - time.monotonic()) > 0:
+            for key, _ in selector.select(left):
+                sock = cast("socket.socket", key.fileobj)
+                selector.unregister(sock)
+                try:
+                    over = not sock.recv(1, socket.MSG_PEEK)
+                except OSError:
+                    over = True
+                ended |= {sock} if over else set()
+    return ended
 
 
 class _RefusalReporter:
@@ -669,7 +724,7 @@ class _Server(socketserver.BaseServer):
                 log.warning("out of file descriptors; a connection has to wait")
                 self._gone.wait(0.1)  # the connection stays in the backlog: do not spin on it
             raise
-        return sock, (str(address[0]), int(address[1])) if isinstance(address, tuple) else HERE
+        return sock, _origin(address)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         self.finish_request(request, client_address)

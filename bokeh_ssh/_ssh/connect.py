@@ -66,6 +66,7 @@ def connect(
     avoid: Sequence[str] = (),
     session: Session = "exec",
     ahead: Sequence[Endpoint | None] = (),
+    on_dialled: Callable[[socket.socket, str], object] = ignore,
 ) -> Connection:
     """Connect and log in, through all hops (``ssh``), or through what ``ssh`` keeps open to one of them.
 
@@ -82,6 +83,7 @@ def connect(
     :param session: whether commands are run on it, or nothing is but forwards (``ssh -N``)
     :param ahead: what channels will be wanted to, as often as they will, and None for a session: they are
         asked for with the login, where that is known to succeed
+    :param on_dialled: gets what was dialled from here, and for which machine; raises where that leads nowhere
     :raises BokehSSHError: whatever went wrong, by stage; nothing is left open
     """
     route = find_route(host, via=via.hop.hostname if via else None, session=session)
@@ -99,7 +101,7 @@ def connect(
                 wanted = [(each.hostname, each.port) for each in route[number : number + 1]] or ahead
                 closed: list[str] = []
                 while True:
-                    open_stream = stream or _dialler(hop, jump or via, prefer, (*avoid, *closed))
+                    open_stream = stream or _dialler(hop, jump or via, prefer, (*avoid, *closed), on_dialled)
                     args = hop, jump, via, on_event, prompt_cache, open_stream, wanted
                     try:
                         connection = _with_care(functools.partial(_connect_hop, *args))
@@ -373,9 +375,22 @@ def _hung_up(transport: Transport, cause: BaseException | None) -> bool:
 
 
 def _dialler(
-    hop: Hop, proxy_connection: Jump | None, prefer: Sequence[str], avoid: Sequence[str]
+    hop: Hop,
+    proxy_connection: Jump | None,
+    prefer: Sequence[str],
+    avoid: Sequence[str],
+    on_dialled: Callable[[socket.socket, str], object],
 ) -> OpenStream:
-    return lambda timeout: _open_socket(hop, proxy_connection, prefer, avoid, timeout)
+    def open_stream(timeout: float) -> socket.socket:
+        with contextlib.ExitStack() as stack:
+            sock = _open_socket(hop, proxy_connection, prefer, avoid, timeout)
+            stack.callback(sock.close)
+            if proxy_connection is None and not hop.proxy_command:
+                on_dialled(sock, hop.label)
+            stack.pop_all()
+        return sock
+
+    return open_stream
 
 
 def _open_socket(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from bokeh_ssh._core.endpoint import Endpoint, check_instead, check_path, format_short
+from bokeh_ssh._core.endpoint import Endpoint, check_instead, check_path, format_endpoint, format_short
 from bokeh_ssh._core.errors import TargetUnreachableError, UsageError
 from bokeh_ssh._core.events import Ready
 from bokeh_ssh._core.forward_spec import Listen, check_http, is_loopback
 from bokeh_ssh._core.host import Host, check_host, check_port
 from bokeh_ssh._core.keywords import StrPath
 from bokeh_ssh._core.settings import setting
-from bokeh_ssh._forwarding.listener import bind, open_acceptor
+from bokeh_ssh._forwarding.listener import LocalAcceptor, bind
 from bokeh_ssh._forwarding.local_sockets import bind as bind_socket
 from bokeh_ssh._forwarding.local_sockets import check_here
 from bokeh_ssh._forwarding.remote_sockets import check_forbidden
@@ -74,7 +74,7 @@ class LocalPortForward:
             address = "0.0.0.0" if host in ("", "*") else host  # noqa: S104 - asked for
             sockets = bind(listen[1], address=address)
         others = others if is_loopback(address or "-") else True
-        self._acceptor = open_acceptor(session.life.stack, sockets, self._warn, others, session.attempts)
+        self._acceptor = session.open_acceptor(sockets, others)
         self.port = self._acceptor.port
         self.name = listen if isinstance(listen, str) else format_short((address, self.port))
 
@@ -82,9 +82,10 @@ class LocalPortForward:
         """Lead to the target as seen from the machine, as long as the connection lasts.
 
         :raises ForwardingRefusedError: the server forbids it
+        :raises UsageError: if it leads back here
         """
         try:
-            connection.open_socket(self.target, timeout=connection.hop.timeout).close()
+            refuse_circle(connection, self.target, self._acceptor)
         except TargetUnreachableError as exc:
             if isinstance(self.target, str):
                 check_forbidden(connection, self.target)
@@ -99,6 +100,17 @@ class LocalPortForward:
             site=str(self.target) if self._private else "",
         )
         self._connection_stack.enter_context(leads)
+
+
+def refuse_circle(connection: Connection, target: Endpoint, acceptor: LocalAcceptor) -> None:
+    """Connect to what local connections are to be led to, and refuse it where that is this very listener.
+
+    :raises UsageError: if it is
+    :raises TargetUnreachableError: if it cannot be connected to
+    """
+    if acceptor.is_reached_by(lambda: connection.open_socket(target, timeout=connection.hop.timeout)):
+        msg = f"{format_endpoint(target)} is where this itself listens, so that it leads back to itself"
+        raise UsageError(msg, host=connection.name, hint="choose another port or socket, here or there")
 
 
 class LocalForward(Openable):

@@ -7,19 +7,21 @@ import dataclasses
 import functools
 import itertools
 import logging
+import socket
 import threading
 import time
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from bokeh_ssh._core.backoff import Attempts, pause_before
-from bokeh_ssh._core.endpoint import Endpoint
+from bokeh_ssh._core.endpoint import Endpoint, Origin
 from bokeh_ssh._core.errors import (
     BokehSSHError,
     ConnectionLostError,
     ForwardingRefusedError,
     ServerExitedError,
     ServerTakenError,
+    UsageError,
 )
 from bokeh_ssh._core.events import (
     Event,
@@ -37,6 +39,7 @@ from bokeh_ssh._core.this_machine.network_changes import NetworkWatch
 from bokeh_ssh._core.this_machine.scarcity import scarcity_of
 from bokeh_ssh._core.threads import Thread
 from bokeh_ssh._core.waiting import wanted
+from bokeh_ssh._forwarding.listener import LocalAcceptor, open_acceptor
 from bokeh_ssh._forwarding.status import HopStatus, StateName, TunnelStatus
 from bokeh_ssh._server.diagnosis import expired_password
 from bokeh_ssh._server.server import Server
@@ -100,6 +103,7 @@ class LocalSession:
         self._answered = False  # whether the attempt under way has met the server
         self._unused = 0  # how often the server has ended it in a row since nothing used it
         self._warned: set[Warned] = set()  # told once, however often it is connected
+        self._listening: list[Origin] = []  # where it listens here
         self._recovery: threading.Thread | None = None
         self._parts: Parts = what.parts(self, *what.args)
 
@@ -158,6 +162,7 @@ class LocalSession:
             prefer=self._peers,
             avoid=self._useless,
             ahead=ahead,
+            on_dialled=self._check_peer,
         )
         stack.callback(connection.close)
         began = time.monotonic()
@@ -169,6 +174,24 @@ class LocalSession:
             stack.callback(self._stop_counting, connection)
         connection.on_lost(lambda _: self._on_lost(connection, began))
         return connection
+
+    def open_acceptor(self, sockets: list[socket.socket], others: bool | None) -> LocalAcceptor:
+        """Let connections in that come to these sockets, until it is closed; see :class:`LocalAcceptor`."""
+        names = [sock.getsockname() for sock in sockets]
+        self._listening += [(name[0], name[1]) for name in names if isinstance(name, tuple)]
+        return open_acceptor(self.life.stack, sockets, self.life.warn, others, self.attempts)
+
+    def _check_peer(self, sock: socket.socket, host: str) -> None:
+        """Refuse to log in where this tunnel itself listens: nothing would answer.
+
+        :raises UsageError: if it leads there
+        """
+        with contextlib.suppress(OSError):  # it has ended already, as whoever goes on is told
+            here, there = sock.getsockname()[:2], sock.getpeername()[:2]
+            everywhere = [("0.0.0.0", there[1]), ("::", there[1])] if here[0] == there[0] else []  # noqa: S104
+            if not {there, *everywhere}.isdisjoint(self._listening):
+                msg = f"port {there[1]} of this machine is where this itself listens, and not an SSH server"
+                raise UsageError(msg, host=host, hint=f"choose another {setting('local_port')}")
 
     def pass_over(self, connection: Connection) -> bool:
         """Connect to another machine of that name from now on, where there is one.

@@ -24,6 +24,7 @@ from bokeh_ssh._core.errors import (
     ForwardingRefusedError,
     GatewayExposedError,
     PortInUseError,
+    UsageError,
 )
 from bokeh_ssh._core.events import Ready
 from bokeh_ssh._core.host import Host, check_host, check_port
@@ -72,6 +73,50 @@ def to_local(connection: Connection, target: Endpoint) -> IncomingHandler:
         io_loop.dial(addresses, _DIAL_TIMEOUT, dialled)
 
     return handle
+
+
+class _Watched:
+    """A handler that notices what this very process has connected.
+
+    :param handler: takes everything else that arrives
+    :ivar own: where from; None looks for nothing
+    :ivar has_come: whether it has arrived
+    """
+
+    def __init__(self, handler: IncomingHandler) -> None:
+        self._handler = handler
+        self.own: Origin | None = None
+        self.has_come = False
+
+    def __call__(self, channel: Channel, origin: Origin) -> None:
+        if self.own == origin:
+            self.has_come = True
+            channel.reject(CONNECT_FAILED)
+        else:
+            self._handler(channel, origin)
+
+
+def _refuse_circle(connection: Connection, target: tuple[str, int], port: int, handler: _Watched) -> None:
+    """Refuse a gateway that is this machine, and listens where its connections are to be led.
+
+    :raises UsageError: if it does: each connection would make another one, without end
+    """
+    with contextlib.suppress(OSError), socket.socket() as sock:  # nothing listens there
+        line = connection.transport.sock
+        here = line.getsockname()[:1] if isinstance(line, socket.socket) else ()
+        if port != target[1] or here != (connection.address,):
+            return
+        sock.settimeout(_DIAL_TIMEOUT)
+        sock.bind((LOOPBACK, 0))
+        handler.own = sock.getsockname()
+        sock.connect(target)
+        for _ in range(2):  # it comes before that is answered
+            connection.ping(_DIAL_TIMEOUT)
+    handler.own = None
+    if handler.has_come:
+        msg = f"port {port} there is what it is to lead to: the gateway is this machine"
+        hint = f"choose another {setting('remote_port')}, or 0 for any free one"
+        raise UsageError(msg, host=connection.name, hint=hint)
 
 
 def _addresses(target: Endpoint) -> list[Address]:
@@ -380,7 +425,7 @@ class RemoteForwardParts:
     def connect_all(self) -> tuple[Ready, bool]:
         """Connect, and have the gateway listen."""
         connection = self._session.connect(self._gateway)
-        handler = to_local(connection, self._target)
+        handler = _Watched(to_local(connection, self._target))
         if self.info.name is not None:
             path = named_socket(connection, self.info.name)
             self.info = dataclasses.replace(self.info, remote_socket=path)
@@ -397,6 +442,8 @@ class RemoteForwardParts:
                 on_stranger=None if self._again or self._options.bind_address not in _BOTH else self._warn,
             )
         )
+        if not self._again and isinstance(bound, tuple) and isinstance(self._target, tuple):
+            _refuse_circle(connection, self._target, bound[1], handler)
         self._again = True
         self.info = dataclasses.replace(self.info, remote_port=0 if isinstance(bound, str) else bound[1])
         where = f"{connection.name}:{self.info.remote_socket or self.info.remote_port}"

@@ -22,7 +22,7 @@ from bokeh_ssh._core.events import Attached, Ready, ignore
 from bokeh_ssh._core.host import Host
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.this_machine.jupyter_hub import HubProxy
-from bokeh_ssh._forwarding.listener import LocalAcceptor, bind, open_acceptor
+from bokeh_ssh._forwarding.listener import LocalAcceptor, bind
 from bokeh_ssh._forwarding.port_ownership import PortOwnershipMonitor, monitor_port
 from bokeh_ssh._forwarding.request_filter import RequestFilter
 from bokeh_ssh._forwarding.spare_channels import SPARE, SpareChannels, open_spare
@@ -47,7 +47,7 @@ from bokeh_ssh._server.session_ids import new_session_id
 from bokeh_ssh._server.static_source import StaticSource
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._tunnels.lifecycle import UNREACHED, TunnelInfo
-from bokeh_ssh._tunnels.local_forward import LocalPortForward
+from bokeh_ssh._tunnels.local_forward import LocalPortForward, refuse_circle
 from bokeh_ssh._tunnels.local_session import LocalSession
 
 #: Seconds of a round trip from which on a line is taken to be slow: on a nearer one a page is there at once.
@@ -108,6 +108,7 @@ class ServerAcquisition:
     """Finds or starts a server as the keywords say, follows it, and ends it at the end if it should.
 
     :param bind: has the tunnel listen on this machine, unless it does; gets the port to prefer, returns which
+    :param check_route: refuses a port there that leads back here
     :param fetch_static: begins to fetch static files over a connection; returns what :class:`Server` calls
         with where they are
     :ivar found: the server, once there is one
@@ -121,6 +122,7 @@ class ServerAcquisition:
         session: LocalSession,
         options: ServerOptions,
         bind: Callable[[int], int],
+        check_route: Callable[[Connection, int], None],
         fetch_static: Callable[[Connection], OnPackage | None],
     ) -> None:
         self.found: FoundServer | None = None
@@ -129,6 +131,7 @@ class ServerAcquisition:
         self._options = options
         self._must_launch = options.must_launch
         self._bind = bind
+        self._check_route = check_route
         self._fetch_static = fetch_static
         self._file_sync: FileSync | None = None
         self._no_sockets = False  # whether the SSH server connects nobody to sockets
@@ -213,6 +216,7 @@ class ServerAcquisition:
         :raises ForwardError: if what does speaks only TLS that is too old, or cannot be asked
         """
         options, timeout = self._options, connection.hop.timeout
+        self._check_route(connection, port)
         monitor = None
         if not options.allow_foreign:  # it looks while the server is asked
             before = self._attached.monitor if self._attached else None
@@ -534,7 +538,9 @@ class TunnelParts:
         self._may_wait = False  # whether the server takes connections that say nothing yet
         self._tls = False  # whether the server speaks it
         self._port_forwards: list[LocalPortForward] = []
-        self._acquisition = ServerAcquisition(session, options, self._bind, self._fetch_static)
+        self._acquisition = ServerAcquisition(
+            session, options, self._bind, self._check_route, self._fetch_static
+        )
 
     @property
     def info(self) -> TunnelInfo:
@@ -570,10 +576,15 @@ class TunnelParts:
     def _bind(self, prefer: int) -> int:
         """Listen on this machine, unless it does already, until the tunnel is closed."""
         if self._acceptor is None:
-            life, others = self._session.life, self._options.allow_others
             sockets = bind(self._options.local_port, prefer=prefer)
-            self._acceptor = open_acceptor(life.stack, sockets, life.warn, others, self._session.attempts)
+            self._acceptor = self._session.open_acceptor(sockets, self._options.allow_others)
         return self._acceptor.port
+
+    def _check_route(self, connection: Connection, port: int) -> None:
+        """Refuse to attach to a port of this machine on which the tunnel itself listens."""
+        if self._acceptor and self._acceptor.port == port:
+            with contextlib.suppress(ForwardError):  # nothing is there
+                refuse_circle(connection, ("localhost", port), self._acceptor)
 
     def _fetch_static(self, connection: Connection) -> OnPackage | None:
         """Fetch files of BokehJS while the server starts, if the line is slow enough for that to help."""
