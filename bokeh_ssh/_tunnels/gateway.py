@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Literal, get_args
 
@@ -147,6 +148,7 @@ class GatewayParts(TunnelParts):
         super().__init__(session, options, gateway)
         self._bokeh_host = bokeh_host
         self._end: GatewayEndpoint | None = None
+        self._host_connection: Connection | None = None
 
     @property
     def info(self) -> TunnelInfo:
@@ -166,13 +168,11 @@ class GatewayParts(TunnelParts):
             same = True
         else:
             gateway = self._session.connect(self._host)
-            via = None if goes_its_own_way(self._bokeh_host) else gateway
-            host = self._connect_host(self._bokeh_host, via)
             # A socket that only this account may use, where there can be one.
             private = options.gateway_port is None and options.signed is not False
             spot = stack.enter_context(private_socket(gateway)) if private else Spot(None)
             # A port is open to all who can log in there: a server behind one answers to signed sessions only.
-            found, same = self._acquisition.acquire(host, must_sign=spot.path is None)
+            host, found, same = self._reach_server(self._bokeh_host, gateway, must_sign=spot.path is None)
             wanted = spot.path or (LOOPBACK, options.gateway_port or 0)
             seen_as = None if options.gateway_address is None else parse_target(options.gateway_address)
             request = PublicationRequest(
@@ -181,6 +181,21 @@ class GatewayParts(TunnelParts):
             end = self._publish(request, found)
             spot.busy = end.by == "relay"
         return self._start_forwarding(gateway, end.where, found), same
+
+    def _reach_server(
+        self, bokeh_host: Host, gateway: Connection, *, must_sign: bool
+    ) -> tuple[Connection, FoundServer, bool]:
+        """Connect to the Bokeh host, and get the server; one that has not gone with the gateway is kept."""
+        before, found = self._host_connection, self._acquisition.found
+        if before and before.alive and self._session.holds_server and found:
+            return before, found, True
+        self._session.kept_stack.close()
+        apart = goes_its_own_way(bokeh_host)
+        with self._session.keeping() if apart else contextlib.nullcontext():
+            host = self._connect_host(bokeh_host, None if apart else gateway)
+            found, same = self._acquisition.acquire(host, must_sign=must_sign)
+        self._host_connection = host if apart else None
+        return host, found, same
 
     # What is published already.
 

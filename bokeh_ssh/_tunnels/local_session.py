@@ -10,7 +10,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from bokeh_ssh._core.backoff import Attempts, pause_before
@@ -84,6 +84,7 @@ class LocalSession:
     :param what: what to open; its parts are made with this session first, which they connect by
     :param prompt_cache: what a person has answered before
     :ivar connection_stack: what goes over SSH, and is closed when a connection is lost
+    :ivar kept_stack: what goes over SSH, and stays while only other connections are lost
     :ivar attempts: the attempts to connect again
     :ivar server: the server that it holds; set by the parts
     """
@@ -100,6 +101,7 @@ class LocalSession:
         self._useless: tuple[str, ...] = ()  # addresses of machines that took a login, and ran nothing
         self._peers: tuple[str, ...] = ()  # addresses of the machines that it has reached from here
         self.connection_stack = contextlib.ExitStack()
+        self.kept_stack = contextlib.ExitStack()
         self._answered = False  # whether the attempt under way has met the server
         self._unused = 0  # how often the server has ended it in a row since nothing used it
         self._warned: set[Warned] = set()  # told once, however often it is connected
@@ -192,6 +194,22 @@ class LocalSession:
             if not {there, *everywhere}.isdisjoint(self._listening):
                 msg = f"port {there[1]} of this machine is where this itself listens, and not an SSH server"
                 raise UsageError(msg, host=host, hint=f"choose another {setting('local_port')}")
+
+    @contextlib.contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Keep what is opened meanwhile, and stands, when other connections are lost."""
+        others = self.connection_stack.pop_all()
+        try:
+            yield
+            self.kept_stack.push(self.connection_stack.pop_all())
+        finally:
+            self.connection_stack.push(others)
+
+    @property
+    def holds_server(self) -> bool:
+        """Whether there is a server that runs and listens to us."""
+        server = self.server
+        return server is not None and server.connected and server.exit_status is None and not server.lost
 
     def pass_over(self, connection: Connection) -> bool:
         """Connect to another machine of that name from now on, where there is one.
@@ -321,6 +339,8 @@ class LocalSession:
     def _close_connections(self) -> None:
         with wanted(None):
             self.connection_stack.close()
+            if not (self.holds_server and all(connection.alive for connection in self._connections)):
+                self.kept_stack.close()
 
     # The server.
 
@@ -346,10 +366,14 @@ class LocalSession:
         with wanted(None):
             if not at_once:
                 self._drop_silent_connections()
-            self.connection_stack.close()
+            self._close_all()
             if recovery:
                 recovery.join(GIVING_UP)
-            self.connection_stack.close()  # what an attempt that was under way still added
+            self._close_all()  # what an attempt that was under way still added
+
+    def _close_all(self) -> None:
+        self.connection_stack.close()
+        self.kept_stack.close()
 
     def _drop_silent_connections(self) -> None:
         """Close connections that do not answer, so that ending what they carry does not wait for them."""
@@ -387,7 +411,9 @@ class Meter:
         """Note that it stands, by these connections; not for the first time if a loss was made good."""
         self._losses += bool(self._opened_at)
         self._opened_at = self._opened_at or time.monotonic()
-        self._names = tuple(hop.name for connection in connections for hop in connection.hops)
+        names = [hop.name for connection in connections for hop in connection.hops]
+        before = {name: number for number, name in enumerate(self._names)}
+        self._names = tuple(sorted(names, key=lambda name: before.get(name, len(before))))
 
     def note_closed(self) -> None:
         """Note that it is over."""
