@@ -425,8 +425,8 @@ class LocalAcceptor:
             before = len(ended)
             with contextlib.closing(dial()):
                 for sock in () if self._started else self._sockets:
-                    sock.setblocking(False)
-                    with contextlib.suppress(BlockingIOError):
+                    with contextlib.suppress(OSError):  # no more have come, or it is being closed
+                        sock.setblocking(False)
                         while True:
                             came.append(sock.accept())
             ended |= _find_ended([sock for sock, _ in came if sock not in ended])

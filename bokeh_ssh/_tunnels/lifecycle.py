@@ -241,7 +241,7 @@ class Lifecycle:
             fault = exc if isinstance(exc, BokehSSHError) else None
             scarce = scarcity_of(exc, self.label)
             with self.change:
-                cancelled = self._cancelled and fault
+                cancelled = self._cancelled and isinstance(exc, Exception)  # what it uses was closed
                 self._fault = None if cancelled else scarce or fault
                 if self._closable:  # else closed by a signal handler, or by another thread once it stood
                     self._closable = False

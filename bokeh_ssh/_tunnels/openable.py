@@ -167,8 +167,8 @@ class Openable:
         :returns: False if it is still open after ``timeout`` seconds
         :raises BokehSSHError: the reason, if it ended by itself
         """
-        if timeout is not None and not isinstance(timeout, (int, float)):
-            msg = f"{set_to('timeout', timeout)} is not a time"  # type: ignore[unreachable]  # as typed
+        if timeout is not None and not (isinstance(timeout, (int, float)) and timeout == timeout):  # not NaN
+            msg = f"{set_to('timeout', timeout)} is not a time"
             raise UsageError(msg, hint="give seconds, or None to wait for ever")
         return self._lifecycle.wait(timeout)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import socket
 import threading
 import time
@@ -12,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from beds import Machine, free_port, until
-from bokeh_ssh import DirectTunnel, Host, LocalForward, RemoteForward, UsageError
+from bokeh_ssh import DirectTunnel, Host, LocalForward, RemoteForward, TunnelClosedError, UsageError
+from bokeh_ssh._forwarding.listener import LocalAcceptor
 
 
 @pytest.fixture
@@ -76,6 +79,24 @@ def test_remote_forward_to_itself_is_refused(gateway: Host) -> None:
     """Where the gateway is this machine, it does not listen where it is to lead to."""
     port = free_port()
     refused(RemoteForward(gateway, remote_port=port, local_port=port), "the gateway is this machine")
+
+
+def test_what_is_closed_while_that_is_looked_at_says_so(
+    gateway: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever an opening meets because it is being closed, it raises that it was closed."""
+    forward = LocalForward(gateway, remote_port=gateway.target.port)
+
+    def close_and_fail(*_: object) -> bool:
+        closing = threading.Thread(target=forward.close)
+        closing.start()
+        closing.join(20)
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    monkeypatch.setattr(LocalAcceptor, "is_reached_by", close_and_fail)
+    with pytest.raises(TunnelClosedError):
+        forward.open()
+    assert forward.state == "closed"
 
 
 def test_whoever_connects_meanwhile_is_served(gateway: Host) -> None:

@@ -147,6 +147,8 @@ def test_slips_in_python_are_told() -> None:
         DirectTunnel("h", app="app.py", args=["--x", None])  # type: ignore[list-item]
     with pytest.raises(UsageError, match="timeout='5' is not a time; give seconds"):
         DirectTunnel("h", app="app.py").wait("5")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="timeout=nan is not a time"):
+        DirectTunnel("h", app="app.py").wait(float("nan"))
     with pytest.raises(UsageError, match="known_hosts has an empty path"):
         DirectTunnel("h", known_hosts=["a", ""])
     DirectTunnel("h", app="app.py", job=4711)
