@@ -5,6 +5,8 @@
 <DirectTunnel to dashboard.py on example.org, new>
 """
 
+# ruff: noqa: F405 - a test sees to it that each name is there
+
 from __future__ import annotations
 
 import importlib
@@ -13,84 +15,9 @@ from typing import TYPE_CHECKING, Any
 from bokeh_ssh._version import __version__
 
 if TYPE_CHECKING:
-    from bokeh_ssh._core.errors import (
-        AlgorithmError,
-        AppAccessError,
-        AuthenticationError,
-        BokehNotFoundError,
-        BokehSSHError,
-        ChangedHostKeyError,
-        ConfigError,
-        ConnectError,
-        ConnectionLostError,
-        ConnectTimeoutError,
-        ForeignServerError,
-        ForwardError,
-        ForwardingRefusedError,
-        GatewayExposedError,
-        HostKeyError,
-        JobEndedError,
-        JobError,
-        JobNeverStartsError,
-        KDCUnreachableError,
-        LaunchError,
-        LaunchTimeoutError,
-        PortInUseError,
-        PromptRequiredError,
-        ProtocolError,
-        PythonNotFoundError,
-        QueueTimeoutError,
-        RefusedError,
-        ResolveError,
-        ResourceError,
-        RevokedHostKeyError,
-        SecurityKeyAbsentError,
-        ServerExitedError,
-        ServerGoneError,
-        ServerNotFoundError,
-        ServerTakenError,
-        SessionError,
-        SocketInUseError,
-        SubmitError,
-        TargetUnreachableError,
-        TooManyKeysError,
-        TunnelClosedError,
-        UnknownHostKeyError,
-        UploadError,
-        UsageError,
-    )
-    from bokeh_ssh._core.events import (
-        AppFailed,
-        Attached,
-        Authenticated,
-        Closed,
-        Connecting,
-        Event,
-        HostKeyAdded,
-        HostKeyVerified,
-        JobEnded,
-        JobEnding,
-        JobReached,
-        JobStarted,
-        JobSubmitted,
-        JobWaiting,
-        Launched,
-        Launching,
-        Lost,
-        Question,
-        Ready,
-        Reconnected,
-        Reconnecting,
-        ReverseForwarded,
-        ServerExited,
-        ServerResponsive,
-        ServerTaken,
-        ServerUnresponsive,
-        TouchRequested,
-        Updated,
-        Uploading,
-        Warned,
-    )
+    # All of both that __all__ names.
+    from bokeh_ssh._core.errors import *  # noqa: F403
+    from bokeh_ssh._core.events import *  # noqa: F403
     from bokeh_ssh._core.host import Host
     from bokeh_ssh._forwarding.status import HopStatus, TunnelStatus
     from bokeh_ssh._jobs.batch import Batch

@@ -96,15 +96,16 @@ def test_type_checkers_see_the_same_names() -> None:
     """What is imported for type checkers is what is loaded at run time."""
     tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
     [block] = [node for node in tree.body if isinstance(node, ast.If)]
-    found = {
-        alias.name: str(node.module).removeprefix("bokeh_ssh.")
-        for node in block.body
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    }
+    found = {}
+    for node in block.body:
+        if isinstance(node, ast.ImportFrom):
+            home = importlib.import_module(str(node.module))
+            for alias in node.names:
+                for name in vars(home) if alias.name == "*" else (alias.name,):
+                    if alias.name != "*" or name in bokeh_ssh.__all__:
+                        found[name] = home
     assert {*found, "__version__"} == {*bokeh_ssh.__all__}
-    for name, module in found.items():
-        home = importlib.import_module(f"bokeh_ssh.{module}")
+    for name, home in found.items():
         assert getattr(home, name) is getattr(bokeh_ssh, name)
 
 
