@@ -603,7 +603,7 @@ def demo(
     take_no_args(context)
 
     def make(foreground: Foreground) -> Openable:
-        from bokeh_ssh._demo.demo import APP, demo_machine, demo_python
+        from bokeh_ssh._demo.demo import APP, demo_machine
         from bokeh_ssh._tunnels.direct import DirectTunnel
 
         host = foreground.stack.enter_context(demo_machine())
@@ -613,7 +613,7 @@ def demo(
         shared = common(foreground)
         shared.pop("prompt")  # its login never asks
         # Its machine ends with this process: then nobody can come back.
-        return DirectTunnel(host, app=APP, python=demo_python(), grace=2, cache=False, **shared, **keywords)
+        return DirectTunnel(host, app=APP, python=sys.executable, grace=2, cache=False, **shared, **keywords)
 
     hold(make, announce_urls(not no_show), verbose, keywords, command="demo")
 

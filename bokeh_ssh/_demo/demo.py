@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,8 +41,3 @@ def demo_machine() -> Iterator[Host]:
     with machine() as made:
         shutil.copyfile(Path(__file__).with_name("demo_app.py"), made.home / APP)
         yield made.host
-
-
-def demo_python() -> str:
-    """Return the interpreter that runs the demo's server: this one, which is known to have Bokeh."""
-    return sys.executable

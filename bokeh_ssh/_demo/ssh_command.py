@@ -10,12 +10,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import asyncssh
+
+if TYPE_CHECKING:
+    from bokeh_ssh._demo.ssh_server import Settings
 
 #: Bytes read from a pipe or a channel at once.
 _CHUNK = 65536
@@ -32,36 +33,19 @@ else:
     _Popen = subprocess.Popen
 
 
-@dataclass(frozen=True)
-class Account:
-    """Where commands run.
+class Command(asyncssh.SSHServerProcess[bytes]):
+    """One session of a client; it counts itself in ``sessions`` while its channel is open.
 
-    :param shell: the login shell, run as ``shell -c command``
-    :param home: where commands start; None is this account's home
-    :param env: set for every command, on top of what sshd sets
-    :param hangup: names of the signals that a command gets when its channel ends, as of ``Settings``
-    :param hangup_reach: who gets them: "process", "group" or "tree"
-    :ivar running: the processes that have not ended, each with the thread that waits for it
+    :param running: the processes that have not ended, each with the thread that waits for it
     """
 
-    shell: str
-    home: str | os.PathLike[str] | None
-    env: Mapping[str, str]
-    hangup: tuple[str, ...] = ()
-    hangup_reach: str = "process"
-    running: dict[int, threading.Thread] = field(default_factory=dict)
-
-
-def _sftp(channel: Any) -> asyncssh.SFTPServer:
-    return asyncssh.SFTPServer(channel)
-
-
-class Command(asyncssh.SSHServerProcess[bytes]):
-    """One session of a client; it counts itself in ``sessions`` while its channel is open."""
-
-    def __init__(self, account: Account, sessions: set[Command], *, sftp: bool) -> None:
-        super().__init__(self._serve, _sftp if sftp else None, 3, False)
-        self._account = account
+    def __init__(
+        self, settings: Settings, running: dict[int, threading.Thread], sessions: set[Command]
+    ) -> None:
+        sftp: Any = asyncssh.SFTPServer if settings.sftp else None
+        super().__init__(self._serve, sftp, 3, False)
+        self._settings = settings
+        self._running = running
         self._sessions = sessions
         self._popen: subprocess.Popen[bytes] | None = None
         self._pumps: list[asyncio.Task[None]] = []
@@ -72,8 +56,8 @@ class Command(asyncssh.SSHServerProcess[bytes]):
         # What came before the close still goes to its standard input.
         for pump in self._pumps[1:]:
             pump.cancel()
-        for name in self._account.hangup:
-            self._signal(name, self._account.hangup_reach)
+        for name in self._settings.hangup:
+            self._signal(name, self._settings.hangup_reach)
         self._sessions.discard(self)
         super().connection_lost(exc)
 
@@ -164,18 +148,14 @@ class Command(asyncssh.SSHServerProcess[bytes]):
             transport.close()
 
     def _start(self, command: str | None) -> subprocess.Popen[bytes]:
-        shell, home, name = (
-            self._account.shell,
-            os.fspath(self._account.home or Path.home()),
-            getpass.getuser(),
-        )
+        settings, name = self._settings, getpass.getuser()
+        shell, home = settings.shell, os.fspath(settings.home or Path.home())
         env = {"HOME": home, "USER": name, "LOGNAME": name, "PATH": _PATH, "SHELL": shell}
         if os.name != "posix":  # without SYSTEMROOT and the like, nothing starts
             env = dict(os.environ)
         asked = self.channel.get_environment()
-        env |= {key: value for key, value in asked.items() if key.startswith(_ACCEPT_ENV)} | dict(
-            self._account.env
-        )
+        env |= {key: value for key, value in asked.items() if key.startswith(_ACCEPT_ENV)}
+        env |= settings.env
         here, there = (self.get_extra_info(key) for key in ("sockname", "peername"))
         if here and there:
             env["SSH_CONNECTION"] = f"{there[0]} {there[1]} {here[0]} {here[1]}"
@@ -194,7 +174,6 @@ class Command(asyncssh.SSHServerProcess[bytes]):
         """Wait for a process in a thread: asyncio's own ways differ by platform, and may kill it."""
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[int] = loop.create_future()
-        running = self._account.running
 
         def report(status: int) -> None:
             if not ended.done():
@@ -202,11 +181,12 @@ class Command(asyncssh.SSHServerProcess[bytes]):
 
         def wait() -> None:
             status = process.wait()
-            running.pop(process.pid, None)
+            self._running.pop(process.pid, None)
             with contextlib.suppress(RuntimeError):  # the server has closed meanwhile
                 loop.call_soon_threadsafe(report, status)
 
-        running[process.pid] = thread = threading.Thread(target=wait, name="embedded-sshd-wait", daemon=True)
+        thread = threading.Thread(target=wait, name="embedded-sshd-wait", daemon=True)
+        self._running[process.pid] = thread
         thread.start()
         return ended
 

@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 
 import asyncssh
 
-from bokeh_ssh._demo.ssh_command import Account, Command
+from bokeh_ssh._demo.ssh_command import Command
 
 _T = TypeVar("_T")
 
@@ -114,13 +114,7 @@ class EmbeddedServer:
         self.port = 0
         self.logins = 0
         self._clients: set[_Client] = set()
-        self._account = Account(
-            shell=self.settings.shell,
-            home=self.settings.home,
-            env=self.settings.env,
-            hangup=self.settings.hangup,
-            hangup_reach=self.settings.hangup_reach,
-        )
+        self._running: dict[int, threading.Thread] = {}
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
@@ -167,7 +161,7 @@ class EmbeddedServer:
         if self._loop is not None and self._stop is not None and thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)
         thread.join(_PATIENCE)
-        for reaper in tuple(self._account.running.values()):  # most end by themselves when their pipes close
+        for reaper in tuple(self._running.values()):  # most end by themselves when their pipes close
             reaper.join(1)
 
     @property
@@ -183,7 +177,7 @@ class EmbeddedServer:
     @property
     def processes(self) -> tuple[int, ...]:
         """The ids of the commands that still run."""
-        return tuple(self._account.running)
+        return tuple(self._running)
 
     def drop_connections(self) -> int:
         """Cut every connection, without goodbye; return how many there were."""
@@ -338,7 +332,7 @@ class _Client(asyncssh.SSHServer):
     def session_requested(self) -> Command:
         if len(self.sessions) >= self.settings.max_sessions:
             raise asyncssh.ChannelOpenError(asyncssh.OPEN_CONNECT_FAILED, "open failed")
-        return Command(self.server._account, self.sessions, sftp=self.settings.sftp)
+        return Command(self.settings, self.server._running, self.sessions)
 
     def connection_requested(
         self, dest_host: str, dest_port: int, orig_host: str, orig_port: int
