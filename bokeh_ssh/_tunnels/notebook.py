@@ -8,7 +8,6 @@ import importlib
 import socket
 import sys
 import threading
-import weakref
 from collections.abc import Callable
 from html import escape
 from typing import Any
@@ -49,40 +48,6 @@ def summary(text: str, state: str, url: str, status: TunnelStatus | None = None)
     return f"<div>{dot} {escape(text)}: {escape(state)}{link}{more}</div>"
 
 
-class _Refresher:
-    """Has the figures of the widgets follow: one thread for all, while a tunnel of one is open."""
-
-    def __init__(self) -> None:
-        self._change = threading.Condition()
-        self._watched: weakref.WeakSet[StatusWidget] = weakref.WeakSet()
-        self._thread: threading.Thread | None = None
-
-    def watch(self, widget: StatusWidget, wanted: bool) -> None:
-        """Update it regularly, or no more."""
-        with self._change:
-            if not wanted:
-                self._watched.discard(widget)
-                self._change.notify_all()
-                return
-            self._watched.add(widget)
-            if self._thread is None or not self._thread.is_alive():  # as in a fork
-                self._thread = threading.Thread(target=self._run, name="bokeh-ssh widgets", daemon=True)
-                self._thread.start()
-
-    def _run(self) -> None:
-        while True:
-            with self._change:
-                if self._change.wait_for(lambda: not self._watched, _PERIOD):
-                    self._thread = None
-                    return
-                watched = list(self._watched)
-            while watched:  # without the lock: whoever changes a tunnel's state may want it
-                watched.pop().refresh()
-
-
-_refresher = _Refresher()
-
-
 class StatusWidget:
     """A tunnel in a cell that follows its state and its figures, with buttons to stop it and to have it back.
 
@@ -102,6 +67,7 @@ class StatusWidget:
         self.reconnect.on_click(lambda _: self._begin(self._reconnect, "reconnect"))
         self.stop.on_click(lambda _: self._begin(self._tunnel.close, "stop"))
         self._box = widgets.VBox([self._text, widgets.HBox([self.reconnect, self.stop])])
+        self._timer = threading.Timer(_PERIOD, self.refresh)
         self._updates = Dispatcher(self._update, "bokeh-ssh widget", "the widget")
         self._updates.finish()  # its thread ends as soon as nothing waits
         follow_state(tunnel, self.refresh)
@@ -131,7 +97,11 @@ class StatusWidget:
         state = self._tunnel.state
         if state == "ready":
             self._error = ""
-        _refresher.watch(self, state not in _OVER and not self.is_gone)
+        self._timer.cancel()
+        self._timer = threading.Timer(_PERIOD, self.refresh)
+        self._timer.name, self._timer.daemon = "bokeh-ssh widget figures", True
+        if state not in _OVER and not self.is_gone:
+            self._timer.start()
         self.reconnect.disabled = state not in ("lost", *_OVER)
         self.stop.disabled = state in _OVER
         shown = self._tunnel._repr_html_()
