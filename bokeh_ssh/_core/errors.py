@@ -470,21 +470,13 @@ class ServerExitedError(BokehSSHError):
         cls, host: str, exit_status: int | None, log: tuple[str, ...], memory_limit: int | None = None
     ) -> ServerExitedError:
         """Say how it ended."""
-        if memory_limit is not None:
-            msg = f"the server has ended: {describe_kill(memory_limit)}"
-            return cls(
-                msg,
-                host=host,
-                hint=MEMORY_HINT,
-                exit_status=exit_status,
-                log=log,
-                memory_limit=memory_limit,
-            )
         how = "" if exit_status is None else f" (exit status {exit_status})"
         if exit_status is not None and exit_status < 0:
             how = f" (signal {-exit_status})"
-        msg = f"the server ended by itself{how}"
-        return cls(msg, host=host, hint="see its log, and start it again", exit_status=exit_status, log=log)
+        msg, hint = f"the server ended by itself{how}", "see its log, and start it again"
+        if memory_limit is not None:
+            msg, hint = f"the server has ended: {describe_kill(memory_limit)}", MEMORY_HINT
+        return cls(msg, host=host, hint=hint, exit_status=exit_status, log=log, memory_limit=memory_limit)
 
 
 class AppAccessError(BokehSSHError):

@@ -26,8 +26,7 @@ class Tunnel(Openable):
 
         :raises TunnelClosedError: if the tunnel is not open
         """
-        self._lifecycle.check_open()
-        return self._info.local_port
+        return self._open_info.local_port
 
     @property
     def remote_port(self) -> int:
@@ -37,8 +36,7 @@ class Tunnel(Openable):
 
         :raises TunnelClosedError: if the tunnel is not open
         """
-        self._lifecycle.check_open()
-        return self._info.remote_port
+        return self._open_info.remote_port
 
     @property
     def server(self) -> str | None:
@@ -74,8 +72,7 @@ class Tunnel(Openable):
 
         :raises TunnelClosedError: if the tunnel is not open
         """
-        self._lifecycle.check_open()
-        return tuple(name for name, _ in self._info.forwards)
+        return tuple(name for name, _ in self._open_info.forwards)
 
     @property
     def url(self) -> str:
@@ -141,7 +138,7 @@ class Tunnel(Openable):
         :param kwargs: arguments of Bokeh's function, such as ``session_id`` or ``arguments``
         :raises UsageError: if Bokeh is not installed here, or its version is too far from the server's
         """
-        return bokeh_client.pull(self._client_url, self._info.key, **kwargs)
+        return bokeh_client.pull(self._address("127.0.0.1"), self._info.key, **kwargs)
 
     def push_session(self, document: Any = None, **kwargs: Any) -> Any:
         """Open a session with a document of this program (``bokeh.client.push_session``).
@@ -150,14 +147,11 @@ class Tunnel(Openable):
         :param kwargs: arguments of Bokeh's function, such as ``session_id``
         :raises UsageError: as :meth:`pull_session`
         """
-        return bokeh_client.push(self._client_url, self._info.key, document, **kwargs)
+        return bokeh_client.push(self._address("127.0.0.1"), self._info.key, document, **kwargs)
 
-    @property
-    def _client_url(self) -> str:
-        return self._origin("127.0.0.1") + self._info.routes[0]
-
-    def _origin(self, name: str) -> str:
-        return f"{'https' if self._info.tls else 'http'}://{name}:{self.local_port}"
+    def _address(self, name: str) -> str:
+        """Return the first app's, without a session."""
+        return page_address(self.local_port, self._info.routes[0], tls=self._info.tls, name=name)
 
     def server_document(self, **kwargs: Any) -> str:
         """Return the ``<script>`` that embeds the first app in a page (``bokeh.embed.server_document``).
@@ -166,8 +160,4 @@ class Tunnel(Openable):
 
         :raises UsageError: if Bokeh is not installed here
         """
-        url = self._origin("localhost") + self._info.routes[0]
-        return bokeh_client.embed(url, self._query(), **kwargs)
-
-    def _query(self) -> str:
-        return session_query(self._info.key)
+        return bokeh_client.embed(self._address("localhost"), session_query(self._info.key), **kwargs)

@@ -21,13 +21,13 @@ from bokeh_ssh._tunnels.base import Tunnel
 from bokeh_ssh._tunnels.gateway_endpoint import (
     RELAY_ENDS,
     GatewayEndpoint,
+    agent_to_lend,
     await_published,
-    host_session,
     host_sidecar,
     relay,
     watching,
 )
-from bokeh_ssh._tunnels.host_publisher import PublicationRequest, UnavailableError
+from bokeh_ssh._tunnels.host_publisher import PublicationRequest, UnavailableError, publish_from_host
 from bokeh_ssh._tunnels.lifecycle import TunnelInfo
 from bokeh_ssh._tunnels.local_session import LocalSession
 from bokeh_ssh._tunnels.options import GatewayOptions, Reverse, arguments_of
@@ -245,7 +245,7 @@ class GatewayParts(TunnelParts):
                 end = host_sidecar(request, options, found.held, found.routes[0], warn)
                 if end and found.held:
                     self._follow_sidecar(found.held)
-                end = end or stack.enter_context(host_session(request, options, session.lose))
+                end = end or GatewayEndpoint(stack.enter_context(self._host_session(request)), "host")
             except UnavailableError as exc:
                 if options.reverse == "host":
                     raise exc.error from exc
@@ -263,6 +263,18 @@ class GatewayParts(TunnelParts):
             ReverseForwarded(host=request.gateway.name, by=end.by or "", reason=end.reason, **where)
         )
         return end
+
+    def _host_session(self, request: PublicationRequest) -> contextlib.AbstractContextManager[Endpoint]:
+        """Publish the server from the Bokeh host in a session of ours, with which that ends."""
+        options = self._options
+        agent = agent_to_lend(request.gateway) if options.forward_agent else None
+        return publish_from_host(
+            request,
+            python=options.python_path,
+            env=options.variables,
+            agent=agent,
+            on_lost=self._session.lose,
+        )
 
     def _follow_sidecar(self, server: Server) -> None:
         def lost() -> None:

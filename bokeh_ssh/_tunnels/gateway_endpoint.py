@@ -30,7 +30,6 @@ from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._tunnels.host_publisher import (
     PublicationRequest,
     UnavailableError,
-    publish_from_host,
     sidecar_endpoint,
     start_publisher_sidecar,
 )
@@ -184,21 +183,6 @@ def relay(
         yield GatewayEndpoint(where, "relay", reason=reason)
 
 
-@contextlib.contextmanager
-def host_session(
-    request: PublicationRequest, options: GatewayOptions, on_lost: Callable[[BokehSSHError], None]
-) -> Iterator[GatewayEndpoint]:
-    """Publish the server from the Bokeh host in a session of ours, with which that ends.
-
-    :raises UnavailableError: if it cannot
-    """
-    agent = _agent_to_lend(request.gateway) if options.forward_agent else None
-    with publish_from_host(
-        request, python=options.python_path, env=options.variables, agent=agent, on_lost=on_lost
-    ) as where:
-        yield GatewayEndpoint(where, "host")
-
-
 def host_sidecar(
     request: PublicationRequest,
     options: GatewayOptions,
@@ -241,7 +225,7 @@ def _new_names(server: Server, route: str) -> list[str]:
     return [name, as_name(f"{name[:30]}-{server.server_ref.id}")] if server.server_ref else [name]
 
 
-def _agent_to_lend(gateway: Connection) -> Agent:
+def agent_to_lend(gateway: Connection) -> Agent:
     """Return the agent that the host is to have for a moment; the one that would log in there from here.
 
     :raises UnavailableError: if there is none

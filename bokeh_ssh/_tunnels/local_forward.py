@@ -178,8 +178,7 @@ class LocalForward(Openable):
 
         :raises TunnelClosedError: if it is not open
         """
-        self._lifecycle.check_open()
-        return self._info.local_port
+        return self._open_info.local_port
 
     @property
     def remote_port(self) -> int:

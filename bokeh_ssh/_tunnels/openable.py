@@ -102,6 +102,15 @@ class Openable:
         return self._lifecycle.session.info
 
     @property
+    def _open_info(self) -> TunnelInfo:
+        """The same, of what is open.
+
+        :raises TunnelClosedError: if it is not
+        """
+        self._lifecycle.check_open()
+        return self._info
+
+    @property
     def state(self) -> StateName:
         """The state that it is in.
 

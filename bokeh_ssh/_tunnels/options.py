@@ -50,12 +50,11 @@ class DirectOptions(Login, ServerOptions):
             raise UsageError(msg, hint="give seconds, or leave it out to wait as long as it takes")
         if self.job is not None:
             self._check_job()
-        if self.resubmit and self.batch is None:
-            msg = f"{setting('resubmit')} is for a batch job"
-            raise UsageError(msg, hint=f"give {setting('batch')}, or leave that out")
-        if self.queue_timeout is not None and self.batch is None and self.job is None:
-            msg = f"{setting('queue_timeout')} is for a batch job"
-            raise UsageError(msg, hint=f"give {setting('batch')}, or leave that out")
+        waits = self.queue_timeout is not None and self.job is None
+        for name, needs_job in (("resubmit", self.resubmit), ("queue_timeout", waits)):
+            if needs_job and self.batch is None:
+                msg = f"{setting(name)} is for a batch job"
+                raise UsageError(msg, hint=f"give {setting('batch')}, or leave that out")
         for name, given in (("server", self.server), ("launch", self.launch is False), ("job", self.job)):
             if given and self.batch is not None:
                 msg = f"{setting('batch')} starts a server in a new job, but {setting(name)} was given"

@@ -27,7 +27,7 @@ from bokeh_ssh._tunnels.remote_forward import RemoteForward, RemoteForwardParts
 _CONNECT_TIMEOUT = 5.0
 #: Keywords of a :class:`DirectTunnel` that say how a server is started; the first only with an app.
 _OF_APPS = ("args", "command", "python", "setup", "cwd", "env")
-_START = (*_OF_APPS, "grace", "launch_timeout")
+START = (*_OF_APPS, "grace", "launch_timeout")
 
 
 class Publication(RemoteForward):
@@ -66,7 +66,7 @@ class Publication(RemoteForward):
         local_host: str | None = None,
         **keywords: Any,
     ) -> None:
-        start = {each: keywords.pop(each) for each in _START if each in keywords}
+        start = {each: keywords.pop(each) for each in START if each in keywords}
         elsewhere = keywords.get("remote_socket") is not None or "bind_address" in keywords
         may_be_a_port = name is None and remote_port is None and not elsewhere
         if may_be_a_port:

@@ -51,11 +51,20 @@ def main(stdin: TextIO = sys.stdin, stdout: TextIO = sys.stdout) -> int:
             timeout=spec["timeout"],
         )
         forwards = [RemoteForward(gateway, **spec["forward"], **place) for place in spec["places"]]
+
+        def close_all(*_: object) -> None:
+            for forward in forwards:
+                forward.close()
+
+        def close_at_eof() -> None:
+            while stdin.read(4096):
+                pass
+            close_all()
+
         if stays:
-            _close_at_term(forwards)
+            signal.signal(signal.SIGTERM, close_all)
         else:
-            orders = (stdin, forwards)
-            threading.Thread(target=_close_at_eof, args=orders, name="bokeh-ssh orders", daemon=True).start()
+            threading.Thread(target=close_at_eof, name="bokeh-ssh orders", daemon=True).start()
         try:
             with _open_first(forwards) as forward:
                 socket, at = forward.remote_socket, f"{spec['gateway']}:{spec['port']}"
@@ -92,18 +101,3 @@ def _open_first(forwards: Sequence[RemoteForward]) -> RemoteForward:
         except SocketInUseError:
             continue
     return forwards[-1].open()
-
-
-def _close_at_eof(stdin: TextIO, forwards: Sequence[RemoteForward]) -> None:
-    while stdin.read(4096):
-        pass
-    for forward in forwards:
-        forward.close()
-
-
-def _close_at_term(forwards: Sequence[RemoteForward]) -> None:
-    def close(*_: object) -> None:
-        for forward in forwards:
-            forward.close()
-
-    signal.signal(signal.SIGTERM, close)

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import unquote
 
 from bokeh_ssh._core.endpoint import Endpoint
@@ -313,6 +314,16 @@ class ServerAcquisition:
 
     # Starting, and taking over.
 
+    @property
+    def _takers(self) -> dict[str, Any]:
+        """What of the session takes the server's events and lines, and closes it."""
+        session = self._session
+        return {
+            "on_event": session.on_server_event,
+            "on_log": session.life.on_log,
+            "stack": session.connection_stack,
+        }
+
     def _launch(self, connection: Connection, must_sign: bool, packs: bool) -> FoundServer:
         local_port = self._bind(BOKEH_PORT)  # first: the server must know which origin its pages have
 
@@ -333,10 +344,8 @@ class ServerAcquisition:
             server = Server.start(
                 connection,
                 launch,
-                on_event=self._session.on_server_event,
-                on_log=self._session.life.on_log,
                 on_package=self._fetch_static(connection),
-                stack=self._session.connection_stack,
+                **self._takers,
                 bring=self._file_sync.upload_all if self._file_sync else ignore,
             )
             found = self._hold(connection, server)
@@ -404,10 +413,8 @@ class ServerAcquisition:
             connection,
             listed.server_ref,
             launch=self._options.launch_spec(local_port),
-            on_event=self._session.on_server_event,
-            on_log=self._session.life.on_log,
-            stack=self._session.connection_stack,
             timeout=self._options.launch_timeout,
+            **self._takers,
         )
         found = self._hold(connection, server)
         self._session.life.emit(
@@ -425,14 +432,7 @@ class ServerAcquisition:
         if server_ref is None:  # it was lost while it started, and ends by itself: nobody had seen it
             return None
         try:
-            server = Server.adopt(
-                connection,
-                server_ref,
-                launch=before.launch,
-                on_event=self._session.on_server_event,
-                on_log=self._session.life.on_log,
-                stack=self._session.connection_stack,
-            )
+            server = Server.adopt(connection, server_ref, launch=before.launch, **self._takers)
         except (ServerGoneError, ServerExitedError) as exc:
             if self._options.server is not None:
                 raise
@@ -733,17 +733,20 @@ class TunnelParts:
             self._session.life.warn(f"the server answers {path} with status {probe.status}: see its log")
 
 
-def page_address(port: int, route: str, key: str, hub: HubProxy | None, *, tls: bool) -> str:
+def page_address(
+    port: int, route: str, key: str = "", hub: HubProxy | None = None, *, tls: bool, name: str = "localhost"
+) -> str:
     """Return the address that a browser opens, where the tunnel listens on a port here.
 
     :param route: the path
     :param key: signs the id of a new session; empty where there need be none
     :param hub: by way of which the page is opened, if this program runs on one
+    :param name: what this machine is called
     """
     route += session_query(key)
     if hub and not tls:  # its proxy speaks plain HTTP to this machine
         return hub.address(port, route)
-    return f"{'https' if tls else 'http'}://localhost:{port}{route}"
+    return f"{'https' if tls else 'http'}://{name}:{port}{route}"
 
 
 def session_query(key: str) -> str:

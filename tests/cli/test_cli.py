@@ -31,7 +31,7 @@ from bokeh_ssh._cli.options.command import take_batch
 from bokeh_ssh._cli.options.flag import Flag
 from bokeh_ssh._cli.options.words import as_flag
 from bokeh_ssh._core.settings import as_toml, setting
-from bokeh_ssh._tunnels.publication import Publication
+from bokeh_ssh._tunnels.publication import START, Publication
 from cable import Cable
 from programs import CLI, ESCAPES, OnTerminal, Program, login, run_here, unkeyed
 
@@ -115,7 +115,7 @@ def test_flags_are_keywords(cls: type, flags: tuple[Flag, ...], positional: str)
         found = inspect.signature(cls).parameters
         named = {name for name, p in found.items() if p.kind is not p.VAR_KEYWORD}
         if cls is Publication:
-            named |= keywords(bokeh_ssh.RemoteForward)
+            named |= {*keywords(bokeh_ssh.RemoteForward), *START}
         if len(named) < len(found):
             named |= set(bokeh_ssh.Host.__dataclass_fields__) - {"name"}
         return named
