@@ -54,7 +54,7 @@ _BACKLOG = 4096
 _TAKEN = {errno.EADDRINUSE, errno.EACCES, getattr(errno, "WSAEADDRINUSE", 10048), 10013}
 _TRIES = 20
 #: Seconds for the end of a connection to come here by way of the machine that it was made through.
-_ENDS = 1.0
+_ENDS = 0.5
 
 #: Takes sshtunnel's own log lines, which speak of a login that does not take place.
 _SILENT = logging.Logger("sshtunnel", logging.CRITICAL + 1)

@@ -189,7 +189,7 @@ class GatewayParts(TunnelParts):
         before, found = self._host_connection, self._acquisition.found
         if before and before.alive and self._session.holds_server and found:
             return before, found, True
-        self._session.kept_stack.close()
+        self._session.drop_kept()
         apart = goes_its_own_way(bokeh_host)
         with self._session.keeping() if apart else contextlib.nullcontext():
             host = self._connect_host(bokeh_host, None if apart else gateway)

@@ -84,7 +84,6 @@ class LocalSession:
     :param what: what to open; its parts are made with this session first, which they connect by
     :param prompt_cache: what a person has answered before
     :ivar connection_stack: what goes over SSH, and is closed when a connection is lost
-    :ivar kept_stack: what goes over SSH, and stays while only other connections are lost
     :ivar attempts: the attempts to connect again
     :ivar server: the server that it holds; set by the parts
     """
@@ -101,7 +100,7 @@ class LocalSession:
         self._useless: tuple[str, ...] = ()  # addresses of machines that took a login, and ran nothing
         self._peers: tuple[str, ...] = ()  # addresses of the machines that it has reached from here
         self.connection_stack = contextlib.ExitStack()
-        self.kept_stack = contextlib.ExitStack()
+        self._kept_stack = contextlib.ExitStack()  # what stays while only other connections are lost
         self._answered = False  # whether the attempt under way has met the server
         self._unused = 0  # how often the server has ended it in a row since nothing used it
         self._warned: set[Warned] = set()  # told once, however often it is connected
@@ -201,9 +200,14 @@ class LocalSession:
         others = self.connection_stack.pop_all()
         try:
             yield
-            self.kept_stack.push(self.connection_stack.pop_all())
+            self._kept_stack.push(self.connection_stack.pop_all())
         finally:
             self.connection_stack.push(others)
+
+    def drop_kept(self) -> None:
+        """Close what was kept, which is of no use any more."""
+        with wanted(None):
+            self._kept_stack.close()
 
     @property
     def holds_server(self) -> bool:
@@ -339,8 +343,8 @@ class LocalSession:
     def _close_connections(self) -> None:
         with wanted(None):
             self.connection_stack.close()
-            if not (self.holds_server and all(connection.alive for connection in self._connections)):
-                self.kept_stack.close()
+        if not (self.holds_server and all(connection.alive for connection in self._connections)):
+            self.drop_kept()
 
     # The server.
 
@@ -373,7 +377,7 @@ class LocalSession:
 
     def _close_all(self) -> None:
         self.connection_stack.close()
-        self.kept_stack.close()
+        self._kept_stack.close()
 
     def _drop_silent_connections(self) -> None:
         """Close connections that do not answer, so that ending what they carry does not wait for them."""
