@@ -18,7 +18,6 @@ from bokeh_ssh._forwarding.http_responses import Answers
 from bokeh_ssh._forwarding.request_filter import refusal
 from bokeh_ssh._forwarding.site_cache import SiteCache
 from bokeh_ssh._forwarding.static_requests import StaticRequest
-from bokeh_ssh._forwarding.unpacker import NotPackedError, UnpackingChannel
 from bokeh_ssh._ssh.relay import Loop, RelayChannel, SocketRelay, finish
 
 log = logging.getLogger("bokeh_ssh.forward")
@@ -71,7 +70,6 @@ class FilteredRelay(SocketRelay):
     :param cache: answers requests for static files, if the inspector stops at them, and keeps the answers
     :param again: takes the local connection back, where the line is lost before anything came of a request
         that may be sent twice (RFC 9110, section 9.2.2)
-    :param packed: whether the far side packs what it sends
     """
 
     __slots__ = ("_again", "_answers", "_files", "_inspector", "_outgoing")
@@ -85,10 +83,8 @@ class FilteredRelay(SocketRelay):
         opened: Opened,
         cache: SiteCache | None = None,
         again: Callable[[], None] | None = None,
-        *,
-        packed: bool = False,
     ) -> None:
-        super().__init__(io_loop, sock, UnpackingChannel(channel) if packed else channel, on_end)
+        super().__init__(io_loop, sock, channel, on_end)
         self._again = again if opened.passed.startswith((b"GET ", b"HEAD ")) else None
         self._files = _KeptFiles(cache)
         self._inspector = opened.inspector
@@ -248,25 +244,10 @@ class FilteredRelay(SocketRelay):
     def on_data(self, parts: list[memoryview]) -> None:
         """Take what arrived, and look where answers end."""
         self._again = None
-        if isinstance(self._channel, UnpackingChannel):
-            try:
-                parts = [] if self._broken else self._channel.unpack(parts)
-            except NotPackedError as exc:
-                log.warning("the other machine does not pack as expected: %s", exc)
-                self.break_off()
-                return
-            if not parts:
-                return
         # Before it is delivered: who has it may send the next request at once.
         if not self._answers.free and self._answers.take(parts, asking=self._inspector.asking):
             self._io_loop.post(self._answered)
         super().on_data(parts)
-
-    def _on_channel_end(self, *, closed: bool) -> None:
-        if isinstance(self._channel, UnpackingChannel) and self._channel.is_cut_off:
-            self.break_off()
-        else:
-            super()._on_channel_end(closed=closed)
 
 
 def turn_away(sock: socket.socket, reason: str) -> None:

@@ -36,6 +36,7 @@ from bokeh_ssh._forwarding.request_filter import RequestFilter
 from bokeh_ssh._forwarding.site_cache import SiteCache
 from bokeh_ssh._forwarding.spare_channels import Check, SpareChannels
 from bokeh_ssh._forwarding.static_cache import StaticCache
+from bokeh_ssh._forwarding.unpacker import UnpackingRelay
 from bokeh_ssh._ssh.connection import Connection
 from bokeh_ssh._ssh.relay import MakeRelay, SocketRelay, reset, reset_on_close
 from bokeh_ssh._ssh.transport import EarlyChannel
@@ -213,10 +214,8 @@ class _Destination:
         if begun:
             # On a channel that is open already it goes out at once, onto a line that may be dead.
             repeat = (lambda: reset(sock) if connection.alive else again()) if unused else None
-            unpacks = bool(self._packed) and unpacks
-            make = functools.partial(
-                FilteredRelay, opened=begun, cache=self._kept, again=repeat, packed=unpacks
-            )
+            kind = UnpackingRelay if self._packed and unpacks else FilteredRelay
+            make = functools.partial(kind, opened=begun, cache=self._kept, again=repeat)
         connection.forward(sock, self._target, origin, self._check, make, again, unused)
 
 

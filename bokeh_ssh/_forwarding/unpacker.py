@@ -1,20 +1,29 @@
 """Undoes what the other machine has done to a server's bytes so that fewer travel; see ``_remote.packing``.
 
 The window counts what travels, and the local socket takes what that stands for. Credit for a block goes back
-once all of it was taken. A block is at most eight times what travels, so the window bounds the memory too.
+once all of it was taken. What the local program does not take yet waits as it came, so the window bounds the
+memory: a block is at most eight times what travels.
 """
 
 from __future__ import annotations
 
 import collections
+import logging
 import operator
+import socket
 import struct
+import threading
 import zlib
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import accumulate, repeat
 
-from bokeh_ssh._ssh.relay import RelayChannel
+from bokeh_ssh._forwarding.filtered_relay import FilteredRelay
+from bokeh_ssh._forwarding.http_requests import Opened
+from bokeh_ssh._forwarding.site_cache import SiteCache
+from bokeh_ssh._ssh.relay import Loop, RelayChannel
+
+log = logging.getLogger("bokeh_ssh.forward")
 
 _HEAD = struct.Struct(">BBII")
 _PLAIN, _BYTES, _MOST_DIFFERENCES = 0, 2, 2
@@ -50,6 +59,9 @@ class UnpackingChannel:
     """A channel whose far side packs what it sends, as a relay uses it; what goes there is left as it is.
 
     :param channel: the channel
+    :ivar order: held for what was received, until it is delivered
+    :ivar behind: whether the loop's thread unpacks, since the local program does not take all at once
+    :ivar late: ends of the channel, which follow what is to be unpacked
     """
 
     def __init__(self, channel: RelayChannel) -> None:
@@ -63,35 +75,39 @@ class UnpackingChannel:
         self._blocks: collections.deque[tuple[int, int]] = collections.deque()  # sizes: here, and as it came
         self._taken = 0  # of the first of them
         self._begun = self._ended = False
+        self.order = threading.Lock()
+        self.behind = False
+        self.late: list[Callable[[], None]] = []
 
     @property
     def is_cut_off(self) -> bool:
         """Whether there is more to come."""
         return bool(self._unread) or self._begun != self._ended
 
-    def unpack(self, parts: list[memoryview]) -> list[memoryview]:
-        """Return what these parts complete, in the order it was sent.
-
-        :raises NotPackedError: if they are not packed
-        """
-        found = []
+    def receive(self, parts: list[memoryview]) -> None:
+        """Keep what arrived."""
         for part in parts:
             self._unread += part
-        while len(self._unread) >= _HEAD.size:
-            how, skip, size, packed = _HEAD.unpack_from(self._unread)
-            came = _HEAD.size + max(packed, -(-size // _LEAST))
-            if size > _MOST or packed > size + _OVERHEAD or self._ended:
-                msg = f"a block of {size} bytes in {packed}"
-                raise NotPackedError(msg)
-            if len(self._unread) < came:
-                break
-            data = bytes(memoryview(self._unread)[_HEAD.size : _HEAD.size + packed])
-            del self._unread[:came]
-            self._blocks.append((size, came))
-            self._begun, self._ended = True, not size
-            if size:
-                found.append(memoryview(self._read(data, how, skip, size)))
-        return found
+
+    def unpack(self) -> memoryview | None:
+        """Return the content of the next block; None where no more is complete.
+
+        :raises NotPackedError: if what arrived is not packed
+        """
+        if len(self._unread) < _HEAD.size:
+            return None
+        how, skip, size, packed = _HEAD.unpack_from(self._unread)
+        came = _HEAD.size + max(packed, -(-size // _LEAST))
+        if size > _MOST or packed > size + _OVERHEAD or self._ended:
+            msg = f"a block of {size} bytes in {packed}"
+            raise NotPackedError(msg)
+        if len(self._unread) < came:
+            return None
+        data = bytes(memoryview(self._unread)[_HEAD.size : _HEAD.size + packed])
+        del self._unread[:came]
+        self._blocks.append((size, came))
+        self._begun, self._ended = True, not size
+        return memoryview(self._read(data, how, skip, size)) if size else self.unpack()
 
     def _read(self, data: bytes, how: int, skip: int, size: int) -> bytes:
         try:
@@ -116,3 +132,93 @@ class UnpackingChannel:
             size, came = self._blocks.popleft()
             self._taken -= size
             self._channel.credit(came)
+
+
+class UnpackingRelay(FilteredRelay):
+    """A :class:`FilteredRelay` whose far side packs what it sends.
+
+    The transport's thread unpacks what comes, as long as the local program takes it at once. Once it does
+    not, the loop's thread unpacks a block each time the one before was taken.
+    """
+
+    __slots__ = ()
+
+    _channel: UnpackingChannel
+
+    def __init__(
+        self,
+        io_loop: Loop,
+        sock: socket.socket,
+        channel: RelayChannel,
+        on_end: Callable[[bool], None] | None,
+        opened: Opened,
+        cache: SiteCache | None = None,
+        again: Callable[[], None] | None = None,
+    ) -> None:
+        super().__init__(io_loop, sock, UnpackingChannel(channel), on_end, opened, cache, again)
+
+    def on_data(self, parts: list[memoryview]) -> None:
+        """Take what arrived, and deliver what the local program takes of it."""
+        channel = self._channel
+        with channel.order:
+            channel.receive(parts)
+            if channel.behind:
+                return
+            while not channel.behind and self._deliver_block():
+                channel.behind = bool(self._backlog)
+        if channel.behind:  # that may have been taken meanwhile
+            self._io_loop.post(self._catch_up)
+
+    def _deliver_block(self) -> bool:
+        """Deliver the next block; False if there is none."""
+        try:
+            block = None if self._broken else self._channel.unpack()
+        except NotPackedError as exc:
+            log.warning("the other machine does not pack as expected: %s", exc)
+            self.break_off()
+            return False
+        if block is not None:
+            super().on_data([block])
+        return block is not None
+
+    def _write_backlog(self) -> None:
+        super()._write_backlog()
+        self._catch_up()
+
+    def _stop_reading(self) -> None:
+        super()._stop_reading()
+        self._io_loop.post(self._catch_up)
+
+    def _catch_up(self) -> None:
+        """Deliver one block more, if all before it was taken. Loop thread only."""
+        channel = self._channel
+        if not channel.behind or self._backlog or self._done:
+            return
+        with channel.order:
+            channel.behind = self._deliver_block()
+            late, channel.late = ([], channel.late) if channel.behind else (channel.late, [])
+        for end in late:
+            end()
+        if channel.behind:
+            self._io_loop.post(self._catch_up)
+
+    def _end_channel(self, end: Callable[[], None]) -> None:
+        with self._channel.order:
+            if self._channel.behind:
+                self._channel.late.append(end)
+                return
+        end()
+
+    def on_eof(self) -> None:
+        """Pass the end on, behind what is still packed."""
+        self._end_channel(super().on_eof)
+
+    def on_close(self) -> None:
+        """Take the far side's close, behind what is still packed."""
+        self._end_channel(super().on_close)
+
+    def _on_channel_end(self, *, closed: bool) -> None:
+        if self._channel.is_cut_off:
+            self.break_off()
+        else:
+            super()._on_channel_end(closed=closed)

@@ -16,17 +16,21 @@ import threading
 import zlib
 from array import array
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import apps
 import conformance
+import memory
 from beds import Machine, until
 from bokeh_ssh import DirectTunnel, Event, Launched
 from bokeh_ssh._forwarding.unpacker import NotPackedError, UnpackingChannel
 from bokeh_ssh._remote import process_tree
 from bokeh_ssh._remote.packing import packer
-from bokeh_ssh._tunnels import tunnel_parts
+from bokeh_ssh._tunnels import bokeh_client, tunnel_parts
 from direct_tunnels import tunnel_to
 from static_bed import Reader, request
 
@@ -86,6 +90,17 @@ class Server(socketserver.ThreadingUnixStreamServer):
 Server(path, Handler).serve_forever()
 """
 
+#: An app with numbers.
+NUMBERS = """
+import numpy as np
+from bokeh.models import ColumnDataSource, Div
+from bokeh.plotting import curdoc
+curdoc().title = "first"
+x = np.arange(100_000) / 5000
+data = ColumnDataSource({"x": x, "y": np.sin(x)}, name="data")
+curdoc().add_root(Div(tags=[{"data": data}]))
+"""
+
 #: A packer that may have 33 descriptors, until the input ends; its number is written.
 LIMITED = """
 import os, resource, sys
@@ -131,7 +146,7 @@ def test_every_byte_comes_back(name: str) -> None:
             travelled += len(sent)
             cut = chance.randrange(len(sent))
             for part in (sent[:cut], sent[cut:]):
-                for found in unpacks.unpack([part]):
+                for found in unpack(unpacks, part):
                     came += found
                     unpacks.credit(1)
                     unpacks.credit(len(found) - 1)
@@ -141,6 +156,12 @@ def test_every_byte_comes_back(name: str) -> None:
     if name in ("smooth", "single", "counted"):
         assert travelled < 0.7 * len(zlib.compress(data))
     assert travelled < 1.01 * len(data)
+
+
+def unpack(channel: UnpackingChannel, part: bytes | memoryview) -> list[memoryview]:
+    """Receive something; gives what is complete."""
+    channel.receive([memoryview(part)])
+    return list(iter(channel.unpack, None))
 
 
 def head(how: int, skip: int, size: int, packed: bytes) -> bytes:
@@ -165,7 +186,7 @@ def head(how: int, skip: int, size: int, packed: bytes) -> bytes:
 def test_what_is_not_packed_is_refused(bad: bytes) -> None:
     """Sizes that are not those, more than a block may hold, unknown arrangements, and more after the end."""
     with pytest.raises(NotPackedError):
-        UnpackingChannel(Credited()).unpack([memoryview(bad + bytes(100))])
+        unpack(UnpackingChannel(Credited()), bad + bytes(100))
 
 
 @pytest.fixture
@@ -182,9 +203,8 @@ def tunnel(
         yield opened
 
 
-def test_pages_are_the_same_and_less_travels(tunnel: DirectTunnel, tmp_path: Path) -> None:
-    """Answers and uploads of one connection are as without; a page with numbers takes half the bytes, and who
-    reads nothing holds the server back."""
+def test_pages_are_the_same_and_less_travels(tunnel: DirectTunnel) -> None:
+    """Answers and uploads of one connection are as without; a page with numbers takes half the bytes."""
     assert [event.compressed for event in EVENTS if isinstance(event, Launched)][-1]
     with Reader(tunnel.local_port) as reader:
         for name, data in SAMPLES.items():
@@ -195,9 +215,15 @@ def test_pages_are_the_same_and_less_travels(tunnel: DirectTunnel, tmp_path: Pat
         upload = SAMPLES["random"] * 10
         asked = request("/", f"Content-Length: {len(upload)}", method="POST")
         assert reader.ask(asked + upload)[2] == upload
-    with Reader(tunnel.local_port) as slow:
-        slow.sock.sendall(request("/flood"))
-        sent = tmp_path / "sent"
+
+
+def test_who_reads_nothing_holds_the_server_back(tunnel: DirectTunnel, tmp_path: Path) -> None:
+    """What is sent to a program that does not read waits here as it came: the window bounds it. All of it is
+    there once the program reads on, in order, and the end behind it."""
+    sent, size = tmp_path / "sent", 100 << 20
+    (tmp_path / "long").write_bytes(b"".join(n.to_bytes(8, "big") * 512 for n in range(size // 4096)))
+
+    def wait_until_held() -> None:
         taken: list[int] = []
 
         def is_held() -> bool:
@@ -205,8 +231,57 @@ def test_pages_are_the_same_and_less_travels(tunnel: DirectTunnel, tmp_path: Pat
             return len(taken) > 20 and taken[-1] == taken[-10] > 0
 
         until(is_held, timeout=60, what="the server to be held back")
-    # Two windows of 2 MiB may have been granted by then, each byte of which is 8; and systems keep some.
-    assert taken[-1] < 48 << 20
+        # Two windows of 2 MiB may have been granted by then, each byte of which is 8; and systems keep some.
+        assert taken[-1] < 48 << 20
+
+    with Reader(tunnel.local_port) as slow:
+        slow.sock.sendall(request("/flood"))
+        assert memory.peak(wait_until_held) < 6 << 20
+    with Reader(tunnel.local_port) as slow:
+        slow.sock.sendall(request("/long", "Content-Length: 0", method="POST"))
+        taken: list[int] = []
+
+        def has_come() -> bool:
+            taken.append(tunnel.status().received)
+            return len(taken) > 20 and taken[-1] == taken[-10]
+
+        until(has_come, timeout=60, what="the window to be full")
+        status, _, body = slow.read()
+        assert (status, len(body)) == (200, size)
+        assert body == (tmp_path / "long").read_bytes()
+        assert slow.sock.recv(1) == b""
+
+
+def test_apps_of_all_workers_are_packed(
+    sshd: Callable[..., Machine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What several apps of one server and of its workers send is packed, and also once they are restarted."""
+    monkeypatch.setattr(tunnel_parts, "_FAR", -1.0)
+    paths = [tmp_path / "one.py", tmp_path / "two.py"]
+    for path in paths:
+        path.write_text(NUMBERS)
+    words: dict[str, Any] = {"args": ["--num-procs", "2"], "dev": True, "launch_timeout": 60}
+    with tunnel_to(sshd(), list(map(str, paths)), **words) as tunnel:
+        root = f"http://localhost:{tunnel.local_port}"
+
+        def check(app: str) -> None:
+            before = tunnel.status().received
+            with closing(bokeh_client.pull(root + app, "")) as session:
+                assert len(session.document.select_one({"name": "data"}).data["y"]) == 100_000
+            assert tunnel.status().received - before < 600_000  # of 1.6 MB
+
+        def is_restarted() -> bool:
+            with contextlib.suppress(OSError):
+                return "second" in apps.get(f"{root}/one")
+            return False
+
+        check("/one")
+        check("/two")
+        changed = tmp_path / "changed"
+        changed.write_text(NUMBERS.replace("first", "second"))
+        changed.replace(paths[0])
+        until(is_restarted, timeout=60, what="the new text")
+        check("/one")
 
 
 def test_answer_arrives_though_the_upload_was_not_read(tunnel: DirectTunnel) -> None:
@@ -271,7 +346,7 @@ def test_limits_of_a_machine_are_kept(tmp_path: Path) -> None:
         assert len(pairs) > 8
         for client, there in pairs:
             there.sendall(b"answer")
-            (found,) = UnpackingChannel(Credited()).unpack([memoryview(client.recv(packer.MOST))])
+            (found,) = unpack(UnpackingChannel(Credited()), client.recv(packer.MOST))
             assert found == b"answer"
         status = Path(f"/proc/{number}/status")
         if status.exists():
@@ -298,7 +373,7 @@ def test_answer_that_memory_lacks_for_is_broken_off(tmp_path: Path, monkeypatch:
             there.settimeout(20)
             there.sendall(b"answer")
             channel = UnpackingChannel(Credited())
-            assert channel.unpack([memoryview(conformance.read_all(near))]) == []
+            assert unpack(channel, conformance.read_all(near)) == []
             assert channel.is_cut_off
             assert there.recv(1) == b""
         carries.join(20)
