@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import re
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 import h11
@@ -75,7 +76,8 @@ class Opened(NamedTuple):
     def undone(self) -> Inspector:
         """Return an inspector that has read the same, and has let nothing of it on."""
         before = self.inspector
-        return Inspector(before.request_filter, self.passed + before.held, stops=before.stops)
+        on_page = before.on_page if before.stops else None
+        return Inspector(before.request_filter, self.passed + before.held, on_page)
 
 
 class Inspector:
@@ -83,7 +85,9 @@ class Inspector:
 
     :param request_filter: judges each request
     :param held: what has been read already
-    :param stops: whether to stop at each request for a static file, which may be answered on this side
+    :param on_page: gets the head of each request for something else than a file, once it is let in. None does
+        not stop at requests for static files, which may be answered on this side
+    :ivar stops: whether it stops at them
     :ivar free: what follows passes unread: TLS, or a WebSocket
     :ivar asking: one of them was asked for, and nothing more passes before :meth:`answer`
     :ivar static: such a request, which was let in; nothing passes before :meth:`pass_static` or
@@ -93,9 +97,15 @@ class Inspector:
     :ivar due: the requests that passed, for who reads the answers
     """
 
-    def __init__(self, request_filter: RequestFilter, held: bytes = b"", *, stops: bool = False) -> None:
+    def __init__(
+        self,
+        request_filter: RequestFilter,
+        held: bytes = b"",
+        on_page: Callable[[bytes], None] | None = None,
+    ) -> None:
         self.request_filter = request_filter
-        self.stops = stops
+        self.on_page = on_page
+        self.stops = on_page is not None
         self.static: StaticRequest | None = None
         self.unsent: list[memoryview] = []
         self._head_size = 0  # of that request
@@ -233,6 +243,8 @@ class Inspector:
         if self.stops and read.static:
             self.static = read.static
             return
+        if self.stops and self.on_page and read.due.method == "GET":
+            self.on_page(head)
         self.stops = self.stops and read.lasts  # nobody answers what follows the last
         self._left = read.length
         self._passing.append(read.due)

@@ -54,14 +54,14 @@ class Sink(Protocol):
     def discard(self) -> None: ...
 
 
-Record = Callable[[StaticRequest, bytes], "Sink | None"]
+Record = Callable[["StaticRequest | None", bytes], "Sink | None"]
 
 
 class Answers:
     """Reads what a server says.
 
     :param due: what it was asked, in order; an answer takes its request out
-    :param record: begins to keep the file of a request, if the head of the answer is one to keep
+    :param record: gets the head of each answer with content, and begins to keep that if it is a file to keep
     :ivar last: whether the server says that it answers nothing more
     :ivar free: whether it has said yes, and what follows is no HTTP
     :ivar lost: whether nothing more is known: that, or an answer that ends with the connection, or none
@@ -149,7 +149,7 @@ class Answers:
         elif length:
             self._left = int(length[1])
             record = self._record
-            if static and record:
+            if record:
                 self._sink = record(static, head)
                 if self._record is None:  # it was stopped meanwhile
                     self.stop()

@@ -378,14 +378,16 @@ class LocalAcceptor:
         """
         kept = None
         if cache:
-            kept = SiteCache(cache, connection, site, SpareChannels(connection, target, check, 1))
+            given, spare = spare, spare or SpareChannels(connection, target, check, 0)
+            questions = SpareChannels(connection, target, check, 1)
+            kept = SiteCache(cache, connection, site, questions, None if given else spare)
 
         destination = _Destination(connection, target, check, kept, spare, packed, self._hold_again)
         accept = destination.accept
         gate: HttpGate | None = None
         if request_filter:
             full = functools.partial(pause, self._forwarder)
-            inspect = functools.partial(self._inspect, request_filter, stops=kept is not None)
+            inspect = functools.partial(self._inspect, request_filter, kept)
             gate = HttpGate(connection.io_loop, inspect, accept, self._route_or_hold, full, kept)
         self.route_to(gate.check if gate else accept, alive=lambda: connection.alive)
         try:
@@ -400,9 +402,12 @@ class LocalAcceptor:
                     self._begun[sock] = inspector
                 self._route_or_hold(sock, origin)
 
-    def _inspect(self, request_filter: RequestFilter, sock: socket.socket, *, stops: bool) -> Inspector:
+    def _inspect(
+        self, request_filter: RequestFilter, kept: SiteCache | None, sock: socket.socket
+    ) -> Inspector:
         """Return what reads the requests of a connection, on the next line too where it has begun to."""
-        return self._begun.pop(sock, None) or Inspector(request_filter, stops=stops)
+        on_page = kept.open_page if kept else None
+        return self._begun.pop(sock, None) or Inspector(request_filter, on_page=on_page)
 
     def _hold_again(self, sock: socket.socket, origin: Origin, begun: Opened | None) -> None:
         """Take back a connection of which nothing came, with what was read of it."""

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import collections
+import functools
 import hashlib
 import logging
 import re
 import time
 from collections.abc import Callable
 
-from bokeh_ssh._forwarding.spare_channels import SpareChannels
+from bokeh_ssh._forwarding.spare_channels import SPARE_OF_PAGE, SpareChannels
 from bokeh_ssh._forwarding.static_cache import Content, Recording, StaticCache
 from bokeh_ssh._forwarding.static_requests import (
     Address,
+    Lasting,
     StaticFile,
     StaticRequest,
     find_hash_to_keep,
     find_lasting,
     find_length_to_keep,
+    find_page,
+    find_referer,
     fits,
+    read_cookies,
     read_unchanged,
     write_lasting_head,
     write_question,
     write_static_head,
+    write_static_request,
     write_unchanged_head,
 )
 from bokeh_ssh._ssh.connection import Connection
@@ -40,7 +46,13 @@ _MOST = 64
 _MOST_HEAD = 64 * 1024
 #: Seconds for an answer.
 _PATIENCE = 10.0
+#: Seconds for which an answer counts that came before the browser asked.
+_FRESH = 10.0
+#: Seconds for which it is remembered which files a page needs.
+_REMEMBERED = 365 * 86400
 _END = re.compile(rb"\n\r?\n")
+#: Known of Tornado alone: one of gunicorn's workers serves nobody else while a connection is idle.
+_LEAVES_IDLE = re.compile(rb"^server:[ \t]*TornadoServer/", re.IGNORECASE | re.MULTILINE)
 _STATUS = re.compile(rb"HTTP/1\.1 (?!1)[0-9]{3}[ \r]")
 Done = Callable[[bytes], None]
 
@@ -218,22 +230,66 @@ class _Talk:
         self._owner._io_loop.post(call)
 
 
+class _EarlyAnswer:
+    """What the server says of a file before the browser asks for that."""
+
+    def __init__(self, cookies: list[bytes], hashes: list[str]) -> None:
+        self.cookies = cookies
+        self.hashes = hashes
+        self._head: bytes | None = None
+        self._came = 0.0
+        self._use: Done | None = None
+
+    def finish(self, head: bytes) -> None:
+        """Take the answer."""
+        self._head, self._came = head, time.monotonic()
+        if self._use:
+            self._use(head)
+
+    def then(self, use: Done) -> None:
+        """Call ``use`` with the answer, once it is there; with nothing where it is old by now."""
+        if self._head is None:
+            self._use = use
+        else:
+            use(self._head if time.monotonic() - self._came < _FRESH else b"")
+
+
 class SiteCache:
     """What one server's files are looked for in, over one connection.
 
     :param server: names the server on its machine, the same each time; empty keeps nothing for an address
-    :param spare: opens the channel over which the server is asked whether it still has a file; closed with
-        this
+    :param questions: opens the channel over which the server is asked whether it still has a file; closed
+        with this
+    :param ahead: opened in advance once the server is known to leave idle connections alone, if given
     """
 
-    def __init__(self, cache: StaticCache, connection: Connection, server: str, spare: SpareChannels) -> None:
+    def __init__(
+        self,
+        cache: StaticCache,
+        connection: Connection,
+        server: str,
+        questions: SpareChannels,
+        ahead: SpareChannels | None = None,
+    ) -> None:
         self._cache = cache
-        self._revalidator = _Revalidator(connection.io_loop, spare)
+        self._io_loop = connection.io_loop
+        self._revalidator = _Revalidator(connection.io_loop, questions)
         self._site = _name_site(connection, server) if server else ""
+        self._ahead = ahead
+        #: Paths of pages, and the files that were asked for by them, which the server is asked about.
+        self._pages: dict[str, list[str]] = {}
+        self._learned: set[str] = set()
+        self._early: dict[str, _EarlyAnswer] = {}
 
     def close(self) -> None:
-        """Ask no more; idempotent."""
+        """Ask no more, and keep what pages need; idempotent."""
         self._revalidator.close()
+        while self._learned:
+            page = self._learned.pop()
+            answer = Lasting((), (), time.time(), _REMEMBERED)
+            recording = self._cache.record(self._address_of(page), answer)
+            recording.write(memoryview("\n".join(tuple(self._pages[page])).encode("latin-1")))
+            recording.finish()
 
     def look_up(self, loop: Loop, request: StaticRequest, done: Use) -> None:
         """Call ``done`` on the loop's thread, later, with an answer. Loop thread only."""
@@ -241,30 +297,30 @@ class SiteCache:
             file = StaticFile(request.name, request.sha512)
             self._cache.look_up(loop, file, lambda content: done(_answer_by_content(request, content)))
         elif request.again:
-            self._ask_again(loop, request, done)
+            self._ask_again(request, done)
         elif self._site:
             address = Address(self._site, request.target)
             self._cache.look_up(loop, address, lambda content: done(_answer_lasting(request, content)))
         else:
             loop.post(lambda: done(None))
 
-    def _ask_again(self, loop: Loop, request: StaticRequest, done: Use) -> None:
-        hashes: list[str] = []
+    def _ask_again(self, request: StaticRequest, done: Use) -> None:
+        self._learn(request)
 
-        def ask(found: list[str] | None) -> None:
-            if not found:
+        def ask(hashes: list[str] | None) -> None:
+            if hashes:
+                question = write_question(request, hashes)
+                self._revalidator.ask(question, lambda head: take(head, hashes))
+            else:
                 done(None)
-                return
-            hashes[:] = found
-            self._revalidator.ask(write_question(request, found), take)
 
-        def take(head: bytes) -> None:
+        def take(head: bytes, hashes: list[str]) -> None:
             sha512 = read_unchanged(head)
             if sha512 not in hashes:
                 done(None)
                 return
             file = StaticFile(request.name, sha512)
-            self._cache.look_up(loop, file, lambda content: use(head, content))
+            self._cache.look_up(self._io_loop, file, lambda content: use(head, content))
 
         def use(head: bytes, content: Content | None) -> None:
             if content is None:
@@ -272,10 +328,70 @@ class SiteCache:
             else:
                 done(_parts(write_unchanged_head(request, head, len(content)), content))
 
-        self._cache.find(loop, request.name, ask)
+        def find() -> None:
+            self._cache.find(self._io_loop, request.name, ask)
 
-    def record(self, request: StaticRequest, head: bytes) -> Recording | None:
+        early = self._early.pop(request.target, None)
+        if early and early.cookies == read_cookies(request.head):
+            early.then(lambda head: take(head, early.hashes) if head else find())
+        else:
+            find()
+
+    # Files of a page: the server is asked about them together with the page, before the browser asks.
+
+    def _address_of(self, page: str) -> Address:
+        return Address(self._site, f"files of {page}")
+
+    def _learn(self, request: StaticRequest) -> None:
+        page = find_referer(request.head)
+        if not (page and self._site) or len(self._pages) >= _MOST:
+            return
+        files = self._pages.setdefault(page, [])
+        if request.target not in files and len(files) < _MOST:
+            files.append(request.target)
+            self._learned.add(page)
+
+    def open_page(self, head: bytes) -> None:
+        """Ask about the files that a page has needed before. Loop thread only.
+
+        :param head: of the request for it, which was let in
+        """
+        page = find_page(head) if self._site else ""
+        if page in self._pages:
+            self._ask_early(page, head)
+        elif page:
+            address = self._address_of(page)
+            self._cache.look_up(self._io_loop, address, lambda content: self._remember(page, content, head))
+
+    def _remember(self, page: str, content: Content | None, head: bytes) -> None:
+        if content is not None:
+            files = content.decode("latin-1").split("\n")
+            self._pages.setdefault(page, files[:_MOST])
+            self._ask_early(page, head)
+
+    def _ask_early(self, page: str, head: bytes) -> None:
+        cookies = read_cookies(head)
+        for target in list(self._pages[page]):
+            request = write_static_request(target, head)
+            # What was not asked for the last time, the page needs no more, or the browser has it.
+            if request is None or self._early.pop(target, None):
+                self._pages[page].remove(target)
+                self._learned.add(page)
+            else:
+                self._cache.find(self._io_loop, request.name, functools.partial(self._ask, request, cookies))
+
+    def _ask(self, request: StaticRequest, cookies: list[bytes], hashes: list[str] | None) -> None:
+        if hashes:
+            early = self._early[request.target] = _EarlyAnswer(cookies, hashes)
+            self._revalidator.ask(write_question(request, hashes), early.finish)
+
+    def record(self, request: StaticRequest | None, head: bytes) -> Recording | None:
         """Begin to keep the file that follows the head of an answer; None where it is not to be kept."""
+        if self._ahead and _LEAVES_IDLE.search(head):
+            ahead, self._ahead = self._ahead, None
+            self._io_loop.post(lambda: ahead.keep(SPARE_OF_PAGE))
+        if request is None:
+            return None
         if request.sha512:
             file = StaticFile(request.name, request.sha512)
             return self._cache.record(file) if find_length_to_keep(head) else None

@@ -21,6 +21,8 @@ from bokeh_ssh._ssh.transport import Channel, EarlyChannel
 _MOST_AGE = 1800.0
 #: One for a page, and one for its WebSocket, which follows within a round trip.
 SPARE = 2
+#: As many as a browser has to one server, less the one that the page came over; WebSockets do not count.
+SPARE_OF_PAGE = 6
 
 
 class Check(Protocol):
@@ -55,6 +57,11 @@ class SpareChannels:
         self._waiting: collections.deque[Callable[[EarlyChannel | None], None]] = collections.deque()
         self._over = False
         self._lock = threading.RLock()  # a signal handler may close meanwhile
+
+    def keep(self, count: int) -> None:
+        """Let there be as many from now on."""
+        self._count = count
+        self.fill()
 
     def fill(self) -> None:
         """Ask for those that are missing; returns at once."""

@@ -186,6 +186,43 @@ class StaticRequest(NamedTuple):
     head: bytes = b""
 
 
+#: What is written of the head of a page's request into one that goes out before the browser asks.
+_OF_SENDER = re.compile(rb"^(?:host|cookie|user-agent):[^\n]*\n", re.IGNORECASE | re.MULTILINE)
+_COOKIES = re.compile(rb"^cookie:[^\n]*", re.IGNORECASE | re.MULTILINE)
+_TARGET = re.compile("[!-~]+")
+_WANTS_PAGE = re.compile(rb"^accept:[^\n]*text/html", re.IGNORECASE | re.MULTILINE)
+_REFERER = re.compile(rb"^referer:[ \t]*https?://[^/\s]*(/[^?#\s]*)", re.IGNORECASE | re.MULTILINE)
+
+
+def find_page(head: bytes) -> str:
+    """Return the path of the page that a browser asks for; empty where it asks for something else."""
+    target = head.split(b" ", 2)[1] if _WANTS_PAGE.search(head) else b""
+    return target.partition(b"?")[0].decode("latin-1")
+
+
+def find_referer(head: bytes) -> str:
+    """Return the path of the page that a file is asked for by; empty where the request does not say."""
+    found = _REFERER.search(head)
+    page = found[1].decode("latin-1") if found else ""
+    return "" if _NAMED.fullmatch(page.rpartition("/")[2]) else page
+
+
+def read_cookies(head: bytes) -> list[bytes]:
+    """Return the lines with cookies in a request's head."""
+    return [line.strip() for line in _COOKIES.findall(head)]
+
+
+def write_static_request(target: str, page: bytes) -> StaticRequest | None:
+    """Return the request for a file of a page, as whoever asks for that page would write it.
+
+    :param page: the head of the request for the page
+    :returns: None where that is no file whose server is asked again
+    """
+    head = f"GET {target} HTTP/1.1\r\n".encode("latin-1") + b"".join(_OF_SENDER.findall(page)) + b"\r\n"
+    request = read_static_request("GET", target, (), head) if _TARGET.fullmatch(target) else None
+    return request if request and request.again else None
+
+
 def read_static_request(
     method: str, target: str, headers: Sequence[tuple[str, str]], head: bytes = b""
 ) -> StaticRequest | None:

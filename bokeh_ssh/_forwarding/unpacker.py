@@ -65,6 +65,9 @@ class UnpackingChannel:
     """
 
     def __init__(self, channel: RelayChannel) -> None:
+        self.order = threading.Lock()
+        self.behind = False
+        self.late: list[Callable[[], None]] = []
         self._channel = channel
         self.writable = channel.writable
         self.send = channel.send

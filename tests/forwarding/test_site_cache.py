@@ -16,6 +16,7 @@ from beds import Machine, until
 from bokeh_ssh import DirectTunnel, LocalForward, UsageError
 from bokeh_ssh._core.this_machine.private_folder import find_folder
 from bokeh_ssh._forwarding import site_cache
+from bokeh_ssh._forwarding.spare_channels import SPARE_OF_PAGE
 from bokeh_ssh._forwarding.static_requests import Address, Lasting
 from bokeh_ssh._forwarding.static_store import StaticStore
 from static_bed import Reader, led, request
@@ -34,6 +35,7 @@ class Site:
     :ivar headers: in the answers with the file
     :ivar asked: what it was asked: method, target, and the status of its answer
     :ivar hangs: at ``HEAD``
+    :ivar connections: how many it has taken
     """
 
     content: bytes = FILE
@@ -41,6 +43,8 @@ class Site:
     asked: list[tuple[str, str, int]] = field(default_factory=list)
     hangs: bool = False
     closes: bool = False
+    software: str = "TornadoServer/6"
+    connections: int = 0
     go_on: threading.Event = field(default_factory=threading.Event)
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
@@ -96,9 +100,13 @@ def bed(embedded: Any) -> Iterator[Bed]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        server_version = "TornadoServer/6"
         do_GET = do_HEAD = lambda self: site.answer(self)  # noqa: N815
         log_message = lambda *_: None  # noqa: E731
+        version_string = lambda _: site.software  # noqa: E731
+
+        def setup(self) -> None:
+            site.connections += 1
+            super().setup()
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads = True
@@ -274,6 +282,102 @@ def test_server_that_does_not_say_is_asked_for_the_file(
                 assert other.ask(request(EXTENSION))[::2] == (200, FILE)
     questions = [status for method, status in bed.site.brief if method == "HEAD"]
     assert questions == ([] if fault == "hangs" else [304, 304])
+
+
+PAGE = request("/some/app?x=1", "Accept: text/html,*/*", "Cookie: a=1")
+FILE_OF_PAGE = request(EXTENSION, "Referer: http://localhost:5006/some/app?x=1", "Cookie: a=1")
+
+
+def ask_page(bed: Bed, reader: Reader, *, asks: bool = True) -> list[tuple[str, int]]:
+    """Ask for a page, and for its file once the server was asked about that, or at once; gives what it was
+    asked for the file."""
+    bed.site.asked.clear()
+    assert reader.ask(PAGE)[2] == b"/some/app?x=1"
+    if asks:
+        until(lambda: ("HEAD", 304) in bed.site.brief, what="the server to be asked")
+    assert reader.ask(FILE_OF_PAGE)[::2] == (200, FILE)
+    return sorted(bed.site.brief)[1:]
+
+
+@pytest.mark.parametrize("again", ["in the same tunnel", "in another"])
+def test_server_is_asked_before_the_browser_asks(bed: Bed, again: str) -> None:
+    """Once it is known what a page needs, the server is asked about that together with the page."""
+    bed.site.headers["ETag"] = TAG
+    with contextlib.ExitStack() as stack:
+        reader = stack.enter_context(Reader(stack.enter_context(bed.open())))
+        ask_page(bed, reader, asks=False)
+        bed.kept()
+        if again == "in another":
+            stack.close()
+            bed.kept(2)
+            reader = stack.enter_context(Reader(stack.enter_context(bed.open())))
+        assert ask_page(bed, reader) == [("HEAD", 304)]
+        bed.site.asked.clear()
+        assert reader.ask(FILE_OF_PAGE)[2] == FILE
+        assert bed.site.brief == [("HEAD", 304)], "what was said before counts once"
+
+
+@pytest.mark.parametrize("kind", ["cookies", "old", "changed", "silent"])
+def test_early_answer_counts_for_what_it_was_asked(
+    bed: Bed, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for another visitor, not for long, and not for a file that has changed; without one, the server is
+    asked again."""
+    bed.site.headers["ETag"] = TAG
+    expected, asked = [("HEAD", 304), ("HEAD", 304)], FILE_OF_PAGE
+    with bed.open() as port, Reader(port) as reader:
+        ask_page(bed, reader, asks=False)
+        bed.kept()
+        if kind == "cookies":
+            asked = asked.replace(b"a=1", b"a=2")
+        elif kind == "old":
+            monkeypatch.setattr(site_cache, "_FRESH", 0.0)
+        elif kind == "changed":
+            bed.site.content = b"new"
+            bed.site.headers["ETag"] = f'"{hashlib.sha512(b"new").hexdigest()}"'
+            expected = [("GET", 200), ("HEAD", 200)]
+        else:
+            monkeypatch.setattr(site_cache, "_PATIENCE", 0.2)
+            bed.site.hangs = True
+            expected = [("GET", 200)]
+        bed.site.asked.clear()
+        assert reader.ask(PAGE)[0] == 200
+        until(lambda: kind == "silent" or len(bed.site.asked) == 2, what="the server to be asked")
+        assert reader.ask(asked)[2] == bed.site.content
+        assert sorted(bed.site.brief) == [("GET", 200), *expected]
+        bed.site.go_on.set()
+
+
+def test_server_is_not_asked_for_what_a_page_needs_no_more(bed: Bed) -> None:
+    """A browser that keeps a file itself does not ask for it; the next time, the server is not asked."""
+    bed.site.headers["ETag"] = TAG
+    with bed.open() as port, Reader(port) as reader:
+        ask_page(bed, reader, asks=False)
+        bed.kept()
+        for expected in ([("GET", 200), ("HEAD", 304)], [("GET", 200)]):
+            bed.site.asked.clear()
+            assert reader.ask(PAGE)[0] == 200
+            until(lambda expected=expected: sorted(bed.site.brief) == expected, what="what is expected")  # type: ignore[misc]
+        with Reader(port) as other:
+            assert other.ask(FILE_OF_PAGE)[2] == FILE
+        assert sorted(bed.site.brief) == [("GET", 200), ("HEAD", 304)]
+
+
+@pytest.mark.parametrize("software", ["TornadoServer/6", "gunicorn"])
+def test_channels_are_opened_ahead_where_that_is_known_to_be_fine(bed: Bed, software: str) -> None:
+    """A browser's connections, and a page's WebSocket, find channels that are open, where the server says
+    that it is Tornado; others may serve nobody else while a connection is idle."""
+    bed.site.software = software
+    with bed.open() as port, Reader(port) as reader:
+        assert reader.ask(PAGE)[0] == 200
+        if software == "gunicorn":
+            assert reader.ask(PAGE)[0] == 200
+            assert bed.site.connections == 1
+        else:
+            until(lambda: bed.site.connections == 1 + SPARE_OF_PAGE, what="spare channels")
+            with Reader(port) as other:
+                assert other.ask(PAGE)[0] == 200
+            until(lambda: bed.site.connections == 2 + SPARE_OF_PAGE, what="another one in its place")
 
 
 def test_many_questions_are_asked_at_once(bed: Bed) -> None:

@@ -590,7 +590,7 @@ def test_far_side_gets_credit_for_its_own_bytes_alone() -> None:
         def look_up(self, loop: object, request: StaticRequest, done: Callable[[Any], None]) -> None:
             done([memoryview(write_static_head(request, len(FILE))), memoryview(FILE)])
 
-    inspector = Inspector(RequestFilter(5006), stops=True)
+    inspector = Inspector(RequestFilter(5006), on_page=lambda _: None)
     page = b"HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n" + bytes(300_000)
     ours, theirs = socket.socketpair()
     with ours, theirs:
