@@ -159,7 +159,7 @@ class FilteredRelay(SocketRelay):
     def _look_up(self, request: StaticRequest) -> None:
         assert self._files.cache
         self._files.asked = True
-        self._files.cache.look_up(self._io_loop, request, self._on_found)
+        self._files.cache.look_up(request, self._on_found)
 
     def _on_found(self, answer: list[memoryview] | None) -> None:
         self._files.asked = False

@@ -150,7 +150,7 @@ class HttpGate:
         assert self._cache
         assert request
         self._watch(sock, waiting, 0)
-        waiting.begun = waiting.answered = waiting.looking = True
+        waiting.begun = waiting.looking = True
 
         def found(answer: list[memoryview] | None) -> None:
             with self._lock:
@@ -172,7 +172,7 @@ class HttpGate:
             else:
                 self._accept(sock, waiting.origin, Opened(waiting.inspector, passed))
 
-        self._cache.look_up(self._io_loop, request, found)
+        self._cache.look_up(request, found)
 
     def _send(self, sock: socket.socket, waiting: _Waiting) -> None:
         """Send what is left of an answer from here; with the lock."""
@@ -186,8 +186,7 @@ class HttpGate:
                 if not unsent[0]:
                     del unsent[0]
         except (BlockingIOError, InterruptedError):
-            if not waiting.sending:
-                waiting.sending = True
+            if waiting.watched != selectors.EVENT_WRITE:
                 self._watch(sock, waiting, selectors.EVENT_WRITE)
                 self._watch_stall(sock, waiting)
             return
@@ -220,7 +219,7 @@ class HttpGate:
             self._io_loop.later(_PATIENCE, lambda: self._expire_head(sock, waiting))
 
     def _expire_head(self, sock: socket.socket, waiting: _Waiting) -> None:
-        if not waiting.answered:
+        if waiting.watched == selectors.EVENT_READ:  # else it is complete
             self._expire(sock, waiting)
 
     def _watch(self, sock: socket.socket, waiting: _Waiting, wanted: int) -> None:
@@ -256,14 +255,12 @@ class HttpGate:
 class _Waiting:
     """A connection that has yet to say enough."""
 
-    __slots__ = ("answered", "begun", "inspector", "looking", "origin", "sending", "since", "watched")
+    __slots__ = ("begun", "inspector", "looking", "origin", "since", "watched")
 
     def __init__(self, origin: tuple[str, int], inspector: Inspector) -> None:
         self.origin = origin
         self.inspector = inspector
         self.since = time.monotonic()
         self.begun = False
-        self.answered = False  # by the cache or the server; its head is complete
         self.looking = False  # whether the cache is asked
-        self.sending = False
         self.watched = 0

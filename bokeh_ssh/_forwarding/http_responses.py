@@ -25,12 +25,9 @@ _CHUNKED = re.compile(rb"^transfer-encoding:[^\n]*chunked", re.IGNORECASE | re.M
 #: Says that the connection ends after it.
 _CLOSES = re.compile(rb"^connection:[^\n]*close|\AHTTP/1\.0", re.IGNORECASE | re.MULTILINE)
 _SIZE = re.compile(rb"[0-9a-f]{1,16}", re.IGNORECASE)
-#: Where each part of an answer ends; clients take a line end without CR, and so may servers.
-_ENDS = {
-    "head": re.compile(rb"\n\r?\n"),
-    "chunk": re.compile(rb"\n"),
-    "trailer": re.compile(rb"\n"),
-}
+#: Clients take a line end without CR, and so may servers.
+_HEAD_END = re.compile(rb"\n\r?\n")
+_LINE_END = re.compile(rb"\n")
 
 
 class Due(NamedTuple):
@@ -61,7 +58,7 @@ class Answers:
     """Reads what a server says.
 
     :param due: what it was asked, in order; an answer takes its request out
-    :param record: gets the head of each answer with content, and begins to keep that if it is a file to keep
+    :param record: gets the head of each answer, and begins to keep what follows if that is a file to keep
     :ivar last: whether the server says that it answers nothing more
     :ivar free: whether it has said yes, and what follows is no HTTP
     :ivar lost: whether nothing more is known: that, or an answer that ends with the connection, or none
@@ -104,7 +101,8 @@ class Answers:
                 return self.free
             before = len(self._piece)
             self._piece += data[start : start + _PIECE]
-            found = _ENDS[self._stage].search(self._piece, max(0, before - 2))
+            end = _HEAD_END if self._stage == "head" else _LINE_END
+            found = end.search(self._piece, max(0, before - 2))
             if found is None:
                 self.lost = len(self._piece) > _MOST
                 start += _PIECE
@@ -138,6 +136,8 @@ class Answers:
         method, asks, static = self._due.popleft()
         self.last = self.last or bool(_CLOSES.search(head))
         length = _LENGTH.search(head)
+        record = self._record
+        sink = record(static, head) if record else None
         if status == b"101":
             self.lost = True
             self.free = asks
@@ -147,12 +147,9 @@ class Answers:
         elif _CHUNKED.search(head):
             self._stage = "chunk"
         elif length:
-            self._left = int(length[1])
-            record = self._record
-            if record:
-                self._sink = record(static, head)
-                if self._record is None:  # it was stopped meanwhile
-                    self.stop()
+            self._left, self._sink = int(length[1]), sink
+            if self._record is None:  # it was stopped meanwhile
+                self.stop()
         else:
             self.lost = True
         return False if asks else None

@@ -19,6 +19,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 from bokeh_ssh._core.backoff import Attempts
@@ -157,36 +158,27 @@ def open_acceptor(
     return acceptor
 
 
+@dataclass(frozen=True, eq=False)
 class _Destination:
     """Where local connections are led while one SSH connection lasts; see :meth:`LocalAcceptor.forwarding`.
 
     :param take_back: takes a connection of which nothing came, and what was read of it
     """
 
-    def __init__(
-        self,
-        connection: Connection,
-        target: Endpoint,
-        check: Check | None,
-        kept: SiteCache | None,
-        spare: SpareChannels | None,
-        packed: str,
-        take_back: Callable[[socket.socket, Origin, Opened | None], None],
-    ) -> None:
-        self._connection = connection
-        self._target = target
-        self._check = check
-        self._kept = kept
-        self._spare = spare
-        self._packed = packed
-        self._take_back = take_back
+    connection: Connection
+    target: Endpoint
+    check: Check | None
+    kept: SiteCache | None
+    spare: SpareChannels | None
+    packed: str
+    take_back: Callable[[socket.socket, Origin, Opened | None], None]
 
     def accept(self, sock: socket.socket, origin: Origin, begun: Opened | None = None) -> None:
         """Lead a connection there, on a channel that is open already if there is one."""
         lead = functools.partial(self._lead, sock, origin, begun)
-        if self._spare:
-            self._spare.take(lead)
-            self._spare.fill()
+        if self.spare:
+            self.spare.take(lead)
+            self.spare.fill()
         else:
             lead(None)
 
@@ -199,24 +191,24 @@ class _Destination:
         *,
         unpacks: bool = True,
     ) -> None:
-        connection = self._connection
-        if unused is None and self._packed and unpacks:
+        connection = self.connection
+        if unused is None and self.packed and unpacks:
             lead = functools.partial(self._lead, sock, origin, begun)
             connection.open_channel(
-                self._packed,
+                self.packed,
                 HERE,
                 lambda channel: lead(EarlyChannel(channel)),
                 lambda *_: lead(None, unpacks=False),
             )
             return
-        again = functools.partial(self._take_back, sock, origin, begun)
+        again = functools.partial(self.take_back, sock, origin, begun)
         make: MakeRelay = SocketRelay
         if begun:
             # On a channel that is open already it goes out at once, onto a line that may be dead.
             repeat = (lambda: reset(sock) if connection.alive else again()) if unused else None
-            kind = UnpackingRelay if self._packed and unpacks else FilteredRelay
-            make = functools.partial(kind, opened=begun, cache=self._kept, again=repeat)
-        connection.forward(sock, self._target, origin, self._check, make, again, unused)
+            kind = UnpackingRelay if self.packed and unpacks else FilteredRelay
+            make = functools.partial(kind, opened=begun, cache=self.kept, again=repeat)
+        connection.forward(sock, self.target, origin, self.check, make, again, unused)
 
 
 class LocalAcceptor:
@@ -245,7 +237,7 @@ class LocalAcceptor:
         self._others = others
         self._refusals = _RefusalReporter(warn)
         self._route: Accept | None = None
-        self._route_alive = _never
+        self._route_alive: Callable[[], bool] = lambda: False
         self._started = False
         self._held: list[_Held] = []
         #: What lines that were lost meanwhile have read of connections that wait for the next.
@@ -464,10 +456,6 @@ class LocalAcceptor:
         if hold_thread:
             hold_thread.join(2)
         self._refusals.close()
-
-
-def _never() -> bool:
-    return False
 
 
 def _origin(address: Any) -> Origin:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -57,9 +58,8 @@ class LocalSocket:
     def close(self) -> None:
         """Stop listening and remove the file, unless another has taken its place; idempotent."""
         ours, self._file = self._file, None
-        if (
-            ours and os.getpid() == self._pid
-        ):  # a forked child has a copy of the socket; the file is its parent's
+        # A forked child has a copy of the socket; the file is its parent's.
+        if ours and os.getpid() == self._pid:
             file = _stat(self.path)
             if file and _same(file, ours):
                 _remove(self.path)
@@ -147,10 +147,8 @@ def _same(one: os.stat_result, other: os.stat_result) -> bool:
 
 
 def _remove(path: str) -> None:
-    try:
+    with contextlib.suppress(OSError):
         os.unlink(path)  # noqa: PTH108
-    except OSError:
-        pass
 
 
 def _taken(path: str, why: str) -> SocketInUseError:

@@ -65,11 +65,8 @@ class PeerUidCheck:
         if self._query is None:
             return None
         missing = False
-        for query in (
-            self._query,
-            find_in_table,
-            find_in_table,
-        ):  # a table that is read while it changes can miss a row
+        # A table that is read while it changes can miss a row.
+        for query in (self._query, find_in_table, find_in_table):
             if _state(sock) == _CLOSE:
                 return GONE  # reset by the other end
             try:

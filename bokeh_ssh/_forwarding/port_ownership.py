@@ -30,8 +30,6 @@ from bokeh_ssh._ssh.session import Session
 #: Called with whether the port is still one's own; on the connection's thread, so it must not block.
 Verdict = Callable[[bool], None]
 
-#: What is waited for.
-_WORDS = ("looked", "blind")
 #: Looks at all sockets of one port once, but for connections that are one's own or nobody's, and at its
 #: listeners again for each line of its input.
 _LOOK = (
@@ -68,7 +66,7 @@ class PortOwnershipMonitor:
         self._change = threading.Condition(threading.RLock())  # a signal handler may close meanwhile
         self._numbers = itertools.count()
         self._asked: dict[str, Verdict] = {}
-        self._said: set[str] = set()
+        self._looked: bool | None = None  # False where nothing is seen
         self._me = -1
         self._first: frozenset[Listener] = frozenset()
         self._before = before._first if before else self._first
@@ -116,14 +114,9 @@ class PortOwnershipMonitor:
             left = self._leaving
         if left:
             session.close()
-        return not left and self._wait("looked", timeout)
-
-    def _wait(self, word: str, timeout: float) -> bool:
         with self._change:
-            wait_for(
-                self._change, lambda: word in self._said or "blind" in self._said or self._ended, timeout
-            )
-            return word in self._said
+            wait_for(self._change, lambda: left or self._looked is not None or self._ended, timeout)
+            return not left and bool(self._looked)
 
     def wait(self) -> bool:
         """Wait until it has begun; return whether it sees anything.
@@ -210,9 +203,9 @@ class PortOwnershipMonitor:
                 verdict = self._asked.pop(number, None)
                 if verdict:
                     verdict(self._judge(self._read(rows)))
-            if event in _WORDS:
+            if event in ("looked", "blind"):
                 with self._change:
-                    self._said.add(event)
+                    self._looked = event == "looked"
                     self._change.notify_all()
 
     def _read(self, rows: str) -> frozenset[Listener]:
@@ -241,7 +234,7 @@ class PortOwnershipMonitor:
         for verdict in asked.values():
             verdict(False)
         # Where the line went down, that is reported, and not this.
-        if "looked" in self._said and not self._leaving and self._connection.alive:
+        if self._looked and not self._leaving and self._connection.alive:
             msg = f"the check of who owns port {self._port} has ended"
             self._on_taken(ConnectionLostError(msg, host=self._connection.name, hint="open it again"))
 

@@ -76,18 +76,22 @@ _DROP = 'if [ -S "$p" ] && [ -O "$p" ] && rm -f -- "$p"; then say removed; else 
 _REMOVE = 'r=left; if [ -S "$p" ] && [ -O "$p" ] && rm -f -- "$p"; then r=removed; fi; leave; say $r'
 _LEAVE = 'if [ -d "$d" ]; then leave; say done; else say gone; fi'
 
+#: Linux says who listens.
+_WHETHER_SERVED = """\
+served() {
+  while read -r a b c flags e f g path; do
+    if [ "$flags" = 00010000 ] && [ "$path" = "$p" ]; then return 0; fi
+  done < /proc/net/unix
+  return 1
+}
+"""
+
 #: Stays while we listen, and does what it is ordered; when nobody can order it any more, it removes a socket
 #: that nobody listens on. sshd lets go of it a moment after it has ended our sessions. A link distinguishes
 #: it from one that was made meanwhile.
 _KEEP = f"""\
 trap '' HUP INT TERM PIPE
-served() {{
-  while read -r a b c flags e f g path; do
-    if [ "$flags" = 00010000 ] && [ "$path" = "$p" ]; then return 0; fi
-  done < /proc/net/unix
-  return 1
-}}
-while IFS= read -r x; do
+{_WHETHER_SERVED}while IFS= read -r x; do
   case $x in
     drop) {_DROP};;
     clear) {_CLEAR};;
@@ -107,14 +111,9 @@ for n in 1 2 3 4 5; do
   sleep 1
 done"""
 
-#: Linux says who listens; a socket that we may write to is one that we may connect to.
-_SERVED = """\
-if [ -w "$p" ] && [ -r /proc/net/unix ]; then
-  while read -r a b c flags e f g path; do
-    if [ "$flags" = 00010000 ] && [ "$path" = "$p" ]; then say served; exit; fi
-  done < /proc/net/unix
-fi
-say unknown"""
+#: A socket that we may write to is one that we may connect to.
+_SERVED = f"""\
+{_WHETHER_SERVED}if [ -w "$p" ] && [ -r /proc/net/unix ] && served; then say served; else say unknown; fi"""
 
 #: What it says when it has looked.
 _LOOKS = ("there", "missing")
@@ -252,9 +251,8 @@ class _Keeper:
                 return said
         if not self.able or word not in _ALONE:
             return None
-        return _run_probe(
-            self._connection, self._path, _ALONE[word], timeout
-        )  # its session was ended meanwhile
+        # Its session was ended meanwhile.
+        return _run_probe(self._connection, self._path, _ALONE[word], timeout)
 
     def close(self) -> None:
         """Let go of it."""

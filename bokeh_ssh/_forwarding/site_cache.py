@@ -9,7 +9,10 @@ import logging
 import re
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from typing import NamedTuple
 
+from bokeh_ssh._forwarding.http_responses import Answers, Due
 from bokeh_ssh._forwarding.spare_channels import SPARE_OF_PAGE, SpareChannels
 from bokeh_ssh._forwarding.static_cache import Content, Recording, StaticCache
 from bokeh_ssh._forwarding.static_requests import (
@@ -42,19 +45,14 @@ log = logging.getLogger("bokeh_ssh.forward")
 
 #: Questions that wait for an answer; who has more to ask asks the server for the file.
 _MOST = 64
-#: Bytes of an answer.
-_MOST_HEAD = 64 * 1024
 #: Seconds for an answer.
 _PATIENCE = 10.0
 #: Seconds for which an answer counts that came before the browser asked.
 _FRESH = 10.0
 #: Seconds for which it is remembered which files a page needs.
 _REMEMBERED = 365 * 86400
-_END = re.compile(rb"\n\r?\n")
 #: Known of Tornado alone: one of gunicorn's workers serves nobody else while a connection is idle.
 _LEAVES_IDLE = re.compile(rb"^server:[ \t]*TornadoServer/", re.IGNORECASE | re.MULTILINE)
-_STATUS = re.compile(rb"HTTP/1\.1 (?!1)[0-9]{3}[ \r]")
-Done = Callable[[bytes], None]
 
 
 def _name_site(connection: Connection, server: str) -> str:
@@ -86,15 +84,15 @@ class _Revalidator:
         self._opening = False
         self._over = False
 
-    def ask(self, question: bytes, done: Done) -> None:
-        """Call ``done``, later, with the head of the answer; with nothing where none comes.
+    def ask(self, question: bytes) -> Future[bytes]:
+        """Return the head of the answer, once it is there; empty where none comes.
 
         :param question: a request whose answer has no content
         """
-        asked = _Question(question, done)
+        asked = _Question(question, Future())
         if self._over or len(self._unsent) + len(self._asked) >= _MOST:
-            self._io_loop.post(lambda: asked.finish(b""))
-            return
+            asked.answer.set_result(b"")
+            return asked.answer
         self._unsent.append(asked)
         self._io_loop.later(_PATIENCE, lambda: self._expire(asked))
         if self._talk:
@@ -103,6 +101,7 @@ class _Revalidator:
             self._opening = True
             self._spare.fill()
             self._spare.take(lambda early: self._io_loop.post(lambda: self._begin(early)))
+        return asked.answer
 
     def close(self) -> None:
         """Ask nothing more; idempotent, from any thread."""
@@ -126,6 +125,7 @@ class _Revalidator:
         while talk and self._unsent and len(self._unsent[0].text) <= talk.channel.writable():
             question = self._unsent.popleft()
             self._asked.append(question)
+            talk.due.append(Due("HEAD", asks=False))
             try:
                 talk.channel.send(memoryview(question.text))
             except OSError as exc:
@@ -133,7 +133,7 @@ class _Revalidator:
                 self._end()
 
     def _expire(self, question: _Question) -> None:
-        if not question.over:  # those behind it would wait as long
+        if not question.answer.done():  # those behind it would wait as long
             log.info("the server does not say whether a file is still the same: it is loaded again")
             self._end()
 
@@ -146,14 +146,12 @@ class _Revalidator:
         self._asked.clear()
         self._unsent.clear()
         for question in waiting:
-            question.finish(b"")
+            question.answer.set_result(b"")
 
-    def on_heads(self, talk: _Talk, heads: list[bytes]) -> None:
-        """Take answers, in the order of the questions."""
-        for head in heads:
-            if talk is self._talk and self._asked:
-                self._asked.popleft().finish(head)
+    def on_head(self, talk: _Talk, head: bytes) -> None:
+        """Take an answer, in the order of the questions."""
         if talk is self._talk:
+            self._asked.popleft().answer.set_result(head)
             self._send()
 
     def on_end(self, talk: _Talk) -> None:
@@ -167,52 +165,31 @@ class _Revalidator:
             self._send()
 
 
-class _Question:
+class _Question(NamedTuple):
     """What somebody wants to know."""
 
-    __slots__ = ("_done", "over", "text")
-
-    def __init__(self, text: bytes, done: Done) -> None:
-        self.text = text
-        self._done = done
-        self.over = False
-
-    def finish(self, head: bytes) -> None:
-        """Report it, once."""
-        if not self.over:
-            self.over = True
-            self._done(head)
+    text: bytes
+    answer: Future[bytes]
 
 
 class _Talk:
-    """Takes apart what comes over one channel, on the transport's thread."""
+    """Reads what comes over one channel, on the transport's thread."""
 
     def __init__(self, owner: _Revalidator, channel: Channel) -> None:
         self._owner = owner
         self.channel = channel
-        self._held = bytearray()
-        self._fault = False
+        self.due: collections.deque[Due] = collections.deque()
+        self._answers = Answers(self.due, self._take)
 
     def on_data(self, parts: list[memoryview]) -> None:
         for part in parts:
             self.channel.credit(len(part))
-            if not self._fault:
-                self._held += part
-        heads = []
-        while found := _END.search(self._held):
-            head = bytes(self._held[: found.end()])
-            del self._held[: found.end()]
-            if _STATUS.match(head):
-                heads.append(head)
-            elif not head.startswith(b"HTTP/1.1 1"):
-                self._fault = True
-                break
-        if heads:
-            self._post(lambda: self._owner.on_heads(self, heads))
-        if self._fault or len(self._held) > _MOST_HEAD:  # it says what it was not asked for
-            self._fault = True
-            self._held.clear()
+            self._answers.read(part)
+        if self._answers.lost:  # it says what it was not asked for
             self.on_eof()
+
+    def _take(self, _: StaticRequest | None, head: bytes) -> None:
+        self._post(lambda: self._owner.on_head(self, head))
 
     def on_eof(self) -> None:
         self._post(lambda: self._owner.on_end(self))
@@ -230,28 +207,15 @@ class _Talk:
         self._owner._io_loop.post(call)
 
 
-class _EarlyAnswer:
-    """What the server says of a file before the browser asks for that."""
+class _Early(NamedTuple):
+    """What the server is asked about a file before the browser asks for that.
 
-    def __init__(self, cookies: list[bytes], hashes: list[str]) -> None:
-        self.cookies = cookies
-        self.hashes = hashes
-        self._head: bytes | None = None
-        self._came = 0.0
-        self._use: Done | None = None
+    :ivar answer: its head, and when it came
+    """
 
-    def finish(self, head: bytes) -> None:
-        """Take the answer."""
-        self._head, self._came = head, time.monotonic()
-        if self._use:
-            self._use(head)
-
-    def then(self, use: Done) -> None:
-        """Call ``use`` with the answer, once it is there; with nothing where it is old by now."""
-        if self._head is None:
-            self._use = use
-        else:
-            use(self._head if time.monotonic() - self._came < _FRESH else b"")
+    cookies: list[bytes]
+    hashes: list[str]
+    answer: Future[tuple[bytes, float]]
 
 
 class SiteCache:
@@ -279,7 +243,7 @@ class SiteCache:
         #: Paths of pages, and the files that were asked for by them, which the server is asked about.
         self._pages: dict[str, list[str]] = {}
         self._learned: set[str] = set()
-        self._early: dict[str, _EarlyAnswer] = {}
+        self._early: dict[str, _Early] = {}
 
     def close(self) -> None:
         """Ask no more, and keep what pages need; idempotent."""
@@ -291,8 +255,9 @@ class SiteCache:
             recording.write(memoryview("\n".join(tuple(self._pages[page])).encode("latin-1")))
             recording.finish()
 
-    def look_up(self, loop: Loop, request: StaticRequest, done: Use) -> None:
+    def look_up(self, request: StaticRequest, done: Use) -> None:
         """Call ``done`` on the loop's thread, later, with an answer. Loop thread only."""
+        loop = self._io_loop
         if request.sha512:
             file = StaticFile(request.name, request.sha512)
             self._cache.look_up(loop, file, lambda content: done(_answer_by_content(request, content)))
@@ -309,8 +274,8 @@ class SiteCache:
 
         def ask(hashes: list[str] | None) -> None:
             if hashes:
-                question = write_question(request, hashes)
-                self._revalidator.ask(question, lambda head: take(head, hashes))
+                answer = self._revalidator.ask(write_question(request, hashes))
+                answer.add_done_callback(lambda answer: take(answer.result(), hashes))
             else:
                 done(None)
 
@@ -328,14 +293,18 @@ class SiteCache:
             else:
                 done(_parts(write_unchanged_head(request, head, len(content)), content))
 
-        def find() -> None:
-            self._cache.find(self._io_loop, request.name, ask)
+        def take_early(early: _Early) -> None:
+            head, came = early.answer.result()
+            if head and time.monotonic() - came < _FRESH:
+                take(head, early.hashes)
+            else:
+                self._cache.find(self._io_loop, request.name, ask)
 
         early = self._early.pop(request.target, None)
         if early and early.cookies == read_cookies(request.head):
-            early.then(lambda head: take(head, early.hashes) if head else find())
+            early.answer.add_done_callback(lambda _: take_early(early))
         else:
-            find()
+            self._cache.find(self._io_loop, request.name, ask)
 
     # Files of a page: the server is asked about them together with the page, before the browser asks.
 
@@ -372,9 +341,8 @@ class SiteCache:
     def _ask_early(self, page: str, head: bytes) -> None:
         cookies = read_cookies(head)
         for target in list(self._pages[page]):
-            request = write_static_request(target, head)
-            # What was not asked for the last time, the page needs no more, or the browser has it.
-            if request is None or self._early.pop(target, None):
+            request, unused = write_static_request(target, head), self._early.pop(target, None)
+            if request is None or unused:  # the page needs it no more, or the browser has it
                 self._pages[page].remove(target)
                 self._learned.add(page)
             else:
@@ -382,8 +350,9 @@ class SiteCache:
 
     def _ask(self, request: StaticRequest, cookies: list[bytes], hashes: list[str] | None) -> None:
         if hashes:
-            early = self._early[request.target] = _EarlyAnswer(cookies, hashes)
-            self._revalidator.ask(write_question(request, hashes), early.finish)
+            early = self._early[request.target] = _Early(cookies, hashes, Future())
+            answer = self._revalidator.ask(write_question(request, hashes))
+            answer.add_done_callback(lambda it: early.answer.set_result((it.result(), time.monotonic())))
 
     def record(self, request: StaticRequest | None, head: bytes) -> Recording | None:
         """Begin to keep the file that follows the head of an answer; None where it is not to be kept."""

@@ -70,7 +70,7 @@ class SpareChannels:
             missing = 0 if self._over else max(0, self._count - len(self._unused) - coming)
             self._asked += missing
         for _ in range(missing):
-            self._connection.open_channel(self._target, HERE, self._on_open, self._on_refusal)
+            self._connection.open_channel(self._target, HERE, self._on_open, lambda *_: self._add(None))
 
     def take(self, use: Callable[[EarlyChannel | None], None]) -> None:
         """Call ``use`` with a channel that is its own from here on, at once where there is one.
@@ -107,9 +107,6 @@ class SpareChannels:
             self._check(lambda fine: self._add(early, fit=fine), channel.opened_at)
         else:
             self._add(early)
-
-    def _on_refusal(self, code: int, text: str) -> None:
-        self._add(None)
 
     def _add(self, early: EarlyChannel | None, *, fit: bool = True) -> None:
         with self._lock:

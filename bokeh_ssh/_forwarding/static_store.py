@@ -148,7 +148,8 @@ class StaticStore:
         :raises OSError: if that does not work
         """
         begun.replace(path)
-        self._make_room(path)
+        with contextlib.suppress(FolderError):  # others were let in meanwhile: nobody reads it
+            self._make_room(path)
 
     def _make_room(self, newest: Path) -> None:
         now = time.time()
@@ -171,22 +172,18 @@ class StaticStore:
 
     def hashes(self) -> set[str]:
         """Return the hashes of the files that are there; none where the folder is not used."""
-        try:
-            check_folder(self.folder)
-        except (OSError, FolderError):
-            return set()
-        return {path.name[:128] for path, _ in self._scan() if _BY_CONTENT.fullmatch(path.name)}
+        with contextlib.suppress(OSError, FolderError):
+            return {path.name[:128] for path, _ in self._scan() if _BY_CONTENT.fullmatch(path.name)}
+        return set()
 
     def find(self, name: str) -> list[str]:
         """Return the hashes of the files of that name, those that were used last first.
 
         :param name: the last part of a file's path
         """
-        try:
-            check_folder(self.folder)
-        except (OSError, FolderError):
-            return []
-        every = [each for each in self._scan() if each[0].name[128:] == f"-{name}"]
+        every: list[tuple[Path, os.stat_result]] = []
+        with contextlib.suppress(OSError, FolderError):
+            every += [each for each in self._scan() if each[0].name[128:] == f"-{name}"]
         every.sort(key=lambda each: each[1].st_mtime, reverse=True)
         return [path.name[:128] for path, _ in every[:_MOST_VERSIONS]]
 
@@ -196,11 +193,7 @@ class StaticStore:
         :raises OSError: if the folder cannot be looked at
         :raises FolderError: if it is not the account's own
         """
-        if not os.path.lexists(self.folder):
-            return Usage(0, 0)
-        check_folder(self.folder)
-        sizes = [status.st_size for path, status in self._scan() if _NAME.fullmatch(path.name)]
-        return Usage(len(sizes), sum(sizes))
+        return self._count(lambda path: None)
 
     def clear(self) -> Usage:
         """Remove all files, also those that are being received; return what was removed.
@@ -208,14 +201,15 @@ class StaticStore:
         :raises OSError: if one cannot be removed
         :raises FolderError: if the folder is not the account's own
         """
-        if not os.path.lexists(self.folder):
-            return Usage(0, 0)
-        check_folder(self.folder)
+        return self._count(Path.unlink)
+
+    def _count(self, do: Callable[[Path], None]) -> Usage:
         sizes = []
-        for path, status in self._scan():
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
-                sizes += [status.st_size] if _NAME.fullmatch(path.name) else []
+        if os.path.lexists(self.folder):
+            for path, status in self._scan():
+                with contextlib.suppress(FileNotFoundError):
+                    do(path)
+                    sizes += [status.st_size] if _NAME.fullmatch(path.name) else []
         return Usage(len(sizes), sum(sizes))
 
     def _path(self, file: StaticFile | Address) -> Path:
@@ -224,12 +218,13 @@ class StaticStore:
         return self.folder / f"{file.sha512}-{file.name}"
 
     def _scan(self) -> Iterator[tuple[Path, os.stat_result]]:
-        """Find what is there of ours."""
-        try:
-            entries = list(os.scandir(self.folder))
-        except OSError:
-            return
-        for entry in entries:
+        """Find what is there of ours.
+
+        :raises OSError: if the folder cannot be looked at
+        :raises FolderError: if it is not the account's own
+        """
+        check_folder(self.folder)
+        for entry in list(os.scandir(self.folder)):
             if _NAME.fullmatch(entry.name) or _BEGUN.fullmatch(entry.name):
                 with contextlib.suppress(OSError):
                     yield Path(entry.path), entry.stat(follow_symlinks=False)

@@ -17,10 +17,9 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterable
 from itertools import accumulate, repeat
+from typing import Any
 
 from bokeh_ssh._forwarding.filtered_relay import FilteredRelay
-from bokeh_ssh._forwarding.http_requests import Opened
-from bokeh_ssh._forwarding.site_cache import SiteCache
 from bokeh_ssh._ssh.relay import Loop, RelayChannel
 
 log = logging.getLogger("bokeh_ssh.forward")
@@ -149,16 +148,9 @@ class UnpackingRelay(FilteredRelay):
     _channel: UnpackingChannel
 
     def __init__(
-        self,
-        io_loop: Loop,
-        sock: socket.socket,
-        channel: RelayChannel,
-        on_end: Callable[[bool], None] | None,
-        opened: Opened,
-        cache: SiteCache | None = None,
-        again: Callable[[], None] | None = None,
+        self, io_loop: Loop, sock: socket.socket, channel: RelayChannel, *rest: Any, **more: Any
     ) -> None:
-        super().__init__(io_loop, sock, UnpackingChannel(channel), on_end, opened, cache, again)
+        super().__init__(io_loop, sock, UnpackingChannel(channel), *rest, **more)
 
     def on_data(self, parts: list[memoryview]) -> None:
         """Take what arrived, and deliver what the local program takes of it."""

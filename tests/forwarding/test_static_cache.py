@@ -587,7 +587,7 @@ def test_far_side_gets_credit_for_its_own_bytes_alone() -> None:
     class Cache:
         record = None
 
-        def look_up(self, loop: object, request: StaticRequest, done: Callable[[Any], None]) -> None:
+        def look_up(self, request: StaticRequest, done: Callable[[Any], None]) -> None:
             done([memoryview(write_static_head(request, len(FILE))), memoryview(FILE)])
 
     inspector = Inspector(RequestFilter(5006), on_page=lambda _: None)
