@@ -123,6 +123,11 @@ def supervisor_input(
     return text + b"%d\n" % len(supervisor) + supervisor + launch.spec(mark, token, key)
 
 
+def login_shell_line(mark: str) -> str:
+    """Return a command that has the login shell of ``setup`` say hello, once its start files are over."""
+    return f"exec /bin/sh -c 'exec bash -lc \"echo {mark}hello\" </dev/null'"
+
+
 def script(launch: Launch, steps: tuple[str, ...], mark: str, directory: str = "") -> str:
     """Write the shell script that runs ``setup``, goes to ``cwd`` and hands over to Python."""
     lines = [f"bokeh_ssh_mark={mark}", _TRAP, _BEGUN] if steps else []

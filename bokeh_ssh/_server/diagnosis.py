@@ -263,14 +263,15 @@ class StartFailure:
 
     def _of_deadline(self) -> LaunchError:
         seconds = f"{self.launch.timeout if self.timeout is None else self.timeout:g} s"
+        place = self.evidence.place
         if self.stage is Stage.LOGIN:
             msg = f"the login shell did not run our command within {seconds}"
-            hint = (
-                f"a start file (such as ~/.bashrc) may be slow or wait for input; try: ssh {self.host} true"
-            )
+            what = place or "a start file (such as ~/.bashrc)"
+            hint = f"{what} may be slow or wait for input; try: ssh {self.host} true"
         elif self.launch.setup and not self.evidence.begun:
             msg = f"the login shell that setup runs in did not get past its start files within {seconds}"
-            hint = "one (such as ~/.bash_profile) may be slow, or ask again and again: bash -l </dev/null"
+            what = place or "one (such as ~/.bash_profile)"
+            hint = f"{what} may be slow, or ask again and again: bash -l </dev/null"
         elif self.stage <= Stage.PYTHON:
             msg = f"Python did not start within {seconds}"
             hint = f"setup, a start file or the disk may be slow; give a longer {setting('launch_timeout')}"
@@ -372,6 +373,21 @@ def refused_command(host: str, status: int, said: str) -> SessionError:
     msg = f"the account does not run commands (exit status {status}): {said}"
     hint = f"ask for a login shell, or attach to a server that is there with {setting('launch=False')}"
     return SessionError(msg, host=host, hint=hint)
+
+
+def blocked_login(host: str, fault: str, said: str, argv: tuple[str, ...]) -> LaunchError:
+    """Say why a login never runs our command.
+
+    :param fault: what it does, as a part of a sentence
+    :param said: the last lines that came instead
+    """
+    msg = f"a start file (such as ~/.bashrc), or what the login itself runs, {fault}"
+    hint = (
+        "have the start file do that on a terminal only (sh, bash, zsh: [ -t 0 ] || return; "
+        "fish: if status is-interactive; csh: if ($?prompt)); an account without commands can "
+        f"attach ({setting('launch=False')})"
+    )
+    return LaunchError(f"{msg}: {said}" if said else msg, host=host, hint=hint, command=argv)
 
 
 def refused(host: str, message: dict[str, Any]) -> BokehSSHError:

@@ -22,21 +22,23 @@ from bokeh_ssh._core.framing import Reader, Tail
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.threads import Thread
 from bokeh_ssh._core.waiting import wait, wait_for
-from bokeh_ssh._server.bootstrap import control_client_script, list_pythons, supervisor_input
-from bokeh_ssh._server.diagnosis import StartFailure, refused
+from bokeh_ssh._server.bootstrap import (
+    control_client_script,
+    list_pythons,
+    login_shell_line,
+    supervisor_input,
+)
+from bokeh_ssh._server.diagnosis import StartFailure, blocked_login, refused
 from bokeh_ssh._server.launch_spec import Launch, encode_message
 from bokeh_ssh._server.local_runner import ShellRunner
+from bokeh_ssh._server.login_probe import HESITATION, find_fault, find_place, send_signal
 from bokeh_ssh._server.payload import payload
 from bokeh_ssh._server.server_ref import ServerRef
 from bokeh_ssh._server.server_state import OnLog, OnPackage, Secrets, ServerState, Stage
 from bokeh_ssh._ssh.remote_shell import exec_line
-from bokeh_ssh._ssh.runner import Runner, Session, Signals, Subsystems
+from bokeh_ssh._ssh.runner import Runner, Session, Subsystems
 from bokeh_ssh._ssh.sftp_writer import Sftp
 
-#: Seconds that a login shell may take to say hello before it is looked why it does not.
-HESITATION = 4.0
-#: What a login does that ends without a hello where it has nothing to read.
-_ELSEWHERE = "runs another shell or program in place of our command, or sends its output elsewhere"
 #: Seconds that a failed or interrupted start may spend on ending what it started.
 _ABORT = 1.5
 
@@ -277,19 +279,7 @@ class Server:
         self._on_event(Launching(host=self.host, command=state.evidence.argv))
         self.begin(self.launch.timeout)
         self.hold_lease()
-        hello = self.wait_for_stage(Stage.SHELL, min(deadline, time.monotonic() + HESITATION))
-        if not hello and not self.ended.is_set() and time.monotonic() < deadline:
-            blocked = self.find_blocked_login(deadline)
-            if blocked:
-                said = self._reader.last_words(self._stderr)
-                msg = f"a start file (such as ~/.bashrc), or what the login itself runs, {blocked}"
-                hint = (
-                    "have the start file do that on a terminal only (sh, bash, zsh: [ -t 0 ] || return; "
-                    "fish: if status is-interactive; csh: if ($?prompt)); an account without commands can "
-                    f"attach ({setting('launch=False')})"
-                )
-                msg += f": {said}" if said else ""
-                raise LaunchError(msg, host=self.host, hint=hint, command=state.evidence.argv)
+        self._await_shell(deadline)
         if self.launch.brings:
             if not self.wait_for_stage(Stage.PYTHON, deadline):
                 raise self.failure()
@@ -362,54 +352,43 @@ class Server:
 
         :param deadline: by ``time.monotonic()``
         """
-        state = self.state
-        with state.changed:
-            wait_for(
-                state.changed,
-                lambda: state.stage >= stage or self._failed_or_ended(),
-                deadline - time.monotonic(),
-            )
-            return state.stage >= stage
+        self._wait_for(lambda: self.state.stage >= stage or self._failed_or_ended(), deadline)
+        return self.state.stage >= stage
 
-    def find_blocked_login(self, deadline: float) -> str:
-        """Find out why the login shell does not say hello; empty where it does by now, or nothing is learnt.
-
-        Another one has nothing to read. What ends, or gets past a start file, has been held up by reading;
-        what is only slow does not.
+    def _await_shell(self, deadline: float) -> None:
+        """Wait until start files are over, those of ``setup`` included; if that takes long, see why.
 
         :param deadline: by ``time.monotonic()``
+        :raises LaunchError: if our command is never run
         """
-        state, nonce = self.state, secrets.token_hex(16)
-        reader, seen = Reader(nonce), ""
-
-        def note(what: str) -> None:
-            nonlocal seen
-            with state.changing():
-                seen = seen or what
-
-        try:
-            session = self._runner.run(
-                exec_line(nonce),
-                on_stdout=lambda data: note("waits for input") if list(reader.feed(data)) else None,
-                on_stderr=lambda data: None,
-                on_exit=lambda status: note(_ELSEWHERE),
-                timeout=max(0.1, deadline - time.monotonic()),
-            )
-        except SessionError:  # one at a time
-            return ""
-        session.write_eof()
+        state, evidence = self.state, self.state.evidence
 
         def is_past() -> bool:
             return state.stage > Stage.LOGIN or self._failed_or_ended()
 
-        try:
-            with state.changed:
-                wait_for(state.changed, lambda: seen or is_past(), deadline - time.monotonic())
-                wait_for(state.changed, is_past, HESITATION)
-        finally:
-            _kill(session)
-            session.close()
-        return "" if is_past() else seen
+        def has_begun() -> bool:
+            return evidence.begun or self._failed_or_ended()
+
+        def note(place: str) -> None:
+            evidence.place = place
+            seconds = time.monotonic() - began
+            state.warn(f"the login has not come as far as our command after {seconds:.0f} s: it is in {place}")
+
+        began = time.monotonic()
+        if not self._wait_for(is_past, min(deadline, began + HESITATION)):
+            fault = find_fault(self._runner, state.changed, is_past, deadline, note)
+            if fault:
+                raise blocked_login(self.host, fault, self._reader.last_words(self._stderr), evidence.argv)
+        self._wait_for(is_past, deadline)
+        began = time.monotonic()
+        if self.launch.setup and not self._wait_for(has_begun, min(deadline, began + 2 * HESITATION)):
+            place = find_place(self._runner, state.changed, has_begun, login_shell_line)
+            if place:
+                note(place)
+
+    def _wait_for(self, met: Callable[[], bool], deadline: float) -> bool:
+        with self.state.changed:
+            return wait_for(self.state.changed, met, deadline - time.monotonic())
 
     def _failed_or_ended(self) -> bool:
         return bool(self.state.evidence.failed) or self.state.exit_status is not None or self._over
@@ -581,7 +560,7 @@ class Server:
                     self.send(do="stop", patience=_ABORT / 3)
                     wait(self.state.gone, _ABORT)
                 elif self._session:  # a start file or setup that blocks knows no other end
-                    _kill(self._session)
+                    send_signal(self._session, "KILL")
         finally:
             self.close()
 
@@ -657,11 +636,6 @@ class Server:
         state.ended.set()
         if killed:  # the supervisor was killed, and its guardian ends the server
             state.emit(ServerExited(host=self.host, exit_status=None))
-
-
-def _kill(session: Session) -> None:
-    if isinstance(session, Signals):
-        session.signal("KILL")
 
 
 class UploadChannel:

@@ -105,6 +105,7 @@ class Evidence:
     :ivar argv: the server's command line, as far as it is known
     :ivar compresses: whether that has it compress what pages get over their WebSockets
     :ivar tried: the interpreters that could not be used, and why
+    :ivar place: where in a start file, as far as that is known, a login was held up
     :ivar begun: whether start files have let the shell come as far as ``setup``
     :ivar failed: the message that says where it ended; None where none came
     :ivar memory_limit: where the server was killed for memory: its limit in bytes, 0 where none is known
@@ -113,6 +114,7 @@ class Evidence:
     argv: tuple[str, ...]
     compresses: bool = False
     tried: list[dict[str, str]] = field(default_factory=list)
+    place: str = ""
     begun: bool = False
     failed: dict[str, Any] | None = None
     memory_limit: int | None = None
@@ -280,7 +282,8 @@ class ServerState:
         self.emit(Warned(host=self._host, text=text))
 
     def _handle_begun(self, _: dict[str, Any]) -> None:
-        self.evidence.begun = True
+        with self.changing():
+            self.evidence.begun = True
 
     def _handle_tried(self, message: dict[str, Any]) -> None:
         if len(self.evidence.tried) < _TRIED:

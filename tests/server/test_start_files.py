@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,8 @@ import pytest
 
 import apps
 from beds import Machine
-from bokeh_ssh import BokehSSHError, LaunchError, SessionError
+from bokeh_ssh import BokehSSHError, LaunchError, LaunchTimeoutError, SessionError
+from bokeh_ssh._core.events import Event, Warned
 from connections import there
 from direct_tunnels import tunnel_to
 
@@ -79,7 +81,8 @@ def report(machine: Machine, app: str = "report.py", **keywords: Any) -> str:
 
 def failure(machine: Machine, kind: type[BokehSSHError], **keywords: Any) -> str:
     """Open it where that fails; gives the error's text."""
-    with pytest.raises(kind) as caught, tunnel_to(machine, "report.py", launch_timeout=60, **keywords):
+    keywords = {"launch_timeout": 60, **keywords}
+    with pytest.raises(kind) as caught, tunnel_to(machine, "report.py", **keywords):
         pass
     return str(caught.value)
 
@@ -128,7 +131,9 @@ def test_functions_of_interactive_shells(machine: Container) -> None:
 def test_start_file_is_blamed(machine: Container, line: str, kind: type[BokehSSHError], says: str) -> None:
     """What keeps our command from being run is named at once, not after ``launch_timeout``."""
     write(machine, ".bashrc", f"{line}\n")
+    began = time.monotonic()
     text = failure(machine, kind)
+    assert time.monotonic() - began < 7
     assert says in text
     assert "within" not in text
     if "Password" in line:  # the list of servers says the same
@@ -164,3 +169,45 @@ def test_start_file_of_setup_is_blamed(machine: Container, line: str) -> None:
     text = failure(machine, LaunchError, setup="true")
     assert "start file" in text
     assert ".bash_profile" in text
+
+
+HANGS = [
+    ("/bin/bash", ".bashrc", {}, "/home/alice/.bashrc: line 2"),
+    ("/bin/bash", ".bash_profile", {"setup": "true"}, "/home/alice/.bash_profile: line 2"),
+    ("/bin/bash", ".ssh/rc", {}, "~/.ssh/rc"),
+]
+
+
+@pytest.mark.parametrize(("shell", "file", "keywords", "says"), HANGS)
+def test_file_that_holds_up_a_login_is_named(
+    machine: Container, shell: str, file: str, keywords: dict[str, Any], says: str
+) -> None:
+    """What is slow, and perhaps without end, is named long before the time is up, and fails nothing."""
+    machine.set_shell(shell)
+    write(machine, file, ":\nsleep 1000\n")
+    said: list[str] = []
+
+    def note(event: Event) -> None:
+        if isinstance(event, Warned):
+            said.append(event.text)
+            machine.execute("pkill sleep")
+
+    assert report(machine, on_event=note, **keywords) == "/home/alice"
+    assert says in said[0]
+    assert says in failure(machine, LaunchTimeoutError, **{"launch_timeout": 10, **keywords})
+
+
+@pytest.mark.parametrize("shell", ["/bin/tcsh", "/bin/zsh", "/usr/bin/fish"])
+def test_slow_start_file_fails_nothing(machine: Container, shell: str) -> None:
+    """A login that takes long, once, is waited for, also where another one does not take long."""
+    machine.set_shell(shell)
+    name = {"tcsh": ".tcshrc", "zsh": ".zshenv", "fish": ".config/fish/config.fish"}[shell.rpartition("/")[2]]
+    machine.execute("mkdir -p ~/.config/fish", user=machine.user)
+    write(machine, name, "sh -c 'mkdir ~/cache && sleep 8; true'\n")
+    assert report(machine) == "/home/alice"
+
+
+def test_bash_that_is_slow_once_fails_nothing(machine: Container) -> None:
+    """So it is with bash, which would say where a program was ended."""
+    write(machine, ".bashrc", "mkdir ~/cache && sleep 8\n")
+    assert report(machine) == "/home/alice"
