@@ -13,6 +13,7 @@ from bokeh_ssh._core.endpoint import Endpoint
 from bokeh_ssh._core.errors import (
     BokehSSHError,
     ForwardError,
+    ForwardingRefusedError,
     LaunchTimeoutError,
     PortInUseError,
     ServerExitedError,
@@ -450,7 +451,7 @@ class ServerAcquisition:
         self._session.server = server
         listening, key = server.state.listening, server.state.secrets.key
         self.found = FoundServer(
-            listening.socket or (LOOPBACK, listening.port),
+            listening.socket or self._find_permitted(connection, listening.port),
             listening.port,
             listening.routes or ("/",),
             key,
@@ -466,6 +467,21 @@ class ServerAcquisition:
             text = f"other users of that machine can open the server ({why})"
             self._session.life.warn(text, server.host)
         return self.found
+
+    def _find_permitted(self, connection: Connection, port: int) -> Endpoint:
+        """Return by which name the SSH server connects to a port: ``permitopen`` may have one and no other.
+
+        As "localhost" it may be another user's, on ::1; so the port is watched over.
+        """
+        for name in (LOOPBACK, "localhost"):
+            try:
+                connection.open_socket((name, port), timeout=connection.hop.timeout).close()
+            except ForwardingRefusedError:
+                continue
+            except ForwardError:  # as is said when it is asked
+                pass
+            return name, port
+        return LOOPBACK, port
 
     # Letting go.
 

@@ -13,6 +13,7 @@ import pytest
 
 import apps
 import conformance
+import direct_tunnels
 from beds import Machine, free_port, until
 from bokeh_ssh import (
     DirectTunnel,
@@ -243,6 +244,21 @@ def test_port_beside_that_is_taken_or_forbidden(embedded: Callable[..., Machine]
             DirectTunnel("nowhere.invalid", forwards=f"{taken}:localhost:80", **keywords).open()
     with pytest.raises(ForwardingRefusedError):
         DirectTunnel(machine.host, machine.user, forwards="0:localhost:80", **keywords).open()
+
+
+@pytest.mark.parametrize("name", ["localhost", "127.0.0.1"])
+def test_port_is_reached_by_the_name_that_is_permitted(
+    machine_with: Callable[..., Machine], name: str
+) -> None:
+    """A server that is started on a port is opened where ``permitopen="localhost:PORT"`` lets nothing else by."""
+    port = free_port()
+    machine = machine_with(permit_open=(f"{name}:{port}",))
+    app = apps.put(machine, "sliders.py", apps.SLIDER)
+    with direct_tunnels.tunnel_to(machine, app, remote_port=port, signed=False) as tunnel:
+        apps.drive(tunnel.url)
+    command = f"{machine.python} -m http.server --bind 127.0.0.1 {{port}}"
+    with direct_tunnels.tunnel_to(machine, command=command, remote_port=port) as tunnel:
+        assert "Directory listing" in apps.get(tunnel.url)
 
 
 def test_ports_beside_lead_to_the_bokeh_host(shape_c: Any) -> None:
