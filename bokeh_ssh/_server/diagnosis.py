@@ -305,8 +305,8 @@ class StartFailure:
         if not (status or said):
             msg = "the shell there ended before Python ran, without a word"
             hint = (
-                f"{setting('setup')} or a start file may replace it (exec), "
-                "or have taken its input (exec </dev/null)"
+                f"{setting('setup')}, a start file or what the login itself runs (command= of your key) "
+                "may replace it (exec, setsid), or have taken its input (exec </dev/null)"
             )
             hint += _WRAPPER_HINT if self.launch.python else ""
             return self._make(LaunchError, msg, hint, status)

@@ -105,14 +105,14 @@ def find_fault(
 
     :param changed: for this and ``is_past``, see :class:`LoginProbe`
     :param deadline: by ``time.monotonic()``
-    :param on_place: called with where it is held up, once, if that can be seen
+    :param on_place: called with where it is held up, once; empty if that is not seen
     """
     began = time.monotonic()
     try:
         with LoginProbe(runner, changed, is_past) as probe:
             if not probe.wait(min(_PATIENCE, deadline - began)):
                 place = find_place(runner, changed, is_past)
-                if place:
+                if not is_past():
                     on_place(place)
                 if not probe.wait(deadline - time.monotonic()):
                     return ""

@@ -372,7 +372,8 @@ class Server:
         def note(place: str) -> None:
             evidence.place = place
             seconds = time.monotonic() - began
-            state.warn(f"the login has not come as far as our command after {seconds:.0f} s: it is in {place}")
+            why = f"it is in {place}" if place else "a start file, or what the login itself runs, may be slow"
+            state.warn(f"the login has not come as far as our command after {seconds:.0f} s: {why}")
 
         began = time.monotonic()
         if not self._wait_for(is_past, min(deadline, began + HESITATION)):
