@@ -130,7 +130,7 @@ def login_shell_line(mark: str) -> str:
 
 def script(launch: Launch, steps: tuple[str, ...], mark: str, directory: str = "") -> str:
     """Write the shell script that runs ``setup``, goes to ``cwd`` and hands over to Python."""
-    lines = [f"bokeh_ssh_mark={mark}", _TRAP, _BEGUN] if steps else []
+    lines = [f"bokeh_ssh_mark={mark}", _TRAP] if steps else []
     # A start file may have gone elsewhere, or have failures end the shell (set -e).
     place = shlex.quote(directory) if directory else ""
     lines.append(f"set +e +u; unset CDPATH; command cd {place} 2>/dev/null")
@@ -140,14 +140,19 @@ def script(launch: Launch, steps: tuple[str, ...], mark: str, directory: str = "
     if re.search(r"\b(module|ml)\b", known):
         lines.append(_MODULE)
     for number, step in enumerate(steps, 1):
-        lines += [f"bokeh_ssh_at=setup{number}", *_import_functions(step), f"eval {shlex.quote(step)}"]
+        lines += [
+            f"bokeh_ssh_at=setup{number}",
+            _BEGUN,
+            *_import_functions(step),
+            f"eval {shlex.quote(step)}",
+        ]
         lines.append("bokeh_ssh_r=$?; case $bokeh_ssh_r in 0) ;; *) exit $bokeh_ssh_r ;; esac")
     if steps:
         lines.append(_BACK_TO_SHELL)
     lines += _early(launch.env)
     if launch.cwd is not None:
         lines.append(f"bokeh_ssh_at=cwd; unset CDPATH; command cd {word(launch.cwd)} || exit 1")
-    lines += ["bokeh_ssh_at=python; unalias -a 2>/dev/null; set --"]
+    lines += ["bokeh_ssh_at=python; unalias -a 2>/dev/null; set --", _BEGUN]
     for path in list_pythons() if launch.python is None else [launch.python]:
         lines.append(f"bokeh_ssh_p={word(path)}")
         lines.append(
@@ -197,8 +202,8 @@ _TRAP = (
     '"$bokeh_ssh_mark" "$bokeh_ssh_at" $bokeh_ssh_r >&4\' EXIT'
 )
 
-#: Reports to the client that start files have let it come so far.
-_BEGUN = """command printf '%s{"event":"begun"}\\n' "$bokeh_ssh_mark" >&4"""
+#: Reports to the client how far it has come: start files are over, and some of the steps.
+_BEGUN = """command printf '%s{"event":"begun","at":"%s"}\\n' "$bokeh_ssh_mark" "$bokeh_ssh_at" >&4"""
 
 #: Takes back what start files and set-up have made of commands that come next: people have functions and
 #: aliases in the place of ``cd`` that list the directory, or fail where it has no ``.env``.

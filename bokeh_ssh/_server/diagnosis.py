@@ -60,8 +60,10 @@ _SCARCE_HINT = (
     "see what of yours runs there (ps -u $USER) and what is allowed (ulimit -a); "
     "end something, or ask for more"
 )
+_FULL_HINT = "see whether /tmp there is full"
 _NOT_EXECUTABLE = 126  # as a shell says it
 _NOT_FOUND = 127
+_NO_INPUT = 3  # as our own first lines of Python say it
 _NO_SESSION = 254  # as sshd ends a login for which PAM opens no session
 #: What Bokeh says before it looks at its certificate, and nothing once that is done.
 _TLS = "Configuring for SSL termination"
@@ -87,7 +89,6 @@ class StartFailure:
     :param over: whether the session ended
     :param status: how the session ended; None where that is not known
     :param exit_status: how the server ended; None where it did not
-    :param memory_limit: where it was killed for memory: its limit in bytes, 0 where none is known
     :param log: what the server wrote
     :param before: what start files and ``setup`` wrote
     :param timeout: seconds that it was given; None is the launch's own
@@ -100,7 +101,6 @@ class StartFailure:
     over: bool = False
     status: int | None = None
     exit_status: int | None = None
-    memory_limit: int | None = None
     log: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
     timeout: float | None = None
@@ -134,7 +134,12 @@ class StartFailure:
 
     def _of_message(self, failed: dict[str, Any]) -> BokehSSHError:
         at, status = str(failed.get("at", "")), failed.get("status")
-        status = status if isinstance(status, int) else None
+        status, text = status if isinstance(status, int) else None, failed.get("text", "")
+        kind: type[LaunchError] = LaunchError
+        if at == "interpreter":
+            return self._of_interpreters(status)
+        if at == "python":
+            return self._of_python(status)
         if at.startswith("setup"):
             number = at[len("setup") :]
             msg = f"setup step {number} failed with exit status {status}"
@@ -145,50 +150,48 @@ class StartFailure:
             if status == _NOT_FOUND:
                 hint = (
                     "setup runs in bash: have it source the file that defines the command first, "
-                    "as in 'source ~/miniconda3/etc/profile.d/conda.sh'"
+                    "as in 'source ~/miniconda3/etc/profile.d/conda.sh', 'source /etc/profile.d/modules.sh'"
                 )
-            return self._make(LaunchError, msg, hint, status)
-        if at == "cwd":
+        elif at == "cwd":
             msg = f"there is no directory {self.launch.cwd!r} to run in, or your account cannot enter it"
             hint = f"give {setting('cwd=')} a directory of that machine"
             if "$" in str(self.launch.cwd):
                 hint = _LITERAL_HINT
-            return self._make(LaunchError, msg, hint, status)
-        if at == "spawn":
-            msg = f"{self.evidence.argv[0]!r} could not be started ({failed.get('text', '')})"
+        elif at == "spawn":
+            msg = f"{self.evidence.argv[0]!r} could not be started ({text})"
             hint = (
                 f"give {setting('command=')} a program of that machine, "
                 f"or {setting('setup=')} what puts it on the PATH there"
             )
             if failed.get("scarce"):
                 hint = _SCARCE_HINT
-            return self._make(LaunchError, msg, hint, status)
-        if at == "socket":
-            msg = f"there is no place for its socket ({failed.get('text', '')})"
-            return self._make(
-                LaunchError, msg, f"write {{port}} into {setting('command')} in place of {{socket}}", status
-            )
-        if at == "depot":
-            msg = f"no folder could be made for the app ({failed.get('text', '')})"
-            return self._make(UploadError, msg, "see whether /tmp there is full", status)
-        if at == "interpreter":
-            return self._of_interpreters(status)
-        if at == "python":
-            wanted = repr(self.launch.python) if self.launch.python else "python3 or python"
-            if self._is_script_of_nothing():
-                return self._of_script_of_nothing(status)
-            if scarce := next((line.strip() for line in self.before if _SCARCE.search(line)), ""):
-                return self._of_scarcity(scarce, status)
-            if status == _NOT_EXECUTABLE and self.launch.python:
-                msg = f"{wanted} is there, but is no program that your account may run"
-                hint = f"give {setting('python=')} a program, such as bin/python in that folder"
-                return self._make(PythonNotFoundError, msg, hint, status)
-            hint = _LITERAL_HINT if "$" in wanted else _PYTHON_HINT
-            if " " in wanted and not wanted.startswith(("'/", "'~")) and self.launch.python:
-                hint = f'{setting("python=")} takes a path, and {setting("setup=")} "conda activate NAME"'
-            return self._make(PythonNotFoundError, f"there is no {wanted}", hint, status)
-        msg = f"the shell ended early (exit status {status})"
-        return self._make(LaunchError, msg, "a start file of the login shell may end it", status)
+        elif at == "socket":
+            msg = f"there is no place for its socket ({text})"
+            hint = f"write {{port}} into {setting('command')} in place of {{socket}}"
+        elif at == "depot":
+            kind, msg, hint = UploadError, f"no folder could be made for the app ({text})", _FULL_HINT
+        else:
+            msg = f"the shell ended early (exit status {status})"
+            hint = "a start file of the login shell may end it"
+        return self._make(kind, msg, hint, status)
+
+    def _of_python(self, status: int | None) -> LaunchError:
+        wanted = repr(self.launch.python) if self.launch.python else "python3 or python"
+        if self._is_script_of_nothing():
+            return self._of_script_of_nothing(status)
+        if scarce := self._find_scarcity(self.before):
+            return self._of_scarcity(scarce, status)
+        msg, hint = f"there is no {wanted}", _LITERAL_HINT if "$" in wanted else _PYTHON_HINT
+        if status == _NOT_EXECUTABLE and self.launch.python:
+            msg = f"{wanted} is there, but is no program that your account may run"
+            hint = f"give {setting('python=')} a program, such as bin/python in that folder"
+        elif " " in wanted and not wanted.startswith(("'/", "'~")) and self.launch.python:
+            hint = f'{setting("python=")} takes a path, and {setting("setup=")} "conda activate NAME"'
+        return self._make(PythonNotFoundError, msg, hint, status)
+
+    @staticmethod
+    def _find_scarcity(lines: tuple[str, ...]) -> str:
+        return next((line.strip() for line in lines if _SCARCE.search(line)), "")
 
     def _of_scarcity(self, said: str, status: int | None) -> LaunchError:
         msg = f"there are not enough processes, memory or files left to run Python: {said}"
@@ -221,7 +224,7 @@ class StartFailure:
 
     def _of_server(self) -> BokehSSHError:
         # NumPy's OpenBLAS says so, and then has Python interrupted.
-        scarce = next((line.strip() for line in self.log if _SCARCE.search(line)), "")
+        scarce = self._find_scarcity(self.log)
         why = scarce or reason(self.log) or "it wrote nothing"
         status = self.exit_status
         if port_in_use(self.log) and self.launch.port:
@@ -229,8 +232,8 @@ class StartFailure:
             hint = f"choose another {setting('remote_port')}, or leave it out for any free one"
             return PortInUseError(msg, host=self.host, hint=hint, port=self.launch.port, side="remote")
         how = f"signal {-status}" if status is not None and status < 0 else f"exit status {status}"
-        if self.memory_limit is not None:
-            msg = f"the server ended before it listened: {describe_kill(self.memory_limit)}"
+        if self.evidence.memory_limit is not None:
+            msg = f"the server ended before it listened: {describe_kill(self.evidence.memory_limit)}"
             return self._make(LaunchError, msg, MEMORY_HINT, status)
         hint = (
             "its last lines say more"
@@ -242,7 +245,7 @@ class StartFailure:
             if "OpenBLAS" in scarce:
                 hint += f", or give {setting('env=')} OPENBLAS_NUM_THREADS=1"
         elif status == 2:
-            hint = f"check {setting('args')}"
+            hint = f"check {setting('command' if self.launch.plain and not self.launch.args else 'args')}"
         elif "BOKEH_SECRET_KEY" in why:
             hint = f"give {setting('signed=True')}, which makes a key and has it signed with"
         elif "does not exist" in why:
@@ -257,7 +260,7 @@ class StartFailure:
                 "see whether the certificate's file is there, and has its key in it (else --ssl-keyfile); "
                 f"BOKEH_SSL_PASSWORD in {setting('env=')} opens a key with a password"
             )
-        if self._may_lack_place:
+        if self._may_lack_place and (status or self.log):
             hint = _PLACE_HINT
         return self._make(LaunchError, f"the server ended before it listened ({how}): {why}", hint, status)
 
@@ -272,6 +275,9 @@ class StartFailure:
             msg = f"the login shell that setup runs in did not get past its start files within {seconds}"
             what = place or "one (such as ~/.bash_profile)"
             hint = f"{what} may be slow, or ask again and again: bash -l </dev/null"
+        elif self.stage <= Stage.PYTHON and self.evidence.begun.startswith("setup"):
+            msg = f"setup step {self.evidence.begun[len('setup') :]} did not end within {seconds}"
+            hint = f"see what it waits for in a shell there, or give a longer {setting('launch_timeout')}"
         elif self.stage <= Stage.PYTHON:
             msg = f"Python did not start within {seconds}"
             hint = f"setup, a start file or the disk may be slow; give a longer {setting('launch_timeout')}"
@@ -309,6 +315,10 @@ class StartFailure:
                 "may replace it (exec, setsid), or have taken its input (exec </dev/null)"
             )
             hint += _WRAPPER_HINT if self.launch.python else ""
+            return self._make(LaunchError, msg, hint, status)
+        if status == _NO_INPUT and not said:
+            msg = "Python there found nothing to read, though it was sent what to run"
+            hint = f"{setting('setup')} or a start file may have taken its input{_WRAPPER_HINT}"
             return self._make(LaunchError, msg, hint, status)
         msg = f"Python ended before it ran anything (exit status {status}): {said or 'it said nothing'}"
         if self._is_script_of_nothing():

@@ -88,7 +88,7 @@ class LoginProbe:
             return (self.passed or self.ended) and not self._is_past()
 
     def find_place(self) -> str:
-        """End the program that its shell waits for; return where that is, empty where the shell does not say."""
+        """End the program that its shell waits for; return where that is, if the shell says it."""
         send_signal(self._session, "QUIT")  # which bash ignores itself
         self.wait(_SETTLE)
         return next((found[1] for found in map(_PLACE.search, self._errors.lines) if found), "")

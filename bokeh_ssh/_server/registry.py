@@ -86,8 +86,7 @@ class RemoteServer:
     @property
     def server_ref(self) -> ServerRef:
         """What ``Server.adopt`` needs, without the right to take it from a client that is there."""
-        names = ("host", "id", "node", "python", "libraries", "place", "pid", "port", "socket", "routes")
-        return ServerRef(**{name: getattr(self, name) for name in names})
+        return ServerRef.of(vars(self))
 
     @property
     def pages(self) -> tuple[int, ...]:

@@ -14,12 +14,10 @@ from bokeh_ssh._core.errors import (
     BokehSSHError,
     ConnectionLostError,
     LaunchError,
-    SessionError,
     UploadError,
 )
 from bokeh_ssh._core.events import Launched, Launching, OnEvent, ServerExited, ignore
 from bokeh_ssh._core.framing import Reader, Tail
-from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.threads import Thread
 from bokeh_ssh._core.waiting import wait, wait_for
 from bokeh_ssh._server.bootstrap import (
@@ -367,7 +365,7 @@ class Server:
             return state.stage > Stage.LOGIN or self._failed_or_ended()
 
         def has_begun() -> bool:
-            return evidence.begun or self._failed_or_ended()
+            return bool(evidence.begun) or self._failed_or_ended()
 
         def note(place: str) -> None:
             evidence.place = place
@@ -380,7 +378,7 @@ class Server:
             fault = find_fault(self._runner, state.changed, is_past, deadline, note)
             if fault:
                 raise blocked_login(self.host, fault, self._reader.last_words(self._stderr), evidence.argv)
-        self._wait_for(is_past, deadline)
+            self._wait_for(is_past, deadline)
         began = time.monotonic()
         if self.launch.setup and not self._wait_for(has_begun, min(deadline, began + 2 * HESITATION)):
             place = find_place(self._runner, state.changed, has_begun, login_shell_line)
@@ -411,7 +409,6 @@ class Server:
             over=self._over,
             status=self._session_status,
             exit_status=state.exit_status,
-            memory_limit=state.evidence.memory_limit,
             log=state.log.lines,
             before=self._reader.noise.lines + self._stderr.lines,
             timeout=timeout,
@@ -434,21 +431,8 @@ class Server:
         started, listening, known = self.state.started, self.state.listening, self.state.secrets
         if self.state.stage is not Stage.READY or not (started.id or started.identity):
             return None
-        return ServerRef(
-            host=self.host,
-            id=started.id,
-            token=known.token,
-            node=started.node,
-            python=started.python,
-            libraries=started.libraries,
-            place=started.place,
-            supervisor=started.identity,
-            pid=listening.pid,
-            port=listening.port,
-            socket=listening.socket,
-            routes=listening.routes,
-            key=known.key,
-        )
+        more = {"host": self.host, "supervisor": started.identity}
+        return ServerRef.of({**vars(started), **vars(listening), **vars(known), **more})
 
     @classmethod
     def adopt(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 from urllib.parse import quote
 
 #: Left as they are in a URL's path (RFC 3986, pchar), since browsers leave them too; what is quoted stays so.
@@ -51,3 +52,8 @@ class ServerRef:
     socket: str = ""
     routes: tuple[str, ...] = ()
     key: str = field(default="", repr=False)
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> ServerRef:
+        """Make one of what is known of a server, and perhaps more."""
+        return cls(**{each.name: facts[each.name] for each in fields(cls) if each.name in facts})

@@ -7,7 +7,6 @@ import enum
 import logging
 import re
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -106,7 +105,7 @@ class Evidence:
     :ivar compresses: whether that has it compress what pages get over their WebSockets
     :ivar tried: the interpreters that could not be used, and why
     :ivar place: where in a start file, as far as that is known, a login was held up
-    :ivar begun: whether start files have let the shell come as far as ``setup``
+    :ivar begun: how far the shell of ``setup`` has come, as ``setup2``; empty: not past its start files
     :ivar failed: the message that says where it ended; None where none came
     :ivar memory_limit: where the server was killed for memory: its limit in bytes, 0 where none is known
     """
@@ -115,7 +114,7 @@ class Evidence:
     compresses: bool = False
     tried: list[dict[str, str]] = field(default_factory=list)
     place: str = ""
-    begun: bool = False
+    begun: str = ""
     failed: dict[str, Any] | None = None
     memory_limit: int | None = None
 
@@ -147,19 +146,13 @@ class ServerLog:
         self._on_lines = on_lines
         self._lines = Kept()
         self._parser = AppErrors()
-        self._errors: deque[str] = deque(maxlen=20)
 
     @property
     def lines(self) -> tuple[str, ...]:
         """Standard output and error together, without escape sequences."""
         return self._lines.lines
 
-    @property
-    def app_errors(self) -> tuple[str, ...]:
-        """What apps raised, as Bokeh wrote it: such an app's page is blank."""
-        return tuple(self._errors)
-
-    def note(self, lines: list[str]) -> None:
+    def note(self, *lines: str) -> None:
         """Add lines that are not the server's own."""
         self._lines.extend(lines)
 
@@ -171,9 +164,7 @@ class ServerLog:
         self._lines.extend(lines)
         if not again:
             self._on_lines(lines)
-        errors = self._parser.feed(lines)
-        self._errors.extend(errors)
-        return errors
+        return self._parser.feed(lines)
 
 
 @dataclass
@@ -281,9 +272,9 @@ class ServerState:
         """Report what does not work as hoped."""
         self.emit(Warned(host=self._host, text=text))
 
-    def _handle_begun(self, _: dict[str, Any]) -> None:
+    def _handle_begun(self, message: dict[str, Any]) -> None:
         with self.changing():
-            self.evidence.begun = True
+            self.evidence.begun = plain(str(message["at"]))
 
     def _handle_tried(self, message: dict[str, Any]) -> None:
         if len(self.evidence.tried) < _TRIED:
@@ -300,7 +291,7 @@ class ServerState:
             self.evidence.argv, self.evidence.failed = argv, message
 
     def _handle_crashed(self, message: dict[str, Any]) -> None:
-        self.log.note(list(map(plain, str(message["text"]).splitlines())))
+        self.log.note(*map(plain, str(message["text"]).splitlines()))
 
     def _handle_started(self, message: dict[str, Any]) -> None:
         argv = tuple(map(plain, message["argv"][:_WORDS]))
@@ -342,7 +333,7 @@ class ServerState:
                 self.log.address = path
 
     def _handle_dropped(self, message: dict[str, Any]) -> None:
-        self.log.note([f"[{int(message['lines'])} lines were lost here: the connection was too slow]"])
+        self.log.note(f"[{int(message['lines'])} lines were lost here: the connection was too slow]")
 
     def _handle_ready(self, message: dict[str, Any]) -> None:
         port, pid, path = int(message["port"]), int(message["pid"]), plain(str(message.get("socket", "")))
@@ -364,17 +355,13 @@ class ServerState:
         with self.changing(Stage.READY):
             self.listening = found
 
-    def _handle_stopped(self, _: dict[str, Any]) -> None:
-        self.emit(ServerUnresponsive(host=self._host, reason="stopped"))
-
-    def _handle_busy(self, _: dict[str, Any]) -> None:
-        self.emit(ServerUnresponsive(host=self._host, reason="busy"))
+    def _handle_stopped(self, message: dict[str, Any]) -> None:
+        self.emit(ServerUnresponsive(host=self._host, reason=message["event"]))
 
     def _handle_answers(self, _: dict[str, Any]) -> None:
         self.emit(ServerResponsive(host=self._host))
 
-    def _handle_continued(self, _: dict[str, Any]) -> None:
-        self.emit(ServerResponsive(host=self._host))
+    _handle_busy, _handle_continued = _handle_stopped, _handle_answers
 
     def _handle_exit(self, message: dict[str, Any]) -> None:
         status, limit = int(message["status"]), read_memory(message)

@@ -250,7 +250,7 @@ def test_port_beside_that_is_taken_or_forbidden(embedded: Callable[..., Machine]
 def test_port_is_reached_by_the_name_that_is_permitted(
     machine_with: Callable[..., Machine], name: str
 ) -> None:
-    """A server that is started on a port is opened where ``permitopen="localhost:PORT"`` lets nothing else by."""
+    """A server that is started on a port is opened where ``permitopen="localhost:PORT"`` is all there is."""
     port = free_port()
     machine = machine_with(permit_open=(f"{name}:{port}",))
     app = apps.put(machine, "sliders.py", apps.SLIDER)

@@ -423,9 +423,30 @@ def test_start_files_of_setup_are_blamed_for_its_silence() -> None:
     launch, evidence = Launch(setup="true"), Evidence(())
     found = StartFailure(host="h", launch=launch, stage=Stage.PYTHON, evidence=evidence).error()
     assert "did not get past its start files" in str(found)
-    evidence.begun = True
+    evidence.begun = "setup2"
+    found = StartFailure(host="h", launch=launch, stage=Stage.PYTHON, evidence=evidence).error()
+    assert "setup step 2 did not end" in str(found)
+    evidence.begun = "python"
     found = StartFailure(host="h", launch=launch, stage=Stage.PYTHON, evidence=evidence).error()
     assert "Python did not start" in str(found)
+
+
+def test_command_that_ends_at_once_is_told_what_to_do() -> None:
+    """One that goes into the background is told so; of another's usage error, its command is to be checked."""
+    for command, status, says in (
+        ("sh -c daemon", 0, "into the background"),
+        ("sh -c daemon", 1, "has no {port}"),
+        ("python3 -m http.server --port {port}", 2, "check command"),
+    ):
+        found = StartFailure(
+            host="h",
+            launch=Launch(command=command),
+            stage=Stage.SERVER,
+            evidence=Evidence(()),
+            exit_status=status,
+            log=("usage",) if status == 2 else (),
+        ).error()
+        assert says in str(found), command
 
 
 def test_launch_error_shows_log_status_and_command() -> None:

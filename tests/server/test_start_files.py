@@ -211,3 +211,18 @@ def test_bash_that_is_slow_once_fails_nothing(machine: Container) -> None:
     """So it is with bash, which would say where a program was ended."""
     write(machine, ".bashrc", "mkdir ~/cache && sleep 8\n")
     assert report(machine) == "/home/alice"
+
+
+def test_step_of_setup_that_hangs_is_blamed(machine: Container) -> None:
+    """It is named by its number, and Python is not called slow."""
+    text = failure(machine, LaunchTimeoutError, setup=["true", "sleep 1000"], launch_timeout=5)
+    assert "setup step 2 did not end" in text
+
+
+def test_python_without_its_input_is_blamed(machine: Container) -> None:
+    """A script in the place of Python that passes no input on is told what it has to do."""
+    write(machine, "py", f'#!/bin/sh\nexec {machine.python} "$@" </dev/null\n')
+    machine.execute("chmod 755 /home/alice/py")
+    text = failure(machine, LaunchError, python="~/py")
+    assert "found nothing to read" in text
+    assert "pass on" in text
