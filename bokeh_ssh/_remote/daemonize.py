@@ -10,6 +10,7 @@ Where supervisor and guardian are killed at once, the anchor, if it is left, end
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -37,13 +38,14 @@ class Anchor:
     def __init__(self, fd: int = -1) -> None:
         self.fd = fd
 
+    def _write(self, data: bytes) -> None:
+        if self.fd >= 0:
+            with contextlib.suppress(OSError):  # it was ended before
+                os.write(self.fd, data)
+
     def watch(self, run_dir: RunDir) -> None:
         """Let it look after a place: should we be killed, and whoever else does."""
-        if self.fd >= 0:
-            try:
-                os.write(self.fd, os.fsencode(run_dir.path) + b"\n")
-            except OSError:
-                pass  # it was ended before
+        self._write(os.fsencode(run_dir.path) + b"\n")
 
     def let_go(self) -> None:
         """Listen to it no more."""
@@ -53,11 +55,7 @@ class Anchor:
 
     def end(self, status: int) -> NoReturn:
         """End this process, and the one that stays, with this exit status."""
-        if self.fd >= 0:
-            try:
-                os.write(self.fd, bytes([status]))
-            except OSError:
-                pass  # it was ended before
+        self._write(bytes([status]))
         os._exit(status)
 
 
@@ -75,11 +73,9 @@ def detach_session() -> Anchor:
         stay(pid, its)
     os.close(its)
     os.setsid()
-    try:
+    with contextlib.suppress(OSError):  # this one will do
         if os.fork():
             os._exit(0)
-    except OSError:
-        pass  # this one will do
     return Anchor(ours)
 
 

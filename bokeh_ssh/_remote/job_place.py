@@ -146,18 +146,13 @@ def read_record(place: str, name: str = RECORD) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def greet(sock: socket.socket, word: str) -> None:
-    """Say the word that a :class:`TokenListener` wants to hear."""
-    sock.sendall(word.encode("ascii") + b"\n")
-
-
 class TokenListener:
     """Listens on a TCP port of the machine, and passes on the connections that begin with a secret word.
 
     Whoever else is on the cluster can connect, and say nothing to what is behind it.
 
     :ivar port: the port
-    :ivar word: the word, for :func:`greet`
+    :ivar word: the word, for :func:`connect`
     """
 
     def __init__(self) -> None:
@@ -225,7 +220,7 @@ def connect(hosts: list[str], port: int, word: str, timeout: float) -> socket.so
         try:
             sock = socket.create_connection((host, port), timeout)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            greet(sock, word)
+            sock.sendall(word.encode("ascii") + b"\n")
         except (OSError, UnicodeError):
             continue
         sock.settimeout(None)

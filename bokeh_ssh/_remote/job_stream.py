@@ -9,6 +9,7 @@ a client that is new there), and says one: ``connected``, with the server's publ
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -49,27 +50,17 @@ def write_all(fd: int, data: bytes) -> None:
 
 def copy_in(sock: socket.socket) -> None:
     """Pass what comes from the client to the server, then its end."""
-    try:
-        while True:
-            data = os.read(0, _CHUNK)
-            if not data:
-                break
+    with contextlib.suppress(OSError):  # the other direction sees the end
+        for data in iter(lambda: os.read(0, _CHUNK), b""):
             sock.sendall(data)
         sock.shutdown(socket.SHUT_WR)
-    except OSError:
-        pass  # the other direction sees the end
 
 
 def copy_out(sock: socket.socket) -> None:
     """Pass what comes from the server to the client, until it ends."""
-    try:
-        while True:
-            data = sock.recv(_CHUNK)
-            if not data:
-                return
+    with contextlib.suppress(OSError):
+        for data in iter(lambda: sock.recv(_CHUNK), b""):
             write_all(1, data)
-    except OSError:
-        return
 
 
 def find(order: dict[str, Any]) -> str:
@@ -110,10 +101,8 @@ def await_holder(place: str, hosts: list[str]) -> socket.socket | None:
         return listener.wait(_BACK)
     finally:
         listener.close()
-        try:
+        with contextlib.suppress(OSError):  # the holder has it
             os.unlink(os.path.join(place, name))
-        except OSError:
-            pass  # the holder has it
 
 
 def own_address(host: str) -> str:

@@ -84,9 +84,7 @@ class ShellProcess:
         """End its standard input after what is queued."""
         self._input.put(None)
 
-    def close(self) -> None:
-        """Let go of it, as a closed channel would: its standard input ends, the process may live on."""
-        self._input.put(None)
+    close = write_eof  # as with a closed channel: the process may live on
 
     def signal(self, name: str) -> None:
         """Send its process group a signal, such as ``"KILL"``."""

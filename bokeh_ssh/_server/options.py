@@ -89,7 +89,11 @@ class ServerOptions:
             if getattr(self, name) is not None:
                 check_port(getattr(self, name), name)
         for name in ("app", "args", "command", "setup", "forwards", "bring", "extra_origins"):
-            object.__setattr__(self, name, self._as_tuple(name))
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                object.__setattr__(self, name, () if value is None else tuple(value))
+            elif name not in ("command", "setup"):  # those are taken apart there
+                object.__setattr__(self, name, (value,))
         self.parsed_forwards  # noqa: B018 - raises if one cannot be read
         if self.app and self.launch is False:
             msg = f"{setting('launch=False')} attaches to a server that is there, but an app was given"
@@ -115,12 +119,6 @@ class ServerOptions:
             )
         self.bundle  # noqa: B018 - raises if something is not there
         self.launch_spec(BOKEH_PORT)  # refuses now what it would refuse later
-
-    def _as_tuple(self, name: str) -> str | tuple[str, ...]:
-        value = getattr(self, name)
-        if not isinstance(value, str):
-            return () if value is None else tuple(value)
-        return value if name in ("command", "setup") else (value,)  # those are taken apart there
 
     def _check_plain(self) -> None:
         """Refuse settings that do not fit the kind of server.
