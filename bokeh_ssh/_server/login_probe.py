@@ -31,7 +31,7 @@ _INIT, _STAT, _ATTRS = 1, 17, 105
 
 _ELSEWHERE = "runs another shell or program in place of our command, or sends its output elsewhere"
 _WAITS = "waits for input"
-_RC = "~/.ssh/rc, which the SSH server runs first"
+_RC = "~/.ssh/rc, which the SSH server runs first, or a start file"
 
 
 class LoginProbe:
