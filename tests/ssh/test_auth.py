@@ -11,9 +11,11 @@ import getpass
 import hashlib
 import logging
 import os
+import shutil
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -62,6 +64,7 @@ from bokeh_ssh._ssh.auth.login import login
 from bokeh_ssh._ssh.config.lookup import HostConfig
 from bokeh_ssh._ssh.crypto import security_key
 from bokeh_ssh._ssh.messages import string, strings
+from skips import missing
 
 #: What an ssh config says about logging in.
 Config = functools.partial(HostConfig, "localhost")
@@ -283,6 +286,32 @@ def test_certificate(make_sshd: Callable[..., Sshd], make_agent: Callable[..., S
     assert enter(server.port, Config(identity_agent=agent.path), key_filename=keys / "id") == ("publickey",)
     assert server.log().count("Accepted publickey") == 2
     assert "ED25519-CERT" in server.log()
+
+
+def test_named_certificate_stands_in_place_of_the_others(
+    make_sshd: Callable[..., Sshd], keys: Path, tmp_path: Path
+) -> None:
+    """As with ssh, what lies beside a key file of the config is not offered once a CertificateFile is named:
+    a server counts each offer."""
+    authority, key = make_key(keys / "authority"), make_key(keys / "id")
+    certificate = authority.generate_user_certificate(key, "test", principals=[USER])
+    (keys / "id-cert.pub").write_bytes(certificate.export_certificate())
+    other = authority.generate_user_certificate(make_key(keys / "other"), "test", principals=[USER])
+    (keys / "others").write_bytes(other.export_certificate())
+    server = make_sshd([], f"TrustedUserCAKeys {keys}/authority.pub")
+    files = (str(keys / "id"),)
+    assert enter(server.port, Config(identity_files=files)) == ("publickey",)
+    named = (str(keys / "others"),)
+    with pytest.raises(AuthenticationError):
+        enter(server.port, Config(identity_files=files, certificate_files=named))
+    if shutil.which("ssh") is None:
+        missing("there is no ssh here")
+    lines = [f"IdentityFile {files[0]}", f"CertificateFile {named[0]}", "StrictHostKeyChecking no"]
+    lines += [f"UserKnownHostsFile {tmp_path}/known", "BatchMode yes", f"Port {server.port}", f"User {USER}"]
+    (tmp_path / "config").write_text("\n".join(lines))
+    ssh = ["ssh", "-F", str(tmp_path / "config"), "127.0.0.1", "true"]
+    done = subprocess.run(ssh, capture_output=True, text=True, timeout=30, check=False)
+    assert "Permission denied" in done.stderr
 
 
 def test_certificate_out_of_date_is_told(make_sshd: Callable[..., Sshd], keys: Path) -> None:

@@ -647,6 +647,23 @@ def test_added_as_ssh_does(before: str, name: str, port: int, sshd: Sshd, tmp_pa
     assert verify(blob(key), [str(ours)], name=name, port=port) is None
 
 
+@pytest.mark.parametrize("known", ["", f"{H} {{ed}}\n", f"{H} {{ed2}}\n", f"@revoked {H} {{ed}}\n"])
+@pytest.mark.parametrize("own", ["none", "/dev/null", "/dev/null {folder}/own"])
+def test_nowhere_to_keep_keys(own: str, known: str, sshd: Sshd, tmp_path: Path) -> None:
+    """With accept-new, ``UserKnownHostsFile /dev/null`` takes a new key each time, as with ssh, and ``none``
+    never does, as with ssh; what the system's file says of the key counts with both."""
+    (tmp_path / "system").write_bytes(fill(known, sshd.keys))
+    files = f"UserKnownHostsFile {own.format(folder=tmp_path)}\nGlobalKnownHostsFile {tmp_path / 'system'}"
+    for _ in range(2):
+        ours = meet(sshd, "ed", files, host_keys="accept-new")
+        words = [word for line in files.splitlines() for word in ("-o", line.replace(" ", "=", 1))]
+        accept = ["-o", "StrictHostKeyChecking=accept-new"]
+        theirs, _ = sshd.connect("ed", H, ["unused"], 22, *accept, *words)
+        assert ours == theirs
+        assert ours == "known" or known or own == "none"
+    assert not (tmp_path / "own").exists()
+
+
 def test_new_file(keys: Keys, tmp_path: Path) -> None:
     """A new file and its directory are for their owner only; a missing line end is added first."""
     path = tmp_path / "home" / ".ssh" / "known_hosts"
@@ -988,6 +1005,8 @@ def meet(
         connect(host, on_event=events.append)
     except RevokedHostKeyError:
         return "revoked"
+    except ChangedHostKeyError:
+        return "changed"
     except UnknownHostKeyError:
         if verbatim:
             raise
@@ -1070,9 +1089,18 @@ def test_revoked_host_keys(sshd: Sshd, tmp_path: Path) -> None:
         ("{ed2}\n{ed} comment\n", "ed", "revoked"),
         ("{ca}\n", "cert", "revoked"),
         ("{ed}\n", "cert", "revoked"),
+        (" {ed2}\r\n  # {ed}\n", "ed", "known"),
+        ("{ed2}\n{ed_cut}\n", "ed", "error"),
+        ("nonsense\n", "ed", "error"),
+        (f"{H} {{ed2}}\n", "ed", "error"),
+        ("{ed_as_rsa}\n", "ed", "error"),
     ):
         revoked.write_bytes(fill(text, sshd.keys))
-        assert meet(sshd, present, line, known=known) == verdict_
+        if verdict_ == "error":
+            with pytest.raises(HostKeyError, match=rf"{revoked} cannot be read \(line \d"):
+                meet(sshd, present, line, known=known)
+        else:
+            assert meet(sshd, present, line, known=known) == verdict_
         option = line.replace(" ", "=", 1)
         theirs, _ = sshd.connect(present, H, [str(sshd.folder / "known")], 22, "-o", option)
         assert (theirs == "known") == (verdict_ == "known")

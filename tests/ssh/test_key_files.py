@@ -134,6 +134,38 @@ def test_pem_that_cannot_be_read(tmp_path: Path) -> None:
     assert not advice or "`ssh-keygen -p -f id`" in advice
 
 
+@pytest.mark.parametrize("form", ["-traditional", "-nocrypt"])
+def test_short_rsa_key(tmp_path: Path, form: str) -> None:
+    """An RSA key of fewer bits than OpenSSH takes is told, and not tried: some cannot even sign."""
+    if not shutil.which("openssl"):
+        missing("there is no openssl here")
+    path = tmp_path / "id"
+    command = ["openssl", "genrsa", *([form] if form == "-traditional" else []), "-out", str(path), "512"]
+    if subprocess.run(command, check=False, capture_output=True, timeout=60).returncode:
+        pytest.skip("this openssl cannot")
+    path.chmod(0o600)
+    asked = ["ssh-keygen", "-y", "-f", str(path)]
+    assert subprocess.run(asked, check=False, capture_output=True, timeout=60).returncode
+    with pytest.raises(UnusableKeyError, match="512 bits only"):
+        load(path.read_bytes(), None, "id")
+
+
+def test_unknown_cipher_is_no_wrong_passphrase(tmp_path: Path) -> None:
+    """A PKCS#8 file with a cipher that is not supported is told so, with the command that converts it."""
+    if not shutil.which("openssl"):
+        missing("there is no openssl here")
+    keygen(tmp_path / "plain", "-t", "rsa", "-b", "2048", "-m", "PKCS8", passphrase="")
+    path = tmp_path / "id"
+    command = ["openssl", "pkcs8", "-topk8", "-v2", "camellia-128-cbc", "-passout", "pass:secret"]
+    command += ["-in", str(tmp_path / "plain"), "-out", str(path)]
+    if subprocess.run(command, check=False, capture_output=True, timeout=60).returncode:
+        pytest.skip("this openssl cannot")
+    try:
+        load(path.read_bytes(), "secret", "id")  # an older cryptography can
+    except UnusableKeyError as exc:
+        assert "`ssh-keygen -p -f id`" in str(exc)  # noqa: PT017  # where it is one
+
+
 @pytest.mark.parametrize("cipher", ["chacha20-poly1305@openssh.com", "aes128-gcm@openssh.com", "3des-cbc"])
 def test_login_with_such_a_key(bed: Bed, keys: Path, tmp_path: Path, cipher: str) -> None:
     """The whole way: the passphrase is asked for, given wrongly once, and the login works."""

@@ -239,6 +239,7 @@ SAME = {
     "agent": "IdentityAgent ~/%r.sock\nUser u\n",
     "agent none": "IdentityAgent none\n",
     "times": "ConnectTimeout 1m30\nServerAliveInterval 2H\nServerAliveCountMax 7\n",
+    "quoted blank before a number": 'CanonicalizeMaxDots " 1"\nPort " 22"\n',
     "time none": "ConnectTimeout none\nConnectTimeout 5\nServerAliveInterval 0\n",
     "alias in lower case": "HostKeyAlias BIG\n",
     "match host": "Match host a,c\n User u\nMatch host !a,*\n Port 3\n",
@@ -277,6 +278,7 @@ SAME = {
     "not exec": 'Match !exec "exit 3"\n Port 3\n',
     "exec with tokens": 'User u\nMatch exec "test %h-%n-%r-%% = a-a-u-%%"\n Port 3\n',
     "exec after HostName": 'HostName x\nMatch exec "test %h = x"\n Port 3\n',
+    "exec for others with an unknown token": 'Match host b exec "test %z"\n Port 3\n',
     "exec of what is not there": "Match exec /no/such/program\n Port 3\n",
     "exec in the user's shell": "Match exec \"[ -n '$SHELL' ] && true\"\n Port 3\n",
     "exec chooses the way": "Match exec true\n ProxyJump b\nMatch exec false\n ProxyJump c\n",
@@ -424,7 +426,7 @@ VALUES: dict[str, list[str]] = {
     "ConnectionAttempts": ["1", "3", "+2"],
     "ControlMaster": ["auto", "no", "YES", "ask", "autoask", "true"],
     "ControlPath": ["none", "NONE", "~/.ssh/%r@%h:%p", "/%n-%L-%i-%u-%k", "${HOME}/c", '"/a b"'],
-    "ConnectTimeout": ["5", "1m30", "none", "0", "2H", "1d2h3m4s"],
+    "ConnectTimeout": ["5", "1m30", "none", "0", "2H", "1d2h3m4s", "1.5", ".5"],
     "GlobalKnownHostsFile": ["/g1 /g2", "none", '"/g 3"', "~/g"],
     "GSSAPIAuthentication": ["yes", "no"],
     "GSSAPIClientIdentity": ["joe", '"joe doe"'],
@@ -459,6 +461,7 @@ VALUES: dict[str, list[str]] = {
     "NumberOfPasswordPrompts": ["0", "2"],
     "PasswordAuthentication": ["no", "yes"],
     "PKCS11Provider": ["/p.so", "NONE", '"/p q.so"'],
+    "SmartcardDevice": ["/q.so"],
     "Port": ["1", "65535", "ssh", "http", "+99", "0022"],
     "PreferredAuthentications": ["password,publickey", "x"],
     "ProxyCommand": ["none", "/x %h %p", "/y %r-%n %%", "'/z w'", "NONE", "/q # c"],
@@ -521,7 +524,8 @@ BAD = [
     *("StrictHostKeyChecking maybe", "IgnoreUnknown", "CASignatureAlgorithms"),
     *("BindAddress", 'HostName ""', "HostKeyAlias a b", '"Port"=9', "ProxyCommand", 'ProxyCommand "x'),
     *("IdentityAgent $a-b", "PubkeyAuthentication bound", "SessionType x", "Tag", "KnownHostsCommand"),
-    *("Match localnetwork 10.0.0.1/8", "Match localnetwork x", "Match tagged", "Match version", "Match user"),
+    *("Match localnetwork 10.0.0.1/8", "Match localnetwork 10.0.0.0/255.0.0.0", "Match host b exec 'x %z'"),
+    *("Match localnetwork 127.0.0.0/8,::1/", "Match localnetwork x", "Match tagged", "Match version", "Match user"),
 ]
 NAMES = ["a", "b", "ab", "A", "a.b", "127.0.0.1", "::1"]
 PATTERN_WORDS = ["a", "b", "ab", "*", "?", "a*", "*b", "!a", "!b", "!*", "A", "*.*", "127.*", "*:*"]

@@ -340,7 +340,7 @@ def _check_revoked(host: str, key: PublicKey, files: Sequence[str]) -> None:
                 found = any(blob in bad for blob in known_hosts.find_blobs(text))
         except ValueError as exc:
             msg = f"the revocation list {path} cannot be read ({exc})"
-            hint = "write it again (ssh-keygen -k), or exempt this host with RevokedHostKeys none"
+            hint = "correct it (ssh-keygen -k writes one), or exempt this host with RevokedHostKeys none"
             raise HostKeyError(msg, host=host, hint=hint, **facts) from exc
         if found:
             msg = f"its host key {key.fingerprint} is revoked in {path}"

@@ -439,7 +439,8 @@ def find_identities(
         if path != "none" and private_path(path) not in found:
             note(f"IdentityFile {clean(path, 300)} is not there, or cannot be read")
     yield from _certified(config.certificate_files, [*named, *listed], usable, touch, note)
-    configured = _with_certificates(listed)
+    # As with ssh: a CertificateFile stands in place of what lies beside the files.
+    configured = list(listed) if config.certificate_files else _with_certificates(listed)
     if not named_any:
         configured.sort(key=_effort)
     if usable is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import hmac
 import logging
@@ -20,7 +21,7 @@ from typing import Literal
 from bokeh_ssh._core.patterns import lower, matches_host
 from bokeh_ssh._ssh.auth import public_keys
 from bokeh_ssh._ssh.auth.public_keys import PublicKey
-from bokeh_ssh._ssh.messages import CERTIFICATE
+from bokeh_ssh._ssh.messages import CERTIFICATE, strings
 
 log = logging.getLogger("bokeh_ssh.hostkeys")
 
@@ -105,14 +106,25 @@ def hash_name(name: str) -> str:
 
 
 def find_blobs(text: bytes) -> Iterator[bytes]:
-    """Yield the keys of a list of public keys, one a line; what cannot be read is skipped."""
-    for line in text.decode("latin-1").split("\n"):
-        words = line.split()
-        for word in () if line.lstrip().startswith("#") else words[1:]:
-            try:
-                yield public_keys.read(_decode(word)).blob
-            except ValueError:
-                continue
+    """Yield the keys of a list of public keys, one a line.
+
+    :raises ValueError: if a line is none
+    """
+    for number, raw in enumerate(text.decode("latin-1").split("\n"), 1):
+        line = raw.strip()
+        if not line or line.startswith("#"):
+            continue
+        try:
+            blob = _decode_key(line)
+            known = _split(line)[0] in public_keys.KINDS
+            if known and public_keys.count_rsa_bits(blob) is None:  # a short RSA key may stand there
+                public_keys.read(blob)
+        except ValueError as exc:
+            msg = f"line {number}: {exc}"
+            raise ValueError(msg) from exc
+        with contextlib.suppress(ValueError):  # of a kind that we do not know, no host shows us one
+            blob = public_keys.read(blob).blob
+        yield blob
 
 
 def _entries(text: bytes, path: str, name: str | None) -> Iterator[Entry]:
@@ -126,7 +138,7 @@ def _entries(text: bytes, path: str, name: str | None) -> Iterator[Entry]:
             marker, rest = _split_marker(line)
             names, rest = _split(rest)
             if wanted is None or _is_for(wanted, names):
-                yield Entry(marker, names, _read_key(rest), path, number)
+                yield Entry(marker, names, public_keys.read(_decode_key(rest)), path, number)
         except ValueError as exc:
             log.debug("%s line %d is skipped: %s", path, number, exc)
 
@@ -166,14 +178,14 @@ def _is_for(name: str, names: str) -> bool:
     return base64.b64encode(digest).decode() == parts[3]
 
 
-def _read_key(text: str) -> PublicKey:
+def _decode_key(text: str) -> bytes:
+    """Decode a public key behind the name of its type; what may follow is a comment."""
     kind, rest = _split(text)
     blob = _decode(_split(rest)[0].rstrip("\r\v\f"))  # a line end of Windows
-    key = public_keys.read(blob)
-    if blob[4:][: blob[3]].decode("ascii", "replace") != _SAME.get(kind, kind):
+    if strings(blob, 1)[0].decode("ascii", "replace") != _SAME.get(kind, kind):
         msg = f"it says {kind[:60]!r}, but has another kind of key"
         raise ValueError(msg)
-    return key
+    return blob
 
 
 def _decode(text: str) -> bytes:

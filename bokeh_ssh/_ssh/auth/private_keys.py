@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from paramiko.pkey import OPENSSH_AUTH_MAGIC
 
 from bokeh_ssh._core.text import clean
+from bokeh_ssh._ssh.auth.public_keys import LEAST_RSA_BITS
 from bokeh_ssh._ssh.crypto import mldsa, security_key
 from bokeh_ssh._ssh.crypto.chacha20_poly1305 import TAG, ChaCha20Poly1305
 from bokeh_ssh._ssh.messages import string, strings
@@ -183,7 +184,7 @@ def load(text: bytes, passphrase: str | None, path: str) -> PrivateKey:
     try:
         key = reader(text, secret)
     except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
-        if isinstance(exc, UnsupportedAlgorithm) or "unknown cipher" in str(exc):
+        if isinstance(exc, UnsupportedAlgorithm) or "unknown" in str(exc).lower():
             msg = f"it is of a kind that is not supported: {_CONVERT.format(path)}"
             raise UnusableKeyError(msg) from exc
         if secret is not None:
@@ -306,6 +307,9 @@ def _as_paramiko(key: object) -> paramiko.PKey:
     elif isinstance(key, ec.EllipticCurvePrivateKey):
         cls = paramiko.ECDSAKey
     elif isinstance(key, rsa.RSAPrivateKey):
+        if key.key_size < LEAST_RSA_BITS:
+            msg = f"it has {key.key_size} bits only, and OpenSSH takes {LEAST_RSA_BITS} or more"
+            raise UnusableKeyError(msg)
         cls = paramiko.RSAKey
     else:
         msg = f"it is of a kind that is not supported ({type(key).__name__})"

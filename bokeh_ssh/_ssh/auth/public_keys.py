@@ -40,7 +40,7 @@ _FIELDS = {
 KINDS = tuple(_FIELDS)
 _CERTIFIED = {name.removesuffix("@openssh.com") + CERTIFICATE: name for name in _FIELDS}
 #: OpenSSH takes no smaller ones either (SSH_RSA_MINIMUM_MODULUS_SIZE).
-_LEAST_RSA_BITS = 1024
+LEAST_RSA_BITS = 1024
 _TOO_LONG = "it has something after its end"
 
 
@@ -180,7 +180,7 @@ def _read_key(blob: bytes) -> PublicKey:
         except NotImplementedError as exc:  # a compressed point, which RFC 5656 leaves open
             msg = "it is on a curve in a form that is not supported"
             raise ValueError(msg) from exc
-        if isinstance(loaded, rsa.RSAPublicKey) and loaded.key_size < _LEAST_RSA_BITS:
+        if isinstance(loaded, rsa.RSAPublicKey) and loaded.key_size < LEAST_RSA_BITS:
             msg = f"it is an RSA key of {loaded.key_size} bits only"
             raise ValueError(msg)
     return key

@@ -262,6 +262,7 @@ ALIASES = {
     "protocolkeepalives": "serveraliveinterval",  # Debian's
     "pubkeyacceptedkeytypes": "pubkeyacceptedalgorithms",
     "rsaminsize": "requiredrsasize",  # Red Hat's
+    "smartcarddevice": "pkcs11provider",
     "skeyauthentication": "kbdinteractiveauthentication",
     "tisauthentication": "kbdinteractiveauthentication",
 }
@@ -295,7 +296,6 @@ FOREIGN = frozenset(
             "rhostsrsaauthentication",
             "rsaauthentication",
             "setuptimeout",
-            "smartcarddevice",
         ),
         *("useblacklistedkeys", "useprivilegedport", "userknownhostsfile2", "useroaming", "usersh"),
         *("askpassgui", "usekeychain"),

@@ -497,9 +497,12 @@ class _Lookup:
                 self.wants_final |= name == "final" and not negated and not self.final
                 outcome = self.final
             elif name == "exec":
+                command = syntax.expand(argument, self._tokens_so_far(self.hostname()))
                 if not result or position.never:  # nothing is run that decides nothing
                     continue
-                outcome = self._exec(argument)
+                if command not in self.outcomes:
+                    self.outcomes[command] = holds(command)
+                outcome = self.outcomes[command]
             else:
                 known = self._criterion(name, argument)
                 if known is None:
@@ -511,12 +514,6 @@ class _Lookup:
             self.undecided.setdefault(str(position), unknown)
             return str(position) in self.assumed
         return result
-
-    def _exec(self, argument: str) -> bool:
-        command = syntax.expand(argument, self._tokens_so_far(self.hostname()))
-        if command not in self.outcomes:
-            self.outcomes[command] = holds(command)
-        return self.outcomes[command]
 
     def _criterion(self, name: str, argument: str) -> bool | None:
         """Return whether one criterion holds; None for one that we do not know."""
@@ -836,8 +833,12 @@ def _matches_or_both_empty(text: str, patterns: str) -> bool:
 def _is_in_network(networks: str) -> bool | None:
     """Return whether this machine has an address in one of the networks; None if that cannot be found out.
 
-    :raises ValueError: if one of them is not a network: there are bits set that its length leaves out
+    :raises ValueError: if one of them is not a network: there are bits set that its length leaves out, or
+        that is written as a mask
     """
+    if re.search(r"/(?!\d+(?:,|$))", networks):
+        msg = f"{networks!r} has a network without a length"
+        raise ValueError(msg)
     wanted = [ipaddress.ip_network(network) for network in networks.split(",")]
     addresses = list_addresses()
     if addresses is None:

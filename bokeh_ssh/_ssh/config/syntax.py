@@ -22,7 +22,7 @@ SPACE = " \t\r\n"
 _DELIMITER = re.compile(r'[ \t\r\n"=]')
 _QUOTE = re.compile(r"""['"\\#]""")
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-_TIME = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhdwSMHDW]?)")
+_TIME = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)([smhdwSMHDW]?)")
 _MOST = 1 << 31
 _SUBSTITUTE = re.compile(r"%(.?)|\$\{([^}]*)(\}?)", re.DOTALL)
 
@@ -155,7 +155,7 @@ def number(text: str) -> int:
     :raises ValueError: if it is not one
     """
     word = one_word(text)
-    if not re.fullmatch(r"[+-]?[0-9]{1,20}", word) or not 0 <= int(word) < _MOST:
+    if not re.fullmatch(r"[ \t]*[+-]?[0-9]{1,20}", word) or not 0 <= int(word) < _MOST:
         msg = f"{word[:100]!r} is not a number from 0"
         raise ValueError(msg)
     return int(word)
@@ -167,7 +167,7 @@ def port(word: str) -> int:
     :raises ValueError: if it is neither
     """
     value = 0
-    if re.fullmatch(r"\+?[0-9]{1,20}", word):
+    if re.fullmatch(r"[ \t]*\+?[0-9]{1,20}", word):
         value = int(word)
     elif word:
         with contextlib.suppress(OSError, UnicodeError):
