@@ -525,7 +525,8 @@ BAD = [
     *("BindAddress", 'HostName ""', "HostKeyAlias a b", '"Port"=9', "ProxyCommand", 'ProxyCommand "x'),
     *("IdentityAgent $a-b", "PubkeyAuthentication bound", "SessionType x", "Tag", "KnownHostsCommand"),
     *("Match localnetwork 10.0.0.1/8", "Match localnetwork 10.0.0.0/255.0.0.0", "Match host b exec 'x %z'"),
-    *("Match localnetwork 127.0.0.0/8,::1/", "Match localnetwork x", "Match tagged", "Match version", "Match user"),
+    *("Match localnetwork 127.0.0.0/8,::1/", "Match localnetwork x", "Match tagged", "Match version"),
+    "Match user",
 ]
 NAMES = ["a", "b", "ab", "A", "a.b", "127.0.0.1", "::1"]
 PATTERN_WORDS = ["a", "b", "ab", "*", "?", "a*", "*b", "!a", "!b", "!*", "A", "*.*", "127.*", "*:*"]

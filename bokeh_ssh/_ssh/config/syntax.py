@@ -155,7 +155,7 @@ def number(text: str) -> int:
     :raises ValueError: if it is not one
     """
     word = one_word(text)
-    if not re.fullmatch(r"[ \t]*[+-]?[0-9]{1,20}", word) or not 0 <= int(word) < _MOST:
+    if not re.fullmatch(r"[+-]?[0-9]{1,20}", word.lstrip(SPACE)) or not 0 <= int(word) < _MOST:
         msg = f"{word[:100]!r} is not a number from 0"
         raise ValueError(msg)
     return int(word)
@@ -167,7 +167,7 @@ def port(word: str) -> int:
     :raises ValueError: if it is neither
     """
     value = 0
-    if re.fullmatch(r"[ \t]*\+?[0-9]{1,20}", word):
+    if re.fullmatch(r"\+?[0-9]{1,20}", word.lstrip(SPACE)):
         value = int(word)
     elif word:
         with contextlib.suppress(OSError, UnicodeError):
