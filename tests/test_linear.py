@@ -254,9 +254,9 @@ _PARSERS: dict[str, Callable[[str], object]] = {
     "told": parse_notice,
     "mask": lambda text: mask(text, "--" + text + "=x"),
     "owners": lambda text: listeners(text, 80),
-    "known_hosts": lambda text: find(text.encode("latin-1", "replace"), "", "host"),
+    "known_hosts": lambda text: find([("", text.encode("latin-1", "replace"))], "host"),
     "known_hosts names": lambda text: find(
-        b"".join((text.encode("latin-1", "replace"), b" x y")), "", "host" * 60
+        [("", b"".join((text.encode("latin-1", "replace"), b" x y")))], "host" * 60
     ),
     "config words": lambda text: split_words(text.replace("'", "").replace('"', "").replace("\\", "")),
     "config line": split_keyword,

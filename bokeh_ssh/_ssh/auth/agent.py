@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
-import re
 import socket
 import sys
 import threading
@@ -25,7 +24,6 @@ from paramiko.agent import (
 from paramiko.message import Message
 from paramiko.ssh_exception import SSHException
 
-from bokeh_ssh._core.this_machine.home import expand
 from bokeh_ssh._core.this_machine.scarcity import is_scarce
 from bokeh_ssh._core.waiting import SLICE
 from bokeh_ssh._ssh.messages import string, strings
@@ -60,18 +58,14 @@ class AgentKey:
 
 
 def agent_address(setting: str | None) -> str | None:
-    """Find the agent's socket: ``setting`` is ``IdentityAgent`` of ssh_config(5), None where it says nothing.
+    """Find the agent's socket.
 
+    :param setting: ``identity_agent`` of the config: a path, ``"none"``, or None where it says nothing
     :return: a path, or None where no agent is to be used
     """
-    if setting == "none":
-        return None
-    if setting is None or setting == "SSH_AUTH_SOCK":
+    if setting is None:
         return os.environ.get("SSH_AUTH_SOCK") or ("" if sys.platform == "win32" else None)
-    whole = re.fullmatch(r"\$\{?(\w+)\}?", setting)
-    if whole:
-        return os.environ.get(whole[1]) or None
-    return str(expand(re.sub(r"\$\{(\w+)\}", lambda m: os.environ.get(m[1], ""), setting)))
+    return None if setting == "none" else setting or None
 
 
 class Agent:

@@ -52,7 +52,10 @@ def fingerprint(key: bytes) -> str:
 
     Of a certificate, that of the key in it.
     """
-    return _read_anyhow(key).fingerprint
+    try:
+        return public_keys.read(key).fingerprint
+    except ValueError:
+        return PublicKey("", key).fingerprint
 
 
 @dataclass(frozen=True)
@@ -281,12 +284,9 @@ def _other_names(case: _Case) -> list[str]:
     found = [e for path in case.files for e in known_hosts.find_key(_read_file(path), path, case.key)]
     if not found:
         return ["This key is not known by any other names."]
-    shown = [f"    {e}: {_shown(e)}" for e in found[:_MOST_OTHER_NAMES]]
+    named = ((e, "[hashed name]" if e.names.startswith("|") else e.names) for e in found[:_MOST_OTHER_NAMES])
+    shown = (f"    {entry}: {names}" for entry, names in named)
     return ["This host key is known by the following other names/addresses:", *shown]
-
-
-def _shown(entry: Entry) -> str:
-    return "[hashed name]" if entry.names.startswith("|") else entry.names
 
 
 def _remember(case: _Case, writable: str) -> HostKeyAdded | None:
@@ -378,7 +378,7 @@ def _ask_command(
     if problem:
         msg = f"{command.where}: KnownHostsCommand failed ({problem})"
         raise ConfigError(msg, host=listed, hint="run it in a shell, or correct the line")
-    return known_hosts.find(done.stdout, _COMMAND, listed)
+    return known_hosts.find([(_COMMAND, done.stdout)], listed)
 
 
 def _read_files(files: Sequence[str]) -> list[tuple[str, bytes]]:
@@ -404,13 +404,6 @@ def _unreadable(path: str) -> str:
         return ""
     except OSError as exc:
         return exc.strerror or str(exc)
-
-
-def _read_anyhow(key: bytes) -> PublicKey:
-    try:
-        return public_keys.read(key)
-    except ValueError:
-        return PublicKey("", key)
 
 
 @contextlib.contextmanager

@@ -161,7 +161,7 @@ class KeyFile:
         self._touch = touch
         self._ended = ended
         self._used: Callable[[Path, PrivateKey], object] | None = used
-        self._text, self._exposed = _read_private(self.path)
+        self._text, self._exposed = _read(self.path)
         self._private: PrivateKey | None = None
         self._shut: UnusableKeyError | None = None
         head, self._locked, self._for_agent = inspect_key(self._text)
@@ -311,8 +311,8 @@ def key_type(blob: bytes) -> str:
     return clean(Message(blob).get_binary(), 100)
 
 
-def _read_private(path: Path) -> tuple[bytes | None, int]:
-    """Read a private key file; and its mode if others than its owner can read it, else 0.
+def _read(path: Path) -> tuple[bytes | None, int]:
+    """Read a file, None where it cannot be read; and its mode if others than its owner can read it, else 0.
 
     As ``ssh``: somebody else's file is taken as it is.
     """
@@ -320,8 +320,6 @@ def _read_private(path: Path) -> tuple[bytes | None, int]:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
             text = file.read(_MOST_BYTES)
-    except FileNotFoundError:
-        return None, 0
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
         if is_scarce(exc):
             raise
@@ -330,22 +328,9 @@ def _read_private(path: Path) -> tuple[bytes | None, int]:
     return text, status.st_mode & 0o777 if mine and status.st_mode & 0o077 else 0
 
 
-def read(path: Path) -> bytes | None:
-    """Read a file; None if it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return file.read(_MOST_BYTES)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
-        if is_scarce(exc):
-            raise
-        return None
-
-
 def read_public(path: Path) -> bytes | None:
     """Read a ``.pub`` file: type, base64, comment."""
-    fields = (read(path) or b"").split(None, 2)
+    fields = (_read(path)[0] or b"").split(None, 2)
     if len(fields) < 2:
         return None
     try:

@@ -84,12 +84,8 @@ def name_of(host: str, port: int | None) -> str:
     return host if port in (None, _SSH_PORT) else f"[{host}]:{port}"
 
 
-def find(text: bytes, path: str, name: str) -> list[Entry]:
+def find(files: Files, name: str) -> list[Entry]:
     """List the entries for a host, as :func:`name_of` writes it. Lines that cannot be read are skipped."""
-    return list(_entries(text, path, name))
-
-
-def _find_all(files: Files, name: str) -> list[Entry]:
     return [entry for path, text in files for entry in _entries(text, path, name)]
 
 
@@ -211,8 +207,8 @@ def judge(
     :param said: entries for the host that are in no file
     """
     listed, bare = name_of(name, port), name_of(name, None)
-    entries = [*_find_all(files, listed), *said]
-    return _judge(entries, [] if bare == listed else _find_all(files, bare), key, bare, now)
+    entries = [*find(files, listed), *said]
+    return _judge(entries, [] if bare == listed else find(files, bare), key, bare, now)
 
 
 def _judge(
@@ -268,9 +264,9 @@ def algorithms(files: Files, name: str, port: int | None, said: Sequence[Entry] 
     :param said: entries for the host that are in no file
     """
     listed, bare = name_of(name, port), name_of(name, None)
-    entries = [*_find_all(files, listed), *said]
+    entries = [*find(files, listed), *said]
     if not any(entry.marker != "revoked" for entry in entries) and listed != bare:
-        entries += [entry for entry in _find_all(files, bare) if entry.marker == "cert-authority"]
+        entries += [entry for entry in find(files, bare) if entry.marker == "cert-authority"]
     wanted = list(_CERTIFICATES) if any(e.marker == "cert-authority" for e in entries) else []
     kinds = {e.key.kind for e in entries if not e.marker}
     for name in (*public_keys.KINDS, "rsa-sha2-512", "rsa-sha2-256"):

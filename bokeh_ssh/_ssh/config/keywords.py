@@ -153,6 +153,10 @@ def _agent(text: str) -> str:
     return word
 
 
+def _methods(text: str) -> tuple[str, ...]:
+    return tuple(syntax.one_word(text).split(","))
+
+
 def _command(text: str) -> tuple[str, ...]:
     """Read a command that no shell runs; ``()`` for none."""
     command = _raw(text)
@@ -215,7 +219,7 @@ NUMBER_OF_PASSWORD_PROMPTS = Keyword("NumberOfPasswordPrompts", syntax.number)
 PASSWORD_AUTHENTICATION = Keyword("PasswordAuthentication", syntax.flag)
 PKCS11_PROVIDER = Keyword("PKCS11Provider", syntax.one_word)
 PORT = Keyword("Port", _port)
-PREFERRED_AUTHENTICATIONS = Keyword("PreferredAuthentications", syntax.one_word)
+PREFERRED_AUTHENTICATIONS = Keyword("PreferredAuthentications", _methods)
 PROXY_COMMAND = Keyword("ProxyCommand", _raw)
 PROXY_JUMP = Keyword("ProxyJump", _jumps)
 PROXY_USE_FDPASS = Keyword("ProxyUseFdpass", syntax.flag)

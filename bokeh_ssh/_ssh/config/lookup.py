@@ -10,6 +10,7 @@ that a forgotten ``StrictHostKeyChecking no`` in some ``Host *`` block cannot sw
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import getpass
 import glob
@@ -174,6 +175,14 @@ class HostConfig:
     unchecked_localhost: bool = False
     warnings: tuple[str, ...] = field(default=(), compare=False, repr=False)
     lines: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+
+
+#: The fields that are what their keywords say.
+_PLAIN: dict[str, Keyword[Any]] = {
+    each.name: keyword
+    for each in dataclasses.fields(HostConfig)
+    if isinstance(keyword := getattr(keywords, each.name.upper(), None), Keyword)
+}
 
 
 @dataclass
@@ -661,63 +670,33 @@ class _Lookup:
         value = self.settings.value
         alias = value(keywords.HOST_KEY_ALIAS)
         jump, command = self._proxy()
-        return HostConfig(
-            hostname=self.host,
-            user=self._user(),
-            port=value(keywords.PORT),
-            identity_files=self._identity_files(),
-            certificate_files=self._paths(keywords.CERTIFICATE_FILE),
-            identities_only=bool(value(keywords.IDENTITIES_ONLY)),
-            identity_agent=self._identity_agent(),
-            user_known_hosts=self._files(keywords.USER_KNOWN_HOSTS_FILE),
-            global_known_hosts=value(keywords.GLOBAL_KNOWN_HOSTS_FILE),
-            host_key_alias=lower(alias) if alias else None,
-            connect_timeout=value(keywords.CONNECT_TIMEOUT) or None,  # 0 is ssh's word for the system's own
-            server_alive_interval=value(keywords.SERVER_ALIVE_INTERVAL),
-            server_alive_count=value(keywords.SERVER_ALIVE_COUNT_MAX),
-            proxy_jump=jump,
-            proxy_command=command,
-            compression=value(keywords.COMPRESSION),
-            pubkey_authentication=value(keywords.PUBKEY_AUTHENTICATION),
-            password_authentication=value(keywords.PASSWORD_AUTHENTICATION),
-            kbd_interactive_authentication=value(keywords.KBD_INTERACTIVE_AUTHENTICATION),
-            gssapi_authentication=value(keywords.GSSAPI_AUTHENTICATION),
-            gssapi_delegate_credentials=value(keywords.GSSAPI_DELEGATE_CREDENTIALS),
-            gssapi_client_identity=value(keywords.GSSAPI_CLIENT_IDENTITY),
-            gssapi_server_identity=value(keywords.GSSAPI_SERVER_IDENTITY),
-            gssapi_key_exchange=bool(value(keywords.GSSAPI_KEY_EXCHANGE)),
-            gssapi_trust_dns=bool(value(keywords.GSSAPI_TRUST_DNS)),
-            pkcs11_provider=self._unless_none(keywords.PKCS11_PROVIDER),
-            verify_host_key_dns=bool(value(keywords.VERIFY_HOST_KEY_DNS)),
-            preferred_authentications=self._preferred(),
-            password_prompts=value(keywords.NUMBER_OF_PASSWORD_PROMPTS),
-            add_keys_to_agent=value(keywords.ADD_KEYS_TO_AGENT),
-            batch_mode=value(keywords.BATCH_MODE),
-            algorithms=self._algorithms(),
-            control_path=self._control_path(),
-            control_master=value(keywords.CONTROL_MASTER),
-            address_family=value(keywords.ADDRESS_FAMILY) or None,
-            bind_address=value(keywords.BIND_ADDRESS),
-            bind_interface=value(keywords.BIND_INTERFACE),
-            connection_attempts=value(keywords.CONNECTION_ATTEMPTS),
-            known_hosts_command=self._known_hosts_command(),
-            hash_known_hosts=value(keywords.HASH_KNOWN_HOSTS),
-            check_host_ip=value(keywords.CHECK_HOST_IP),
-            required_rsa_size=value(keywords.REQUIRED_RSA_SIZE),
-            revoked_host_keys=self._files(keywords.REVOKED_HOST_KEYS) or (),
-            unchecked_localhost=bool(value(keywords.NO_LOCALHOST_CHECK)),
-            strict_host_key_checking=bool(value(keywords.STRICT_HOST_KEY_CHECKING)),
-            warnings=tuple(self.warnings.values()),
-            lines=self.settings.lines(),
-        )
-
-    def _algorithms(self) -> dict[str, str]:
-        said = {keyword.name.lower(): self.settings.value(keyword) for keyword in keywords.ALGORITHMS}
-        return {name: value for name, value in said.items() if value is not None}
-
-    def _preferred(self) -> tuple[str, ...] | None:
-        said = self.settings.value(keywords.PREFERRED_AUTHENTICATIONS)
-        return None if said is None else tuple(said.split(","))
+        said: dict[str, Any] = {
+            **{name: value(keyword) for name, keyword in _PLAIN.items()},
+            "hostname": self.host,
+            "user": self._user(),
+            "identity_files": self._identity_files(),
+            "certificate_files": self._paths(keywords.CERTIFICATE_FILE),
+            "identity_agent": self._identity_agent(),
+            "user_known_hosts": self._files(keywords.USER_KNOWN_HOSTS_FILE),
+            "global_known_hosts": value(keywords.GLOBAL_KNOWN_HOSTS_FILE),
+            "host_key_alias": lower(alias) if alias else None,
+            "connect_timeout": value(keywords.CONNECT_TIMEOUT)
+            or None,  # 0 is ssh's word for the system's own
+            "server_alive_count": value(keywords.SERVER_ALIVE_COUNT_MAX),
+            "proxy_jump": jump,
+            "proxy_command": command,
+            "pkcs11_provider": self._unless_none(keywords.PKCS11_PROVIDER),
+            "password_prompts": value(keywords.NUMBER_OF_PASSWORD_PROMPTS),
+            "algorithms": {each.name.lower(): value(each) for each in keywords.ALGORITHMS if value(each)},
+            "control_path": self._control_path(),
+            "address_family": value(keywords.ADDRESS_FAMILY) or None,
+            "known_hosts_command": self._known_hosts_command(),
+            "revoked_host_keys": self._files(keywords.REVOKED_HOST_KEYS),
+            "unchecked_localhost": value(keywords.NO_LOCALHOST_CHECK),
+            "warnings": tuple(self.warnings.values()),
+            "lines": self.settings.lines(),
+        }
+        return HostConfig(**{name: value for name, value in said.items() if value is not None})
 
     def _identity_files(self) -> tuple[str, ...]:
         files = self._paths(keywords.IDENTITY_FILE)
