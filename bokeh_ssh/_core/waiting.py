@@ -12,8 +12,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from bokeh_ssh._core.threads import Flag
+
+_T = TypeVar("_T")
 
 #: Seconds; Ctrl-C, and a close from another thread, are heard within one.
 SLICE = 0.5
@@ -53,6 +56,31 @@ def wait(event: threading.Event | Flag, timeout: float) -> bool:
         if time.monotonic() >= deadline:
             return False
     return True
+
+
+def in_time(work: Callable[[], _T], timeout: float, name: str) -> _T:
+    """Do what nothing can interrupt on a thread of that name, which is left behind where it takes too long.
+
+    :raises TimeoutError: if that takes more than ``timeout`` seconds
+    """
+    done = threading.Event()
+    results: list[_T] = []
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except Exception as exc:  # noqa: BLE001  # whatever it is, it is raised where it is waited for
+            errors.append(exc)
+        finally:
+            done.set()
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    if not wait(done, timeout):
+        raise TimeoutError
+    if errors:
+        raise errors[0]
+    return results[0]
 
 
 def wait_for(condition: threading.Condition, met: Callable[[], object], timeout: float) -> bool:

@@ -72,7 +72,7 @@ class _AgentForwarding:
         if self._over or len(self._channels) >= _MOST_STREAMS:
             channel.reject()
             return
-        agent_channel = _AgentChannel(self, channel)
+        agent_channel = _AgentChannel(self)
         self._channels.add(agent_channel)
 
         def accept() -> None:
@@ -80,7 +80,10 @@ class _AgentForwarding:
             agent_channel.session.opened(channel)
 
         agent_channel.session = Session(
-            self._connection.io_loop, agent_channel.on_data, lambda _: None, lambda _: agent_channel.end()
+            self._connection.io_loop,
+            agent_channel.on_data,
+            lambda _: None,
+            lambda _: self._channels.discard(agent_channel),
         )
         self._connection.io_loop.post(accept)
 
@@ -91,10 +94,6 @@ class _AgentForwarding:
             agent_channel.session.close()
         else:
             self._asked.put((agent_channel, question))
-
-    def forget(self, agent_channel: _AgentChannel) -> None:
-        """Drop a channel that is gone."""
-        self._channels.discard(agent_channel)
 
     def end(self) -> None:
         """Answer nothing any more, and wait for no answer that a person has yet to give."""
@@ -136,9 +135,8 @@ class _AgentChannel:
 
     session: Session
 
-    def __init__(self, lending: _AgentForwarding, channel: Channel) -> None:
+    def __init__(self, lending: _AgentForwarding) -> None:
         self._forwarding = lending
-        self._channel = channel
         self._buffer = bytearray()
 
     def on_data(self, data: bytes) -> None:
@@ -154,9 +152,6 @@ class _AgentChannel:
             question = bytes(self._buffer[4 : 4 + size])
             del self._buffer[: 4 + size]
             self._forwarding.queue_question(self, question)
-
-    def end(self) -> None:
-        self._forwarding.forget(self)
 
 
 def is_login(data: bytes, blob: bytes, user: bytes) -> bool:

@@ -100,16 +100,20 @@ def connect(
             for number, hop in enumerate(route, 1):
                 wanted = [(each.hostname, each.port) for each in route[number : number + 1]] or ahead
                 closed: list[str] = []
+                care = 0
                 while True:
                     open_stream = stream or _dialler(hop, jump or via, prefer, (*avoid, *closed), on_dialled)
                     args = hop, jump, via, on_event, prompt_cache, open_stream, wanted
                     try:
-                        connection = _with_care(functools.partial(_connect_hop, *args))
+                        connection = _connect_hop(*args, care)
                         break
+                    except _ObjectionError as exc:
+                        care = exc.care
                     except AuthenticationError as exc:
                         if not exc.ended_by or exc.ended_by in closed:
                             raise
                         closed.append(exc.ended_by)
+                        care = 0
                         if not has_others(hop, (*avoid, *closed)):
                             raise
                         text = f"{exc.message}; another machine of that name is tried"
@@ -125,7 +129,8 @@ def connect(
     usable = len(route) if via is None and stream is None else 0
     for at in range(usable - 1, -1, -1):
         try:
-            if master := _find_master(route[at]):
+            path = route[at].control_path
+            if path and (master := ControlMaster.find(path, route[at].label)):
                 rest = route[at + 1 :]
                 return connect_all(rest, master) if rest else _connect_by_session(route[-1], master, on_event)
         except (MasterError, OwnServerError) as exc:
@@ -150,20 +155,6 @@ class _ObjectionError(Exception):
     def __init__(self, care: int) -> None:
         super().__init__(care)
         self.care = care
-
-
-def _with_care(connect_hop: Callable[[int], Connection]) -> Connection:
-    """Connect, again with more care where the server minds."""
-    care = 0
-    while True:
-        try:
-            return connect_hop(care)
-        except _ObjectionError as exc:
-            care = exc.care
-
-
-def _find_master(hop: Hop) -> ControlMaster | None:
-    return ControlMaster.find(hop.control_path, hop.label) if hop.control_path else None
 
 
 def _connect_by_session(hop: Hop, master: ControlMaster, on_event: OnEvent) -> Connection:

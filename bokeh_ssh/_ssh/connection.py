@@ -172,14 +172,10 @@ class Connection:
         if interval > 0:
             self._keepalive = _Keepalive(self, interval, count)
 
-    def _note_reason(self, reason: str) -> None:
-        """Note why it is about to end; the first reason counts."""
+    def give_up(self, reason: str) -> None:
+        """End it as lost, at once; never blocks. The first reason counts."""
         with self._lock:
             self.reason = self.reason or reason
-
-    def give_up(self, reason: str) -> None:
-        """End it as lost, at once; never blocks."""
-        self._note_reason(reason)
         self.transport.shut(0)
 
     def ping(self, timeout: float) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 from bokeh_ssh._core.errors import ConnectError, ConnectTimeoutError, RefusedError, ResolveError
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.this_machine.interfaces import list_addresses
-from bokeh_ssh._core.waiting import SLICE, heed, wait
+from bokeh_ssh._core.waiting import SLICE, heed, in_time, wait
 
 #: A family, and an address as sockets of it take one.
 Address = tuple[socket.AddressFamily, Any]
@@ -117,18 +117,17 @@ def look_up(
     :param timeout: seconds
     :returns: what getaddrinfo says; the error where there is no address; None where it takes too long
     """
-    answers: list[list[Any] | OSError | ValueError] = []
-    answered = threading.Event()
 
-    def ask() -> None:
+    def ask() -> list[Any] | OSError | ValueError:
         try:
-            answers.append(socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, 0, flags))
+            return socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, 0, flags)
         except (OSError, ValueError) as exc:  # UnicodeError among them: a label too long for IDNA
-            answers.append(exc)
-        answered.set()
+            return exc
 
-    threading.Thread(target=ask, name=f"bokeh-ssh resolve {host}", daemon=True).start()
-    return answers[0] if wait(answered, timeout) else None
+    try:
+        return in_time(ask, timeout, f"bokeh-ssh resolve {host}")
+    except TimeoutError:
+        return None
 
 
 def interleave(addresses: Sequence[Address]) -> list[Address]:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from bokeh_ssh._core.text import clean
-from bokeh_ssh._core.waiting import wait
+from bokeh_ssh._core.waiting import in_time
 
 _T = TypeVar("_T")
 
@@ -177,26 +176,12 @@ def _find_library() -> _Library:
 
 
 def _within(timeout: float, work: Callable[[], _T]) -> _T:
-    """Do what may ask a KDC, which nothing can interrupt: so on a thread that may be left behind."""
-    done = threading.Event()
-    results: list[_T] = []
-    errors: list[Exception] = []
-
-    def run() -> None:
-        try:
-            results.append(work())
-        except Exception as exc:  # noqa: BLE001  # whatever it is, it is raised where it is waited for
-            errors.append(exc)
-        finally:
-            done.set()
-
-    threading.Thread(target=run, name="bokeh-ssh kerberos", daemon=True).start()
-    if not wait(done, timeout):
+    """Do what may ask a KDC."""
+    try:
+        return in_time(work, timeout, "bokeh-ssh kerberos")
+    except TimeoutError as exc:
         msg = f"no KDC answered within {timeout:g} s"
-        raise KerberosError(msg, "check the network, a VPN, and krb5.conf", temporary=True)
-    if errors:
-        raise errors[0]
-    return results[0]
+        raise KerberosError(msg, "check the network, a VPN, and krb5.conf", temporary=True) from exc
 
 
 def _explain(error: _GSSError, host: str) -> KerberosError:

@@ -167,13 +167,12 @@ def _choice(known: Mapping[str, T]) -> Callable[[str], T]:
     return lambda text: syntax.choice(text, known)
 
 
-_FLAG = {"yes": True, "true": True, "no": False, "false": False}
 _FAMILIES = {"any": socket.AF_UNSPEC, "inet": socket.AF_INET, "inet6": socket.AF_INET6}
 _MASTERS = {"yes": "true", "true": "true", "no": "false", "false": "false"} | {
     name: name for name in ("auto", "ask", "autoask")
 }
 #: Whether an unknown host key is refused for good; nothing else of it is followed.
-_CHECKINGS = {**_FLAG, **dict.fromkeys(("off", "ask", "accept-new"), False)}
+_CHECKINGS = {**syntax.FLAGS, **dict.fromkeys(("off", "ask", "accept-new"), False)}
 _SESSIONS = {"none": "none", "subsystem": "subsystem", "default": ""}
 
 ADD_KEYS_TO_AGENT = Keyword("AddKeysToAgent", _add_keys)
@@ -226,7 +225,7 @@ PROXY_USE_FDPASS = Keyword("ProxyUseFdpass", syntax.flag)
 PUBKEY_ACCEPTED_ALGORITHMS = Keyword("PubkeyAcceptedAlgorithms", _algorithms)
 #: The two kinds of signature that it can also ask for differ only in a lent agent's chain.
 PUBKEY_AUTHENTICATION = Keyword(
-    "PubkeyAuthentication", _choice({**_FLAG, "unbound": True, "host-bound": True})
+    "PubkeyAuthentication", _choice({**syntax.FLAGS, "unbound": True, "host-bound": True})
 )
 REFUSE_CONNECTION = Keyword("RefuseConnection", syntax.one_word)
 REQUIRED_RSA_SIZE = Keyword("RequiredRSASize", syntax.number)
@@ -238,7 +237,7 @@ STRICT_HOST_KEY_CHECKING = Keyword("StrictHostKeyChecking", _choice(_CHECKINGS))
 TAG = Keyword("Tag", syntax.one_word)
 USER = Keyword("User", syntax.one_word)
 USER_KNOWN_HOSTS_FILE = Keyword("UserKnownHostsFile", syntax.all_words)
-VERIFY_HOST_KEY_DNS = Keyword("VerifyHostKeyDNS", _choice({**_FLAG, "ask": True}))
+VERIFY_HOST_KEY_DNS = Keyword("VerifyHostKeyDNS", _choice({**syntax.FLAGS, "ask": True}))
 
 #: Those whose value is read, by name in lower case.
 KEYWORDS: dict[str, Keyword[Any]] = {
@@ -295,12 +294,7 @@ FOREIGN = frozenset(
     {
         *("afstokenpassing", "cipher", "compressionlevel", "fallbacktorsh", "globalknownhostsfile2"),
         *("hostbasedkeytypes", "keepalive", "kerberosauthentication", "kerberostgtpassing", "protocol"),
-        *(
-            "rhostsauthentication",
-            "rhostsrsaauthentication",
-            "rsaauthentication",
-            "setuptimeout",
-        ),
+        *("rhostsauthentication", "rhostsrsaauthentication", "rsaauthentication", "setuptimeout"),
         *("useblacklistedkeys", "useprivilegedport", "userknownhostsfile2", "useroaming", "usersh"),
         *("askpassgui", "usekeychain"),
         *("disablemtaes", "hpnbuffersize", "hpndisabled", "noneenabled", "nonemacenabled", "noneswitch"),

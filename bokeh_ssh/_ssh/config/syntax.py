@@ -19,6 +19,7 @@ from bokeh_ssh._core.this_machine.home import expand_home
 _T = TypeVar("_T")
 
 SPACE = " \t\r\n"
+FLAGS = {"yes": True, "true": True, "no": False, "false": False}
 _DELIMITER = re.compile(r'[ \t\r\n"=]')
 _QUOTE = re.compile(r"""['"\\#]""")
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -183,7 +184,7 @@ def flag(text: str) -> bool:
 
     :raises ValueError: if it is neither
     """
-    return choice(text, {"yes": True, "true": True, "no": False, "false": False})
+    return choice(text, FLAGS)
 
 
 def choice(text: str, known: Mapping[str, _T]) -> _T:
