@@ -170,7 +170,7 @@ def run_out(realm: Realm, ticket: Path) -> None:
 
 def _works() -> bool:
     try:
-        kerberos.Context("localhost", client=None, delegate=False, timeout=10)
+        kerberos.begin_context("localhost", client=None, delegate=False, timeout=10)
     except kerberos.KerberosError:
         return False
     return True

@@ -199,16 +199,12 @@ class KeyFile:
         return self.known
 
     def sign(self, data: bytes, algorithm: str) -> bytes:
-        if not self.ready:
-            held = self._in_agent()
-            if held and self._agent:
-                if self._touched:
-                    self._touch(self.label)
-                try:
-                    return self._agent.sign(held.blob, data, algorithm)
-                except AgentError as exc:
-                    if not self._text:
-                        raise UnusableKeyError(str(exc), unsigned=True) from exc
+        if not self.ready and self._agent and (held := self._in_agent()):
+            try:
+                return HeldKey(self._agent, held, self.label, self._touch).sign(data, algorithm)
+            except UnusableKeyError:
+                if not self._text:
+                    raise
         key = self._open()
         used, self._used = self._used, None
         if used:

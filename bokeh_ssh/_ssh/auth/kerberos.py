@@ -64,8 +64,13 @@ class Ticket:
     seconds: float
 
 
-class _Security(Protocol):
-    """A security context of one of the two libraries."""
+class Context(Protocol):
+    """A security context with a machine, from our side, of one of the two libraries.
+
+    :ivar complete: whether both sides have proved who they are
+    :ivar principal: who we are, once it is complete
+    :ivar delegated: whether the machine has got a ticket to act with
+    """
 
     @property
     def complete(self) -> bool: ...
@@ -76,19 +81,30 @@ class _Security(Protocol):
     @property
     def delegated(self) -> bool: ...
 
-    def step(self, token: bytes) -> bytes: ...
+    def step(self, token: bytes) -> bytes:
+        """Take the machine's token, and return the next one for it; empty where there is none."""
 
-    def sign(self, data: bytes) -> bytes: ...
+    def sign(self, data: bytes) -> bytes:
+        """Return the check sum (MIC) that proves that ``data`` is ours."""
 
 
 class _Library(Protocol):
-    def begin(self, service: str, client: str | None, delegate: bool) -> _Security: ...
+    def begin(self, service: str, client: str | None, delegate: bool) -> Context: ...
 
     def find_ticket(self, client: str | None) -> Ticket: ...
 
 
-class Context:
-    """A security context with a machine, from our side; its first token is made before anything is sent.
+@contextlib.contextmanager
+def explained(host: str = "") -> Iterator[None]:
+    """Turn the errors of a library about a machine of that name into :class:`KerberosError`."""
+    try:
+        yield
+    except _GSSError as exc:
+        raise _explain(exc, host) from exc
+
+
+def begin_context(host: str, *, client: str | None, delegate: bool, timeout: float) -> tuple[Context, bytes]:
+    """Begin a security context; return its first token too, which is made before anything is sent.
 
     :param host: the machine's name, as its keytab has it
     :param client: the principal whose ticket is used; None leaves that to Kerberos' own settings
@@ -97,53 +113,14 @@ class Context:
     :param timeout: seconds for the KDC, which is asked for a ticket for the machine
     :raises KerberosError: if there is no ticket, or none for that machine
     """
+    library = _find_library()
 
-    def __init__(self, host: str, *, client: str | None, delegate: bool, timeout: float) -> None:
-        library = _find_library()
-        self._host = host
+    def begin() -> tuple[Context, bytes]:
+        context = library.begin(f"host@{host}", client, delegate)
+        return context, context.step(b"")
 
-        def begin() -> tuple[_Security, bytes]:
-            security = library.begin(f"host@{host}", client, delegate)
-            return security, security.step(b"")
-
-        with self._explained():
-            self._security, self.token = _within(timeout, begin)
-
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except _GSSError as exc:
-            raise _explain(exc, self._host) from exc
-
-    @property
-    def complete(self) -> bool:
-        """Whether both sides have proved who they are."""
-        return self._security.complete
-
-    @property
-    def principal(self) -> str:
-        """Who we are, once it is complete."""
-        with self._explained():
-            return clean(self._security.principal, _MOST_TEXT)
-
-    @property
-    def delegated(self) -> bool:
-        """Whether the machine has got a ticket to act with."""
-        return self._security.delegated
-
-    def step(self, token: bytes) -> bytes:
-        """Take the machine's token, and return the next one for it; empty where there is none.
-
-        :raises KerberosError: if the token is not as it should be, or says what is wrong
-        """
-        with self._explained():
-            return self._security.step(token)
-
-    def sign(self, data: bytes) -> bytes:
-        """Return the check sum (MIC) that proves that ``data`` is ours."""
-        with self._explained():
-            return self._security.sign(data)
+    with explained(host):
+        return _within(timeout, begin)
 
 
 def find_ticket(*, client: str | None = None, timeout: float) -> Ticket:
@@ -154,10 +131,8 @@ def find_ticket(*, client: str | None = None, timeout: float) -> Ticket:
     :raises KerberosError: if there is none, or it has run out
     """
     library = _find_library()
-    try:
+    with explained():
         return _within(timeout, lambda: library.find_ticket(client))
-    except _GSSError as exc:
-        raise _explain(exc, "") from exc
 
 
 def _find_library() -> _Library:
@@ -218,7 +193,7 @@ class _Package:
         name = None if client is None else gssapi.Name(client, gssapi.NameType.user)
         return gssapi.Credentials(name=name, mechs=[gssapi.MechType.kerberos], usage="initiate")
 
-    def begin(self, service: str, client: str | None, delegate: bool) -> _Security:
+    def begin(self, service: str, client: str | None, delegate: bool) -> Context:
         gssapi = self._gssapi
         with self._translated():
             return _PackageContext(
@@ -358,7 +333,7 @@ class _Native:
             self.release("release_name", name)
         return found
 
-    def begin(self, service: str, client: str | None, delegate: bool) -> _Security:
+    def begin(self, service: str, client: str | None, delegate: bool) -> Context:
         return _NativeContext(self, service, client, delegate)
 
     def find_ticket(self, client: str | None) -> Ticket:

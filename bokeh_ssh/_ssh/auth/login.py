@@ -243,24 +243,25 @@ class _Login:
         if self.record.kerberos_tried:
             return None
         self.record.kerberos_tried = True
+        server = self.config.gssapi_server_identity or self.config.hostname
         try:
-            return self._prove_ticket()
+            with kerberos.explained(server):
+                return self._prove_ticket(server)
         except kerberos.KerberosError as exc:
             log.debug("%s: Kerberos not used: %s", self.name, exc)
             self.record.no_ticket = exc
             self.record.notes.append(f"Kerberos: {exc}")
             return None
 
-    def _prove_ticket(self) -> Verdict:
+    def _prove_ticket(self, server: str) -> Verdict:
         """Log in with a ticket (RFC 4462, section 3).
 
+        :param server: the name in the server's keytab
         :raises KerberosError: if there is none, which costs no try; or the server has proved to be another
         """
-        config = self.config
-        server = config.gssapi_server_identity or config.hostname
-        context = kerberos.Context(
+        context, token = kerberos.begin_context(
             server,
-            client=config.gssapi_client_identity,
+            client=self.config.gssapi_client_identity,
             delegate=self._delegates,
             timeout=self.userauth.timeout,
         )
@@ -272,7 +273,6 @@ class _Login:
                 "Kerberos: the server has no key (keytab) for the name that it has itself"
             )
             return reply
-        token = context.token
         for _ in range(_MOST_ROUNDS):
             if context.complete:
                 break
@@ -287,10 +287,8 @@ class _Login:
             self.warn("the Kerberos ticket was not delegated: it cannot be forwarded (kinit -f)")
         reply = self.userauth.prove_context(context.sign)
         if isinstance(reply, Refused) and not reply.partial:
-            user = self.userauth.account
-            self.record.notes.append(
-                f"Kerberos: {context.principal} may not log in as {user} (see ~/.k5login there)"
-            )
+            user, principal = self.userauth.account, clean(context.principal, MOST_WORDS)
+            self.record.notes.append(f"Kerberos: {principal} may not log in as {user} (see ~/.k5login there)")
         return reply
 
     def _ticket_refused(self, reply: Reply, context: kerberos.Context, server: str) -> Verdict:
@@ -298,7 +296,8 @@ class _Login:
         why = f"the server has no key (keytab) for host/{server}, or cannot read it"
         if self.userauth.error_token:
             try:
-                context.step(self.userauth.error_token)
+                with kerberos.explained(server):
+                    context.step(self.userauth.error_token)
             except kerberos.KerberosError as exc:
                 why = f"the server refused the ticket for host/{server}: {exc}"
         self.record.notes.append(f"Kerberos: {why}")
