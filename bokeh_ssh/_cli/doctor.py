@@ -133,14 +133,14 @@ def examine(
 
         lines.enter_context(connection)
         yield from met
-        checks = _cluster_checks(lines, batch, serve.python_path) if batch else _machine_checks(serve)
+        checks = _cluster_checks(lines, batch, serve) if batch else _machine_checks(serve)
         yield from _run_checks(line, checks, begin)
 
 
 def _cluster_checks(
-    stack: contextlib.ExitStack, batch: Batch, python: str | None
+    stack: contextlib.ExitStack, batch: Batch, serve: ServerOptions
 ) -> dict[str, Callable[[Connection], Finding | None]]:
-    cluster = ClusterCheck(batch, list_pythons(python))
+    cluster = ClusterCheck(batch, list_pythons(serve.python_path), serve.setup)
     stack.callback(cluster.close)
 
     def check(name: str, look: Callable[[Connection], ClusterFact]) -> Callable[[Connection], Finding | None]:

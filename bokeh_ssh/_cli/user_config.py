@@ -60,7 +60,7 @@ def weakens(name: str, value: Any) -> bool:
 def check_shape(key: str, value: Any, kind: Any, file: object) -> Any:
     """Return a value of a TOML file as a keyword takes it: lists as tuples, and one text as a list of one.
 
-    Words for the server may be numbers.
+    Words for the server may be numbers, and so may GPUs, which may have a kind before their number.
 
     :raises UsageError: if it is something else
     """
@@ -69,6 +69,8 @@ def check_shape(key: str, value: Any, kind: Any, file: object) -> Any:
         value = [value]
     if key == "args" and isinstance(value, list):
         value = [str(word) if type(word) in (int, float) else word for word in value]
+    if key == "gpus" and type(value) is int:
+        value = str(value)
     texts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     if type(value) not in types or not all(isinstance(text, str) for text in texts):
         msg = f"{file}: {key} is not {what}"

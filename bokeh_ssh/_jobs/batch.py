@@ -14,6 +14,9 @@ from bokeh_ssh._core.settings import set_to, setting
 SCHEDULERS = ("auto", "slurm", "sge", "pbs", "lsf")
 #: What to look at where a scheduler refuses a job.
 CHECK_HINT = "check " + ", ".join(map(setting, ("queue", "account", "time", "memory", "gpus", "extra")))
+#: A kind of GPUs, and a number of them.
+_KIND = re.compile(r"[\w.-]{1,64}", re.ASCII)
+_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 #: How the bytes get from the login node to the job.
 WAYS = ("auto", "srun", "tcp", "back")
 
@@ -29,7 +32,7 @@ class Batch:
     :param account: the account or project that pays
     :param cpus: CPUs of the server's one task
     :param memory: memory of the node, such as "32G"
-    :param gpus: GPUs
+    :param gpus: GPUs; with their kind before them as "a100:2" (Slurm and LSF alone)
     :param name: the job's name in the queue; None: that of its first app
     :param extra: more arguments for the scheduler's submit command, such as ``["--constraint=a100"]``
     :param way: how the login node gets to the job: "srun" (Slurm alone: no port anywhere), "tcp" (to a port
@@ -44,7 +47,7 @@ class Batch:
     account: str | None = None
     cpus: int | None = None
     memory: str | None = None
-    gpus: int | None = None
+    gpus: int | str | None = None
     name: str | None = None
     extra: Sequence[str] = ()
     way: str = "auto"
@@ -66,15 +69,33 @@ class Batch:
                 what = f"the job's name {value!r}" if name == "name" else set_to(name, value)
                 msg = f"{what} is not a word for a scheduler"
                 raise UsageError(msg, hint="give a string without control characters, or leave it out")
+        kind, colon, number = str(self.gpus).rpartition(":")
+        gpus = isinstance(self.gpus, str) and bool(_NUMBER.fullmatch(number))
+        if gpus and not colon:
+            object.__setattr__(self, "gpus", int(number))
+        gpus = gpus and bool(_KIND.fullmatch(kind))
         for name in ("cpus", "gpus"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            good = (type(value) is int and value > 0) or (name == "gpus" and gpus)
+            if value is not None and not good:
                 msg = f"{set_to(name, value)} is not a number of them"
-                raise UsageError(msg, hint="give a number from 1, or leave it out")
+                kind = "" if name == "cpus" else ', or their kind and a number ("a100:2")'
+                raise UsageError(msg, hint=f"give a number from 1{kind}, or leave it out")
         for word in self.extra:
             if not isinstance(word, str) or not word.startswith("-") or "\0" in word:
                 msg = f"{word!r} in {setting('extra')} is not an option of the submit command"
                 raise UsageError(msg, hint='write each option with its value: "--constraint=a100"')
+
+
+def count_gpus(batch: Batch) -> int | None:
+    """Return how many GPUs are wanted, for a scheduler that has no common option for their kind.
+
+    :raises UsageError: if a kind is wanted
+    """
+    if isinstance(batch.gpus, str):
+        msg = f"{set_to('gpus', batch.gpus)} names a kind, and each site has an option of its own for that"
+        raise UsageError(msg, hint=f"give their number alone, and that option in {setting('extra')}")
+    return batch.gpus
 
 
 def check_extra(extra: Sequence[str], refused: Mapping[str, str]) -> None:

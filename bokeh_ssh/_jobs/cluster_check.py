@@ -25,12 +25,14 @@ class ClusterCheck:
     """Looks at a cluster from its login node, with one warden for all checks.
 
     :param pythons: interpreters to try
+    :param setup: steps that may bring one
     :ivar missing: whether no scheduler was found
     """
 
-    def __init__(self, batch: Batch, pythons: Sequence[str]) -> None:
+    def __init__(self, batch: Batch, pythons: Sequence[str], setup: str | Sequence[str]) -> None:
         self._batch = batch
         self._pythons = pythons
+        self._setup = setup
         self._warden: Warden | None = None
         self._found: scheduler.Scheduler | None = None
         self.missing = False
@@ -47,7 +49,8 @@ class ClusterCheck:
 
     def _reach(self, connection: Connection) -> Warden:
         if not self._warden or not self._warden.alive:
-            self._warden = Warden(connection, self._pythons, 0.0, scheduler.programs(self._batch.scheduler))
+            programs = scheduler.programs(self._batch.scheduler)
+            self._warden = Warden(connection, self._pythons, 0.0, programs, setup=self._setup)
         self.missing = not self._warden.found
         if self.missing:
             raise scheduler.no_scheduler(connection.name)

@@ -47,7 +47,7 @@ from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.waiting import wait
 from bokeh_ssh._jobs import scheduler, slurm
 from bokeh_ssh._jobs.batch import CHECK_HINT, Batch
-from bokeh_ssh._jobs.job import Job, JobState, explain_end
+from bokeh_ssh._jobs.job import Job, JobState, explain_end, read_clock
 from bokeh_ssh._jobs.job_login import JobLogin
 from bokeh_ssh._jobs.job_news import JobNews
 from bokeh_ssh._jobs.job_stream import check_session, open_job_stream
@@ -82,6 +82,8 @@ _MARKS = (600.0, 120.0)
 _NEAR = 180.0
 #: Seconds for the accounting to say who has cancelled a job; it may be a slow machine of its own.
 _ACCOUNTING = 5.0
+#: Seconds of difference between two clocks that are none: a question takes as long, and a job would change.
+_INEXACT = 10.0
 #: Seconds for one try to find what a job has left in the home; the scheduler is asked between two.
 _MEETING = 10.0
 #: Where the job's script writes until its holder has begun; in the home, which a node has too.
@@ -105,6 +107,7 @@ class JobRequest:
     :ivar job: the number or the name of a job that is there, in place of one that is submitted; it is never
         cancelled. In one that we have not submitted, our holder runs as a step beside what runs in it
     :ivar pythons: interpreters on the login node and on the nodes; the first that runs is taken
+    :ivar setup: steps that may bring one
     :ivar grace: seconds that the job outlives a client that has vanished, while it waits and while it runs
     :ivar timeout: seconds from the job's start until it must answer
     :ivar queue_timeout: seconds that it may wait; None: as long as it takes
@@ -116,6 +119,7 @@ class JobRequest:
     batch: Batch
     job: str = ""
     pythons: Sequence[str]
+    setup: str | Sequence[str]
     grace: float
     timeout: float
     queue_timeout: float | None
@@ -135,6 +139,7 @@ class _Progress:
     :ivar patience: seconds for its holder to answer there
     :ivar joined: whether the job that was named is one that we have not submitted
     :ivar step: our own holder in such a job
+    :ivar ahead: seconds by which the scheduler's clock is ahead of ours
     """
 
     def __init__(self, login: JobLogin, patience: float) -> None:
@@ -150,6 +155,7 @@ class _Progress:
         self.patience = patience
         self.joined = False
         self.step = ""
+        self.ahead = 0.0
 
 
 class ClusterJob:
@@ -261,7 +267,8 @@ class ClusterJob:
             connection = self._dial(stack, self._host, None)
             try:
                 programs = scheduler.programs(self._request.batch.scheduler)
-                warden = Warden(connection, self._request.pythons, self._request.grace, programs)
+                request = self._request
+                warden = Warden(connection, request.pythons, request.grace, programs, setup=request.setup)
                 break
             except SessionError as exc:  # such as /etc/nologin: nothing runs on this one
                 if not self._pass_over(connection):
@@ -318,6 +325,7 @@ class ClusterJob:
             ways=self._ways,
             step=step,
             redirect=self._scheduler.SPOOLS,
+            setup=self._request.setup,
         )
 
     def _find_job(self, warden: Warden) -> None:
@@ -483,6 +491,7 @@ class ClusterJob:
                 self._warn(f"the scheduler cannot be asked ({answer.said})")
             return None
         self._progress.silent = False
+        found = self._by_our_clock(found, read_clock(answer.out) - (time.time() - age))
         ends = self._job.ends_at
         if found.state is JobState.UNKNOWN and ends and time.time() > ends - _LEAST:
             found = dataclasses.replace(found, state=JobState.TIMEOUT)  # no history is kept of it
@@ -490,6 +499,17 @@ class ClusterJob:
             found = dataclasses.replace(found, estimated_start=None)  # worked out a while ago
         self._set(found)
         return found
+
+    def _by_our_clock(self, job: Job, ahead: float) -> Job:
+        """Translate its times, which are of a clock that is that many seconds ahead of ours, into ours."""
+        if abs(ahead - self._progress.ahead) > _INEXACT:
+            self._progress.ahead = ahead if abs(ahead) > _INEXACT else 0.0
+        start, end = job.estimated_start, job.ends_at
+        return dataclasses.replace(
+            job,
+            estimated_start=None if start is None else start - self._progress.ahead,
+            ends_at=None if end is None else end - self._progress.ahead,
+        )
 
     def _queue_left(self) -> float:
         """Return for how many more seconds the job may wait."""
@@ -650,6 +670,7 @@ class ClusterJob:
             ways=self._ways,
             nodes=[self._job.node] if self._job.node else [],
             client_key=self._progress.login.public_key if self._named else "",
+            setup=self._request.setup,
         )
 
     # Warnings of the end.

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.framing import plain
 from bokeh_ssh._core.settings import setting
-from bokeh_ssh._jobs.batch import Batch, check_extra
-from bokeh_ssh._jobs.job import Job, JobState, describe_ends, list_fields, run_script
+from bokeh_ssh._jobs.batch import Batch, check_extra, count_gpus
+from bokeh_ssh._jobs.job import CLOCK, Job, JobState, describe_ends, list_fields, read_clock, run_script
 
 NAME = "sge"
 TITLE = "Grid Engine"
@@ -76,7 +76,7 @@ def submit_words(batch: Batch, nonce: str, output: str) -> list[str]:
     words = ["qsub", "-terse"]
     for option, value in (("-N", name), ("-q", batch.queue), ("-P", batch.account)):
         words += [option, value] if value is not None else []
-    for resource, amount in (("h_rt", batch.time), ("h_vmem", batch.memory), ("gpu", batch.gpus)):
+    for resource, amount in (("h_rt", batch.time), ("h_vmem", batch.memory), ("gpu", count_gpus(batch))):
         words += ["-l", f"{resource}={amount}"] if amount is not None else []
     words += ["-w", "e"]  # a request that no machine meets is refused, and does not wait for ever
     for word in batch.extra:
@@ -127,6 +127,7 @@ ASK = run_script(
     f"""\
 q=$(qstat -xml {_MINE}) || exit 1
 printf '%s\\n' "$q"
+{CLOCK}
 IFS=,
 there=
 for job in $1; do
@@ -260,6 +261,7 @@ LIST = run_script(
     f"""\
 q=$(qstat -xml {_MINE}) || exit 1
 printf '%s\\n' "$q"
+{CLOCK}
 jobs=$(printf '%s\\n' "$q" | sed -n 's:.*<JB_job_number>\\([0-9]*\\)<.*:\\1:p' | paste -s -d, -)
 [ -z "$jobs" ] || qstat -xml -j "$jobs\""""
 )
@@ -277,5 +279,5 @@ def read_list(out: str) -> list[dict[str, str]]:
         job = read_answer(listed["job"], 0, f"{listed[0]}<detailed_job_info>{detail}", "")
         if job:
             name = _NAME.search(detail)
-            jobs.append(list_fields(job, plain(name[1]) if name else ""))
+            jobs.append(list_fields(job, plain(name[1]) if name else "", read_clock(out)))
     return jobs

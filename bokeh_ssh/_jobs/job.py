@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ class JobState(str, enum.Enum):
     FAILED = "FAILED"
     CANCELLED = "CANCELLED"
     TIMEOUT = "TIMEOUT"
+    DEADLINE = "DEADLINE"  #: It could not be over by the time that its submitter had set (``--deadline``).
     OUT_OF_MEMORY = "OUT_OF_MEMORY"
     NODE_FAIL = "NODE_FAIL"
     PREEMPTED = "PREEMPTED"
@@ -80,11 +82,22 @@ class ListedJob:
     left: str
 
 
-def list_fields(job: Job, name: str) -> dict[str, str]:
+#: Says what time it is, for an answer whose times are of that clock: clocks of machines may differ by hours.
+CLOCK = "date +clock=%s"
+_CLOCK = re.compile(r"^clock=(\d{1,11})$", re.M)
+
+
+def read_clock(out: str) -> float:
+    """Read when an answer was given, by the clock that its times are of; now, if it does not say."""
+    found = _CLOCK.search(out)
+    return float(found[1]) if found else time.time()
+
+
+def list_fields(job: Job, name: str, now: float) -> dict[str, str]:
     """Return what a :class:`ListedJob` has besides its host, with the time that is left as ``H:M:S``."""
     left = ""
     if job.ends_at is not None:
-        minutes, second = divmod(max(0, int(job.ends_at - time.time())), 60)
+        minutes, second = divmod(max(0, int(job.ends_at - now)), 60)
         left = f"{minutes // 60}:{minutes % 60:02}:{second:02}"
     known = {"state": job.state.value, "reason": job.reason, "node": job.node}
     return {"id": job.id, "name": name, **known, "left": left}
@@ -106,6 +119,7 @@ def describe_ends(look: str) -> dict[JobState, tuple[str, str]]:
         JobState.FAILED: ("the job failed", look),
         JobState.CANCELLED: ("the job was cancelled", "start it again, unless that was you"),
         JobState.TIMEOUT: ("the job reached its time limit", f"give a longer {setting('time')}; {again}"),
+        JobState.DEADLINE: ("the job could not be over by its deadline", "give a later one, or less time"),
         JobState.OUT_OF_MEMORY: (
             "the job used more memory than it has",
             f"start it again with more {setting('memory')}",

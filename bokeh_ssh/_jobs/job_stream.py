@@ -76,6 +76,7 @@ def open_job_stream(
     ways: Sequence[str],
     nodes: Sequence[str] = (),
     client_key: str = "",
+    setup: str | Sequence[str] = (),
 ) -> tuple[socket.socket, dict[str, Any]]:
     """Reach the SSH server of a job from the login node.
 
@@ -88,6 +89,7 @@ def open_job_stream(
     :param ways: "srun" for a command in the job; on the login node "tcp" and "back", tried in this order
     :param nodes: names of the job's machine
     :param client_key: a public key that the server is to let in, if it does not yet
+    :param setup: steps that may bring a Python
     :returns: a socket to it, and what the job said: ``host_key``, ``user``, ``node``, and the ``way``
     :raises ConnectionLostError: if the command fails: the job may be over, or the scheduler not there
     :raises LaunchError: if there can be no SSH server
@@ -111,7 +113,8 @@ def open_job_stream(
         order = {"mark": mark, "job": job, "timeout": left, "client_key": client_key}
         order |= {"ways": list(ways), "nodes": list(nodes)}
         program = payload("job_stream")
-        session.write(lead + control_client_script(pythons, {}, mark, program, encode_message(order)))
+        text = control_client_script(pythons, {}, mark, program, encode_message(order), setup=setup)
+        session.write(lead + text)
         record = start.wait("connected", deadline)
     except BaseException:
         session.close()

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import re
 import shlex
-import time
 from collections.abc import Sequence
 
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.framing import plain
 from bokeh_ssh._jobs.batch import Batch, check_extra
-from bokeh_ssh._jobs.job import Job, JobState, describe_ends, list_fields, run_script
+from bokeh_ssh._jobs.job import CLOCK, Job, JobState, describe_ends, list_fields, read_clock, run_script
 
 NAME = "lsf"
 TITLE = "LSF"
@@ -53,7 +52,7 @@ _SUSPENDED = ("USUSP", "SSUSP")
 #: Why LSF has ended a job; all others failed.
 _TERMS = {
     "TERM_RUNLIMIT": JobState.TIMEOUT,
-    "TERM_DEADLINE": JobState.TIMEOUT,
+    "TERM_DEADLINE": JobState.DEADLINE,
     "TERM_MEMLIMIT": JobState.OUT_OF_MEMORY,
     "TERM_SWAP": JobState.OUT_OF_MEMORY,
     "TERM_OWNER": JobState.CANCELLED,
@@ -111,7 +110,9 @@ def submit_words(batch: Batch, nonce: str, output: str) -> list[str]:
         words += [option, value] if value is not None else []
     if batch.cpus is not None:
         words += ["-n", str(batch.cpus), "-R", "span[hosts=1]"]
-    words += ["-gpu", f"num={batch.gpus}"] if batch.gpus is not None else []
+    if batch.gpus is not None:
+        kind, _, number = str(batch.gpus).rpartition(":")
+        words += ["-gpu", f"num={number}:gmodel={kind}" if kind else f"num={number}"]
     for word in batch.extra:
         words += shlex.split(word)
     words += ["-rn", "-wa", "USR1", "-wt", str(int(_WARNING // 60)), "-o", "/dev/null"]
@@ -146,7 +147,7 @@ def refusal(lines: Sequence[str]) -> str:
 
 
 #: The command that asks what jobs do; LSF knows one for an hour after its end.
-ASK = run_script(f"IFS=,; {_BJOBS} $1", "{jobs}")
+ASK = run_script(f"IFS=,; {_BJOBS} $1; status=$?; {CLOCK}; exit $status", "{jobs}")
 
 
 def _rows(out: str) -> list[dict[str, str]]:
@@ -170,7 +171,7 @@ def read_answer(job: str, status: int, out: str, err: str) -> Job | None:
         return Job(id=job, reason=reason or ("suspended" if row["stat"] == "PSUSP" else ""))
     node = row["exec_host"].partition(":")[0].rpartition("*")[2]
     limit, used = read_time(row["runtimelimit"], 60), read_time(row["run_time"], 1)
-    ends = None if state is not JobState.RUNNING or limit is None else time.time() + limit - (used or 0)
+    ends = None if state is not JobState.RUNNING or limit is None else read_clock(out) + limit - (used or 0)
     return Job(id=job, state=state, node=node, ends_at=ends)
 
 
@@ -280,7 +281,8 @@ def read_canceller(out: str) -> str:
 LIST = run_script(
     f"""\
 said=$({_BJOBS} 2>&1) || case $said in {_NONE}) exit 0 ;; *) printf '%s\\n' "$said"; exit 1 ;; esac
-printf '%s\\n' "$said\""""
+printf '%s\\n' "$said"
+{CLOCK}"""
 )
 
 
@@ -290,7 +292,7 @@ def read_list(out: str) -> list[dict[str, str]]:
     for row in _rows(out):
         job = read_answer(row["jobid"], 0, out, "")
         if job and row["job_description"].startswith(_CLAIM):
-            jobs.append(list_fields(job, row["job_name"]))
+            jobs.append(list_fields(job, row["job_name"], read_clock(out)))
     return jobs
 
 

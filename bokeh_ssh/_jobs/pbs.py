@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.framing import plain
-from bokeh_ssh._jobs.batch import Batch, check_extra
-from bokeh_ssh._jobs.job import Job, JobState, describe_ends, list_fields, run_script
+from bokeh_ssh._jobs.batch import Batch, check_extra, count_gpus
+from bokeh_ssh._jobs.job import CLOCK, Job, JobState, describe_ends, list_fields, read_clock, run_script
 
 NAME = "pbs"
 TITLE = "PBS"
@@ -119,8 +119,8 @@ def _resources(batch: Batch) -> tuple[str, str]:
     pro, torque, rest = "select=1", "nodes=1", ""
     if batch.cpus is not None:
         pro, torque = f"{pro}:ncpus={batch.cpus}", f"{torque}:ppn={batch.cpus}"
-    if batch.gpus is not None:
-        pro, torque = f"{pro}:ngpus={batch.gpus}", f"{torque}:gpus={batch.gpus}"
+    if (gpus := count_gpus(batch)) is not None:
+        pro, torque = f"{pro}:ngpus={gpus}", f"{torque}:gpus={gpus}"
     if batch.memory is not None:
         pro, rest = f"{pro}:mem={batch.memory}", f",mem={batch.memory}"
     return pro, torque + rest
@@ -146,6 +146,7 @@ said=$(qstat -f $1 2>&1)
 status=$?
 case $said in *"has finished"*) said=$(qstat -x -f $1 2>&1); status=$? ;; esac
 printf '%s\\n' "$said"
+{CLOCK}
 exit $status""",
     "{jobs}",
 )
@@ -325,6 +326,7 @@ def read_canceller(out: str) -> str:
 LIST = run_script(
     f"""\
 {_UTC}jobs=$(qselect -u "$(id -un)") || exit 1
+{CLOCK}
 [ -z "$jobs" ] || qstat -f $jobs 2>/dev/null || :"""  # one of them may have gone in between
 )
 
@@ -336,7 +338,7 @@ def read_list(out: str) -> list[dict[str, str]]:
         job = read_answer(number, 0, f"Job Id: {text}", "")
         known = _attributes(text)
         if job and _MARK.search(known.get("Error_Path", "")):
-            jobs.append(list_fields(job, plain(known.get("Job_Name", ""))))
+            jobs.append(list_fields(job, plain(known.get("Job_Name", "")), read_clock(out)))
     return jobs
 
 

@@ -23,10 +23,11 @@ from bokeh_ssh._ssh.session import Session
 class RemoteProgram:
     """A program of ``_remote`` that runs there and reads orders."""
 
-    def __init__(self, name: str, *, pythons: Sequence[str]) -> None:
+    def __init__(self, name: str, *, pythons: Sequence[str], setup: str | Sequence[str] = ()) -> None:
         self.mark = secrets.token_hex(16)
         self._name = name
         self._pythons = pythons
+        self._setup = setup
         self._reader = Reader(self.mark)
         self._errors = Tail(20)
         self._change = threading.Condition()
@@ -51,8 +52,8 @@ class RemoteProgram:
             timeout=timeout,
         )
         self.expect(("hello",), deadline - time.monotonic())
-        line = encode_message({**order, "mark": self.mark})
-        text = control_client_script(self._pythons, {}, self.mark, payload(self._name), line)
+        program, line = payload(self._name), encode_message({**order, "mark": self.mark})
+        text = control_client_script(self._pythons, {}, self.mark, program, line, setup=self._setup)
         self._session.write(text)
 
     def send(self, order: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ import json
 import secrets
 from collections.abc import Sequence
 
-from bokeh_ssh._server.bootstrap import word
+from bokeh_ssh._server.bootstrap import take_path, word
 from bokeh_ssh._server.launch_spec import OLDEST_PYTHON
 from bokeh_ssh._server.payload import payload
 
@@ -28,6 +28,7 @@ def job_script(
     ways: Sequence[str],
     step: bool = False,
     redirect: bool = False,
+    setup: str | Sequence[str] = (),
 ) -> str:
     """Write the script.
 
@@ -39,6 +40,7 @@ def job_script(
     :param ways: how the bytes may get there
     :param step: whether it runs beside a job's own script
     :param redirect: whether the script has to put it there itself
+    :param setup: steps that may bring a Python; they are run if the node has none without them
     """
     order = json.dumps(
         {
@@ -61,11 +63,11 @@ def job_script(
             '(: >>"$f") 2>/dev/null && exec >>"$f" 2>&1',  # by itself, exec would end the shell
         ]
     lines += [
-        f"for p in {' '.join(map(word, pythons))}; do",
-        f"  \"$p\" -S -c '{_CHECK}' </dev/null >/dev/null 2>&1 && break",
-        "  p=",
-        "done",
-        'if [ -z "$p" ]; then echo "bokeh_ssh: there is no Python on this node" >&2; exit 127; fi',
+        f"find_python() {{ for p in {' '.join(map(word, pythons))}; do",
+        f"  \"$p\" -S -c '{_CHECK}' </dev/null >/dev/null 2>&1 && return",
+        "done; false; }",
+        *(["find_python || {", *brought, "}"] if (brought := take_path(setup)) else ()),
+        'find_python || { echo "bokeh_ssh: there is no Python on this node" >&2; exit 127; }',
         f"exec \"$p\" -S -c '{_RUN}' <<'{end}' 3<<'{end}3'",
         order,
         end,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from bokeh_ssh._core.framing import plain
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._jobs.batch import Batch, check_extra
-from bokeh_ssh._jobs.job import Job, JobState, describe_ends
+from bokeh_ssh._jobs.job import CLOCK, Job, JobState, describe_ends, run_script
 
 NAME = "slurm"
 TITLE = "Slurm"
@@ -51,7 +51,7 @@ _UNKNOWN = "Invalid job id"
 _RUNNING = ("RUNNING", "SIGNALING", "RESIZING")
 _SUSPENDED = ("SUSPENDED", "STOPPED")
 _WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD")
-_OVER = {"BOOT_FAIL": JobState.NODE_FAIL, "DEADLINE": JobState.TIMEOUT, "REVOKED": JobState.CANCELLED}
+_OVER = {"BOOT_FAIL": JobState.NODE_FAIL, "REVOKED": JobState.CANCELLED}
 
 #: Reasons that no waiting ends. Slurm accepts such jobs, and lets them wait for ever.
 _NEVER = {
@@ -92,7 +92,9 @@ _REFUSED = {
     "-Q": _QUIET,
     "--wait": _WAIT,
     "-W": _WAIT,
-    "--test-only": "nothing would be submitted",
+    **dict.fromkeys(
+        ("--test-only", "--help", "-h", "--usage", "--version", "-V"), "nothing would be submitted"
+    ),
 }
 
 
@@ -122,10 +124,20 @@ def submit_words(batch: Batch, nonce: str, output: str) -> list[str]:
     ]
 
 
-#: The command that asks what jobs do; times come in seconds since the epoch. With the user, Slurm has to look
-#: through no others' jobs for several numbers.
-ASK = ["sh", "-c", f'SLURM_TIME_FORMAT=%s exec squeue -h -t all -u "$(id -u)" -j "$1" -o "{_FORMAT}"']
-ASK += ["sh", "{jobs}"]
+#: The command that asks what jobs do; times come in seconds since the epoch, by the controller's clock, which
+#: is asked too where there are any. With the user, Slurm has to look through no others' jobs for several
+#: numbers.
+ASK = run_script(
+    f"""\
+SLURM_TIME_FORMAT=%s; export SLURM_TIME_FORMAT
+said=$(squeue -h -t all -u "$(id -u)" -j "$1" -o "{_FORMAT}") || exit
+printf '%s\\n' "$said"
+case $said in *'|'[0-9][0-9][0-9][0-9][0-9][0-9][0-9][0-9]*)
+    now=$(scontrol show config 2>/dev/null | sed -n 's/^Configuration data as of \\([0-9]*\\)$/\\1/p')
+    if [ -n "$now" ]; then echo "clock=$now"; else {CLOCK}; fi ;;
+esac""",
+    "{jobs}",
+)
 #: How it lists the account's jobs; names may hold anything.
 LIST = ["sh", "-c", 'squeue -h -u "$(id -un)" -o "%A|%T|%r|%N|%L|%k|%j"']
 _LISTED = re.compile(rf"^(\d+)\|([A-Z_]+)\|([^|\n]*)\|([^|\n]*)\|([^|\n]*)\|{_CLAIM}\w+\|(.*)$", re.M)

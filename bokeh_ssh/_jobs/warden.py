@@ -46,15 +46,22 @@ class Warden:
 
     :param grace: seconds that a job which waits outlives its client
     :param programs: those to look for
+    :param setup: steps that may bring a Python
     :ivar found: those of them that are there
     :ivar path: the PATH that has them
     """
 
     def __init__(
-        self, connection: Connection, pythons: Sequence[str], grace: float, programs: Sequence[str]
+        self,
+        connection: Connection,
+        pythons: Sequence[str],
+        grace: float,
+        programs: Sequence[str],
+        *,
+        setup: str | Sequence[str] = (),
     ) -> None:
         self.connection = connection
-        self._program = RemoteProgram("warden", pythons=pythons)
+        self._program = RemoteProgram("warden", pythons=pythons, setup=setup)
         self._numbers = itertools.count(1)
         order = {"grace": grace, "programs": list(programs), "silence": _SILENCE, "renewal": _RENEWAL}
         self._program.start(connection, order, connection.hop.timeout)

@@ -38,7 +38,7 @@ from bokeh_ssh._remote.job_place import (
     TokenListener,
     allow_key,
     answers,
-    clear_job_place,
+    clear_job_places,
     connect,
     make_job_place,
     make_meeting_place,
@@ -49,6 +49,7 @@ from bokeh_ssh._remote.run_dir import TOUCH, WITHIN, candidates, private, remove
 
 TYPE_CHECKING = False  # typing costs milliseconds of a start and is not needed to run
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 #: What a server is called in the account's directory of servers.
@@ -103,6 +104,32 @@ def server_config(place: str, environment: dict[str, str]) -> str:
     return "\n".join(lines + (["SetEnv " + " ".join(passed)] if passed else [])) + "\n"
 
 
+class Cleaner:
+    """A process that calls a function, should the one that has started it be killed.
+
+    :ivar pid: its number; 0 once it is no more
+    """
+
+    def __init__(self, clean: Callable[[], None]) -> None:
+        waits, self._death_pipe = os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            try:
+                for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+                    signal.signal(number, signal.SIG_IGN)
+                os.close(self._death_pipe)
+                os.read(waits, 1)  # until there is nobody who could write
+                clean()
+            finally:
+                os._exit(0)
+        os.close(waits)
+
+    def dismiss(self) -> None:
+        """End it."""
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+
+
 class JobHolder:
     """What stays in the batch step while the job is of use."""
 
@@ -113,8 +140,7 @@ class JobHolder:
         self.job = os.environ.get(str(order["job"]), "").partition(".")[0]  # PBS: with the server's name
         self.ways = list(order["ways"])
         self.step = os.environ.get("SLURM_STEP_ID", "") if order["step"] else ""
-        if self.step:
-            clear_job_place(self.job)
+        clear_job_places(self.job)
         self.place = make_job_place(self.job)
         self.meeting = make_meeting_place(self.job, self.place) if self.ways != ["srun"] else ""
         self.network = TokenListener() if "tcp" in self.ways else None
@@ -125,8 +151,9 @@ class JobHolder:
         self.warned = False  # the scheduler's warning has come, and is to be passed on
         self.patience = max(self.grace, _FIRST)  # seconds without a client
         self.seen = time.monotonic()
-        self.ending = False
-        self.status = 0  # Grid Engine's accounting knows an end that was ordered by it, and by nothing else
+        # What to end with, once that is ordered: Grid Engine's accounting knows such an end by it alone.
+        self.status: int | None = None
+        self.cleaner = Cleaner(self.remove_files)
         self.wakes, self.wake = os.pipe()
         for fd in (self.wakes, self.wake):
             os.set_blocking(fd, False)
@@ -171,11 +198,11 @@ class JobHolder:
     def run(self) -> int:
         """Serve until nobody needs it, or the job is to end."""
         with private():
+            news, door = self.listen_at(NEWS), self.listen_at(DOOR)  # first: who answers has not been killed
             why = self.prepare()
-            door, news = self.listen_at(DOOR), self.listen_at(NEWS)
         self.write_records(why)
         touched = time.monotonic()
-        while not self.ending:
+        while self.status is None:
             now = time.monotonic()
             if self.clients:
                 self.seen = now
@@ -211,7 +238,7 @@ class JobHolder:
                 with contextlib.suppress(OSError):
                     self.listeners[news.accept()[0]] = b""
         door.close()
-        return self.status
+        return self.status or 0
 
     def write_records(self, why: str) -> None:
         """Write what clients have to know, where they look for it.
@@ -296,6 +323,7 @@ class JobHolder:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if not pid:
                     break
+                self.cleaner.pid = 0 if pid == self.cleaner.pid else self.cleaner.pid
                 ended = self.clients.pop(pid, None)
                 if ended:
                     sshd, client = ended
@@ -308,7 +336,7 @@ class JobHolder:
         if number == signal.SIGUSR1 or (number == signal.SIGUSR2 and self.step):  # what its user has chosen
             self.warned = True
         else:
-            self.ending, self.status = True, 128 + number if number == signal.SIGUSR2 else 0
+            self.status = 128 + number if number == signal.SIGUSR2 else 0
 
     def listen(self) -> None:
         """Take signals, and adopt what the SSH servers leave."""
@@ -326,9 +354,10 @@ class JobHolder:
             with contextlib.suppress(OSError):
                 client.shutdown(socket.SHUT_RDWR)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self.cleaner.dismiss()
         mine = process_tree.below(os.getpid(), process_tree.table())
         servers = {os.fsdecode(value) for value in process_tree.values(WITHIN.encode(), mine)}
-        patience = _HURRY if self.ending else _PATIENCE
+        patience = _PATIENCE if self.status is None else _HURRY
         process_tree.end(lambda rows: process_tree.below(os.getpid(), rows), patience)
         for folder in candidates() if servers else ():  # what those whose patience was over have left
             for name in servers:
@@ -336,6 +365,10 @@ class JobHolder:
                     remove_tree(os.path.join(folder, name))
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
+        self.remove_files()
+
+    def remove_files(self) -> None:
+        """Leave no file of the holder's own."""
         for place in filter(None, (self.meeting, self.place)):
             remove_tree(place)
         if self.output:

@@ -42,6 +42,8 @@ DIAL = "dial-"  # what the names of files begin with that say where to connect t
 
 _WORD = 32  # hexadecimal digits that a connection begins with, before a newline
 _PATIENCE = 10.0  # seconds for them
+_YOUNG = 10.0  # seconds for a holder to listen, once it has a directory
+_REACH = 3.0  # seconds for it to be connected to
 _STRANGERS = 20  # connections at once that have not said them
 
 
@@ -102,11 +104,36 @@ def answers(job: str) -> bool:
     return False
 
 
-def clear_job_place(job: str) -> None:
-    """Remove what a holder has left that was killed: a job may have one after another."""
+def clear_job_places(job: str) -> None:
+    """Remove what holders on this machine have left that were killed: of this job, and of any other."""
     for path in job_places(job):
         if not unsafe(path):
             remove_tree(path)
+    for pattern in job_places("*"):
+        folder, _, name = pattern.rpartition("/")
+        before, _, after = name.partition("*")
+        with contextlib.suppress(OSError):
+            for each in os.listdir(folder):
+                path = os.path.join(folder, each)
+                number = each[len(before) : len(each) - len(after)]
+                if each == before + number + after and number.isdigit() and is_left(path):
+                    remove_tree(path)
+
+
+def is_left(path: str) -> bool:
+    """Return whether a directory is ours alone, and its holder has been killed.
+
+    :raises OSError: if it cannot be looked at
+    """
+    if unsafe(path) or time.time() - os.lstat(path).st_ctime < _YOUNG:
+        return False
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(_REACH)
+        try:
+            sock.connect(os.path.join(path, NEWS))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return True
+    return False
 
 
 def find_job_place(job: str) -> str:

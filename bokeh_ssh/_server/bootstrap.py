@@ -50,26 +50,69 @@ def control_client_script(
     program: bytes,
     order: bytes,
     libraries: str = "",
+    setup: str | Sequence[str] = (),
 ) -> bytes:
-    """Return all that is to be written once the hello has come, for a program that no setup runs before.
+    """Return all that is to be written once the hello has come, for a program that needs no package.
 
     :param pythons: interpreters; the first that runs is taken
     :param env: variables; those that Python needs early are set
     :param order: a line of JSON
     :param libraries: the LD_LIBRARY_PATH of the first interpreter, which a module may have set
+    :param setup: steps that may bring a Python; they are run if there is none without them
     """
     # It needs the standard library alone, which it is not to look for in any directory of the person's.
     lines = [*_early({name: value for name, value in env.items() if name != "PYTHONPATH"}), _NO_PATH]
     check = f"{_CLEAN}; import array, socket; sys.exit(sys.version_info < {OLDEST_PYTHON!r})"
+    tries = []
     for number, path in enumerate(pythons):
         where = ""
         if libraries and not number:
             where = f"LD_LIBRARY_PATH={shlex.quote(libraries)}; export LD_LIBRARY_PATH; "
         begin = f"{where}exec {_START} {shlex.quote(_ALONE + _TAKE)}"
-        lines += [f"p={word(path)}", f"if ({where}check); then {begin}; fi"]
+        tries += [f"p={word(path)}", f"if ({where}check); then {begin}; fi"]
+    brought = take_path(setup)
+    lines += [*tries, *brought, *(tries if brought else ())]
     lines.insert(0, f'check() {{ "$p" -S -c {shlex.quote(check)} </dev/null >/dev/null 2>&1; }}')
     lines.append(f"""echo '{mark}{{"event":"refused","why":"python"}}'; exit 127""")
     return encode("\n".join(lines)) + b"%d\n" % len(program) + program + order
+
+
+def take_path(setup: str | Sequence[str]) -> list[str]:
+    """Write what takes the path to programs from a set-up in a login shell; nothing where there is none."""
+    steps = (setup,) if isinstance(setup, str) else setup
+    if not any(steps):
+        return []
+    said = 'printf "bokeh-ssh path:%sbokeh-ssh libraries:%s" "$PATH" "${LD_LIBRARY_PATH-}" >&5'
+    text = "\n".join(["exec 5>&1 >/dev/null 2>&1", *_run_setup(steps), said])
+    return [f"set -- {shlex.quote(text)}", _TAKE_PATH]
+
+
+#: A start file may say something before, and is not to read or write the client's stream.
+_TAKE_PATH = """\
+bokeh_ssh_s=sh; if command -v bash >/dev/null 2>&1; then bokeh_ssh_s=bash; fi
+bokeh_ssh_p=$("$bokeh_ssh_s" -lc "$1" 3<&- 4>&- </dev/null 2>/dev/null)
+case $bokeh_ssh_p in *'bokeh-ssh path:'*)
+  bokeh_ssh_p=${bokeh_ssh_p#*bokeh-ssh path:}
+  PATH=${bokeh_ssh_p%%bokeh-ssh libraries:*}; bokeh_ssh_p=${bokeh_ssh_p#*bokeh-ssh libraries:}
+  if [ -n "$bokeh_ssh_p" ]; then LD_LIBRARY_PATH=$bokeh_ssh_p; export LD_LIBRARY_PATH; fi ;;
+esac"""
+
+
+def _run_setup(steps: Sequence[str], *begun: str) -> list[str]:
+    """Write what runs the steps of a set-up, and ends the shell with the first that fails.
+
+    :param begun: what reports where it is, before each
+    """
+    lines, known = [], " ".join(steps)
+    if re.search(r"\b(conda|mamba)\b", known):
+        lines.append(_CONDA)
+    if re.search(r"\b(module|ml)\b", known):
+        lines.append(_MODULE)
+    for number, step in enumerate(steps, 1):
+        at = f"bokeh_ssh_at=setup{number}"
+        lines += [at, *begun, *_import_functions(step), f"eval {shlex.quote(step)}"]
+        lines.append("bokeh_ssh_r=$?; case $bokeh_ssh_r in 0) ;; *) exit $bokeh_ssh_r ;; esac")
+    return [*lines, _BACK_TO_SHELL] if steps else []
 
 
 #: What Python runs first: it has put the current directory, which is often the home, before all others, so
@@ -134,22 +177,7 @@ def script(launch: Launch, steps: tuple[str, ...], mark: str, directory: str = "
     # A start file may have gone elsewhere, or have failures end the shell (set -e).
     place = shlex.quote(directory) if directory else ""
     lines.append(f"set +e +u; unset CDPATH; command cd {place} 2>/dev/null")
-    known = " ".join(steps)
-    if re.search(r"\b(conda|mamba)\b", known):
-        lines.append(_CONDA)
-    if re.search(r"\b(module|ml)\b", known):
-        lines.append(_MODULE)
-    for number, step in enumerate(steps, 1):
-        lines += [
-            f"bokeh_ssh_at=setup{number}",
-            _BEGUN,
-            *_import_functions(step),
-            f"eval {shlex.quote(step)}",
-        ]
-        lines.append("bokeh_ssh_r=$?; case $bokeh_ssh_r in 0) ;; *) exit $bokeh_ssh_r ;; esac")
-    if steps:
-        lines.append(_BACK_TO_SHELL)
-    lines += _early(launch.env)
+    lines += [*_run_setup(steps, _BEGUN), *_early(launch.env)]
     if launch.cwd is not None:
         lines.append(f"bokeh_ssh_at=cwd; unset CDPATH; command cd {word(launch.cwd)} || exit 1")
     lines += ["bokeh_ssh_at=python; unalias -a 2>/dev/null; set --", _BEGUN]

@@ -147,6 +147,7 @@ class JobParts(TunnelParts):
             batch=dataclasses.replace(batch, name=batch.name or self._job_name),
             job=str(options.job or ""),
             pythons=list_pythons(options.python_path),
+            setup=options.setup,
             grace=options.grace,
             timeout=options.launch_timeout,
             queue_timeout=options.queue_timeout,

@@ -82,13 +82,14 @@ def test_every_kind_of_setting(given: dict[str, Any], monkeypatch: pytest.Monkey
     """Truth, numbers, texts, lists and tables arrive as the keyword takes them, from both sources."""
     write(
         'jump = ["a", "b,c"]\nallow-agent = false\nenv = { A = "1" }\nsetup = "one"\nhost_keys = "strict"\n'
-        '[forward]\ncwd = "/no"\n[direct]\ncwd = "/d"\n'
+        '[forward]\ncwd = "/no"\n[direct]\ncwd = "/d"\ngpus = 2\n'
     )
     monkeypatch.setenv("BOKEH_SSH_LOOK_FOR_KEYS", "no")
     monkeypatch.setenv("BOKEH_SSH_ARGS", "--args 'x y'")
     monkeypatch.setenv("BOKEH_SSH_KEY_FILENAME", "k1\nk2")
     monkeypatch.setenv("BOKEH_SSH_UPLOAD", "")
-    run("direct", "h")
+    run("direct", "h", "--batch")
+    assert given["batch"].gpus == 2
     assert given["jump"] == ("a", "b", "c")
     assert given["allow_agent"] is False
     assert given["look_for_keys"] is False

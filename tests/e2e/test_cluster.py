@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -386,6 +387,72 @@ def test_end_is_told_before_it_comes(bed: SlurmBed) -> None:
             tunnel.wait(60)
         assert caught.value.state == "TIMEOUT"
     assert not find(events, Reconnected)
+
+
+def test_clock_that_is_off_here_is_no_matter(bed: SlurmBed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job's end is right by the clock of this machine, also where that is hours behind or ahead."""
+    real = time.time
+    for off in (-7200.0, 3600.0):
+        events: list[Event] = []
+        monkeypatch.setattr(time, "time", lambda off=off: real() + off)
+        with DirectTunnel(bed.login1, "alice", **options(bed, events)) as tunnel:
+            assert tunnel.job
+            assert tunnel.job.ends_at
+            assert abs(tunnel.job.ends_at - time.time() - 1200) < 60
+            assert find(events, JobStarted)[0].ends_at == tunnel.job.ends_at
+            bed.run("login1", f"scancel --signal=USR1 --batch {tunnel.job.id}")
+            until(lambda events=events: find(events, JobEnding), what="the warning is told")  # type: ignore[misc]
+            assert find(events, JobEnding)[0].seconds is None, "it is not the time limit's"
+
+
+def test_killed_holder_leaves_nothing(bed: SlurmBed) -> None:
+    """Where what holds a job is killed, the job is over; what is left is removed then, or by the next job.
+
+    Slurm kills what could remove it too, a moment later.
+    """
+    more = {"batch": Batch(queue="one")}
+    with DirectTunnel(bed.login1, "alice", **options(bed, [], **more)) as tunnel:
+        assert tunnel.job
+        place = f"/tmp/bokeh-ssh-job-22001-{tunnel.job.id}\n"
+        assert bed.run("c1", "ls -d /tmp/bokeh-ssh-job-*", "root") == place, "the control: it is there"
+        bed.run("c1", "kill -9 $(pgrep -o -u alice -f 'bokeh_ssh job')", "root")
+        with pytest.raises(JobEndedError, match="the job failed"):
+            tunnel.wait(20)
+        killed = time.monotonic()
+    assert f".bokeh-ssh-job-{tunnel.job.id}.log" not in bed.files("login1")
+    until(lambda: time.monotonic() > killed + 10, what="no holder could be about to listen there")
+    with DirectTunnel(bed.login1, "alice", **options(bed, [], **more)) as tunnel:
+        assert tunnel.job
+        place = f"/tmp/bokeh-ssh-job-22001-{tunnel.job.id}\n"
+        assert bed.run("c1", "ls -d /tmp/bokeh-ssh-job-*", "root") == place
+
+
+def test_job_that_misses_its_deadline_is_told(bed: SlurmBed) -> None:
+    """A job that cannot be over by its ``--deadline`` is told as that, and not as one that was too long."""
+    batch = Batch(time="20:00", extra=["--deadline=now+5"])
+    with pytest.raises(JobEndedError, match="could not be over by its deadline") as caught:
+        DirectTunnel(bed.login1, "alice", **options(bed, [], batch=batch)).open()
+    assert caught.value.state == "DEADLINE"
+
+
+def test_python_of_a_module_is_enough(bed: SlurmBed) -> None:
+    """Where the only Python comes with the set-up, on login node and node, the job is submitted and held."""
+    module = f"module() {{ PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; }}"
+    each = "for f in /usr/bin/python3* /usr/local/bin/python3*; do"
+    bed.run("login1", f"mkdir -p lib; echo {shlex.quote(module)} >lib/modules.sh")
+    for node in ("login1", "c1"):
+        bed.run(node, f"{each} [ -e $f ] && mount --bind /bin/false $f; done", "root")
+    try:
+        more = {"python": None, "batch": Batch(queue="one")}
+        with pytest.raises(BokehSSHError, match="there is no Python"):
+            DirectTunnel(bed.login1, "alice", **options(bed, [], **more)).open()
+        more["setup"] = [". lib/modules.sh", "module load python/3.12"]
+        with DirectTunnel(bed.login1, "alice", **options(bed, [], **more)) as tunnel:
+            tunnel.pull_session().close()
+    finally:
+        for node in ("login1", "c1"):
+            bed.run(node, f"{each} umount $f; done", "root")
+        bed.run("login1", "rm -r lib")
 
 
 def test_new_job_takes_the_place_of_one_that_is_over(bed: SlurmBed) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bokeh_ssh import Batch, Job, JobState, UsageError
-from bokeh_ssh._jobs import slurm
+from bokeh_ssh._jobs import grid_engine, lsf, pbs, slurm
 from bokeh_ssh._jobs.job import explain_end
 from bokeh_ssh._jobs.script import job_script
 from bokeh_ssh._remote.warden import still_waits
@@ -218,9 +218,42 @@ def test_fields_are_options() -> None:
     assert not [word for word in slurm.submit_words(Batch(), "f00", "/dev/null") if word.startswith("--time")]
 
 
+def test_gpus_of_a_kind_are_asked_for() -> None:
+    """A kind and a number are what each cluster's pages say; where it is no common option, that is told."""
+    assert Batch(gpus="2") == Batch(gpus=2)
+    batch = Batch(gpus="a100:2")
+    assert "--gpus=a100:2" in slurm.submit_words(batch, "f00", "/dev/null")
+    assert "num=2:gmodel=a100" in lsf.submit_words(batch, "f00", "/dev/null")
+    for which in (grid_engine, pbs):
+        with pytest.raises(UsageError, match="each site has an option of its own"):
+            which.submit_words(batch, "f00", "/dev/null")
+
+
+def test_end_by_a_deadline_is_not_the_time_limit() -> None:
+    """What was to be over by a time of the submitter's own needs another one, and not a longer limit."""
+    job = slurm.read_answer("7", 0, "7|DEADLINE|None|1795899223|1795899283|c1|main\n", "")
+    assert job
+    assert job.state is JobState.DEADLINE
+    why, hint = explain_end(slurm.ENDS, job, None, "")
+    assert (why, hint) == ("the job could not be over by its deadline", "give a later one, or less time")
+
+
 @pytest.mark.parametrize(
     "word",
-    ["--array=1", "--arr=1", "-a1", "--clusters=b", "-M b", "--requeue", "--wait", "-W", "--test-only", "-Q"],
+    [
+        "--array=1",
+        "--arr=1",
+        "-a1",
+        "--clusters=b",
+        "-M b",
+        "--requeue",
+        "--wait",
+        "-W",
+        "--test-only",
+        "-Q",
+        "-h",
+        "-V",
+    ],
 )
 def test_job_that_is_not_one_is_refused(word: str) -> None:
     """What would make an array of it, put it elsewhere, or have it start again, is refused."""
@@ -263,6 +296,9 @@ def test_script_is_for_any_shell() -> None:
         {"queue": "a\nb"},
         {"cpus": 0},
         {"gpus": True},
+        {"gpus": "a100"},
+        {"gpus": "a100:0"},
+        {"gpus": "9" * 5000},
         {"extra": "--x"},
         {"extra": ["script.sh"]},
     ],

@@ -259,7 +259,7 @@ BATCH = under(
     Flag("account", "NAME", "The account or project that pays."),
     Flag("cpus", "N", "CPUs of the job."),
     Flag("memory", "SIZE", "Memory of the job, such as 32G."),
-    Flag("gpus", "N", "GPUs of the job."),
+    Flag("gpus", "N", "GPUs of the job; of a kind as a100:2."),
     Flag("name", "NAME", "The job's name in the queue (default: the app's).", name="--job-name"),
     Flag("extra", "OPTION", "One more option of the submit command; repeat.", name="--batch-arg"),
     Flag("scheduler", "NAME", "slurm, pbs, lsf or sge (default: the one that is there)."),
