@@ -122,7 +122,8 @@ class Tunnel(Openable):
     def _repr_html_(self) -> str:
         """Be a link in a notebook, with the machines on the way and what went over it."""
         text, _, state = repr(self).strip("<>").rpartition(", ")
-        return notebook.summary(text, state, self.url if state == "ready" else "", self.status())
+        why = str(self._lifecycle.error) if state == "failed" and self._lifecycle.error else ""
+        return notebook.summary(text, state, self.url if state == "ready" else "", self.status(), why)
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
         """Be that with buttons beside it, and kept up to date, where the kernel has ipywidgets."""

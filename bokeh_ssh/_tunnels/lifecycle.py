@@ -285,9 +285,10 @@ class Lifecycle:
         :raises TunnelClosedError: in those states
         """
         if not self.state.is_open:
-            msg = f"the tunnel is {self.state.value}"
+            why = f": {self.error.message}" if self.error and self.state is State.FAILED else ""
+            msg = f"the tunnel is {self.state.value}{why}"
             hint = "use it in a with statement, or call open() first"
-            raise TunnelClosedError(msg, host=self.label, hint=hint)
+            raise TunnelClosedError(msg, host=self.label, hint=hint) from self.error
 
     def check_wanted(self) -> None:
         """Stop opening what is being closed; for waits that would not notice.

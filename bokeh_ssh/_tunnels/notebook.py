@@ -29,10 +29,11 @@ _PERIOD = 3.0
 _DOTS = {"ready": "#2b8a3e", "failed": "#c92a2a", "closed": "#868e96", "new": "#868e96"}
 
 
-def summary(text: str, state: str, url: str, status: TunnelStatus | None = None) -> str:
+def summary(text: str, state: str, url: str, status: TunnelStatus | None = None, why: str = "") -> str:
     """Say in HTML what a tunnel is, its state, and where it leads; an empty ``url`` leads nowhere.
 
     :param status: what it does, shown below that while it is open
+    :param why: why it has failed
 
     >>> print(summary("DirectTunnel to <app> on host", "closed", ""))
     <div><span style="color: #868e96">●</span> DirectTunnel to &lt;app&gt; on host: closed</div>
@@ -42,7 +43,7 @@ def summary(text: str, state: str, url: str, status: TunnelStatus | None = None)
     if url:
         shown = escape(url.partition("?")[0])
         link = f', <a href="{escape(url)}" target="_blank" rel="noopener noreferrer">{shown}</a>'
-    more = ""
+    more = f"<br>{escape(why)}" if why else ""
     if status and status.uptime and state not in _OVER:
         more = f"<br>{escape(describe_way(status))}<br>{escape(describe_traffic(status))}"
     return f"<div>{dot} {escape(text)}: {escape(state)}{link}{more}</div>"

@@ -322,6 +322,9 @@ def test_cancelled_running_job_ends_the_tunnel(bed: SlurmBed) -> None:
             tunnel.wait(10)
         assert caught.value.state == "CANCELLED"
         assert tunnel.state == "failed"
+        assert "the job was cancelled" in tunnel._repr_html_()
+        with pytest.raises(TunnelClosedError, match="the tunnel is failed: the job was cancelled"):
+            tunnel.show()
     assert find(events, Closed)[0].server == "ended"
     assert not find(events, Warned)
     assert [event.state for event in find(events, JobEnded)] == ["CANCELLED"]
