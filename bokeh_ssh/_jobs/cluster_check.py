@@ -124,14 +124,13 @@ class ClusterCheck:
     def _job(self, connection: Connection) -> ClusterFact:
         # What it accepts may still wait for ever, which is why the queue is looked at by itself.
         warden, queue = self._choose(connection)
-        words = queue.test_words(self._batch)
-        if not words:
-            queue.submit_words(self._batch, "doctor", "/dev/null")  # its errors are those of a tunnel
+        words = queue.submit_words(self._batch, "doctor", "/dev/null")  # its errors are those of a tunnel
+        if not queue.TRIAL:
             return ClusterFact(True, f"{queue.TITLE} says what it takes only when a job is submitted")
-        answer = warden.run(words, "#!/bin/sh\ntrue\n")
+        answer = warden.run([*words, *queue.TRIAL], "#!/bin/sh\ntrue\n")
         if answer.status:
             never = ", or never start it" if queue.NAME == slurm.NAME else ""
-            text = f"{queue.TITLE} would refuse the job{never}: {queue.refusal(answer.lines)}"
+            text = f"{queue.TITLE} would refuse the job{never}: {scheduler.refusal(queue, answer.lines)}"
             return ClusterFact(False, text, CHECK_HINT)
         start = slurm.read_test(answer.lines) if queue.NAME == slurm.NAME else ""
         return ClusterFact(True, f"{queue.TITLE} would take it (nothing was submitted){start}")

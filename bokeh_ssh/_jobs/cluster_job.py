@@ -287,7 +287,7 @@ class ClusterJob:
         if self._job and not self._named:  # the warden before this one leaves the job to it
             job = self._job.id
             self._progress.nonce = secrets.token_hex(8)
-            warden.look_after(self._scheduler.guard(self._progress.nonce, job))
+            warden.look_after(scheduler.guard(self._scheduler, self._progress.nonce, job))
             warden.run(self._scheduler.claim_words(job, self._progress.nonce))
         return warden
 
@@ -299,14 +299,15 @@ class ClusterJob:
     def _submit(self, warden: Warden) -> None:
         output = self._progress.output = self._find_output(warden)
         words = self._scheduler.submit_words(self._request.batch, self._progress.nonce, output or _NOWHERE)
-        answer = warden.run(words, self._script(output), guard=self._scheduler.guard(self._progress.nonce))
-        job = self._scheduler.read_submitted(answer.out) if answer.status == 0 else ""
+        guard = scheduler.guard(self._scheduler, self._progress.nonce)
+        answer = warden.run(words, self._script(output), guard=guard)
+        job = scheduler.read_submitted(answer.out) if answer.status == 0 else ""
         if not job and answer.status == 0:
             msg = "the scheduler took the job, and did not tell its number"
             hint = f"see {self._scheduler.QUEUE_COMMAND}, and cancel it: nobody waits for it"
             raise SubmitError(msg, host=self._label, hint=hint, said=answer.lines)
         if not job:
-            msg = f"the scheduler refuses the job: {self._scheduler.refusal(answer.lines)}"
+            msg = f"the scheduler refuses the job: {scheduler.refusal(self._scheduler, answer.lines)}"
             raise SubmitError(msg, host=self._label, hint=CHECK_HINT, said=answer.lines)
         self._progress.submitted_at = time.monotonic()
         self._progress.asked = self._progress.submitted_at - _LEAST + _FIRST
@@ -338,7 +339,8 @@ class ClusterJob:
             self._named = self._find_number(warden, self._named)
         answer = warden.run(self._scheduler.owner_words(self._named))
         found = self._scheduler.read_owners(answer.out)
-        if not found and answer.status and not self._scheduler.is_unknown(answer.err):
+        unknown = any(said in answer.err for said in self._scheduler.UNKNOWN)
+        if not found and answer.status and not unknown:
             msg = f"the scheduler cannot be asked for job {self._named} ({answer.said})"
             raise JobError(msg, host=self._label, hint="try again", job=self._named)
         if not found:

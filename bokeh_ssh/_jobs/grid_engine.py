@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
 
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.framing import plain
@@ -28,9 +27,14 @@ VERDICT = 25.0
 QUEUE_COMMAND = "qstat"
 OF_ARRAY = "start one that is no array: Grid Engine gives the jobs of one no numbers of their own"
 SPOOLS = False
+REFUSED = re.compile(r"Unable to run job:(.*)")
+TRIAL = ["-w", "v"]
 
+#: It says so on its output, with status 0.
+UNKNOWN: tuple[str, ...] = ("do not exist",)
+WAITING: tuple[str, ...] = ("qw", "hqw", "Eqw", "hRwq", "Rq", "Ehqw")
 #: Marks a job as looked after, in its context, by one client's warden.
-_CLAIM = "bokeh-ssh="
+CLAIM = "bokeh-ssh="
 _MINE = '-u "$(id -un)"'
 
 #: A job in what ``qstat -xml`` lists.
@@ -46,7 +50,7 @@ _UID = re.compile(r"<JB_uid>(\d+)</JB_uid>")
 _NUMBER = re.compile(r"<JB_job_number>(\d+)</JB_job_number>")
 _NAME = re.compile(r"<JB_job_name>([^<]*)</JB_job_name>")
 _TASKS = re.compile(r"<RN_min>(\d+)</RN_min>\s*<RN_max>(\d+)</RN_max>\s*<RN_step>(\d+)</RN_step>")
-_CONTEXT = re.compile(rf"<VA_variable>{_CLAIM[:-1]}</VA_variable>\s*<VA_value>\w+</VA_value>")
+_CONTEXT = re.compile(rf"<VA_variable>{CLAIM[:-1]}</VA_variable>\s*<VA_value>\w+</VA_value>")
 #: What ``qacct`` says of a job that is over.
 _FAILED = re.compile(r"^failed\s+(\d+)", re.M)
 _STATUS = re.compile(r"^exit_status\s+(\d+)", re.M)
@@ -84,22 +88,8 @@ def submit_words(batch: Batch, nonce: str, output: str) -> list[str]:
     return [
         *words,
         *("-S", "/bin/sh", "-r", "n", "-notify", "-j", "y", "-o", output.replace("%j", "$JOB_ID")),
-        *("-ac", _CLAIM + nonce),
+        *("-ac", CLAIM + nonce),
     ]
-
-
-def read_submitted(out: str) -> str:
-    """Read the job's number in ``qsub -terse``'s answer; empty if there is none."""
-    found = re.search(r"^(\d+)$", out, re.M)
-    return found[1] if found else ""
-
-
-def refusal(lines: Sequence[str]) -> str:
-    """Choose the line of ``qsub``'s answer that says why it refused."""
-    errors = [
-        line.partition("Unable to run job:")[2].strip() for line in lines if "Unable to run job:" in line
-    ]
-    return "; ".join(errors) or " / ".join(lines) or "it said nothing"
 
 
 #: The commands that say which release it is, and which queues there are.
@@ -115,11 +105,6 @@ def read_version(out: str) -> str:
 def read_queues(out: str) -> dict[str, str]:
     """Read the names of the queues; whether they start jobs is not in it."""
     return dict.fromkeys(map(plain, out.split()), "")
-
-
-def test_words(batch: Batch) -> list[str]:
-    """Return the command that says whether it would take a job, and submits none."""
-    return [*submit_words(batch, "doctor", "/dev/null"), "-w", "v"]
 
 
 #: The command that asks what jobs do; the accounting is asked of one that is not there.
@@ -213,11 +198,6 @@ def read_owners(out: str) -> list[tuple[str, str, bool]]:
     return [(number[1], user[1], bool(_CONTEXT.search(out)))] * max(1, count)
 
 
-def is_unknown(err: str) -> bool:
-    """Return whether it does not know the job; it says so on its output, with status 0."""
-    return "do not exist" in err
-
-
 def cancel_words(job: str) -> list[str]:
     """Return the command that cancels a job; one that is not known counts as cancelled."""
     text = 'said=$(qdel "$1" 2>&1) && exit; printf "%s\n" "$said"; case $said in *exist*) ;; *) false ;; esac'
@@ -226,24 +206,17 @@ def cancel_words(job: str) -> list[str]:
 
 def claim_words(job: str, nonce: str) -> list[str]:
     """Return the command that makes another warden look after a job."""
-    return ["qalter", "-ac", _CLAIM + nonce, job]
+    return ["qalter", "-ac", CLAIM + nonce, job]
 
 
-def guard(nonce: str, job: str = "{job}") -> dict[str, object]:
-    """Say how a warden sees that a job still waits and is its own to cancel; see ``_remote.warden``."""
+def check_words(job: str) -> list[str]:
+    """Return the command that says a job's state and comment, for its warden; see ``_remote.warden``."""
     text = f"""\
 q=$(qstat {_MINE}) || exit 1
 state=$(printf '%s\\n' "$q" | awk -v j="$1" '$1 == j {{ print $5 }}')
-context=$(qstat -j "$1" 2>/dev/null | sed -n 's/^context:.*\\({_CLAIM}[0-9a-z]*\\).*/\\1/p')
+context=$(qstat -j "$1" 2>/dev/null | sed -n 's/^context:.*\\({CLAIM}[0-9a-z]*\\).*/\\1/p')
 printf '%s %s\\n' "$state" "$context\""""
-    return {
-        "check": run_script(text, job),
-        "waits": ["qw", "hqw", "Eqw", "hRwq", "Rq", "Ehqw"],
-        "mine": _CLAIM + nonce,
-        "claim": _CLAIM,
-        "cancel": cancel_words(job),
-        "renew": claim_words(job, f"{nonce}t{{until}}"),
-    }
+    return run_script(text, job)
 
 
 def canceller_words(job: str) -> list[str]:

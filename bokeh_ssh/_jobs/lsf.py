@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
 
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.framing import plain
@@ -28,24 +27,27 @@ OF_ARRAY = "start one that is no array: LSF gives the jobs of one no numbers of 
 #: What a job writes is brought at its end, when nobody is there to remove it.
 SPOOLS = True
 VERSION = ["lsid"]
+#: A site's own check says it before.
+REFUSED = re.compile(r"^((?!.*esub).*Job not submitted.*)")
+TRIAL: list[str] = []
 QUEUES = ["bqueues", "-w"]
 
 #: Marks a job as looked after, in its description, by one client's warden.
-_CLAIM = "bokeh-ssh:"
+CLAIM = "bokeh-ssh:"
 #: Fields that hold no separator, but for the reasons, in which it is no harm: those are cut off.
 _FORMAT = "jobid stat exec_host runtimelimit run_time exit_code user job_name job_description"
 _FORMAT += " pend_reason exit_reason"
 _FIELDS = _FORMAT.split()
 _BJOBS = f"LC_ALL=C bjobs -noheader -o \"{_FORMAT} delimiter='|'\""
 _LINE = re.compile(r"^\d+(\|[^|\n]*){10}", re.M)
-_UNKNOWN = "is not found"
+UNKNOWN: tuple[str, ...] = ("is not found",)
 _NONE = '*"No unfinished job found"* | *"No job found"*'
 
 _SIZE = re.compile(r"(\d{1,15})\s?([KMGT]?)(?:i?B)?", re.I)
 _NUMBER = re.compile(r"(\d{1,12})(?:\.\d{0,6})?")
 _CLOCK = re.compile(r"(\d{1,9}):(\d{2}):(\d{2})")
 
-_WAITING = ("PEND", "PSUSP", "PROV", "WAIT")
+WAITING: tuple[str, ...] = ("PEND", "PSUSP", "PROV", "WAIT")
 #: UNKWN: the machine does not answer, and the job may run on it.
 _RUNNING = ("RUN", "UNKWN")
 _SUSPENDED = ("USUSP", "SSUSP")
@@ -116,7 +118,7 @@ def submit_words(batch: Batch, nonce: str, output: str) -> list[str]:
     for word in batch.extra:
         words += shlex.split(word)
     words += ["-rn", "-wa", "USR1", "-wt", str(int(_WARNING // 60)), "-o", "/dev/null"]
-    return run_script(_SUBMIT, _kilobytes(batch.memory), *words, "-Jd", _CLAIM + nonce)
+    return run_script(_SUBMIT, _kilobytes(batch.memory), *words, "-Jd", CLAIM + nonce)
 
 
 def _kilobytes(memory: str | None) -> str:
@@ -131,19 +133,6 @@ def _kilobytes(memory: str | None) -> str:
         msg = f"memory={memory!r} is not a size with its unit"
         raise UsageError(msg, hint='give one such as "32G", from which LSF\'s own unit is made')
     return str(int(found[1]) * 1024 ** "KMGT".index(found[2].upper()))
-
-
-def read_submitted(out: str) -> str:
-    """Read the job's number in what the script made of ``bsub``'s answer; empty if there is none."""
-    found = re.search(r"^(\d+)$", out, re.M)
-    return found[1] if found else ""
-
-
-def refusal(lines: Sequence[str]) -> str:
-    """Choose the lines of ``bsub``'s answer that say why it refused; a site's own check says it before."""
-    ours = [line for line in lines if set(line) - set("-*= ")]
-    errors = [line for line in ours if "Job not submitted" in line and "esub" not in line]
-    return "; ".join(errors) or " / ".join(ours) or "it said nothing"
 
 
 #: The command that asks what jobs do; LSF knows one for an hour after its end.
@@ -164,7 +153,7 @@ def read_answer(job: str, status: int, out: str, err: str) -> Job | None:
     """Read that command's answer; None if the scheduler could not be asked, whatever the job does."""
     row = next((each for each in _rows(out) if each["jobid"] == job), None)
     if row is None:
-        return Job(id=job, state=JobState.UNKNOWN) if f"<{job}> {_UNKNOWN}" in f"{out}{err}" else None
+        return Job(id=job, state=JobState.UNKNOWN) if f"<{job}> {UNKNOWN[0]}" in f"{out}{err}" else None
     state = _read_state(row)
     if state is JobState.PENDING:
         reason = row["pend_reason"].rstrip("; ")
@@ -177,7 +166,7 @@ def read_answer(job: str, status: int, out: str, err: str) -> Job | None:
 
 def _read_state(row: dict[str, str]) -> JobState:
     word = row["stat"]
-    if word in _WAITING:
+    if word in WAITING:
         return JobState.PENDING
     if word in _RUNNING:
         return JobState.RUNNING
@@ -227,12 +216,7 @@ done"""
 def read_owners(out: str) -> list[tuple[str, str, bool]]:
     """Read each job's number, its user's number, and whether bokeh_ssh submitted it."""
     found = re.findall(r"^(\d+) (\d+) (.*)$", out, re.M)
-    return [(number, user, mark.startswith(_CLAIM)) for number, user, mark in found]
-
-
-def is_unknown(err: str) -> bool:
-    """Return whether it says that it does not know the job, or has forgotten it."""
-    return _UNKNOWN in err
+    return [(number, user, mark.startswith(CLAIM)) for number, user, mark in found]
 
 
 def cancel_words(job: str) -> list[str]:
@@ -247,24 +231,17 @@ case $said in *"No matching job found"* | *"already finished"*) exit 0 ;; *) exi
 
 def claim_words(job: str, nonce: str) -> list[str]:
     """Return the command that makes another warden look after a job."""
-    return ["bmod", "-Jd", _CLAIM + nonce, job]
+    return ["bmod", "-Jd", CLAIM + nonce, job]
 
 
-def guard(nonce: str, job: str = "{job}") -> dict[str, object]:
-    """Say how a warden sees that a job still waits and is its own to cancel; see ``_remote.warden``."""
+def check_words(job: str) -> list[str]:
+    """Return the command that says a job's state and comment, for its warden; see ``_remote.warden``."""
     text = f"""\
-said=$({_BJOBS} "$1" 2>&1) || case $said in *"{_UNKNOWN}"*) exit 0 ;; *) exit 1 ;; esac
+said=$({_BJOBS} "$1" 2>&1) || case $said in *"{UNKNOWN[0]}"*) exit 0 ;; *) exit 1 ;; esac
 printf '%s\\n' "$said" | while IFS='|' read -r job stat host limit time code user mark rest; do
     printf '%s %s\\n' "$stat" "$mark"
 done"""
-    return {
-        "check": run_script(text, job),
-        "waits": list(_WAITING),
-        "mine": _CLAIM + nonce,
-        "claim": _CLAIM,
-        "cancel": cancel_words(job),
-        "renew": claim_words(job, f"{nonce}t{{until}}"),
-    }
+    return run_script(text, job)
 
 
 def canceller_words(job: str) -> list[str]:
@@ -291,7 +268,7 @@ def read_list(out: str) -> list[dict[str, str]]:
     jobs = []
     for row in _rows(out):
         job = read_answer(row["jobid"], 0, out, "")
-        if job and row["job_description"].startswith(_CLAIM):
+        if job and row["job_description"].startswith(CLAIM):
             jobs.append(list_fields(job, row["job_name"], read_clock(out)))
     return jobs
 
@@ -312,8 +289,3 @@ def read_queues(out: str) -> dict[str, str]:
             stopped = "" if active == "Active" else "is not active: jobs would wait"
             queues[plain(name)] = "takes no jobs" if is_open == "Closed" else stopped
     return queues
-
-
-def test_words(batch: Batch) -> list[str]:
-    """Return nothing: LSF takes a job, or refuses it, and tries nothing."""
-    return []

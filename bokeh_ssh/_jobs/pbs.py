@@ -9,7 +9,6 @@ from __future__ import annotations
 import calendar
 import re
 import shlex
-from collections.abc import Sequence
 
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.framing import plain
@@ -28,22 +27,25 @@ OF_ARRAY = "start one that is no array: PBS gives the jobs of one no numbers of 
 #: What a job writes is brought at its end, when nobody is there to remove it.
 SPOOLS = True
 VERSION = ["qstat", "--version"]
+REFUSED = re.compile(r"qsub:(.*)")
+TRIAL: list[str] = []
 QUEUES = ["qstat", "-Q", "-f"]
 
 #: Marks a job as looked after by one client's warden, in the one attribute that has no use for a job whose
 #: errors go where its output goes, and that can be altered: the path for them.
-_CLAIM = "bokeh-ssh-"
+CLAIM = "bokeh-ssh-"
 #: The client's dates, which it prints in the time zone that it runs in.
 _UTC = "TZ=UTC0 LC_ALL=C; export TZ LC_ALL; "
+UNKNOWN: tuple[str, ...] = ("Unknown Job", "has finished")
 _GONE = '*"Unknown Job"* | *"has finished"*'
 
-_MARK = re.compile(rf"/{_CLAIM}[0-9a-z]+$")
+_MARK = re.compile(rf"/{CLAIM}[0-9a-z]+$")
 _DATE = re.compile(r"[A-Z][a-z]{2} ([A-Z][a-z]{2}) +(\d{1,2}) (\d{2}):(\d{2}):(\d{2}) (\d{4})")
 _TIME = re.compile(r"\d{1,9}(:\d{1,9}){0,3}")
 _UNKNOWN = re.compile(r"Unknown Job Id (?:Error )?(\d+)")
 _ATTRIBUTE = re.compile(r"^    (\S+) = (.*)$", re.M)
 
-_WAITING = ("Q", "H", "W", "T")
+WAITING: tuple[str, ...] = ("Q", "H", "W", "T")
 _RUNNING = ("R", "B")
 _SUSPENDED = ("S", "U")
 _OVER = ("F", "X", "C")  # C: Torque
@@ -108,7 +110,7 @@ def submit_words(batch: Batch, nonce: str, output: str) -> list[str]:
     for word in batch.extra:
         words += shlex.split(word)
     # A job that starts again by itself has nobody who waits for it.
-    words += ["-S", "/bin/sh", "-r", "n", "-j", "oe", "-o", "/dev/null", "-e", f"/{_CLAIM}{nonce}"]
+    words += ["-S", "/bin/sh", "-r", "n", "-j", "oe", "-o", "/dev/null", "-e", f"/{CLAIM}{nonce}"]
     return run_script(_SUBMIT, *_resources(batch), *words)
 
 
@@ -124,18 +126,6 @@ def _resources(batch: Batch) -> tuple[str, str]:
     if batch.memory is not None:
         pro, rest = f"{pro}:mem={batch.memory}", f",mem={batch.memory}"
     return pro, torque + rest
-
-
-def read_submitted(out: str) -> str:
-    """Read the job's number in what the script made of ``qsub``'s answer; empty if there is none."""
-    found = re.search(r"^(\d+)$", out, re.M)
-    return found[1] if found else ""
-
-
-def refusal(lines: Sequence[str]) -> str:
-    """Choose the line of ``qsub``'s answer that says why it refused."""
-    errors = [line.partition("qsub:")[2].strip() for line in lines if "qsub:" in line]
-    return "; ".join(errors) or " / ".join(lines) or "it said nothing"
 
 
 #: The command that asks what jobs do; where one is over, in the history, if it is kept.
@@ -186,7 +176,7 @@ def read_answer(job: str, status: int, out: str, err: str) -> Job | None:
 
 def read_state(letter: str) -> JobState:
     """Read a state; how a job ended is not in it."""
-    if letter in _WAITING or letter == "M":  # M: went to another server, which is not asked
+    if letter in WAITING or letter == "M":  # M: went to another server, which is not asked
         return JobState.PENDING
     if letter in _SUSPENDED:
         return JobState.SUSPENDED
@@ -263,7 +253,7 @@ said=$(LC_ALL=C qstat -f "$1" 2>&1) || {{
 }}
 said=$(printf '%s\\n' "$said" | tr -d '\\n\\t')
 owner=$(printf '%s\\n' "$said" | sed -n 's/.*    Job_Owner = \\([^@ ]*\\)@.*/\\1/p')
-mark=$(printf '%s\\n' "$said" | sed -n 's:.*    Error_Path = [^ ]*/\\({_CLAIM}[0-9a-z]*\\).*:\\1:p')
+mark=$(printf '%s\\n' "$said" | sed -n 's:.*    Error_Path = [^ ]*/\\({CLAIM}[0-9a-z]*\\).*:\\1:p')
 printf '%s %s %s\\n' "$1" "$(id -u "$owner")" "${{mark:--}}\""""
     return run_script(text, job)
 
@@ -271,12 +261,7 @@ printf '%s %s %s\\n' "$1" "$(id -u "$owner")" "${{mark:--}}\""""
 def read_owners(out: str) -> list[tuple[str, str, bool]]:
     """Read each job's number, its user's number, and whether bokeh_ssh submitted it."""
     found = re.findall(r"^(\d+) (\d+) (\S+)$", out, re.M)
-    return [(number, user, mark.startswith(_CLAIM)) for number, user, mark in found]
-
-
-def is_unknown(err: str) -> bool:
-    """Return whether it says that it does not know the job, or that it is over."""
-    return "Unknown Job" in err or "has finished" in err
+    return [(number, user, mark.startswith(CLAIM)) for number, user, mark in found]
 
 
 def cancel_words(job: str) -> list[str]:
@@ -291,25 +276,18 @@ case $said in {_GONE} | *COMPLETE*) exit 0 ;; *) exit $status ;; esac"""
 
 def claim_words(job: str, nonce: str) -> list[str]:
     """Return the command that makes another warden look after a job."""
-    return ["qalter", "-e", f"/{_CLAIM}{nonce}", job]
+    return ["qalter", "-e", f"/{CLAIM}{nonce}", job]
 
 
-def guard(nonce: str, job: str = "{job}") -> dict[str, object]:
-    """Say how a warden sees that a job still waits and is its own to cancel; see ``_remote.warden``."""
+def check_words(job: str) -> list[str]:
+    """Return the command that says a job's state and comment, for its warden; see ``_remote.warden``."""
     text = f"""\
 said=$(LC_ALL=C qstat -f "$1" 2>&1) || case $said in {_GONE}) exit 0 ;; *) exit 1 ;; esac
 said=$(printf '%s\\n' "$said" | tr -d '\\n\\t')
 state=$(printf '%s\\n' "$said" | sed -n 's/.*    job_state = \\([A-Z]\\).*/\\1/p')
-mark=$(printf '%s\\n' "$said" | sed -n 's:.*    Error_Path = [^ ]*/\\({_CLAIM}[0-9a-z]*\\).*:\\1:p')
+mark=$(printf '%s\\n' "$said" | sed -n 's:.*    Error_Path = [^ ]*/\\({CLAIM}[0-9a-z]*\\).*:\\1:p')
 printf '%s %s\\n' "$state" "$mark\""""
-    return {
-        "check": run_script(text, job),
-        "waits": list(_WAITING),
-        "mine": _CLAIM + nonce,
-        "claim": _CLAIM,
-        "cancel": cancel_words(job),
-        "renew": claim_words(job, f"{nonce}t{{until}}"),
-    }
+    return run_script(text, job)
 
 
 def canceller_words(job: str) -> list[str]:
@@ -357,8 +335,3 @@ def read_queues(out: str) -> dict[str, str]:
         refused = "takes no jobs" if known.get("enabled") == "False" else ""
         queues[name] = refused or ("is stopped: jobs would wait" if known.get("started") == "False" else "")
     return queues
-
-
-def test_words(batch: Batch) -> list[str]:
-    """Return nothing: PBS takes a job, or refuses it, and tries nothing."""
-    return []

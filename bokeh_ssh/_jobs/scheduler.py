@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -38,6 +39,16 @@ class Scheduler(Protocol):
     ASK: list[str]
     #: The command that lists the account's jobs.
     LIST: list[str]
+    #: More words for that which submits, with which nothing is submitted, and it says whether it would be.
+    TRIAL: list[str]
+    #: What in a line of its answer says why it refused the job.
+    REFUSED: re.Pattern[str]
+    #: What it says of a job that it does not know, or has forgotten.
+    UNKNOWN: tuple[str, ...]
+    #: Its words for the states in which a job waits.
+    WAITING: tuple[str, ...]
+    #: What a comment begins with that marks a job as looked after by one client's warden.
+    CLAIM: str
     #: How a job ended, in words, and the next step.
     ENDS: dict[JobState, tuple[str, str]]
     #: What a person types to see them.
@@ -48,17 +59,8 @@ class Scheduler(Protocol):
     def submit_words(self, batch: Batch, nonce: str, output: str) -> list[str]:
         """Return the command that submits a script on its standard input; ``%j`` in ``output`` is the job."""
 
-    def read_submitted(self, out: str) -> str:
-        """Read the job's number in that command's answer; empty if there is none."""
-
-    def refusal(self, lines: Sequence[str]) -> str:
-        """Choose the line of its answer that says why it refused the job."""
-
-    def guard(self, nonce: str, job: str = "{job}") -> dict[str, object]:
-        """Say how a warden sees that a job still waits and is its own to cancel; see ``_remote.warden``.
-
-        :param job: its number; left out for one that the warden submits, and whose number it fills in
-        """
+    def check_words(self, job: str) -> list[str]:
+        """Return the command that says a job's state and comment, for its warden; see ``_remote.warden``."""
 
     def claim_words(self, job: str, nonce: str) -> list[str]:
         """Return the command that makes another warden look after a job."""
@@ -75,9 +77,6 @@ class Scheduler(Protocol):
     def read_owners(self, out: str) -> list[tuple[str, str, bool]]:
         """Read each job's number, its user's number, and whether bokeh_ssh submitted it."""
 
-    def is_unknown(self, err: str) -> bool:
-        """Return whether it says that it does not know the job, or has forgotten it."""
-
     def cancel_words(self, job: str) -> list[str]:
         """Return the command that cancels a job."""
 
@@ -93,15 +92,14 @@ class Scheduler(Protocol):
     def read_queues(self, out: str) -> dict[str, str]:
         """Read the names of the queues, each with why it starts no jobs now; empty where it does."""
 
-    def test_words(self, batch: Batch) -> list[str]:
-        """Return the command that says whether it would take a job, and submits none; none without one."""
-
     def read_list(self, out: str) -> list[dict[str, str]]:
         """Read bokeh_ssh's jobs: number, name, state, reason, node, and the time that is left."""
 
 
 #: In the order in which a login node is asked for them.
 KNOWN: tuple[Scheduler, ...] = (slurm, grid_engine, lsf, pbs)
+#: A job's number, alone in a line; with a cluster's name behind it, as ``sbatch --parsable`` says it.
+_SUBMITTED = re.compile(r"^(\d+)(?:;[\w.-]+)?$", re.M)
 
 
 def programs(name: str = "auto") -> list[str]:
@@ -122,6 +120,34 @@ def choose(warden: Warden, host: str) -> Scheduler:
     return next((each for each in there if not warden.run(each.QUEUES).status), there[0])
 
 
+def read_submitted(out: str) -> str:
+    """Read the number in what a submit command says; empty if there is none. Start files may say more."""
+    found = _SUBMITTED.search(out)
+    return found[1] if found else ""
+
+
+def refusal(which: Scheduler, lines: Sequence[str]) -> str:
+    """Choose the lines of a submit command's answer that say why the job was refused."""
+    ours = [line for line in lines if set(line) - set("-*= ")]
+    errors = [found[1].strip() for line in ours if (found := which.REFUSED.search(line))]
+    return "; ".join(errors) or " / ".join(ours) or "it said nothing"
+
+
+def guard(which: Scheduler, nonce: str, job: str = "{job}") -> dict[str, object]:
+    """Say how a warden sees that a job still waits and is its own to cancel; see ``_remote.warden``.
+
+    :param job: its number; left out for one that the warden submits, and whose number it fills in
+    """
+    return {
+        "check": which.check_words(job),
+        "waits": list(which.WAITING),
+        "mine": which.CLAIM + nonce,
+        "claim": which.CLAIM,
+        "cancel": which.cancel_words(job),
+        "renew": which.claim_words(job, f"{nonce}t{{until}}"),
+    }
+
+
 def no_scheduler(host: str) -> SubmitError:
     """Make the error for a machine where no scheduler is found."""
     wanted = ", ".join(f"{each.TITLE}'s {each.SUBMIT}" for each in KNOWN)
@@ -138,5 +164,5 @@ def list_jobs(warden: Warden, which: Scheduler, *, but: str = "") -> tuple[list[
     """
     answer = warden.run(which.LIST)
     jobs = [] if answer.status else which.read_list(answer.out)
-    warden.inherit([which.guard("", job["id"]) for job in jobs if not job["node"] and job["id"] != but])
+    warden.inherit([guard(which, "", job["id"]) for job in jobs if not job["node"] and job["id"] != but])
     return jobs, answer

@@ -25,13 +25,13 @@ QUEUE_COMMAND = "squeue --me"
 OF_ARRAY = "once it runs, name a job of it by the number of its own: squeue --me -o '%i %A'"
 SPOOLS = False
 VERSION = [SUBMIT, "--version"]
+REFUSED = re.compile(r"error:(.*)")
+TRIAL = ["--test-only"]
 
-#: The job's number in what ``sbatch --parsable`` says; a start file or a plugin may say more.
-_JOB = re.compile(r"^(\d+)(?:;[\w.-]+)?$", re.M)
 #: Seconds before the time limit at which the holder is sent a signal; Slurm looks every 30 s only.
 _WARNING = 120
 #: Marks a job as looked after, in its comment, by one client's warden.
-_CLAIM = "bokeh-ssh:"
+CLAIM = "bokeh-ssh:"
 
 #: Fields of ``squeue`` that hold no separator: number, state, reason, (expected) start, end, nodes, queues.
 #: Names and comments are left out, since they may hold anything; the batch host (%B), since of salloc's job
@@ -46,11 +46,11 @@ _ANSWER = re.compile(
 _NUMBERS = re.compile(r"\[([^][,-]*)(?:[,-][^][]*)?\]")
 #: What squeue says, with exit status 1, of a job that it does not know, or knows no more (MinJobAge), or of
 #: a number that no job has.
-_UNKNOWN = "Invalid job id"
+UNKNOWN: tuple[str, ...] = ("Invalid job id",)
 
 _RUNNING = ("RUNNING", "SIGNALING", "RESIZING")
 _SUSPENDED = ("SUSPENDED", "STOPPED")
-_WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD")
+WAITING: tuple[str, ...] = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD")
 _OVER = {"BOOT_FAIL": JobState.NODE_FAIL, "REVOKED": JobState.CANCELLED}
 
 #: Reasons that no waiting ends. Slurm accepts such jobs, and lets them wait for ever.
@@ -119,7 +119,7 @@ def submit_words(batch: Batch, nonce: str, output: str) -> list[str]:
         *batch.extra,
         "--no-requeue",  # a job that starts again by itself has nobody who waits for it
         f"--signal=B:USR1@{_WARNING}",
-        f"--comment={_CLAIM}{nonce}",
+        f"--comment={CLAIM}{nonce}",
         f"--output={output}",
     ]
 
@@ -140,7 +140,7 @@ esac""",
 )
 #: How it lists the account's jobs; names may hold anything.
 LIST = ["sh", "-c", 'squeue -h -u "$(id -un)" -o "%A|%T|%r|%N|%L|%k|%j"']
-_LISTED = re.compile(rf"^(\d+)\|([A-Z_]+)\|([^|\n]*)\|([^|\n]*)\|([^|\n]*)\|{_CLAIM}\w+\|(.*)$", re.M)
+_LISTED = re.compile(rf"^(\d+)\|([A-Z_]+)\|([^|\n]*)\|([^|\n]*)\|([^|\n]*)\|{CLAIM}\w+\|(.*)$", re.M)
 
 
 def read_list(out: str) -> list[dict[str, str]]:
@@ -173,14 +173,9 @@ def read_owners(out: str) -> list[tuple[str, str, bool]]:
     """
     found = re.findall(r"^(\d+)\|(\d+)\|([\w+]+)\|(.*)$", out, re.M)
     return [
-        (name if "+" in name else number, user, comment.startswith(_CLAIM))
+        (name if "+" in name else number, user, comment.startswith(CLAIM))
         for number, user, name, comment in found
     ]
-
-
-def is_unknown(err: str) -> bool:
-    """Return whether squeue says that it does not know the job, or has forgotten it."""
-    return _UNKNOWN in err
 
 
 def cancel_words(job: str) -> list[str]:
@@ -190,22 +185,15 @@ def cancel_words(job: str) -> list[str]:
 
 def claim_words(job: str, nonce: str) -> list[str]:
     """Return the command that makes another warden look after a job."""
-    return ["scontrol", "update", f"JobId={job}", f"Comment={_CLAIM}{nonce}"]
+    return ["scontrol", "update", f"JobId={job}", f"Comment={CLAIM}{nonce}"]
 
 
-def guard(nonce: str, job: str = "{job}") -> dict[str, object]:
-    """Say how a warden sees that a job still waits and is its own to cancel; see ``_remote.warden``."""
-    check = f"""\
-said=$(squeue -h -j "$1" -o "%T %k" 2>&1) || case $said in *"{_UNKNOWN}"*) exit 0 ;; *) exit 1 ;; esac
+def check_words(job: str) -> list[str]:
+    """Return the command that says a job's state and comment, for its warden; see ``_remote.warden``."""
+    text = f"""\
+said=$(squeue -h -j "$1" -o "%T %k" 2>&1) || case $said in *"{UNKNOWN[0]}"*) exit 0 ;; *) exit 1 ;; esac
 printf '%s\\n' "$said\""""
-    return {
-        "check": ["sh", "-c", check, "sh", job],
-        "waits": list(_WAITING),
-        "mine": _CLAIM + nonce,
-        "claim": _CLAIM,
-        "cancel": cancel_words(job),
-        "renew": claim_words(job, f"{nonce}t{{until}}"),
-    }
+    return run_script(text, job)
 
 
 def stream_words(job: str, node: str) -> list[str]:
@@ -233,12 +221,6 @@ def end_holder_words(job: str, step: str) -> list[str]:
     return ["scancel", "--signal=TERM", f"{job}.{step}"]
 
 
-def read_submitted(out: str) -> str:
-    """Read the job's number in ``sbatch``'s answer; empty if there is none."""
-    found = _JOB.search(out)
-    return found[1] if found else ""
-
-
 def read_answer(job: str, status: int, out: str, err: str) -> Job | None:
     """Read ``squeue``'s answer; None if it could not be asked, whatever the job does."""
     lines = list(_ANSWER.finditer(out))  # start files may say something before
@@ -257,7 +239,7 @@ def read_answer(job: str, status: int, out: str, err: str) -> Job | None:
             estimated_start=None if over_or_runs else _seconds(found["start"]),
             ends_at=_seconds(found["end"]) if over_or_runs else None,
         )
-    if (status == 0 and (lines or not out.strip())) or _UNKNOWN in err:
+    if (status == 0 and (lines or not out.strip())) or UNKNOWN[0] in err:
         return Job(id=job, state=JobState.UNKNOWN)
     return None
 
@@ -278,7 +260,7 @@ def read_state(word: str) -> JobState:
         return JobState.RUNNING
     if word in _SUSPENDED:
         return JobState.SUSPENDED
-    if word in _WAITING:
+    if word in WAITING:
         return JobState.PENDING
     if word in _OVER:
         return _OVER[word]
@@ -374,11 +356,6 @@ def read_time(text: str) -> int | None:
     return int(days or 0) * 86400 + sum(int(part) * unit for part, unit in zip(parts, units, strict=False))
 
 
-def test_words(batch: Batch) -> list[str]:
-    """Return the command that says whether it would take a job, and submits none."""
-    return [*submit_words(batch, "doctor", "/dev/null"), "--test-only"]
-
-
 def read_test(lines: Sequence[str]) -> str:
     """Read when and where a job would start in what ``sbatch --test-only`` said; empty if it does not say."""
     for line in lines:
@@ -399,9 +376,3 @@ def read_canceller(out: str) -> str:
     """Read the number of the account that has cancelled a job; empty if that is not known."""
     found = re.search(r"^CANCELLED by (\d+)$", out, re.M)
     return found[1] if found else ""
-
-
-def refusal(lines: Sequence[str]) -> str:
-    """Choose the line of ``sbatch``'s answer that says why it refused; the first one has the value."""
-    errors = [line.partition("error:")[2].strip() for line in lines if "error:" in line]
-    return "; ".join(errors) or " / ".join(lines) or "it said nothing"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from bokeh_ssh._core.framing import plain
 from bokeh_ssh._jobs.remote_program import RemoteProgram
@@ -88,11 +89,8 @@ class Warden:
         :param guard: for one that submits: how to look after the job, from the moment that it is there
         :raises ConnectionLostError: if the line goes down
         """
-        number = next(self._numbers)
-        order = {"do": "run", "id": number, "argv": list(words), "input": text, "timeout": timeout}
-        self._program.send({**order, "guard": guard} if guard else order)
-        said = self._program.expect(("ran",), timeout + _MARGIN, lambda each: each.get("id") == number)
-        return Answer(int(said["status"]), str(said["out"]), str(said["err"]))
+        order = {"do": "run", "argv": list(words), "input": text, "timeout": timeout}
+        return self._order({**order, "guard": guard} if guard else order)[0]
 
     def ask(self, job: str, words: Sequence[str], fresh: float, *, waits: bool) -> tuple[Answer, float]:
         """Ask what a job does, or take the answer that another tunnel of the account had; return its age too.
@@ -102,13 +100,17 @@ class Warden:
         :param waits: whether the job is to be cancelled when this is asked no more
         :raises ConnectionLostError: if the line goes down
         """
+        order = {"do": "ask", "job": job, "argv": list(words), "fresh": fresh, "waits": waits}
+        return self._order({**order, "timeout": COMMAND_TIMEOUT})
+
+    def _order(self, order: dict[str, Any]) -> tuple[Answer, float]:
         number = next(self._numbers)
-        order = {"do": "ask", "id": number, "job": job, "argv": list(words), "fresh": fresh}
-        self._program.send({**order, "timeout": COMMAND_TIMEOUT, "waits": waits})
+        self._program.send({**order, "id": number})
         said = self._program.expect(
-            ("ran",), COMMAND_TIMEOUT + _MARGIN, lambda each: each.get("id") == number
+            ("ran",), order["timeout"] + _MARGIN, lambda each: each.get("id") == number
         )
-        return Answer(int(said["status"]), str(said["out"]), str(said["err"])), float(said["age"])
+        answer = Answer(int(said["status"]), str(said["out"]), str(said["err"]))
+        return answer, float(said.get("age", 0.0))
 
     def look_after(self, guard: Mapping[str, object]) -> None:
         """Let it look after a job that is there."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bokeh_ssh import Batch, Job, JobState, UsageError
-from bokeh_ssh._jobs import grid_engine
+from bokeh_ssh._jobs import grid_engine, scheduler
 from bokeh_ssh._remote.warden import still_waits
 
 RUNNING = """\
@@ -173,7 +173,7 @@ def test_fields_are_options() -> None:
 
 def test_guard_knows_its_own_job() -> None:
     """A warden cancels a job that waits and is its own."""
-    guard = grid_engine.guard("f00")
+    guard = scheduler.guard(grid_engine, "f00")
     assert still_waits(guard, "qw bokeh-ssh=f00\n")
     for said in ("qw bokeh-ssh=abc\n", "r bokeh-ssh=f00\n", " \n"):
         assert not still_waits(guard, said), said

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bokeh_ssh import Batch, Job, JobState, UsageError
-from bokeh_ssh._jobs import lsf
+from bokeh_ssh._jobs import lsf, scheduler
 from bokeh_ssh._jobs.job import explain_end
 from bokeh_ssh._remote.warden import still_waits
 from replayed_schedulers import LSF
@@ -162,7 +162,7 @@ def test_memory_is_in_the_clusters_unit(conf: str, limit: str, tmp_path: Path) -
     env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "LSF_ENVDIR": str(tmp_path)}
     done = subprocess.run(words, capture_output=True, env=env, text=True, check=True)
     assert f"-M {limit}\n" in done.stderr
-    assert lsf.read_submitted(done.stdout) == "4711"
+    assert scheduler.read_submitted(done.stdout) == "4711"
 
 
 def test_answers_are_for_people() -> None:
@@ -178,17 +178,17 @@ def test_answers_are_for_people() -> None:
         "off": "is not active: jobs would wait",
     }
     site = ["*" * 60, "Project not specified.  Please specify a project using the -P flag."]
-    assert lsf.refusal([*site, "Request aborted by esub. Job not submitted."]) == (
+    assert scheduler.refusal(lsf, [*site, "Request aborted by esub. Job not submitted."]) == (
         "Project not specified.  Please specify a project using the -P flag. / "
         "Request aborted by esub. Job not submitted."
     )
     limit = "RUNLIMIT: Cannot exceed queue's hard limit(s). Job not submitted."
-    assert lsf.refusal(["Warning: something", limit]) == limit
+    assert scheduler.refusal(lsf, ["Warning: something", limit]) == limit
 
 
 def test_guard_knows_its_own_job() -> None:
     """A warden cancels a job that waits and is its own."""
-    guard = lsf.guard("f00")
+    guard = scheduler.guard(lsf, "f00")
     assert still_waits(guard, "PEND bokeh-ssh:f00\n")
     for said in ("PEND bokeh-ssh:abc\n", "RUN bokeh-ssh:f00\n", " \n", ""):
         assert not still_waits(guard, said), said

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bokeh_ssh import Batch, Job, JobState, UsageError
-from bokeh_ssh._jobs import pbs
+from bokeh_ssh._jobs import pbs, scheduler
 from bokeh_ssh._jobs.job import explain_end
 from bokeh_ssh._remote.warden import still_waits
 from replayed_schedulers import PBS, PBS_HEAD
@@ -183,12 +183,12 @@ def test_answers_are_for_people() -> None:
         PBS["queues"] + "\nQueue: closed\n    enabled = False\n\nQueue: off\n    started = False\n"
     )
     assert queues == {"workq": "", "closed": "takes no jobs", "off": "is stopped: jobs would wait"}
-    assert pbs.refusal(["qsub: Unknown resource: ngpus"]) == "Unknown resource: ngpus"
+    assert scheduler.refusal(pbs, ["qsub: Unknown resource: ngpus"]) == "Unknown resource: ngpus"
 
 
 def test_guard_knows_its_own_job() -> None:
     """A warden cancels a job that waits and is its own."""
-    guard = pbs.guard("f00")
+    guard = scheduler.guard(pbs, "f00")
     assert still_waits(guard, "Q bokeh-ssh-f00\n")
     for said in ("Q bokeh-ssh-abc\n", "R bokeh-ssh-f00\n", " \n", ""):
         assert not still_waits(guard, said), said

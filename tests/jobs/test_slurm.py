@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bokeh_ssh import Batch, Job, JobState, UsageError
-from bokeh_ssh._jobs import grid_engine, lsf, pbs, slurm
+from bokeh_ssh._jobs import grid_engine, lsf, pbs, scheduler, slurm
 from bokeh_ssh._jobs.job import explain_end
 from bokeh_ssh._jobs.script import job_script
 from bokeh_ssh._remote.warden import still_waits
@@ -67,11 +67,11 @@ def test_warden_asks_no_more_for_a_job_that_is_forgotten(tmp_path: Path, said: s
     """That squeue knows a job no more is an answer; that it reaches no controller is none."""
     (tmp_path / "squeue").write_text(f"#!/bin/sh\n{said}\n")
     (tmp_path / "squeue").chmod(0o755)
-    words: Any = slurm.guard("f00", "7")["check"]
+    words: Any = scheduler.guard(slurm, "f00", "7")["check"]
     env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
     done = subprocess.run(words, capture_output=True, env=env, text=True, check=False)
     assert done.returncode == status
-    assert still_waits(slurm.guard("f00", "7"), done.stdout) == ("PENDING" in said)
+    assert still_waits(scheduler.guard(slurm, "f00", "7"), done.stdout) == ("PENDING" in said)
 
 
 def test_unknown_job_is_over() -> None:
@@ -79,7 +79,7 @@ def test_unknown_job_is_over() -> None:
     said = "slurm_load_jobs error: Invalid job id specified\n"
     assert slurm.read_answer("7", 1, "", said) == Job(id="7", state=JobState.UNKNOWN)
     assert JobState.UNKNOWN.over
-    assert slurm.is_unknown("squeue: error: Invalid job id: 0\n"), "a number that no job has"
+    assert slurm.UNKNOWN[0] in "squeue: error: Invalid job id: 0\n", "a number that no job has"
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_no_answer_is_no_end(status: int, out: str, err: str) -> None:
 )
 def test_number_of_a_submitted_job(out: str, job: str) -> None:
     """The number is found among what a site's plugin says."""
-    assert slurm.read_submitted(out) == job
+    assert scheduler.read_submitted(out) == job
 
 
 def test_refusal_is_slurms_line() -> None:
@@ -111,9 +111,9 @@ def test_refusal_is_slurms_line() -> None:
         "sbatch: error: invalid partition specified: nosuch",
         "sbatch: error: Batch job submission failed: Invalid partition name specified",
     )
-    assert slurm.refusal(said).startswith("invalid partition specified: nosuch; Batch job")
-    assert slurm.refusal(("No.",)) == "No."
-    assert slurm.refusal(()) == "it said nothing"
+    assert scheduler.refusal(slurm, said).startswith("invalid partition specified: nosuch; Batch job")
+    assert scheduler.refusal(slurm, ("No.",)) == "No."
+    assert scheduler.refusal(slurm, ()) == "it said nothing"
 
 
 def test_reasons_that_never_pass() -> None:
@@ -264,7 +264,7 @@ def test_job_that_is_not_one_is_refused(word: str) -> None:
 
 def test_guard_knows_its_own_job() -> None:
     """A warden cancels a job that waits and is its own, or nobody's; not one that another looks after."""
-    guard = slurm.guard("f00")
+    guard = scheduler.guard(slurm, "f00")
     for said in ("PENDING bokeh-ssh:f00\n", "PENDING mine\n", "PENDING (null)\n"):
         assert still_waits(guard, said), said
     for said in ("PENDING bokeh-ssh:f001\n", "PENDING bokeh-ssh:abc\n", "RUNNING bokeh-ssh:f00\n", ""):

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from beds import until
-from bokeh_ssh._jobs import slurm
+from bokeh_ssh._jobs import scheduler, slurm
 from bokeh_ssh._server.payload import payload
 from local_runner import pythons
 
@@ -84,7 +84,7 @@ class Running:
 
     def submit(self) -> None:
         assert self.hear()["programs"] == ["sbatch"]
-        self.say(do="run", id=1, argv=["sbatch"], input="the script", guard=slurm.guard("f00"))
+        self.say(do="run", id=1, argv=["sbatch"], input="the script", guard=scheduler.guard(slurm, "f00"))
         answer = self.hear()
         assert (answer["event"], answer["status"], answer["out"]) == ("ran", 0, "17\n")
         assert Path(f"{self.queue}.script").read_text() == "the script"
@@ -198,7 +198,7 @@ def test_waiting_job_that_nobody_renews_is_cancelled(tmp_path: Path, python: str
     warden = Running(tmp_path, python, 0.5, renewal=0.2)
     warden.queue.write_text(f"PENDING bokeh-ssh:f00t{int(time.time()) - 5}\n")
     try:
-        warden.say(do="inherit", guards=[slurm.guard("", "17")])
+        warden.say(do="inherit", guards=[scheduler.guard(slurm, "", "17")])
         if client == "leaves":
             warden.vanish()
         until(lambda: not warden.queue.exists(), what="it is cancelled")
@@ -214,7 +214,7 @@ def test_job_that_may_have_a_warden_is_left_alone(tmp_path: Path, python: str, s
     """Another one's job that runs, that was renewed, or that never was, is left alone."""
     warden = Running(tmp_path, python, 0.5, renewal=0.0)
     warden.queue.write_text(said + "\n")
-    warden.say(do="inherit", guards=[slurm.guard("", "17")])
+    warden.say(do="inherit", guards=[scheduler.guard(slurm, "", "17")])
     warden.vanish()  # it ends when it has looked
     assert warden.queue.exists()
 
@@ -227,7 +227,7 @@ def test_job_that_is_renewed_late_is_left_alone(tmp_path: Path, python: str) -> 
     warden.queue.write_text("PENDING bokeh-ssh:f00t1700000000\n")
     asked = tmp_path / "squeue.asked"
     asked.touch()
-    warden.say(do="inherit", guards=[slurm.guard("", "17")])
+    warden.say(do="inherit", guards=[scheduler.guard(slurm, "", "17")])
     warden.vanish()
     until(lambda: asked.read_text() == "\n\n", what="it has looked twice")
     assert warden.queue.exists()
