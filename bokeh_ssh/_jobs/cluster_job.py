@@ -664,7 +664,6 @@ class ClusterJob:
             job=self._job.id,
             path=warden.path,
             pythons=self._request.pythons,
-            mark=secrets.token_hex(16),
             timeout=max(5.0, deadline - time.monotonic()),
             patience=self._progress.patience
             if self._ways == ["srun"]

@@ -10,16 +10,13 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bokeh_ssh._core.errors import ConnectionLostError, LaunchError, SessionError
-from bokeh_ssh._core.framing import Reader, Tail, plain
+from bokeh_ssh._core.errors import BokehSSHError, ConnectionLostError, LaunchError, SessionError
+from bokeh_ssh._core.framing import plain
 from bokeh_ssh._core.settings import setting
-from bokeh_ssh._core.waiting import wait, wait_for
-from bokeh_ssh._server.bootstrap import control_client_script
-from bokeh_ssh._server.launch_spec import encode_message
-from bokeh_ssh._server.payload import payload
+from bokeh_ssh._core.waiting import wait
+from bokeh_ssh._jobs.remote_program import RemoteProgram
 from bokeh_ssh._ssh.connection import Connection
-from bokeh_ssh._ssh.remote_shell import READ, encode, exec_line
-from bokeh_ssh._ssh.session import Session
+from bokeh_ssh._ssh.remote_shell import READ, encode
 
 #: What runs on the node: a shell that reads its script from the stream, so that no command line has it.
 _SHELL = ["/bin/sh", "-c", READ.replace("<&3", "")]
@@ -70,7 +67,6 @@ def open_job_stream(
     job: str,
     path: str,
     pythons: Sequence[str],
-    mark: str,
     timeout: float,
     patience: float,
     ways: Sequence[str],
@@ -83,7 +79,6 @@ def open_job_stream(
     :param words: the scheduler's command that runs another one in the job, joined to it by its streams; none
         where ours is to run on the login node itself
     :param path: the PATH for it
-    :param mark: letters and digits that mark our lines
     :param timeout: seconds until the server must answer
     :param patience: seconds that the server may take, once its machine is reached
     :param ways: "srun" for a command in the job; on the login node "tcp" and "back", tried in this order
@@ -95,110 +90,70 @@ def open_job_stream(
     :raises LaunchError: if there can be no SSH server
     :raises SessionError: if the login node has no session for it
     """
-    start = _Start(mark, shared="srun" not in ways)
+    stream = _Stream(pythons, setup, shared="srun" not in ways)
     deadline = time.monotonic() + timeout
-    with _explaining_sessions():
-        session = start.session = connection.run(
-            exec_line(mark),
-            on_stdout=start.on_stdout,
-            on_stderr=start.errors.feed,
-            on_exit=start.on_exit,
-            timeout=connection.hop.timeout,
-        )
+    command = shlex.join([*words, *_STEP_SHELL]) + " 2>&1 >/dev/null" if words else shlex.join(_SHELL)
+    order: dict[str, Any] = {"job": job, "client_key": client_key, "ways": list(ways), "nodes": list(nodes)}
+    order["timeout"] = max(1.0, min(patience, timeout - 2.0))
     try:
-        start.wait("hello", deadline)
-        command = shlex.join([*words, *_STEP_SHELL]) + " 2>&1 >/dev/null" if words else shlex.join(_SHELL)
-        lead = encode(f"PATH={shlex.quote(path)}; export PATH; {_CLEAR}exec {command}")
-        left = max(1.0, min(patience, deadline - time.monotonic() - 2.0))
-        order = {"mark": mark, "job": job, "timeout": left, "client_key": client_key}
-        order |= {"ways": list(ways), "nodes": list(nodes)}
-        program = payload("job_stream")
-        text = control_client_script(pythons, {}, mark, program, encode_message(order), setup=setup)
-        session.write(lead + text)
-        record = start.wait("connected", deadline)
+        with _explaining_sessions():
+            lead = encode(f"PATH={shlex.quote(path)}; export PATH; {_CLEAR}exec {command}")
+            stream.start(connection, order, timeout, lead)
+        record = stream.expect(("connected",), deadline - time.monotonic())
     except BaseException:
-        session.close()
-        start.drop()
+        stream.drop()
         raise
-    assert start.sock
-    return start.sock, record
+    assert stream.sock
+    return stream.sock, record
 
 
-class _Start:
+class _Stream(RemoteProgram):
     """The stream until the SSH server has it; ``shared``: the job is found by the home."""
 
-    def __init__(self, mark: str, *, shared: bool) -> None:
+    def __init__(self, pythons: Sequence[str], setup: str | Sequence[str], *, shared: bool) -> None:
+        super().__init__("job_stream", pythons=pythons, setup=setup)
         self._shared = shared
-        self.session: Session | None = None
         self.sock: socket.socket | None = None
-        self.errors = Tail(20)
-        self._reader = Reader(mark)
         self._rest = bytearray()
-        self._change = threading.Condition()
-        self._messages: list[dict[str, Any]] = []
-        self._over = False
         self._dropped = False
 
-    def wait(self, event: str, deadline: float) -> dict[str, Any]:
-        """Wait for a message."""
-
-        def find(name: str) -> dict[str, Any] | None:
-            return next((each for each in self._messages if each["event"] == name), None)
-
-        with self._change:
-            met = wait_for(
-                self._change,
-                lambda: find(event) or find("refused") or self._over,
-                max(0.1, deadline - time.monotonic()),
-            )
-            found, refused = find(event), find("refused")
-        if found:
-            return found
-        said = self._reader.last_words(self.errors)
-        if refused:
-            why = plain(str(refused.get("why") or ""))
-            why = "there is no Python on it" if why == "python" else why
-            node = plain(str(refused.get("node") or "the job's machine"))
-            if not why and self._shared:
-                msg = "the job has left nothing in the home that this login node has (a shared one is needed)"
-                hint = (
-                    f"see what the job wrote; on Slurm, leave out {setting('way')}: srun needs no shared home"
-                )
-                raise ConnectionLostError(msg, hint=hint)
-            if refused.get("lost"):
-                raise ConnectionLostError(f"the job on {node} is not reached: {why}", hint="try again")
-            msg = f"{node} cannot be used: {why}" if why else f"the job on {node} does not answer"
-            raise LaunchError(msg, hint="see what the job wrote, or ask for another machine")
-        if not met:
-            msg = "the job's machine did not answer in time"
-            raise ConnectionLostError(f"{msg} ({said})" if said else msg, hint="try again")
-        msg = f"the scheduler did not lead to the job ({said or 'it said nothing'})"
-        raise ConnectionLostError(msg, hint="try again")
-
     def drop(self) -> None:
-        """Close what comes of it."""
+        """End its session, and close what comes of it."""
+        self.close()
         with self._change:
             self._dropped = True
-            sock = self.sock
-        if sock:
-            sock.close()
+            if self.sock:
+                self.sock.close()
 
-    # On the transport thread.
+    def _error(self, found: dict[str, Any] | None, timeout: float) -> BokehSSHError:
+        if not found:
+            msg = (
+                "the scheduler did not lead to the job"
+                if self.over
+                else "the job's machine did not answer in time"
+            )
+            said = self.last_words or ("it said nothing" if self.over else "")
+            return ConnectionLostError(f"{msg} ({said})" if said else msg, hint="try again")
+        why = plain(str(found.get("why") or ""))
+        why = "there is no Python on it" if why == "python" else why
+        node = plain(str(found.get("node") or "the job's machine"))
+        if not why and self._shared:
+            msg = "the job has left nothing in the home that this login node has (a shared one is needed)"
+            hint = f"see what the job wrote; on Slurm, leave out {setting('way')}: srun needs no shared home"
+            return ConnectionLostError(msg, hint=hint)
+        if found.get("lost"):
+            return ConnectionLostError(f"the job on {node} is not reached: {why}", hint="try again")
+        msg = f"{node} cannot be used: {why}" if why else f"the job on {node} does not answer"
+        return LaunchError(msg, hint="see what the job wrote, or ask for another machine")
 
-    def on_stdout(self, data: bytes) -> None:
+    def _on_stdout(self, data: bytes) -> None:
         self._rest += data
         with self._change:
             while not self.sock and (end := self._rest.find(b"\n") + 1):
                 line = bytes(self._rest[:end])
                 del self._rest[:end]
-                self._messages += self._reader.feed(line)
-                if self._messages and self._messages[-1]["event"] == "connected" and self.session:
-                    self.sock = self.session.hand_over(bytes(self._rest))
+                super()._on_stdout(line)
+                if self._messages and self._messages[-1]["event"] == "connected" and self._session:
+                    self.sock = self._session.hand_over(bytes(self._rest))
                     if self._dropped:
                         self.sock.close()
-            self._change.notify_all()
-
-    def on_exit(self, status: int | None) -> None:
-        with self._change:
-            self._over = True
-            self._change.notify_all()

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from bokeh_ssh._core.errors import ConnectionLostError, PythonNotFoundError, SessionError
+from bokeh_ssh._core.errors import BokehSSHError, ConnectionLostError, PythonNotFoundError, SessionError
 from bokeh_ssh._core.framing import Reader, Tail
 from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.waiting import wait_for
@@ -36,9 +36,12 @@ class RemoteProgram:
         self._session: Session | None = None
         self.host = ""
 
-    def start(self, connection: Connection, order: Mapping[str, Any], timeout: float) -> None:
+    def start(
+        self, connection: Connection, order: Mapping[str, Any], timeout: float, lead: bytes = b""
+    ) -> None:
         """Run it, with this order.
 
+        :param lead: what the shell reads before, and by which it may hand over to one elsewhere
         :raises SessionError: if no command may be run
         :raises ConnectionLostError: if the line goes down
         """
@@ -54,7 +57,7 @@ class RemoteProgram:
         self.expect(("hello",), deadline - time.monotonic())
         program, line = payload(self._name), encode_message({**order, "mark": self.mark})
         text = control_client_script(self._pythons, {}, self.mark, program, line, setup=self._setup)
-        self._session.write(text)
+        self._session.write(lead + text)
 
     def send(self, order: Mapping[str, Any]) -> None:
         """Send another order; never blocks."""
@@ -87,8 +90,13 @@ class RemoteProgram:
             return found
         raise self._error(found, timeout)
 
-    def _error(self, found: dict[str, Any] | None, timeout: float) -> Exception:
-        said = self._reader.last_words(self._errors)
+    @property
+    def last_words(self) -> str:
+        """What it, or what it ran in, said last; empty if nothing."""
+        return self._reader.last_words(self._errors)
+
+    def _error(self, found: dict[str, Any] | None, timeout: float) -> BokehSSHError:
+        said = self.last_words
         if found and found.get("why") == "python":
             msg = "there is no Python that can be run there"
             return PythonNotFoundError(msg, host=self.host, hint=f"give {setting('python=')}, a path there")
@@ -98,11 +106,6 @@ class RemoteProgram:
         if not said:
             return ConnectionLostError("the session there ended", host=self.host, hint="try again")
         return SessionError(f"a program that was to run there did not: {said}", host=self.host)
-
-    @property
-    def said(self) -> tuple[str, ...]:
-        """The last lines that it, or what it ran in, wrote to its standard error."""
-        return self._errors.lines
 
     def close(self) -> None:
         """End its session; never blocks."""

@@ -50,7 +50,14 @@ UNKNOWN: tuple[str, ...] = ("Invalid job id",)
 
 _RUNNING = ("RUNNING", "SIGNALING", "RESIZING")
 _SUSPENDED = ("SUSPENDED", "STOPPED")
-WAITING: tuple[str, ...] = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD")
+WAITING: tuple[str, ...] = (
+    "PENDING",
+    "CONFIGURING",
+    "REQUEUED",
+    "REQUEUE_HOLD",
+    "REQUEUE_FED",
+    "RESV_DEL_HOLD",
+)
 _OVER = {"BOOT_FAIL": JobState.NODE_FAIL, "REVOKED": JobState.CANCELLED}
 
 #: Reasons that no waiting ends. Slurm accepts such jobs, and lets them wait for ever.
