@@ -17,9 +17,11 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+from bokeh_ssh._cli.completion import find_aliases
 from bokeh_ssh._cli.display import Display, flush
+from bokeh_ssh._cli.hints import advise, advise_app
 from bokeh_ssh._cli.json_output import JsonDisplay
-from bokeh_ssh._cli.options.command import ORIGINS
+from bokeh_ssh._cli.options.command import ORIGINS, Asked
 from bokeh_ssh._cli.output_queue import OutputQueue
 from bokeh_ssh._cli.prompts import find_prompt
 from bokeh_ssh._cli.std_streams import OutputError, current
@@ -45,30 +47,22 @@ _TOGETHER = 0.5
 class Foreground:
     """What a command works with while it runs.
 
+    :param asked: what was typed; what of it is for the display is taken out
     :param leave: what lets go of the terminal once the tunnel is open; None stays on it
-    :ivar command: its name
+    :ivar asked: the same; of a project's app, as if all had been typed
     :ivar display: shows what happens
     :ivar prompt: asks the person at the terminal; None where there is none
     :ivar stack: what is closed after the tunnel
-    :ivar advise: gives an error the next step that fits what was typed
-    :ivar advise_app: returns that for an app's traceback; empty where there is none
     """
 
-    def __init__(
-        self,
-        verbose: int = 0,
-        *,
-        json: bool = False,
-        quiet: bool = False,
-        log: bool = False,
-        leave: Leave | None = None,
-    ) -> None:
-        if json and quiet:
-            msg = "--json and --quiet cannot be given together"
-            raise UsageError(msg, hint="leave out --quiet: with --json nothing else is written")
+    def __init__(self, asked: Asked, leave: Leave | None = None) -> None:
+        self.asked = asked
+        self._command = asked.command
+        verbose, json, quiet, log = (
+            asked.keywords.pop(name, False) for name in ("verbose", "json", "quiet", "log")
+        )
         self._verbose = verbose
-        self.advise_app: Callable[[str], str] = lambda traceback: ""
-        shown = Display(moving=not verbose, quiet=quiet, advise_app=lambda text: self.advise_app(text))
+        shown = Display(moving=not verbose, quiet=quiet, advise_app=self._advise_app)
         self.display: Display | JsonDisplay = JsonDisplay() if json else shown
         self._output_queue = OutputQueue(lambda lines: self.display.log_lines(lines)) if log else None
         self._logging = _set_up_logging(verbose)
@@ -76,13 +70,13 @@ class Foreground:
         self._asking = self.display.prompt(asking) if asking else None
         self.prompt: Prompt | None = self._ask if asking else None
         self._leave = leave
-        self.command = ""
         self.stack = contextlib.ExitStack()
-        self.advise: Callable[[BokehSSHError], object] = lambda error: None
         self._streams = current()
         self._began = time.time()
 
-    def hold(self, make: Callable[[Foreground], Openable], announce: Callable[[Openable], None]) -> int:
+    def hold(
+        self, make: Callable[[Foreground], Openable], announce: Callable[[Foreground, Openable], None]
+    ) -> int:
         """Open what ``make`` makes, announce it, and wait until it ends or is ended.
 
         :returns: the exit code: 0 also where Ctrl-C ended what stood; 130 where it ended what had yet to open
@@ -104,7 +98,8 @@ class Foreground:
                     with thing:
                         stood = True
                         self.display.stop()
-                        announce(thing)
+                        announce(self, thing)
+                        self._say_how_it_ends(thing)
                         self.check()
                         if self._leave:
                             self._go_to_background(self._leave)
@@ -135,6 +130,16 @@ class Foreground:
         """Ask the person; nobody, once it runs in the background."""
         return self._asking(question) if self._asking else None
 
+    def _say_how_it_ends(self, thing: Openable) -> None:
+        if not self._leave:
+            stays = getattr(thing, "detached", False)
+            self.display.hint(
+                "Ctrl-C ends the tunnel; the server keeps running." if stays else "Ctrl-C ends it."
+            )
+
+    def _advise_app(self, traceback: str) -> str:
+        return advise_app(traceback, self.asked.apps, self.asked.keywords)
+
     def _go_to_background(self, leave: Leave) -> None:
         """Let go of the terminal, and let the command that was typed end."""
         self.display.hint(f"It runs in the background (process {os.getpid()}), and writes to {leave.path}")
@@ -142,7 +147,7 @@ class Foreground:
         self._asking = None
         ready = self.display.ready
         if isinstance(self.display, Display):
-            self.display = Display(moving=False, advise_app=lambda text: self.advise_app(text))
+            self.display = Display(moving=False, advise_app=self._advise_app)
             self.display.ready = ready
         self._streams.leave_terminal()
         leave.finish()
@@ -157,7 +162,7 @@ class Foreground:
                 urls = getattr(thing, "urls", (self.display.ready,))
         return {
             "pid": os.getpid(),
-            "command": self.command,
+            "command": self._command,
             "host": host,
             "apps": list(apps),
             "job": getattr(getattr(thing, "job", None), "id", ""),
@@ -201,7 +206,8 @@ class Foreground:
         """Print an error, after all that was logged; return the exit code."""
         self._let_out(patience=None)
         code = MISUSED if isinstance(error, UsageError) else FAILED
-        self.advise(error)
+        config = self.asked.keywords.get("ssh_config", "~/.ssh/config")
+        advise(error, self.asked, find_aliases(config) if config else ())
         if error.setting in ORIGINS:
             source = f"{setting(error.setting)} comes from {ORIGINS[error.setting]}"
             error.advise("; ".join(filter(None, (error.sentences[1], source))))

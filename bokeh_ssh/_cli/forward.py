@@ -14,16 +14,15 @@ from bokeh_ssh._tunnels.local_forward import LocalForward
 from bokeh_ssh._tunnels.remote_forward import RemoteForward
 
 
-def make_forward(
-    host: str, local: Sequence[str], remote: Sequence[str], keywords: dict[str, Any]
-) -> LocalForward | RemoteForward:
+def make_forward(host: str, **keywords: Any) -> LocalForward | RemoteForward:
     """Make the forward that was asked for, by flags or as ``ssh`` writes it.
 
-    :param local: the values of ``-L``, of which there may be one
-    :param remote: those of ``-R``, likewise
-    :param keywords: the flags that were given, and the login keywords
+    :param keywords: the flags that were given, the login keywords, and the values of ``-L`` and ``-R``, of
+        which there may be one
     :raises UsageError: if it was asked for in two ways, or in none
     """
+    local: Sequence[str] = keywords.pop("-L")
+    remote: Sequence[str] = keywords.pop("-R")
     ways = ["-L"] * len(local) + ["-R"] * len(remote)
     beside = set() if remote else {"http", "cache"}  # go with -L
     ways += [setting(name) for name in sorted(({flag.keyword for flag in FORWARD} - beside) & set(keywords))]

@@ -7,25 +7,34 @@ import itertools
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bokeh_ssh._core.errors import (
     AuthenticationError,
     BokehSSHError,
     ConnectError,
     LaunchError,
+    PortInUseError,
     ResolveError,
     ServerNotFoundError,
+    ServerTakenError,
     UsageError,
 )
 from bokeh_ssh._core.settings import setting
+
+if TYPE_CHECKING:
+    from bokeh_ssh._cli.options.command import Asked
 
 #: The last line of a traceback about a file that is not there, and about a module.
 _NO_FILE = re.compile(r"^FileNotFoundError: .*'(?P<name>[^'\n]+)'\s*$", re.MULTILINE)
 _NO_MODULE = re.compile(r"^ModuleNotFoundError: No module named '(?P<name>\w+)", re.MULTILINE)
 
 #: An app that is none: where a server listens that runs already.
-_ADDRESS = re.compile(r"^(?:https?://|(?:[\w.-]+:)?[0-9]+$)", re.ASCII)
+_ADDRESS = re.compile(
+    r"^(?:https?://[\w.-]*|[\w.-]+(?=:)|(?=[0-9]+$))(?::?(?P<port>[0-9]+))?(?:$|/)", re.ASCII
+)
+#: What stands after -L of ssh.
+_FORWARD = re.compile(r"^(?:[^:@]*:)?[0-9]+:[^:@]+:[0-9]+$", re.ASCII)
 #: What was typed as USER:PASSWORD@HOST, which is a user's name for some servers.
 _PASSWORD = re.compile(r"login as [^\s:]+:")
 _ORDER = "name the machine first, as in: bokeh-ssh HOST app.py"
@@ -37,6 +46,15 @@ _VERBS = (
     *("bokeh", "panel", "ssh", "autossh", "python", "python3", "jupyter", "streamlit", "voila"),
     *("serve", "run", "open", "connect", "start", "lab", "notebook", "tunnel"),
 )
+#: Servers other than Bokeh's, and how they are started.
+_JUPYTER = "jupyter lab --no-browser --port {port}"
+_SERVERS = {
+    "jupyter": _JUPYTER,
+    "lab": _JUPYTER,
+    "notebook": "jupyter notebook --no-browser --port {port}",
+    "streamlit": "streamlit run app.py --server.headless=true --server.port={port}",
+    "voila": "voila report.ipynb --no-browser --port {port}",
+}
 #: What other programs call options of ours, or what has no need of one here.
 _RETURNS = "Leave it out: a lost connection is made again anyway."
 _CONFIG = "Write it into ~/.ssh/config, or into a file that -F names."
@@ -155,70 +173,83 @@ def nearest(name: str, names: Collection[str]) -> str:
     return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.7)), "")
 
 
-def advise(
-    error: BokehSSHError, apps: Sequence[str], typed: Mapping[str, Any], aliases: Collection[str] = ()
-) -> None:
+def advise(error: BokehSSHError, asked: Asked, aliases: Collection[str] = ()) -> None:
     """Put a better next step into the error, where what was typed shows what was meant.
 
-    :param apps: the apps that were named
-    :param typed: the keywords that were typed
+    :param asked: what was typed; nothing is opened by a command without a list of apps
     :param aliases: the machines of the ssh config
     """
-    hint = ""
+    if hint := _find_hint(error, asked.apps, asked, aliases):
+        error.advise(hint)
+
+
+def _find_hint(error: BokehSSHError, apps: Sequence[str], asked: Asked, aliases: Collection[str]) -> str:
+    typed, host = asked.keywords, error.host or ""
     if isinstance(error, ConnectError) and apps and typed.get("port"):
-        hint = (
+        return (
             f"{setting('port=')} is the SSH server's; for the app's port, use "
             f"{setting('remote_port=')} there or {setting('local_port=')} here"
         )
-    elif isinstance(error, ResolveError) and (
-        error.host in _VERBS or _is_app(error.host or "") or any("@" in app or app in aliases for app in apps)
+    if isinstance(error, PortInUseError) and any(
+        f":{error.port}:" in f":{spec}" for spec in typed.get("forwards", ())
     ):
-        hint = _ORDER
-    elif isinstance(error, ResolveError) and (
-        near := difflib.get_close_matches(error.host or "", aliases, n=1)
-    ):
-        hint = f"did you mean {near[0]}, which is in your ssh config?"
-    elif isinstance(error, AuthenticationError) and _PASSWORD.match(error.message):
-        hint = "write no password into the host: it is asked for on a terminal"
-    elif isinstance(error, LaunchError) and any(_ADDRESS.match(app) for app in apps):
-        hint = (
-            f"{apps[0]} is no app; a server that runs there already is opened without one, with "
-            f"{setting('remote_port=')}"
-        )
-    elif isinstance(error, LaunchError) and "does not exist" in error.message and not typed.get("upload"):
+        own = setting("remote_port=")
+        return f"leave out -L, which is for other ports: the Bokeh server's is opened anyway, as {own} says"
+    if isinstance(error, ResolveError):
+        if host in _VERBS or _is_app(host) or any("@" in app or app in aliases for app in apps):
+            return _ORDER
+        near = difflib.get_close_matches(host, aliases, n=1)
+        return f"did you mean {near[0]}, which is in your ssh config?" if near else ""
+    if isinstance(error, AuthenticationError) and _PASSWORD.match(error.message):
+        return "write no password into the host: it is asked for on a terminal"
+    if isinstance(error, LaunchError) and "does not exist" in error.message and not typed.get("upload"):
         missing = next((app for app in apps if error.message.rstrip("'").endswith(Path(app).name)), "")
-        hint = _advise_path(missing, apps, typed) if missing else ""
-    elif isinstance(error, UsageError) and len(apps) > 1 and repr(apps[-1]) in error.message:
-        hint = _AFTER if typed.get("args") and not Path(apps[-1]).exists() else ""
-    elif (
-        isinstance(error, ServerNotFoundError) and "no server named" in error.message and not typed.get("job")
-    ):
-        hint = f"{error.hint}; one in a batch job is opened with {setting('job=')}, by name or number"
-    if hint:
-        error.advise(hint)
+        return _advise_path(missing, apps, typed) if missing else ""
+    if isinstance(error, LaunchError) and "unrecognized arguments" in error.message and typed.get("args"):
+        return _AFTER
+    if isinstance(error, UsageError) and len(apps) > 1 and repr(apps[-1]) in error.message:
+        return _AFTER if typed.get("args") and not Path(apps[-1]).exists() else ""
+    if isinstance(error, ServerTakenError) and asked.command == "attach":
+        return "if it is open on this machine, bokeh-ssh ls shows where, and bokeh-ssh stop ends that"
+    unnamed = isinstance(error, ServerNotFoundError) and "no server named" in error.message
+    if unnamed and asked.command != "stop" and not typed.get("job"):
+        return f"{error.hint}; one in a batch job is opened with {setting('job=')}, by name or number"
+    return ""
 
 
 def _advise_path(missing: str, apps: Sequence[str], typed: Mapping[str, Any]) -> str:
     """Return the next step for an app that is not on the other machine; empty where none is better known."""
+    if missing in _SERVERS:
+        command = setting(f"command={_SERVERS[missing]}")
+        return f"{missing} is no app; a server other than Bokeh's is named with {command}"
     if missing in _VERBS:
         other = f"; another server is named with {setting('command=')}, as in 'panel serve'"
         return f"leave out {missing}, the Bokeh server is run anyway{other}"
     if typed.get("args") and missing in apps[1:]:
         return _AFTER
+    if found := _ADDRESS.match(missing):
+        port = setting(f"remote_port={found['port'] or ''}")
+        return f"{missing} is no app; a server that runs there already is opened without one, with {port}"
     for path in (missing, f"{missing}.py"):
         if Path(path).exists():
             return f"{path} is on this machine: upload it with {setting('upload=True')}"
     return ""
 
 
-def check_order(host: str) -> None:
-    """Refuse an app of this machine in the place of the host: some top-level domain is called ``py``.
+def check_order(asked: Asked) -> None:
+    """Refuse what stands in the place of the host: an app of this machine, or the value of ssh's -L.
+
+    Some top-level domain is called ``py``.
 
     :raises UsageError: if it is one
     """
+    host = asked.target or ""
     if _is_app(host) and Path(host).is_file():
         msg = f"{host} is a file here, and no machine"
         raise UsageError(msg, hint=_ORDER)
+    if _FORWARD.match(host):
+        msg = f"{host} is a forward, and no machine"
+        raise UsageError(msg, hint=f"write bokeh-ssh forward {next(iter(asked.apps), 'HOST')} -L {host}")
 
 
 def _is_app(name: str) -> bool:

@@ -11,7 +11,7 @@ import os
 import shlex
 import stat
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -185,18 +185,3 @@ def _read(path: Path) -> str | None:
         msg = f"{path} can be written by other users of this machine"
         raise UsageError(msg, hint=f"look at what it says, and then: chmod go-w {path}")
     return text
-
-
-def merge(
-    typed: dict[str, Any], defaults: Mapping[str, Any], convert: Mapping[str, Callable[[Any], Any] | None]
-) -> dict[str, Any]:
-    """Return what was typed, with these defaults for the rest, each made what the keyword takes."""
-    merged = dict(typed)
-    for name, value in defaults.items():
-        if name not in merged:
-            change = convert.get(name)
-            plain = isinstance(value, (bool, dict))  # it is the keyword's own value, as False for --no-...
-            merged[name] = value if plain or not change else change(value)
-            if isinstance(merged[name], list):
-                merged[name] = tuple(merged[name])
-    return merged

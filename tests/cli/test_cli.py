@@ -173,7 +173,7 @@ def test_every_flag_reaches_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
             given.update(keywords, positional=args)
             raise bokeh_ssh.UsageError("enough")
 
-    monkeypatch.setattr("bokeh_ssh._tunnels.gateway.GatewayTunnel", Tunnel)
+    monkeypatch.setattr("bokeh_ssh._cli.run.GatewayTunnel", Tunnel)
     monkeypatch.setattr("bokeh_ssh._cli.foreground.find_prompt", lambda: None)
     monkeypatch.setenv("TOKEN", "secret")
     words = """gateway me@gw a.py b.py --host inner --reverse relay --gateway-port 1 --gateway-address g:2

@@ -103,6 +103,7 @@ def test_alias_alone_is_a_machine(account: Path) -> None:
         (["app.py", "me@127.0.0.1"], "name the machine first"),
         (["serve", "127.0.0.1", "app.py"], "Name the machine first"),
         (["127.0.0.1:app.py"], "a path is given apart from the host"),
+        (["5006:localhost:5006", "me@127.0.0.1"], "bokeh-ssh forward me@127.0.0.1 -L 5006:localhost:5006"),
         (["http://127.0.0.1:5006/app"], "--remote-port"),
         (["127.0.0.1", "-N"], "Leave it out"),
         (["127.0.0.1", "--", "app.py"], "name an app before it"),
@@ -160,13 +161,16 @@ def test_address_in_place_of_an_app_is_told(machine: Machine, app: str) -> None:
     with Program("direct", machine.host, app, *login(machine)) as program:
         assert program.end() == 1, program
     assert "is no app" in program.stderr
-    assert "--remote-port" in program.stderr
+    assert "--remote-port 5006" in program.stderr
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         (["panel", "serve", "app.py"], "leave out panel"),
+        (["jupyter", "lab"], "--command 'jupyter lab --no-browser --port {port}'"),
+        (["streamlit", "run", "app.py"], "--command 'streamlit run app.py"),
+        (["app.py", "--args", "--year", "2024"], "-- --args --year 2024"),
         (["app"], "app.py is on this machine: upload it with --upload"),
         (["other.py", "app.py"], "a path of that machine"),
     ],
@@ -181,6 +185,15 @@ def test_app_that_is_not_there_is_told_by_what_is_missing(
         assert program.end() == 1, program
     assert told in program.stderr
     assert ("app.py is on this machine" in program.stderr) == (words == ["app"])
+
+
+def test_forward_of_the_apps_own_port_is_told(machine: Machine) -> None:
+    """Who names the app's port as for ``ssh -L`` meets the tunnel's own port; that is no other program's."""
+    port = free_port()
+    words = ("--local-port", str(port), "-L", f"{port}:localhost:5006")
+    with Program("direct", machine.host, *words, *login(machine)) as program:
+        assert program.end() == 1, program
+    assert "leave out -L, which is for other ports" in program.stderr
 
 
 @pytest.mark.parametrize("word", ["help", "version", "-V", "-help", "-version"])

@@ -28,7 +28,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             found.update(keywords, positional=args)
             raise bokeh_ssh.UsageError("enough")
 
-    monkeypatch.setattr("bokeh_ssh._tunnels.direct.DirectTunnel", Tunnel)
+    monkeypatch.setattr("bokeh_ssh._cli.run.DirectTunnel", Tunnel)
     monkeypatch.setattr("bokeh_ssh._cli.foreground.find_prompt", lambda: None)
     return found
 
@@ -169,6 +169,15 @@ def test_error_says_where_its_setting_comes_from(monkeypatch: pytest.MonkeyPatch
         assert f"--host-keys comes from {source}" in " ".join(shown.split())
         monkeypatch.setenv("BOKEH_SSH_HOST_KEYS", "accpet")
     assert "comes from" not in run_here("direct", "h", "app.py", "--host-keys", "acept", code=2).stderr
+
+
+@pytest.mark.parametrize("command", ["ls", "stop", "doctor"])
+def test_every_command_has_its_table(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands in a command's own table counts for it, and for no other."""
+    write(f"[{command}]\nport = 70000\n")
+    assert "port 70000" in run_here(command, "h", code=2).stderr.replace("--port", "port")
+    monkeypatch.setenv("BOKEH_SSH_PORT", "70001")
+    assert "70001" in run_here(command, "h", code=2).stderr
 
 
 def test_batch_settings_wait_for_batch(given: dict[str, Any]) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-import functools
+import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
@@ -15,7 +16,7 @@ from bokeh_ssh._cli.hints import explain_command, explain_option, nearest
 from bokeh_ssh._cli.options.flag import KINDS, Flag
 from bokeh_ssh._cli.options.table import APP_ONLY, BATCH, COMMANDS, EVERY_KEYWORD, JOB_ONLY, START_ONLY
 from bokeh_ssh._cli.options.words import as_flag
-from bokeh_ssh._cli.user_config import PREFIX, merge, path_of_config, read_config, read_environment
+from bokeh_ssh._cli.user_config import PREFIX, path_of_config, read_config, read_environment
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._jobs.batch import Batch
 
@@ -23,64 +24,119 @@ from bokeh_ssh._jobs.batch import Batch
 ORIGINS: dict[str, str] = {}
 
 
-def takes(*flags: Flag) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Add these flags to a command; it gets those that were typed, as keywords of the class."""
+@dataclass
+class Asked:
+    """What was typed of a command.
+
+    :ivar target: the machine, or what else the command is about; None where none was named
+    :ivar keywords: what was typed, or set elsewhere, by its keyword
+    :ivar show: whether to open it in the browser
+    :ivar command: the command's name
+    """
+
+    target: str | None
+    keywords: dict[str, Any]
+    show: bool = False
+    command: str = ""
+
+    @property
+    def apps(self) -> list[str]:
+        """The apps that were named."""
+        apps = self.keywords.get("app") or ()
+        return [apps] if isinstance(apps, str) else list(apps)
+
+
+def takes(
+    function: Callable[..., Asked], name: str, flags: Sequence[Flag], carry_out: Callable[[Asked], None]
+) -> Callable[..., None]:
+    """Make what typer calls for a command of that name, with these flags besides the function's parameters.
+
+    :param function: gets what was typed, the flags as keywords of the class
+    """
     table = {flag.keyword: flag for flag in flags}
 
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(function)
-        def command(**typed: Any) -> None:
-            typed.pop("help_all", None)
-            keywords, rest = {}, {}
-            for name, value in typed.items():
-                if name not in table:
-                    rest[name] = value
-                elif value is not None and value != []:
-                    keywords[name] = table[name].value(value)
-            try:
-                without_app = "apps" in rest and not rest["apps"]
-                keywords, own = _with_defaults(keywords, function.__name__.rstrip("_"), table, without_app)
-            except UsageError as exc:
-                raise typer.BadParameter("; ".join(exc.in_words(as_flag))) from exc
-            if "defaults" in parameters_of:
-                rest["defaults"] = own
-            else:
-                keywords = own | keywords
-            for flag in flags:
-                if flag.default is not None:
-                    keywords.setdefault(flag.keyword, flag.default)
-            function(**rest, **keywords)
+    def command(context: typer.Context, verbose: int, help_all: bool = False, **typed: Any) -> None:
+        keywords, rest = {}, {}
+        for word, value in typed.items():
+            if word not in table:
+                rest[word] = value
+            elif value is not None and value != []:
+                keywords[word] = table[word].value(value)
+        without_app = "apps" in rest and not rest["apps"]
+        try:
+            keywords = _with_defaults(keywords, name, table, without_app)
+        except UsageError as exc:
+            raise typer.BadParameter("; ".join(exc.in_words(as_flag))) from exc
+        for flag in flags:
+            if flag.default is not None:
+                keywords.setdefault(flag.keyword, flag.default)
+        _add_args(context.obj["args"], keywords, takes_args="args" in table, without_app=without_app)
+        if keywords.get("json") and keywords.get("quiet"):
+            msg = "--json and --quiet cannot be given together"
+            raise typer.BadParameter(msg, param_hint="'--json'")
+        asked = function(**rest, **keywords, verbose=verbose)
+        carry_out(dataclasses.replace(asked, command=name))
 
-        parameters_of = inspect.signature(function, eval_str=True).parameters
-        parameters = [
-            parameter
-            for parameter in parameters_of.values()
-            if parameter.kind is not parameter.VAR_KEYWORD and parameter.name != "defaults"
-        ]
-        parameters += [flag.parameter for flag in flags]
-        if not all(flag.first for flag in flags):
-            parameters.append(_help_all(table))
-        # Both are read by typer, some versions the one, some the other.
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # any callable has one
-        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        return command
+    own = inspect.signature(function, eval_str=True).parameters.values()
+    parameters = [parameter for parameter in own if parameter.kind is not parameter.VAR_KEYWORD]
+    parameters += [_CONTEXT, _VERBOSE, *(flag.parameter for flag in flags)]
+    if not all(flag.first for flag in flags):
+        parameters.append(_help_all(table))
+    # Both are read by typer, some versions the one, some the other.
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # any callable has one
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    command.__doc__ = function.__doc__
+    return command
 
-    return decorate
+
+def _parameter(name: str, kind: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+
+
+_CONTEXT = _parameter("context", typer.Context)
+_VERBOSE = _parameter(
+    "verbose",
+    Annotated[
+        int,
+        typer.Option(
+            "--verbose",
+            "-v",
+            count=True,
+            metavar="",
+            help="Log what happens; -vv logs everything.",
+            show_default=False,
+        ),
+    ],
+    0,
+)
+
+
+def _add_args(args: Sequence[str], keywords: dict[str, Any], *, takes_args: bool, without_app: bool) -> None:
+    """Add what stood after ``--``, which is for the server.
+
+    :param without_app: whether no app was named before that, where one may be
+    """
+    if not args:
+        return
+    if not takes_args:
+        msg = f"nothing can be given to bokeh serve here: {args[0]}"
+        raise typer.BadParameter(msg, param_hint="'--'")
+    if without_app and "command" not in keywords and not args[0].startswith("-"):
+        msg = f"{args[0]} stands after --, which is for options of bokeh serve; name an app before it"
+        raise typer.BadParameter(msg, param_hint="'--'")
+    keywords["args"] = (*keywords.get("args", ()), *args)
 
 
 def _with_defaults(
     typed: dict[str, Any], command: str, table: Mapping[str, Flag], without_app: bool
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Add what the environment says to what was typed; return also what the person's own file says.
+) -> dict[str, Any]:
+    """Add what the environment and the person's own file say to what was typed.
 
     :raises UsageError: if either says what cannot be
     """
     one = command in ("forward", "publish")  # what is forwarded there is typed each time
     kinds = {name: flag.kind for name, flag in table.items() if not (one and flag.panel == "Ports")}
-    known = dict.fromkeys(EVERY_KEYWORD, bool) | {
-        name: KINDS[name] for name in EVERY_KEYWORD if name in KINDS
-    }
-    convert = {name: flag.convert for name, flag in table.items()}
+    known = {name: KINDS.get(name, bool) for name in EVERY_KEYWORD}
     environment = read_environment(kinds, known)
     file = read_config(command, kinds, known, COMMANDS)
     batch = typed.get("batch") or environment.get("batch") or file.get("batch") or typed.get("job")
@@ -89,15 +145,17 @@ def _with_defaults(
         useless |= START_ONLY if command == "publish" else APP_ONLY
     if typed.get("launch") is False:
         useless |= {"detach"}
-    for defaults in (environment, file):
-        for name in useless & defaults.keys():
-            del defaults[name]
+    found = {**file, **environment}
     ORIGINS.clear()
-    ORIGINS.update(dict.fromkeys(file, str(path_of_config())))
-    ORIGINS.update((name, f"{PREFIX}{name.upper()}") for name in environment)
-    for name in typed:
-        ORIGINS.pop(name, None)
-    return merge(typed, environment, convert), merge({}, file, convert)
+    for name in found.keys() - useless - typed.keys():
+        ORIGINS[name] = f"{PREFIX}{name.upper()}" if name in environment else str(path_of_config())
+    return typed | {name: table[name].of_default(found[name]) for name in ORIGINS}
+
+
+def of_own_file(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of them that are there because the person's own file says so."""
+    path = str(path_of_config())
+    return {name: value for name, value in keywords.items() if ORIGINS.get(name) == path}
 
 
 def _help_all(flags: Mapping[str, Flag]) -> inspect.Parameter:
@@ -117,8 +175,7 @@ def _help_all(flags: Mapping[str, Flag]) -> inspect.Parameter:
     option = typer.Option(
         "--help-all", metavar="", help="Show all options and exit.", is_eager=True, callback=show
     )
-    annotation = Annotated[bool, option]
-    return inspect.Parameter("help_all", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+    return _parameter("help_all", Annotated[bool, option], False)
 
 
 class Command(TyperCommand):

@@ -106,6 +106,10 @@ class Flag:
             return self.convert(typed)
         return tuple(typed) if isinstance(typed, list) else typed
 
+    def of_default(self, value: Any) -> Any:
+        """Return the keyword's value for what was set elsewhere; true and false are its own."""
+        return value if isinstance(value, (bool, dict)) else self.value(value)
+
     @property
     def parameter(self) -> inspect.Parameter:
         """It as a parameter of a function, as typer wants it: None where it was not typed."""

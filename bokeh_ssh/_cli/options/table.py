@@ -41,25 +41,18 @@ def _no(_: bool) -> bool:
 #: How events are printed.
 OUTPUT = under(
     "Output",
-    Flag("json", "", "Print events as JSON objects, one per line, on standard output.", name="--json"),
-    Flag("quiet", "", "Show only the address and problems.", also="-q", name="--quiet"),
+    Flag("json", "", "Print events as JSON objects, one per line, on standard output."),
+    Flag("quiet", "", "Show only the address and problems.", also="-q"),
 )
 
 #: The same, where there is a server.
-LOGGED = (*OUTPUT, *under("Output", Flag("log", "", "Show the server's output.", name="--log", first=True)))
+LOGGED = (*OUTPUT, *under("Output", Flag("log", "", "Show the server's output.", first=True)))
 
 #: How a command holds what it opens.
 HELD = under(
     "Output",
-    Flag(
-        "background",
-        "",
-        "Go to the background once open (ssh -f).",
-        also="-f",
-        name="--background",
-        first=True,
-    ),
-    Flag("dry_run", "", "Print what would be done, as commands of ssh; connect nowhere.", name="--dry-run"),
+    Flag("background", "", "Go to the background once open (ssh -f).", also="-f", first=True),
+    Flag("dry_run", "", "Print what would be done, as commands of ssh; connect nowhere."),
 )
 
 #: The login keywords that can be typed: secrets are asked for, and never on a command line that ``ps`` shows.
@@ -101,9 +94,7 @@ LOGIN = under(
         also="-K/-k",
     ),
     Flag("timeout", "SECONDS", "Time for each stage of connecting (default: 15)."),
-    Flag(
-        "compression", "", "SSH compression, for slow connections (ssh -C).", also="-C", name="--compression"
-    ),
+    Flag("compression", "", "SSH compression, for slow connections (ssh -C).", also="-C"),
     Flag(
         "reconnect",
         "",
@@ -113,9 +104,12 @@ LOGIN = under(
     ),
 )
 
-#: The same for what looks at a machine once, and asks a program there.
+#: The same for what looks at a machine once.
+LOGIN_ONCE = tuple(flag for flag in LOGIN if flag.keyword != "reconnect")
+
+#: That, with a program there that is asked.
 VISIT = (
-    *(flag for flag in LOGIN if flag.keyword != "reconnect"),
+    *LOGIN_ONCE,
     *under(
         "What runs",
         Flag("python", "PATH", "A Python on that machine (default: the first that runs).", first=True),
@@ -162,10 +156,7 @@ _LOCAL_PORT = Flag(
 )
 
 _ALLOW_OTHERS = Flag(
-    "allow_others",
-    "",
-    "Let other users of this machine use the local port, as ssh -L does.",
-    name="--allow-others",
+    "allow_others", "", "Let other users of this machine use the local port, as ssh -L does."
 )
 
 _CACHE = Flag(
@@ -226,15 +217,10 @@ TUNNEL = (
             "Restart the server and reload open pages when the app's files change (with --upload, here).",
             first=True,
         ),
-        Flag("allow_foreign", "", "Attach to a server of another user.", name="--allow-foreign"),
+        Flag("allow_foreign", "", "Attach to a server of another user."),
         _ALLOW_OTHERS,
         _CACHE,
-        Flag(
-            "allow_any_origin",
-            "",
-            "Let pages of any site open WebSockets to the server.",
-            name="--allow-any-origin",
-        ),
+        Flag("allow_any_origin", "", "Let pages of any site open WebSockets to the server."),
         Flag(
             "signed",
             "",
@@ -270,12 +256,7 @@ BATCH = under(
 QUEUE = under(
     "In a batch job",
     Flag("queue_timeout", "SECONDS", "How long the job may wait (default: as long as it takes)."),
-    Flag(
-        "resubmit",
-        "",
-        "Submit a new job when this one reaches its time limit, or loses its machine.",
-        name="--resubmit",
-    ),
+    Flag("resubmit", "", "Submit a new job when this one reaches its time limit, or loses its machine."),
 )
 
 JOB = under(
@@ -301,10 +282,7 @@ ATTACH = (
 )
 
 _ALLOW_EXPOSED = Flag(
-    "allow_exposed",
-    "",
-    "Accept a gateway that opens the port to its whole network (GatewayPorts yes).",
-    name="--allow-exposed",
+    "allow_exposed", "", "Accept a gateway that opens the port to its whole network (GatewayPorts yes)."
 )
 
 #: What a GatewayTunnel has besides.
@@ -331,7 +309,6 @@ GATEWAY = under(
         "",
         "Forward your SSH agent to the Bokeh host, for its login to the gateway only (ssh -A).",
         also="-A",
-        name="--forward-agent",
     ),
     _ALLOW_EXPOSED,
 )

@@ -179,8 +179,8 @@ def _publish(target: str, keywords: Mapping[str, Any]) -> list[str]:
 
 def _forward(target: str, keywords: Mapping[str, Any]) -> list[str]:
     for flag in ("-L", "-R"):
-        if keywords.get(flag):
-            return [ssh_words(target, keywords, "-N", flag, str(keywords[flag]))]
+        for spec in keywords.get(flag, ()):
+            return [ssh_words(target, keywords, "-N", flag, spec)]
     bind = f"{keywords['bind_address']}:" if keywords.get("bind_address") else ""
     here = keywords.get("local_socket") or f"{bind}{keywords.get('local_port') or _PORT}"
     to = keywords.get("remote_host") or "localhost"
