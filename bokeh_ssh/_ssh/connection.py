@@ -469,8 +469,22 @@ class Connection:
                 msg = f"port {port} is taken, or not permitted"
                 hint = f"choose another {setting('remote_port')}, or 0 for any free one"
                 raise PortInUseError(msg, host=self.name, hint=hint, port=port, side="remote")
+            if self._is_taken(address, port):  # no other one may be permitted
+                msg = f"port {port} is taken: something listens there, as another publication does"
+                hint = f"end that, or choose another {setting('remote_port')}"
+                raise PortInUseError(msg, host=self.name, hint=hint, port=port, side="remote")
         msg = f"the server refuses to listen on {address} port {port}"
         raise ForwardingRefusedError(msg, host=self.name, hint=hint)
+
+    def _is_taken(self, address: str, port: int) -> bool:
+        """Return whether something listens there; where we may not connect, nothing is learnt."""
+        everywhere = ("", "*", "0.0.0.0", "localhost")  # noqa: S104 - where the server was to listen
+        here = "127.0.0.1" if address in everywhere else address
+        try:
+            self.open_socket((here, port), timeout=self.hop.timeout).close()
+        except ForwardError:
+            return False
+        return True
 
     def _cannot_listen(self, what: str) -> ForwardingRefusedError:
         msg = f"the server {what} the request to listen"

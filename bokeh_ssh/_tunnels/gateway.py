@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import threading
+import time
 from typing import Literal, get_args
 
+from bokeh_ssh._core.backoff import pause_before
 from bokeh_ssh._core.endpoint import Endpoint, check_name
-from bokeh_ssh._core.errors import ConnectionLostError, ServerNotFoundError, UsageError
+from bokeh_ssh._core.errors import BokehSSHError, ConnectionLostError, ServerNotFoundError, UsageError
 from bokeh_ssh._core.events import Ready, ReverseForwarded, ignore
 from bokeh_ssh._core.host import Host, check_port, parse_target
 from bokeh_ssh._core.settings import set_to, setting
+from bokeh_ssh._core.waiting import wait
 from bokeh_ssh._forwarding.published_sockets import Spot, private_socket
 from bokeh_ssh._server.options import LOOPBACK
 from bokeh_ssh._server.probe import is_answering
@@ -149,6 +153,7 @@ class GatewayParts(TunnelParts):
         self._bokeh_host = bokeh_host
         self._end: GatewayEndpoint | None = None
         self._host_connection: Connection | None = None
+        self._waits = False  # whether what is to be found is not published yet
 
     @property
     def info(self) -> TunnelInfo:
@@ -163,8 +168,7 @@ class GatewayParts(TunnelParts):
         """Connect to the gateway, make it listen for the server or find that there, and lead there."""
         options, stack = self._options, self._session.connection_stack
         if self._bokeh_host is None:
-            gateway = self._connect_host(self._host)
-            end, found = self._find_published(gateway)
+            gateway, end, found = self._reach_published()
             same = True
         else:
             gateway = self._session.connect(self._host)
@@ -199,9 +203,39 @@ class GatewayParts(TunnelParts):
 
     # What is published already.
 
-    def _find_published(self, gateway: Connection) -> tuple[GatewayEndpoint, FoundServer]:
+    def _reach_published(self) -> tuple[Connection, GatewayEndpoint, FoundServer]:
+        """Connect to the gateway, and find what is published there.
+
+        A connection that is lost while that is waited for is made again, as it is once all stands.
+
+        :raises BokehSSHError: as :meth:`_find_published`
+        """
+        deadline, losses = time.monotonic() + self._options.launch_timeout, 0
+        while True:
+            try:
+                gateway = self._connect_host(self._host)
+                if losses:
+                    self._session.life.mend()
+                return gateway, *self._find_published(gateway, deadline)
+            except BokehSSHError as exc:
+                again = self._waits and exc.temporary and not isinstance(exc, ServerNotFoundError)
+                if not (again and self._options.reconnect and time.monotonic() < deadline):
+                    raise
+                losses += 1
+                if losses == 1:
+                    self._session.life.warn(f"{exc.message}; the gateway is tried again")
+                self._session.connection_stack.close()
+                wait(threading.Event(), pause_before(losses))
+
+    def _note_wait(self, what: str) -> None:
+        if not self._waits:
+            self._waits = True
+            self._session.life.warn(what)
+
+    def _find_published(self, gateway: Connection, deadline: float) -> tuple[GatewayEndpoint, FoundServer]:
         """Find the server that somebody published on the gateway: by name, or else on a port.
 
+        :param deadline: until when it is waited for, unless it was found before
         :raises ServerNotFoundError: if nothing is published there, by the name not within ``launch_timeout``
         :raises UsageError: if several are
         :raises ForeignServerError: if it belongs to another user of the gateway
@@ -210,9 +244,10 @@ class GatewayParts(TunnelParts):
         by_port = options.gateway_port or options.remote_port or (before and before.name is None)
         end = None
         if not by_port:
-            seconds = float("inf") if before else options.launch_timeout
+            seconds = float("inf") if before else deadline - time.monotonic()
             name = before.name if before else options.name
-            end = await_published(gateway, name, seconds, self._session.life.warn)
+            note = self._session.life.warn if before else self._note_wait
+            end = await_published(gateway, name, seconds, note)
         if end is None:
             return self._find_port(gateway)
         self._end = end

@@ -152,7 +152,8 @@ def test_forbidden_remote_forward_fails_on_entering(machine_with, knobs) -> None
 
 
 def test_gateway_that_permits_a_port_by_the_name_of_ssh(sshd: Callable[..., Machine]) -> None:
-    """``ssh -R 5006:...`` asks for "localhost", so that is what PermitListen and permitlisten name."""
+    """``ssh -R 5006:...`` asks for "localhost", so that is what PermitListen and permitlisten name. Where
+    that is the one port which is permitted, a second one who wants it is told that it is taken."""
     port = free_port()
     machine = sshd(PermitListen=f"localhost:{port}")
     with target_here() as target:
@@ -160,6 +161,9 @@ def test_gateway_that_permits_a_port_by_the_name_of_ssh(sshd: Callable[..., Mach
         with RemoteForward(machine.host, machine.user, **words) as forward:
             assert forward.remote_port == port
             conformance.check_echo(("127.0.0.1", port))
+            with pytest.raises(PortInUseError, match="is taken: something listens there") as caught:
+                RemoteForward(machine.host, machine.user, **words).open()
+            assert "administrator" not in str(caught.value)
         until(lambda: port not in {each for _, each in machine.listening()}, what="the port to be closed")
 
 

@@ -17,6 +17,7 @@ import light_bokeh
 from attacks import attack
 from beds import Knobs, Machine, Running, free_port, until
 from bokeh_ssh import (
+    ConnectionLostError,
     Event,
     ForeignServerError,
     GatewayTunnel,
@@ -140,6 +141,40 @@ def test_publication_is_waited_for_and_its_end_is_noticed(embedded: Callable[...
         finally:
             tunnel.close()
             opening.join(20)
+
+
+def test_wait_for_a_publication_outlasts_the_connection(embedded: Callable[..., Machine]) -> None:
+    """A connection to the gateway that is lost meanwhile is made again, and what is published then is opened;
+    without ``reconnect`` it is the end."""
+    machine = embedded()
+    gateway, events = host_of(machine), list[Event]()
+
+    def told() -> list[str]:
+        return [each.text for each in events if isinstance(each, Warned)]
+
+    tunnel = GatewayTunnel(gateway, name="late", on_event=events.append)
+    with serve_on(machine) as served, LocalForward(gateway, remote_port=port_of(served)) as here:
+        opening = threading.Thread(target=tunnel.open)
+        opening.start()
+        try:
+            until(lambda: len(told()) == 1, what="told that it waits")
+            machine.server.drop_connections()
+            until(lambda: len(told()) == 2, what="told that it is tried again")
+            assert "the gateway is tried again" in told()[1]
+            until(lambda: here.state == "ready", what="the other one to be back")
+            with RemoteForward(gateway, name="late", local_port=here.local_port):
+                opening.join(20)
+                assert tunnel.state == "ready"
+        finally:
+            tunnel.close()
+            opening.join(20)
+
+    def drop(event: Event) -> None:
+        if isinstance(event, Warned):
+            machine.server.drop_connections()
+
+    with pytest.raises(ConnectionLostError):
+        GatewayTunnel(gateway, name="late", reconnect=False, on_event=drop).open()
 
 
 @pytest.mark.parametrize(
