@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import os
 import stat
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,22 +21,14 @@ from bokeh_ssh._cli import project_policy
 from bokeh_ssh._cli.hints import nearest
 from bokeh_ssh._cli.options.flag import KINDS
 from bokeh_ssh._cli.options.table import BATCH, EVERY_KEYWORD, GATEWAY, QUEUE, START, TUNNEL
-from bokeh_ssh._cli.user_config import check_shape
+from bokeh_ssh._cli.toml_file import check_shape, read_toml
 from bokeh_ssh._core.errors import UsageError
-from bokeh_ssh._core.file_reader import FLAGS
 from bokeh_ssh._core.settings import as_toml
 from bokeh_ssh._jobs.batch import Batch
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _FILE = "bokeh-ssh.toml"
 _PROJECT = "pyproject.toml"
 _APPS = "apps"
-#: Bytes of such a file.
-_MOST = 1 << 20
 #: What is no flag of the tunnels, and what is a login's but changes nothing about whom to trust.
 _OTHERS = ("gateway", "host", "app", "user", "port", "jump", "batch")
 _JOB = {"batch", *(flag.keyword for flag in QUEUE)}
@@ -74,8 +65,8 @@ def load(
     start = start or _here()
     for folder in (start, *start.parents):
         for file in (folder / _FILE, folder / _PROJECT):
-            read = _read(file)
-            table = _parse(file, read[0]) if read else None
+            read = read_toml(file)
+            table = _own_table(file, read[0]) if read else None
             if read and table is not None:
                 _check_owner(file, read[1], start)
                 return Settings(file, _app(table, name, file, typed or {}, defaults or {}))
@@ -91,39 +82,11 @@ def _here() -> Path:
         raise UsageError(msg, hint="go to a project's folder, and run it there") from exc
 
 
-def _read(file: Path) -> tuple[str, os.stat_result] | None:
-    """Read a file, and whose it is; None where there is none. What others have put there is not waited for.
-
-    :raises UsageError: if it cannot be read, or is no file of settings by its kind or size
-    """
-    try:
-        with os.fdopen(os.open(file, FLAGS), "rb") as stream:
-            facts = os.fstat(stream.fileno())
-            data = stream.read(_MOST + 1) if stat.S_ISREG(facts.st_mode) else None
-        if data is None or len(data) > _MOST:
-            msg = f"{file} is no file of settings ({'it is too long' if data else 'it is no file'})"
-            raise UsageError(msg, hint="move it away, or run this elsewhere")
-        return data.decode("utf-8"), facts
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except IsADirectoryError as exc:  # Python's own words have the number of the descriptor as its name
-        msg = f"{file} is a folder, and no file of settings"
-        raise UsageError(msg, hint="move it away, or run this elsewhere") from exc
-    except (OSError, UnicodeDecodeError) as exc:
-        msg = f"{file} cannot be read ({exc})"
-        raise UsageError(msg) from exc
-
-
-def _parse(file: Path, text: str) -> dict[str, Any] | None:
+def _own_table(file: Path, table: dict[str, Any]) -> dict[str, Any] | None:
     """Take the table of settings out of a file; None where it has none.
 
-    :raises UsageError: if it is no TOML, or that is no table
+    :raises UsageError: if that is no table, or its name is mistyped
     """
-    try:
-        table: dict[str, Any] = tomllib.loads(text)
-    except (ValueError, RecursionError) as exc:  # TOMLDecodeError is a ValueError; so is a number too long
-        msg = f"{file} is no TOML ({exc})"
-        raise UsageError(msg, hint='texts are in quotes, as in app = "dashboard.py"; see toml.io') from exc
     if file.name == _FILE:
         return table
     tool = table.get("tool")

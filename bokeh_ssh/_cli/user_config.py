@@ -10,19 +10,14 @@ from __future__ import annotations
 import os
 import shlex
 import stat
-import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from bokeh_ssh._cli.hints import nearest
+from bokeh_ssh._cli.toml_file import check_shape, read_toml
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.this_machine.home import find_home
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 #: What names of variables begin with.
 PREFIX = "BOKEH_SSH_"
@@ -32,8 +27,6 @@ _OURS = frozenset(
 )
 _YES = ("1", "true", "yes", "on")
 _NO = ("0", "false", "no", "off")
-#: Bytes of the file.
-_MOST = 1 << 20
 #: What opens something to others, or lends something of the person's own: not for every project.
 GUARDS = frozenset(
     {
@@ -41,41 +34,11 @@ GUARDS = frozenset(
         *("gss_auth", "gss_deleg_creds", "signed"),
     }
 )
-#: What TOML has for each kind, how that is called, and an example; any other kind is a text.
-_SHAPES: dict[Any, tuple[tuple[type, ...], str, str]] = {
-    bool: ((bool,), "true or false", "true"),
-    int: ((int,), "a number", "5006"),
-    float: ((int, float), "a number", "60"),
-    str: ((str,), "a text", '"text"'),
-    list[str]: ((list,), "a list of texts", '["one", "two"]'),
-    dict[str, str]: ((dict,), "a table of texts", '{ NAME = "value" }'),
-}
 
 
 def weakens(name: str, value: Any) -> bool:
     """Return whether a setting opens something to others, or lends something of the person's own."""
     return name in GUARDS and (value is False if name == "signed" else bool(value))
-
-
-def check_shape(key: str, value: Any, kind: Any, file: object) -> Any:
-    """Return a value of a TOML file as a keyword takes it: lists as tuples, and one text as a list of one.
-
-    Words for the server may be numbers, and so may GPUs, which may have a kind before their number.
-
-    :raises UsageError: if it is something else
-    """
-    types, what, example = _SHAPES.get(kind, _SHAPES[str])
-    if list in types and isinstance(value, str):
-        value = [value]
-    if key == "args" and isinstance(value, list):
-        value = [str(word) if type(word) in (int, float) else word for word in value]
-    if key == "gpus" and type(value) is int:
-        value = str(value)
-    texts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    if type(value) not in types or not all(isinstance(text, str) for text in texts):
-        msg = f"{file}: {key} is not {what}"
-        raise UsageError(msg, hint=f"write {key} = {example}")
-    return tuple(value) if isinstance(value, list) else value
 
 
 def path_of_config() -> Path | None:
@@ -143,14 +106,14 @@ def read_config(
     :raises UsageError: if it cannot be read, may have been written by others, or says what cannot be
     """
     path = path_of_config()
-    text = _read(path) if path else None
-    if path is None or text is None:
+    read = read_toml(path) if path else None
+    if path is None or read is None:
         return {}
-    try:
-        table: dict[str, Any] = tomllib.loads(text)
-    except (ValueError, RecursionError) as exc:
-        msg = f"{path} is no TOML ({exc})"
-        raise UsageError(msg, hint="see toml.io") from exc
+    table, facts = read
+    others = stat.S_IWGRP | stat.S_IWOTH
+    if hasattr(os, "geteuid") and (facts.st_uid not in (0, os.geteuid()) or facts.st_mode & others):
+        msg = f"{path} can be written by other users of this machine"
+        raise UsageError(msg, hint=f"look at what it says, and then: chmod go-w {path}")
     found: dict[str, Any] = {}
     tables = [name for name in table if name in commands and isinstance(table[name], dict)]
     own = {name: table.pop(name) for name in tables}
@@ -167,21 +130,3 @@ def read_config(
             if key in kinds and name in ("", command):
                 found[key] = checked
     return found
-
-
-def _read(path: Path) -> str | None:
-    try:
-        with path.open("rb") as stream:
-            facts = os.fstat(stream.fileno())
-            data = stream.read(_MOST + 1) if stat.S_ISREG(facts.st_mode) else b"\xff"
-        text = data.decode("utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, UnicodeDecodeError) as exc:
-        msg = f"{path} cannot be read ({exc})"
-        raise UsageError(msg, hint="mend it, or move it away") from exc
-    others = stat.S_IWGRP | stat.S_IWOTH
-    if hasattr(os, "geteuid") and (facts.st_uid not in (0, os.geteuid()) or facts.st_mode & others):
-        msg = f"{path} can be written by other users of this machine"
-        raise UsageError(msg, hint=f"look at what it says, and then: chmod go-w {path}")
-    return text
