@@ -46,6 +46,7 @@ from bokeh_ssh._cli.options.table import (
 )
 from bokeh_ssh._cli.options.words import as_flag
 from bokeh_ssh._cli.std_streams import OutputError, standing
+from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.settings import surface
 from bokeh_ssh._version import DOCUMENTATION, __version__
 
@@ -373,16 +374,8 @@ def _run(words: list[str]) -> None:
         say = getattr(exc, "format_message", None)  # typer's own errors, by whatever name it has for them
         if say is None:
             raise
-        from bokeh_ssh._cli.json_output import record
+        from bokeh_ssh._cli.json_output import error_fields, record
 
-        fields: dict[str, Any] = {
-            "type": "UsageError",
-            "stage": "use",
-            "host": None,
-            "setting": None,
-            "hint": "see --help",
-            "log": [],
-        }
-        print(record("error", **fields, message=say(), exit_code=2))
+        print(record("error", **error_fields(UsageError(say(), hint="see --help"), 2)))
         code = 2
     sys.exit(code)

@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -218,10 +219,10 @@ class Display:
         """
         console = Console(highlight=False)
         if not console.is_terminal:
-            _repeat(lambda: _write_rows(find()), watch, check)
+            repeat(lambda: _write_rows(find()), watch, check)
         elif watch:
             with Live(console=console, auto_refresh=False) as live:
-                _repeat(lambda: live.update(_drawn(find()), refresh=True), watch, check)
+                repeat(lambda: live.update(_drawn(find()), refresh=True), watch, check)
         else:
             console.print(_drawn(find()))
 
@@ -229,21 +230,10 @@ class Display:
         """Write commands on standard output, a line each."""
         sys.stdout.writelines(f"{clean(line, 20_000)}\n" for line in lines)
 
-    def ended_tunnel(self, tunnel: HeldTunnel) -> None:
-        """Say which tunnel was ended."""
-        what = " ".join(tunnel.addresses) or "the tunnel"
-        self._write(Line("done", f"Ended {what} to {tunnel.host} (process {tunnel.pid})"))
-
     def jobs(self, jobs: Sequence[ListedJob]) -> None:
         """Write a table of jobs, likewise; elsewhere each line begins with "job"."""
         rows = [(job.id, job.name, job.state, job.node or job.reason, job.left) for job in jobs]
         self._table(("JOB", "NAME", "STATE", "NODE OR REASON", "TIME LEFT"), rows, before="job\t")
-
-    def cancelled(self, job: ListedJob) -> None:
-        """Write which job was cancelled."""
-        with self._lock:
-            self.stop()
-            self._write(Line("done", f"Cancelled job {job.id} ({job.name}) on {job.host}"))
 
     def cache(self, kept: Kept) -> None:
         """Write what is kept on standard output; elsewhere than on a terminal, parted by tabs."""
@@ -280,12 +270,11 @@ class Display:
                 if hint:
                     console.print(Text(f"    {hint}", style="" if finding.verdict == "bad" else "dim"))
 
-    def ended(self, server: RemoteServer) -> None:
-        """Say which server was ended."""
+    def done(self, text: str, event: str, **fields: Any) -> None:
+        """Say what was done; the event and its fields are for other programs."""
         with self._lock:
             self.stop()
-            what = " ".join(server.apps) or "the server"
-            self._write(Line("done", f"Ended {what} on {server.host} ({server.id})"))
+            self._write(Line("done", text))
 
     def error(self, error: BokehSSHError, exit_code: int, *, trace: bool = False) -> None:
         """Show an error: what failed, the last lines of a log where there is one, and the next step."""
@@ -414,7 +403,7 @@ class Display:
                 self._start()
 
 
-def _repeat(show: Callable[[], object], watch: bool, check: Callable[[], None]) -> None:
+def repeat(show: Callable[[], object], watch: bool, check: Callable[[], None]) -> None:
     """Show it, once or every second; Ctrl-C is the usual end of the latter."""
     with contextlib.suppress(*[KeyboardInterrupt] if watch else []):
         show()

@@ -279,10 +279,12 @@ def _set_up_logging(verbose: int) -> OutputQueue | None:
         # Without any handler Python writes warnings to standard error, paramiko's tracebacks among them.
         logging.getLogger().addHandler(logging.NullHandler())
         return None
-    backlog = OutputQueue(lambda lines: sys.stderr.writelines(f"{line}\n" for line in lines))
+    backlog = OutputQueue(
+        lambda lines: sys.stderr.writelines(f"{clean(line, 20_000, lines=True)}\n" for line in lines)
+    )
     backlog.start()
     handler = _LogHandler(backlog)
-    handler.setFormatter(_Formatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
     logging.getLogger().addHandler(handler)
     logging.getLogger("bokeh_ssh").setLevel(logging.INFO if verbose == 1 else logging.DEBUG)
     logging.getLogger("paramiko").setLevel(logging.DEBUG if verbose > 2 else logging.CRITICAL)
@@ -301,10 +303,3 @@ class _LogHandler(logging.Handler):
             self._backlog.put([self.format(record)])
         except Exception:  # noqa: BLE001 - as logging's own handlers do
             self.handleError(record)
-
-
-class _Formatter(logging.Formatter):
-    """Makes what servers sent fit for a terminal."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return clean(super().format(record), 20_000, lines=True)

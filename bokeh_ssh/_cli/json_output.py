@@ -5,18 +5,17 @@ The names of objects and of their fields are part of the interface: they change 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
 import json
 import re
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from bokeh_ssh._cli.cache import Kept
+from bokeh_ssh._cli.display import repeat
 from bokeh_ssh._cli.doctor import Finding
 from bokeh_ssh._cli.messages import describe_error, next_step
 from bokeh_ssh._cli.options.words import as_flag
@@ -59,7 +58,7 @@ def error_fields(error: BokehSSHError, exit_code: int, wording: Wording = as_fla
     }
 
 
-def _fields(server: RemoteServer) -> dict[str, Any]:
+def server_fields(server: RemoteServer) -> dict[str, Any]:
     """Return what is written of a server; not what is our own way to it."""
     every = dataclasses.asdict(server)
     return {name: value for name, value in every.items() if name not in ("python", "libraries", "place")}
@@ -94,7 +93,7 @@ class JsonDisplay:
     def servers(self, servers: Sequence[RemoteServer]) -> None:
         """Print which servers there are."""
         for server in servers:
-            self.write("server", **_fields(server))
+            self.write("server", **server_fields(server))
 
     def tunnels(self, tunnels: Sequence[HeldTunnel]) -> None:
         """Print which tunnels this machine has, and what each does."""
@@ -109,29 +108,16 @@ class JsonDisplay:
         self, find: Callable[[], Sequence[HeldTunnel]], *, watch: bool, check: Callable[[], None]
     ) -> None:
         """Print the same, once or every second."""
-        with contextlib.suppress(*[KeyboardInterrupt] if watch else []):
-            self.tunnels(find())
-            while watch:
-                check()
-                time.sleep(1)
-                self.tunnels(find())
+        repeat(lambda: self.tunnels(find()), watch, check)
 
     def plan(self, lines: Sequence[str]) -> None:
         """Print what would be done."""
         self.write("plan", commands=list(lines))
 
-    def ended_tunnel(self, tunnel: HeldTunnel) -> None:
-        """Print which tunnel was ended."""
-        self.write("ended_tunnel", pid=tunnel.pid, host=tunnel.host, addresses=list(tunnel.addresses))
-
     def jobs(self, jobs: Sequence[ListedJob]) -> None:
         """Print which jobs there are."""
         for job in jobs:
             self.write("job", **dataclasses.asdict(job))
-
-    def cancelled(self, job: ListedJob) -> None:
-        """Print which job was cancelled."""
-        self.write("cancelled", **dataclasses.asdict(job))
 
     def cache(self, kept: Kept) -> None:
         """Print what is kept on this machine."""
@@ -144,9 +130,9 @@ class JsonDisplay:
         """Print what was found."""
         self.write("finding", **dataclasses.asdict(finding))
 
-    def ended(self, server: RemoteServer) -> None:
-        """Print which server was ended."""
-        self.write("ended", **_fields(server))
+    def done(self, text: str, event: str, **fields: Any) -> None:
+        """Print what was done."""
+        self.write(event, **fields)
 
     def log_lines(self, lines: Sequence[str]) -> None:
         """Print what the server wrote."""

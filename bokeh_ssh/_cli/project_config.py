@@ -20,7 +20,7 @@ from typing import Any
 from bokeh_ssh._cli import project_policy
 from bokeh_ssh._cli.hints import nearest
 from bokeh_ssh._cli.options.flag import KINDS
-from bokeh_ssh._cli.options.table import BATCH, EVERY_KEYWORD, GATEWAY, QUEUE, START, TUNNEL
+from bokeh_ssh._cli.options.table import BATCH, EVERY_KEYWORD, GATEWAY, GATEWAY_ONLY, QUEUE, START, TUNNEL
 from bokeh_ssh._cli.toml_file import check_shape, read_toml
 from bokeh_ssh._core.errors import UsageError
 from bokeh_ssh._core.settings import as_toml
@@ -138,7 +138,7 @@ def _app(
     if name is not None and name not in apps:
         known = f"there are {', '.join(apps)}" if apps else f"there is no table {_APPS}"
         msg = f"{file} has no app {name!r} ({known})"
-        raise UsageError(msg, hint="run it without a name, or with one of those")
+        raise UsageError(msg, hint="run it without a name" + (", or with one of those" if apps else ""))
     if name is None and apps and not {"host", "gateway"} & common.keys():
         msg = f"{file} has several apps: {', '.join(apps)}"
         raise UsageError(msg, hint="say which: bokeh-ssh up NAME")
@@ -149,9 +149,8 @@ def _app(
     if not {"host", "gateway"} & keywords.keys():
         msg = f"{file} does not say where the app runs"
         raise UsageError(msg, hint='add host = "me@remote.host", or gateway')
-    between = {flag.keyword for flag in GATEWAY} - {"host"}
-    if "gateway" not in keywords and between & keywords.keys():
-        msg = f"{file}: {min(between & keywords.keys())} is for a way through a gateway, and none is named"
+    if "gateway" not in keywords and (useless := GATEWAY_ONLY & keywords.keys()):
+        msg = f"{file}: {min(useless)} is for a way through a gateway, and none is named"
         raise UsageError(msg, hint='add gateway = "me@gateway.host", or leave it out')
     if "gateway" in keywords and _JOB & keywords.keys():
         msg = f"{file}: {min(_JOB & keywords.keys())} is for a host that is logged in to directly"

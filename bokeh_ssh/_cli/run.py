@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -12,9 +13,10 @@ from bokeh_ssh._cli.doctor import examine
 from bokeh_ssh._cli.foreground import Foreground, show
 from bokeh_ssh._cli.forward import make_forward
 from bokeh_ssh._cli.hints import check_order
+from bokeh_ssh._cli.json_output import server_fields
 from bokeh_ssh._cli.notify_ready import announce as announce_ready
 from bokeh_ssh._cli.options.command import ORIGINS, Asked, of_own_file, take_batch
-from bokeh_ssh._cli.options.table import STARTED_ONCE
+from bokeh_ssh._cli.options.table import GATEWAY_ONLY, STARTED_ONCE
 from bokeh_ssh._cli.options.words import words_of
 from bokeh_ssh._cli.project_config import load
 from bokeh_ssh._cli.servers import end, find
@@ -22,8 +24,9 @@ from bokeh_ssh._cli.tunnels import background, dry_run
 from bokeh_ssh._cli.tunnels.registry import ended_here, find_named, find_tunnels
 from bokeh_ssh._cli.user_config import weakens
 from bokeh_ssh._core.endpoint import format_endpoint
-from bokeh_ssh._core.errors import BokehSSHError, ResolveError
+from bokeh_ssh._core.errors import BokehSSHError, ResolveError, UsageError
 from bokeh_ssh._core.host import Host
+from bokeh_ssh._core.settings import setting
 from bokeh_ssh._jobs.job import ListedJob
 from bokeh_ssh._server.options import ServerOptions
 from bokeh_ssh._ssh.route import find_hop, goes_its_own_way
@@ -96,6 +99,11 @@ def _up(foreground: Foreground) -> Openable:
     browse = bool(every.pop("show", False)) or asked.show
     command = "gateway" if every.get("gateway") else "direct"
     target = every.pop("gateway", None) or every.pop("host")
+    for name in GATEWAY_ONLY & every.keys() if command == "direct" else ():
+        if name not in ORIGINS:
+            msg = f"{setting(name)} is for a way through a gateway, and {settings.path} names none"
+            raise UsageError(msg, hint="leave it out, or write gateway = ... there")
+        del every[name]  # a default, for other projects
     foreground.asked = Asked(target, every, browse, command)
     return _make(GatewayTunnel if command == "gateway" else DirectTunnel, foreground)
 
@@ -225,7 +233,10 @@ def _stop(foreground: Foreground) -> None:
     host, name = foreground.asked.target, foreground.asked.keywords.pop("name")
     tunnel = ended_here(host) if name is None else None
     if tunnel:
-        foreground.display.ended_tunnel(tunnel)
+        what = " ".join(tunnel.addresses) or "the tunnel"
+        fields = {"pid": tunnel.pid, "host": tunnel.host, "addresses": list(tunnel.addresses)}
+        text = f"Ended {what} to {tunnel.host} (process {tunnel.pid})"
+        foreground.display.done(text, "ended_tunnel", **fields)
         return
     assert host is not None
     try:
@@ -235,9 +246,11 @@ def _stop(foreground: Foreground) -> None:
             error.advise(f"{error.sentences[1]}; no tunnel of this machine is named {host} either")
         raise
     if isinstance(ended, ListedJob):
-        foreground.display.cancelled(ended)
+        text = f"Cancelled job {ended.id} ({ended.name}) on {ended.host}"
+        foreground.display.done(text, "cancelled", **dataclasses.asdict(ended))
     else:
-        foreground.display.ended(ended)
+        text = f"Ended {' '.join(ended.apps) or 'the server'} on {ended.host} ({ended.id})"
+        foreground.display.done(text, "ended", **server_fields(ended))
 
 
 def _status(foreground: Foreground) -> None:

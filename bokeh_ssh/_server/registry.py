@@ -135,9 +135,10 @@ def choose(servers: Iterable[RemoteServer], name: str | None, *, host: str) -> R
     fits = exact or [server for server in fits if server.within not in inner] or fits
     what = "server" if name is None else f"server named {name!r}"
     if not fits:
-        have = ", ".join(sorted(server.id for server in every)) or "none"
-        msg = f"there is no {what} of yours (there are: {have})"
-        raise ServerNotFoundError(msg, host=host, hint=f"list them: bokeh-ssh ls {host}")
+        have = ", ".join(sorted(f"{server.id} {' '.join(server.apps)}".strip() for server in every))
+        msg = f"there is no {what} of yours" + (f" (there are: {have})" if have else "")
+        hint = f"list them: bokeh-ssh ls {host}" if have else f"start one: bokeh-ssh {host} app.py"
+        raise ServerNotFoundError(msg, host=host, hint=hint)
     if len(fits) > 1:
         listed = ", ".join(f"{server.id} {' '.join(server.routes)}".strip() for server in fits)
         msg = f"there is more than one {what} on {host}: {listed}"

@@ -260,7 +260,8 @@ class GatewayParts(TunnelParts):
         found = self._acquisition.attach_to(gateway, port)
         if not found:
             msg = f"nothing is published on port {port}"
-            hint = f"on the Bokeh host, run: bokeh-ssh publish app.py --gateway {gateway.name}"
+            more = f" --remote-port {port}" if self._options.gateway_port else ""
+            hint = f"on the Bokeh host, run: bokeh-ssh publish app.py --gateway {gateway.name}{more}"
             raise ServerNotFoundError(msg, host=gateway.name, hint=hint)
         if not self._options.allow_exposed and is_answering(gateway, (OTHER_LOOPBACK, port), timeout=5):
             self._session.life.warn(f"port {port} is open to the gateway's whole network (GatewayPorts yes)")

@@ -22,7 +22,7 @@ from bokeh_ssh._core.errors import (
 )
 from bokeh_ssh._core.events import Attached, Ready, ignore
 from bokeh_ssh._core.host import Host
-from bokeh_ssh._core.settings import setting
+from bokeh_ssh._core.settings import setting, shown
 from bokeh_ssh._core.this_machine.jupyter_hub import HubProxy
 from bokeh_ssh._forwarding.listener import LocalAcceptor, bind
 from bokeh_ssh._forwarding.port_ownership import PortOwnershipMonitor, monitor_port
@@ -462,7 +462,8 @@ class ServerAcquisition:
         )
         why = listening.no_socket
         if self._options.plain and listening.port:
-            why = "write {socket} into command in place of {port}, if it can listen on one"
+            command = shown(setting("command"))
+            why = f"write {{socket}} into {command} in place of {{port}}, if it can listen on one"
         if why and not key and self._options.signed is None:
             text = f"other users of that machine can open the server ({why})"
             self._session.life.warn(text, server.host)

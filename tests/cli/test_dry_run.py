@@ -56,6 +56,7 @@ def test_nothing_is_reached_and_no_value_is_shown(tmp_path: Path) -> None:
             server.accept()
     assert "conda activate viz && TOKEN=... bokeh serve app.py --port 5006" in "\n".join(lines)
     assert "s3cret" not in "\n".join(lines)
+    assert "-L 8888:localhost:8888" in printed("forward", "h", "--remote-port", "8888")[0]
     run_here("direct", "h", "no-such-app.py", "--upload", "--local-port", "70000", "--dry-run", code=2)
 
 

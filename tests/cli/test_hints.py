@@ -187,6 +187,26 @@ def test_app_that_is_not_there_is_told_by_what_is_missing(
     assert ("app.py is on this machine" in program.stderr) == (words == ["app"])
 
 
+def test_usage_names_a_machine_plainly() -> None:
+    """What must be typed stands in the usage as it is: braces would be a set of words to choose from."""
+    assert "Usage: bokeh-ssh attach [OPTIONS] HOST [NAME]" in run_here("attach", code=2).stderr
+
+
+def test_other_half_names_the_port(machine: Machine) -> None:
+    """Who asks for a port of the gateway, on which there is nothing, is told to publish on that one."""
+    port = str(free_port())
+    shown = run_here("gateway", machine.host, "--gateway-port", port, *login(machine), code=1).stderr
+    assert f"publish app.py --gateway {machine.host} --remote-port {port}" in " ".join(shown.split())
+
+
+def test_warning_names_flags(machine: Machine) -> None:
+    """A warning of the library is worded for who types, as errors are."""
+    words = ("--command", "python3 -m http.server --bind 127.0.0.1 {port}", "--local-port", "0")
+    with Program("direct", machine.host, *words, *login(machine)) as program:
+        program.address()
+        program.expect("write {socket} into --command in place of {port}")
+
+
 def test_forward_of_the_apps_own_port_is_told(machine: Machine) -> None:
     """Who names the app's port as for ``ssh -L`` meets the tunnel's own port; that is no other program's."""
     port = free_port()

@@ -171,6 +171,21 @@ def test_error_says_where_its_setting_comes_from(monkeypatch: pytest.MonkeyPatch
     assert "comes from" not in run_here("direct", "h", "app.py", "--host-keys", "acept", code=2).stderr
 
 
+def test_project_without_a_gateway_takes_nothing_for_one(
+    given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is for a gateway is refused where it is typed, and left out where it is a default."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    (folder / "bokeh-ssh.toml").write_text('host = "h"\n')
+    write('reverse = "relay"\n')
+    monkeypatch.setenv("BOKEH_SSH_NAME", "n")
+    run("up")
+    assert not {"reverse", "name"} & given.keys()
+    assert "--name is for a way through a gateway" in run_here("up", "--name", "x", code=2).stderr
+
+
 @pytest.mark.parametrize("command", ["ls", "stop", "doctor"])
 def test_every_command_has_its_table(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What stands in a command's own table counts for it, and for no other."""

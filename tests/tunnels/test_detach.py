@@ -350,7 +350,8 @@ def test_commands_leave_and_find_again(light: Callable[..., Machine]) -> None:
     assert servers(here, app)
     run_here("stop", here.host, "counter", *login(here))
     until(lambda: not servers(here, app), what="it to end")
-    assert "there is no server" in run_here("attach", here.host, *login(here), code=1).stderr
+    shown = run_here("attach", here.host, *login(here), code=1).stderr
+    assert f"there is no server of yours\n  start one: bokeh-ssh {here.host} app.py" in shown
 
 
 @pytestmark_posix

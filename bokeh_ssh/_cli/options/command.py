@@ -221,6 +221,10 @@ class Command(TyperCommand):
                     wrong.message += f". An option of the server goes after --: -- {name}{ssh}"
             raise
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Return what stands in the usage: a machine is ``HOST``, and not one of a set of words."""
+        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+
     def get_help_option(self, ctx: Any) -> TyperOption | None:
         """Return ``--help``."""
         option = super().get_help_option(ctx)

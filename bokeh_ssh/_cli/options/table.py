@@ -313,6 +313,9 @@ GATEWAY = under(
     _ALLOW_EXPOSED,
 )
 
+#: What means nothing to a tunnel without one.
+GATEWAY_ONLY = {flag.keyword for flag in GATEWAY} - {"host"}
+
 #: What a RemoteForward takes.
 REMOTE = under(
     "Ports",

@@ -160,6 +160,16 @@ def _read_line(sock: socket.socket) -> bytes:
     return data
 
 
+@contextlib.contextmanager
+def _asked(path: Path, request: str) -> Iterator[socket.socket]:
+    """Ask who listens there; yield where the answer comes."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(_PATIENCE)
+        sock.connect(str(path))
+        sock.sendall(json.dumps({"request": request}).encode("ascii") + b"\n")
+        yield sock
+
+
 def ask(path: Path) -> dict[str, Any] | None:
     """Ask who listens there what it holds.
 
@@ -167,16 +177,13 @@ def ask(path: Path) -> dict[str, Any] | None:
     :raises ConnectionRefusedError: if nobody listens there any more
     :raises FileNotFoundError: if there is no socket
     """
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(_PATIENCE)
-        try:
-            sock.connect(str(path))
-            sock.sendall(b'{"request": "status"}\n')
+    try:
+        with _asked(path, "status") as sock:
             answer = json.loads(_read_line(sock))
-        except (ConnectionRefusedError, FileNotFoundError):
-            raise
-        except (OSError, ValueError, RecursionError):
-            return None
+    except (ConnectionRefusedError, FileNotFoundError):
+        raise
+    except (OSError, ValueError, RecursionError):
+        return None
     return answer if isinstance(answer, dict) and "status" in answer else None
 
 
@@ -186,15 +193,12 @@ def ask_to_stop(path: Path, timeout: float) -> bool:
     :param timeout: seconds
     :returns: False if it has not ended by then
     """
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(_PATIENCE)
-        try:
-            sock.connect(str(path))
-            sock.sendall(b'{"request": "stop"}\n')
+    try:
+        with _asked(path, "stop") as sock:
             _read_line(sock)
             sock.settimeout(timeout)
             return not sock.recv(1)
-        except (ConnectionError, FileNotFoundError):
-            return True
-        except OSError:
-            return False
+    except (ConnectionError, FileNotFoundError):
+        return True
+    except OSError:
+        return False

@@ -182,7 +182,8 @@ def _forward(target: str, keywords: Mapping[str, Any]) -> list[str]:
         for spec in keywords.get(flag, ()):
             return [ssh_words(target, keywords, "-N", flag, spec)]
     bind = f"{keywords['bind_address']}:" if keywords.get("bind_address") else ""
-    here = keywords.get("local_socket") or f"{bind}{keywords.get('local_port') or _PORT}"
+    port = keywords.get("local_port") or keywords.get("remote_port") or _PORT
+    here = keywords.get("local_socket") or f"{bind}{port}"
     to = keywords.get("remote_host") or "localhost"
     there = keywords.get("remote_socket") or f"{to}:{keywords.get('remote_port')}"
     return [ssh_words(target, keywords, "-N", "-L", f"{here}:{there}")]
