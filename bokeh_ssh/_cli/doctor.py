@@ -36,6 +36,7 @@ from bokeh_ssh._core.events import (
     HostKeyVerified,
     TouchRequested,
     Warned,
+    ignore,
 )
 from bokeh_ssh._core.host import Host
 from bokeh_ssh._core.settings import word
@@ -88,7 +89,11 @@ class Finding:
 
 
 def examine(
-    host: Host, serve: ServerOptions, begin: Callable[[str], None], batch: Batch | None = None
+    host: Host,
+    serve: ServerOptions,
+    begin: Callable[[str], None],
+    batch: Batch | None = None,
+    advise: Callable[[BokehSSHError], object] = ignore,
 ) -> Iterator[Finding]:
     """Look at all there is on the way to a server on ``host``; what is bad ends it where nothing can follow.
 
@@ -96,6 +101,7 @@ def examine(
 
     :param begin: gets what is looked at next
     :param batch: look at this job in place of a server on that machine itself; nothing is submitted
+    :param advise: gives the error of a machine that is not reached the next step that fits what was typed
     """
     yield _check_port_here()
     try:
@@ -116,6 +122,7 @@ def examine(
     try:
         connection = connect(host, on_event=_Meeting(met, begin).on_event, prompt_cache=prompt_cache)
     except BokehSSHError as exc:
+        advise(exc)
         yield from met
         yield _bad(_stage(exc), exc)
         return

@@ -137,6 +137,11 @@ class Foreground:
                 "Ctrl-C ends the tunnel; the server keeps running." if stays else "Ctrl-C ends it."
             )
 
+    def advise(self, error: BokehSSHError) -> None:
+        """Give an error the next step that fits what was typed."""
+        config = self.asked.keywords.get("ssh_config", "~/.ssh/config")
+        advise(error, self.asked, find_aliases(config) if config else ())
+
     def _advise_app(self, traceback: str) -> str:
         return advise_app(traceback, self.asked.apps, self.asked.keywords)
 
@@ -206,8 +211,7 @@ class Foreground:
         """Print an error, after all that was logged; return the exit code."""
         self._let_out(patience=None)
         code = MISUSED if isinstance(error, UsageError) else FAILED
-        config = self.asked.keywords.get("ssh_config", "~/.ssh/config")
-        advise(error, self.asked, find_aliases(config) if config else ())
+        self.advise(error)
         if error.setting in ORIGINS:
             source = f"{setting(error.setting)} comes from {ORIGINS[error.setting]}"
             error.advise("; ".join(filter(None, (error.sentences[1], source))))

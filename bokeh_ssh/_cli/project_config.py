@@ -172,14 +172,17 @@ def _checked(key: str, value: Any, file: Path) -> Any:
             hint = "write it into a table called batch" if batch else "say it on the command line"
             raise UsageError(msg, hint=hint)
         msg = f"{file}: there is no setting {key!r}"
-        meant = nearest(key, _KINDS)
-        hint = f"did you mean {meant}?" if meant else f"there are {', '.join(sorted(_KINDS))}"
-        raise UsageError(msg, hint=hint)
+        raise UsageError(msg, hint=_suggest(key, sorted(_KINDS)))
     if key == "batch":
         return _as_batch(value, file)
     value = check_shape(key, value, _KINDS[key], file)
     project_policy.check_value(key, value, file)
     return value
+
+
+def _suggest(name: str, known: list[str]) -> str:
+    meant = nearest(name, known)
+    return f"did you mean {meant}?" if meant else f"there are {', '.join(known)}"
 
 
 def _as_batch(value: Any, file: Path) -> Batch | None:
@@ -196,10 +199,8 @@ def _as_batch(value: Any, file: Path) -> Batch | None:
     known = [field.name for field in dataclasses.fields(Batch)]
     for name in fields:
         if name not in known:
-            meant = nearest(name, known)
-            hint = f"did you mean {meant}?" if meant else f"there are {', '.join(known)}"
             msg = f"{file}: batch has no {name!r}"
-            raise UsageError(msg, hint=hint)
+            raise UsageError(msg, hint=_suggest(name, known))
     try:
         return Batch(**fields)
     except (UsageError, TypeError) as exc:

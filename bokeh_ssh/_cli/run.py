@@ -70,18 +70,6 @@ def _direct(foreground: Foreground) -> Openable:
     return _make(DirectTunnel, foreground)
 
 
-def _gateway(foreground: Foreground) -> Openable:
-    return _make(GatewayTunnel, foreground)
-
-
-def _publish(foreground: Foreground) -> Openable:
-    return _make(Publication, foreground)
-
-
-def _forward(foreground: Foreground) -> Openable:
-    return _make(make_forward, foreground)
-
-
 def _up(foreground: Foreground) -> Openable:
     """Make what the project's file says, as if it had been typed."""
     asked = foreground.asked
@@ -115,7 +103,8 @@ def _demo(foreground: Foreground) -> Openable:
     foreground.display.note(
         f"An SSH server listens on 127.0.0.1, port {host.port}, with keys made for this demo"
     )
-    own = {**_common(foreground), "prompt": None}  # its login never asks
+    own = _common(foreground)
+    own.pop("prompt")  # its login never asks
     # Its machine ends with this process: then nobody can come back.
     return DirectTunnel(
         host, app=APP, python=sys.executable, grace=2, cache=False, **own, **foreground.asked.keywords
@@ -125,10 +114,10 @@ def _demo(foreground: Foreground) -> Openable:
 _MAKES: dict[str, Callable[[Foreground], Openable]] = {
     "direct": _direct,
     "attach": _direct,
-    "gateway": _gateway,
+    "gateway": lambda foreground: _make(GatewayTunnel, foreground),
     "up": _up,
-    "publish": _publish,
-    "forward": _forward,
+    "publish": lambda foreground: _make(Publication, foreground),
+    "forward": lambda foreground: _make(make_forward, foreground),
     "demo": _demo,
 }
 
@@ -273,7 +262,7 @@ def _doctor(foreground: Foreground) -> int:
     batch = keywords.pop("batch", None)
     code = 0
     machine = Host(asked.target or "", **keywords, prompt=foreground.prompt)
-    for finding in examine(machine, serve, foreground.display.begin, batch):
+    for finding in examine(machine, serve, foreground.display.begin, batch, foreground.advise):
         foreground.display.finding(finding)
         foreground.check()
         code = 1 if finding.verdict == "bad" else code

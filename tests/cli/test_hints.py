@@ -296,6 +296,9 @@ def test_slips_in_a_host_are_told(machine: Machine, tmp_path: Path) -> None:
     with Program("gpubxo", "app.py", "-F", str(config)) as program:
         assert program.end() == 1, program
     assert "did you mean gpubox" in program.stderr
+    for command in ("ls", "doctor"):
+        shown = run_here(command, "gpubxo", "-F", str(config), code=1)
+        assert "did you mean gpubox" in shown.stderr + shown.stdout
     flags = [word for word in unkeyed(machine) if word not in ("-l", machine.user)]
     with Program("direct", f"me:pw@{machine.host}", "app.py", *flags) as program:
         assert program.end() == 1, program
