@@ -191,13 +191,14 @@ class Server:
         if self._session:
             self._session.write(encode_message(message))
 
-    def wait_until(self, condition: Callable[[], object], timeout: float) -> None:
-        """Wait for a change that makes the condition true, or for the end of the session.
+    def wait_until(self, condition: Callable[[], object], timeout: float) -> bool:
+        """Wait until the condition is true, or the session ends; return whether it is true.
 
         :param timeout: seconds
         """
         with self.state.changed:
             wait_for(self.state.changed, lambda: condition() or self._over, timeout)
+            return bool(condition())
 
     def start_sidecar(self, argv: Sequence[str], env: Mapping[str, str], timeout: float) -> dict[str, Any]:
         """Run a program beside the server, in its environment; it ends with the server.
@@ -350,8 +351,9 @@ class Server:
 
         :param deadline: by ``time.monotonic()``
         """
-        self._wait_for(lambda: self.state.stage >= stage or self._failed_or_ended(), deadline)
-        return self.state.stage >= stage
+        state = self.state
+        self.wait_until(lambda: state.stage >= stage or self._failed_or_ended(), deadline - time.monotonic())
+        return state.stage >= stage
 
     def _await_shell(self, deadline: float) -> None:
         """Wait until start files are over, those of ``setup`` included; if that takes long, see why.
@@ -374,20 +376,18 @@ class Server:
             state.warn(f"the login has not come as far as our command after {seconds:.0f} s: {why}")
 
         began = time.monotonic()
-        if not self._wait_for(is_past, min(deadline, began + HESITATION)):
+        if not self.wait_until(is_past, min(HESITATION, deadline - began)):
             fault = find_fault(self._runner, state.changed, is_past, deadline, note)
             if fault:
                 raise blocked_login(self.host, fault, self._reader.last_words(self._stderr), evidence.argv)
-            self._wait_for(is_past, deadline)
+            self.wait_until(is_past, deadline - time.monotonic())
         began = time.monotonic()
-        if self.launch.setup and not self._wait_for(has_begun, min(deadline, began + 2 * HESITATION)):
+        if not self.launch.setup or began + 2 * HESITATION > deadline:
+            return
+        if not self.wait_until(has_begun, 2 * HESITATION):
             place = find_place(self._runner, state.changed, has_begun, login_shell_line)
             if place:
                 note(place)
-
-    def _wait_for(self, met: Callable[[], bool], deadline: float) -> bool:
-        with self.state.changed:
-            return wait_for(self.state.changed, met, deadline - time.monotonic())
 
     def _failed_or_ended(self) -> bool:
         return bool(self.state.evidence.failed) or self.state.exit_status is not None or self._over
@@ -399,8 +399,7 @@ class Server:
         """
         state = self.state
         if self._failed_or_ended() and not self._adopts:  # what else it wrote is on its way
-            with state.changed:
-                wait_for(state.changed, lambda: self._over, 2)
+            self.wait_until(lambda: self._over, 2)
         return StartFailure(
             host=self.host,
             launch=self.launch,
@@ -582,8 +581,7 @@ class Server:
 
         Dropbear (2022.83) closes a session whose program is asked for while that of another ends.
         """
-        with self.state.changed:
-            wait_for(self.state.changed, lambda: self._over or not self._session, timeout)
+        self.wait_until(lambda: not self._session, timeout)
 
     # --- what the connection brings, on its own thread
 

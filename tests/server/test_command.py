@@ -432,7 +432,7 @@ def test_start_files_of_setup_are_blamed_for_its_silence() -> None:
 
 
 def test_command_that_ends_at_once_is_told_what_to_do() -> None:
-    """One that goes into the background is told so; of another's usage error, its command is to be checked."""
+    """One that goes into the background is told so; for another kind's usage error, see its command."""
     for command, status, says in (
         ("sh -c daemon", 0, "into the background"),
         ("sh -c daemon", 1, "has no {port}"),
