@@ -595,15 +595,40 @@ def test_file_that_cannot_be_read_is_named(keys: Keys, tmp_path: Path) -> None:
     assert "missing" not in str(caught.value)
 
 
-def test_advice_works(keys: Keys, tmp_path: Path) -> None:
-    """The command that a changed key's error gives does remove the old key."""
+@pytest.mark.parametrize("names", [P, P + ",[192.0.2.7]:2222", "hashed"])
+def test_advice_works(names: str, keys: Keys, tmp_path: Path) -> None:
+    """The command that a changed key's error gives does remove the old key; ssh may have written it with the
+    address, or hashed."""
     path = tmp_path / "known hosts"
-    path.write_bytes(fill(f"{P} {{ed2}}\nother {{ed}}\n", keys))
+    path.write_bytes(fill(f"{hashed(P) if names == 'hashed' else names} {{ed2}}\nother {{ed}}\n", keys))
     with pytest.raises(ChangedHostKeyError) as caught:
-        verify(blob(keys.public["ed"]), [str(path)], port=2222)
+        verify(blob(keys.public["ed"]), [str(path)], port=2222, address="192.0.2.7")
     command = shlex.split(str(caught.value.hint).rpartition("remove the old key: ")[2])
     assert run(*command).returncode == 0
     assert verdict(blob(keys.public["ed"]), [str(path)], port=2222) == "unknown"
+
+
+@pytest.mark.parametrize("names", ["other,HOST", "*.example.org", "h*,other"])
+def test_advice_spares_other_hosts(names: str, keys: Keys, tmp_path: Path) -> None:
+    """Where the old key's line is for other hosts too, the error says how to take this one out of it.
+
+    ``ssh-keygen -R`` would forget them all. What it says works for ``ssh`` as well.
+    """
+    names = names.replace("HOST", HOST)
+    path = tmp_path / "known_hosts"
+    path.write_bytes(fill(f"# old\n{names} {{ed2}}\n", keys))
+    with pytest.raises(ChangedHostKeyError) as caught:
+        verify(blob(keys.public["ed"]), [str(path)])
+    hint = str(caught.value.hint)
+    added = hint.partition("add ")[2].partition(" ")[0]
+    assert f"the names of {path} line 2" in hint
+    assert f"({names})" in hint
+    path.write_bytes(fill(f"# old\n{names}{added} {{ed2}}\n", keys))
+    assert verdict(blob(keys.public["ed"]), [str(path)]) == "unknown"
+    assert verdict(
+        blob(keys.public["ed2"]), [str(path)], name="other" if "other" in names else "b.example.org"
+    ) == ("known")
+    assert run("ssh-keygen", "-F", HOST, "-f", str(path)).returncode == 1
 
 
 def test_certificate_problem_is_told(keys: Keys, tmp_path: Path) -> None:

@@ -24,7 +24,9 @@ from bokeh_ssh._core.errors import (
     UnknownHostKeyError,
 )
 from bokeh_ssh._core.events import HostKeyAdded, HostKeyVerified, Question
+from bokeh_ssh._core.patterns import lower
 from bokeh_ssh._core.settings import setting
+from bokeh_ssh._core.text import clean
 from bokeh_ssh._core.this_machine.scarcity import is_scarce
 from bokeh_ssh._ssh.auth import known_hosts, public_keys, revocation_list
 from bokeh_ssh._ssh.auth.known_hosts import Entry, Verdict
@@ -43,6 +45,7 @@ _LOCK_OFFSET = 0x7FFFFFF0
 _MOST_ANSWERS = 3
 #: What stands for a file's name where a KnownHostsCommand has said it, and seconds that one may take.
 _COMMAND = "KnownHostsCommand"
+_NAMES_SHOWN = 80  # characters
 _COMMAND_SECONDS = 15.0
 _MOST_OTHER_NAMES = 8
 
@@ -228,11 +231,22 @@ class _Case:
             f"but {entry} has {entry.key.kind} {entry.key.fingerprint}"
         )
         remove = f"remove the old key: ssh-keygen -f {shlex.quote(entry.path)} -R {shlex.quote(self.listed)}"
+        if self._is_shared(entry):
+            # ssh-keygen -R takes each line that matches as a whole, also one for all nodes of a cluster.
+            whose = f"a line for other hosts too ({clean(entry.names, _NAMES_SHOWN)})"
+            remove = f"add ,!{self.listed} to the names of {entry}, {whose}, which ssh-keygen -R would remove"
         if entry.path == _COMMAND:
             remove = "correct what the command says"
         hint = f"somebody may be in between; only if the change is confirmed, {remove}"
         msg += f"; {self.rules.note}" * bool(self.rules.note)
         return ChangedHostKeyError(msg, host=self.host, hint=hint, **self._facts)
+
+    def _is_shared(self, entry: Entry) -> bool:
+        """Check if a line has names or patterns besides the host and the address that it was reached at."""
+        mine = {self.listed}
+        if self.address is not None:  # ssh has written both on one line for many years
+            mine.add(dataclasses.replace(self, name=str(self.address)).listed)
+        return not entry.names.startswith("|") and not mine.issuperset(lower(entry.names).split(","))
 
     def unknown(self, more: str, hint: str) -> UnknownHostKeyError:
         """Make the error for a key that no file has."""
