@@ -77,9 +77,6 @@ class UnpackingChannel:
         self._blocks: collections.deque[tuple[int, int]] = collections.deque()  # sizes: here, and as it came
         self._taken = 0  # of the first of them
         self._begun = self._ended = False
-        self.order = threading.Lock()
-        self.behind = False
-        self.late: list[Callable[[], None]] = []
 
     @property
     def is_cut_off(self) -> bool:
