@@ -138,7 +138,7 @@ class Foreground:
             )
 
     def advise(self, error: BokehSSHError) -> None:
-        """Give an error the next step that fits what was typed."""
+        """Add the next step that fits what was typed to an error."""
         config = self.asked.keywords.get("ssh_config", "~/.ssh/config")
         advise(error, self.asked, find_aliases(config) if config else ())
 
