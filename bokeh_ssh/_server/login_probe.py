@@ -149,21 +149,27 @@ def find_place(
 
 def _has_rc(runner: Runner) -> bool:
     """Return whether there is a ~/.ssh/rc; it is not run for SFTP."""
+    said, answered = bytearray(), threading.Event()
+
+    def hear(data: bytes) -> None:
+        said.extend(data[:1000])
+        if len(said) > 4 + int.from_bytes(said[:4], "big") + 4:
+            answered.set()
+
+    request = string(bytes((_INIT, 0, 0, 0, 3))) + string(bytes((_STAT, 0, 0, 0, 1)) + string(b".ssh/rc"))
     if not isinstance(runner, Subsystems):
         return False
-    said = bytearray()
     session = runner.subsystem(
         "sftp",
-        on_stdout=lambda data: said.extend(data[: 1000 - len(said)]),
+        on_stdout=hear,
         on_stderr=ignore,
-        on_exit=ignore,
+        on_exit=lambda _: answered.set(),
         timeout=_PATIENCE,
-        first=string(bytes((_INIT, 0, 0, 0, 3))) + string(bytes((_STAT, 0, 0, 0, 1)) + string(b".ssh/rc")),
+        first=request,
     )
-    session.write_eof()
-    wait(session.ended, _SETTLE)
+    wait(answered, _SETTLE)
     session.close()
-    begin = 4 + int.from_bytes(said[:4], "big")  # behind the answer to the first
+    begin = 4 + int.from_bytes(said[:4], "big")
     return said[begin + 4 : begin + 5] == bytes((_ATTRS,))
 
 
