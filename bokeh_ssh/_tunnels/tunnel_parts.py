@@ -451,7 +451,7 @@ class ServerAcquisition:
         self._session.server = server
         listening, key = server.state.listening, server.state.secrets.key
         self.found = FoundServer(
-            listening.socket or self._find_permitted(connection, listening.port),
+            listening.socket or (LOOPBACK, listening.port),
             listening.port,
             listening.routes or ("/",),
             key,
@@ -460,6 +460,9 @@ class ServerAcquisition:
             server,
             listening.packed if listening.packed and is_far(connection) else "",
         )
+        if not listening.socket:  # not before: a server that is not noted is not ended
+            endpoint = self._find_permitted(connection, listening.port)
+            self.found = dataclasses.replace(self.found, endpoint=endpoint)
         why = listening.no_socket
         if self._options.plain and listening.port:
             command = shown(setting("command"))
