@@ -34,6 +34,8 @@ log = logging.getLogger("bokeh_ssh.tunnel")
 _PAUSE = 0.05
 _LONGEST_PAUSE = 2.0
 _PAUSE_SHARE = 0.1
+#: Seconds for a question; with less, no answer says nothing.
+_ENOUGH = 1.0
 #: What OpenSSL says of a server that speaks old versions only: in its own words, and in the server's.
 _OLD_TLS = ("UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION")
 
@@ -273,7 +275,8 @@ def wait_until_ready(
         except (OSError, TargetUnreachableError) as exc:
             if is_scarce(exc):  # here, and not there
                 raise
-            last, status = str(exc), 0
+            if not status or left > _ENOUGH:  # else that it answered before says more
+                last, status = str(exc), 0
         waited = time.monotonic() - began
         pause.wait(min(max(_PAUSE, waited * _PAUSE_SHARE), _LONGEST_PAUSE, max(0.0, timeout - waited)))
     broken()

@@ -28,6 +28,7 @@ from bokeh_ssh import (
     Warned,
 )
 from bokeh_ssh._remote.readiness import OwnAddress
+from bokeh_ssh._server.probe import HttpProbe, UnreadyError, wait_until_ready
 from connections import end
 from gateways import gateway_of, host_of
 from programs import Program, login
@@ -128,6 +129,20 @@ def test_any_web_server_is_held_like_bokeh(machine: Machine, place: str) -> None
     told = [event.text for event in events if isinstance(event, Warned)]
     assert [("{socket}" in text) for text in told] == [True] * (place == "{port}")
     until(lambda: not machine.pids(path), what="the server to be gone")
+
+
+def test_answer_counts_where_the_last_question_had_no_time() -> None:
+    """At the end of the time a question has too little of it: what was answered before is what is wrong."""
+
+    def ask(timeout: float) -> HttpProbe:
+        if timeout < 0.2:
+            raise TimeoutError
+        return HttpProbe(404, "")
+
+    words = {"accept": lambda _: False, "broken": lambda: None}
+    with pytest.raises(UnreadyError) as caught:
+        wait_until_ready(ask, timeout=0.5, **words)
+    assert caught.value.status == 404
 
 
 def test_server_that_is_never_ready_is_told(machine: Machine) -> None:

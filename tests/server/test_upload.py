@@ -88,7 +88,7 @@ def listing(machine: Machine, name: str) -> dict[str, str]:
     """Find the folders of that name on the machine, and list what is in them: path and kind or mode."""
     code = (
         "import os, stat, sys\n"
-        "for top in ['/tmp/bokeh-ssh-%d' % os.getuid()]:\n"
+        "for top in [os.environ.get('BOKEH_SSH_DIR') or '/tmp/bokeh-ssh-%d' % os.getuid()]:\n"
         "    for folder, folders, files in os.walk(top):\n"
         "        if folder.endswith('/apps') and sys.argv[1] in os.listdir(folder):\n"
         "            print('.', oct(os.stat(folder).st_mode), sep='\\t')\n"
@@ -207,7 +207,7 @@ def test_contents_go_over_sftp(machine: Machine, project: Path, orders: Orders, 
         assert there["oversftp/tool"] == "0o100700"
         assert there["oversftp/data/it.txt"] == "0o100600"
         # All of a container; of this machine, whose disk may be large, what a login here has to write to.
-        places = "/" if machine.kind == "docker" else f"/tmp/bokeh-ssh-{os.getuid()} {tmp_path}"
+        places = "/" if machine.kind == "docker" else f"{os.environ['BOKEH_SSH_DIR']} {tmp_path}"
         search = f"find {places} -xdev -name '{orders.of('place')[0]['part']}'"
         assert machine.execute(f"{search} 2> /dev/null", timeout=200).stdout == ""
     names = (".gitignore", "data/it.txt", "helper.py", "large", "main.py", "tool")
