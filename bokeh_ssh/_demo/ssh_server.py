@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import stat
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -26,7 +27,7 @@ _T = TypeVar("_T")
 
 #: Seconds for the server's own steps: to listen, to answer a question of ours, to say goodbye.
 _PATIENCE = 10.0
-#: Turns of the loop after which what was accepted last is a client, too.
+#: Turns of the loop after which what was accepted last is served.
 _TURNS = 5
 
 
@@ -226,12 +227,8 @@ class EmbeddedServer:
         self.port = acceptor.get_port()
         report(None)
         await self._stop.wait()
-        # asyncio loses what it has accepted and not begun to serve as it closes: accept no more before that.
-        with contextlib.suppress(NotImplementedError):  # Windows
-            for sock in acceptor.sockets:
-                self._loop.remove_reader(sock.fileno())
-        for _ in range(_TURNS):
-            await asyncio.sleep(0)
+        _stop_accepting(acceptor.sockets)
+        await _pass_turns()
         acceptor.close()
         clients = tuple(self._clients)
         for client in clients:
@@ -241,6 +238,39 @@ class EmbeddedServer:
             await asyncio.wait(goodbyes, timeout=2)
         for client in tuple(self._clients):
             client.conn.abort()
+        await _pass_turns()
+
+
+def _stop_accepting(sockets: Iterable[socket.socket]) -> None:
+    """Accept no more: what was accepted and is not served yet when asyncio closes, it drops as it is."""
+    with contextlib.suppress(NotImplementedError):  # Windows
+        for sock in sockets:
+            asyncio.get_running_loop().remove_reader(sock.fileno())
+
+
+async def _pass_turns() -> None:
+    """Wait until what was accepted is served, and what was to close has closed."""
+    for _ in range(_TURNS + 1):
+        await asyncio.sleep(0)
+
+
+def _close_in_time(listener: asyncssh.SSHListener) -> asyncssh.SSHListener:
+    """Have a listener close only once it serves what it has accepted."""
+    close, loop = listener.close, asyncio.get_running_loop()
+    servers: Sequence[asyncio.Server] = listener._servers  # type: ignore[attr-defined]  # it has no public name
+
+    def after(turns: int) -> None:
+        if turns:
+            loop.call_soon(after, turns - 1)
+        else:
+            close()
+
+    def stop() -> None:
+        _stop_accepting(sock for server in servers for sock in server.sockets)
+        after(_TURNS)
+
+    listener.close = stop  # type: ignore[method-assign]  # there is no hook for it
+    return listener
 
 
 class _Client(asyncssh.SSHServer):
@@ -357,6 +387,7 @@ class _Client(asyncssh.SSHServer):
     async def _listen(self, host: str, port: int) -> asyncssh.SSHListener:
         ways = {"no": "localhost", "yes": "", "clientspecified": "" if host == "*" else host}
         bind = ways[self.settings.gateway_ports]
+        await _pass_turns()  # the same port may be about to close
         try:
             listener = await self.conn.forward_local_port(bind, port, host, port)
         except OSError:
@@ -367,17 +398,18 @@ class _Client(asyncssh.SSHServer):
         if self not in self.server._clients:  # gone meanwhile: asyncssh closes only those that it had then
             listener.close()
             raise ConnectionAbortedError
-        return listener
+        return _close_in_time(listener)
 
     def unix_server_requested(self, listen_path: str) -> Awaitable[asyncssh.SSHListener] | bool:
         return self._listen_unix(listen_path) if self.settings.streamlocal else False
 
     async def _listen_unix(self, path: str) -> asyncssh.SSHListener:
+        await _pass_turns()  # the same path may be about to close
         if Path(path).exists():  # asyncio would remove it; sshd does not (StreamLocalBindUnlink no)
             raise FileExistsError(path)
         listener = await self.conn.forward_local_path(path, path)
         Path(path).chmod(stat.S_IRUSR | stat.S_IWUSR)  # StreamLocalBindMask 0177
-        return listener
+        return _close_in_time(listener)
 
 
 def _permits(patterns: tuple[str, ...] | None, host: str, port: int) -> bool:

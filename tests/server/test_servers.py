@@ -258,7 +258,7 @@ def test_name_chooses_one_or_none() -> None:
         choose([one, two], "sliders", host="h")
     with pytest.raises(UsageError):
         choose([one, two], None, host="h")
-    with pytest.raises(ServerNotFoundError, match="11111111 ~/apps/sliders.py, 22222222"):
+    with pytest.raises(ServerNotFoundError, match=r"11111111 ~/apps/sliders\.py, 22222222"):
         choose([one, two], "nope", host="h")
     with pytest.raises(ServerNotFoundError, match="no server of yours; start one"):
         choose([], None, host="h")

@@ -316,6 +316,8 @@ def _read(path: Path) -> tuple[bytes | None, int]:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
             text = file.read(_MOST_BYTES)
+    except FileNotFoundError:
+        return None, 0
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
         if is_scarce(exc):
             raise

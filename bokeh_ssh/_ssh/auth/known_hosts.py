@@ -21,7 +21,7 @@ from typing import Literal
 from bokeh_ssh._core.patterns import lower, matches_host
 from bokeh_ssh._ssh.auth import public_keys
 from bokeh_ssh._ssh.auth.public_keys import PublicKey
-from bokeh_ssh._ssh.messages import CERTIFICATE, strings
+from bokeh_ssh._ssh.messages import CERTIFICATE
 
 log = logging.getLogger("bokeh_ssh.hostkeys")
 
@@ -178,7 +178,8 @@ def _decode_key(text: str) -> bytes:
     """Decode a public key behind the name of its type; what may follow is a comment."""
     kind, rest = _split(text)
     blob = _decode(_split(rest)[0].rstrip("\r\v\f"))  # a line end of Windows
-    if strings(blob, 1)[0].decode("ascii", "replace") != _SAME.get(kind, kind):
+    named = blob[4 : 4 + int.from_bytes(blob[:4], "big")]
+    if named.decode("ascii", "replace") != _SAME.get(kind, kind):
         msg = f"it says {kind[:60]!r}, but has another kind of key"
         raise ValueError(msg)
     return blob
