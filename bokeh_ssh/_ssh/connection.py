@@ -40,8 +40,10 @@ _ALIVE_INTERVAL = 5.0
 _ALIVE_COUNT = 3
 #: Seconds for a server that may be busy to answer a question that costs it nothing.
 _PING = 2.0
-#: Seconds for which a Unix socket with more connections than it accepts is tried again, and between tries.
-_CROWDED = 5.0
+#: A Unix socket with more connections than it accepts is tried again: seconds for which it may take none, the
+#: most for one connection, as long as it takes others, and those between tries.
+_TAKES_NONE = 5.0
+_CROWDED = 60.0
 _RETRY = 0.05
 #: What forbids as much as sshd_config, and belongs to the account.
 _OF_KEY = ", unless it is your key's own line in authorized_keys there (restrict, permitopen, permitlisten)"
@@ -402,7 +404,7 @@ class Connection:
             isinstance(target, str)
             and taken is not None
             and now < began + _CROWDED
-            and now < taken + _CROWDED
+            and now < taken + _TAKES_NONE
         )
 
     def close_unclaimed(self, after: float) -> None:

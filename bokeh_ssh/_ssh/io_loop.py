@@ -43,6 +43,7 @@ class IOLoop:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._relays: set[SocketRelay] = set()
+        self._loose: dict[socket.socket, Callable[[], object]] = {}
         self.chunk = memoryview(bytearray(_CHUNK))
         self._closing = False
         self._wake_lock = threading.RLock()  # a signal handler may close what its thread was about to use
@@ -59,6 +60,8 @@ class IOLoop:
         self._closing = True
         self._selector.close()
         for sock in (self._wake_recv, self._wake_send):
+            sock.close()
+        for sock in self._loose:
             sock.close()
         for relay in self._relays:
             relay.abandon()
@@ -81,6 +84,26 @@ class IOLoop:
         """Run ``call`` on the loop's thread after ``delay`` seconds. Loop thread only."""
         heapq.heappush(self._timers, (time.monotonic() + delay, next(self._order), call))
 
+    def adopt(self, sock: socket.socket, on_end: Callable[[], object] = lambda: None) -> None:
+        """Close a socket at the end, unless it has become a relay's, or was released; from any thread.
+
+        :param on_end: called where it is
+        """
+        self._loose[sock] = on_end
+        if self._closing and threading.get_ident() != self._thread.ident:  # which does so as it ends
+            self._close_loose()
+
+    def release(self, sock: socket.socket) -> None:
+        """Leave a socket to somebody else."""
+        self._loose.pop(sock, None)
+
+    def _close_loose(self) -> None:
+        for sock in list(self._loose):
+            on_end = self._loose.pop(sock, None)
+            if on_end:
+                sock.close()
+                on_end()
+
     def relay(
         self,
         sock: socket.socket,
@@ -95,6 +118,7 @@ class IOLoop:
         """
         relay = make(self, sock, channel, on_end)
         self._relays.add(relay)
+        self.release(sock)
         self.post(relay.start)
         if self._closing:
             reset(sock)
@@ -161,6 +185,7 @@ class IOLoop:
         finally:
             for relay in list(self._relays):
                 relay.abort()
+            self._close_loose()
             self._selector.close()
             self._wake_recv.close()
             self._wake_send.close()
@@ -237,12 +262,14 @@ class _Dial:
             self.next()
             return
         self._sock = sock
+        self._io_loop.adopt(sock)
         self._io_loop.watch(sock, 0, selectors.EVENT_WRITE, self._on_writable)
         self._io_loop.later(self._timeout, lambda: self._give_up(sock))
 
     def _take(self) -> socket.socket:
         sock, self._sock = self._sock, None
         assert sock is not None
+        self._io_loop.release(sock)
         self._io_loop.watch(sock, selectors.EVENT_WRITE, 0, self._on_writable)
         return sock
 

@@ -168,6 +168,7 @@ def _join_channels(gateway: Connection, channel: Channel, peer: Connection, onwa
 
     relays.append(peer.io_loop.relay(there, onward, ended))
     onward.attach(relays[0])
+    gateway.io_loop.adopt(here, lambda: ended(clean=False))  # it may be over, and call nothing more
     gateway.io_loop.post(accept)
 
 
