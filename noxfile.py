@@ -118,7 +118,7 @@ def _unread() -> list[str]:
 
 #: Most of a test is waiting. A file's tests stay together: they share containers. Only CI runs the few that
 #: are marked as slow.
-SPREAD = ("-n", "8", "--dist", "loadfile", "--no-loadscope-reorder")
+SPREAD = ("-n", "6", "--dist", "loadfile", "--no-loadscope-reorder")
 OPTIONS = (*SPREAD, "--durations", "10") if CI else (*SPREAD, "-m", "not slow")
 #: What is tried with both an embedded server and one in a container is run once with each: with the first by
 #: the oldest Python, with the second by the newest, which alone has containers, and tests the project's tools
