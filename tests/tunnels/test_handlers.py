@@ -150,6 +150,7 @@ def test_everything_can_be_used_in_a_handler_of_each_event(
     """Whatever a handler reads or calls answers, or says why not: at each event of a whole life."""
     monkeypatch.setattr(webbrowser, "open", lambda url: True)
     monkeypatch.setattr(child_process, "_TELLS", 20.0)  # else what is known is read, where the child is late
+    monkeypatch.setattr(lifecycle, "_HANDLERS", 60.0)  # which all that is called here takes on a busy machine
     serves = kind in (DirectTunnel, GatewayTunnel)
     calls = calls_of(kind)
     seen: dict[str, dict[str, Any]] = {}

@@ -56,6 +56,7 @@ def test_way_of_a_connection_is_short(sshd: Callable[..., Machine]) -> None:
     with way.traced(threads=True) as traced:
         with LocalForward(machine.host, machine.user, remote_port=machine.port, **machine.login) as forward:
             until(lambda: not forward.status().sessions, what="the look at the port to be over")
+            assert forward._lifecycle.session._connections[0].io_loop.drain(20), "its end to be"
             gc.collect()  # what is left of the login is not to be ended by the thread that is looked at
             opened = len(traced.calls)
             with socket.create_connection(("127.0.0.1", forward.local_port)) as sock:
