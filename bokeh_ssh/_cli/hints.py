@@ -186,8 +186,9 @@ def advise(error: BokehSSHError, asked: Asked, aliases: Collection[str] = ()) ->
 def _find_hint(error: BokehSSHError, apps: Sequence[str], asked: Asked, aliases: Collection[str]) -> str:
     typed, host = asked.keywords, error.host or ""
     if isinstance(error, ConnectError) and apps and typed.get("port"):
+        own = f"{error.sentences[1]}; and " if error.hint else ""
         return (
-            f"{setting('port=')} is the SSH server's; for the app's port, use "
+            f"{own}{setting('port=')} is the SSH server's; for the app's port, use "
             f"{setting('remote_port=')} there or {setting('local_port=')} here"
         )
     if isinstance(error, PortInUseError) and any(
@@ -213,7 +214,7 @@ def _find_hint(error: BokehSSHError, apps: Sequence[str], asked: Asked, aliases:
         return "if it is open on this machine, bokeh-ssh ls shows where, and bokeh-ssh stop ends that"
     unnamed = isinstance(error, ServerNotFoundError) and "no server named" in error.message
     if unnamed and asked.command != "stop" and not typed.get("job"):
-        return f"{error.hint}; one in a batch job is opened with {setting('job=')}, by name or number"
+        return f"{error.sentences[1]}; one in a batch job is opened with {setting('job=')}, by name or number"
     return ""
 
 

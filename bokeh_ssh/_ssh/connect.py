@@ -26,6 +26,7 @@ from bokeh_ssh._core.errors import (
 )
 from bokeh_ssh._core.events import Authenticated, Connecting, OnEvent, TouchRequested, Warned, ignore
 from bokeh_ssh._core.host import Host, HostKeys
+from bokeh_ssh._core.settings import setting
 from bokeh_ssh._core.waiting import wait
 from bokeh_ssh._ssh import algorithms
 from bokeh_ssh._ssh.algorithms import Mismatch
@@ -416,12 +417,13 @@ def _handshake_error(
         return ProtocolError(msg, host=hop.label, hint="check the port")
     if not finished or isinstance(cause, socket.timeout) or "timed out" in str(cause):
         msg = f"{where} takes connections but does not answer as an SSH server within {hop.timeout:g} s"
-        hint = "check the port, or give a longer timeout"
+        longer = f"give a longer {setting('timeout')}"
+        hint = f"check the port, or {longer}"
         if transport.remote_version:
             msg = f"{where} answers as an SSH server, but does not exchange keys within {hop.timeout:g} s"
             hint = (
                 "try again; if it is always so, something between loses large packets, as a VPN with too "
-                "large an MTU does, or the server is too busy: give a longer timeout"
+                f"large an MTU does, or the server is too busy: {longer}"
             )
         return ConnectTimeoutError(msg, host=hop.label, hint=hint)
     if mismatch := transport.mismatch:

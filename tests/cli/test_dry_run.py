@@ -118,6 +118,14 @@ def test_plans(command: str, keywords: dict[str, object], lines: list[str]) -> N
     assert [line for line in plan(command, "h", keywords) if not line.startswith("#")] == lines
 
 
+def test_plan_of_what_stays_says_so() -> None:
+    """A server that is left running is not told to end, nor its files to be removed."""
+    stays = plan("direct", "h", {"app": ("x.py",), "upload": True, "detach": True})
+    assert "with the tunnel" not in stays[2]
+    assert "removed with the server" in stays[0]
+    assert "left running at the end" in stays[2]
+
+
 @pytest.mark.parametrize(
     ("keywords", "begins"),
     [

@@ -12,9 +12,11 @@ from urllib.request import urlopen
 import pytest
 
 import apps
+import fakes
 from beds import Machine, free_port
 from bokeh_ssh._cli.app import app
 from bokeh_ssh._version import DOCUMENTATION
+from fakes import Listener
 from programs import Program, login, run_here, unkeyed
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and terminals of POSIX")
@@ -231,6 +233,21 @@ def test_option_of_the_server_is_told_where_it_goes(command: str, server: bool) 
     assert ("after --" in shown) == server
 
 
+def test_option_of_other_commands_is_no_servers() -> None:
+    """One of ours that the command has no use for is not told to go after ``--``."""
+    shown = run_here("doctor", "me@127.0.0.1", "--grace", "3", code=2).stderr
+    assert "option of other commands" in shown
+    assert "after --" not in shown
+
+
+def test_timeout_is_told_by_its_flag() -> None:
+    """A server that does not answer in time has its own next step, also where a port was typed."""
+    with Listener(fakes.stay) as silent:
+        words = ("-p", str(silent.port), "-F", "none", "--timeout", "1")
+        shown = run_here("direct", "127.0.0.1", "app.py", *words, code=1).stderr
+    assert "give a longer --timeout; and --port is" in " ".join(shown.split())
+
+
 @pytest.mark.parametrize("words", [["app.py"], []])
 def test_port_that_is_not_the_apps_is_told(words: list[str]) -> None:
     """``--port`` is the SSH server's; whoever names an app beside it may have meant another."""
@@ -286,6 +303,8 @@ def test_what_was_not_uploaded_with_the_app_is_told(machine: Machine, tmp_path: 
         program.expect("Error")
         if wanted:
             program.expect(f"--bring '{folder / wanted}'")  # as a shell takes it
+        program.interrupt()  # else its server would be left for the grace time
+        assert program.end(60) == 0, program
     assert ("--bring" in program.stderr) == bool(wanted)
 
 

@@ -216,7 +216,10 @@ class Command(TyperCommand):
                     raise
                 meant = nearest(name, wrong.possibilities or ())
                 wrong.possibilities = [meant] if meant else []
-                if server and not meant:
+                if name.removeprefix("--").replace("-", "_") in EVERY_KEYWORD:
+                    wrong.possibilities = []
+                    wrong.message += f". It is an option of other commands: leave it out of {self.name}"
+                elif server and not meant:
                     ssh = "" if name.startswith("--") else "; one of ssh into ~/.ssh/config"
                     wrong.message += f". An option of the server goes after --: -- {name}{ssh}"
             raise

@@ -107,16 +107,18 @@ def _end(keywords: Mapping[str, Any], port: int) -> str:
 
 
 def _start(target: str, keywords: Mapping[str, Any], port: int) -> list[str]:
-    lines = []
+    lines, stays = [], bool(keywords.get("detach"))
+    end = "with the server" if stays else "at the end"
     apps = [str(app) for app in keywords.get("app") or ()]
     if keywords.get("upload") or keywords.get("bring"):
         files = [*apps, *map(str, keywords.get("bring") or ())]
-        lines.append("# upload, without what git ignores, into a private folder that is removed at the end")
+        lines.append(f"# upload, without what git ignores, into a private folder that is removed {end}")
         lines.append(ssh_words(f"{target}:", keywords, "-r", *files, program="scp"))
     if keywords.get("batch") or keywords.get("job"):
         lines.append("# in a batch job: with sbatch, and from the login node to the job's machine with srun")
     else:
-        lines.append("# started on a private socket there that ends with the tunnel; with ssh, on a port:")
+        how = "left running at the end" if stays else "ended with the tunnel"
+        lines.append(f"# started on a private socket there, and {how}; with ssh, on a port:")
     return [*lines, f"{ssh_words(target, keywords)} {shlex.quote(_server(keywords, port))}"]
 
 
