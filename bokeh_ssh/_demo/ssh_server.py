@@ -255,7 +255,7 @@ async def _pass_turns() -> None:
 
 
 def _close_in_time(listener: asyncssh.SSHListener) -> asyncssh.SSHListener:
-    """Have a listener close only once it serves what it has accepted."""
+    """Make a listener close only once it serves what it has accepted."""
     close, loop = listener.close, asyncio.get_running_loop()
     servers: Sequence[asyncio.Server] = listener._servers  # type: ignore[attr-defined]  # it has no public name
 
