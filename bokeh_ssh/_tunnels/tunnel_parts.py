@@ -238,6 +238,9 @@ class ServerAcquisition:
                 raise probe.error
             msg = f"port {port} is taken by something that is not a Bokeh server"
             hint = f"choose another {setting('remote_port')}, or leave it out for any free one"
+            if probe.tls:  # it may be one that wants a certificate of its visitors
+                msg = f"port {port} speaks TLS, and does not answer as a Bokeh server ({probe.certificate})"
+                hint = f"forward it as it is: bokeh-ssh forward {connection.name} --remote-port {port}"
             raise PortInUseError(msg, host=connection.name, hint=hint, port=port, side="remote")
         endpoint = ("localhost", port)  # it may listen on ::1 alone
         # Not before: what is no Bokeh server may serve one connection after the other.

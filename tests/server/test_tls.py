@@ -13,7 +13,7 @@ import pytest
 
 import apps
 from beds import Machine, free_port, until
-from bokeh_ssh import Attached, Event, ForwardError, Ready, Warned
+from bokeh_ssh import Attached, Event, ForwardError, PortInUseError, Ready, Warned
 from bokeh_ssh._server.certificate import describe_certificate
 from certificates import make_certificate
 from direct_tunnels import serve_on, tunnel_to
@@ -143,6 +143,13 @@ def test_server_of_another_time_and_one_that_wants_a_certificate(embedded: Calla
         until(lambda: ("127.0.0.1", port) in machine.listening())
         with pytest.raises(ForwardError, match=r"TLS older than 1\.2 only"):
             tunnel_to(machine, remote_port=port, launch=False).open()
+    port = free_port()
+    mutual = [word.replace("{port}", str(port)) for word in (*command, "mutual")]
+    with machine.spawn(mutual):
+        until(lambda: ("127.0.0.1", port) in machine.listening())
+        with pytest.raises(PortInUseError, match=r"speaks TLS.*nobody in without a certificate") as caught:
+            tunnel_to(machine, remote_port=port, launch=False).open()
+        assert f"--remote-port {port}" in str(caught.value)
     events: list[Event] = []
     command = (*command, "mutual")
     with tunnel_to(machine, command=command, launch_timeout=60, on_event=events.append) as tunnel:
