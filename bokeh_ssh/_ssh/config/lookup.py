@@ -680,8 +680,8 @@ class _Lookup:
             "user_known_hosts": self._files(keywords.USER_KNOWN_HOSTS_FILE),
             "global_known_hosts": value(keywords.GLOBAL_KNOWN_HOSTS_FILE),
             "host_key_alias": lower(alias) if alias else None,
-            "connect_timeout": value(keywords.CONNECT_TIMEOUT)
-            or None,  # 0 is ssh's word for the system's own
+            # 0 is ssh's word for the system's own.
+            "connect_timeout": value(keywords.CONNECT_TIMEOUT) or None,
             "server_alive_count": value(keywords.SERVER_ALIVE_COUNT_MAX),
             "proxy_jump": jump,
             "proxy_command": command,
